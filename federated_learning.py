@@ -37,10 +37,12 @@ import json
 import math
 import os
 import platform
-import shlex
+import re
 import signal
+import socket
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 import typing
@@ -82,11 +84,12 @@ try:
     import grpc
     import numpy as np
     import portpicker
-    import psutil
     import tqdm
     import tyro
 
-    sklearn, plt = lazy("sklearn"), lazy("matplotlib.figure")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow and gRPC load, by us or by somebody else
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    figures, ticker, sklearn = lazy("matplotlib.figure"), lazy("matplotlib.ticker"), lazy("sklearn")
     tf, tff = lazy("tensorflow"), lazy("tensorflow_federated")
 except ModuleNotFoundError as missing:
     refuse(f"{missing.name} is not installed; `make run` or `pip install --no-deps -r requirements.txt` installs it")
@@ -347,7 +350,18 @@ def split_dirichlet(labels: np.ndarray, config: Config, rng: np.random.Generator
     return np.split(np.argsort(owner, kind="stable"), np.bincount(owner, minlength=config.num_clients).cumsum()[:-1])
 
 
-PARTITIONERS = {"iid": split_iid, "shards": split_shards, "dirichlet": split_dirichlet}
+class Partitioner(NamedTuple):
+    """A row of PARTITIONERS: split(labels, config, rng) -> K index arrays; `title` is what the plots call it."""
+
+    split: Callable[[np.ndarray, Config, np.random.Generator], list[np.ndarray]]
+    title: str
+
+
+PARTITIONERS = {
+    "iid": Partitioner(split_iid, "IID"),
+    "shards": Partitioner(split_shards, "{shards_per_client} shards a client"),
+    "dirichlet": Partitioner(split_dirichlet, "Dirichlet({alpha:g})"),
+}
 
 
 @dataclass(frozen=True)
@@ -370,7 +384,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     if config.num_clients > len(labels):
         raise UserError(f"num_clients={config.num_clients} exceeds the {len(labels)} training images; "
                         f"choose 1..{len(labels)}")  # fmt: skip
-    split = PARTITIONERS[config.partition](labels, config, np.random.default_rng(config.seed))
+    split = PARTITIONERS[config.partition].split(labels, config, np.random.default_rng(config.seed))
     parts = [np.sort(part).astype(np.int64) for part in fill_empty(split)]
     counts = np.stack([np.bincount(labels[part], minlength=dataset.num_classes) for part in parts])  # (K, C)
     digest = hashlib.sha256(dataset.digest.encode())
@@ -517,11 +531,11 @@ def loss_function() -> Any:
 
 
 def build_local_training(model: Any, config: Config, adjust: Callable) -> Callable:
-    """local_training(initial, records, key) -> (weights, sums): a client's SGD as one graph loop, pure in these.
+    """local_training(initial, records, key) -> (weights, means): a client's SGD as one graph loop, pure in these.
 
-    `initial` are the trainable weights, `records` uint8[n_k,785], `key` int64[2]. `sums` holds float32 sums over the
-    examples as they were trained on: loss, correct, examples. `adjust(gradients, weights, initial)` is an algorithm's
-    place to change the gradients. `model` is a TFF functional model.
+    `initial` are the trainable weights, `records` uint8[n_k,785], `key` int64[2]. `means` are loss and accuracy over
+    the examples as they were trained on, float32. `adjust(gradients, weights, initial)` is an algorithm's place to
+    change the gradients. `model` is a TFF functional model.
     """
     optimizer = tff.learning.optimizers.build_sgdm(config.client_lr)
 
@@ -549,8 +563,8 @@ def build_local_training(model: Any, config: Config, adjust: Callable) -> Callab
                 hits = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
                 loss_sum += loss * tf.cast(tf.size(y), tf.float32)
                 correct += tf.reduce_sum(hits)
-        examples = tf.cast(size, tf.float32) * config.local_epochs
-        return weights, {"loss": loss_sum, "correct": correct, "examples": examples}
+        seen = tf.cast(size, tf.float32) * config.local_epochs
+        return weights, {"loss": loss_sum / seen, "accuracy": correct / seen}
 
     return local_training
 
@@ -616,11 +630,12 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
             tf.stack([tf.constant(config.seed, tf.int64), client]), round_num
         )
         before = tuple(weights.trainable)
-        after, sums = local_training(before, records, key)
+        after, means = local_training(before, records, key)
+        examples = tf.cast(tf.shape(records)[0], tf.float32)
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in after])
         update = tuple(tf.where(finite, b - a, 0) for b, a in zip(before, after, strict=True))
-        weight = tf.where(finite, tf.cast(tf.shape(records)[0], tf.float32), 0)  # a diverged client is left out
-        return ClientResult(update, weight, {**sums, "finite": finite})
+        weight = tf.where(finite, examples, 0)  # a client that diverged is left out
+        return ClientResult(update, weight, {"examples": examples, **means, "finite": finite})
 
     broadcast = templates.build_broadcast_process(weights_type)
     aggregate = AGGREGATORS[config.aggregator](config).create(weights_type.trainable, tff.TensorType(np.float32))
@@ -649,3 +664,523 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
         return tff.federated_zip(state), mean.measurements, trained.report
 
     return tff.templates.IterativeProcess(initialize, next_round, next_is_multi_arg=True)
+
+
+# ======================================================================================================================
+# Worker: TFF's C++ executor, a process whose life is ours
+# ======================================================================================================================
+
+# Run by a bare Python that becomes the worker: the kernel kills it when we end, however that is, `kill -9` included.
+# (A preexec_fn would do the same, but may deadlock in a process with threads, which TensorFlow makes us.)
+LAUNCHER = """
+import ctypes, os, signal, sys
+PR_SET_PDEATHSIG = 1
+ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+if os.getppid() == int(sys.argv[1]):  # else we have ended already
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+START_SECONDS = 30
+
+
+class WorkerLost(Exception):
+    """TFF's worker ended while it was needed. (TFF itself would ask it again, without end.)"""
+
+
+class Worker(grpc.UnaryUnaryClientInterceptor):
+    """TFF's worker as a context manager: TFF computations called inside run in it, and it never outlives us.
+
+    `bytes_sent` counts what went to it. Raises WorkerLost where it ends before its time.
+    """
+
+    def __init__(self, clients_at_once: int, log: str | Path = os.devnull):
+        cores = len(os.sched_getaffinity(0))
+        self.threads = max(1, cores // clients_at_once)  # within one op; clients train side by side as it is
+        self.log, self.bytes_sent = log, 0
+
+    def __enter__(self) -> Worker:
+        binary = Path(tff.__file__).parent / "data" / "worker_binary"
+        self.port = portpicker.pick_unused_port()
+        command = [sys.executable, "-ISc", LAUNCHER, str(os.getpid()), str(binary), f"--port={self.port}"]
+        threads = {"TF_NUM_INTRAOP_THREADS": str(self.threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
+        with open(self.log, "ab") as log:
+            # A session of its own, so that the terminal's Ctrl-C comes to us alone.
+            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+                                            env={**os.environ, **threads}, start_new_session=True)  # fmt: skip
+        try:
+            self._wait_for_port()
+            self._installed = tff.framework.get_context_stack().install(self._context())
+            self._installed.__enter__()
+        except BaseException:
+            self._kill()
+            raise
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._kill()  # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit, waiting
+        self._installed.__exit__(*error)
+
+    def _kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def _wait_for_port(self) -> None:
+        """Until the worker answers: gRPC dials again only a second after a refusal."""
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                socket.create_connection(("localhost", self.port), timeout=1).close()
+                return
+            except OSError as error:
+                if self.process.poll() is not None or time.monotonic() > deadline:
+                    raise WorkerLost(f"TFF's worker did not start; see {self.log}") from error
+                time.sleep(0.02)
+
+    def _context(self) -> Any:
+        """TFF's native execution context with this worker as its executor."""
+        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1),
+                   ("grpc.enable_http_proxy", 0)]  # fmt: skip
+        channel = grpc.intercept_channel(grpc.insecure_channel(f"localhost:{self.port}", options), self)
+        # The channel is never closed: TFF's stub subscribes to it, and closing prints an error from gRPC's thread.
+        stub = tff.framework.RemoteExecutorGrpcStub(channel)
+
+        def connect(cardinalities: dict[Any, int]) -> Any:
+            executor = tff.framework.RemoteExecutor(stub)
+            executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
+            return executor
+
+        return tff.framework.SyncExecutionContext(
+            executor_fn=tff.framework.ResourceManagingExecutorFactory(connect),
+            compiler_fn=tff.backends.native.desugar_and_transform_to_native,
+            transform_args=tff.tensorflow.transform_args,
+            transform_result=tff.tensorflow.transform_result,
+        )
+
+    def intercept_unary_unary(self, continuation: Callable, details: Any, request: Any) -> Any:
+        """Sees every message to the worker: counts its bytes, and ends the wait for a worker that has ended."""
+        self.bytes_sent += request.ByteSize()
+        call = continuation(details, request)
+        if call.code() is grpc.StatusCode.UNAVAILABLE:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                raise WorkerLost(f"TFF's worker ended (exit status {self.process.wait(1)}); see {self.log}")
+        return call
+
+
+# ======================================================================================================================
+# Evaluation
+# ======================================================================================================================
+
+EVALUATION_BATCH = 1000
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """loss: mean cross-entropy in nats; accuracy in 0..1; predictions uint8[N]; confusion int64[C,C], rows true."""
+
+    loss: float
+    accuracy: float
+    predictions: np.ndarray
+    confusion: np.ndarray
+
+
+def build_evaluator(model: Any, split: Split, num_classes: int) -> Callable[[Any], Evaluation]:
+    """evaluate(weights) -> Evaluation on the whole split, with TFF's ModelWeights put into the Keras `model`."""
+
+    @tf.function
+    def predict(images: Any, labels: Any) -> tuple[Any, Any]:
+        logits = model(to_input(images), training=False)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+        return tf.argmax(logits, axis=1), losses
+
+    def evaluate(weights: Any) -> Evaluation:
+        weights.assign_weights_to(model)
+        batches = tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(EVALUATION_BATCH)
+        predicted, losses = (np.concatenate(parts) for parts in zip(*(predict(x, y) for x, y in batches), strict=True))
+        confusion = sklearn.metrics.confusion_matrix(split.labels, predicted, labels=range(num_classes))
+        return Evaluation(
+            loss=float(losses.mean(dtype=np.float64)),
+            accuracy=float(sklearn.metrics.accuracy_score(split.labels, predicted)),
+            predictions=predicted.astype(np.uint8),
+            confusion=confusion,
+        )
+
+    return evaluate
+
+
+# ======================================================================================================================
+# Rounds
+# ======================================================================================================================
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round did. Losses are mean cross-entropies in nats; the training figures are the clients' own.
+
+    `train_loss` is the mean over the clients' examples, as they were trained on. `clients` has a row a client of the
+    round: client, examples (n_k), loss, accuracy, and finite: False where its update was left out.
+    """
+
+    round: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    left_out: int
+    seconds: float
+    clients: list[dict[str, Any]]
+
+    def line(self, rounds: int) -> str:
+        """The round in one aligned line of the terminal."""
+        number = f"{self.round:{len(str(rounds))}}/{rounds}"
+        left_out = f"   {self.left_out} diverged, left out" if self.left_out else ""
+        return (
+            f"round {number}   train loss {self.train_loss:7.4f}   test loss {self.test_loss:7.4f}   "
+            f"test accuracy {self.test_accuracy:7.2%}   {self.seconds:6.2f} s{left_out}"
+        )
+
+
+def sample_clients(config: Config, round_num: int) -> list[int]:
+    """The round's clients, drawn without replacement: a function of (seed, round); sorted, as the sum follows the order."""
+    rng = np.random.default_rng([config.seed, round_num])
+    return sorted(rng.choice(config.num_clients, config.cohort, replace=False).tolist())
+
+
+def run_rounds(
+    config: Config, process: Any, evaluate: Callable[[Any], Evaluation], log: str | Path = os.devnull
+) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
+    """Yields (state, record, evaluation) after each round. TFF's worker lives as long as the generator."""
+    with Worker(config.cohort, log):
+        state = process.initialize()
+        for round_num in range(1, config.rounds + 1):
+            began = time.perf_counter()
+            clients = sample_clients(config, round_num)
+            state, _, reports = process.next(state, clients)
+            evaluation = evaluate(state.global_model_weights)
+            yield state, make_record(round_num, clients, reports, evaluation, time.perf_counter() - began), evaluation
+
+
+def make_record(
+    round_num: int, clients: list[int], reports: list[dict[str, Any]], evaluation: Evaluation, seconds: float
+) -> RoundRecord:
+    """Puts the clients' own reports and the evaluation of the new global model into the round's record."""
+    kept = [report for report in reports if report["finite"]]
+
+    def mean(figure: str) -> float:
+        """Over the clients kept, weighted by n_k."""
+        values, weights = ([float(report[key]) for report in kept] for key in (figure, "examples"))
+        return float(np.average(values, weights=weights)) if kept else math.nan
+
+    return RoundRecord(
+        round=round_num,
+        train_loss=mean("loss"),
+        train_accuracy=mean("accuracy"),
+        test_loss=evaluation.loss,
+        test_accuracy=evaluation.accuracy,
+        left_out=len(reports) - len(kept),
+        seconds=round(seconds, 3),
+        clients=[
+            {"client": client, **{key: value.item() for key, value in report.items()}}
+            for client, report in zip(clients, reports, strict=True)
+        ],
+    )
+
+
+# ======================================================================================================================
+# Plots: each takes data and returns a matplotlib Figure
+# ======================================================================================================================
+
+BLUE, ORANGE, GREY = "#0b6fa4", "#d1495b", "#5c6770"
+ANNOTATED = 20  # rows and columns up to which a cell carries its number
+
+
+def caption(config: Config, dataset: Dataset) -> str:
+    """What a plot was made on: data set, partition, clients, training, seed."""
+    batch = config.batch_size or "all"
+    return (
+        f"{dataset.name} · {config.num_clients} clients, {config.cohort} a round · "
+        f"{PARTITIONERS[config.partition].title.format(**vars(config))} · {config.algorithm}, {config.aggregator}, "
+        f"{config.model} · E = {config.local_epochs}, B = {batch}, lr {config.client_lr:g} · seed {config.seed}"
+    )
+
+
+def new_figure(width: float, height: float, title: str, note: str) -> Any:
+    """A Figure with its title, and in small print below it what it was made on."""
+    figure = figures.Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    figure.supxlabel("\n".join(textwrap.wrap(note, int(13 * width))), x=0.01, ha="left", fontsize=8, color=GREY)
+    return figure
+
+
+def plot_convergence(records: Sequence[RoundRecord], note: str) -> Any:
+    """Loss and accuracy against the round: the global model on the test set, the clients while they trained."""
+    figure = new_figure(9, 4.2, f"Test accuracy {records[-1].test_accuracy:.2%} after round {records[-1].round}", note)
+    rounds = [record.round for record in records]
+    marker = "o" if len(rounds) <= 50 else None
+    panels = zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True)
+    for axes, quantity, scale in panels:
+        own = [[scale * row[quantity] for row in record.clients if row["finite"]] for record in records]
+        low = [min(values, default=math.nan) for values in own]
+        high = [max(values, default=math.nan) for values in own]
+        axes.fill_between(rounds, low, high, color=ORANGE, alpha=0.15, lw=0, label="clients, lowest to highest")
+        for name, color, style in (("train", ORANGE, "--"), ("test", BLUE, "-")):
+            values = [scale * getattr(record, f"{name}_{quantity}") for record in records]
+            who = "clients while training, mean" if name == "train" else "global model, test set"
+            axes.plot(rounds, values, style, color=color, marker=marker, ms=4, label=who)
+        axes.set_xlabel("round")
+        axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    loss, accuracy = figure.axes
+    loss.set_ylabel("cross-entropy (nats)")
+    loss.set_ylim(bottom=0)
+    loss.legend(frameon=False, fontsize=9)
+    accuracy.set_ylabel("accuracy (%)")
+    return figure
+
+
+def plot_matrix(axes: Any, matrix: np.ndarray, shade: np.ndarray, shade_name: str) -> None:
+    """`matrix` int64[rows,columns] as cells shaded by `shade`; each carries its number where there are few."""
+    image = axes.imshow(shade, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
+    axes.figure.colorbar(image, ax=axes, label=shade_name, fraction=0.05, pad=0.02)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(ticker.MaxNLocator(ANNOTATED, integer=True, steps=[1, 2, 5, 10]))
+    if max(matrix.shape) <= ANNOTATED:
+        for (row, column), count in np.ndenumerate(matrix):
+            dark = shade[row, column] > shade.max() / 2
+            text = f"{count:,}" if count else "·"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else GREY)
+
+
+def plot_confusion(confusion: np.ndarray, note: str) -> Any:
+    """Confusion matrix int64[C,C]: counts, shaded by the share of errors in the row, so that errors show."""
+    total, right = confusion.sum(), np.trace(confusion)
+    figure = new_figure(7, 6.4, f"{total - right:,} of {total:,} test images misclassified", note)
+    axes = figure.subplots()
+    shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    errors = np.where(np.eye(len(confusion), dtype=bool), 0, shares)
+    plot_matrix(axes, confusion, errors, "errors (% of the true label's images)")
+    axes.set(xlabel="predicted label", ylabel="true label")
+    return figure
+
+
+def plot_partition(counts: np.ndarray, note: str) -> Any:
+    """Label counts int64[K,C]: a row a client, a column a label."""
+    measured = skew(counts)
+    title = f"{counts.shape[0]} clients of {counts.sum(axis=1).min():,} to {counts.sum(axis=1).max():,} images"
+    skewness = (
+        f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, mean) · "
+        f"effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
+        f"Gini coefficient of the sizes {measured['size_gini']:.2f}"
+    )
+    figure = new_figure(7, 5.2, title, f"{note} · {skewness}")
+    axes = figure.subplots()
+    plot_matrix(axes, counts, counts, "images")
+    axes.set(xlabel="label", ylabel="client")
+    return figure
+
+
+# ======================================================================================================================
+# Main: the spine
+# ======================================================================================================================
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run as Ctrl-C does."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's outcome; `evaluation` is that of the last round, `folder` holds its files."""
+
+    folder: Path
+    records: list[RoundRecord]
+    evaluation: Evaluation
+    state: Any
+
+
+def run(config: Config) -> Result:
+    """One experiment from data to plots. Raises UserError for the user's mistakes; Ctrl-C keeps the rounds done."""
+    dataset = load_dataset(config)
+    partition = make_partition(dataset, config)
+    folder, images = make_folders(config, dataset)
+    note = caption(config, dataset)
+    say(f"{note}\n")
+    write_file(folder / "config.json", to_json(dataclasses.asdict(config)))
+    write_file(folder / "partition.json", to_json(manifest(dataset, partition, config)))
+    save_plot(plot_partition(partition.counts, note), images / "client_partition.png")
+
+    shards = write_shards(dataset, partition, config)
+    process = build_process(config, dataset.num_classes, shards)
+    model = build_model(config, dataset.num_classes)
+    evaluate = build_evaluator(model, dataset.test, dataset.num_classes)
+    records: list[RoundRecord] = []
+    with Progress(config.rounds) as progress:
+        try:
+            for state, record, evaluation in run_rounds(config, process, evaluate, folder / "worker.log"):
+                records.append(record)
+                result = Result(folder, records, evaluation, state)
+                append_row(folder / "metrics.csv", record)
+                progress.line(record.line(config.rounds))
+        finally:
+            if records:
+                save_result(result, model, config, dataset, images)
+    summarize(result, config, dataset, images)
+    return result
+
+
+def make_folders(config: Config, dataset: Dataset) -> tuple[Path, Path]:
+    """Makes the run's own folder; also gives that of its plots, which for the default run on MNIST is images/."""
+    data = config.dataset if dataset.original or config.dataset == "digits" else "other"
+    name = config.name or "-".join([data, config.partition, config.algorithm, config.model, f"seed{config.seed}"])
+    attempt = 1
+    while True:
+        folder = Path(config.runs).expanduser() / (name if attempt == 1 else f"{name}-{attempt}")
+        try:
+            with writing(folder):
+                folder.mkdir(parents=True)
+            break
+        except UserError as error:
+            if not isinstance(error.__cause__, FileExistsError) or not folder.is_dir():
+                raise
+            attempt += 1
+    plain = dataclasses.replace(config, **{place: getattr(Config, place) for place in PLACES})
+    images = Path("images") if plain == Config() and dataset.original else folder
+    with writing(images):
+        images.mkdir(exist_ok=True)
+    return folder, images
+
+
+def to_json(content: Any) -> str:
+    """Indented, but a list of numbers on one line."""
+    text = json.dumps(content, indent=1)
+    return re.sub(r"\[[-\d\s,.eE+]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
+
+
+def append_row(path: Path, record: RoundRecord) -> None:
+    """Adds the round to metrics.csv, its names first: every field of the record but the clients' own."""
+    row = {name: value for name, value in vars(record).items() if name != "clients"}
+    with writing(path), open(path, "a", newline="") as file:
+        writer = csv.DictWriter(file, row)
+        if file.tell() == 0:
+            writer.writeheader()
+        writer.writerow(row)
+
+
+def save_result(result: Result, model: Any, config: Config, dataset: Dataset, images: Path) -> None:
+    """Writes metrics.json, the plots and the global model of the last round done."""
+    final, note = result.evaluation, caption(config, dataset)
+    metrics = {
+        "dataset": dataset.name,
+        "original_mnist": dataset.original,
+        "config": dataclasses.asdict(config),
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tff": tff.__version__},
+        "test_accuracy": final.accuracy,
+        "test_loss": final.loss,
+        "confusion": final.confusion.tolist(),
+        "report": class_report(dataset, final),
+        "rounds": [vars(record) for record in result.records],
+    }
+    write_file(result.folder / "metrics.json", to_json(metrics))
+    save_plot(plot_convergence(result.records, note), images / "convergence_plot.png")
+    save_plot(plot_confusion(final.confusion, note), images / "confusion_matrix.png")
+    result.state.global_model_weights.assign_weights_to(model)
+    path = result.folder / "global_model.keras"
+    part = path.with_name(f".{os.getpid()}-{path.name}")
+    with writing(path):
+        model.save(part)
+        part.replace(path)
+
+
+def class_report(dataset: Dataset, evaluation: Evaluation) -> dict[str, Any]:
+    """scikit-learn's classification report: precision, recall, F1 and support of each class, and their means."""
+    return sklearn.metrics.classification_report(
+        dataset.test.labels,
+        evaluation.predictions,
+        labels=range(dataset.num_classes),
+        output_dict=True,
+        zero_division=0,
+    )
+
+
+def save_plot(figure: Any, path: Path) -> None:
+    """Writes the figure as PNG."""
+    png = io.BytesIO()
+    figure.savefig(png, metadata={"Software": None})
+    write_file(path, png.getvalue())
+
+
+def summarize(result: Result, config: Config, dataset: Dataset, images: Path) -> None:
+    """The closing lines: what came out, on what, and where it lies."""
+    report = class_report(dataset, result.evaluation)
+    means = report["macro avg"]
+    classes = sorted(range(dataset.num_classes), key=lambda label: report[str(label)]["f1-score"])
+    hardest = ", ".join(f"{label} ({report[str(label)]['f1-score']:.2%})" for label in classes[:3])
+    say(
+        f"\nfinal test accuracy {result.evaluation.accuracy:.2%} on {dataset.name}, {len(dataset.test.labels):,} test "
+        f"images, after {len(result.records)} rounds\nmean over classes: precision {means['precision']:.2%}, recall "
+        f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: {hardest}\n"
+    )
+    plots = [images / f"{name}.png" for name in ("client_partition", "convergence_plot", "confusion_matrix")]
+    files = ["config.json", "metrics.csv", "metrics.json", "partition.json", "global_model.keras"]
+    for path in [*plots, *(result.folder / name for name in files)]:
+        say(f"wrote {path}")
+
+
+def say(text: str) -> None:
+    """Prints to the terminal; whoever closed our output early (`| head`) does not end the run."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+class Progress:
+    """A live display of rounds done and seconds spent on stderr while rounds run; nothing where that is no terminal."""
+
+    def __init__(self, rounds: int):
+        self.bar = tqdm.tqdm(total=rounds, unit="round", leave=False, disable=None, dynamic_ncols=True)
+        self.over = threading.Event()
+
+    def __enter__(self) -> Progress:
+        threading.Thread(target=self._refresh, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.over.set()
+        self.bar.close()
+
+    def _refresh(self) -> None:
+        """TFF's `next` says nothing until it is done; the clock goes on."""
+        while not self.over.wait(0.2):
+            self.bar.refresh()
+
+    def line(self, text: str) -> None:
+        """A finished round's line, above the display."""
+        with self.bar.external_write_mode():
+            say(text)
+        self.bar.update()
+
+
+def terminate(*_: Any) -> None:
+    """Handler of SIGTERM."""
+    raise Terminated
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line. Exit code 0; 2 for a user's mistake; 1 for a failure; 130 on Ctrl-C and 143 on SIGTERM."""
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        config = tyro.cli(Config, args=argv, prog="federated_learning.py", description=__doc__.split("\n")[0])
+        run(config)
+    except UserError as error:
+        print(f"federated_learning.py: {error}", file=sys.stderr)
+        return 2
+    except WorkerLost as error:
+        print(f"federated_learning.py: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        return 143 if isinstance(error, Terminated) else 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
