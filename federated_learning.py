@@ -839,7 +839,7 @@ class RoundRecord:
 
 
 def sample_clients(config: Config, round_num: int) -> list[int]:
-    """The round's clients, drawn without replacement: a function of (seed, round); sorted, as the sum follows the order."""
+    """The round's clients, without replacement: a function of (seed, round); sorted, as the sum follows the order."""
     rng = np.random.default_rng([config.seed, round_num])
     return sorted(rng.choice(config.num_clients, config.cohort, replace=False).tolist())
 
@@ -906,7 +906,7 @@ def new_figure(width: float, height: float, title: str, note: str) -> Any:
     """A Figure with its title, and in small print below it what it was made on."""
     figure = figures.Figure(figsize=(width, height), dpi=150, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    figure.supxlabel("\n".join(textwrap.wrap(note, int(13 * width))), x=0.01, ha="left", fontsize=8, color=GREY)
+    figure.supxlabel("\n".join(textwrap.wrap(note, int(15 * width))), x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
 
@@ -945,9 +945,9 @@ def plot_matrix(axes: Any, matrix: np.ndarray, shade: np.ndarray, shade_name: st
         axis.set_major_locator(ticker.MaxNLocator(ANNOTATED, integer=True, steps=[1, 2, 5, 10]))
     if max(matrix.shape) <= ANNOTATED:
         for (row, column), count in np.ndenumerate(matrix):
-            dark = shade[row, column] > shade.max() / 2
+            dark = shade[row, column] > 0.55 * shade.max()
             text = f"{count:,}" if count else "·"
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else GREY)
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
 
 
 def plot_confusion(confusion: np.ndarray, note: str) -> Any:

@@ -1,4 +1,54 @@
+"""Running the script as a user would, and finding TFF's worker among its children."""
+
+import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+import psutil
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "federated_learning.py"
+SECONDS = 240  # limit of any one command
+sys.path.insert(0, str(ROOT))
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), *flags]
+
+
+def run_script(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
+    """The script's run in `folder` with `flags`, its output captured."""
+    return subprocess.run(
+        command(*flags), cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=SECONDS
+    )
+
+
+def worker_of(process: subprocess.Popen) -> psutil.Process:
+    """TFF's worker below a running process, once it is there."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if "worker_binary" in " ".join(child.cmdline()[:1]):
+                return child
+        time.sleep(0.02)
+    raise AssertionError("no worker appeared")
+
+
+def gone(worker: psutil.Process, seconds: float = 5) -> bool:
+    """Whether the process has ended within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not worker.is_running() or worker.status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+@pytest.fixture(scope="session")
+def digits():
+    import federated_learning as fl
+
+    return fl.load_dataset(fl.Config(dataset="digits"))

@@ -22,10 +22,9 @@ def test_committed_mnist_is_the_original(mnist):
     assert mnist.train.labels[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]  # the first ten, as in every tutorial
 
 
-def test_digits_are_scikit_learns_enlarged():
+def test_digits_are_scikit_learns_enlarged(digits):
     from sklearn.datasets import load_digits
 
-    digits = fl.load_dataset(fl.Config(dataset="digits"))
     assert "not MNIST" in digits.name and not digits.original
     assert len(digits.train.labels) == 1437 and len(digits.test.labels) == 360
     small = {(image * 255 / 16).round().astype(np.uint8).tobytes() for image in load_digits().images}
@@ -49,8 +48,7 @@ def test_split_is_disjoint_covering_and_a_function_of_the_seed(mnist, partition,
         assert np.bincount(mnist.train.labels[part], minlength=10).tolist() == counts.tolist()
 
 
-def test_every_client_gets_an_image_even_with_as_many_clients_as_images():
-    digits = fl.load_dataset(fl.Config(dataset="digits"))
+def test_every_client_gets_an_image_even_with_as_many_clients_as_images(digits):
     for partition in fl.PARTITIONERS:
         split = fl.make_partition(
             digits, fl.Config(dataset="digits", partition=partition, num_clients=1437, alpha=0.01)

@@ -1,0 +1,210 @@
+"""The federated process against arithmetic: TFF's own FedAvg, NumPy, single SGD steps, weighted means."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow as tf
+import tensorflow_federated as tff
+
+import federated_learning as fl
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with fl.Worker(clients_at_once=3) as worker:
+        yield worker
+
+
+@pytest.fixture
+def federation(worker, digits, tmp_path, monkeypatch):
+    """make(**flags) -> (config, partition, shards folder, process), on digits."""
+
+    def make(**flags):
+        # A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64.
+        monkeypatch.setitem(fl.MODELS, "tanh", lambda: fl.dense(16, activation="tanh"))
+        flags = {"dataset": "digits", "model": "tanh", "num_clients": 3, "cache": str(tmp_path), **flags}
+        config = fl.Config(**flags)
+        partition = fl.make_partition(digits, config)
+        shards = fl.write_shards(digits, partition, config)
+        return config, partition, shards, fl.build_process(config, 10, shards)
+
+    return make
+
+
+def weights_of(state):
+    return [np.asarray(w) for w in state.global_model_weights.trainable]
+
+
+def largest_difference(some, others):
+    return max(np.abs(a - b).max() for a, b in zip(some, others, strict=True))
+
+
+def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
+    """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule, eagerly."""
+    records = np.frombuffer((shards / f"{client}.bin").read_bytes(), np.uint8).reshape(-1, fl.RECORD_BYTES)
+    key = tf.random.experimental.stateless_fold_in(tf.constant([config.seed, client], tf.int64), np.int64(round_num))
+    for epoch in range(config.local_epochs):
+        epoch_key = tf.random.experimental.stateless_fold_in(key, np.int64(epoch))
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(records)), epoch_key).numpy()
+        size = config.batch_size or len(records)
+        for start in range(0, len(records), size):
+            chosen = records[order[start : start + size]]
+            yield chosen[:, :-1].reshape(-1, 28, 28, 1) / np.float32(255), chosen[:, -1].astype(np.int32)
+
+
+def numpy_sgd_step(weights, images, labels, rate):
+    """One step of softmax regression on a tanh layer; the gradients are written out."""
+    w1, b1, w2, b2 = weights
+    x = images.reshape(len(images), -1).astype(np.float64)
+    hidden = np.tanh(x @ w1 + b1)
+    logits = hidden @ w2 + b2
+    softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    d_logits = (softmax - np.eye(10)[labels]) / len(labels)
+    d_hidden = d_logits @ w2.T * (1 - hidden**2)
+    gradients = [x.T @ d_hidden, d_hidden.sum(axis=0), hidden.T @ d_logits, d_logits.sum(axis=0)]
+    return [w - rate * g for w, g in zip(weights, gradients, strict=True)]
+
+
+def numpy_fedavg_round(config, shards, sizes, weights, round_num):
+    """McMahan et al. 2017, Algorithm 1: w <- sum_k (n_k / n) w_k."""
+    trained = []
+    for client in range(config.num_clients):
+        local = weights
+        for images, labels in batches_of(config, shards, client, round_num):
+            local = numpy_sgd_step(local, images, labels, config.client_lr)
+        trained.append(local)
+    return [sum(n * w for n, w in zip(sizes, layer, strict=True)) / sum(sizes) for layer in zip(*trained, strict=True)]
+
+
+def test_rounds_equal_a_numpy_fedavg(federation):
+    config, partition, shards, process = federation(local_epochs=2)
+    state = process.initialize()
+    expected = [w.astype(np.float64) for w in weights_of(state)]
+    assert len(set(partition.sizes.tolist())) == 3  # unequal, so the weighting shows
+    for round_num in (1, 2):
+        expected = numpy_fedavg_round(config, shards, partition.sizes.tolist(), expected, round_num)
+        state, _, _ = process.next(state, [0, 1, 2])
+        assert largest_difference(weights_of(state), expected) < 1e-5
+
+
+# After a last-bit difference max-pooling picks another pixel; at 0.1 that grows to 0.02 in a round, at 0.01 it dies.
+@pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("small-cnn", 0.01)])
+def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
+    config, _, shards, process = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
+    spec = (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
+    stock = tff.learning.algorithms.build_weighted_fed_avg(
+        tff.learning.models.functional_model_from_keras(fl.build_model(config, 10), fl.loss_function(), spec),
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(config.client_lr),
+        server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
+    )
+    ours, theirs = process.initialize(), stock.initialize()
+    for round_num in (1, 2):
+        data = [list(batches_of(config, shards, client, round_num)) for client in range(3)]
+        theirs = stock.next(theirs, data).state
+        ours, _, _ = process.next(ours, [0, 1, 2])
+        assert largest_difference(weights_of(ours), weights_of(theirs)) < 1e-5
+
+
+def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
+    config, _, shards, process = federation(num_clients=1, partition="iid", batch_size=0, local_epochs=1)
+    state = process.initialize()
+    ((images, labels),) = batches_of(config, shards, 0, 1)
+    expected = numpy_sgd_step([w.astype(np.float64) for w in weights_of(state)], images, labels, config.client_lr)
+    state, _, (report,) = process.next(state, [0])
+    assert largest_difference(weights_of(state), expected) < 1e-6
+    assert report["examples"] == 1437 == len(labels)
+
+
+def test_clients_are_weighted_by_their_numbers_of_examples(federation):
+    _, partition, _, process = federation()
+    state = process.initialize()
+    alone = [weights_of(process.next(state, [client])[0]) for client in range(3)]
+    together = weights_of(process.next(state, [0, 1, 2])[0])
+    shares = partition.sizes / partition.sizes.sum()
+    expected = [sum(s * w for s, w in zip(shares, layer, strict=True)) for layer in zip(*alone, strict=True)]
+    assert largest_difference(together, expected) < 1e-6
+
+
+def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path, monkeypatch):
+    black = np.array(digits.train.images)
+    config = fl.Config(dataset="digits", model="mlp", num_clients=3, cache=str(tmp_path))
+    partition = fl.make_partition(digits, config)
+    black[partition.parts[1]] = 0  # client 1's first-layer gradient is exactly 0, by which the row below knows it
+
+    def poison(gradients, weights, initial):
+        bad = tf.equal(tf.reduce_sum(tf.abs(gradients[0])), 0)
+        return tuple(tf.where(bad, np.nan, g) for g in gradients)
+
+    monkeypatch.setitem(fl.ALGORITHMS, "poisoned", fl.Algorithm(poison, fl.ALGORITHMS["fedavg"].server))
+    config = fl.Config(dataset="digits", model="mlp", num_clients=3, cache=str(tmp_path), algorithm="poisoned")
+    dataset = fl.make_dataset("black", {"x_train": black, "y_train": digits.train.labels,
+                                        "x_test": digits.test.images, "y_test": digits.test.labels})  # fmt: skip
+    process = fl.build_process(config, 10, fl.write_shards(dataset, fl.make_partition(dataset, config), config))
+    state, _, reports = process.next(process.initialize(), [0, 1, 2])
+    assert [bool(report["finite"]) for report in reports] == [True, False, True]
+    others, _, _ = process.next(process.initialize(), [0, 2])
+    assert largest_difference(weights_of(state), weights_of(others)) < 1e-7
+    evaluation = fl.Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
+    record = fl.make_record(1, [0, 1, 2], reports, evaluation, 1.0)
+    assert record.left_out == 1 and np.isfinite(record.train_loss) and "left out" in record.line(5)
+    nobody, _, _ = process.next(state, [1])
+    assert largest_difference(weights_of(nobody), weights_of(state)) == 0
+
+
+def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
+    config, partition, shards, process = federation(batch_size=0, local_epochs=1)
+    state = process.initialize()
+    model = fl.build_model(config, 10)
+    _, _, reports = process.next(state, [0, 2])
+    for client, report in zip([0, 2], reports, strict=True):
+        ((images, labels),) = batches_of(config, shards, client, 1)
+        logits = model(images)
+        assert report["examples"] == partition.sizes[client]
+        assert report["loss"] == pytest.approx(float(fl.loss_function()(labels, logits)), rel=1e-5)
+        assert report["accuracy"] == pytest.approx(np.mean(np.argmax(logits, axis=1) == labels), abs=1e-6)
+
+
+def test_bytes_to_the_worker_do_not_grow_with_the_images(federation, worker):
+    sent = {}
+    for clients in (100, 10):  # clients 0, 1, 2 hold 14 images each, then 144
+        _, partition, _, process = federation(num_clients=clients, partition="iid")
+        state, _, _ = process.next(process.initialize(), [0, 1, 2])
+        before = worker.bytes_sent
+        process.next(state, [0, 1, 2])
+        sent[int(partition.sizes[0])] = worker.bytes_sent - before
+    assert set(sent) == {15, 144}
+    assert abs(sent[15] - sent[144]) < 1000  # three clients' images differ by 304,000 bytes
+
+
+def test_parameters_are_those_of_the_papers():
+    def parameters(model):
+        return fl.build_model(fl.Config(model=model), 10).count_params()
+
+    assert parameters("mlp") == 784 * 128 + 128 + 128 * 10 + 10
+    assert parameters("2nn") == 199_210  # McMahan et al. 2017, section 3
+    assert parameters("cnn") == 1_663_370  # the same
+    assert parameters("small-cnn") == 16 * 26 + 32 * (25 * 16 + 1) + 128 * (49 * 32 + 1) + 10 * 129
+
+
+def test_initial_weights_are_a_function_of_the_seed():
+    first, again, other = (fl.build_model(fl.Config(seed=seed), 10).get_weights() for seed in (0, 0, 1))
+    assert largest_difference(first, again) == 0 < largest_difference(first, other)
+    kernel = first[4]  # dense, Glorot uniform: within sqrt(6 / (inputs + outputs)), and close to it
+    assert 0.99 < np.abs(kernel).max() / np.sqrt(6 / sum(kernel.shape)) <= 1 and not first[5].any()
+
+
+def test_cohorts_are_a_function_of_seed_and_round():
+    config = fl.Config(num_clients=100, clients_per_round=10)
+    drawn = [fl.sample_clients(config, round_num) for round_num in range(1, 101)]
+    assert drawn == [fl.sample_clients(config, round_num) for round_num in range(1, 101)]
+    assert all(len(set(clients)) == 10 and clients == sorted(clients) for clients in drawn)
+    assert len({tuple(clients) for clients in drawn}) == 100
+    assert set().union(*drawn) == set(range(100))  # a client stays away 100 times with probability 0.9^100 = 3e-5
+    assert fl.sample_clients(fl.Config(), 7) == list(range(10))
+
+
+def test_threads_within_an_op_are_the_cores_that_clients_leave(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
+    assert [fl.Worker(clients).threads for clients in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]

@@ -1,0 +1,198 @@
+"""The script as its users run it: by subprocess, on digits and on real MNIST."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from conftest import SCRIPT, run_script
+
+import federated_learning as fl
+
+QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
+
+
+@pytest.fixture(scope="module")
+def twice(tmp_path_factory):
+    """The same command, twice, in one folder."""
+    folder = tmp_path_factory.mktemp("twice")
+    return folder, [run_script(folder, *QUICK) for _ in range(2)]
+
+
+def test_a_run_says_and_writes_what_it_did(twice, digits):
+    folder, (done, _) = twice
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("scikit-learn digits (not MNIST)")
+    rounds = [line for line in lines if line.startswith("round ")]
+    assert len(rounds) == 3 and len({line.index("test accuracy") for line in rounds}) == 1  # aligned
+    run = folder / "runs" / "digits-dirichlet-fedavg-mlp-seed0"
+    names = {path.name for path in run.iterdir()}
+    plots = {"client_partition.png", "confusion_matrix.png", "convergence_plot.png"}
+    assert names - {"worker.log"} == plots | {
+        "config.json", "metrics.csv", "metrics.json", "partition.json", "global_model.keras"
+    }  # fmt: skip
+    assert not (folder / "images").exists()  # those are the default run's
+    for name in names - {"worker.log"}:
+        assert f"wrote {run.relative_to(folder) / name}" in lines
+
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["dataset"] == "scikit-learn digits (not MNIST)" and not metrics["original_mnist"]
+    assert [len(record["clients"]) for record in metrics["rounds"]] == [3, 3, 3]
+    assert f"final test accuracy {metrics['test_accuracy']:.2%}" in done.stdout
+    confusion = np.array(metrics["confusion"])
+    assert confusion.sum() == 360 and np.trace(confusion) / 360 == pytest.approx(metrics["test_accuracy"])
+    assert confusion.sum(axis=1).tolist() == np.bincount(digits.test.labels).tolist()  # rows are the true labels
+
+    split = json.loads((run / "partition.json").read_text())
+    partition = fl.make_partition(digits, fl.Config(dataset="digits", num_clients=5))
+    assert split["hash"] == partition.digest and split["label_counts"] == partition.counts.tolist()
+    for record in metrics["rounds"]:
+        for row in record["clients"]:
+            assert row["examples"] == partition.sizes[row["client"]]
+
+
+def test_the_saved_model_scores_the_same_in_plain_keras(twice, digits):
+    import keras
+
+    run = twice[0] / "runs" / "digits-dirichlet-fedavg-mlp-seed0"
+    logits = keras.models.load_model(run / "global_model.keras", compile=False)(digits.test.images[..., None] / 255.0)
+    accuracy = np.mean(np.argmax(logits, axis=1) == digits.test.labels)
+    assert accuracy == pytest.approx(json.loads((run / "metrics.json").read_text())["test_accuracy"])
+
+
+def test_the_same_command_gives_the_same_numbers_in_a_folder_of_its_own(twice):
+    import keras
+
+    runs = [twice[0] / "runs" / f"digits-dirichlet-fedavg-mlp-seed0{suffix}" for suffix in ("", "-2")]
+    tables = [list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in runs]
+    for row in [*tables[0], *tables[1]]:
+        assert float(row.pop("seconds")) > 0
+    assert len(tables[0]) == 3 and tables[0] == tables[1]
+    first, second = (keras.models.load_model(run / "global_model.keras", compile=False).get_weights() for run in runs)
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_real_mnist(tmp_path):
+    done = run_script(tmp_path, "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["original_mnist"] and metrics["dataset"] == "MNIST" and np.sum(metrics["confusion"]) == 10_000
+    assert metrics["test_accuracy"] > 0.9
+    assert sum(row["examples"] for row in metrics["rounds"][0]["clients"]) == 60_000
+
+
+@pytest.mark.parametrize(("variable", "flag"), [(False, True), (True, False)])
+def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, variable, flag):
+    few = {}
+    for part, split in (("train", digits.train), ("test", digits.test)):
+        few["x_" + part], few["y_" + part] = split.images[split.labels < 4], split.labels[split.labels < 4]
+    np.savez(tmp_path / "few.npz", **few)
+    flags = ("--data", "few.npz") if flag else ()
+    environment = {"FL_DATA": "few.npz"} if variable else {}
+    done = run_script(tmp_path, *flags, "--model", "mlp", "--rounds", "1", **environment)
+    assert done.returncode == 0 and "not the original MNIST" in done.stdout, done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    assert np.array(json.loads((run / "metrics.json").read_text())["confusion"]).shape == (4, 4)
+
+
+def broken_files(folder, digits):
+    """name -> (bytes of the file, what the message must say of it)."""
+    good = {"x_train": digits.train.images, "y_train": digits.train.labels,
+            "x_test": digits.test.images, "y_test": digits.test.labels}  # fmt: skip
+
+    def npz(**changed):
+        buffer = io.BytesIO()
+        np.savez(buffer, **{key: value for key, value in {**good, **changed}.items() if value is not None})
+        return buffer.getvalue()
+
+    return {
+        "truncated.npz": (npz()[:-1000], "truncated"),
+        "text.npz": (b"these are no arrays", "truncated, or no .npz"),
+        "empty.npz": (b"", "truncated, or no .npz"),
+        "keyless.npz": (npz(y_test=None), "no array y_test"),
+        "float.npz": (npz(x_train=good["x_train"] / 255), "x_train is float64"),
+        "flat.npz": (npz(x_test=good["x_test"].reshape(-1, 784)), "x_test has shape (360, 784)"),
+        "short.npz": (npz(y_train=good["y_train"][:-1]), "y_train has shape (1436,)"),
+        "negative.npz": (npz(y_test=good["y_test"].astype(np.int16) - 1), "y_test spans -1..8"),
+        "gap.npz": (npz(y_train=np.where(good["y_train"] == 3, 4, good["y_train"])), "label 3"),
+        "pickle.npz": (npz(y_test=np.array([{}] * 360, dtype=object)), "cannot be read"),
+    }
+
+
+def test_broken_files_are_refused_with_what_is_wrong(tmp_path, digits):
+    for name, (content, message) in broken_files(tmp_path, digits).items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(fl.UserError, match=".") as error:
+            fl.load_dataset(fl.Config(data=str(tmp_path / name)))
+        assert message in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
+
+
+BAD_FLAGS = {
+    "--rounds 0": "rounds=0",
+    "--rounds 1.5": "1.5",
+    "--rounds many": "many",
+    "--alpha nan": "alpha=nan",
+    "--alpha -1": "alpha=-1",
+    "--partition sorted": "sorted",
+    "--model resnet": "resnet",
+    "--no-such-flag 1": "no-such-flag",
+    "--num-clients 5 --clients-per-round 6": "clients_per_round=6 exceeds num_clients=5",
+    "--dataset digits --num-clients 2000": "num_clients=2000 exceeds the 1437 training images",
+    "--dataset digits --data x.npz": "drop one",
+    "--data nowhere.npz": "nowhere.npz",
+    "--name a/b": "name='a/b'",
+}
+
+
+@pytest.mark.parametrize("flags", BAD_FLAGS)
+def test_a_bad_flag_gets_one_line_and_exit_code_2(tmp_path, flags):
+    done = run_script(tmp_path, *flags.split(" "))
+    assert done.returncode == 2 and BAD_FLAGS[flags] in done.stderr
+    assert "Traceback" not in done.stderr and done.stdout == ""
+    framed = done.stderr.startswith("╭")  # the command line's own mistakes come in tyro's frame
+    assert framed or done.stderr.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_field(tmp_path):
+    done = run_script(tmp_path, "--help")
+    assert done.returncode == 0
+    for field in fl.Config.__dataclass_fields__:
+        assert "--" + field.replace("_", "-") in done.stdout
+
+
+FAKES = {
+    "sys.version_info = (3, 12, 1, 'final', 0)": "needs Python 3.11 on Linux",
+    "sys.platform = 'darwin'": "on darwin",
+    "find = u.find_spec; u.find_spec = lambda name: find(name) if name != 'tensorflow_federated' else None": (
+        "tensorflow_federated is not installed"
+    ),
+    "sys.modules['tyro'] = None": "tyro is not installed; `make run` or",
+}
+
+
+@pytest.mark.parametrize("fake", FAKES)
+def test_another_system_gets_one_line(tmp_path, fake):
+    code = (
+        f"import sys, runpy, importlib.util as u; {fake}; sys.argv = ['x']\n"
+        f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and FAKES[fake] in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_importing_the_script_does_nothing(tmp_path):
+    code = (
+        "import sys, threading, random, numpy; before = numpy.random.get_state()[1].tobytes(), random.getstate()\n"
+        f"sys.path.insert(0, {str(SCRIPT.parent)!r}); import federated_learning\n"
+        "assert before == (numpy.random.get_state()[1].tobytes(), random.getstate())\n"
+        "assert threading.active_count() == 1\n"
+        "assert not any(name.startswith('tensorflow.') for name in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and done.stderr == "" and list(tmp_path.iterdir()) == [], done.stderr
