@@ -906,7 +906,7 @@ def new_figure(width: float, height: float, title: str, note: str) -> Any:
     """A Figure with its title, and in small print below it what it was made on."""
     figure = figures.Figure(figsize=(width, height), dpi=150, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    figure.supxlabel("\n".join(textwrap.wrap(note, int(15 * width))), x=0.01, ha="left", fontsize=8, color=GREY)
+    figure.supxlabel("\n".join(textwrap.wrap(note, int(17 * width))), x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
 
@@ -1137,7 +1137,7 @@ class Progress:
     """A live display of rounds done and seconds spent on stderr while rounds run; nothing where that is no terminal."""
 
     def __init__(self, rounds: int):
-        self.bar = tqdm.tqdm(total=rounds, unit="round", leave=False, disable=None, dynamic_ncols=True)
+        self.bar = tqdm.tqdm(total=rounds, desc="rounds", unit="round", leave=False, disable=None, dynamic_ncols=True)
         self.over = threading.Event()
 
     def __enter__(self) -> Progress:

@@ -76,3 +76,21 @@ def test_shards_give_each_client_two_sorted_pieces(mnist):
     split = fl.make_partition(mnist, fl.Config(partition="shards", num_clients=100))
     assert split.sizes.tolist() == [600] * 100
     assert (split.counts > 0).sum(axis=1).max() <= 4  # two pieces of 300, each within one label or across a border
+
+
+def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, tmp_path):
+    config = fl.Config(dataset="digits", num_clients=4, cache=str(tmp_path))
+    split = fl.make_partition(digits, config)
+    folder = fl.write_shards(digits, split, config)
+    for client, part in enumerate(split.parts):
+        records = np.frombuffer((folder / f"{client}.bin").read_bytes(), np.uint8).reshape(len(part), 785)
+        assert np.array_equal(records[:, :784].reshape(-1, 28, 28), digits.train.images[part])
+        assert np.array_equal(records[:, 784], digits.train.labels[part])
+    whole, cut = folder / "0.bin", folder / "1.bin"
+    before, content = whole.stat().st_mtime_ns, cut.read_bytes()
+    cut.write_bytes(content[:-785])
+    assert fl.write_shards(digits, split, config) == folder
+    assert whole.stat().st_mtime_ns == before and cut.read_bytes() == content
+    assert sorted(path.name for path in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", "3.bin"]
+    other = fl.make_partition(digits, fl.Config(dataset="digits", num_clients=4, seed=1))
+    assert fl.write_shards(digits, other, config) != folder
