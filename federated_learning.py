@@ -135,6 +135,9 @@ class Config:
     data: str = ""
     """Another .npz with Keras' keys x_train, y_train, x_test, y_test (or the environment variable FL_DATA)."""
 
+    holdout: whole(0, 50_000) = 0
+    """Training images held out, and evaluated on in place of the test set: for choosing hyper-parameters."""
+
     partition: one_of(PARTITIONERS) = "dirichlet"
     """How the training images are split over the clients. iid: shuffled and dealt out. shards: sorted by label,
     `shards_per_client` pieces a client [McMahan et al. 2017]. dirichlet: each label's images in proportions drawn from
@@ -250,12 +253,14 @@ class Dataset:
 
 def load_dataset(config: Config) -> Dataset:
     """The data set that `config` asks for, checked. Raises UserError where it is missing or not well-formed."""
-    if config.dataset == "digits":
-        return make_dataset("scikit-learn digits (not MNIST)", load_digits())
     path = config.data or os.environ.get("FL_DATA", "")
-    if not path:
-        return make_dataset("MNIST", read_npz(MNIST_FILE), must_be_original=True)
-    return make_dataset("MNIST", read_npz(Path(path).expanduser()))
+    if config.dataset == "digits":
+        dataset = make_dataset("scikit-learn digits (not MNIST)", load_digits())
+    elif path:
+        dataset = make_dataset("MNIST", read_npz(Path(path).expanduser()))
+    else:
+        dataset = make_dataset("MNIST", read_npz(MNIST_FILE), must_be_original=True)
+    return hold_out(dataset, config.holdout) if config.holdout else dataset
 
 
 def make_dataset(name: str, arrays: dict[str, np.ndarray], must_be_original: bool = False) -> Dataset:
@@ -320,6 +325,21 @@ def load_digits() -> dict[str, np.ndarray]:
         images, bunch.target.astype(np.uint8), test_size=0.2, random_state=0, stratify=bunch.target
     )
     return dict(zip(("x_train", "x_test", "y_train", "y_test"), parts, strict=True))
+
+
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """`count` training images take the test set's place, the same ones for every seed; the test set is not looked at."""
+    total = len(dataset.train.labels)
+    if count >= total:
+        raise UserError(f"holdout={count} leaves none of the {total} training images; choose 0..{total - 1}")
+    order = np.random.default_rng(0).permutation(total)
+    test, train = (
+        Split(dataset.train.images[chosen], dataset.train.labels[chosen]) for chosen in np.split(order, [count])
+    )
+    if len(np.unique(train.labels)) != dataset.num_classes:
+        raise UserError(f"holdout={count} leaves no training image of some label; choose less")
+    name = f"{dataset.name}, evaluated on {count:,} training images held out"
+    return Dataset(name, train, test, False, hashlib.sha256(f"{dataset.digest} {count}".encode()).hexdigest())
 
 
 # ======================================================================================================================

@@ -94,3 +94,12 @@ def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, t
     assert sorted(path.name for path in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", "3.bin"]
     other = fl.make_partition(digits, fl.Config(dataset="digits", num_clients=4, seed=1))
     assert fl.write_shards(digits, other, config) != folder
+
+
+def test_holdout_evaluates_on_training_images_alone(digits):
+    held = fl.load_dataset(fl.Config(dataset="digits", holdout=437))
+    assert len(held.train.labels) == 1000 and len(held.test.labels) == 437 and "held out" in held.name
+    together = np.concatenate([held.train.images, held.test.images])
+    assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in digits.train.images)
+    with pytest.raises(fl.UserError, match="holdout=1437 leaves none"):
+        fl.load_dataset(fl.Config(dataset="digits", holdout=1437))
