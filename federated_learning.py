@@ -33,6 +33,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import io
+import itertools
 import json
 import math
 import os
@@ -328,7 +329,7 @@ def load_digits() -> dict[str, np.ndarray]:
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """`count` training images take the test set's place, the same ones for every seed; the test set is not looked at."""
+    """`count` training images take the test set's place, the same for every seed; the test set is not looked at."""
     total = len(dataset.train.labels)
     if count >= total:
         raise UserError(f"holdout={count} leaves none of the {total} training images; choose 0..{total - 1}")
@@ -998,6 +999,18 @@ def plot_partition(counts: np.ndarray, note: str) -> Any:
     return figure
 
 
+def plot_misclassified(split: Split, evaluation: Evaluation, note: str, most: int = 18) -> Any:
+    """The first images of `split` that the global model gets wrong, each with its index, true and predicted label."""
+    wrong = np.flatnonzero(evaluation.predictions != split.labels)
+    figure = new_figure(9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", note)
+    for axes, index in itertools.zip_longest(figure.subplots(3, most // 3).flat, wrong[:most]):
+        axes.axis("off")
+        if index is not None:
+            axes.imshow(split.images[index], cmap="gray_r", vmin=0, vmax=255)
+            axes.set_title(f"#{index}: {split.labels[index]}, not {evaluation.predictions[index]}", fontsize=8)
+    return figure
+
+
 # ======================================================================================================================
 # Main: the spine
 # ======================================================================================================================
@@ -1102,6 +1115,7 @@ def save_result(result: Result, model: Any, config: Config, dataset: Dataset, im
     write_file(result.folder / "metrics.json", to_json(metrics))
     save_plot(plot_convergence(result.records, note), images / "convergence_plot.png")
     save_plot(plot_confusion(final.confusion, note), images / "confusion_matrix.png")
+    save_plot(plot_misclassified(dataset.test, final, note), images / "misclassified.png")
     result.state.global_model_weights.assign_weights_to(model)
     path = result.folder / "global_model.keras"
     part = path.with_name(f".{os.getpid()}-{path.name}")
@@ -1119,6 +1133,9 @@ def class_report(dataset: Dataset, evaluation: Evaluation) -> dict[str, Any]:
         output_dict=True,
         zero_division=0,
     )
+
+
+PLOTS = ("client_partition", "convergence_plot", "confusion_matrix", "misclassified")
 
 
 def save_plot(figure: Any, path: Path) -> None:
@@ -1139,7 +1156,7 @@ def summarize(result: Result, config: Config, dataset: Dataset, images: Path) ->
         f"images, after {len(result.records)} rounds\nmean over classes: precision {means['precision']:.2%}, recall "
         f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: {hardest}\n"
     )
-    plots = [images / f"{name}.png" for name in ("client_partition", "convergence_plot", "confusion_matrix")]
+    plots = [images / f"{name}.png" for name in PLOTS]
     files = ["config.json", "metrics.csv", "metrics.json", "partition.json", "global_model.keras"]
     for path in [*plots, *(result.folder / name for name in files)]:
         say(f"wrote {path}")

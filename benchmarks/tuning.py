@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "tuning"
 RESULTS = ROOT / "benchmarks" / "results" / "tuning.csv"
 SEEDS = (0, 1, 2)
-GRID = {"local_epochs": (2, 3), "batch_size": (16, 32), "client_lr": (0.05, 0.1, 0.2)}
+GRID = {"local_epochs": (2, 3), "batch_size": (16,), "client_lr": (0.05, 0.1, 0.2)}
 
 
 def accuracy(setting: dict[str, float], seed: int) -> float:

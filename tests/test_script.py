@@ -31,7 +31,7 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
     assert len(rounds) == 3 and len({line.index("test accuracy") for line in rounds}) == 1  # aligned
     run = folder / "runs" / "digits-dirichlet-fedavg-mlp-seed0"
     names = {path.name for path in run.iterdir()}
-    plots = {"client_partition.png", "confusion_matrix.png", "convergence_plot.png"}
+    plots = {"client_partition.png", "confusion_matrix.png", "convergence_plot.png", "misclassified.png"}
     assert names - {"worker.log"} == plots | {
         "config.json", "metrics.csv", "metrics.json", "partition.json", "global_model.keras"
     }  # fmt: skip

@@ -1,0 +1,89 @@
+"""The notebook runs top to bottom, gives the script's numbers, defines nothing, and leaves no worker behind."""
+
+import ast
+import csv
+import time
+
+import nbformat
+import psutil
+import pytest
+from conftest import ROOT, gone, run_script
+from jupyter_client.manager import KernelManager
+from nbclient import NotebookClient
+
+import federated_learning as fl
+
+SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 3}
+
+
+@pytest.fixture
+def notebook():
+    return nbformat.read(ROOT / "federated_mnist.ipynb", as_version=4)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def test_it_gives_the_scripts_numbers(notebook, tmp_path):
+    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    parameters.source = f"config = fl.Config(**{SMALL}, cache={str(tmp_path)!r})"
+    notebook.cells.append(nbformat.v4.new_code_cell("[vars(record) for record in records]"))
+    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute()
+    history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
+
+    flags = [word for name, value in SMALL.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    assert run_script(tmp_path, *flags).returncode == 0
+    (run,) = (tmp_path / "runs").iterdir()
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    assert len(rows) == len(history) == 3
+    for row, record in zip(rows, history, strict=True):
+        for name in row.keys() - {"seconds"}:
+            assert float(row[name]) == record[name]
+
+    pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
+    assert len(pictures) == 4
+    lines = [out["text"] for cell in code_cells(notebook) for out in cell.outputs if out.output_type == "stream"]
+    assert sum(text.count("test accuracy") for text in lines) == 3
+
+
+def test_it_is_committed_with_its_outputs_from_real_mnist(notebook):
+    cells = code_cells(notebook)
+    assert all(cell.execution_count for cell in cells)
+    assert not any(out.output_type == "error" or out.get("name") == "stderr" for cell in cells for out in cell.outputs)
+    text = "".join(out.get("text", "") for cell in cells for out in cell.outputs)
+    assert text.count("test accuracy") == fl.Config().rounds
+
+
+def test_it_imports_the_script_and_defines_nothing(notebook):
+    for cell in code_cells(notebook):
+        tree = ast.parse(cell.source.replace("%matplotlib inline", ""))
+        for node in ast.walk(tree):
+            assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda), cell.source
+            if isinstance(node, ast.Import):
+                assert [name.name for name in node.names] == ["federated_learning"]
+
+
+def test_a_kernels_restart_leaves_no_worker(tmp_path):
+    kernel = KernelManager(kernel_name="python3")
+    kernel.start_kernel(cwd=str(tmp_path))
+    client = kernel.blocking_client()
+    client.start_channels()
+    try:
+        client.wait_for_ready(timeout=60)
+        client.execute(
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl, time\n"
+            "with fl.Worker(1): time.sleep(1000)"
+        )
+        pid = kernel.provisioner.pid
+        worker, deadline = None, time.monotonic() + 60
+        while worker is None and time.monotonic() < deadline:
+            below = psutil.Process(pid).children(recursive=True)
+            worker = next((child for child in below if "worker_binary" in " ".join(child.cmdline()[:1])), None)
+            time.sleep(0.05)
+        assert worker is not None
+        kernel.restart_kernel(now=True)
+        assert gone(worker, 3)
+    finally:
+        client.stop_channels()
+        kernel.shutdown_kernel(now=True)
