@@ -1,5 +1,7 @@
 # make run       set up .venv and run the main job; flags by ARGS="--rounds 10"
 # make test      set up .venv and pass the tests
+# make coverage  the tests with the lines of the script that they run, subprocesses included
+# make notebook  set up .venv and open the notebook in Jupyter
 # make lint      ruff
 # make clean     remove .venv and caches, keep runs/
 
@@ -16,8 +18,18 @@ run: .venv/run
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
 
+coverage: .venv/dev
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(ARGS)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --show-missing
+
+notebook: .venv/dev
+	$(BIN)/jupyter lab federated_mnist.ipynb
+
 lint: .venv/dev
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 
 .venv/run: requirements.txt
 	$(if $(filter True,$(supported)),,$(error "$(PYTHON)" is not Python 3.11 on Linux x86-64, which TensorFlow \
@@ -35,4 +47,4 @@ lint: .venv/dev
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .coverage
 
-.PHONY: run test lint clean
+.PHONY: run test coverage notebook lint clean

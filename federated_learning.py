@@ -175,6 +175,8 @@ class Config:
     """Name of the run's folder; by default made of data, partition, algorithm, model and seed."""
     cache: str = ".cache"
     """Folder in which the clients' shard files are kept and reused."""
+    tensorboard: bool = False
+    """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard --logdir runs."""
 
     def __post_init__(self) -> None:
         """Raises UserError for a value of the wrong type or range, or a clash of two."""
@@ -194,7 +196,7 @@ class Config:
         return self.clients_per_round or self.num_clients
 
 
-PLACES = {"runs", "name", "cache"}  # the fields that say where a run lies, not what it computes
+SIDE_FIELDS = {"runs", "name", "cache", "tensorboard"}  # these say what is written where, and change no number
 
 
 def check_value(field: str, value: Any, hint: Any) -> None:
@@ -203,6 +205,10 @@ def check_value(field: str, value: Any, hint: Any) -> None:
         typing.get_args(hint),
         next((m for m in getattr(hint, "__metadata__", ()) if type(m) is Range), None),
     )
+    if hint is bool:
+        if not isinstance(value, bool):
+            raise UserError(f"{field}={value!r} is neither True nor False")
+        return
     if span is None:
         if not isinstance(value, str) or (choices and value not in choices):
             raise UserError(f"{field}={value!r} is unknown; choose {', '.join(choices) if choices else 'a text'}")
@@ -1052,6 +1058,8 @@ def run(config: Config) -> Result:
                 records.append(record)
                 result = Result(folder, records, evaluation, state)
                 append_row(folder / "metrics.csv", record)
+                if config.tensorboard:
+                    write_events(folder, record, plot_confusion(evaluation.confusion, note))
                 progress.line(record.line(config.rounds))
         finally:
             if records:
@@ -1075,7 +1083,7 @@ def make_folders(config: Config, dataset: Dataset) -> tuple[Path, Path]:
             if not isinstance(error.__cause__, FileExistsError) or not folder.is_dir():
                 raise
             attempt += 1
-    plain = dataclasses.replace(config, **{place: getattr(Config, place) for place in PLACES})
+    plain = dataclasses.replace(config, **{field: getattr(Config, field) for field in SIDE_FIELDS})
     images = Path("images") if plain == Config() and dataset.original else folder
     with writing(images):
         images.mkdir(exist_ok=True)
@@ -1088,14 +1096,27 @@ def to_json(content: Any) -> str:
     return re.sub(r"\[[-\d\s,.eE+]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
 
+def csv_row(record: RoundRecord) -> dict[str, float]:
+    """The record's figures of the round as a whole: all but the clients' own."""
+    return {name: value for name, value in vars(record).items() if name != "clients"}
+
+
 def append_row(path: Path, record: RoundRecord) -> None:
-    """Adds the round to metrics.csv, its names first: every field of the record but the clients' own."""
-    row = {name: value for name, value in vars(record).items() if name != "clients"}
+    """Adds the round to metrics.csv, its names first."""
+    row = csv_row(record)
     with writing(path), open(path, "a", newline="") as file:
         writer = csv.DictWriter(file, row)
         if file.tell() == 0:
             writer.writeheader()
         writer.writerow(row)
+
+
+def write_events(folder: Path, record: RoundRecord, confusion: Any) -> None:
+    """Adds the round's figures and its confusion matrix to the run's TensorBoard events."""
+    with writing(folder), tf.summary.create_file_writer(str(folder)).as_default(step=record.round):
+        for name, value in csv_row(record).items():
+            tf.summary.scalar(name, value)
+        tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion))[None])
 
 
 def save_result(result: Result, model: Any, config: Config, dataset: Dataset, images: Path) -> None:
@@ -1140,9 +1161,14 @@ PLOTS = ("client_partition", "convergence_plot", "confusion_matrix", "misclassif
 
 def save_plot(figure: Any, path: Path) -> None:
     """Writes the figure as PNG."""
+    write_file(path, to_png(figure))
+
+
+def to_png(figure: Any) -> bytes:
+    """The figure as a PNG file's bytes, the same for the same figure."""
     png = io.BytesIO()
     figure.savefig(png, metadata={"Software": None})
-    write_file(path, png.getvalue())
+    return png.getvalue()
 
 
 def summarize(result: Result, config: Config, dataset: Dataset, images: Path) -> None:

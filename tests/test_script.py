@@ -76,6 +76,30 @@ def test_the_same_command_gives_the_same_numbers_in_a_folder_of_its_own(twice):
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+def test_tensorboard_events_hold_what_the_csv_holds(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    flags = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--tensorboard", "--name", "events")
+    assert run_script(tmp_path, *flags).returncode == 0
+    run = tmp_path / "runs" / "events"
+    events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
+    for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()):
+        for name in row:
+            (value,) = [
+                float(tensor_proto_value(event)) for event in events.Tensors(name) if event.step == int(row["round"])
+            ]
+            assert value == pytest.approx(float(row[name]), rel=1e-6)
+    pictures = events.Tensors("confusion matrix")
+    assert [event.step for event in pictures] == [1, 2]
+    assert all(event.tensor_proto.string_val[2].startswith(b"\x89PNG") for event in pictures)
+
+
+def tensor_proto_value(event):
+    import tensorflow as tf
+
+    return tf.make_ndarray(event.tensor_proto)
+
+
 def test_real_mnist(tmp_path):
     done = run_script(tmp_path, "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
     assert done.returncode == 0, done.stderr

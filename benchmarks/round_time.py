@@ -1,0 +1,333 @@
+"""Seconds of one FedAvg round, ours against a floor, TFF's stock ways and a Keras loop: side by side, interleaved.
+
+    python benchmarks/round_time.py                     # every work, 9 rounds each; writes results/round_time.json
+    python benchmarks/round_time.py --works mlp         # the one work of the table's first part
+
+Each contender is a process of its own, with the thread settings its users have, and does the same work: the same IID
+clients, model, initial weights, learning rate, batch size and one local epoch in an order of its own. The driver asks
+them for a round in turn, so that a noisy minute hits all of them. The CPU-seconds and the memory are those of the
+contender's whole process tree; the memory is the sum of its processes' peaks. Test accuracies must agree to a point.
+"""
+
+import argparse
+import contextlib
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import federated_learning as fl  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "round_time.json"
+CLIENTS = 10
+WORKS = {  # images a client, and what differs from the default configuration
+    "mlp": (6000, {"model": "mlp", "batch_size": 32}),
+    "small-cnn": (6000, {"model": "small-cnn", "batch_size": 16}),
+    "cnn": (600, {"model": "cnn", "batch_size": 10}),
+}
+
+
+class Work:
+    """What every contender gets: configuration, clients' images and labels, shard files, a model to evaluate with."""
+
+    def __init__(self, name: str):
+        images, changes = WORKS[name]
+        self.config = fl.Config(partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes)
+        full = fl.load_dataset(self.config)
+        train = fl.Split(full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS])
+        self.dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {images * CLIENTS}")
+        self.partition = fl.make_partition(self.dataset, self.config)
+        self.shards = fl.write_shards(self.dataset, self.partition, self.config)
+
+    def client_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """(images float32[n,28,28,1] in 0..1, labels int32[n]) of each client."""
+        train = self.dataset.train
+        return [
+            (train.images[part][..., None].astype(np.float32) / 255, train.labels[part].astype(np.int32))
+            for part in self.partition.parts
+        ]
+
+    def keras_model(self):
+        return fl.build_model(self.config, 10)
+
+    def functional_model(self):
+        return fl.tff.learning.models.functional_model_from_keras(self.keras_model(), fl.loss_function(), self.spec())
+
+    def spec(self):
+        tf = fl.tf
+        return (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
+
+    def accuracy(self, weights: list[np.ndarray]) -> float:
+        evaluate = fl.build_evaluator(self.keras_model(), self.dataset.test, 10)
+        return evaluate(fl.tff.learning.models.ModelWeights([np.asarray(w) for w in weights], [])).accuracy
+
+
+# Each contender is a generator: it sets up, then does a round each time it is asked, and yields the global weights.
+
+
+def floor(work: Work) -> Iterator[list[np.ndarray]]:
+    """A hand-written TensorFlow graph loop a client, clients on two Python threads, mean in NumPy: no TFF at all."""
+    tf, batch = fl.tf, work.config.batch_size
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+
+    def logits_of(weights, x):
+        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+            last = kernel is weights[-2]
+            if len(kernel.shape) == 4:
+                x = tf.nn.max_pool2d(tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME") + bias), 2, 2, "VALID")
+            else:
+                x = tf.reshape(x, [-1, kernel.shape[0]]) @ kernel + bias
+                x = x if last else tf.nn.relu(x)
+        return x
+
+    @tf.function
+    def train(weights, pixels, labels):
+        order = tf.random.shuffle(tf.range(tf.shape(labels)[0]))
+        for start in tf.range(0, tf.shape(labels)[0], batch):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+            chosen = order[start : start + batch]
+            x = tf.cast(tf.gather(pixels, chosen), tf.float32) / 255
+            with tf.GradientTape() as tape:
+                tape.watch(weights)
+                losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+                    tf.gather(labels, chosen), logits_of(weights, x)
+                )
+                loss = tf.reduce_mean(losses)
+            gradients = tape.gradient(loss, weights)
+            weights = tuple(w - work.config.client_lr * g for w, g in zip(weights, gradients, strict=True))
+        return weights
+
+    train_set = work.dataset.train
+    data = [
+        (tf.constant(train_set.images[p][..., None]), tf.constant(train_set.labels[p].astype(np.int32)))
+        for p in work.partition.parts
+    ]
+    weights = tuple(tf.constant(w) for w in work.keras_model().get_weights())
+    with ThreadPoolExecutor(2) as pool:
+        while True:
+            trained = list(pool.map(lambda client, w=weights: train(w, *client), data))
+            weights = tuple(
+                tf.constant(np.mean([w.numpy() for w in layer], axis=0)) for layer in zip(*trained, strict=True)
+            )
+            yield list(weights)
+
+
+def ours(work: Work) -> Iterator[list[np.ndarray]]:
+    process = fl.build_process(work.config, 10, work.shards)
+    with fl.Worker(CLIENTS):
+        state = process.initialize()
+        while True:
+            state, _, _ = process.next(state, list(range(CLIENTS)))
+            yield list(state.global_model_weights.trainable)
+
+
+def stock(work: Work):
+    """TFF's own FedAvg, as its tutorials build it."""
+    optimizers = fl.tff.learning.optimizers
+    return fl.tff.learning.algorithms.build_weighted_fed_avg(
+        work.functional_model(),
+        client_optimizer_fn=optimizers.build_sgdm(work.config.client_lr),
+        server_optimizer_fn=optimizers.build_sgdm(1.0),
+    )
+
+
+def stock_tff(work: Work) -> Iterator[list[np.ndarray]]:
+    """TFF's FedAvg by client id: the worker reads the shard files through tf.data."""
+    tf, tff, batch = fl.tf, fl.tff, work.config.batch_size
+
+    def decode(records):
+        rows = tf.io.decode_raw(records, tf.uint8)
+        return fl.to_input(rows[:, :-1]), tf.cast(rows[:, -1], tf.int32)
+
+    @tff.tensorflow.computation(tff.TensorType(np.int64))
+    def client_dataset(client):
+        path = tf.strings.join([f"{work.shards}/", tf.strings.as_string(client), ".bin"])
+        records = tf.data.FixedLengthRecordDataset(path, fl.RECORD_BYTES)
+        return records.shuffle(len(work.partition.parts[0])).batch(batch).map(decode)
+
+    process = tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, stock(work))
+    return learning_process(process, list(range(CLIENTS)))
+
+
+def usual_tff(work: Work) -> Iterator[list[np.ndarray]]:
+    """TFF's FedAvg as most code has it: each client's tensors as a tf.data.Dataset, passed to `next`."""
+    data = [
+        fl.tf.data.Dataset.from_tensor_slices(arrays).shuffle(len(arrays[1])).batch(work.config.batch_size)
+        for arrays in work.client_arrays()
+    ]
+    return learning_process(stock(work), data)
+
+
+def learning_process(process, clients) -> Iterator[list[np.ndarray]]:
+    """Rounds of a TFF LearningProcess in TFF's own default context."""
+    state = process.initialize()
+    while True:
+        state = process.next(state, clients).state
+        yield list(state.global_model_weights.trainable)
+
+
+def keras_fit(work: Work) -> Iterator[list[np.ndarray]]:
+    """What the popular scripts do: a freshly compiled Keras model a client, `fit`, mean in NumPy."""
+    weights, arrays = work.keras_model().get_weights(), work.client_arrays()
+    while True:
+        trained = []
+        for x, y in arrays:
+            model = work.keras_model()
+            model.set_weights(weights)
+            model.compile(fl.tf.keras.optimizers.SGD(work.config.client_lr), fl.loss_function())
+            model.fit(x, y, batch_size=work.config.batch_size, epochs=1, verbose=0)
+            trained.append(model.get_weights())
+        weights = [np.mean(layer, axis=0) for layer in zip(*trained, strict=True)]
+        yield weights
+
+
+CONTENDERS = {"floor": floor, "ours": ours, "stock-tff": stock_tff, "usual-tff": usual_tff, "keras-fit": keras_fit}
+
+
+def contend(name: str, work_name: str) -> None:
+    """A contender's process: a round for each line read, and the test accuracy at the end."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    work = Work(work_name)
+    rounds = CONTENDERS[name](work)
+    weights = None
+    for line in sys.stdin:
+        if line.strip() == "end":
+            print(work.accuracy(weights), file=answers, flush=True)
+            break
+        began = fl.time.perf_counter()
+        weights = next(rounds)
+        print(fl.time.perf_counter() - began, file=answers, flush=True)
+    rounds.close()
+
+
+class Contender:
+    """The driver's side: starts the process, asks for rounds, and reads its tree's CPU time and memory."""
+
+    def __init__(self, name: str, work: str, python: str = sys.executable):
+        self.name, self.seconds, self.cpu = name, [], []
+        command = [python, __file__, "--contender", name, "--works", work]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+
+    def ask(self, what: str) -> float:
+        self.process.stdin.write(what + "\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self.name} ended with exit status {self.process.wait()}")
+        return float(answer)
+
+    def round(self) -> None:
+        before = self.cpu_seconds()
+        self.seconds.append(self.ask("round"))
+        self.cpu.append(self.cpu_seconds() - before)
+
+    def tree(self) -> list[psutil.Process]:
+        process = psutil.Process(self.process.pid)
+        return [process, *process.children(recursive=True)]
+
+    def cpu_seconds(self) -> float:
+        return sum(sum(p.cpu_times()[:2]) for p in self.tree())
+
+    def peak_mib(self) -> float:
+        total = 0
+        for process in self.tree():
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            total += int(status.partition("VmHWM:")[2].split()[0])
+        return total / 1024
+
+    def end(self) -> None:
+        tree = self.tree()
+        self.process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        for process in tree:  # TFF's own context leaves its worker running
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+
+def measure(work: str, names: list[str], rounds: int) -> list[dict]:
+    """Rows of the result: `rounds` rounds of each contender, interleaved, after one to warm up."""
+    contenders = [Contender(name, work) for name in names]
+    try:
+        for contender in contenders:
+            contender.ask("round")
+        for number in range(rounds):
+            for contender in contenders:
+                contender.round()
+            print(f"{work}: round {number + 1}/{rounds}", file=sys.stderr)
+        rows = [
+            {
+                "name": c.name,
+                "work": title(work),
+                "seconds": [round(s, 4) for s in c.seconds],
+                "cpu_s": round(statistics.median(c.cpu), 3),
+                "peak_mib": round(c.peak_mib()),
+                "accuracy": c.ask("end"),
+            }
+            for c in contenders
+        ]
+    finally:
+        for contender in contenders:
+            contender.end()
+    accuracies = [row["accuracy"] for row in rows]
+    if max(accuracies) - min(accuracies) > 0.01:
+        raise SystemExit(f"{work}: not the same work, accuracies are {dict(zip(names, accuracies, strict=True))}")
+    return rows
+
+
+def title(work: str) -> str:
+    images, changes = WORKS[work]
+    return f"{work}, {CLIENTS} clients x {images:,} images, B = {changes['batch_size']}, E = 1"
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown, times relative to the floor and to ours."""
+    lines = ["| work | contender | s / round, median (min to max) | × floor | × ours | CPU-s | peak MiB | accuracy |",
+             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    for row in rows:
+        same = {r["name"]: statistics.median(r["seconds"]) for r in rows if r["work"] == row["work"]}
+        seconds, spread = same[row["name"]], f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
+        lines.append(
+            f"| {row['work']} | {row['name']} | {seconds:.3f} ({spread}) | "
+            f"{seconds / same['floor']:.2f} | {seconds / same['ours']:.2f} | {row['cpu_s']:.2f} | {row['peak_mib']:,} | "
+            f"{row['accuracy']:.2%} |"
+        )
+    return "\n".join(lines)
+
+
+def machine() -> str:
+    with open("/proc/cpuinfo") as file:
+        model = next((line.split(":")[1].strip() for line in file if line.startswith("model name")), platform.machine())
+    return f"{model}, {len(os.sched_getaffinity(0))} cores, {psutil.virtual_memory().total >> 30} GiB, Linux"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--contender", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.contender:
+        return contend(options.contender, options.works[0])
+    rows = [row for work in options.works for row in measure(work, options.contenders, options.rounds)]
+    RESULTS.parent.mkdir(exist_ok=True)
+    RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

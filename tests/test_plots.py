@@ -1,0 +1,86 @@
+"""The plots draw the data that they are given: their artists are read back."""
+
+import math
+
+import numpy as np
+import pytest
+
+import federated_learning as fl
+
+NOTE = "a data set · 2 clients · seed 0"
+
+
+def record(round_num, train, test, own):
+    rows = [
+        {"client": k, "examples": 10, "loss": loss, "accuracy": accuracy, "finite": math.isfinite(loss)}
+        for k, (loss, accuracy) in enumerate(own)
+    ]
+    return fl.RoundRecord(round_num, *train, *test, left_out=0, seconds=1.0, clients=rows)
+
+
+RECORDS = [
+    record(1, (2.0, 0.4), (1.5, 0.5), [(1.8, 0.3), (2.2, 0.5)]),
+    record(2, (1.0, 0.7), (0.9, 0.75), [(0.5, 0.6), (math.nan, 0.1)]),
+]
+
+
+def texts(figure):
+    return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+@pytest.mark.parametrize(("panel", "quantity", "scale"), [(0, "loss", 1), (1, "accuracy", 100)])
+def test_convergence_draws_the_records(panel, quantity, scale):
+    figure = fl.plot_convergence(RECORDS, NOTE)
+    axes = figure.axes[panel]
+    train, test = axes.lines
+    for line, name in ((train, "train"), (test, "test")):
+        assert line.get_xdata().tolist() == [1, 2]
+        assert line.get_ydata() == pytest.approx([scale * getattr(r, f"{name}_{quantity}") for r in RECORDS])
+    band = axes.collections[0].get_paths()[0].vertices
+    own = [[scale * row[quantity] for row in r.clients if row["finite"]] for r in RECORDS]
+    for round_num, values in enumerate(own, 1):
+        drawn = band[band[:, 0] == round_num, 1]
+        assert drawn.min() == pytest.approx(min(values)) and drawn.max() == pytest.approx(max(values))
+    assert axes.get_xlabel() == "round" and ("nats" if panel == 0 else "%") in axes.get_ylabel()
+    assert "75.00% after round 2" in figure.get_suptitle()
+
+
+def test_confusion_draws_counts_and_shades_errors():
+    confusion = np.array([[9, 1, 0], [2, 6, 2], [0, 0, 1000]])
+    figure = fl.plot_confusion(confusion, NOTE)
+    assert texts(figure) == ["9", "1", "·", "2", "6", "2", "·", "·", "1,000"]
+    shade = np.asarray(figure.axes[0].images[0].get_array())
+    assert shade.tolist() == [[0, 10, 0], [20, 0, 20], [0, 0, 0]]  # percent of the true label's images
+    assert "5 of 1,020" in figure.get_suptitle()
+    assert figure.axes[0].get_xlabel() == "predicted label" and figure.axes[0].get_ylabel() == "true label"
+
+
+def test_partition_draws_counts_with_few_clients_and_a_map_with_many():
+    counts = np.arange(20).reshape(2, 10)
+    figure = fl.plot_partition(counts, NOTE)
+    assert texts(figure) == ["·", *map(str, range(1, 20))]
+    assert "2 clients of 45 to 145 images" in figure.get_suptitle()
+    assert "Gini coefficient of the sizes 0.26" in figure.get_supxlabel().replace("\n", " ")  # (145 - 45) / (2 * 190)
+    many = fl.plot_partition(np.ones((1000, 10), int), NOTE)
+    assert texts(many) == [] and many.axes[0].images[0].get_array().shape == (1000, 10)
+
+
+def test_misclassified_shows_the_wrong_ones_alone():
+    labels, images = np.arange(10, dtype=np.uint8), np.zeros((10, 28, 28), np.uint8)
+    images[:, 0, 0] = np.arange(10)
+    predictions = labels.copy()
+    predictions[[2, 7]] = [3, 1]
+    evaluation = fl.Evaluation(0.1, 0.8, predictions, np.zeros((10, 10)))
+    figure = fl.plot_misclassified(fl.Split(images, labels), evaluation, NOTE)
+    shown = [axes for axes in figure.axes if axes.images]
+    assert [axes.get_title() for axes in shown] == ["#2: 2, not 3", "#7: 7, not 1"]
+    assert [int(axes.images[0].get_array()[0, 0]) for axes in shown] == [2, 7]
+
+
+def test_every_plot_says_what_it_was_made_on(digits):
+    config = fl.Config(dataset="digits", seed=7, alpha=0.25, clients_per_round=4)
+    note = fl.caption(config, digits)
+    for said in ("scikit-learn digits (not MNIST)", "10 clients, 4 a round", "Dirichlet(0.25)", "fedavg", "seed 7"):
+        assert said in note
+    figure = fl.plot_confusion(np.eye(10, dtype=int), note)
+    assert figure.get_supxlabel().replace("\n", " ") == note
