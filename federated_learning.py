@@ -29,9 +29,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import ctypes
 import dataclasses
+import fcntl
 import hashlib
 import importlib.util
+import inspect
 import io
 import itertools
 import json
@@ -39,10 +42,12 @@ import math
 import os
 import platform
 import re
+import select
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -84,7 +89,7 @@ if sys.version_info[:2] != (3, 11) or sys.platform != "linux" or platform.machin
 try:
     import grpc
     import numpy as np
-    import portpicker
+    import psutil
     import tqdm
     import tyro
 
@@ -175,6 +180,8 @@ class Config:
     """Name of the run's folder; by default made of data, partition, algorithm, model and seed."""
     cache: str = ".cache"
     """Folder in which the clients' shard files are kept and reused."""
+    patience: real(1, 86_400) = 60
+    """Seconds without any progress after which TFF's worker counts as hung, and the round is done again."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard --logdir runs."""
 
@@ -196,7 +203,13 @@ class Config:
         return self.clients_per_round or self.num_clients
 
 
-SIDE_FIELDS = {"runs", "name", "cache", "tensorboard"}  # these say what is written where, and change no number
+SIDE_FIELDS = {
+    "runs",
+    "name",
+    "cache",
+    "patience",
+    "tensorboard",
+}  # these say what is written where, and change no number
 
 
 def check_value(field: str, value: Any, hint: Any) -> None:
@@ -697,77 +710,166 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
 # Worker: TFF's C++ executor, a process whose life is ours
 # ======================================================================================================================
 
-# Run by a bare Python that becomes the worker: the kernel kills it when we end, however that is, `kill -9` included.
-# (A preexec_fn would do the same, but may deadlock in a process with threads, which TensorFlow makes us.)
-LAUNCHER = """
-import ctypes, os, signal, sys
-PR_SET_PDEATHSIG = 1
-ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-if os.getppid() == int(sys.argv[1]):  # else we have ended already
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 START_SECONDS = 30
+ATTEMPTS = 3  # at a round, each on a fresh worker
 
 
 class WorkerLost(Exception):
-    """TFF's worker ended while it was needed. (TFF itself would ask it again, without end.)"""
+    """TFF's worker ended, or hung and was ended, while it was needed. (TFF itself would ask it again, without end.)"""
+
+
+def guard(parent: int, door: int, binary: str, isolated: str) -> None:
+    """Runs TFF's worker, hides it, and relays the listening Unix socket `door` to it: the body of a bare Python.
+
+    TFF's worker listens on all interfaces, lets anybody in, runs any graph it is sent, and stays when its user ends.
+    In a network namespace of its own only this process reaches it; and the kernel kills this process when its parent
+    ends, however that is, `kill -9` included, and the worker when this process ends. (A preexec_fn of the parent would
+    do for that, but may deadlock in a process with threads, which TensorFlow makes of ours.)
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def die_with(process: int) -> None:
+        libc.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+        if os.getppid() != process:  # it has ended already
+            os._exit(1)
+
+    port = 8000  # in a namespace of its own every port is free
+    if isolated:
+        user, group = os.getuid(), os.getgid()
+        if libc.unshare(0x10000000 | 0x40000000):  # CLONE_NEWUSER | CLONE_NEWNET
+            print(f"cannot isolate the worker ({os.strerror(ctypes.get_errno())})", flush=True)
+            os._exit(1)
+        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+            with open(f"/proc/self/{name}", "w") as file:
+                file.write(text)
+        with socket.socket() as any_socket:  # SIOCSIFFLAGS: the loopback interface is up
+            fcntl.ioctl(any_socket, 0x8914, b"lo".ljust(16, b"\0") + (1).to_bytes(24, "little"))
+    else:
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+    die_with(parent)
+    me = os.getpid()
+    worker = subprocess.Popen(
+        [binary, f"--port={port}"], stdin=subprocess.DEVNULL, stdout=2, preexec_fn=lambda: die_with(me)
+    )
+
+    def relay() -> None:
+        with socket.socket(fileno=door) as listener:
+            while True:
+                outside, inside = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+                inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                for source, sink in ((outside, inside), (inside, outside)):
+                    threading.Thread(target=pump, args=(source, sink), daemon=True).start()
+
+    def pump(source: socket.socket, sink: socket.socket) -> None:
+        buffer = memoryview(bytearray(1 << 20))
+        try:
+            while size := source.recv_into(buffer):
+                sink.sendall(buffer[:size])
+            sink.shutdown(socket.SHUT_WR)
+        except OSError:
+            sink.close()
+
+    while worker.poll() is None:
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            time.sleep(0.02)
+    threading.Thread(target=relay, daemon=True).start()
+    print(worker.pid, flush=True)
+    os._exit(worker.wait() and 1)
+
+
+GUARD_IMPORTS = "import ctypes, fcntl, os, signal, socket, subprocess, sys, threading, time"
 
 
 class Worker(grpc.UnaryUnaryClientInterceptor):
     """TFF's worker as a context manager: TFF computations called inside run in it, and it never outlives us.
 
-    `bytes_sent` counts what went to it. Raises WorkerLost where it ends before its time.
+    `bytes_sent` counts what went to it. A worker that does nothing about a request for `patience` seconds of wall time
+    is ended. WorkerLost is raised where it ends before its time; `restart` gives a fresh one.
     """
 
-    def __init__(self, clients_at_once: int, log: str | Path = os.devnull):
+    def __init__(self, clients_at_once: int, log: str | Path = os.devnull, patience: float = 60):
         cores = len(os.sched_getaffinity(0))
         self.threads = max(1, cores // clients_at_once)  # within one op; clients train side by side as it is
-        self.log, self.bytes_sent = log, 0
+        self.log, self.patience, self.bytes_sent = log, patience, 0
+        self._requests: set[object] = set()  # those that wait for an answer
 
     def __enter__(self) -> Worker:
-        binary = Path(tff.__file__).parent / "data" / "worker_binary"
-        self.port = portpicker.pick_unused_port()
-        command = [sys.executable, "-ISc", LAUNCHER, str(os.getpid()), str(binary), f"--port={self.port}"]
-        threads = {"TF_NUM_INTRAOP_THREADS": str(self.threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
-        with open(self.log, "ab") as log:
-            # A session of its own, so that the terminal's Ctrl-C comes to us alone.
-            self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-                                            env={**os.environ, **threads}, start_new_session=True)  # fmt: skip
+        self._reason = "ended"
         try:
-            self._wait_for_port()
-            self._installed = tff.framework.get_context_stack().install(self._context())
-            self._installed.__enter__()
-        except BaseException:
-            self._kill()
-            raise
+            channel = self._start(isolated=True)
+        except PermissionError as error:
+            notice(f"{error}: others on this machine's network can reach TFF's worker while it runs")
+            channel = self._start(isolated=False)
+        self._context = tff.framework.get_context_stack().install(self._build_context(channel))
+        self._context.__enter__()
+        threading.Thread(target=self._watch, args=(self.process, self.pid), daemon=True).start()
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self._kill()  # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit, waiting
-        self._installed.__exit__(*error)
+        self._end()  # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit, waiting
+        self._context.__exit__(*error)
 
-    def _kill(self) -> None:
+    def restart(self) -> None:
+        """A fresh worker in the place of a lost one."""
+        self.__exit__(None, None, None)
+        self.__enter__()
+
+    def _start(self, isolated: bool) -> grpc.Channel:
+        """Starts guard and worker, and gives a channel to them that is open."""
+        binary = Path(tff.__file__).parent / "data" / "worker_binary"
+        code = f"{GUARD_IMPORTS}\n{inspect.getsource(guard)}\nguard(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])"
+        bare_python = [sys.executable, "-ISc"]
+        threads = {"TF_NUM_INTRAOP_THREADS": str(self.threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
+        with tempfile.TemporaryDirectory(prefix="fl-") as folder, socket.socket(socket.AF_UNIX) as door:  # mode 0700
+            door.bind(f"{folder}/door")
+            door.listen()
+            with open(self.log, "ab") as log:
+                self.process = subprocess.Popen(
+                    [*bare_python, code, str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""],
+                    stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, pass_fds=[door.fileno()],
+                    env={**os.environ, **threads}, start_new_session=True,  # the terminal's Ctrl-C comes to us alone
+                )  # fmt: skip
+            try:
+                self.pid = self._wait_until_ready()
+                options = {"max_send_message_length": -1, "max_receive_message_length": -1, "enable_http_proxy": 0,
+                           "client_idle_timeout_ms": 2**31 - 1}  # fmt: skip
+                options = [(f"grpc.{name}", value) for name, value in options.items()]
+                channel = grpc.insecure_channel(f"unix:{folder}/door", options)
+                grpc.channel_ready_future(channel).result(START_SECONDS)
+            except BaseException:
+                self.process.kill()
+                self.process.wait()
+                raise
+        # The folder is gone now: nobody else gets in. The channel is never closed: TFF's stub subscribes to it, and
+        # closing prints an error from gRPC's thread.
+        return grpc.intercept_channel(channel, self)
+
+    def _wait_until_ready(self) -> int:
+        """The worker's process id, as the guard tells it once the worker answers."""
+        ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
+        line = self.process.stdout.readline().decode().strip() if ready else ""
+        if line.startswith("cannot"):
+            raise PermissionError(line)
+        if not line:
+            raise WorkerLost(f"TFF's worker did not start; see {self.log}")
+        return int(line)
+
+    def _end(self) -> None:
+        """Ends worker and guard."""
+        if self.process.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)  # the guard ends with the worker
         self.process.kill()
         self.process.wait()
 
-    def _wait_for_port(self) -> None:
-        """Until the worker answers: gRPC dials again only a second after a refusal."""
-        deadline = time.monotonic() + START_SECONDS
-        while True:
-            try:
-                socket.create_connection(("localhost", self.port), timeout=1).close()
-                return
-            except OSError as error:
-                if self.process.poll() is not None or time.monotonic() > deadline:
-                    raise WorkerLost(f"TFF's worker did not start; see {self.log}") from error
-                time.sleep(0.02)
-
-    def _context(self) -> Any:
+    def _build_context(self, channel: grpc.Channel) -> Any:
         """TFF's native execution context with this worker as its executor."""
-        options = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1),
-                   ("grpc.enable_http_proxy", 0)]  # fmt: skip
-        channel = grpc.intercept_channel(grpc.insecure_channel(f"localhost:{self.port}", options), self)
-        # The channel is never closed: TFF's stub subscribes to it, and closing prints an error from gRPC's thread.
         stub = tff.framework.RemoteExecutorGrpcStub(channel)
 
         def connect(cardinalities: dict[Any, int]) -> Any:
@@ -783,13 +885,31 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         )
 
     def intercept_unary_unary(self, continuation: Callable, details: Any, request: Any) -> Any:
-        """Sees every message to the worker: counts its bytes, and ends the wait for a worker that has ended."""
+        """Sees every request to the worker: counts its bytes, and ends the wait for a worker that has ended."""
         self.bytes_sent += request.ByteSize()
-        call = continuation(details, request)
-        if call.code() is grpc.StatusCode.UNAVAILABLE:
+        self._requests.add(request_id := object())
+        try:
+            call = continuation(details, request)
+        finally:
+            self._requests.discard(request_id)
+        if call.code() is not grpc.StatusCode.OK:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                raise WorkerLost(f"TFF's worker ended (exit status {self.process.wait(1)}); see {self.log}")
+                self.process.wait(1)
+                raise WorkerLost(f"TFF's worker {self._reason}; see {self.log}")
         return call
+
+    def _watch(self, process: subprocess.Popen, pid: int) -> None:
+        """Ends a worker that spends no processor time on a request for `patience` seconds."""
+        spent, since = -1.0, time.monotonic()
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                now = sum(psutil.Process(pid).cpu_times()[:2])
+                if now != spent or not self._requests:
+                    spent, since = now, time.monotonic()
+                elif time.monotonic() - since > self.patience:
+                    self._reason = f"hung for {self.patience:g} s and was ended"
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(min(0.5, self.patience / 4))
 
 
 # ======================================================================================================================
@@ -875,14 +995,26 @@ def run_rounds(
     config: Config, process: Any, evaluate: Callable[[Any], Evaluation], log: str | Path = os.devnull
 ) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
     """Yields (state, record, evaluation) after each round. TFF's worker lives as long as the generator."""
-    with Worker(config.cohort, log):
+    with Worker(config.cohort, log, config.patience) as worker:
         state = process.initialize()
         for round_num in range(1, config.rounds + 1):
             began = time.perf_counter()
             clients = sample_clients(config, round_num)
-            state, _, reports = process.next(state, clients)
+            state, _, reports = persist(worker, round_num, lambda t=state, ids=clients: process.next(t, ids))
             evaluation = evaluate(state.global_model_weights)
             yield state, make_record(round_num, clients, reports, evaluation, time.perf_counter() - began), evaluation
+
+
+def persist(worker: Worker, round_num: int, train: Callable[[], Any]) -> Any:
+    """train(), and again on a fresh worker where that is lost: a round is a pure function of state and clients."""
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            return train()
+        except WorkerLost as lost:
+            if attempt == ATTEMPTS:
+                raise WorkerLost(f"round {round_num}: {lost}; {ATTEMPTS} times in this round") from lost
+            notice(f"round {round_num}: {lost}; doing the round again on a fresh one")
+            worker.restart()
 
 
 def make_record(
@@ -1189,11 +1321,18 @@ def summarize(result: Result, config: Config, dataset: Dataset, images: Path) ->
 
 
 def say(text: str) -> None:
-    """Prints to the terminal; whoever closed our output early (`| head`) does not end the run."""
+    """Prints a line, above the progress display; whoever closes our output early (`| head`) does not end the run."""
     try:
-        print(text, flush=True)
+        tqdm.tqdm.write(text)
+        sys.stdout.flush()
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def notice(text: str) -> None:
+    """A line for the user on stderr, above the progress display."""
+    tqdm.tqdm.write(f"notice: {text}", file=sys.stderr)
+    sys.stderr.flush()
 
 
 class Progress:
@@ -1217,9 +1356,8 @@ class Progress:
             self.bar.refresh()
 
     def line(self, text: str) -> None:
-        """A finished round's line, above the display."""
-        with self.bar.external_write_mode():
-            say(text)
+        """A finished round's line."""
+        say(text)
         self.bar.update()
 
 

@@ -300,10 +300,10 @@ def table(rows: list[dict]) -> str:
     for row in rows:
         same = {r["name"]: statistics.median(r["seconds"]) for r in rows if r["work"] == row["work"]}
         seconds, spread = same[row["name"]], f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
+        floor, own = seconds / same["floor"], seconds / same["ours"]
         lines.append(
             f"| {row['work']} | {row['name']} | {seconds:.3f} ({spread}) | "
-            f"{seconds / same['floor']:.2f} | {seconds / same['ours']:.2f} | {row['cpu_s']:.2f} | {row['peak_mib']:,} | "
-            f"{row['accuracy']:.2%} |"
+            f"{floor:.2f} | {own:.2f} | {row['cpu_s']:.2f} | {row['peak_mib']:,} | {row['accuracy']:.2%} |"
         )
     return "\n".join(lines)
 

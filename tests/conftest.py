@@ -1,9 +1,11 @@
 """Running the script as a user would, and finding TFF's worker among its children."""
 
+import contextlib
 import os
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import psutil
@@ -13,6 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "federated_learning.py"
 SECONDS = 240  # limit of any one command
 sys.path.insert(0, str(ROOT))
+import federated_learning as fl  # noqa: E402  (before TensorFlow: it quiets that, here and in the tests' processes)
 
 
 def command(*flags: str) -> list[str]:
@@ -26,13 +29,14 @@ def run_script(folder: Path, *flags: str, **environment: str) -> subprocess.Comp
     )
 
 
-def worker_of(process: subprocess.Popen) -> psutil.Process:
-    """TFF's worker below a running process, once it is there."""
+def worker_of(process: subprocess.Popen, besides: Sequence[psutil.Process] = ()) -> psutil.Process:
+    """TFF's worker below a running process, once it is there; `besides` are those known already."""
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline and process.poll() is None:
         for child in psutil.Process(process.pid).children(recursive=True):
-            if "worker_binary" in " ".join(child.cmdline()[:1]):
-                return child
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if "worker_binary" in " ".join(child.cmdline()[:1]) and child not in besides:
+                    return child
         time.sleep(0.02)
     raise AssertionError("no worker appeared")
 
@@ -49,6 +53,4 @@ def gone(worker: psutil.Process, seconds: float = 5) -> bool:
 
 @pytest.fixture(scope="session")
 def digits():
-    import federated_learning as fl
-
     return fl.load_dataset(fl.Config(dataset="digits"))

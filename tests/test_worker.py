@@ -1,16 +1,22 @@
 """TFF's worker never outlives its run, however that ends."""
 
+import csv
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import time
+from pathlib import Path
 
 import psutil
 import pytest
 from conftest import ROOT, SECONDS, command, gone, run_script, worker_of
 
 LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
+SHORT = ("--dataset", "digits", "--model", "small-cnn", "--rounds", "4", "--local-epochs", "4")
 
 
 def start(folder, *words):
@@ -35,7 +41,7 @@ def test_normal_end_leaves_no_worker(tmp_path):
 def test_exception_leaves_no_worker(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import federated_learning as fl\n"
-        "with fl.Worker(1) as worker: print(worker.process.pid, flush=True); raise RuntimeError('in the run')"
+        "with fl.Worker(1) as worker: print(worker.pid, flush=True); raise RuntimeError('in the run')"
     )
     process = start(tmp_path, sys.executable, "-c", code, str(ROOT))
     worker = psutil.Process(int(process.stdout.readline()))
@@ -72,13 +78,77 @@ def test_a_pipe_behind_the_script_ends_with_it(tmp_path):
     assert "final test accuracy" in done.stdout
 
 
-def test_a_worker_killed_in_a_round_ends_the_run_with_one_line(tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The rows of a run's metrics.csv, without the seconds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert run_script(folder, *SHORT).returncode == 0
+    return rows_of(folder)
+
+
+def rows_of(folder):
+    (run,) = (folder / "runs").iterdir()
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+@pytest.mark.parametrize(("sent", "said"), [(signal.SIGKILL, "worker ended"), (signal.SIGSTOP, "hung for 2 s")])
+def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(tmp_path, undisturbed, sent, said):
+    process = start(tmp_path, *command(*SHORT, "--patience", "2"))
+    worker = worker_of(process)
+    wait_for_round(process)
+    os.kill(worker.pid, sent)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert errors.count("\n") == 1 and said in errors and "again on a fresh one" in errors
+    assert rows_of(tmp_path) == undisturbed and len(undisturbed) == 4
+
+
+def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_path):
+    process = start(tmp_path, *command(*LONG, "--model", "cnn", "--local-epochs", "50"))
+    workers = []
+    for _ in range(3):
+        workers.append(worker_of(process, besides=workers))
+        time.sleep(1)
+        os.kill(workers[-1].pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=30)
+    lines = errors.splitlines()
+    assert process.returncode == 1 and len(lines) == 3 and "3 times in this round" in lines[-1], errors
+
+
+def test_nobody_else_reaches_the_worker(tmp_path):
+    """The worker's network namespace is its own, and its listening port is none of this machine's."""
+    doors = set(Path(tempfile.gettempdir()).glob("fl-*/door"))
     process = start(tmp_path, *command(*LONG))
     worker = worker_of(process)
     wait_for_round(process)
-    os.kill(worker.pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 1 and errors.count("\n") == 1 and "worker ended" in errors
+    ours, its = (os.readlink(f"/proc/{pid}/ns/net") for pid in (os.getpid(), worker.pid))
+    try:
+        assert ours != its, "this machine allows no namespaces; then the run must say so"
+        inside = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        assert 8000 not in inside
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("localhost", 8000), timeout=1)
+        assert set(Path(tempfile.gettempdir()).glob("fl-*/door")) <= doors  # the way in is closed behind us
+    finally:
+        process.kill()
+        process.communicate()
+    assert gone(worker, 2)
+
+
+def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
+    code = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl\n"
+        "start = fl.Worker._start\n"
+        "def refused(self, isolated):\n"
+        "    if isolated: raise PermissionError('cannot isolate the worker (Operation not permitted)')\n"
+        "    return start(self, isolated)\n"
+        "fl.Worker._start = refused\n"
+        "fl.main(['--dataset', 'digits', '--model', 'mlp', '--rounds', '1'])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0 and "final test accuracy" in done.stdout
+    assert done.stderr.count("\n") == 1 and "others on this machine's network can reach" in done.stderr
 
 
 def test_a_dead_proxy_does_not_stand_between(tmp_path):
