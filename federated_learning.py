@@ -31,6 +31,7 @@ import contextlib
 import csv
 import ctypes
 import dataclasses
+import errno
 import fcntl
 import hashlib
 import importlib.util
@@ -54,7 +55,7 @@ import time
 import typing
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -174,6 +175,8 @@ class Config:
 
     seed: whole(0, 2**31 - 1) = 0
     """Seed of the split, the initial weights, the sampling of clients and the order of the batches."""
+    resume: str = ""
+    """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else is as it was."""
     runs: str = "runs"
     """Folder in which the run's own folder is made."""
     name: str = ""
@@ -188,7 +191,7 @@ class Config:
     def __post_init__(self) -> None:
         """Raises UserError for a value of the wrong type or range, or a clash of two."""
         for field, hint in typing.get_type_hints(Config, include_extras=True).items():
-            check_value(field, getattr(self, field), hint)
+            object.__setattr__(self, field, check_value(field, getattr(self, field), hint))
         if self.clients_per_round > self.num_clients:
             raise UserError(f"clients_per_round={self.clients_per_round} exceeds num_clients={self.num_clients}; "
                             f"choose 1..{self.num_clients}, or 0 for all")  # fmt: skip
@@ -203,33 +206,26 @@ class Config:
         return self.clients_per_round or self.num_clients
 
 
-SIDE_FIELDS = {
-    "runs",
-    "name",
-    "cache",
-    "patience",
-    "tensorboard",
-}  # these say what is written where, and change no number
+SIDE_FIELDS = {"resume", "runs", "name", "cache", "patience", "tensorboard"}  # these change none of a run's numbers
 
 
-def check_value(field: str, value: Any, hint: Any) -> None:
-    """Raises UserError unless `value` is what `hint`, an annotation of `Config`, asks for."""
-    choices, span = (
-        typing.get_args(hint),
-        next((m for m in getattr(hint, "__metadata__", ()) if type(m) is Range), None),
-    )
+def check_value(field: str, value: Any, hint: Any) -> Any:
+    """`value` in the type that `hint`, an annotation of `Config`, asks for. Raises UserError where it is not that."""
+    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+    cure = f"choose {', '.join(choices)}" if choices else "give a text without a null character"
     if hint is bool:
-        if not isinstance(value, bool):
-            raise UserError(f"{field}={value!r} is neither True nor False")
-        return
-    if span is None:
-        if not isinstance(value, str) or (choices and value not in choices):
-            raise UserError(f"{field}={value!r} is unknown; choose {', '.join(choices) if choices else 'a text'}")
-        return
-    kinds = int if hint.__origin__ is int else (int, float)
-    if isinstance(value, bool) or not isinstance(value, kinds) or not span.low <= value <= span.high:
-        what = "whole number" if kinds is int else "number"
-        raise UserError(f"{field}={value!r} is not a {what} in range; choose {span.low:g}..{span.high:g}")
+        valid, cure = isinstance(value, bool), "choose True or False"
+    elif hint is str or choices:
+        valid = isinstance(value, str) and "\0" not in value and (not choices or value in choices)
+    else:
+        kind, span, _ = typing.get_args(hint)
+        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        valid = number and span.low <= value <= span.high
+        cure = f"choose a {'whole ' if kind is int else ''}number in {span.low:g}..{span.high:g}"
+        value = kind(value) if valid else value
+    if not valid:
+        raise UserError(f"{field}={value!r:.60} is not possible; {cure}")
+    return value
 
 
 # ======================================================================================================================
@@ -479,10 +475,11 @@ def manifest(dataset: Dataset, partition: Partition, config: Config) -> dict[str
 # ======================================================================================================================
 
 RECORD_BYTES = IMAGE_SIDE * IMAGE_SIDE + 1  # 784 pixels and the label
+FOOTER_BYTES = 8  # FarmHash64 of the records, by which the worker knows a damaged file
 
 
 def write_shards(dataset: Dataset, partition: Partition, config: Config) -> Path:
-    """The folder of the shard files, `<client>.bin` of uint8[n_k,785]; writes those not there and whole already.
+    """The folder of the shard files, `<client>.bin`: uint8[n_k,785] and a footer. Writes those not there and whole.
 
     Its name carries the partition's hash, so a shard of another split is never read.
     """
@@ -492,10 +489,28 @@ def write_shards(dataset: Dataset, partition: Partition, config: Config) -> Path
     for client, part in enumerate(partition.parts):
         pixels = dataset.train.images[part].reshape(len(part), -1)
         records = np.concatenate([pixels, dataset.train.labels[part, None]], axis=1).tobytes()
+        content = records + fingerprint(records).numpy().tobytes()
         path = folder / f"{client}.bin"
-        if not path.exists() or path.read_bytes() != records:
-            write_file(path, records)
+        if not path.exists() or path.read_bytes() != content:
+            write_file(path, content)
     return folder
+
+
+def fingerprint(data: Any) -> Any:
+    """FarmHash64 of a string, uint8[8]: the same here and in the worker's graph. Against accidents, not attackers."""
+    return tf.fingerprint(tf.reshape(data, [1]))[0]
+
+
+def read_shard(path: Any) -> Any:
+    """uint8[n_k,785] of a shard file, in the worker's graph; fails where the file is missing or damaged."""
+    content = tf.io.read_file(path)
+    records = tf.strings.substr(content, 0, tf.strings.length(content) - FOOTER_BYTES)
+    footer = tf.io.decode_raw(tf.strings.substr(content, -FOOTER_BYTES, FOOTER_BYTES), tf.uint8)
+    whole = tf.reduce_all(tf.equal(fingerprint(records), footer))
+    with tf.control_dependencies(
+        [tf.debugging.Assert(whole, ["damaged shard file (deleted, it is made again):", path])]
+    ):
+        return tf.reshape(tf.io.decode_raw(records, tf.uint8), [-1, RECORD_BYTES])
 
 
 @contextlib.contextmanager
@@ -508,12 +523,16 @@ def writing(path: Path) -> Iterator[None]:
                         "free space or choose another folder") from error  # fmt: skip
 
 
-def write_file(path: Path, data: bytes | str) -> None:
-    """`path` holds all of `data`, or what it held before, at whatever moment we are killed."""
+def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
+    """`path` holds all of `data`, or what it held before, whenever we are killed; with `sync` a power cut too."""
     part = path.with_name(f".{os.getpid()}-{path.name}")
     with writing(path):
         try:
-            part.write_bytes(data.encode() if isinstance(data, str) else data)
+            with open(part, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                if sync:
+                    file.flush()
+                    os.fsync(file.fileno())
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
@@ -665,7 +684,7 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
     @tff.tensorflow.computation(weights_type, number, number)
     def train_client(weights, round_num, client):
         path = tf.strings.join([str(shards) + "/", tf.strings.as_string(client), ".bin"])
-        records = tf.reshape(tf.io.decode_raw(tf.io.read_file(path), tf.uint8), [-1, RECORD_BYTES])
+        records = read_shard(path)
         key = tf.random.experimental.stateless_fold_in(
             tf.stack([tf.constant(config.seed, tf.int64), client]), round_num
         )
@@ -712,6 +731,10 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
 
 START_SECONDS = 30
 ATTEMPTS = 3  # at a round, each on a fresh worker
+
+
+class RunFailed(Exception):
+    """The run cannot go on, through no mistake of the user's: one line, exit code 1; it can be resumed."""
 
 
 class WorkerLost(Exception):
@@ -975,6 +998,15 @@ class RoundRecord:
     seconds: float
     clients: list[dict[str, Any]]
 
+    def trouble(self, earlier: Sequence[RoundRecord], num_classes: int) -> str:
+        """What has gone wrong with the global model in this round, in words; nothing as a rule."""
+        chance = 1.5 / num_classes
+        if not math.isfinite(self.test_loss):
+            return "the test loss is not finite"
+        if self.test_accuracy < chance and max((record.test_accuracy for record in earlier), default=0) > 2 * chance:
+            return "the test accuracy fell back to chance"
+        return "no client's update was finite" if self.left_out == len(self.clients) else ""
+
     def line(self, rounds: int) -> str:
         """The round in one aligned line of the terminal."""
         number = f"{self.round:{len(str(rounds))}}/{rounds}"
@@ -992,12 +1024,20 @@ def sample_clients(config: Config, round_num: int) -> list[int]:
 
 
 def run_rounds(
-    config: Config, process: Any, evaluate: Callable[[Any], Evaluation], log: str | Path = os.devnull
+    config: Config,
+    process: Any,
+    evaluate: Callable[[Any], Evaluation],
+    state: Any = None,
+    log: str | Path = os.devnull,
 ) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
-    """Yields (state, record, evaluation) after each round. TFF's worker lives as long as the generator."""
+    """Yields (state, record, evaluation) after each round from that of `state` on; without one, from the first.
+
+    TFF's worker lives as long as the generator. Raises RunFailed where a round cannot be done.
+    """
     with Worker(config.cohort, log, config.patience) as worker:
-        state = process.initialize()
-        for round_num in range(1, config.rounds + 1):
+        first = process.initialize()  # also where it is not needed: a TFF that was never used prints at our exit
+        state = first if state is None else state
+        for round_num in range(int(state.client_work) + 1, config.rounds + 1):
             began = time.perf_counter()
             clients = sample_clients(config, round_num)
             state, _, reports = persist(worker, round_num, lambda t=state, ids=clients: process.next(t, ids))
@@ -1012,9 +1052,12 @@ def persist(worker: Worker, round_num: int, train: Callable[[], Any]) -> Any:
             return train()
         except WorkerLost as lost:
             if attempt == ATTEMPTS:
-                raise WorkerLost(f"round {round_num}: {lost}; {ATTEMPTS} times in this round") from lost
+                raise RunFailed(f"round {round_num}: {lost}; {ATTEMPTS} times in this round") from lost
             notice(f"round {round_num}: {lost}; doing the round again on a fresh one")
             worker.restart()
+        except grpc.RpcError as error:  # the worker's own error, such as a shard file that it cannot read
+            reason = error.details().partition("\n")[0].removeprefix("Failed to run computation: ")
+            raise RunFailed(f"round {round_num}: TFF's worker cannot train: {reason}") from error
 
 
 def make_record(
@@ -1150,82 +1193,165 @@ def plot_misclassified(split: Split, evaluation: Evaluation, note: str, most: in
 
 
 # ======================================================================================================================
-# Main: the spine
+# Run folder: what a run writes, and what a resumed one reads
 # ======================================================================================================================
 
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run as Ctrl-C does."""
+CHECKPOINTS_KEPT = 3
 
 
-@dataclass(frozen=True)
-class Result:
-    """A run's outcome; `evaluation` is that of the last round, `folder` holds its files."""
-
-    folder: Path
-    records: list[RoundRecord]
-    evaluation: Evaluation
-    state: Any
-
-
-def run(config: Config) -> Result:
-    """One experiment from data to plots. Raises UserError for the user's mistakes; Ctrl-C keeps the rounds done."""
-    dataset = load_dataset(config)
-    partition = make_partition(dataset, config)
-    folder, images = make_folders(config, dataset)
-    note = caption(config, dataset)
-    say(f"{note}\n")
-    write_file(folder / "config.json", to_json(dataclasses.asdict(config)))
-    write_file(folder / "partition.json", to_json(manifest(dataset, partition, config)))
-    save_plot(plot_partition(partition.counts, note), images / "client_partition.png")
-
-    shards = write_shards(dataset, partition, config)
-    process = build_process(config, dataset.num_classes, shards)
-    model = build_model(config, dataset.num_classes)
-    evaluate = build_evaluator(model, dataset.test, dataset.num_classes)
-    records: list[RoundRecord] = []
-    with Progress(config.rounds) as progress:
-        try:
-            for state, record, evaluation in run_rounds(config, process, evaluate, folder / "worker.log"):
-                records.append(record)
-                result = Result(folder, records, evaluation, state)
-                append_row(folder / "metrics.csv", record)
-                if config.tensorboard:
-                    write_events(folder, record, plot_confusion(evaluation.confusion, note))
-                progress.line(record.line(config.rounds))
-        finally:
-            if records:
-                save_result(result, model, config, dataset, images)
-    summarize(result, config, dataset, images)
-    return result
-
-
-def make_folders(config: Config, dataset: Dataset) -> tuple[Path, Path]:
-    """Makes the run's own folder; also gives that of its plots, which for the default run on MNIST is images/."""
-    data = config.dataset if dataset.original or config.dataset == "digits" else "other"
+def open_folder(config: Config, dataset: Dataset, partition: Partition) -> Path:
+    """The run's own folder with config.json and partition.json in it: a new one, or that of the run to resume."""
+    if config.resume:
+        folder = Path(config.resume).expanduser()
+        if read_json(folder / "partition.json").get("hash") != partition.digest:
+            raise UserError(f"resume={config.resume!r}: its data or its partition.json has changed; restore it")
+        write_file(folder / "config.json", to_json({**vars(config), "resume": ""}))
+        return folder
+    data = "other" if config.dataset == "mnist" and not dataset.original else config.dataset
     name = config.name or "-".join([data, config.partition, config.algorithm, config.model, f"seed{config.seed}"])
-    attempt = 1
-    while True:
-        folder = Path(config.runs).expanduser() / (name if attempt == 1 else f"{name}-{attempt}")
+    runs = Path(config.runs).expanduser()
+    with writing(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
+        made.chmod(0o755)
+    write_file(made / "config.json", to_json(vars(config)))
+    write_file(made / "partition.json", to_json(manifest(dataset, partition, config)))
+    for number in itertools.count(1):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
         try:
-            with writing(folder):
-                folder.mkdir(parents=True)
+            return made.rename(folder)  # at once, with both files in it, or not at all where the name is taken
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise UserError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
+
+
+def lock(folder: Path) -> int:
+    """A lock on the run's folder until this process ends. Raises UserError where another run has it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise UserError(f"{folder} is in use by a run that is going on; wait for its end") from error
+    return descriptor
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`. Raises UserError where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise UserError(f"cannot read {path} ({reason}); resume takes the folder of a run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; resume takes the folder of a run")
+    return content
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration of the run in `folder`, checked as a new one is."""
+    fields = read_json(folder / "config.json")
+    unknown = fields.keys() ^ Config.__dataclass_fields__.keys()
+    if unknown:
+        raise UserError(f"{folder / 'config.json'}: the field {min(unknown)!r} is unknown or missing; restore the file")
+    try:
+        return Config(**{**fields, "resume": str(folder)})
+    except UserError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
+
+
+def check_resumed(config: Config, saved: Config) -> None:
+    """Raises UserError where a run is to be resumed with another configuration than its own."""
+    for field in Config.__dataclass_fields__.keys() - SIDE_FIELDS - {"rounds"}:
+        ours, theirs = getattr(config, field), getattr(saved, field)
+        if ours != theirs:
+            raise UserError(
+                f"{field}={ours!r} differs from {theirs!r} of {config.resume}; drop the flag, or start a new run"
+            )
+    if config.rounds < saved.rounds:
+        raise UserError(
+            f"rounds={config.rounds} is fewer than the {saved.rounds} of {config.resume}; choose more, or drop it"
+        )
+
+
+def checkpoint_key(config: Config, partition: Partition, process: Any) -> str:
+    """What a checkpoint belongs to: the configuration, but how many rounds; the split; the state's names and shapes."""
+    fields = {name: value for name, value in vars(config).items() if name not in SIDE_FIELDS | {"rounds"}}
+    return json.dumps([fields, partition.digest, str(process.state_type)], sort_keys=True)
+
+
+def save_round(folder: Path, record: RoundRecord, state: Any, key: str) -> None:
+    """Adds the round to metrics.csv and rounds.jsonl, then saves the state, from which the next round can start."""
+    row = csv_row(record)
+    append(folder / "metrics.csv", ("" if record.round > 1 else csv_line(row)) + csv_line(row.values()))
+    append(folder / "rounds.jsonl", json.dumps(vars(record)) + "\n")
+    leaves = {f"leaf{number}": np.asarray(leaf) for number, leaf in enumerate(tf.nest.flatten(state))}
+    npz = io.BytesIO()
+    np.savez(npz, key=np.array(key), **leaves)
+    checkpoints = folder / "checkpoints"
+    with writing(checkpoints):
+        checkpoints.mkdir(exist_ok=True)
+        write_file(checkpoints / f"round-{record.round:06d}.npz", npz.getvalue(), sync=True)
+        for old in list_checkpoints(folder)[CHECKPOINTS_KEPT:]:
+            old.unlink()
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """The checkpoint files of a run, the newest first."""
+    return sorted((folder / "checkpoints").glob("round-*.npz"), reverse=True)
+
+
+def load_progress(folder: Path, process: Any, key: str) -> tuple[Any, list[RoundRecord]]:
+    """(state, records) of the newest whole checkpoint, or (None, []); cuts the run's tables to its rounds."""
+    state, records = None, []
+    for path in list_checkpoints(folder):
+        try:
+            state = read_checkpoint(path, process, key)
             break
-        except UserError as error:
-            if not isinstance(error.__cause__, FileExistsError) or not folder.is_dir():
-                raise
-            attempt += 1
-    plain = dataclasses.replace(config, **{field: getattr(Config, field) for field in SIDE_FIELDS})
-    images = Path("images") if plain == Config() and dataset.original else folder
-    with writing(images):
-        images.mkdir(exist_ok=True)
-    return folder, images
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            notice(f"{path} is damaged ({str(error)[:80]}); going back to the one before it")
+    if state is not None:
+        records = read_records(folder / "rounds.jsonl", int(state.client_work))
+    if state is not None or (folder / "rounds.jsonl").exists():
+        write_file(folder / "rounds.jsonl", "".join(json.dumps(vars(record)) + "\n" for record in records))
+        rows = [csv_row(record) for record in records]
+        write_file(folder / "metrics.csv", "".join(map(csv_line, [*rows[:1], *(row.values() for row in rows)])))
+    return state, records
 
 
-def to_json(content: Any) -> str:
-    """Indented, but a list of numbers on one line."""
-    text = json.dumps(content, indent=1)
-    return re.sub(r"\[[-\d\s,.eE+]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
+def read_checkpoint(path: Path, process: Any, key: str) -> Any:
+    """The state in a checkpoint. No code is run from the file. Raises UserError where it belongs to another run."""
+    specs = tff.types.type_to_tf_tensor_specs(process.state_type.member)
+    with np.load(path, allow_pickle=False) as npz:
+        if npz["key"].item() != key:
+            raise UserError(
+                f"{path} is of another configuration, split or model; remove it or restore the run's folder"
+            )
+        leaves = [npz[f"leaf{number}"] for number in range(len(tf.nest.flatten(specs)))]
+    for leaf, spec in zip(leaves, tf.nest.flatten(specs), strict=True):
+        if leaf.shape != tuple(spec.shape) or leaf.dtype != spec.dtype.as_numpy_dtype:
+            raise ValueError(f"{leaf.dtype}{list(leaf.shape)} in the place of {spec}")
+    return tf.nest.pack_sequence_as(specs, leaves)
+
+
+def read_records(path: Path, rounds: int) -> list[RoundRecord]:
+    """The records of rounds 1..`rounds`. Raises UserError where the file does not hold them."""
+    try:
+        records = [RoundRecord(**json.loads(line)) for line in path.read_text().splitlines()[:rounds]]
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f"{path} cannot be read ({error}); restore it") from error
+    if [record.round for record in records] != list(range(1, rounds + 1)):
+        raise UserError(f"{path} does not hold rounds 1..{rounds}; restore it")
+    return records
+
+
+def append(path: Path, text: str) -> None:
+    """Adds `text` to the file in one write, so that a kill leaves all or nothing of it."""
+    with writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
 
 
 def csv_row(record: RoundRecord) -> dict[str, float]:
@@ -1233,14 +1359,17 @@ def csv_row(record: RoundRecord) -> dict[str, float]:
     return {name: value for name, value in vars(record).items() if name != "clients"}
 
 
-def append_row(path: Path, record: RoundRecord) -> None:
-    """Adds the round to metrics.csv, its names first."""
-    row = csv_row(record)
-    with writing(path), open(path, "a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if file.tell() == 0:
-            writer.writeheader()
-        writer.writerow(row)
+def csv_line(values: Iterable[Any]) -> str:
+    """One line of a CSV file, with its end."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
+
+
+def to_json(content: Any) -> str:
+    """Indented, but a list of numbers on one line."""
+    text = json.dumps(content, indent=1)
+    return re.sub(r"\[[-\d\s,.eE+]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
 
 def write_events(folder: Path, record: RoundRecord, confusion: Any) -> None:
@@ -1259,6 +1388,7 @@ def save_result(result: Result, model: Any, config: Config, dataset: Dataset, im
         "original_mnist": dataset.original,
         "config": dataclasses.asdict(config),
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tff": tff.__version__},
+        "weights_sha256": weights_sha256(result.state),
         "test_accuracy": final.accuracy,
         "test_loss": final.loss,
         "confusion": final.confusion.tolist(),
@@ -1275,6 +1405,11 @@ def save_result(result: Result, model: Any, config: Config, dataset: Dataset, im
     with writing(path):
         model.save(part)
         part.replace(path)
+
+
+def weights_sha256(state: Any) -> str:
+    """SHA-256 of the global model's weights: their float32 bytes in layer order."""
+    return hashlib.sha256(b"".join(np.asarray(w).tobytes() for w in state.global_model_weights.trainable)).hexdigest()
 
 
 def class_report(dataset: Dataset, evaluation: Evaluation) -> dict[str, Any]:
@@ -1303,6 +1438,75 @@ def to_png(figure: Any) -> bytes:
     return png.getvalue()
 
 
+# ======================================================================================================================
+# Main: the spine
+# ======================================================================================================================
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM: ends a run as Ctrl-C does."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's outcome; `evaluation` is that of the last round, `folder` holds its files."""
+
+    folder: Path
+    records: list[RoundRecord]
+    evaluation: Evaluation
+    state: Any
+
+
+def run(config: Config) -> Result:
+    """One experiment from data to plots. Raises UserError for the user's mistakes; Ctrl-C keeps the rounds done."""
+    dataset = load_dataset(config)
+    partition = make_partition(dataset, config)
+    folder = open_folder(config, dataset, partition)
+    locked = lock(folder)
+    images = plots_folder(config, dataset, folder)
+    note = caption(config, dataset)
+    say(f"{note}\n")
+    save_plot(plot_partition(partition.counts, note), images / "client_partition.png")
+
+    shards = write_shards(dataset, partition, config)
+    process = build_process(config, dataset.num_classes, shards)
+    model = build_model(config, dataset.num_classes)
+    evaluate = build_evaluator(model, dataset.test, dataset.num_classes)
+    key = checkpoint_key(config, partition, process)
+    start, records = load_progress(folder, process, key)
+    state, evaluation = start, evaluate(start.global_model_weights) if records else None
+    with Progress(config.rounds, len(records)) as progress:
+        try:
+            for state, record, evaluation in run_rounds(config, process, evaluate, start, folder / "worker.log"):
+                trouble = record.trouble(records, dataset.num_classes)
+                records.append(record)
+                save_round(folder, record, state, key)
+                progress.line(record.line(config.rounds))
+                if trouble:
+                    notice(f"round {record.round}: {trouble}; a smaller --client-lr may help")
+                if config.tensorboard:
+                    write_events(folder, record, plot_confusion(evaluation.confusion, note))
+        except (KeyboardInterrupt, RunFailed, UserError):
+            notice(f"stopped after round {len(records)}; python federated_learning.py --resume {folder} goes on")
+            raise
+        finally:
+            if records:
+                result = Result(folder, records, evaluation, state)
+                save_result(result, model, config, dataset, images)
+    summarize(result, config, dataset, images)
+    os.close(locked)
+    return result
+
+
+def plots_folder(config: Config, dataset: Dataset, folder: Path) -> Path:
+    """Where the plots go: the run's own folder, but images/ for the default run on MNIST."""
+    plain = dataclasses.replace(config, **{field: getattr(Config, field) for field in SIDE_FIELDS})
+    images = Path("images") if plain == Config() and dataset.original else folder
+    with writing(images):
+        images.mkdir(exist_ok=True)
+    return images
+
+
 def summarize(result: Result, config: Config, dataset: Dataset, images: Path) -> None:
     """The closing lines: what came out, on what, and where it lies."""
     report = class_report(dataset, result.evaluation)
@@ -1313,6 +1517,7 @@ def summarize(result: Result, config: Config, dataset: Dataset, images: Path) ->
         f"\nfinal test accuracy {result.evaluation.accuracy:.2%} on {dataset.name}, {len(dataset.test.labels):,} test "
         f"images, after {len(result.records)} rounds\nmean over classes: precision {means['precision']:.2%}, recall "
         f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: {hardest}\n"
+        f"weights sha256 {weights_sha256(result.state)}\n"
     )
     plots = [images / f"{name}.png" for name in PLOTS]
     files = ["config.json", "metrics.csv", "metrics.json", "partition.json", "global_model.keras"]
@@ -1338,8 +1543,10 @@ def notice(text: str) -> None:
 class Progress:
     """A live display of rounds done and seconds spent on stderr while rounds run; nothing where that is no terminal."""
 
-    def __init__(self, rounds: int):
-        self.bar = tqdm.tqdm(total=rounds, desc="rounds", unit="round", leave=False, disable=None, dynamic_ncols=True)
+    def __init__(self, rounds: int, done: int):
+        self.bar = tqdm.tqdm(
+            total=rounds, initial=done, desc="rounds", unit="round", leave=False, disable=None, dynamic_ncols=True
+        )
         self.over = threading.Event()
 
     def __enter__(self) -> Progress:
@@ -1366,16 +1573,26 @@ def terminate(*_: Any) -> None:
     raise Terminated
 
 
+def parse(argv: Sequence[str] | None, default: Config | None = None) -> Config:
+    """The configuration that the command line asks for; what it does not name is that of `default`."""
+    about = __doc__.split("\n")[0]
+    return tyro.cli(Config, args=argv, default=default, prog="federated_learning.py", description=about)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line. Exit code 0; 2 for a user's mistake; 1 for a failure; 130 on Ctrl-C and 143 on SIGTERM."""
     signal.signal(signal.SIGTERM, terminate)
     try:
-        config = tyro.cli(Config, args=argv, prog="federated_learning.py", description=__doc__.split("\n")[0])
+        config = parse(argv)
+        if config.resume:
+            saved = read_config(Path(config.resume).expanduser())
+            config = parse(argv, default=saved)
+            check_resumed(config, saved)
         run(config)
     except UserError as error:
         print(f"federated_learning.py: {error}", file=sys.stderr)
         return 2
-    except WorkerLost as error:
+    except RunFailed as error:
         print(f"federated_learning.py: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as error:

@@ -152,7 +152,7 @@ def stock_tff(work: Work) -> Iterator[list[np.ndarray]]:
     @tff.tensorflow.computation(tff.TensorType(np.int64))
     def client_dataset(client):
         path = tf.strings.join([f"{work.shards}/", tf.strings.as_string(client), ".bin"])
-        records = tf.data.FixedLengthRecordDataset(path, fl.RECORD_BYTES)
+        records = tf.data.FixedLengthRecordDataset(path, fl.RECORD_BYTES, footer_bytes=fl.FOOTER_BYTES)
         return records.shuffle(len(work.partition.parts[0])).batch(batch).map(decode)
 
     process = tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, stock(work))

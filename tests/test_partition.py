@@ -83,7 +83,9 @@ def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, t
     split = fl.make_partition(digits, config)
     folder = fl.write_shards(digits, split, config)
     for client, part in enumerate(split.parts):
-        records = np.frombuffer((folder / f"{client}.bin").read_bytes(), np.uint8).reshape(len(part), 785)
+        records = np.frombuffer((folder / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8).reshape(
+            len(part), 785
+        )
         assert np.array_equal(records[:, :784].reshape(-1, 28, 28), digits.train.images[part])
         assert np.array_equal(records[:, 784], digits.train.labels[part])
     whole, cut = folder / "0.bin", folder / "1.bin"

@@ -42,7 +42,9 @@ def largest_difference(some, others):
 
 def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
     """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule, eagerly."""
-    records = np.frombuffer((shards / f"{client}.bin").read_bytes(), np.uint8).reshape(-1, fl.RECORD_BYTES)
+    records = np.frombuffer((shards / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8).reshape(
+        -1, fl.RECORD_BYTES
+    )
     key = tf.random.experimental.stateless_fold_in(tf.constant([config.seed, client], tf.int64), np.int64(round_num))
     for epoch in range(config.local_epochs):
         epoch_key = tf.random.experimental.stateless_fold_in(key, np.int64(epoch))

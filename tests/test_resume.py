@@ -1,0 +1,201 @@
+"""Nothing is lost: killed and resumed equals uninterrupted, damage is noticed, another run's files are refused.
+
+KILLS=20 python -m pytest tests/test_resume.py kills the script at 20 random moments instead of 3.
+"""
+
+import csv
+import io
+import json
+import os
+import pickle
+import random
+import shutil
+import subprocess
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+from conftest import command, gone, run_script
+
+import federated_learning as fl
+
+FLAGS = ("--dataset", "digits", "--model", "mlp", "--num-clients", "4", "--clients-per-round", "3")
+ROUNDS = 6
+KILLS = int(os.environ.get("KILLS", "3"))
+
+
+def outcome(run: Path):
+    """What must be equal: the table without its seconds, each client's report, and the weights."""
+    metrics = json.loads((run / "metrics.json").read_text())
+    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    for row in [*rows, *metrics["rounds"]]:
+        del row["seconds"]
+    return rows, metrics["rounds"], metrics["weights_sha256"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """(folder of an uninterrupted run, the seconds that it took)"""
+    folder, began = tmp_path_factory.mktemp("whole"), time.monotonic()
+    done = run_script(folder, *FLAGS, "--rounds", str(ROUNDS), "--name", "run")
+    assert done.returncode == 0 and "weights sha256 " + outcome(folder / "runs" / "run")[2] in done.stdout
+    return folder / "runs" / "run", time.monotonic() - began
+
+
+@pytest.fixture
+def half(whole, tmp_path):
+    """A copy of the whole run, as if its last three rounds had not been."""
+    run = tmp_path / "runs" / "run"
+    shutil.copytree(whole[0], run)
+    for name in ("metrics.json", "global_model.keras", *(f"checkpoints/round-{n:06d}.npz" for n in (5, 6))):
+        (run / name).unlink()
+    return run
+
+
+def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
+    moments = random.Random(7)
+    for number in range(KILLS):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        process = subprocess.Popen(
+            command(*FLAGS, "--rounds", str(ROUNDS), "--name", "run"), cwd=folder, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        time.sleep(moments.uniform(0.3, whole[1]))
+        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        process.kill()
+        process.wait()
+        run = folder / "runs" / "run"
+        for path in folder.rglob("*"):
+            if path.is_file() and not path.name.startswith("."):
+                check_whole(path)
+        flags = ("--resume", str(run)) if run.exists() else (*FLAGS, "--rounds", str(ROUNDS), "--name", "run")
+        done = run_script(folder, *flags)
+        assert done.returncode == 0, done.stderr
+        assert outcome(run) == outcome(whole[0])
+        assert all(gone(child) for child in below)
+
+
+def check_whole(path: Path):
+    """Fails where a file under its final name is cut short."""
+    content = path.read_bytes()
+    if path.suffix == ".json":
+        json.loads(content)
+    elif path.suffix == ".jsonl":
+        assert all(json.loads(line) for line in content.decode().splitlines()) and content.endswith(b"\n")
+    elif path.suffix in (".npz", ".keras"):
+        assert zipfile.ZipFile(path).testzip() is None
+    elif path.suffix == ".png":
+        assert content.endswith(b"IEND\xaeB`\x82")
+    elif path.suffix == ".csv":
+        assert content.endswith(b"\n") and len({line.count(b",") for line in content.splitlines()}) == 1
+    elif path.suffix == ".bin":
+        assert fl.fingerprint(content[: -fl.FOOTER_BYTES]).numpy().tobytes() == content[-fl.FOOTER_BYTES :]
+
+
+def test_a_run_goes_on_where_it_stopped_and_can_be_extended(whole, half, tmp_path):
+    done = run_script(tmp_path, "--resume", str(half))
+    assert done.returncode == 0, done.stderr
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("round ")] == ["5/6", "6/6"]
+    assert outcome(half) == outcome(whole[0])
+    longer = run_script(tmp_path, "--resume", str(half), "--rounds", "7")
+    assert longer.returncode == 0 and len(outcome(half)[0]) == 7 and outcome(half)[0][:6] == outcome(whole[0])[0]
+    assert len(list((half / "checkpoints").iterdir())) == fl.CHECKPOINTS_KEPT
+
+
+def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(whole, half, tmp_path):
+    shutil.copy(half / "checkpoints" / "round-000004.npz", tmp_path / "good.npz")
+    damaged = half / "checkpoints" / "round-000005.npz"
+    content = (tmp_path / "good.npz").read_bytes()
+    middle = len(content) // 2
+    damaged.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
+    (half / "checkpoints" / "round-000006.npz").write_bytes(content[: len(content) // 3])
+    done = run_script(tmp_path, "--resume", str(half))
+    assert done.returncode == 0 and done.stderr.count("going back to the one before it") == 2
+    assert outcome(half) == outcome(whole[0])
+
+
+@pytest.mark.parametrize("flags", ["--alpha 0.4", "--seed 1", "--model 2nn", "--num-clients 5", "--client-lr 0.2",
+                                   "--dataset mnist", "--rounds 3"])  # fmt: skip
+def test_another_configuration_is_refused(half, tmp_path, flags):
+    before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
+    done = run_script(tmp_path, "--resume", str(half), *flags.split())
+    field = flags.split()[0].removeprefix("--").replace("-", "_")
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and field in done.stderr, done.stderr
+    assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
+
+
+class Bomb:
+    """Unpickling it makes a file."""
+
+    def __reduce__(self):
+        return (open, ("exploded", "w"))
+
+
+def npz_bytes(**arrays):
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path):
+    newest = half / "checkpoints" / "round-000004.npz"
+    with np.load(newest) as npz:
+        good = dict(npz)
+    bombs = {
+        "a pickle": pickle.dumps(Bomb()),
+        "a pickled array": npz_bytes(**{**good, "leaf0": np.array([Bomb()], dtype=object)}),
+        "other shapes": npz_bytes(**{**good, "leaf0": good["leaf0"][:10]}),
+        "other types": npz_bytes(**{**good, "leaf0": good["leaf0"].astype(np.float64)}),
+        "missing leaves": npz_bytes(key=good["key"]),
+    }
+    for what, content in bombs.items():
+        newest.write_bytes(content)
+        # The one before, of round 4 too, is taken instead.
+        (half / "checkpoints" / "round-000003.npz").write_bytes(npz_bytes(**good))
+        done = run_script(tmp_path, "--resume", str(half), "--rounds", "6")
+        assert done.returncode == 0 and "going back" in done.stderr, (what, done.stderr)
+        assert not (tmp_path / "exploded").exists(), what
+        for path in (half / "checkpoints").iterdir():
+            path.unlink()
+    newest.write_bytes(npz_bytes(**{**good, "key": np.array("another run's")}))
+    done = run_script(tmp_path, "--resume", str(half))
+    assert done.returncode == 2 and "of another configuration" in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(("name", "content", "said"), [
+    ("config.json", "{", "not JSON"),
+    ("config.json", "[]", "no JSON object"),
+    ("config.json", '{"rounds": 5}', "unknown or missing"),
+    ("partition.json", '{"hash": "0000"}', "has changed"),
+    ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl"),
+])  # fmt: skip
+def test_a_damaged_run_folder_is_refused_in_one_line(half, tmp_path, name, content, said):
+    (half / name).write_text(content)
+    done = run_script(tmp_path, "--resume", str(half))
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_a_run_that_is_going_on_is_not_resumed(half, tmp_path):
+    descriptor = fl.lock(half)
+    done = run_script(tmp_path, "--resume", str(half))
+    os.close(descriptor)
+    assert done.returncode == 2 and "in use by a run" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
+    process = subprocess.Popen(
+        command("--dataset", "digits", "--model", "mlp", "--rounds", "100000", "--name", "run"), cwd=tmp_path,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    next(line for line in process.stdout if line.startswith("round "))
+    (shard,) = (tmp_path / ".cache").glob("*/3.bin")
+    content = shard.read_bytes()
+    shard.write_bytes(content[: 785 * 5])
+    _, errors = process.communicate(timeout=60)
+    lines = errors.splitlines()
+    assert process.returncode == 1 and len(lines) == 2, errors
+    assert "--resume runs/run goes on" in lines[0] and str(shard) in lines[1] and "damaged shard" in lines[1]
