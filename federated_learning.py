@@ -166,11 +166,11 @@ class Config:
     """How the clients' updates become one; mean: weighted by their numbers of examples."""
     rounds: whole(1, 100_000) = 5
     """Rounds of communication, T."""
-    local_epochs: whole(1, 1000) = 2
+    local_epochs: whole(1, 1000) = 3
     """Passes that a client makes over its shard in a round, E."""
     batch_size: whole(0, 60_000) = 16
     """Examples in a local batch, B; 0: the client's whole shard."""
-    client_lr: real(0, 1000) = 0.1
+    client_lr: real(0, 1000) = 0.2
     """Learning rate of the clients' SGD."""
 
     seed: whole(0, 2**31 - 1) = 0
@@ -1261,7 +1261,7 @@ def read_config(folder: Path) -> Config:
 
 def check_resumed(config: Config, saved: Config) -> None:
     """Raises UserError where a run is to be resumed with another configuration than its own."""
-    for field in Config.__dataclass_fields__.keys() - SIDE_FIELDS - {"rounds"}:
+    for field in sorted(Config.__dataclass_fields__.keys() - SIDE_FIELDS - {"rounds"}):
         ours, theirs = getattr(config, field), getattr(saved, field)
         if ours != theirs:
             raise UserError(
