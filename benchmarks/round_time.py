@@ -78,7 +78,6 @@ class Work:
 def floor(work: Work) -> Iterator[list[np.ndarray]]:
     """A hand-written TensorFlow graph loop a client, clients on two Python threads, mean in NumPy: no TFF at all."""
     tf, batch = fl.tf, work.config.batch_size
-    tf.config.threading.set_intra_op_parallelism_threads(1)
 
     def logits_of(weights, x):
         for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
@@ -211,6 +210,9 @@ def contend(name: str, work_name: str) -> None:
     rounds.close()
 
 
+THREADS = {"floor": {"TF_NUM_INTRAOP_THREADS": "1"}}  # its two clients at a time have the two cores
+
+
 class Contender:
     """The driver's side: starts the process, asks for rounds, and reads its tree's CPU time and memory."""
 
@@ -218,8 +220,9 @@ class Contender:
         self.name, self.seconds, self.cpu = name, [], []
         command = [python, __file__, "--contender", name, "--works", work]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+            env={**os.environ, **THREADS.get(name, {})},
+        )  # fmt: skip
 
     def ask(self, what: str) -> float:
         self.process.stdin.write(what + "\n")
@@ -235,8 +238,10 @@ class Contender:
         self.cpu.append(self.cpu_seconds() - before)
 
     def tree(self) -> list[psutil.Process]:
-        process = psutil.Process(self.process.pid)
-        return [process, *process.children(recursive=True)]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            process = psutil.Process(self.process.pid)
+            return [process, *process.children(recursive=True)]
+        return []
 
     def cpu_seconds(self) -> float:
         return sum(sum(p.cpu_times()[:2]) for p in self.tree())

@@ -26,7 +26,7 @@ def test_every_command_of_the_script_parses(line, capsys):
     if "--help" in flags or any(flag.startswith("--tyro") for flag in flags):
         with pytest.raises(SystemExit) as end:
             tyro.cli(fl.Config, args=flags)
-        assert end.value.code == 0
+        assert not end.value.code
     else:
         assert isinstance(tyro.cli(fl.Config, args=flags), fl.Config)
 
