@@ -34,6 +34,7 @@ import dataclasses
 import errno
 import fcntl
 import hashlib
+import heapq
 import importlib.util
 import inspect
 import io
@@ -488,8 +489,8 @@ def write_shards(dataset: Dataset, partition: Partition, config: Config) -> Path
         folder.mkdir(parents=True, exist_ok=True)
     for client, part in enumerate(partition.parts):
         pixels = dataset.train.images[part].reshape(len(part), -1)
-        records = np.concatenate([pixels, dataset.train.labels[part, None]], axis=1).tobytes()
-        content = records + fingerprint(records).numpy().tobytes()
+        records = np.concatenate([pixels, dataset.train.labels[part, None]], axis=1).ravel()
+        content = records.tobytes() + fingerprint(records).numpy().tobytes()
         path = folder / f"{client}.bin"
         if not path.exists() or path.read_bytes() != content:
             write_file(path, content)
@@ -497,20 +498,19 @@ def write_shards(dataset: Dataset, partition: Partition, config: Config) -> Path
 
 
 def fingerprint(data: Any) -> Any:
-    """FarmHash64 of a string, uint8[8]: the same here and in the worker's graph. Against accidents, not attackers."""
-    return tf.fingerprint(tf.reshape(data, [1]))[0]
+    """FarmHash64 of uint8[n], as uint8[8]; the same here and in the worker. Against accidents, not attackers."""
+    return tf.fingerprint(data[tf.newaxis])[0]
 
 
 def read_shard(path: Any) -> Any:
     """uint8[n_k,785] of a shard file, in the worker's graph; fails where the file is missing or damaged."""
-    content = tf.io.read_file(path)
-    records = tf.strings.substr(content, 0, tf.strings.length(content) - FOOTER_BYTES)
-    footer = tf.io.decode_raw(tf.strings.substr(content, -FOOTER_BYTES, FOOTER_BYTES), tf.uint8)
+    content = tf.io.decode_raw(tf.io.read_file(path), tf.uint8)
+    records, footer = content[:-FOOTER_BYTES], content[-FOOTER_BYTES:]
     whole = tf.reduce_all(tf.equal(fingerprint(records), footer))
     with tf.control_dependencies(
         [tf.debugging.Assert(whole, ["damaged shard file (deleted, it is made again):", path])]
     ):
-        return tf.reshape(tf.io.decode_raw(records, tf.uint8), [-1, RECORD_BYTES])
+        return tf.reshape(records, [-1, RECORD_BYTES])
 
 
 @contextlib.contextmanager
@@ -616,11 +616,12 @@ def build_local_training(model: Any, config: Config, adjust: Callable) -> Callab
                 with tf.GradientTape() as tape:
                     tape.watch(weights)
                     logits = model.predict_on_batch((weights, ()), x, training=True)
-                    loss = model.loss(logits, y)
+                    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+                    loss = tf.reduce_mean(losses)
                 gradients = adjust(tape.gradient(loss, weights), weights, initial)
                 state, weights = optimizer.next(state, weights, gradients)
                 hits = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
-                loss_sum += loss * tf.cast(tf.size(y), tf.float32)
+                loss_sum += tf.reduce_sum(losses)
                 correct += tf.reduce_sum(hits)
         seen = tf.cast(size, tf.float32) * config.local_epochs
         return weights, {"loss": loss_sum / seen, "accuracy": correct / seen}
@@ -628,12 +629,19 @@ def build_local_training(model: Any, config: Config, adjust: Callable) -> Callab
     return local_training
 
 
-class ClientResult(NamedTuple):
-    """What leaves a client: `update` is w - w_k, `weight` n_k (both 0 if `finite` is False), the rest its report."""
+class GroupResult(NamedTuple):
+    """What leaves a group of clients: `update` is the mean of w - w_k weighted by n_k, `weight` the sum of the n_k.
+
+    `reports` float32[g,4] has a row a client with the columns REPORT. Clients whose weights are not finite are in the
+    reports alone. A group of one client is a client.
+    """
 
     update: Any
     weight: Any
-    report: Any
+    reports: Any
+
+
+REPORT = ("examples", "loss", "accuracy", "finite")
 
 
 def keep_gradients(gradients: Any, weights: Any, initial: Any) -> Any:
@@ -653,14 +661,24 @@ ALGORITHMS = {
     # w <- w - 1.0 * sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k  (McMahan et al. 2017, Algorithm 1)
     "fedavg": Algorithm(keep_gradients, lambda config: tff.learning.optimizers.build_sgdm(1.0)),
 }
-AGGREGATORS: dict[str, Callable[[Config], Any]] = {  # TFF weighted aggregation factories
-    "mean": lambda config: tff.aggregators.MeanFactory(no_nan_division=True),
+
+
+class Aggregator(NamedTuple):
+    """A row of AGGREGATORS: a weighted TFF aggregation factory; `linear` if a mean of means is its mean."""
+
+    factory: Callable[[Config], Any]
+    linear: bool
+
+
+AGGREGATORS = {
+    "mean": Aggregator(lambda config: tff.aggregators.MeanFactory(no_nan_division=True), linear=True),
 }
 
 
 def build_process(config: Config, num_classes: int, shards: Path) -> Any:
-    """TFF IterativeProcess: next(state, client ids int64[m]) -> (state, measurements, a report for each id, in order).
+    """TFF IterativeProcess: next(state, groups) -> (state, measurements, the reports of each group).
 
+    `groups` are int64[g] arrays of client ids, a group a client where every update must be seen (`group_clients`).
     `state` is a tff LearningAlgorithmState whose `client_work` counts the rounds: all randomness of a round comes from
     (seed, round, client), so `next` is a pure function of its arguments.
     """
@@ -669,7 +687,7 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
     model = tff.learning.models.functional_model_from_keras(build_model(config, num_classes), loss_function(), batch)
     initial = tff.learning.models.ModelWeights(tuple(model.initial_weights[0]), ())
     local_training = build_local_training(model, config, algorithm.adjust)
-    number = tff.TensorType(np.int64)
+    number, group_type = tff.TensorType(np.int64), tff.TensorType(np.int64, [None])
 
     @tff.tensorflow.computation
     def initial_weights():
@@ -681,23 +699,39 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
     def next_number(round_num):
         return round_num + 1
 
-    @tff.tensorflow.computation(weights_type, number, number)
-    def train_client(weights, round_num, client):
-        path = tf.strings.join([str(shards) + "/", tf.strings.as_string(client), ".bin"])
-        records = read_shard(path)
+    def train_client(initial, round_num, client):
+        records = read_shard(tf.strings.join([f"{shards}/", tf.strings.as_string(client), ".bin"]))
         key = tf.random.experimental.stateless_fold_in(
             tf.stack([tf.constant(config.seed, tf.int64), client]), round_num
         )
-        before = tuple(weights.trainable)
-        after, means = local_training(before, records, key)
+        trained, means = local_training(initial, records, key)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in trained])
+        update = tuple(tf.where(finite, old - new, 0) for old, new in zip(initial, trained, strict=True))
         examples = tf.cast(tf.shape(records)[0], tf.float32)
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in after])
-        update = tuple(tf.where(finite, b - a, 0) for b, a in zip(before, after, strict=True))
-        weight = tf.where(finite, examples, 0)  # a client that diverged is left out
-        return ClientResult(update, weight, {"examples": examples, **means, "finite": finite})
+        report = tf.stack([examples, means["loss"], means["accuracy"], tf.cast(finite, tf.float32)])
+        return update, tf.where(finite, examples, 0), report  # a client that diverged has no weight
+
+    @tf.function
+    def train_clients(initial, round_num, clients):
+        """One after the other, summed as they come: memory and messages do not grow with their number."""
+        total, weight = tuple(tf.zeros_like(w) for w in initial), 0.0
+        reports = tf.TensorArray(tf.float32, tf.size(clients), element_shape=[len(REPORT)])
+        for position in tf.range(tf.size(clients)):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+            update, examples, report = train_client(initial, round_num, clients[position])
+            total = tuple(t + examples * u for t, u in zip(total, update, strict=True))
+            weight += examples
+            reports = reports.write(position, report)
+        return tuple(tf.math.divide_no_nan(t, weight) for t in total), weight, reports.stack()
+
+    @tff.tensorflow.computation(weights_type, number, group_type)
+    def train_group(weights, round_num, clients):
+        return GroupResult(*train_clients(tuple(weights.trainable), round_num, clients))
 
     broadcast = templates.build_broadcast_process(weights_type)
-    aggregate = AGGREGATORS[config.aggregator](config).create(weights_type.trainable, tff.TensorType(np.float32))
+    aggregate = (
+        AGGREGATORS[config.aggregator].factory(config).create(weights_type.trainable, tff.TensorType(np.float32))
+    )
     finalize = templates.build_apply_optimizer_finalizer(algorithm.server(config), weights_type)
 
     @tff.federated_computation
@@ -712,15 +746,15 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
             )
         )
 
-    @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(number, tff.CLIENTS))
-    def next_round(state, clients):
+    @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(group_type, tff.CLIENTS))
+    def next_round(state, groups):
         round_num = tff.federated_map(next_number, state.client_work)
         sent = broadcast.next(state.distributor, state.global_model_weights)
-        trained = tff.federated_map(train_client, (sent.result, tff.federated_broadcast(round_num), clients))
+        trained = tff.federated_map(train_group, (sent.result, tff.federated_broadcast(round_num), groups))
         mean = aggregate.next(state.aggregator, trained.update, trained.weight)
         new = finalize.next(state.finalizer, state.global_model_weights, mean.result)
         state = templates.LearningAlgorithmState(new.result, sent.state, round_num, mean.state, new.state)
-        return tff.federated_zip(state), mean.measurements, trained.report
+        return tff.federated_zip(state), mean.measurements, trained.reports
 
     return tff.templates.IterativeProcess(initialize, next_round, next_is_multi_arg=True)
 
@@ -895,8 +929,19 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         """TFF's native execution context with this worker as its executor."""
         stub = tff.framework.RemoteExecutorGrpcStub(channel)
 
+        class Executor(tff.framework.RemoteExecutor):
+            """Sends a computation once, where TFF sends it again for each call of it: 5 ms and 130 kB a round."""
+
+            async def create_value(self, value: Any, type_spec: Any = None) -> Any:
+                if not isinstance(type_spec, tff.FunctionType):
+                    return await super().create_value(value, type_spec)
+                if id(value) not in self.sent:
+                    self.sent[id(value)] = value, await super().create_value(value, type_spec)
+                return self.sent[id(value)][1]
+
         def connect(cardinalities: dict[Any, int]) -> Any:
-            executor = tff.framework.RemoteExecutor(stub)
+            executor = Executor(stub)
+            executor.sent = {}
             executor.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
             return executor
 
@@ -1023,8 +1068,28 @@ def sample_clients(config: Config, round_num: int) -> list[int]:
     return sorted(rng.choice(config.num_clients, config.cohort, replace=False).tolist())
 
 
+GROUPS = 32  # for any number of cores, so that the sums, and so the weights, do not depend on it
+
+
+def group_clients(clients: Sequence[int], sizes: np.ndarray, linear: bool) -> list[np.ndarray]:
+    """`clients` as int64[g] arrays: each its own group, or, where the aggregator allows it, GROUPS of about n/GROUPS.
+
+    TFF keeps a value for each group in memory and spends about a millisecond on it. `sizes` are the n_k of all clients.
+    """
+    if not linear or len(clients) <= GROUPS:
+        return [np.array([client], np.int64) for client in clients]
+    groups: list[list[int]] = [[] for _ in range(GROUPS)]
+    filled = [(0, number) for number in range(GROUPS)]  # a heap: the group with the fewest images comes first
+    for client in sorted(clients, key=lambda client: (-sizes[client], client)):
+        images, number = heapq.heappop(filled)
+        groups[number].append(client)
+        heapq.heappush(filled, (images + int(sizes[client]), number))
+    return [np.array(sorted(group), np.int64) for group in groups]
+
+
 def run_rounds(
     config: Config,
+    sizes: np.ndarray,
     process: Any,
     evaluate: Callable[[Any], Evaluation],
     state: Any = None,
@@ -1032,17 +1097,20 @@ def run_rounds(
 ) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
     """Yields (state, record, evaluation) after each round from that of `state` on; without one, from the first.
 
-    TFF's worker lives as long as the generator. Raises RunFailed where a round cannot be done.
+    `sizes` are the clients' n_k. TFF's worker lives as long as the generator. Raises RunFailed where a round cannot be
+    done.
     """
-    with Worker(config.cohort, log, config.patience) as worker:
+    linear = AGGREGATORS[config.aggregator].linear
+    with Worker(min(config.cohort, GROUPS if linear else config.cohort), log, config.patience) as worker:
         first = process.initialize()  # also where it is not needed: a TFF that was never used prints at our exit
         state = first if state is None else state
         for round_num in range(int(state.client_work) + 1, config.rounds + 1):
             began = time.perf_counter()
-            clients = sample_clients(config, round_num)
-            state, _, reports = persist(worker, round_num, lambda t=state, ids=clients: process.next(t, ids))
+            groups = group_clients(sample_clients(config, round_num), sizes, linear)
+            state, _, reports = persist(worker, round_num, lambda t=state, ids=groups: process.next(t, ids))
             evaluation = evaluate(state.global_model_weights)
-            yield state, make_record(round_num, clients, reports, evaluation, time.perf_counter() - began), evaluation
+            clients = client_rows(groups, reports)
+            yield state, make_record(round_num, clients, evaluation, time.perf_counter() - began), evaluation
 
 
 def persist(worker: Worker, round_num: int, train: Callable[[], Any]) -> Any:
@@ -1060,16 +1128,23 @@ def persist(worker: Worker, round_num: int, train: Callable[[], Any]) -> Any:
             raise RunFailed(f"round {round_num}: TFF's worker cannot train: {reason}") from error
 
 
-def make_record(
-    round_num: int, clients: list[int], reports: list[dict[str, Any]], evaluation: Evaluation, seconds: float
-) -> RoundRecord:
-    """Puts the clients' own reports and the evaluation of the new global model into the round's record."""
-    kept = [report for report in reports if report["finite"]]
+def client_rows(groups: list[np.ndarray], reports: list[np.ndarray]) -> list[dict[str, Any]]:
+    """What each client of the round reported, in the order of the ids."""
+    rows = [
+        {"client": int(client), **dict(zip(REPORT, map(float, row), strict=True)), "finite": bool(row[-1])}
+        for group, report in zip(groups, reports, strict=True)
+        for client, row in zip(group, report, strict=True)
+    ]
+    return sorted(rows, key=lambda row: row["client"])
+
+
+def make_record(round_num: int, clients: list[dict[str, Any]], evaluation: Evaluation, seconds: float) -> RoundRecord:
+    """The round's record, from the clients' own reports and the evaluation of the new global model."""
+    kept = [row for row in clients if row["finite"]]
 
     def mean(figure: str) -> float:
         """Over the clients kept, weighted by n_k."""
-        values, weights = ([float(report[key]) for report in kept] for key in (figure, "examples"))
-        return float(np.average(values, weights=weights)) if kept else math.nan
+        return float(np.average([r[figure] for r in kept], weights=[r["examples"] for r in kept])) if kept else math.nan
 
     return RoundRecord(
         round=round_num,
@@ -1077,12 +1152,9 @@ def make_record(
         train_accuracy=mean("accuracy"),
         test_loss=evaluation.loss,
         test_accuracy=evaluation.accuracy,
-        left_out=len(reports) - len(kept),
+        left_out=len(clients) - len(kept),
         seconds=round(seconds, 3),
-        clients=[
-            {"client": client, **{key: value.item() for key, value in report.items()}}
-            for client, report in zip(clients, reports, strict=True)
-        ],
+        clients=clients,
     )
 
 
@@ -1477,7 +1549,9 @@ def run(config: Config) -> Result:
     state, evaluation = start, evaluate(start.global_model_weights) if records else None
     with Progress(config.rounds, len(records)) as progress:
         try:
-            for state, record, evaluation in run_rounds(config, process, evaluate, start, folder / "worker.log"):
+            for state, record, evaluation in run_rounds(
+                config, partition.sizes, process, evaluate, start, folder / "worker.log"
+            ):
                 trouble = record.trouble(records, dataset.num_classes)
                 records.append(record)
                 save_round(folder, record, state, key)

@@ -126,7 +126,7 @@ def ours(work: Work) -> Iterator[list[np.ndarray]]:
     with fl.Worker(CLIENTS):
         state = process.initialize()
         while True:
-            state, _, _ = process.next(state, list(range(CLIENTS)))
+            state, _, _ = process.next(state, [np.array([client]) for client in range(CLIENTS)])
             yield list(state.global_model_weights.trainable)
 
 

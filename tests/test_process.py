@@ -32,6 +32,11 @@ def federation(worker, digits, tmp_path, monkeypatch):
     return make
 
 
+def alone(clients):
+    """Each client a group of its own."""
+    return [np.array([client]) for client in clients]
+
+
 def weights_of(state):
     return [np.asarray(w) for w in state.global_model_weights.trainable]
 
@@ -87,7 +92,7 @@ def test_rounds_equal_a_numpy_fedavg(federation):
     assert len(set(partition.sizes.tolist())) == 3  # unequal, so the weighting shows
     for round_num in (1, 2):
         expected = numpy_fedavg_round(config, shards, partition.sizes.tolist(), expected, round_num)
-        state, _, _ = process.next(state, [0, 1, 2])
+        state, _, _ = process.next(state, alone([0, 1, 2]))
         assert largest_difference(weights_of(state), expected) < 1e-5
 
 
@@ -105,7 +110,7 @@ def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rat
     for round_num in (1, 2):
         data = [list(batches_of(config, shards, client, round_num)) for client in range(3)]
         theirs = stock.next(theirs, data).state
-        ours, _, _ = process.next(ours, [0, 1, 2])
+        ours, _, _ = process.next(ours, alone([0, 1, 2]))
         assert largest_difference(weights_of(ours), weights_of(theirs)) < 1e-5
 
 
@@ -114,18 +119,18 @@ def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
     state = process.initialize()
     ((images, labels),) = batches_of(config, shards, 0, 1)
     expected = numpy_sgd_step([w.astype(np.float64) for w in weights_of(state)], images, labels, config.client_lr)
-    state, _, (report,) = process.next(state, [0])
+    state, _, reports = process.next(state, alone([0]))
     assert largest_difference(weights_of(state), expected) < 1e-6
-    assert report["examples"] == 1437 == len(labels)
+    assert fl.client_rows(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
 
 
 def test_clients_are_weighted_by_their_numbers_of_examples(federation):
     _, partition, _, process = federation()
     state = process.initialize()
-    alone = [weights_of(process.next(state, [client])[0]) for client in range(3)]
-    together = weights_of(process.next(state, [0, 1, 2])[0])
+    each = [weights_of(process.next(state, alone([client]))[0]) for client in range(3)]
+    together = weights_of(process.next(state, alone([0, 1, 2]))[0])
     shares = partition.sizes / partition.sizes.sum()
-    expected = [sum(s * w for s, w in zip(shares, layer, strict=True)) for layer in zip(*alone, strict=True)]
+    expected = [sum(s * w for s, w in zip(shares, layer, strict=True)) for layer in zip(*each, strict=True)]
     assert largest_difference(together, expected) < 1e-6
 
 
@@ -144,14 +149,15 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
     dataset = fl.make_dataset("black", {"x_train": black, "y_train": digits.train.labels,
                                         "x_test": digits.test.images, "y_test": digits.test.labels})  # fmt: skip
     process = fl.build_process(config, 10, fl.write_shards(dataset, fl.make_partition(dataset, config), config))
-    state, _, reports = process.next(process.initialize(), [0, 1, 2])
-    assert [bool(report["finite"]) for report in reports] == [True, False, True]
-    others, _, _ = process.next(process.initialize(), [0, 2])
+    state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
+    rows = fl.client_rows(alone([0, 1, 2]), reports)
+    assert [row["finite"] for row in rows] == [True, False, True]
+    others, _, _ = process.next(process.initialize(), alone([0, 2]))
     assert largest_difference(weights_of(state), weights_of(others)) < 1e-7
     evaluation = fl.Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
-    record = fl.make_record(1, [0, 1, 2], reports, evaluation, 1.0)
+    record = fl.make_record(1, rows, evaluation, 1.0)
     assert record.left_out == 1 and np.isfinite(record.train_loss) and "left out" in record.line(5)
-    nobody, _, _ = process.next(state, [1])
+    nobody, _, _ = process.next(state, alone([1]))
     assert largest_difference(weights_of(nobody), weights_of(state)) == 0
 
 
@@ -159,8 +165,9 @@ def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
     config, partition, shards, process = federation(batch_size=0, local_epochs=1)
     state = process.initialize()
     model = fl.build_model(config, 10)
-    _, _, reports = process.next(state, [0, 2])
-    for client, report in zip([0, 2], reports, strict=True):
+    _, _, reports = process.next(state, alone([0, 2]))
+    for report in fl.client_rows(alone([0, 2]), reports):
+        client = report["client"]
         ((images, labels),) = batches_of(config, shards, client, 1)
         logits = model(images)
         assert report["examples"] == partition.sizes[client]
@@ -172,12 +179,30 @@ def test_bytes_to_the_worker_do_not_grow_with_the_images(federation, worker):
     sent = {}
     for clients in (100, 10):  # clients 0, 1, 2 hold 14 images each, then 144
         _, partition, _, process = federation(num_clients=clients, partition="iid")
-        state, _, _ = process.next(process.initialize(), [0, 1, 2])
+        state, _, _ = process.next(process.initialize(), alone([0, 1, 2]))
         before = worker.bytes_sent
-        process.next(state, [0, 1, 2])
+        process.next(state, alone([0, 1, 2]))
         sent[int(partition.sizes[0])] = worker.bytes_sent - before
     assert set(sent) == {15, 144}
-    assert abs(sent[15] - sent[144]) < 1000  # three clients' images differ by 304,000 bytes
+    assert abs(sent[15] - sent[144]) < 500  # three clients' images differ by 304,000 bytes
+    weights = sum(w.nbytes for w in weights_of(state))
+    assert weights < sent[15] < weights + 1000  # the weights, and next to nothing else
+
+
+def test_clients_in_groups_give_the_weights_of_clients_alone(federation, worker):
+    config, partition, _, process = federation(num_clients=100, alpha=0.3)
+    clients = list(range(0, 100, 2))
+    groups = fl.group_clients(clients, partition.sizes, linear=True)
+    assert len(groups) == fl.GROUPS and sorted(np.concatenate(groups).tolist()) == clients
+    filled = [partition.sizes[group].sum() for group in groups]
+    assert max(filled) - min(filled) <= partition.sizes[clients].max()  # balanced to within one client
+    assert [group.tolist() for group in fl.group_clients(clients, partition.sizes, linear=False)] == [
+        [k] for k in clients
+    ]
+    grouped, _, in_groups = process.next(process.initialize(), groups)
+    apart, _, each = process.next(process.initialize(), alone(clients))
+    assert largest_difference(weights_of(grouped), weights_of(apart)) < 1e-6
+    assert fl.client_rows(groups, in_groups) == fl.client_rows(alone(clients), each)
 
 
 def test_parameters_are_those_of_the_papers():
