@@ -1452,8 +1452,10 @@ def write_events(folder: Path, record: RoundRecord, confusion: Any) -> None:
         tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion))[None])
 
 
-def save_result(result: Result, model: Any, config: Config, dataset: Dataset, images: Path) -> None:
-    """Writes metrics.json, the plots and the global model of the last round done."""
+def save_result(result: Result | None, model: Any, config: Config, dataset: Dataset, images: Path) -> None:
+    """Writes metrics.json, the plots and the global model of the last round done, where there is one."""
+    if result is None:
+        return
     final, note = result.evaluation, caption(config, dataset)
     metrics = {
         "dataset": dataset.name,
@@ -1546,27 +1548,28 @@ def run(config: Config) -> Result:
     evaluate = build_evaluator(model, dataset.test, dataset.num_classes)
     key = checkpoint_key(config, partition, process)
     start, records = load_progress(folder, process, key)
-    state, evaluation = start, evaluate(start.global_model_weights) if records else None
+    result = Result(folder, records, evaluate(start.global_model_weights), start) if records else None
     with Progress(config.rounds, len(records)) as progress:
         try:
             for state, record, evaluation in run_rounds(
                 config, partition.sizes, process, evaluate, start, folder / "worker.log"
             ):
+                save_round(folder, record, state, key)
+                result = Result(folder, [*records, record], evaluation, state)
                 trouble = record.trouble(records, dataset.num_classes)
                 records.append(record)
-                save_round(folder, record, state, key)
                 progress.line(record.line(config.rounds))
                 if trouble:
                     notice(f"round {record.round}: {trouble}; a smaller --client-lr may help")
                 if config.tensorboard:
                     write_events(folder, record, plot_confusion(evaluation.confusion, note))
         except (KeyboardInterrupt, RunFailed, UserError):
-            notice(f"stopped after round {len(records)}; python federated_learning.py --resume {folder} goes on")
-            raise
-        finally:
-            if records:
-                result = Result(folder, records, evaluation, state)
+            with contextlib.suppress(UserError):  # what stopped the run is what the user must know
                 save_result(result, model, config, dataset, images)
+            done = len(result.records) if result else 0
+            notice(f"stopped after round {done}; python federated_learning.py --resume {folder} goes on")
+            raise
+    save_result(result, model, config, dataset, images)
     summarize(result, config, dataset, images)
     os.close(locked)
     return result

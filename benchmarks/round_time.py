@@ -32,8 +32,8 @@ RESULTS = ROOT / "benchmarks" / "results" / "round_time.json"
 CLIENTS = 10
 WORKS = {  # images a client, and what differs from the default configuration
     "mlp": (6000, {"model": "mlp", "batch_size": 32}),
-    "small-cnn": (6000, {"model": "small-cnn", "batch_size": 16}),
-    "cnn": (600, {"model": "cnn", "batch_size": 10}),
+    "small-cnn": (1000, {"model": "small-cnn", "batch_size": 16}),
+    "cnn": (300, {"model": "cnn", "batch_size": 10}),
 }
 
 
