@@ -17,6 +17,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -62,6 +63,15 @@ class Work:
 
     def functional_model(self):
         return fl.tff.learning.models.functional_model_from_keras(self.keras_model(), fl.loss_function(), self.spec())
+
+    def export(self) -> Path:
+        """The work as a file for the peers, which know nothing of TensorFlow."""
+        path, test = Path(tempfile.gettempdir()) / f"work-{self.partition.digest}.npz", self.dataset.test
+        weights = {f"weight{number}": w for number, w in enumerate(self.keras_model().get_weights())}
+        np.savez(path, images=self.dataset.train.images, labels=self.dataset.train.labels, test_images=test.images,
+                 test_labels=test.labels, indices=np.concatenate(self.partition.parts), sizes=self.partition.sizes,
+                 batch=self.config.batch_size, rate=self.config.client_lr, **weights)  # fmt: skip
+        return path
 
     def spec(self):
         tf = fl.tf
@@ -190,6 +200,13 @@ def keras_fit(work: Work) -> Iterator[list[np.ndarray]]:
         yield weights
 
 
+PEERS = {  # name -> its script in peers/; its environment is .peers/<first word of the script's name>
+    "floor-jax": "jax_floor.py",
+    "torch-loop": "torch_loop.py",
+    "flower": "flower.py",
+    "fedjax": "fedjax_loop.py",
+    "pfl-research": "pfl_loop.py",
+}
 CONTENDERS = {"floor": floor, "ours": ours, "stock-tff": stock_tff, "usual-tff": usual_tff, "keras-fit": keras_fit}
 
 
@@ -210,23 +227,32 @@ def contend(name: str, work_name: str) -> None:
     rounds.close()
 
 
+def peer_python(name: str) -> Path:
+    """The Python of the peer's own environment, which `python benchmarks/peers.py --install` makes."""
+    return ROOT / ".peers" / PEERS[name].partition("_")[0].removesuffix(".py") / "bin" / "python"
+
+
 THREADS = {"floor": {"TF_NUM_INTRAOP_THREADS": "1"}}  # its two clients at a time have the two cores
 
 
 class Contender:
     """The driver's side: starts the process, asks for rounds, and reads its tree's CPU time and memory."""
 
-    def __init__(self, name: str, work: str, python: str = sys.executable):
+    def __init__(self, name: str, work: str):
         self.name, self.seconds, self.cpu = name, [], []
-        command = [python, __file__, "--contender", name, "--works", work]
+        command = [sys.executable, __file__, "--contender", name, "--works", work]
+        if name in PEERS:
+            script = ROOT / "benchmarks" / "peers" / PEERS[name]
+            command = [str(peer_python(name)), str(script), str(Work(work).export())]
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, **THREADS.get(name, {})},
+            env={**os.environ, "PYTHONPATH": str(ROOT / "benchmarks" / "peers"), **THREADS.get(name, {})},
         )  # fmt: skip
 
     def ask(self, what: str) -> float:
-        self.process.stdin.write(what + "\n")
-        self.process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(what + "\n")
+            self.process.stdin.flush()
         answer = self.process.stdout.readline()
         if not answer:
             raise SystemExit(f"{self.name} ended with exit status {self.process.wait()}")
@@ -255,7 +281,8 @@ class Contender:
 
     def end(self) -> None:
         tree = self.tree()
-        self.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
         for process in tree:  # TFF's own context leaves its worker running
@@ -322,13 +349,19 @@ def machine() -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *PEERS],
+                        help="by default all but the peers, and floor-jax on mlp where it is installed")  # fmt: skip
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.contender:
         return contend(options.contender, options.works[0])
-    rows = [row for work in options.works for row in measure(work, options.contenders, options.rounds)]
+    rows = []
+    for work in options.works:
+        names = ["floor", "ours", "stock-tff"]  # the others take minutes a round with convolutions
+        if work == "mlp":
+            names = [*CONTENDERS, *(["floor-jax"] if peer_python("floor-jax").exists() else [])]
+        rows += measure(work, options.contenders or names, options.rounds)
     RESULTS.parent.mkdir(exist_ok=True)
     RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     print(table(rows))

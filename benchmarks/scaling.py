@@ -1,0 +1,84 @@
+"""Seconds a round and memory against the number of clients, each with a few images: ours, from 10 to 10,000.
+
+python benchmarks/scaling.py    # a minute; writes results/scaling.json and images/scaling.png
+"""
+
+import json
+import statistics
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import psutil  # noqa: E402
+import round_time  # noqa: E402
+
+import federated_learning as fl  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
+PICTURE = ROOT / "images" / "scaling.png"
+CLIENTS, IMAGES, ROUNDS = (10, 100, 1000, 10_000), 6, 9
+
+
+def measure(num_clients: int) -> dict[str, float]:
+    """Medians over ROUNDS rounds of `num_clients` clients with IMAGES images each, after one to warm up."""
+    config = fl.Config(
+        model="mlp", partition="iid", num_clients=num_clients, local_epochs=1, batch_size=32, rounds=ROUNDS + 1,
+        cache=str(ROOT / ".cache"),
+    )  # fmt: skip
+    full, total = fl.load_dataset(config), num_clients * IMAGES
+    train = fl.Split(full.train.images[:total], full.train.labels[:total])
+    dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
+    began = time.perf_counter()
+    partition = fl.make_partition(dataset, config)
+    fl.to_json(fl.manifest(dataset, partition, config))
+    shards = fl.write_shards(dataset, partition, config)
+    prepared = time.perf_counter() - began
+    process = fl.build_process(config, 10, shards)
+    nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0])
+    records = [record for _, record, _ in fl.run_rounds(config, partition.sizes, process, lambda _: nothing)]
+    seconds = [record.seconds for record in records[1:]]
+    return {"clients": num_clients, "images": IMAGES, "prepare_s": round(prepared, 2), "seconds": seconds}
+
+
+def plot(rows: list[dict]) -> None:
+    note = f"MNIST · {IMAGES} images a client, IID · mlp, B = 32, E = 1, seed 0 · medians of {ROUNDS} · {round_time.machine()}"
+    figure = fl.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
+    clients = [row["clients"] for row in rows]
+    seconds, memory = figure.subplots(1, 2)
+    seconds.loglog(clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=fl.BLUE)
+    seconds.set(xlabel="clients a round", ylabel="seconds a round")
+    memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=fl.ORANGE)
+    memory.set(xlabel="clients a round", ylabel="peak of the process tree (MiB)", ylim=(0, None))
+    for axes in (seconds, memory):
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    fl.save_plot(figure, PICTURE)
+
+
+def main() -> None:
+    if len(sys.argv) > 1:  # one size, in a process of its own
+        row = measure(int(sys.argv[1]))
+        print(json.dumps(row), flush=True)
+        return
+    rows = []
+    for clients in CLIENTS:
+        child = psutil.Popen([sys.executable, __file__, str(clients)], stdout=-1, text=True)
+        peak = 0
+        while child.poll() is None:  # the worker's peak must be read while it lives
+            try:
+                tree = [child, *child.children(recursive=True)]
+                peak = max(peak, sum(process.memory_info().rss for process in tree))
+            except psutil.NoSuchProcess:
+                pass
+            time.sleep(0.1)
+        rows.append({**json.loads(child.stdout.read()), "peak_mib": peak >> 20})
+        print(rows[-1], flush=True)
+    RESULTS.write_text(json.dumps({"machine": round_time.machine(), "rows": rows}, indent=1) + "\n")
+    plot(rows)
+
+
+if __name__ == "__main__":
+    main()
