@@ -1452,7 +1452,9 @@ def write_events(folder: Path, record: RoundRecord, confusion: Any) -> None:
         tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion))[None])
 
 
-def save_result(result: Result | None, model: Any, config: Config, dataset: Dataset, images: Path) -> None:
+def save_result(
+    result: Result | None, model: Any, config: Config, dataset: Dataset, partition: Partition, images: Path
+) -> None:
     """Writes metrics.json, the plots and the global model of the last round done, where there is one."""
     if result is None:
         return
@@ -1470,6 +1472,7 @@ def save_result(result: Result | None, model: Any, config: Config, dataset: Data
         "rounds": [vars(record) for record in result.records],
     }
     write_file(result.folder / "metrics.json", to_json(metrics))
+    save_plot(plot_partition(partition.counts, note), images / "client_partition.png")
     save_plot(plot_convergence(result.records, note), images / "convergence_plot.png")
     save_plot(plot_confusion(final.confusion, note), images / "confusion_matrix.png")
     save_plot(plot_misclassified(dataset.test, final, note), images / "misclassified.png")
@@ -1540,7 +1543,6 @@ def run(config: Config) -> Result:
     images = plots_folder(config, dataset, folder)
     note = caption(config, dataset)
     say(f"{note}\n")
-    save_plot(plot_partition(partition.counts, note), images / "client_partition.png")
 
     shards = write_shards(dataset, partition, config)
     process = build_process(config, dataset.num_classes, shards)
@@ -1565,11 +1567,11 @@ def run(config: Config) -> Result:
                     write_events(folder, record, plot_confusion(evaluation.confusion, note))
         except (KeyboardInterrupt, RunFailed, UserError):
             with contextlib.suppress(UserError):  # what stopped the run is what the user must know
-                save_result(result, model, config, dataset, images)
+                save_result(result, model, config, dataset, partition, images)
             done = len(result.records) if result else 0
             notice(f"stopped after round {done}; python federated_learning.py --resume {folder} goes on")
             raise
-    save_result(result, model, config, dataset, images)
+    save_result(result, model, config, dataset, partition, images)
     summarize(result, config, dataset, images)
     os.close(locked)
     return result

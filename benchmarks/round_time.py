@@ -66,7 +66,7 @@ class Work:
 
     def export(self) -> Path:
         """The work as a file for the peers, which know nothing of TensorFlow."""
-        path, test = Path(tempfile.gettempdir()) / f"work-{self.partition.digest}.npz", self.dataset.test
+        path, test = Path(tempfile.mkdtemp(prefix="work-")) / "work.npz", self.dataset.test
         weights = {f"weight{number}": w for number, w in enumerate(self.keras_model().get_weights())}
         np.savez(path, images=self.dataset.train.images, labels=self.dataset.train.labels, test_images=test.images,
                  test_labels=test.labels, indices=np.concatenate(self.partition.parts), sizes=self.partition.sizes,

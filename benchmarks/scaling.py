@@ -44,14 +44,19 @@ def measure(num_clients: int) -> dict[str, float]:
 
 
 def plot(rows: list[dict]) -> None:
-    note = f"MNIST · {IMAGES} images a client, IID · mlp, B = 32, E = 1, seed 0 · medians of {ROUNDS} · {round_time.machine()}"
+    work = f"MNIST · {IMAGES} images a client, IID · mlp, B = 32, E = 1, seed 0"
+    note = f"{work} · medians of {ROUNDS} rounds · {round_time.machine()}"
     figure = fl.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
     clients = [row["clients"] for row in rows]
     seconds, memory = figure.subplots(1, 2)
     seconds.loglog(clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=fl.BLUE)
     seconds.set(xlabel="clients a round", ylabel="seconds a round")
     memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=fl.ORANGE)
-    memory.set(xlabel="clients a round", ylabel="peak of the process tree (MiB)", ylim=(0, None))
+    memory.set(
+        xlabel="clients a round",
+        ylabel="peak of the process tree (MiB)",
+        ylim=(0, 1.1 * max(row["peak_mib"] for row in rows)),
+    )
     for axes in (seconds, memory):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)

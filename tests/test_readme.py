@@ -45,7 +45,14 @@ def test_every_flag_is_named_and_every_named_flag_exists():
     named = set(re.findall(r"`--([a-z][a-z-]*)", README))
     flags = {field.replace("_", "-") for field in fl.Config.__dataclass_fields__}
     assert flags - named == set()
-    assert named - flags <= {"help", "no-deps", "tyro-print-completion"}
+    assert named - flags <= {"help", "install", "no-deps", "tyro-print-completion"}
+
+
+def test_tables_are_those_of_the_results(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import readme
+
+    assert readme.fill(README) == README  # else: python benchmarks/readme.py
 
 
 def test_every_linked_file_exists():

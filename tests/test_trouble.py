@@ -27,9 +27,9 @@ def started(folder, *flags, **options):
     return process
 
 
-@pytest.mark.parametrize(("kilobytes", "named"), [(60, "client_partition.png"), (300, "checkpoints")])
+@pytest.mark.parametrize(("kilobytes", "named"), [(60, "shards-"), (300, "checkpoints")])
 def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named):
-    """A limit on the size of a file stands for the disk's: a plot, then a checkpoint, does not fit."""
+    """A limit on the size of a file stands for the disk's: a shard, then a checkpoint, does not fit."""
     limit = kilobytes * 1024
     done = subprocess.run(
         command(*QUICK, "--name", "run"), cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS,

@@ -1,0 +1,80 @@
+"""Where the seconds of a run go, from the command to the last file: the default run, or another by its flags.
+
+    python benchmarks/startup.py                            # the default run
+    python benchmarks/startup.py --model mlp --rounds 2     # any flags of the script
+
+Writes the default run's table to results/startup.json.
+"""
+
+import time
+
+began = time.perf_counter()
+import collections  # noqa: E402
+import json  # noqa: E402
+import sys  # noqa: E402
+import tempfile  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import federated_learning as fl  # noqa: E402
+
+SPINE = [
+    "load_dataset",
+    "make_partition",
+    "open_folder",
+    "write_shards",
+    "build_process",
+    "build_model",
+    "build_evaluator",
+    "save_round",
+    "save_result",
+    "summarize",
+]
+
+
+def main() -> None:
+    spent = collections.Counter()
+    spent["imports: the script, NumPy, tyro"] = time.perf_counter() - began
+    first_round = []
+
+    def timed(name, function):
+        def call(*arguments, **keywords):
+            start = time.perf_counter()
+            try:
+                return function(*arguments, **keywords)
+            finally:
+                spent[name] += time.perf_counter() - start
+
+        return call  # fmt: skip
+
+    def first(function):
+        def call(*arguments):
+            first_round.append(time.perf_counter() - began)
+            return function(*arguments)
+
+        return call  # fmt: skip
+
+    start = time.perf_counter()
+    fl.tf.__version__, fl.tff.__version__  # noqa: B018 (loads them)
+    spent["imports: TensorFlow, TFF"] = time.perf_counter() - start
+    for name in SPINE:
+        setattr(fl, name, timed(name, getattr(fl, name)))
+    fl.Worker.__enter__ = timed("worker's start", fl.Worker.__enter__)
+    build_evaluator = fl.build_evaluator
+    fl.build_evaluator = lambda *arguments: timed("rounds: evaluation", build_evaluator(*arguments))
+    fl.persist = timed("rounds: training", first(fl.persist))
+    with tempfile.TemporaryDirectory() as folder:
+        flags = sys.argv[1:]
+        fl.main([*flags, "--runs", folder, "--cache", str(ROOT / ".cache")])
+    total = time.perf_counter() - began
+    spent["everything else"] = total - sum(spent.values())
+    rows = {name: round(seconds, 2) for name, seconds in spent.items()}
+    result = {"first_round_starts_after_s": round(first_round[0], 2), "total_s": round(total, 2), "seconds": rows}
+    print(json.dumps(result, indent=1))
+    if not flags:
+        (ROOT / "benchmarks" / "results" / "startup.json").write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
