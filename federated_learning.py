@@ -507,9 +507,8 @@ def read_shard(path: Any) -> Any:
     content = tf.io.decode_raw(tf.io.read_file(path), tf.uint8)
     records, footer = content[:-FOOTER_BYTES], content[-FOOTER_BYTES:]
     whole = tf.reduce_all(tf.equal(fingerprint(records), footer))
-    with tf.control_dependencies(
-        [tf.debugging.Assert(whole, ["damaged shard file (deleted, it is made again):", path])]
-    ):
+    checked = tf.debugging.Assert(whole, ["damaged shard file (deleted, it is made again):", path])
+    with tf.control_dependencies([checked]):
         return tf.reshape(records, [-1, RECORD_BYTES])
 
 
@@ -649,8 +648,7 @@ def keep_gradients(gradients: Any, weights: Any, initial: Any) -> Any:
     return gradients
 
 
-@dataclass(frozen=True)
-class Algorithm:
+class Algorithm(NamedTuple):
     """A row of ALGORITHMS: what the clients do to their gradients, and the server's optimizer."""
 
     adjust: Callable[[Any, Any, Any], Any]
@@ -699,11 +697,11 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
     def next_number(round_num):
         return round_num + 1
 
+    @tf.autograph.experimental.do_not_convert
     def train_client(initial, round_num, client):
         records = read_shard(tf.strings.join([f"{shards}/", tf.strings.as_string(client), ".bin"]))
-        key = tf.random.experimental.stateless_fold_in(
-            tf.stack([tf.constant(config.seed, tf.int64), client]), round_num
-        )
+        seed = tf.constant(config.seed, tf.int64)
+        key = tf.random.experimental.stateless_fold_in(tf.stack([seed, client]), round_num)
         trained, means = local_training(initial, records, key)
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in trained])
         update = tuple(tf.where(finite, old - new, 0) for old, new in zip(initial, trained, strict=True))
@@ -729,9 +727,8 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
         return GroupResult(*train_clients(tuple(weights.trainable), round_num, clients))
 
     broadcast = templates.build_broadcast_process(weights_type)
-    aggregate = (
-        AGGREGATORS[config.aggregator].factory(config).create(weights_type.trainable, tff.TensorType(np.float32))
-    )
+    factory = AGGREGATORS[config.aggregator].factory(config)
+    aggregate = factory.create(weights_type.trainable, tff.TensorType(np.float32))
     finalize = templates.build_apply_optimizer_finalizer(algorithm.server(config), weights_type)
 
     @tff.federated_computation
@@ -792,15 +789,19 @@ def guard(parent: int, door: int, binary: str, isolated: str) -> None:
 
     port = 8000  # in a namespace of its own every port is free
     if isolated:
-        user, group = os.getuid(), os.getgid()
-        if libc.unshare(0x10000000 | 0x40000000):  # CLONE_NEWUSER | CLONE_NEWNET
-            print(f"cannot isolate the worker ({os.strerror(ctypes.get_errno())})", flush=True)
+        try:
+            user, group = os.getuid(), os.getgid()
+            if libc.unshare(0x10000000 | 0x40000000):  # CLONE_NEWUSER | CLONE_NEWNET
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            maps = {"setgroups": "deny", "uid_map": f"{user} {user} 1", "gid_map": f"{group} {group} 1"}
+            for name, text in maps.items():
+                with open(f"/proc/self/{name}", "w") as file:
+                    file.write(text)
+            with socket.socket() as any_socket:  # SIOCSIFFLAGS: the loopback interface is up
+                fcntl.ioctl(any_socket, 0x8914, b"lo".ljust(16, b"\0") + (1).to_bytes(24, "little"))
+        except OSError as error:
+            print(f"cannot isolate the worker ({error.strerror})", flush=True)
             os._exit(1)
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
-            with open(f"/proc/self/{name}", "w") as file:
-                file.write(text)
-        with socket.socket() as any_socket:  # SIOCSIFFLAGS: the loopback interface is up
-            fcntl.ioctl(any_socket, 0x8914, b"lo".ljust(16, b"\0") + (1).to_bytes(24, "little"))
     else:
         with socket.socket() as probe:
             probe.bind(("", 0))
@@ -898,9 +899,11 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 options = [(f"grpc.{name}", value) for name, value in options.items()]
                 channel = grpc.insecure_channel(f"unix:{folder}/door", options)
                 grpc.channel_ready_future(channel).result(START_SECONDS)
-            except BaseException:
+            except BaseException as error:
                 self.process.kill()
                 self.process.wait()
+                if isinstance(error, grpc.FutureTimeoutError):
+                    raise RunFailed(f"TFF's worker did not answer in {START_SECONDS} s; see {self.log}") from error
                 raise
         # The folder is gone now: nobody else gets in. The channel is never closed: TFF's stub subscribes to it, and
         # closing prints an error from gRPC's thread.
@@ -913,7 +916,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         if line.startswith("cannot"):
             raise PermissionError(line)
         if not line:
-            raise WorkerLost(f"TFF's worker did not start; see {self.log}")
+            raise RunFailed(f"TFF's worker did not start; see {self.log}")
         return int(line)
 
     def _end(self) -> None:
@@ -1000,7 +1003,7 @@ class Evaluation:
 def build_evaluator(model: Any, split: Split, num_classes: int) -> Callable[[Any], Evaluation]:
     """evaluate(weights) -> Evaluation on the whole split, with TFF's ModelWeights put into the Keras `model`."""
 
-    @tf.function
+    @tf.function(autograph=False)
     def predict(images: Any, labels: Any) -> tuple[Any, Any]:
         logits = model(to_input(images), training=False)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
@@ -1102,7 +1105,7 @@ def run_rounds(
     """
     linear = AGGREGATORS[config.aggregator].linear
     with Worker(min(config.cohort, GROUPS if linear else config.cohort), log, config.patience) as worker:
-        first = process.initialize()  # also where it is not needed: a TFF that was never used prints at our exit
+        first = persist(worker, 0, process.initialize)  # needed or not: a TFF that was never used prints at our exit
         state = first if state is None else state
         for round_num in range(int(state.client_work) + 1, config.rounds + 1):
             began = time.perf_counter()

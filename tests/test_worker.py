@@ -113,7 +113,7 @@ def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_pat
         os.kill(workers[-1].pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=30)
     lines = errors.splitlines()
-    assert process.returncode == 1 and len(lines) == 3 and "3 times in this round" in lines[-1], errors
+    assert process.returncode == 1 and len(lines) == 4 and "3 times in this round" in lines[-1], errors
 
 
 def test_nobody_else_reaches_the_worker(tmp_path):
