@@ -1208,7 +1208,7 @@ def plot_convergence(records: Sequence[RoundRecord], note: str) -> Any:
         axes.spines[["top", "right"]].set_visible(False)
     loss, accuracy = figure.axes
     loss.set_ylabel("cross-entropy (nats)")
-    loss.set_ylim(bottom=0)
+    loss.set_yscale("log")  # a first round may be twenty times the last
     loss.legend(frameon=False, fontsize=9)
     accuracy.set_ylabel("accuracy (%)")
     return figure
