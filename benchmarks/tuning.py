@@ -1,6 +1,6 @@
 """How the defaults were chosen: accuracy on 10,000 held-out training images, no test image looked at.
 
-python benchmarks/tuning.py        # about 15 minutes on 2 cores; what is already in runs/tuning is not run again
+python benchmarks/tuning.py        # about 25 minutes on 2 cores; what is already in runs/tuning is not run again
 """
 
 import csv
