@@ -573,14 +573,16 @@ def build_model(config: Config, num_classes: int) -> Any:
     return model
 
 
+def build_functional_model(config: Config, num_classes: int) -> Any:
+    """The same model as a TFF FunctionalModel. It invalidates the Keras models built before it: build those after."""
+    batch = (tf.TensorSpec([None, IMAGE_SIDE, IMAGE_SIDE, 1], tf.float32), tf.TensorSpec([None], tf.int32))
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return tff.learning.models.functional_model_from_keras(build_model(config, num_classes), loss, batch)
+
+
 def to_input(pixels: Any) -> Any:
     """uint8[n,784] or [n,28,28] -> float32[n,28,28,1] in 0..1."""
     return tf.reshape(tf.cast(pixels, tf.float32) / 255, [-1, IMAGE_SIDE, IMAGE_SIDE, 1])
-
-
-def loss_function() -> Any:
-    """Mean cross-entropy of a batch, in nats."""
-    return tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
 
 # ======================================================================================================================
@@ -681,8 +683,7 @@ def build_process(config: Config, num_classes: int, shards: Path) -> Any:
     (seed, round, client), so `next` is a pure function of its arguments.
     """
     templates, algorithm = tff.learning.templates, ALGORITHMS[config.algorithm]
-    batch = (tf.TensorSpec([None, IMAGE_SIDE, IMAGE_SIDE, 1], tf.float32), tf.TensorSpec([None], tf.int32))
-    model = tff.learning.models.functional_model_from_keras(build_model(config, num_classes), loss_function(), batch)
+    model = build_functional_model(config, num_classes)
     initial = tff.learning.models.ModelWeights(tuple(model.initial_weights[0]), ())
     local_training = build_local_training(model, config, algorithm.adjust)
     number, group_type = tff.TensorType(np.int64), tff.TensorType(np.int64, [None])
@@ -1009,9 +1010,10 @@ def build_evaluator(model: Any, split: Split, num_classes: int) -> Callable[[Any
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
         return tf.argmax(logits, axis=1), losses
 
+    batches = tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(EVALUATION_BATCH)
+
     def evaluate(weights: Any) -> Evaluation:
         weights.assign_weights_to(model)
-        batches = tf.data.Dataset.from_tensor_slices((split.images, split.labels)).batch(EVALUATION_BATCH)
         predicted, losses = (np.concatenate(parts) for parts in zip(*(predict(x, y) for x, y in batches), strict=True))
         confusion = sklearn.metrics.confusion_matrix(split.labels, predicted, labels=range(num_classes))
         return Evaluation(
@@ -1280,7 +1282,6 @@ def open_folder(config: Config, dataset: Dataset, partition: Partition) -> Path:
         folder = Path(config.resume).expanduser()
         if read_json(folder / "partition.json").get("hash") != partition.digest:
             raise UserError(f"resume={config.resume!r}: its data or its partition.json has changed; restore it")
-        write_file(folder / "config.json", to_json({**vars(config), "resume": ""}))
         return folder
     data = "other" if config.dataset == "mnist" and not dataset.original else config.dataset
     name = config.name or "-".join([data, config.partition, config.algorithm, config.model, f"seed{config.seed}"])
@@ -1300,14 +1301,18 @@ def open_folder(config: Config, dataset: Dataset, partition: Partition) -> Path:
                 raise UserError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
 
 
-def lock(folder: Path) -> int:
-    """A lock on the run's folder until this process ends. Raises UserError where another run has it."""
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """The run's folder for this run alone. Raises UserError where another run has it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise UserError(f"{folder} is in use by a run that is going on; wait for its end") from error
-    return descriptor
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder} is in use by a run that is going on; wait for its end") from error
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -1447,25 +1452,24 @@ def to_json(content: Any) -> str:
     return re.sub(r"\[[-\d\s,.eE+]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
 
 
-def write_events(folder: Path, record: RoundRecord, confusion: Any) -> None:
-    """Adds the round's figures and its confusion matrix to the run's TensorBoard events."""
-    with writing(folder), tf.summary.create_file_writer(str(folder)).as_default(step=record.round):
+def write_events(events: Any, record: RoundRecord, confusion: Any) -> None:
+    """Adds the round's figures and its confusion matrix to the TensorBoard `events`."""
+    with events.as_default(step=record.round):
         for name, value in csv_row(record).items():
             tf.summary.scalar(name, value)
         tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion))[None])
+    events.flush()
 
 
 def save_result(
-    result: Result | None, model: Any, config: Config, dataset: Dataset, partition: Partition, images: Path
-) -> None:
-    """Writes metrics.json, the plots and the global model of the last round done, where there is one."""
-    if result is None:
-        return
+    result: Result, model: Any, config: Config, dataset: Dataset, partition: Partition, images: Path
+) -> list[Path]:
+    """Writes the plots, metrics.json and the global model of the last round done; the paths of these."""
     final, note = result.evaluation, caption(config, dataset)
     metrics = {
         "dataset": dataset.name,
         "original_mnist": dataset.original,
-        "config": dataclasses.asdict(config),
+        "config": vars(config),
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tff": tff.__version__},
         "weights_sha256": weights_sha256(result.state),
         "test_accuracy": final.accuracy,
@@ -1474,17 +1478,26 @@ def save_result(
         "report": class_report(dataset, final),
         "rounds": [vars(record) for record in result.records],
     }
-    write_file(result.folder / "metrics.json", to_json(metrics))
-    save_plot(plot_partition(partition.counts, note), images / "client_partition.png")
-    save_plot(plot_convergence(result.records, note), images / "convergence_plot.png")
-    save_plot(plot_confusion(final.confusion, note), images / "confusion_matrix.png")
-    save_plot(plot_misclassified(dataset.test, final, note), images / "misclassified.png")
     result.state.global_model_weights.assign_weights_to(model)
-    path = result.folder / "global_model.keras"
-    part = path.with_name(f".{os.getpid()}-{path.name}")
-    with writing(path):
-        model.save(part)
-        part.replace(path)
+    files = {
+        images / "client_partition.png": to_png(plot_partition(partition.counts, note)),
+        images / "convergence_plot.png": to_png(plot_convergence(result.records, note)),
+        images / "confusion_matrix.png": to_png(plot_confusion(final.confusion, note)),
+        images / "misclassified.png": to_png(plot_misclassified(dataset.test, final, note)),
+        result.folder / "metrics.json": to_json(metrics),
+        result.folder / "global_model.keras": keras_bytes(model, result.folder),
+    }
+    for path, content in files.items():
+        write_file(path, content)
+    return list(files)
+
+
+def keras_bytes(model: Any, folder: Path) -> bytes:
+    """The Keras model as a .keras file's bytes, by way of a file in `folder`: Keras knows no other."""
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".keras-", dir=folder) as made:
+        path = Path(made) / ".model.keras"
+        model.save(path)
+        return path.read_bytes()
 
 
 def weights_sha256(state: Any) -> str:
@@ -1501,14 +1514,6 @@ def class_report(dataset: Dataset, evaluation: Evaluation) -> dict[str, Any]:
         output_dict=True,
         zero_division=0,
     )
-
-
-PLOTS = ("client_partition", "convergence_plot", "confusion_matrix", "misclassified")
-
-
-def save_plot(figure: Any, path: Path) -> None:
-    """Writes the figure as PNG."""
-    write_file(path, to_png(figure))
 
 
 def to_png(figure: Any) -> bytes:
@@ -1542,19 +1547,23 @@ def run(config: Config) -> Result:
     dataset = load_dataset(config)
     partition = make_partition(dataset, config)
     folder = open_folder(config, dataset, partition)
-    locked = lock(folder)
     images = plots_folder(config, dataset, folder)
     note = caption(config, dataset)
-    say(f"{note}\n")
-
-    shards = write_shards(dataset, partition, config)
-    process = build_process(config, dataset.num_classes, shards)
-    model = build_model(config, dataset.num_classes)
-    evaluate = build_evaluator(model, dataset.test, dataset.num_classes)
-    key = checkpoint_key(config, partition, process)
-    start, records = load_progress(folder, process, key)
-    result = Result(folder, records, evaluate(start.global_model_weights), start) if records else None
-    with Progress(config.rounds, len(records)) as progress:
+    with lock(folder), Progress(config.rounds) as progress:
+        say(f"{note}\n")
+        write_file(
+            folder / "config.json", to_json({**vars(config), "resume": ""})
+        )  # a resumed run may have more rounds
+        shards = write_shards(dataset, partition, config)
+        process = build_process(config, dataset.num_classes, shards)
+        model = build_model(config, dataset.num_classes)
+        evaluate = build_evaluator(model, dataset.test, dataset.num_classes)
+        key = checkpoint_key(config, partition, process)
+        start, records = load_progress(folder, process, key)
+        progress.start_from(len(records))
+        result = Result(folder, records, evaluate(start.global_model_weights), start) if records else None
+        events = tf.summary.create_file_writer(str(folder)) if config.tensorboard else None
+        saving = (model, config, dataset, partition, images)
         try:
             for state, record, evaluation in run_rounds(
                 config, partition.sizes, process, evaluate, start, folder / "worker.log"
@@ -1566,17 +1575,17 @@ def run(config: Config) -> Result:
                 progress.line(record.line(config.rounds))
                 if trouble:
                     notice(f"round {record.round}: {trouble}; a smaller --client-lr may help")
-                if config.tensorboard:
-                    write_events(folder, record, plot_confusion(evaluation.confusion, note))
+                if events:
+                    write_events(events, record, plot_confusion(evaluation.confusion, note))
         except (KeyboardInterrupt, RunFailed, UserError):
             with contextlib.suppress(UserError):  # what stopped the run is what the user must know
-                save_result(result, model, config, dataset, partition, images)
+                if result:
+                    save_result(result, *saving)
             done = len(result.records) if result else 0
             notice(f"stopped after round {done}; python federated_learning.py --resume {folder} goes on")
             raise
-    save_result(result, model, config, dataset, partition, images)
-    summarize(result, config, dataset, images)
-    os.close(locked)
+        written = save_result(result, *saving)
+    summarize(result, dataset, written)
     return result
 
 
@@ -1589,7 +1598,7 @@ def plots_folder(config: Config, dataset: Dataset, folder: Path) -> Path:
     return images
 
 
-def summarize(result: Result, config: Config, dataset: Dataset, images: Path) -> None:
+def summarize(result: Result, dataset: Dataset, written: list[Path]) -> None:
     """The closing lines: what came out, on what, and where it lies."""
     report = class_report(dataset, result.evaluation)
     means = report["macro avg"]
@@ -1601,9 +1610,8 @@ def summarize(result: Result, config: Config, dataset: Dataset, images: Path) ->
         f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: {hardest}\n"
         f"weights sha256 {weights_sha256(result.state)}\n"
     )
-    plots = [images / f"{name}.png" for name in PLOTS]
-    files = ["config.json", "metrics.csv", "metrics.json", "partition.json", "global_model.keras"]
-    for path in [*plots, *(result.folder / name for name in files)]:
+    tables = [result.folder / name for name in ("config.json", "partition.json", "metrics.csv")]
+    for path in [*written, *tables]:
         say(f"wrote {path}")
 
 
@@ -1625,10 +1633,8 @@ def notice(text: str) -> None:
 class Progress:
     """A live display of rounds done and seconds spent on stderr while rounds run; nothing where that is no terminal."""
 
-    def __init__(self, rounds: int, done: int):
-        self.bar = tqdm.tqdm(
-            total=rounds, initial=done, desc="rounds", unit="round", leave=False, disable=None, dynamic_ncols=True
-        )
+    def __init__(self, rounds: int):
+        self.bar = tqdm.tqdm(desc="rounds", unit="round", total=rounds, leave=False, disable=None, dynamic_ncols=True)
         self.over = threading.Event()
 
     def __enter__(self) -> Progress:
@@ -1643,6 +1649,10 @@ class Progress:
         """TFF's `next` says nothing until it is done; the clock goes on."""
         while not self.over.wait(0.2):
             self.bar.refresh()
+
+    def start_from(self, done: int) -> None:
+        """The rounds that a resumed run had done already."""
+        self.bar.initial = self.bar.n = done
 
     def line(self, text: str) -> None:
         """A finished round's line."""

@@ -61,9 +61,6 @@ class Work:
     def keras_model(self):
         return fl.build_model(self.config, 10)
 
-    def functional_model(self):
-        return fl.tff.learning.models.functional_model_from_keras(self.keras_model(), fl.loss_function(), self.spec())
-
     def export(self) -> Path:
         """The work as a file for the peers, which know nothing of TensorFlow."""
         path, test = Path(tempfile.mkdtemp(prefix="work-")) / "work.npz", self.dataset.test
@@ -72,10 +69,6 @@ class Work:
                  test_labels=test.labels, indices=np.concatenate(self.partition.parts), sizes=self.partition.sizes,
                  batch=self.config.batch_size, rate=self.config.client_lr, **weights)  # fmt: skip
         return path
-
-    def spec(self):
-        tf = fl.tf
-        return (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
         evaluate = fl.build_evaluator(self.keras_model(), self.dataset.test, 10)
@@ -144,7 +137,7 @@ def stock(work: Work):
     """TFF's own FedAvg, as its tutorials build it."""
     optimizers = fl.tff.learning.optimizers
     return fl.tff.learning.algorithms.build_weighted_fed_avg(
-        work.functional_model(),
+        fl.build_functional_model(work.config, 10),
         client_optimizer_fn=optimizers.build_sgdm(work.config.client_lr),
         server_optimizer_fn=optimizers.build_sgdm(1.0),
     )
@@ -193,7 +186,8 @@ def keras_fit(work: Work) -> Iterator[list[np.ndarray]]:
         for x, y in arrays:
             model = work.keras_model()
             model.set_weights(weights)
-            model.compile(fl.tf.keras.optimizers.SGD(work.config.client_lr), fl.loss_function())
+            loss = fl.tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+            model.compile(fl.tf.keras.optimizers.SGD(work.config.client_lr), loss)
             model.fit(x, y, batch_size=work.config.batch_size, epochs=1, verbose=0)
             trained.append(model.get_weights())
         weights = [np.mean(layer, axis=0) for layer in zip(*trained, strict=True)]

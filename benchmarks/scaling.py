@@ -5,6 +5,7 @@ python benchmarks/scaling.py    # a minute; writes results/scaling.json and imag
 
 import json
 import statistics
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -60,7 +61,7 @@ def plot(rows: list[dict]) -> None:
     for axes in (seconds, memory):
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    fl.save_plot(figure, PICTURE)
+    PICTURE.write_bytes(fl.to_png(figure))
 
 
 def main() -> None:
@@ -70,7 +71,7 @@ def main() -> None:
         return
     rows = []
     for clients in CLIENTS:
-        child = psutil.Popen([sys.executable, __file__, str(clients)], stdout=-1, text=True)
+        child = psutil.Popen([sys.executable, __file__, str(clients)], stdout=subprocess.PIPE, text=True)
         peak = 0
         while child.poll() is None:  # the worker's peak must be read while it lives
             try:

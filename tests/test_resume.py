@@ -181,10 +181,13 @@ def test_a_damaged_run_folder_is_refused_in_one_line(half, tmp_path, name, conte
 
 
 def test_a_run_that_is_going_on_is_not_resumed(half, tmp_path):
-    descriptor = fl.lock(half)
-    done = run_script(tmp_path, "--resume", str(half))
-    os.close(descriptor)
+    before = (half / "config.json").read_bytes()
+    with fl.lock(half):
+        done = run_script(tmp_path, "--resume", str(half), "--rounds", "9")
     assert done.returncode == 2 and "in use by a run" in done.stderr and done.stderr.count("\n") == 1
+    assert (half / "config.json").read_bytes() == before
+    with fl.lock(half):  # free again
+        pass
 
 
 def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
