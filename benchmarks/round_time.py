@@ -233,7 +233,7 @@ class Contender:
     """The driver's side: starts the process, asks for rounds, and reads its tree's CPU time and memory."""
 
     def __init__(self, name: str, work: str):
-        self.name, self.seconds, self.cpu = name, [], []
+        self.name, self.seconds, self.cpu, self.seen = name, [], [], []
         command = [sys.executable, __file__, "--contender", name, "--works", work]
         if name in PEERS:
             script = ROOT / "benchmarks" / "peers" / PEERS[name]
@@ -260,7 +260,8 @@ class Contender:
     def tree(self) -> list[psutil.Process]:
         with contextlib.suppress(psutil.NoSuchProcess):
             process = psutil.Process(self.process.pid)
-            return [process, *process.children(recursive=True)]
+            self.seen = [process, *process.children(recursive=True)]
+            return self.seen
         return []
 
     def cpu_seconds(self) -> float:
@@ -274,12 +275,12 @@ class Contender:
         return total / 1024
 
     def end(self) -> None:
-        tree = self.tree()
+        self.tree()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
-        for process in tree:  # TFF's own context leaves its worker running
+        for process in self.seen:  # TFF's own context leaves its worker running
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
 
