@@ -135,9 +135,11 @@ def ours(work: Work) -> Iterator[list[np.ndarray]]:
 
 def stock(work: Work):
     """TFF's own FedAvg, as its tutorials build it."""
-    optimizers = fl.tff.learning.optimizers
+    tf, optimizers = fl.tf, fl.tff.learning.optimizers
+    batch = (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return fl.tff.learning.algorithms.build_weighted_fed_avg(
-        fl.build_functional_model(work.config, 10),
+        fl.tff.learning.models.functional_model_from_keras(work.keras_model(), loss, batch),
         client_optimizer_fn=optimizers.build_sgdm(work.config.client_lr),
         server_optimizer_fn=optimizers.build_sgdm(1.0),
     )

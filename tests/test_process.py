@@ -37,6 +37,13 @@ def alone(clients):
     return [np.array([client]) for client in clients]
 
 
+def functional_model(config):
+    """The model as TFF makes it functional. It invalidates the Keras models built before it."""
+    batch = (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    return tff.learning.models.functional_model_from_keras(fl.build_model(config, 10), loss, batch)
+
+
 def weights_of(state):
     return [np.asarray(w) for w in state.global_model_weights.trainable]
 
@@ -101,7 +108,7 @@ def test_rounds_equal_a_numpy_fedavg(federation):
 def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
     config, _, shards, process = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
     stock = tff.learning.algorithms.build_weighted_fed_avg(
-        fl.build_functional_model(config, 10),
+        functional_model(config),
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(config.client_lr),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
     )
