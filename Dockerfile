@@ -12,4 +12,5 @@ COPY federated_learning.py federated_mnist.ipynb pyproject.toml README.md LICENS
 COPY data data
 COPY tests tests
 COPY benchmarks benchmarks
+COPY variants variants
 CMD ["make", "run"]

@@ -100,6 +100,7 @@ try:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     figures, ticker, sklearn = lazy("matplotlib.figure"), lazy("matplotlib.ticker"), lazy("sklearn")
     tf, tff = lazy("tensorflow"), lazy("tensorflow_federated")
+    partitions = lazy("variants.partitions")
 except ModuleNotFoundError as missing:
     refuse(f"{missing.name} is not installed; `make run` or `pip install --no-deps -r requirements.txt` installs it")
 
@@ -150,11 +151,24 @@ class Config:
     partition: one_of(PARTITIONERS) = "dirichlet"
     """How the training images are split over the clients. iid: shuffled and dealt out. shards: sorted by label,
     `shards_per_client` pieces a client [McMahan et al. 2017]. dirichlet: each label's images in proportions drawn from
-    Dirichlet(alpha) [Yurochkin et al. 2019]."""
+    Dirichlet(alpha) [Yurochkin et al. 2019]. labels-per-client: images of exactly `labels_per_client` labels each
+    [Li et al. 2022]. quantity: sizes by a power law, labels IID. feature: IID, but each client's images are rotated
+    and made noisy in its own way [Li et al. 2022]. file: as `partition_file` says."""
     alpha: real(0.001, 1e6) = 0.5
     """Dirichlet concentration; smaller is more skewed. Used by dirichlet."""
     shards_per_client: whole(1, 1000) = 2
     """Label-sorted shards that a client gets. Used by shards."""
+    labels_per_client: whole(1, MAX_CLASSES) = 2
+    """Labels of which a client holds images, k. Used by labels-per-client."""
+    size_exponent: real(0, 10) = 1.0
+    """The client of size rank r holds images in proportion to r ** -size_exponent; 0: equal. Used by quantity."""
+    rotation: real(0, 180) = 45.0
+    """Degrees by which the first client's images are turned one way, and the last one's the other. Used by feature."""
+    noise: real(0, 255) = 0.0
+    """Standard deviation, in grey levels, of the noise on the last client's images; the first has none. Used by
+    feature."""
+    partition_file: str = ""
+    """A partition.json, of a run or another program, whose split is used as it is. Implies `--partition file`."""
     num_clients: whole(1, 60_000) = 10
     """Clients, K."""
     clients_per_round: whole(0, 60_000) = 0
@@ -194,6 +208,11 @@ class Config:
         """Raises UserError for a value of the wrong type or range, or a clash of two."""
         for field, hint in typing.get_type_hints(Config, include_extras=True).items():
             object.__setattr__(self, field, check_value(field, getattr(self, field), hint))
+        if self.partition_file and self.partition in (Config.partition, "file"):
+            object.__setattr__(self, "partition", "file")
+        if bool(self.partition_file) != (self.partition == "file"):
+            raise UserError(f"partition={self.partition!r} with partition_file={self.partition_file!r:.60}; "
+                            "choose partition='file' with a file, or another without")  # fmt: skip
         if self.clients_per_round > self.num_clients:
             raise UserError(f"clients_per_round={self.clients_per_round} exceeds num_clients={self.num_clients}; "
                             f"choose 1..{self.num_clients}, or 0 for all")  # fmt: skip
@@ -389,22 +408,35 @@ def split_dirichlet(labels: np.ndarray, config: Config, rng: np.random.Generator
 
 
 class Partitioner(NamedTuple):
-    """A row of PARTITIONERS: split(labels, config, rng) -> K index arrays; `title` is what the plots call it."""
+    """A row of PARTITIONERS: split(labels, config, rng) -> K index arrays; `title` is what the plots call it.
 
-    split: Callable[[np.ndarray, Config, np.random.Generator], list[np.ndarray]]
+    `shift(images, client, config)`, where there is one, changes a client's images before they go into its shard.
+    """
+
     title: str
+    split: Callable[[np.ndarray, Config, np.random.Generator], list[np.ndarray]]
+    shift: Callable[[np.ndarray, int, Config], np.ndarray] | None = None
 
 
 PARTITIONERS = {
-    "iid": Partitioner(split_iid, "IID"),
-    "shards": Partitioner(split_shards, "{shards_per_client} shards a client"),
-    "dirichlet": Partitioner(split_dirichlet, "Dirichlet({alpha:g})"),
+    "iid": Partitioner("IID", split_iid),
+    "shards": Partitioner("{shards_per_client} shards a client", split_shards),
+    "dirichlet": Partitioner("Dirichlet({alpha:g})", split_dirichlet),
+    "labels-per-client": Partitioner("{labels_per_client} labels a client", lambda *a: partitions.split_by_label(*a)),
+    "quantity": Partitioner("sizes by power law ({size_exponent:g})", lambda *a: partitions.split_by_size(*a)),
+    "feature": Partitioner(
+        "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_iid, lambda *a: partitions.shift_features(*a)
+    ),
+    "file": Partitioner("split of {partition_file}", lambda *a: partitions.read_split(*a)),
 }
 
 
 @dataclass(frozen=True)
 class Partition:
-    """parts: K arrays int64[n_k] of training indices, disjoint, none empty, covering all; counts int64[K,C]."""
+    """parts: K arrays int64[n_k] of training indices, disjoint, none empty; counts int64[K,C].
+
+    They cover all images, but where a file says otherwise.
+    """
 
     parts: list[np.ndarray]
     counts: np.ndarray
@@ -422,12 +454,18 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     if config.num_clients > len(labels):
         raise UserError(f"num_clients={config.num_clients} exceeds the {len(labels)} training images; "
                         f"choose 1..{len(labels)}")  # fmt: skip
-    split = PARTITIONERS[config.partition].split(labels, config, np.random.default_rng(config.seed))
+    row = PARTITIONERS[config.partition]
+    try:
+        split = row.split(labels, config, np.random.default_rng(config.seed))
+    except ValueError as error:  # a request that cannot be met
+        raise UserError(str(error)) from error
     parts = [np.sort(part).astype(np.int64) for part in fill_empty(split)]
     counts = np.stack([np.bincount(labels[part], minlength=dataset.num_classes) for part in parts])  # (K, C)
     digest = hashlib.sha256(dataset.digest.encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part.tobytes())
+    if row.shift:
+        digest.update(repr((row.title.format(**vars(config)), config.seed)).encode())
     return Partition(parts, counts, digest.hexdigest()[:16])
 
 
@@ -488,8 +526,10 @@ def write_shards(dataset: Dataset, partition: Partition, config: Config) -> Path
     folder = Path(config.cache).expanduser().absolute() / f"shards-{partition.digest}"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
+    shift = PARTITIONERS[config.partition].shift
     for client, part in enumerate(partition.parts):
-        pixels = dataset.train.images[part].reshape(len(part), -1)
+        images = dataset.train.images[part]
+        pixels = (shift(images, client, config) if shift else images).reshape(len(part), -1)
         records = np.concatenate([pixels, dataset.train.labels[part, None]], axis=1).ravel()
         content = records.tobytes() + fingerprint(records).numpy().tobytes()
         path = folder / f"{client}.bin"

@@ -1,5 +1,6 @@
 """Data and partition: the committed MNIST is MNIST; every split is disjoint, whole, seeded and as skewed as said."""
 
+import dataclasses
 import hashlib
 from pathlib import Path
 
@@ -31,29 +32,100 @@ def test_digits_are_scikit_learns_enlarged(digits):
     assert {image[3:27:3, 3:27:3].tobytes() for image in digits.train.images} <= small
 
 
-@pytest.mark.parametrize("partition", fl.PARTITIONERS)
+SPLITS = sorted(fl.PARTITIONERS.keys() - {"file"})
+
+
+@pytest.mark.parametrize("partition", SPLITS)
 @pytest.mark.parametrize("num_clients", [1, 10, 1000])
 def test_split_is_disjoint_covering_and_a_function_of_the_seed(mnist, partition, num_clients):
-    config = fl.Config(partition=partition, num_clients=num_clients)
+    flags = {"partition": partition, "num_clients": num_clients, "labels_per_client": 10 if num_clients == 1 else 2}
+    config = fl.Config(**flags)
     split = fl.make_partition(mnist, config)
     assert len(split.parts) == num_clients and min(map(len, split.parts)) >= 1
     assert np.array_equal(np.sort(np.concatenate(split.parts)), np.arange(60_000))
     assert split.digest == fl.make_partition(mnist, config).digest
     if num_clients > 1:
-        assert (
-            split.digest
-            != fl.make_partition(mnist, fl.Config(partition=partition, num_clients=num_clients, seed=1)).digest
-        )
+        assert split.digest != fl.make_partition(mnist, fl.Config(**flags, seed=1)).digest
     for part, counts in zip(split.parts, split.counts, strict=True):
         assert np.bincount(mnist.train.labels[part], minlength=10).tolist() == counts.tolist()
 
 
-def test_every_client_gets_an_image_even_with_as_many_clients_as_images(digits):
-    for partition in fl.PARTITIONERS:
-        split = fl.make_partition(
-            digits, fl.Config(dataset="digits", partition=partition, num_clients=1437, alpha=0.01)
-        )
-        assert split.sizes.tolist() == [1] * 1437
+@pytest.mark.parametrize("partition", SPLITS)
+def test_every_client_gets_an_image_even_with_as_many_clients_as_images(digits, partition):
+    config = fl.Config(dataset="digits", partition=partition, num_clients=1437, alpha=0.01, labels_per_client=1)
+    split = fl.make_partition(digits, config)
+    assert split.sizes.tolist() == [1] * 1437
+
+
+@pytest.mark.parametrize(("clients", "labels"), [(10, 2), (100, 3), (7, 10), (1000, 2), (60_000, 1)])
+def test_clients_hold_exactly_so_many_labels(mnist, clients, labels):
+    flags = {"partition": "labels-per-client", "num_clients": clients, "labels_per_client": labels}
+    split = fl.make_partition(mnist, fl.Config(**flags))
+    assert ((split.counts > 0).sum(axis=1) == labels).all() and split.sizes.sum() == 60_000
+    if clients * labels <= 3000:  # many images a piece: a label's holders have the same number of its images
+        assert all(np.ptp(column[column > 0]) <= 1 for column in split.counts.T)
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    ({"num_clients": 10, "labels_per_client": 11}, "labels_per_client=11 exceeds the 10 labels; choose 1..10"),
+    ({"num_clients": 3, "labels_per_client": 2}, "choose at least 4"),
+    ({"num_clients": 1437, "labels_per_client": 2}, "choose fewer clients or labels"),
+])  # fmt: skip
+def test_impossible_numbers_of_labels_are_refused(digits, flags, message):
+    with pytest.raises(fl.UserError, match=message):
+        fl.make_partition(digits, fl.Config(dataset="digits", partition="labels-per-client", **flags))
+
+
+def test_sizes_follow_the_power_law(mnist):
+    split = fl.make_partition(mnist, fl.Config(partition="quantity", num_clients=10, size_exponent=1.5))
+    ranks = np.arange(1, 11) ** -1.5
+    assert np.abs(np.sort(split.sizes)[::-1] - 60_000 * ranks / ranks.sum()).max() < 15
+    alike = fl.make_partition(mnist, fl.Config(partition="quantity", num_clients=7, size_exponent=0))
+    assert np.ptp(alike.sizes) <= 7
+
+
+def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
+    def shards(**flags):
+        config = fl.Config(partition="feature", num_clients=3, cache=str(tmp_path), **flags)
+        partition = fl.make_partition(mnist, config)
+        folder = fl.write_shards(mnist, partition, config)
+        files = [np.frombuffer((folder / f"{k}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8) for k in range(3)]
+        return [file.reshape(-1, 785) for file in files], partition
+
+    turned, partition = shards(rotation=90)
+    own = [mnist.train.images[part] for part in partition.parts]
+    assert np.array_equal(turned[0][:, :-1].reshape(-1, 28, 28), np.rot90(own[0], 1, axes=(2, 1)))
+    assert np.array_equal(turned[1][:, :-1].reshape(-1, 28, 28), own[1])
+    assert np.array_equal(turned[2][:, :-1].reshape(-1, 28, 28), np.rot90(own[2], 1, axes=(1, 2)))
+    assert all((t[:, -1] == mnist.train.labels[p]).all() for t, p in zip(turned, partition.parts, strict=True))
+    noisy, other = shards(rotation=0, noise=40)
+    assert other.digest != partition.digest  # other shard files
+    grey = (own[2] > 100) & (own[2] < 155)  # nothing is cut off at 0 or 255 within 2.5 standard deviations
+    assert np.array_equal(noisy[0][:, :-1].reshape(-1, 28, 28), own[0])
+    assert np.std((noisy[2][:, :-1].reshape(-1, 28, 28) - own[2].astype(float))[grey]) == pytest.approx(40, rel=0.02)
+
+
+def test_a_saved_split_is_replayed(digits, tmp_path):
+    first = fl.Config(dataset="digits", num_clients=5, seed=3)
+    saved = fl.make_partition(digits, first)
+    path = tmp_path / "partition.json"
+    path.write_text(fl.to_json(fl.manifest(digits, saved, first)))
+    again = fl.Config(dataset="digits", num_clients=5, partition_file=str(path))
+    assert again.partition == "file" and fl.make_partition(digits, again).digest == saved.digest
+    for content, clients, message in [
+        (path.read_text(), 10, "num_clients=10 differs from the 5"),
+        ('{"indices": [[1, 2], [2, 3]]}', 2, "names an image twice"),
+        ('{"indices": [[1, 1437]]}', 1, "not among the 1437"),
+        ('{"indices": [[1.5]]}', 1, "other things than whole numbers"),
+        ('{"indices": [[], [1]]}', 2, "without images"),
+        ("[]", 1, "not a partition.json"),
+        ("{", 1, "not a partition.json"),
+    ]:
+        path.write_text(content)
+        with pytest.raises(fl.UserError, match=message):
+            fl.make_partition(digits, dataclasses.replace(again, num_clients=clients))
+    with pytest.raises(fl.UserError, match="No such file"):
+        fl.make_partition(digits, fl.Config(dataset="digits", partition_file=str(tmp_path / "none")))
 
 
 def test_skew_figures_of_a_split_done_by_hand():
