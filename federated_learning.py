@@ -100,7 +100,8 @@ try:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     figures, ticker, sklearn = lazy("matplotlib.figure"), lazy("matplotlib.ticker"), lazy("sklearn")
     tf, tff = lazy("tensorflow"), lazy("tensorflow_federated")
-    partitions = lazy("variants.partitions")
+    algorithms, partitions = lazy("variants.algorithms"), lazy("variants.partitions")
+    rows_of = lazy("variants.rows")
 except ModuleNotFoundError as missing:
     refuse(f"{missing.name} is not installed; `make run` or `pip install --no-deps -r requirements.txt` installs it")
 
@@ -177,7 +178,10 @@ class Config:
     model: one_of(MODELS) = "small-cnn"
     """The network that every client trains. mlp: 784-128-10. 2nn, cnn: McMahan's. small-cnn: two 5x5 convolutions."""
     algorithm: one_of(ALGORITHMS) = "fedavg"
-    """What clients and server do with the gradients and the updates."""
+    """What clients and server do with the gradients and the updates. fedavg, fedsgd (one step on the whole shard)
+    [McMahan et al. 2017]. fedprox [Li et al. 2020]. fedavgm: server momentum [Hsu et al. 2019]. fedadagrad, fedadam,
+    fedyogi: adaptive servers [Reddi et al. 2021]. fednova: updates by their steps [Wang et al. 2020]. scaffold: control
+    variates [Karimireddy et al. 2020]. mimelite: the server's momentum on the clients [Karimireddy et al. 2021]."""
     aggregator: one_of(AGGREGATORS) = "mean"
     """How the clients' updates become one; mean: weighted by their numbers of examples."""
     rounds: whole(1, 100_000) = 5
@@ -188,6 +192,21 @@ class Config:
     """Examples in a local batch, B; 0: the client's whole shard."""
     client_lr: real(0, 1000) = 0.2
     """Learning rate of the clients' SGD."""
+    client_schedule: one_of(SCHEDULES) = "constant"
+    """How the clients' learning rate changes with the round t. exponential: lr_decay ** (t - 1). inverse-sqrt: t **
+    -0.5. cosine: from 1 to 0 over `lr_horizon` rounds."""
+    server_lr: real(0, 1000) = 0.0
+    """Learning rate of the server's optimizer; 0: the algorithm's own, which for plain averaging is 1."""
+    server_schedule: one_of(SCHEDULES) = "constant"
+    """The same as client_schedule, for the server's learning rate."""
+    lr_decay: real(0, 1) = 0.99
+    """Factor from round to round of an exponential schedule."""
+    lr_horizon: whole(1, 100_000) = 100
+    """Rounds in which a cosine schedule gets to 0."""
+    server_momentum: real(0, 0.9999) = 0.9
+    """Momentum, beta, of fedavgm and mimelite."""
+    prox_mu: real(0, 1000) = 0.01
+    """Weight, mu, of fedprox's pull back to the round's first weights; 0 is fedavg."""
 
     seed: whole(0, 2**31 - 1) = 0
     """Seed of the split, the initial weights, the sampling of clients and the order of the batches."""
@@ -213,6 +232,11 @@ class Config:
         if bool(self.partition_file) != (self.partition == "file"):
             raise UserError(f"partition={self.partition!r} with partition_file={self.partition_file!r:.60}; "
                             "choose partition='file' with a file, or another without")  # fmt: skip
+        for field, value in ALGORITHMS[self.algorithm].fixed.items():
+            if getattr(self, field) not in (value, getattr(Config, field)):
+                raise UserError(f"{field}={getattr(self, field)} clashes with algorithm={self.algorithm!r}, which is "
+                                f"defined by {field}={value}; drop one of the two")  # fmt: skip
+            object.__setattr__(self, field, value)
         if self.clients_per_round > self.num_clients:
             raise UserError(f"clients_per_round={self.clients_per_round} exceeds num_clients={self.num_clients}; "
                             f"choose 1..{self.num_clients}, or 0 for all")  # fmt: skip
@@ -645,21 +669,22 @@ NOT_INLINED = "_noinline"  # TensorFlow's attribute of a function that keeps its
 
 
 def build_local_training(config: Config, num_classes: int, adjust: Callable) -> Callable:
-    """local_training(initial, records, key) -> (weights, means): a client's SGD as one graph loop, pure in these.
+    """local_training(initial, records, key, context, rate, budget) -> (weights, means): a client's SGD, pure in these.
 
-    `initial` are the trainable weights, `records` uint8[n_k,785], `key` int64[2]. `means` are loss and accuracy over
-    the examples as they were trained on, float32. `adjust(gradients, weights, initial)` is an algorithm's place to
-    change the gradients.
+    It is one graph loop. `initial` are the trainable weights, `records` uint8[n_k,785], `key` int64[2], `rate` the
+    learning rate, `budget` the examples to train on: E * n_k, or less for a straggler. `means` are loss and accuracy
+    over the examples as they were trained on, float32. `adjust(gradients, weights, initial, context, config)` is an
+    algorithm's place to change the gradients.
     """
     optimizer = tff.learning.optimizers.build_sgdm(config.client_lr)
 
-    def step(state, weights, initial, x, y):
+    def step(state, weights, initial, context, x, y):
         with tf.GradientTape() as tape:
             tape.watch(weights)
             logits = predict(config, num_classes, weights, x)
             losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
             loss = tf.reduce_mean(losses)
-        gradients = adjust(tape.gradient(loss, weights), weights, initial)
+        gradients = adjust(tape.gradient(loss, weights), weights, initial, context, config)
         hits = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
         return *optimizer.next(state, weights, gradients), tf.reduce_sum(losses), tf.reduce_sum(hits)
 
@@ -668,150 +693,339 @@ def build_local_training(config: Config, num_classes: int, adjust: Callable) -> 
         step = tf.function(step, experimental_attributes={NOT_INLINED: True})
 
     @tf.function
-    def local_training(initial, records, key):
+    def local_training(initial, records, key, context, rate, budget):
         pixels, labels = records[:, :-1], tf.cast(records[:, -1], tf.int32)
         size = tf.shape(records)[0]
         batch = config.batch_size or size
         weights = initial
         state = optimizer.initialize(tf.nest.map_structure(lambda w: tf.TensorSpec(w.shape, w.dtype), initial))
+        state = optimizer.set_hparams(state, {"learning_rate": rate})
         loss_sum = correct = 0.0
-        for epoch in tf.range(config.local_epochs, dtype=tf.int64):
-            epoch_key = tf.random.experimental.stateless_fold_in(key, epoch)
+        for epoch in tf.range(-(-budget // size)):
+            epoch_key = tf.random.experimental.stateless_fold_in(key, tf.cast(epoch, tf.int64))
             order = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
-            for start in tf.range(0, size, batch):
+            order = order[: budget - epoch * size]
+            for start in tf.range(0, tf.size(order), batch):
                 tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                 chosen = order[start : start + batch]
                 x, y = to_input(tf.gather(pixels, chosen)), tf.gather(labels, chosen)
-                state, weights, losses, hits = step(state, weights, initial, x, y)
+                state, weights, losses, hits = step(state, weights, initial, context, x, y)
                 loss_sum += losses
                 correct += hits
-        seen = tf.cast(size, tf.float32) * config.local_epochs
+        seen = tf.cast(budget, tf.float32)
         return weights, {"loss": loss_sum / seen, "accuracy": correct / seen}
 
     return local_training
 
 
+def count_steps(config: Config, size: Any, budget: Any) -> Any:
+    """SGD steps of a client of `size` examples that trains on `budget` of them, tau_k, int32."""
+    batch = config.batch_size or size
+    return budget // size * (-(-size // batch)) + (-(-(budget % size) // batch))
+
+
 class GroupResult(NamedTuple):
     """What leaves a group of clients: `update` is the mean of w - w_k weighted by n_k, `weight` the sum of the n_k.
 
-    `reports` float32[g,4] has a row a client with the columns REPORT. Clients whose weights are not finite are in the
-    reports alone. A group of one client is a client.
+    For an aggregator that sees rows, they are float32[g,d] and float32[g], a row a client. `steps` is the mean number
+    of local steps, weighted. `reports` float32[g,5] has a row a client with the columns REPORT, `results` float32[g,d]
+    what the algorithm's memory gets, or float32[g,0]. Clients whose weights are not finite are in the reports alone.
+    A group of one client is a client.
     """
 
     update: Any
     weight: Any
+    steps: Any
     reports: Any
+    results: Any
 
 
-REPORT = ("examples", "loss", "accuracy", "finite")
+REPORT = ("examples", "loss", "accuracy", "steps", "finite")
 
 
-def keep_gradients(gradients: Any, weights: Any, initial: Any) -> Any:
-    """FedAvg: plain SGD on each client."""
+def keep_gradients(gradients: Any, weights: Any, initial: Any, context: Any, config: Config) -> Any:
+    """Plain SGD on each client."""
     return gradients
 
 
-class Algorithm(NamedTuple):
-    """A row of ALGORITHMS: what the clients do to their gradients, and the server's optimizer."""
+class Memory(NamedTuple):
+    """What the server keeps for the clients from round to round: float32[rows,d], zeros at first.
 
-    adjust: Callable[[Any, Any, Any], Any]
-    server: Callable[[Config], Any]
+    Its functions are told in variants/algorithms.py.
+    """
+
+    rows: Callable[[Config], int]
+    context: Callable
+    result: Callable
+    update: Callable
+
+
+class Algorithm(NamedTuple):
+    """A row of ALGORITHMS: what the clients do to their gradients, and what the server does with the mean update.
+
+    `server(learning rate, config)` is a TFF optimizer, `server_lr` the rate that it has where the user names none,
+    `fixed` are fields of the configuration that the algorithm is defined by. `normalized`: updates are divided by the
+    clients' numbers of steps, and their mean is multiplied by the mean number.
+    """
+
+    adjust: Callable = keep_gradients
+    server: Callable = lambda rate, config: tff.learning.optimizers.build_sgdm(rate)
+    server_lr: float = 1.0
+    normalized: bool = False
+    memory: Memory | None = None
+    fixed: dict[str, Any] = {}
+
+
+def adaptive(build: str, **settings: float) -> Callable[[float, Config], Any]:
+    """A server optimizer of Reddi et al. 2021 with their beta_1 = 0.9, beta_2 = 0.99 and tau = 1e-3."""
+    return lambda rate, config: getattr(tff.learning.optimizers, build)(rate, **settings)
 
 
 ALGORITHMS = {
     # w <- w - 1.0 * sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k  (McMahan et al. 2017, Algorithm 1)
-    "fedavg": Algorithm(keep_gradients, lambda config: tff.learning.optimizers.build_sgdm(1.0)),
+    "fedavg": Algorithm(),
+    # the same with one step on the whole shard: w <- w - client_lr * sum_k (n_k / n) g_k  (the same, section 2)
+    "fedsgd": Algorithm(fixed={"local_epochs": 1, "batch_size": 0}),
+    "fedprox": Algorithm(lambda *a: algorithms.pull_back(*a)),
+    "fedavgm": Algorithm(  # Hsu et al. 2019
+        server=lambda rate, config: tff.learning.optimizers.build_sgdm(rate, config.server_momentum), server_lr=0.3
+    ),
+    "fedadagrad": Algorithm(
+        server=adaptive("build_adagrad", initial_preconditioner_value=1e-6, epsilon=1e-6), server_lr=0.03
+    ),
+    "fedadam": Algorithm(server=adaptive("build_adam", beta_1=0.9, beta_2=0.99, epsilon=1e-3), server_lr=0.01),
+    "fedyogi": Algorithm(server=adaptive("build_yogi", beta_1=0.9, beta_2=0.99, epsilon=1e-3), server_lr=0.01),
+    # w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k  (Wang et al. 2020, section 4)
+    "fednova": Algorithm(normalized=True),
+    "mimelite": Algorithm(
+        lambda *a: algorithms.correct_drift(*a),
+        memory=Memory(
+            lambda config: 1,
+            lambda *a: algorithms.mime_context(*a),
+            lambda *a: algorithms.mime_result(*a),
+            lambda *a: algorithms.mime_update(*a),
+        ),
+    ),
+    "scaffold": Algorithm(
+        lambda *a: algorithms.correct_drift(*a),
+        memory=Memory(
+            lambda config: config.num_clients,
+            lambda *a: algorithms.scaffold_context(*a),
+            lambda *a: algorithms.scaffold_result(*a),
+            lambda *a: algorithms.scaffold_update(*a),
+        ),
+    ),
+}
+
+SCHEDULES: dict[str, Callable[[Any, Config], Any]] = {  # round 1, 2, ... as float32 -> factor of the learning rate
+    "constant": lambda t, config: tf.ones_like(t),
+    "exponential": lambda t, config: config.lr_decay ** (t - 1),
+    "inverse-sqrt": lambda t, config: tf.math.rsqrt(t),
+    "cosine": lambda t, config: 0.5 + 0.5 * tf.cos(math.pi * tf.minimum((t - 1) / config.lr_horizon, 1)),
 }
 
 
 class Aggregator(NamedTuple):
-    """A row of AGGREGATORS: a weighted TFF aggregation factory; `linear` if a mean of means is its mean."""
+    """A row of AGGREGATORS: a TFF aggregation factory, and what it must see.
+
+    "sums": the clients' weighted sums will do, and many clients come as few groups. "each": every client by itself.
+    "rows": all the updates of a group as float32[g,d].
+    """
 
     factory: Callable[[Config], Any]
-    linear: bool
+    sees: str
 
 
 AGGREGATORS = {
-    "mean": Aggregator(lambda config: tff.aggregators.MeanFactory(no_nan_division=True), linear=True),
+    "mean": Aggregator(lambda config: tff.aggregators.MeanFactory(no_nan_division=True), "sums"),
 }
 
 
-def build_process(config: Config, num_classes: int, shards: Path) -> Any:
+class ClientState(NamedTuple):
+    """The part of the process's state that is the clients': the number of rounds done, and the algorithm's memory."""
+
+    round: Any
+    memory: Any
+
+
+def build_client(config: Config, num_classes: int, shards: Path, sizes: np.ndarray) -> Callable:
+    """train(initial, memory, round_num, client) -> (update, weight, steps, report, result): a client's part of a round.
+
+    `update` is a tuple of initial - trained, all 0 and with weight 0 where it is not finite; `weight` float32 n_k;
+    `report` float32[5]; `result` float32[d] for the algorithm's memory, or float32[0].
+    """
+    algorithm = ALGORITHMS[config.algorithm]
+    memory_row, schedule = algorithm.memory, SCHEDULES[config.client_schedule]
+    local_training = build_local_training(config, num_classes, algorithm.adjust)
+    shares = (sizes / sizes.sum()).astype(np.float32)
+
+    def gradient_of(weights, records):
+        with tf.GradientTape() as tape:
+            tape.watch(weights)
+            logits = predict(config, num_classes, weights, to_input(records[:, :-1]))
+            labels = tf.cast(records[:, -1], tf.int32)
+            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
+        return tape.gradient(loss, weights)
+
+    def train(initial, memory, round_num, client):
+        records = read_shard(tf.strings.join([f"{shards}/", tf.strings.as_string(client), ".bin"]))
+        seed = tf.constant(config.seed, tf.int64)
+        key = tf.random.experimental.stateless_fold_in(tf.stack([seed, client]), round_num)
+        size = tf.shape(records)[0]
+        budget = size * config.local_epochs
+        rate = config.client_lr * schedule(tf.cast(round_num, tf.float32), config)
+        context = memory_row.context(memory, client, shares, config) if memory_row else ()
+        trained, means = local_training(initial, records, key, context, rate, budget)
+        update = tuple(old - new for old, new in zip(initial, trained, strict=True))
+        steps = tf.cast(count_steps(config, size, budget), tf.float32)
+        result = tf.zeros([0])
+        if memory_row:
+            result = memory_row.result(context, initial, trained, steps, rate, lambda: gradient_of(initial, records))
+        if algorithm.normalized:
+            update = tuple(u / steps for u in update)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(u)) for u in update])
+        update = tuple(tf.where(finite, u, 0) for u in update)
+        examples = tf.cast(size, tf.float32)
+        report = tf.stack([examples, means["loss"], means["accuracy"], steps, tf.cast(finite, tf.float32)])
+        return update, tf.where(finite, examples, 0), steps, report, result  # a client that diverged has no weight
+
+    return tf.autograph.experimental.do_not_convert(train)
+
+
+def build_group(train_client: Callable, stacked: bool, result_size: int) -> Callable:
+    """train_clients(initial, memory, round_num, clients int64[g]) -> GroupResult, one client after the other.
+
+    Updates are summed as they come, so that memory and messages do not grow with their number, or stacked as rows.
+    """
+
+    @tf.function
+    def train_clients(initial, memory, round_num, clients):
+        count = tf.size(clients)
+        total, weight, steps_sum = tuple(tf.zeros_like(w) for w in initial), 0.0, 0.0
+        size = sum(w.shape.num_elements() for w in initial) if stacked else 0
+        reports = tf.TensorArray(tf.float32, count, element_shape=[len(REPORT)])
+        results = tf.TensorArray(tf.float32, count, element_shape=[result_size])
+        rows = tf.TensorArray(tf.float32, count, element_shape=[size])
+        weights = tf.TensorArray(tf.float32, count, element_shape=[])
+        for position in tf.range(count):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+            update, examples, steps, report, result = train_client(initial, memory, round_num, clients[position])
+            if stacked:
+                rows = rows.write(position, algorithms.flatten(update))
+                weights = weights.write(position, examples)
+            else:
+                total = tuple(t + examples * u for t, u in zip(total, update, strict=True))
+            weight += examples
+            steps_sum += examples * steps
+            reports = reports.write(position, report)
+            results = results.write(position, result)
+        if stacked:
+            total, weight_out = rows.stack(), weights.stack()
+        else:
+            total, weight_out = tuple(tf.math.divide_no_nan(t, weight) for t in total), weight
+        return GroupResult(
+            total, weight_out, tf.math.divide_no_nan(steps_sum, weight), reports.stack(), results.stack()
+        )
+
+    return train_clients
+
+
+def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndarray) -> Any:
     """TFF IterativeProcess: next(state, groups) -> (state, measurements, the reports of each group).
 
-    `groups` are int64[g] arrays of client ids, a group a client where every update must be seen (`group_clients`).
-    `state` is a tff LearningAlgorithmState whose `client_work` counts the rounds: all randomness of a round comes from
-    (seed, round, client), so `next` is a pure function of its arguments.
+    `groups` are int64[g] arrays of client ids, a group a client where every update must be seen (`group_clients`);
+    `sizes` the n_k of all clients. `state` is a tff LearningAlgorithmState whose `client_work` is a ClientState: all
+    randomness of a round comes from (seed, round, client), so `next` is a pure function of its arguments.
     """
-    templates, algorithm = tff.learning.templates, ALGORITHMS[config.algorithm]
+    templates, algorithm, aggregator = (
+        tff.learning.templates,
+        ALGORITHMS[config.algorithm],
+        AGGREGATORS[config.aggregator],
+    )
     initial = tff.learning.models.ModelWeights(tuple(build_model(config, num_classes).get_weights()), ())
-    local_training = build_local_training(config, num_classes, algorithm.adjust)
-    number, group_type = tff.TensorType(np.int64), tff.TensorType(np.int64, [None])
+    parameters = sum(w.size for w in initial.trainable)
+    memory_rows = algorithm.memory.rows(config) if algorithm.memory else 0
+    result_size, stacked = parameters if memory_rows else 0, aggregator.sees == "rows"
+    train_clients = build_group(build_client(config, num_classes, shards, sizes), stacked, result_size)
+    server = algorithm.server(config.server_lr or algorithm.server_lr, config)
 
     @tff.tensorflow.computation
     def initial_weights():
         return tf.nest.map_structure(tf.constant, initial)
 
-    weights_type = initial_weights.type_signature.result
+    @tff.tensorflow.computation
+    def initial_clients():
+        return ClientState(tf.constant(0, tf.int64), tf.zeros([memory_rows, result_size]))
 
-    @tff.tensorflow.computation(number)
-    def next_number(round_num):
-        return round_num + 1
+    weights_type, clients_type = initial_weights.type_signature.result, initial_clients.type_signature.result
+    group_type = tff.TensorType(np.int64, [None])
 
-    @tf.autograph.experimental.do_not_convert
-    def train_client(initial, round_num, client):
-        records = read_shard(tf.strings.join([f"{shards}/", tf.strings.as_string(client), ".bin"]))
-        seed = tf.constant(config.seed, tf.int64)
-        key = tf.random.experimental.stateless_fold_in(tf.stack([seed, client]), round_num)
-        trained, means = local_training(initial, records, key)
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(w)) for w in trained])
-        update = tuple(tf.where(finite, old - new, 0) for old, new in zip(initial, trained, strict=True))
-        examples = tf.cast(tf.shape(records)[0], tf.float32)
-        report = tf.stack([examples, means["loss"], means["accuracy"], tf.cast(finite, tf.float32)])
-        return update, tf.where(finite, examples, 0), report  # a client that diverged has no weight
+    @tff.tensorflow.computation(clients_type)
+    def begin_round(clients):
+        return ClientState(clients.round + 1, clients.memory)
 
-    @tf.function
-    def train_clients(initial, round_num, clients):
-        """One after the other, summed as they come: memory and messages do not grow with their number."""
-        total, weight = tuple(tf.zeros_like(w) for w in initial), 0.0
-        reports = tf.TensorArray(tf.float32, tf.size(clients), element_shape=[len(REPORT)])
-        for position in tf.range(tf.size(clients)):
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-            update, examples, report = train_client(initial, round_num, clients[position])
-            total = tuple(t + examples * u for t, u in zip(total, update, strict=True))
-            weight += examples
-            reports = reports.write(position, report)
-        return tuple(tf.math.divide_no_nan(t, weight) for t in total), weight, reports.stack()
+    @tff.tensorflow.computation(weights_type, clients_type, group_type)
+    def train_group(weights, state, clients):
+        return train_clients(tuple(weights.trainable), state.memory, state.round, clients)
 
-    @tff.tensorflow.computation(weights_type, number, group_type)
-    def train_group(weights, round_num, clients):
-        return GroupResult(*train_clients(tuple(weights.trainable), round_num, clients))
-
-    broadcast = templates.build_broadcast_process(weights_type)
-    factory = AGGREGATORS[config.aggregator].factory(config)
-    aggregate = factory.create(weights_type.trainable, tff.TensorType(np.float32))
-    finalize = templates.build_apply_optimizer_finalizer(algorithm.server(config), weights_type)
+    trained_type = train_group.type_signature.result
+    aggregate = aggregator.factory(config).create(trained_type.update, trained_type.weight)
+    finalize = templates.build_apply_optimizer_finalizer(server, weights_type)
 
     @tff.federated_computation
     def initialize():
         return tff.federated_zip(
             templates.LearningAlgorithmState(
                 tff.federated_eval(initial_weights, tff.SERVER),
-                broadcast.initialize(),
-                tff.federated_value(np.int64(0), tff.SERVER),
+                (),
+                tff.federated_eval(initial_clients, tff.SERVER),
                 aggregate.initialize(),
                 finalize.initialize(),
             )
         )
 
+    # What only some rows use has no types given here: TFF traces it where it is used.
+
+    @tff.tensorflow.computation
+    def set_server_rate(optimizer_state, clients):
+        factor = SCHEDULES[config.server_schedule](tf.cast(clients.round, tf.float32), config)
+        return server.set_hparams(
+            optimizer_state, {"learning_rate": factor * (config.server_lr or algorithm.server_lr)}
+        )
+
+    @tff.tensorflow.computation
+    def from_row(row):
+        return algorithms.unflatten(row, initial.trainable)
+
+    @tff.tensorflow.computation
+    def times(update, factor):
+        return tf.nest.map_structure(lambda u: factor * u, update)
+
+    @tff.tensorflow.computation
+    def remember(clients, ids, reports, results):
+        kept = reports[:, REPORT.index("finite")] > 0
+        ids, examples, results = (tf.boolean_mask(rows, kept) for rows in (ids, reports[:, 0], results))
+        updated = algorithm.memory.update(clients.memory, ids, examples, results, config)
+        return ClientState(clients.round, tf.where(tf.reduce_any(kept), updated, clients.memory))
+
     @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(group_type, tff.CLIENTS))
     def next_round(state, groups):
-        round_num = tff.federated_map(next_number, state.client_work)
-        sent = broadcast.next(state.distributor, state.global_model_weights)
-        trained = tff.federated_map(train_group, (sent.result, tff.federated_broadcast(round_num), groups))
+        clients = tff.federated_map(begin_round, state.client_work)
+        sent = tff.federated_broadcast(state.global_model_weights), tff.federated_broadcast(clients)
+        trained = tff.federated_map(train_group, (*sent, groups))
         mean = aggregate.next(state.aggregator, trained.update, trained.weight)
-        new = finalize.next(state.finalizer, state.global_model_weights, mean.result)
-        state = templates.LearningAlgorithmState(new.result, sent.state, round_num, mean.state, new.state)
+        update, optimizer_state = mean.result, state.finalizer
+        if stacked:
+            update = tff.federated_map(from_row, update)
+        if algorithm.normalized:
+            update = tff.federated_map(times, (update, tff.federated_mean(trained.steps, trained.weight)))
+        if config.server_schedule != "constant":
+            optimizer_state = tff.federated_map(set_server_rate, (optimizer_state, clients))
+        new = finalize.next(optimizer_state, state.global_model_weights, update)
+        if memory_rows:
+            sent_back = rows_of.gather(tff.federated_zip((groups, trained.reports, trained.results)))
+            clients = tff.federated_map(remember, (clients, *sent_back))
+        state = templates.LearningAlgorithmState(new.result, (), clients, mean.state, new.state)
         return tff.federated_zip(state), mean.measurements, trained.reports
 
     return tff.templates.IterativeProcess(initialize, next_round, next_is_multi_arg=True)
@@ -1150,18 +1364,20 @@ def sample_clients(config: Config, round_num: int) -> list[int]:
     return sorted(rng.choice(config.num_clients, config.cohort, replace=False).tolist())
 
 
-GROUPS = 32  # for any number of cores, so that the sums, and so the weights, do not depend on it
+GROUPS = {"sums": 32, "rows": 10}  # for any number of cores, so that the sums, and the weights, do not depend on it
 
 
-def group_clients(clients: Sequence[int], sizes: np.ndarray, linear: bool) -> list[np.ndarray]:
-    """`clients` as int64[g] arrays: each its own group, or, where the aggregator allows it, GROUPS of about n/GROUPS.
+def group_clients(clients: Sequence[int], sizes: np.ndarray, sees: str) -> list[np.ndarray]:
+    """`clients` as int64[g] arrays: each its own group, or groups of about as many examples where there are many.
 
-    TFF keeps a value for each group in memory and spends about a millisecond on it. `sizes` are the n_k of all clients.
+    TFF keeps a value for each group in memory and spends about a millisecond on it. `sizes` are the n_k of all clients,
+    `sees` is what the aggregator must see.
     """
-    if not linear or len(clients) <= GROUPS:
+    count = GROUPS.get(sees, len(clients))
+    if len(clients) <= count:
         return [np.array([client], np.int64) for client in clients]
-    groups: list[list[int]] = [[] for _ in range(GROUPS)]
-    filled = [(0, number) for number in range(GROUPS)]  # a heap: the group with the fewest images comes first
+    groups: list[list[int]] = [[] for _ in range(count)]
+    filled = [(0, number) for number in range(count)]  # a heap: the group with the fewest images comes first
     for client in sorted(clients, key=lambda client: (-sizes[client], client)):
         images, number = heapq.heappop(filled)
         groups[number].append(client)
@@ -1182,13 +1398,13 @@ def run_rounds(
     `sizes` are the clients' n_k. TFF's worker lives as long as the generator. Raises RunFailed where a round cannot be
     done.
     """
-    linear = AGGREGATORS[config.aggregator].linear
-    with Worker(min(config.cohort, GROUPS if linear else config.cohort), log, config.patience) as worker:
+    sees = AGGREGATORS[config.aggregator].sees
+    with Worker(min(config.cohort, GROUPS.get(sees, config.cohort)), log, config.patience) as worker:
         first = persist(worker, 0, process.initialize)  # needed or not: a TFF that was never used prints at our exit
         state = first if state is None else state
-        for round_num in range(int(state.client_work) + 1, config.rounds + 1):
+        for round_num in range(int(state.client_work.round) + 1, config.rounds + 1):
             began = time.perf_counter()
-            groups = group_clients(sample_clients(config, round_num), sizes, linear)
+            groups = group_clients(sample_clients(config, round_num), sizes, sees)
             state, _, reports = persist(worker, round_num, lambda t=state, ids=groups: process.next(t, ids))
             evaluation = evaluate(state.global_model_weights)
             clients = client_rows(groups, reports)
@@ -1467,7 +1683,7 @@ def load_progress(folder: Path, process: Any, key: str) -> tuple[Any, list[Round
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             notice(f"{path} is damaged ({str(error)[:80]}); going back to the one before it")
     if state is not None:
-        records = read_records(folder / "rounds.jsonl", int(state.client_work))
+        records = read_records(folder / "rounds.jsonl", int(state.client_work.round))
     if state is not None or (folder / "rounds.jsonl").exists():
         write_file(folder / "rounds.jsonl", "".join(json.dumps(vars(record)) + "\n" for record in records))
         rows = [csv_row(record) for record in records]
@@ -1632,7 +1848,7 @@ def run(config: Config) -> Result:
             folder / "config.json", to_json({**vars(config), "resume": ""})
         )  # a resumed run may have more rounds
         shards = write_shards(dataset, partition, config)
-        process = build_process(config, dataset.num_classes, shards)
+        process = build_process(config, dataset.num_classes, shards, partition.sizes)
         model = build_model(config, dataset.num_classes)
         evaluate = build_evaluator(model, dataset.test, dataset.num_classes)
         key = checkpoint_key(config, partition, process)

@@ -125,7 +125,7 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
 
 
 def ours(work: Work) -> Iterator[list[np.ndarray]]:
-    process = fl.build_process(work.config, 10, work.shards)
+    process = fl.build_process(work.config, 10, work.shards, work.partition.sizes)
     with fl.Worker(CLIENTS):
         state = process.initialize()
         while True:

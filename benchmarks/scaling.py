@@ -37,7 +37,7 @@ def measure(num_clients: int) -> dict[str, float]:
     fl.to_json(fl.manifest(dataset, partition, config))
     shards = fl.write_shards(dataset, partition, config)
     prepared = time.perf_counter() - began
-    process = fl.build_process(config, 10, shards)
+    process = fl.build_process(config, 10, shards, partition.sizes)
     nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0])
     records = [record for _, record, _ in fl.run_rounds(config, partition.sizes, process, lambda _: nothing)]
     seconds = [record.seconds for record in records[1:]]

@@ -54,3 +54,25 @@ def gone(worker: psutil.Process, seconds: float = 5) -> bool:
 @pytest.fixture(scope="session")
 def digits():
     return fl.load_dataset(fl.Config(dataset="digits"))
+
+
+@pytest.fixture(scope="module")
+def worker():
+    with fl.Worker(clients_at_once=3) as worker:
+        yield worker
+
+
+@pytest.fixture
+def federation(worker, digits, tmp_path, monkeypatch):
+    """make(**flags) -> (config, partition, shards folder, process), on digits."""
+
+    def make(**flags):
+        # A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64.
+        monkeypatch.setitem(fl.MODELS, "tanh", lambda: fl.dense(16, activation="tanh"))
+        flags = {"dataset": "digits", "model": "tanh", "num_clients": 3, "cache": str(tmp_path), **flags}
+        config = fl.Config(**flags)
+        partition = fl.make_partition(digits, config)
+        shards = fl.write_shards(digits, partition, config)
+        return config, partition, shards, fl.build_process(config, 10, shards, partition.sizes)
+
+    return make

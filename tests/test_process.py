@@ -1,84 +1,20 @@
 """The federated process against arithmetic: TFF's own FedAvg, NumPy, single SGD steps, weighted means."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from arithmetic import (
+    alone,
+    batches_of,
+    functional_model,
+    largest_difference,
+    numpy_sgd_step,
+    weighted_mean,
+    weights_of,
+)
 
 import federated_learning as fl
-
-
-@pytest.fixture(scope="module")
-def worker():
-    with fl.Worker(clients_at_once=3) as worker:
-        yield worker
-
-
-@pytest.fixture
-def federation(worker, digits, tmp_path, monkeypatch):
-    """make(**flags) -> (config, partition, shards folder, process), on digits."""
-
-    def make(**flags):
-        # A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64.
-        monkeypatch.setitem(fl.MODELS, "tanh", lambda: fl.dense(16, activation="tanh"))
-        flags = {"dataset": "digits", "model": "tanh", "num_clients": 3, "cache": str(tmp_path), **flags}
-        config = fl.Config(**flags)
-        partition = fl.make_partition(digits, config)
-        shards = fl.write_shards(digits, partition, config)
-        return config, partition, shards, fl.build_process(config, 10, shards)
-
-    return make
-
-
-def alone(clients):
-    """Each client a group of its own."""
-    return [np.array([client]) for client in clients]
-
-
-def functional_model(config):
-    """The model as TFF makes it functional. It invalidates the Keras models built before it."""
-    batch = (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
-    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    return tff.learning.models.functional_model_from_keras(fl.build_model(config, 10), loss, batch)
-
-
-def weights_of(state):
-    return [np.asarray(w) for w in state.global_model_weights.trainable]
-
-
-def largest_difference(some, others):
-    return max(np.abs(a - b).max() for a, b in zip(some, others, strict=True))
-
-
-def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
-    """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule, eagerly."""
-    records = np.frombuffer((shards / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8).reshape(
-        -1, fl.RECORD_BYTES
-    )
-    key = tf.random.experimental.stateless_fold_in(tf.constant([config.seed, client], tf.int64), np.int64(round_num))
-    for epoch in range(config.local_epochs):
-        epoch_key = tf.random.experimental.stateless_fold_in(key, np.int64(epoch))
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(records)), epoch_key).numpy()
-        size = config.batch_size or len(records)
-        for start in range(0, len(records), size):
-            chosen = records[order[start : start + size]]
-            yield chosen[:, :-1].reshape(-1, 28, 28, 1) / np.float32(255), chosen[:, -1].astype(np.int32)
-
-
-def numpy_sgd_step(weights, images, labels, rate):
-    """One step of softmax regression on a tanh layer; the gradients are written out."""
-    w1, b1, w2, b2 = weights
-    x = images.reshape(len(images), -1).astype(np.float64)
-    hidden = np.tanh(x @ w1 + b1)
-    logits = hidden @ w2 + b2
-    softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
-    softmax /= softmax.sum(axis=1, keepdims=True)
-    d_logits = (softmax - np.eye(10)[labels]) / len(labels)
-    d_hidden = d_logits @ w2.T * (1 - hidden**2)
-    gradients = [x.T @ d_hidden, d_hidden.sum(axis=0), hidden.T @ d_logits, d_logits.sum(axis=0)]
-    return [w - rate * g for w, g in zip(weights, gradients, strict=True)]
 
 
 def numpy_fedavg_round(config, shards, sizes, weights, round_num):
@@ -89,7 +25,7 @@ def numpy_fedavg_round(config, shards, sizes, weights, round_num):
         for images, labels in batches_of(config, shards, client, round_num):
             local = numpy_sgd_step(local, images, labels, config.client_lr)
         trained.append(local)
-    return [sum(n * w for n, w in zip(sizes, layer, strict=True)) / sum(sizes) for layer in zip(*trained, strict=True)]
+    return weighted_mean(trained, sizes)
 
 
 def test_rounds_equal_a_numpy_fedavg(federation):
@@ -146,15 +82,16 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
     partition = fl.make_partition(digits, config)
     black[partition.parts[1]] = 0  # client 1's first-layer gradient is exactly 0, by which the row below knows it
 
-    def poison(gradients, weights, initial):
+    def poison(gradients, weights, initial, context, config):
         bad = tf.equal(tf.reduce_sum(tf.abs(gradients[0])), 0)
         return tuple(tf.where(bad, np.nan, g) for g in gradients)
 
-    monkeypatch.setitem(fl.ALGORITHMS, "poisoned", fl.Algorithm(poison, fl.ALGORITHMS["fedavg"].server))
+    monkeypatch.setitem(fl.ALGORITHMS, "poisoned", fl.Algorithm(poison))
     config = fl.Config(dataset="digits", model="mlp", num_clients=3, cache=str(tmp_path), algorithm="poisoned")
     dataset = fl.make_dataset("black", {"x_train": black, "y_train": digits.train.labels,
                                         "x_test": digits.test.images, "y_test": digits.test.labels})  # fmt: skip
-    process = fl.build_process(config, 10, fl.write_shards(dataset, fl.make_partition(dataset, config), config))
+    partition = fl.make_partition(dataset, config)
+    process = fl.build_process(config, 10, fl.write_shards(dataset, partition, config), partition.sizes)
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
     rows = fl.client_rows(alone([0, 1, 2]), reports)
     assert [row["finite"] for row in rows] == [True, False, True]
@@ -199,11 +136,11 @@ def test_bytes_to_the_worker_do_not_grow_with_the_images(federation, worker):
 def test_clients_in_groups_give_the_weights_of_clients_alone(federation, worker):
     config, partition, _, process = federation(num_clients=100, alpha=0.3)
     clients = list(range(0, 100, 2))
-    groups = fl.group_clients(clients, partition.sizes, linear=True)
-    assert len(groups) == fl.GROUPS and sorted(np.concatenate(groups).tolist()) == clients
+    groups = fl.group_clients(clients, partition.sizes, sees="sums")
+    assert len(groups) == fl.GROUPS["sums"] and sorted(np.concatenate(groups).tolist()) == clients
     filled = [partition.sizes[group].sum() for group in groups]
     assert max(filled) - min(filled) <= partition.sizes[clients].max()  # balanced to within one client
-    assert [group.tolist() for group in fl.group_clients(clients, partition.sizes, linear=False)] == [
+    assert [group.tolist() for group in fl.group_clients(clients, partition.sizes, sees="each")] == [
         [k] for k in clients
     ]
     grouped, _, in_groups = process.next(process.initialize(), groups)

@@ -81,8 +81,8 @@ def test_a_stopped_run_ends_in_five_seconds_and_says_how_to_go_on(tmp_path, sent
 def test_divergence_is_announced_and_recorded(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl\n"
-        "infinite = lambda gradients, weights, initial: tuple(g * float('inf') for g in gradients)\n"
-        "fl.ALGORITHMS['infinite'] = fl.Algorithm(infinite, fl.ALGORITHMS['fedavg'].server)\n"
+        "infinite = lambda gradients, *_: tuple(g * float('inf') for g in gradients)\n"
+        "fl.ALGORITHMS['infinite'] = fl.Algorithm(infinite)\n"
         f"sys.exit(fl.main({[*QUICK, '--name', 'run', '--algorithm', 'infinite']!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
@@ -139,6 +139,13 @@ WRONG = [(field, value) for field, values in {
     "client_lr": [-0.1, float("nan"), float("inf"), "fast"],
     "alpha": [0, -1, float("nan"), 1e7],
     "shards_per_client": [0, 1001],
+    "client_schedule": ["linear"],
+    "server_schedule": [""],
+    "server_lr": [-1],
+    "lr_decay": [1.1],
+    "lr_horizon": [0],
+    "server_momentum": [1],
+    "prox_mu": [-1, float("inf")],
     "labels_per_client": [0, 101],
     "size_exponent": [-1, 11],
     "rotation": [-1, 181, float("nan")],
