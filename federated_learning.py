@@ -101,7 +101,7 @@ try:
     figures, ticker, sklearn = lazy("matplotlib.figure"), lazy("matplotlib.ticker"), lazy("sklearn")
     tf, tff = lazy("tensorflow"), lazy("tensorflow_federated")
     algorithms, partitions = lazy("variants.algorithms"), lazy("variants.partitions")
-    rows_of = lazy("variants.rows")
+    robust, rows_of = lazy("variants.robust"), lazy("variants.rows")
 except ModuleNotFoundError as missing:
     refuse(f"{missing.name} is not installed; `make run` or `pip install --no-deps -r requirements.txt` installs it")
 
@@ -183,7 +183,17 @@ class Config:
     fedyogi: adaptive servers [Reddi et al. 2021]. fednova: updates by their steps [Wang et al. 2020]. scaffold: control
     variates [Karimireddy et al. 2020]. mimelite: the server's momentum on the clients [Karimireddy et al. 2021]."""
     aggregator: one_of(AGGREGATORS) = "mean"
-    """How the clients' updates become one; mean: weighted by their numbers of examples."""
+    """How the clients' updates become one. mean: weighted by their numbers of examples. clipping, zeroing: the same of
+    updates whose norm is cut, or that are dropped where they are very large, both adaptively [Andrew et al. 2021].
+    median, trimmed-mean [Yin et al. 2018], krum, multi-krum [Blanchard et al. 2017]: unweighted, against attackers.
+    compressed: in 8 bits [Suresh et al. 2017]. secure: the sums of secure aggregation [Bonawitz et al. 2017]; here
+    that is its arithmetic, not its cryptography. dp: unweighted, clipped and noisy [McMahan et al. 2018]."""
+    trim: real(0, 0.49) = 0.3
+    """Share of the clients that trimmed-mean drops at each end of every coordinate."""
+    tolerated: whole(0, 30_000) = 3
+    """Attackers among a round's clients, f, that krum and multi-krum are to withstand; they need 2 f + 3 clients."""
+    noise_multiplier: real(0.01, 1000) = 0.5
+    """Standard deviation of dp's noise over the norm that it clips to, z; below 0.1 clients_per_round."""
     rounds: whole(1, 100_000) = 5
     """Rounds of communication, T."""
     local_epochs: whole(1, 1000) = 3
@@ -240,6 +250,16 @@ class Config:
         if self.clients_per_round > self.num_clients:
             raise UserError(f"clients_per_round={self.clients_per_round} exceeds num_clients={self.num_clients}; "
                             f"choose 1..{self.num_clients}, or 0 for all")  # fmt: skip
+        if self.aggregator in ("krum", "multi-krum") and self.cohort < 2 * self.tolerated + 3:
+            raise UserError(f"tolerated={self.tolerated} of {self.cohort} clients a round is more than "
+                            f"{self.aggregator} can withstand; choose at most {max((self.cohort - 3) // 2, 0)}, or "
+                            "more clients")  # fmt: skip
+        if self.aggregator == "dp" and self.noise_multiplier >= 0.1 * self.cohort:
+            raise UserError(f"noise_multiplier={self.noise_multiplier} is too high for {self.cohort} clients a round; "
+                            f"choose less than {0.1 * self.cohort:g}, or more clients")  # fmt: skip
+        if ALGORITHMS[self.algorithm].normalized and AGGREGATORS[self.aggregator].sees == "rows":
+            raise UserError(f"aggregator={self.aggregator!r} does not go with algorithm={self.algorithm!r}, whose mean "
+                            "number of steps is a weighted one; choose another of the two")  # fmt: skip
         if self.dataset == "digits" and self.data:
             raise UserError(f"data={self.data!r} replaces mnist and dataset='digits' is built in; drop one of the two")
         if self.name and (self.name in (".", "..") or set(self.name) & set("/\0") or len(self.name.encode()) > 200):
@@ -838,6 +858,31 @@ class Aggregator(NamedTuple):
 
 AGGREGATORS = {
     "mean": Aggregator(lambda config: tff.aggregators.MeanFactory(no_nan_division=True), "sums"),
+    "clipping": Aggregator(lambda config: tff.learning.robust_aggregator(zeroing=False), "each"),
+    "zeroing": Aggregator(lambda config: tff.learning.robust_aggregator(clipping=False), "each"),
+    "median": Aggregator(lambda config: robust.RowRule(robust.median), "rows"),
+    "trimmed-mean": Aggregator(
+        lambda config: robust.RowRule(lambda rows: robust.trimmed_mean(rows, config.trim)), "rows"
+    ),
+    "krum": Aggregator(lambda config: robust.RowRule(lambda rows: robust.krum(rows, config.tolerated)), "rows"),
+    "multi-krum": Aggregator(
+        lambda config: robust.RowRule(lambda rows: robust.krum(rows, config.tolerated, chosen=0)), "rows"
+    ),
+    "compressed": Aggregator(
+        lambda config: tff.learning.compression_aggregator(zeroing=False, clipping=False, stochastic=False), "each"
+    ),
+    "secure": Aggregator(
+        lambda config: tff.aggregators.MeanFactory(  # of n_k * update and n_k, in these bounds in 32 bits
+            tff.aggregators.SecureSumFactory(1e5, -1e5), tff.aggregators.SecureSumFactory(1e5, 0.0)
+        ),
+        "each",
+    ),
+    "dp": Aggregator(
+        lambda config: tff.aggregators.as_weighted_aggregator(
+            tff.learning.dp_aggregator(config.noise_multiplier, config.cohort, zeroing=False)
+        ),
+        "each",
+    ),
 }
 
 
@@ -937,11 +982,9 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     `sizes` the n_k of all clients. `state` is a tff LearningAlgorithmState whose `client_work` is a ClientState: all
     randomness of a round comes from (seed, round, client), so `next` is a pure function of its arguments.
     """
-    templates, algorithm, aggregator = (
-        tff.learning.templates,
-        ALGORITHMS[config.algorithm],
-        AGGREGATORS[config.aggregator],
-    )
+    tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators make hundreds of harmless lines
+    templates = tff.learning.templates
+    algorithm, aggregator = ALGORITHMS[config.algorithm], AGGREGATORS[config.aggregator]
     initial = tff.learning.models.ModelWeights(tuple(build_model(config, num_classes).get_weights()), ())
     parameters = sum(w.size for w in initial.trainable)
     memory_rows = algorithm.memory.rows(config) if algorithm.memory else 0
@@ -1116,8 +1159,14 @@ def guard(parent: int, door: int, binary: str, isolated: str) -> None:
 
 
 def compile_for_worker(computation: Any) -> Any:
-    """TFF's native form of a computation. TFF's own way inlines every function, those marked NOT_INLINED too."""
-    if NOT_INLINED.encode() not in tff.framework.serialize_computation(computation).SerializeToString():
+    """TFF's native form of a computation. TFF's own way inlines every function, those marked NOT_INLINED too.
+
+    Secure sums become plain ones, as TFF has no cryptography of its own to run them.
+    """
+    content = tff.framework.serialize_computation(computation).SerializeToString()
+    if b"federated_secure_sum" in content:
+        computation = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
+    if NOT_INLINED.encode() not in content:
         return tff.backends.native.desugar_and_transform_to_native(computation)
     module = "tensorflow_federated.python.core.environments.tensorflow_backend.tensorflow_tree_transformations"
     block, _ = importlib.import_module(module).replace_intrinsics_with_bodies(computation.to_building_block())

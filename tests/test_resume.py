@@ -4,6 +4,7 @@ KILLS=20 python -m pytest tests/test_resume.py kills the script at 20 random mom
 """
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -203,3 +204,27 @@ def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
     lines = errors.splitlines()
     assert process.returncode == 1 and len(lines) == 2, errors
     assert "--resume runs/run goes on" in lines[0] and str(shard) in lines[1] and "damaged shard" in lines[1]
+
+
+ROWS = [{"algorithm": name} for name in fl.ALGORITHMS] + [
+    {"aggregator": name}
+    for name in sorted(fl.AGGREGATORS.keys() - {"dp"})  # its noise has no seed
+]
+
+
+@pytest.mark.parametrize("flags", ROWS, ids=lambda flags: "-".join(flags.values()))
+def test_every_row_goes_on_from_its_checkpoint_with_equal_bits(federation, digits, tmp_path, flags):
+    config, partition, _, process = federation(num_clients=10, clients_per_round=9, rounds=3, **flags)
+    model = fl.build_model(config, 10)
+    evaluate, key = fl.build_evaluator(model, digits.test, 10), fl.checkpoint_key(config, partition, process)
+
+    def rounds(config, state=None):
+        return list(fl.run_rounds(config, partition.sizes, process, evaluate, state))
+
+    whole = rounds(config)
+    ((state, record, _),) = rounds(dataclasses.replace(config, rounds=1))
+    fl.save_round(tmp_path, record, state, key)
+    loaded, records = fl.load_progress(tmp_path, process, key)
+    resumed = rounds(config, loaded)
+    assert len(records) == 1 and [record.round for _, record, _ in resumed] == [2, 3]
+    assert fl.weights_sha256(resumed[-1][0]) == fl.weights_sha256(whole[-1][0]) != fl.weights_sha256(state)
