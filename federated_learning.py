@@ -100,7 +100,8 @@ try:
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     figures, ticker, sklearn = lazy("matplotlib.figure"), lazy("matplotlib.ticker"), lazy("sklearn")
     tf, tff = lazy("tensorflow"), lazy("tensorflow_federated")
-    algorithms, partitions = lazy("variants.algorithms"), lazy("variants.partitions")
+    adversity, algorithms = lazy("variants.adversity"), lazy("variants.algorithms")
+    partitions, privacy = lazy("variants.partitions"), lazy("variants.privacy")
     robust, rows_of = lazy("variants.robust"), lazy("variants.rows")
 except ModuleNotFoundError as missing:
     refuse(f"{missing.name} is not installed; `make run` or `pip install --no-deps -r requirements.txt` installs it")
@@ -174,6 +175,8 @@ class Config:
     """Clients, K."""
     clients_per_round: whole(0, 60_000) = 0
     """Clients drawn for each round, m; 0: all."""
+    sampling: one_of(["fixed", "poisson"]) = "fixed"
+    """fixed: clients_per_round of them without replacement. poisson: each by itself, so many on average."""
 
     model: one_of(MODELS) = "small-cnn"
     """The network that every client trains. mlp: 784-128-10. 2nn, cnn: McMahan's. small-cnn: two 5x5 convolutions."""
@@ -194,6 +197,10 @@ class Config:
     """Attackers among a round's clients, f, that krum and multi-krum are to withstand; they need 2 f + 3 clients."""
     noise_multiplier: real(0.01, 1000) = 0.5
     """Standard deviation of dp's noise over the norm that it clips to, z; below 0.1 clients_per_round."""
+    delta: real(1e-15, 0.5) = 1e-5
+    """The delta for which dp's epsilon is told after each round."""
+    epsilon_budget: real(0, 1e6) = 0.0
+    """With dp, no round is begun that would bring epsilon above this; 0: no limit."""
     rounds: whole(1, 100_000) = 5
     """Rounds of communication, T."""
     local_epochs: whole(1, 1000) = 3
@@ -215,8 +222,20 @@ class Config:
     """Rounds in which a cosine schedule gets to 0."""
     server_momentum: real(0, 0.9999) = 0.9
     """Momentum, beta, of fedavgm and mimelite."""
-    prox_mu: real(0, 1000) = 0.01
+    prox_mu: real(0, 1000) = 0.001
     """Weight, mu, of fedprox's pull back to the round's first weights; 0 is fedavg."""
+
+    dropout: real(0, 1) = 0.0
+    """Probability that a client of a round, which has got the weights, does not report."""
+    stragglers: real(0, 1) = 0.0
+    """Probability that a client of a round does but a random share of its local steps."""
+    byzantine: whole(0, 60_000) = 0
+    """Clients that attack in every round that they are drawn for."""
+    attack: one_of(ATTACKS) = "sign-flip"
+    """What they do. label-flip: train on label 9 - l for l. sign-flip: send their update backwards. scaled: send it
+    `attack_scale` times. gaussian: send noise of `attack_scale` times its size. nan: send NaN."""
+    attack_scale: real(0, 1e6) = 10.0
+    """How large the attacks scaled and gaussian are."""
 
     seed: whole(0, 2**31 - 1) = 0
     """Seed of the split, the initial weights, the sampling of clients and the order of the batches."""
@@ -250,6 +269,9 @@ class Config:
         if self.clients_per_round > self.num_clients:
             raise UserError(f"clients_per_round={self.clients_per_round} exceeds num_clients={self.num_clients}; "
                             f"choose 1..{self.num_clients}, or 0 for all")  # fmt: skip
+        if self.byzantine > self.num_clients:
+            raise UserError(f"byzantine={self.byzantine} exceeds num_clients={self.num_clients}; "
+                            f"choose 0..{self.num_clients}")  # fmt: skip
         if self.aggregator in ("krum", "multi-krum") and self.cohort < 2 * self.tolerated + 3:
             raise UserError(f"tolerated={self.tolerated} of {self.cohort} clients a round is more than "
                             f"{self.aggregator} can withstand; choose at most {max((self.cohort - 3) // 2, 0)}, or "
@@ -271,7 +293,15 @@ class Config:
         return self.clients_per_round or self.num_clients
 
 
-SIDE_FIELDS = {"resume", "runs", "name", "cache", "patience", "tensorboard"}  # these change none of a run's numbers
+SIDE_FIELDS = {
+    "resume",
+    "runs",
+    "name",
+    "cache",
+    "patience",
+    "tensorboard",
+    "epsilon_budget",
+}  # these change none of a run's numbers
 
 
 def check_value(field: str, value: Any, hint: Any) -> Any:
@@ -845,15 +875,36 @@ SCHEDULES: dict[str, Callable[[Any, Config], Any]] = {  # round 1, 2, ... as flo
 }
 
 
+class Attack(NamedTuple):
+    """A row of ATTACKS: records(records, num_classes) changes what an attacker trains on, update(update, key, config)
+    what it sends."""
+
+    records: Callable = lambda records, num_classes: records
+    update: Callable = lambda update, key, config: update
+
+
+ATTACKS = {
+    "label-flip": Attack(records=lambda *a: adversity.flip_labels(*a)),
+    "sign-flip": Attack(update=lambda *a: adversity.flip_sign(*a)),
+    "scaled": Attack(update=lambda *a: adversity.scale(*a)),
+    "gaussian": Attack(update=lambda *a: adversity.gaussian(*a)),
+    "nan": Attack(update=lambda *a: adversity.not_a_number(*a)),
+}
+
+
 class Aggregator(NamedTuple):
     """A row of AGGREGATORS: a TFF aggregation factory, and what it must see.
 
     "sums": the clients' weighted sums will do, and many clients come as few groups. "each": every client by itself.
-    "rows": all the updates of a group as float32[g,d].
+    "rows": all the updates of a group as float32[g,d]. `num_bytes` are those of an update whose tensors have so many
+    elements. `epsilon(config, rounds)` is what rounds cost of privacy. `about` is said beside the aggregator's name.
     """
 
     factory: Callable[[Config], Any]
     sees: str
+    num_bytes: Callable[[list[int]], int] = lambda sizes: 4 * sum(sizes)
+    epsilon: Callable[[Config, int], float] | None = None
+    about: Callable[[Config], str] = lambda config: ""
 
 
 AGGREGATORS = {
@@ -869,19 +920,24 @@ AGGREGATORS = {
         lambda config: robust.RowRule(lambda rows: robust.krum(rows, config.tolerated, chosen=0)), "rows"
     ),
     "compressed": Aggregator(
-        lambda config: tff.learning.compression_aggregator(zeroing=False, clipping=False, stochastic=False), "each"
+        lambda config: tff.learning.compression_aggregator(zeroing=False, clipping=False, stochastic=False),
+        "each",
+        lambda sizes: sum(size + 8 if size > 20_000 else 4 * size for size in sizes),  # 8: a tensor's lowest, highest
     ),
     "secure": Aggregator(
         lambda config: tff.aggregators.MeanFactory(  # of n_k * update and n_k, in these bounds in 32 bits
             tff.aggregators.SecureSumFactory(1e5, -1e5), tff.aggregators.SecureSumFactory(1e5, 0.0)
         ),
         "each",
+        about=lambda config: "the arithmetic of secure sums, without the cryptography",
     ),
     "dp": Aggregator(
         lambda config: tff.aggregators.as_weighted_aggregator(
             tff.learning.dp_aggregator(config.noise_multiplier, config.cohort, zeroing=False)
         ),
         "each",
+        epsilon=lambda *a: privacy.epsilon(*a),
+        about=lambda config: privacy.assumption(config),
     ),
 }
 
@@ -903,6 +959,7 @@ def build_client(config: Config, num_classes: int, shards: Path, sizes: np.ndarr
     memory_row, schedule = algorithm.memory, SCHEDULES[config.client_schedule]
     local_training = build_local_training(config, num_classes, algorithm.adjust)
     shares = (sizes / sizes.sum()).astype(np.float32)
+    attack, attackers = ATTACKS[config.attack], adversity.attackers(config) if config.byzantine else None
 
     def gradient_of(weights, records):
         with tf.GradientTape() as tape:
@@ -918,6 +975,11 @@ def build_client(config: Config, num_classes: int, shards: Path, sizes: np.ndarr
         key = tf.random.experimental.stateless_fold_in(tf.stack([seed, client]), round_num)
         size = tf.shape(records)[0]
         budget = size * config.local_epochs
+        if config.stragglers:
+            budget = adversity.straggle(budget, key, config)
+        if config.byzantine:
+            attacks = tf.reduce_any(tf.equal(client, attackers))
+            records = tf.cond(attacks, lambda: attack.records(records, num_classes), lambda: records)
         rate = config.client_lr * schedule(tf.cast(round_num, tf.float32), config)
         context = memory_row.context(memory, client, shares, config) if memory_row else ()
         trained, means = local_training(initial, records, key, context, rate, budget)
@@ -928,6 +990,8 @@ def build_client(config: Config, num_classes: int, shards: Path, sizes: np.ndarr
             result = memory_row.result(context, initial, trained, steps, rate, lambda: gradient_of(initial, records))
         if algorithm.normalized:
             update = tuple(u / steps for u in update)
+        if config.byzantine:
+            update = tf.cond(attacks, lambda: attack.update(update, key, config), lambda: update)
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(u)) for u in update])
         update = tuple(tf.where(finite, u, 0) for u in update)
         examples = tf.cast(size, tf.float32)
@@ -1376,7 +1440,9 @@ class RoundRecord:
     """What one round did. Losses are mean cross-entropies in nats; the training figures are the clients' own.
 
     `train_loss` is the mean over the clients' examples, as they were trained on. `clients` has a row a client of the
-    round: client, examples (n_k), loss, accuracy, and finite: False where its update was left out.
+    round: client, examples (n_k), loss, accuracy, local steps, and finite: False where its update was left out.
+    `dropped` counts those that got the weights and did not report. `bytes_down` and `bytes_up` are those of what the
+    server sends and gets, `epsilon` what all rounds so far cost of privacy, None where the aggregator does not say.
     """
 
     round: int
@@ -1385,6 +1451,10 @@ class RoundRecord:
     test_loss: float
     test_accuracy: float
     left_out: int
+    dropped: int
+    bytes_down: int
+    bytes_up: int
+    epsilon: float | None
     seconds: float
     clients: list[dict[str, Any]]
 
@@ -1392,25 +1462,51 @@ class RoundRecord:
         """What has gone wrong with the global model in this round, in words; nothing as a rule."""
         chance = 1.5 / num_classes
         if not math.isfinite(self.test_loss):
-            return "the test loss is not finite"
+            return "the test loss is not finite; a smaller --client-lr may help"
         if self.test_accuracy < chance and max((record.test_accuracy for record in earlier), default=0) > 2 * chance:
-            return "the test accuracy fell back to chance"
-        return "no client's update was finite" if self.left_out == len(self.clients) else ""
+            return "the test accuracy fell back to chance; a smaller --client-lr may help"
+        if not self.clients:
+            return "no client reported; the weights stay as they were"
+        nobody = self.left_out == len(self.clients)
+        return "no client's update was finite; a smaller --client-lr may help" if nobody else ""
 
     def line(self, rounds: int) -> str:
         """The round in one aligned line of the terminal."""
         number = f"{self.round:{len(str(rounds))}}/{rounds}"
-        left_out = f"   {self.left_out} diverged, left out" if self.left_out else ""
+        left_out = f"   {self.left_out} not finite, left out" if self.left_out else ""
+        dropped = f"   {self.dropped} dropped out" if self.dropped else ""
+        privacy_spent = "" if self.epsilon is None else f"   ε {self.epsilon:.2f}"
         return (
             f"round {number}   train loss {self.train_loss:7.4f}   test loss {self.test_loss:7.4f}   "
-            f"test accuracy {self.test_accuracy:7.2%}   {self.seconds:6.2f} s{left_out}"
+            f"test accuracy {self.test_accuracy:7.2%}   {self.seconds:6.2f} s"
+            f"{privacy_spent}{dropped}{left_out}"
         )
 
 
 def sample_clients(config: Config, round_num: int) -> list[int]:
-    """The round's clients, without replacement: a function of (seed, round); sorted, as the sum follows the order."""
+    """The round's clients: a function of (seed, round); sorted, as the sum follows the order."""
     rng = np.random.default_rng([config.seed, round_num])
+    if config.sampling == "poisson":
+        return np.flatnonzero(rng.random(config.num_clients) < config.cohort / config.num_clients).tolist()
     return sorted(rng.choice(config.num_clients, config.cohort, replace=False).tolist())
+
+
+def drop_out(config: Config, round_num: int, clients: Sequence[int]) -> list[int]:
+    """Those of `clients` that report, each with probability 1 - dropout: a function of (seed, round, client)."""
+    luck = np.random.default_rng([config.seed, round_num, 1]).random(config.num_clients)
+    return [client for client in clients if luck[client] >= config.dropout]
+
+
+def traffic(config: Config, weights: Any, sent: int, reported: int) -> dict[str, int]:
+    """Bytes of a round in which `sent` clients get the weights and `reported` answer: what a network would carry.
+
+    Down go the weights and the round's number, up an update as the aggregator encodes it and the report; an
+    algorithm's memory adds as much as the weights in each direction.
+    """
+    sizes = [math.prod(np.shape(w)) for w in weights.trainable]
+    memory = 4 * sum(sizes) if ALGORITHMS[config.algorithm].memory else 0
+    up = AGGREGATORS[config.aggregator].num_bytes(sizes) + memory + 4 * len(REPORT)
+    return {"bytes_down": sent * (4 * sum(sizes) + memory + 8), "bytes_up": reported * up}
 
 
 GROUPS = {"sums": 32, "rows": 10}  # for any number of cores, so that the sums, and the weights, do not depend on it
@@ -1447,17 +1543,38 @@ def run_rounds(
     `sizes` are the clients' n_k. TFF's worker lives as long as the generator. Raises RunFailed where a round cannot be
     done.
     """
-    sees = AGGREGATORS[config.aggregator].sees
-    with Worker(min(config.cohort, GROUPS.get(sees, config.cohort)), log, config.patience) as worker:
+    row = AGGREGATORS[config.aggregator]
+    with Worker(min(config.cohort, GROUPS.get(row.sees, config.cohort)), log, config.patience) as worker:
         first = persist(worker, 0, process.initialize)  # needed or not: a TFF that was never used prints at our exit
         state = first if state is None else state
         for round_num in range(int(state.client_work.round) + 1, config.rounds + 1):
+            epsilon = row.epsilon(config, round_num) if row.epsilon else None
+            if epsilon and 0 < config.epsilon_budget < epsilon:
+                return notice(f"round {round_num} would bring ε to {epsilon:.2f}, above epsilon_budget="
+                              f"{config.epsilon_budget:g}; the run ends before it")  # fmt: skip
             began = time.perf_counter()
-            groups = group_clients(sample_clients(config, round_num), sizes, sees)
-            state, _, reports = persist(worker, round_num, lambda t=state, ids=groups: process.next(t, ids))
+            drawn = sample_clients(config, round_num)
+            reporting = drop_out(config, round_num, drawn)
+            groups = group_clients(reporting, sizes, row.sees)
+            if reporting:
+                state, _, reports = persist(worker, round_num, lambda t=state, ids=groups: process.next(t, ids))
+            else:
+                clients = state.client_work._replace(round=np.int64(round_num))
+                state, reports = state._replace(client_work=clients), []
             evaluation = evaluate(state.global_model_weights)
-            clients = client_rows(groups, reports)
-            yield state, make_record(round_num, clients, evaluation, time.perf_counter() - began), evaluation
+            yield (
+                state,
+                make_record(
+                    round_num,
+                    client_rows(groups, reports),
+                    evaluation,
+                    dropped=len(drawn) - len(reporting),
+                    **traffic(config, state.global_model_weights, len(drawn), len(reporting)),
+                    epsilon=epsilon,
+                    seconds=round(time.perf_counter() - began, 3),
+                ),
+                evaluation,
+            )
 
 
 def persist(worker: Worker, round_num: int, train: Callable[[], Any]) -> Any:
@@ -1485,8 +1602,8 @@ def client_rows(groups: list[np.ndarray], reports: list[np.ndarray]) -> list[dic
     return sorted(rows, key=lambda row: row["client"])
 
 
-def make_record(round_num: int, clients: list[dict[str, Any]], evaluation: Evaluation, seconds: float) -> RoundRecord:
-    """The round's record, from the clients' own reports and the evaluation of the new global model."""
+def make_record(round_num: int, clients: list[dict[str, Any]], evaluation: Evaluation, **figures: Any) -> RoundRecord:
+    """The round's record, from the clients' own reports, the evaluation of the new global model, and its figures."""
     kept = [row for row in clients if row["finite"]]
 
     def mean(figure: str) -> float:
@@ -1500,8 +1617,8 @@ def make_record(round_num: int, clients: list[dict[str, Any]], evaluation: Evalu
         test_loss=evaluation.loss,
         test_accuracy=evaluation.accuracy,
         left_out=len(clients) - len(kept),
-        seconds=round(seconds, 3),
         clients=clients,
+        **figures,
     )
 
 
@@ -1514,13 +1631,21 @@ ANNOTATED = 20  # rows and columns up to which a cell carries its number
 
 
 def caption(config: Config, dataset: Dataset) -> str:
-    """What a plot was made on: data set, partition, clients, training, seed."""
-    batch = config.batch_size or "all"
-    return (
-        f"{dataset.name} · {config.num_clients} clients, {config.cohort} a round · "
-        f"{PARTITIONERS[config.partition].title.format(**vars(config))} · {config.algorithm}, {config.aggregator}, "
-        f"{config.model} · E = {config.local_epochs}, B = {batch}, lr {config.client_lr:g} · seed {config.seed}"
-    )
+    """What a plot was made on: data set, partition, clients, training, trouble, seed."""
+    about = AGGREGATORS[config.aggregator].about(config)
+    poisson = " on average" if config.sampling == "poisson" else ""
+    parts = [
+        dataset.name,
+        f"{config.num_clients} clients, {config.cohort} a round{poisson}",
+        PARTITIONERS[config.partition].title.format(**vars(config)),
+        f"{config.algorithm}, {config.aggregator}{about and f' ({about})'}, {config.model}",
+        f"E = {config.local_epochs}, B = {config.batch_size or 'all'}, lr {config.client_lr:g}",
+        f"dropout {config.dropout:g}" if config.dropout else "",
+        f"stragglers {config.stragglers:g}" if config.stragglers else "",
+        f"{config.byzantine} attackers ({config.attack})" if config.byzantine else "",
+        f"seed {config.seed}",
+    ]
+    return " · ".join(filter(None, parts))
 
 
 def new_figure(width: float, height: float, title: str, note: str) -> Any:
@@ -1555,6 +1680,22 @@ def plot_convergence(records: Sequence[RoundRecord], note: str) -> Any:
     loss.set_yscale("log")  # a first round may be twenty times the last
     loss.legend(frameon=False, fontsize=9)
     accuracy.set_ylabel("accuracy (%)")
+    return figure
+
+
+def plot_cost(records: Sequence[RoundRecord], note: str) -> Any:
+    """Test accuracy against the megabytes that clients and server have sent, 10^6 bytes, a point a round."""
+    megabytes = np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
+    shares = 100 * sum(record.bytes_up for record in records) / max(1e6 * megabytes[-1], 1)
+    figure = new_figure(
+        7, 4.2, f"{megabytes[-1]:,.1f} MB in {len(records)} rounds", f"{note} · {shares:.0f} % of the bytes go up"
+    )
+    axes = figure.subplots()
+    accuracy = [100 * record.test_accuracy for record in records]
+    axes.plot(megabytes, accuracy, color=BLUE, marker="o" if len(records) <= 50 else None, ms=4)
+    axes.set(xlabel="sent down and up so far (MB)", ylabel="test accuracy (%)", xlim=(0, None))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
@@ -1798,7 +1939,8 @@ def write_events(events: Any, record: RoundRecord, confusion: Any) -> None:
     """Adds the round's figures and its confusion matrix to the TensorBoard `events`."""
     with events.as_default(step=record.round):
         for name, value in csv_row(record).items():
-            tf.summary.scalar(name, value)
+            if value is not None:
+                tf.summary.scalar(name, value)
         tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion))[None])
     events.flush()
 
@@ -1824,6 +1966,7 @@ def save_result(
     files = {
         images / "client_partition.png": to_png(plot_partition(partition.counts, note)),
         images / "convergence_plot.png": to_png(plot_convergence(result.records, note)),
+        images / "accuracy_by_megabytes.png": to_png(plot_cost(result.records, note)),
         images / "confusion_matrix.png": to_png(plot_confusion(final.confusion, note)),
         images / "misclassified.png": to_png(plot_misclassified(dataset.test, final, note)),
         result.folder / "metrics.json": to_json(metrics),
@@ -1916,7 +2059,7 @@ def run(config: Config) -> Result:
                 records.append(record)
                 progress.line(record.line(config.rounds))
                 if trouble:
-                    notice(f"round {record.round}: {trouble}; a smaller --client-lr may help")
+                    notice(f"round {record.round}: {trouble}")
                 if events:
                     write_events(events, record, plot_confusion(evaluation.confusion, note))
         except (KeyboardInterrupt, RunFailed, UserError):

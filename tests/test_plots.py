@@ -15,7 +15,10 @@ def record(round_num, train, test, own):
         {"client": k, "examples": 10, "loss": loss, "accuracy": accuracy, "finite": math.isfinite(loss)}
         for k, (loss, accuracy) in enumerate(own)
     ]
-    return fl.RoundRecord(round_num, *train, *test, left_out=0, seconds=1.0, clients=rows)
+    sent = {"bytes_down": 2_000_000 * round_num, "bytes_up": 500_000}
+    return fl.RoundRecord(
+        round_num, *train, *test, left_out=0, dropped=0, **sent, epsilon=None, seconds=1.0, clients=rows
+    )
 
 
 RECORDS = [
@@ -26,6 +29,14 @@ RECORDS = [
 
 def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
+
+
+def test_cost_draws_accuracy_against_all_bytes_so_far():
+    figure = fl.plot_cost(RECORDS, NOTE)
+    (line,) = figure.axes[0].lines
+    assert line.get_xdata().tolist() == [2.5, 7.0]
+    assert line.get_ydata().tolist() == [100 * record.test_accuracy for record in RECORDS]
+    assert "7.0 MB" in figure.get_suptitle() and "14 % of the bytes go up" in figure.get_supxlabel()
 
 
 @pytest.mark.parametrize(("panel", "quantity", "scale"), [(0, "loss", 1), (1, "accuracy", 100)])

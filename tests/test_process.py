@@ -98,7 +98,7 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
     others, _, _ = process.next(process.initialize(), alone([0, 2]))
     assert largest_difference(weights_of(state), weights_of(others)) < 1e-7
     evaluation = fl.Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
-    record = fl.make_record(1, rows, evaluation, 1.0)
+    record = fl.make_record(1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0)
     assert record.left_out == 1 and np.isfinite(record.train_loss) and "left out" in record.line(5)
     nobody, _, _ = process.next(state, alone([1]))
     assert largest_difference(weights_of(nobody), weights_of(state)) == 0

@@ -86,7 +86,7 @@ def test_divergence_is_announced_and_recorded(tmp_path):
         f"sys.exit(fl.main({[*QUICK, '--name', 'run', '--algorithm', 'infinite']!r}))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0 and done.stdout.count("10 diverged, left out") == 2, done.stderr
+    assert done.returncode == 0 and done.stdout.count("10 not finite, left out") == 2, done.stderr
     assert done.stderr.count("no client's update was finite") == 2
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     assert [record["left_out"] for record in metrics["rounds"]] == [10, 10]
@@ -94,7 +94,7 @@ def test_divergence_is_announced_and_recorded(tmp_path):
 
 def test_what_counts_as_trouble():
     def record(accuracy, loss=1.0, left_out=0):
-        return fl.RoundRecord(1, 1.0, 0.5, loss, accuracy, left_out, 1.0, [{"client": 0}, {"client": 1}])
+        return fl.RoundRecord(1, 1.0, 0.5, loss, accuracy, left_out, 0, 0, 0, None, 1.0, [{"client": 0}, {"client": 1}])
 
     good = record(0.9)
     assert good.trouble([], 10) == "" == record(0.1).trouble([], 10) == record(0.5).trouble([good], 10)
@@ -139,6 +139,14 @@ WRONG = [(field, value) for field, values in {
     "client_lr": [-0.1, float("nan"), float("inf"), "fast"],
     "alpha": [0, -1, float("nan"), 1e7],
     "shards_per_client": [0, 1001],
+    "sampling": ["with replacement"],
+    "delta": [0, 1],
+    "epsilon_budget": [-1],
+    "dropout": [-0.1, 1.1],
+    "stragglers": [2, "half"],
+    "byzantine": [-1, 11],
+    "attack": ["ddos"],
+    "attack_scale": [-1],
     "trim": [-0.1, 0.5],
     "tolerated": [-1],
     "noise_multiplier": [0],

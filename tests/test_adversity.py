@@ -1,0 +1,136 @@
+"""Dropout, stragglers, attackers and what a round costs, against arithmetic on the same shards."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from arithmetic import alone, batches_of, largest_difference, numpy_sgd_step, weighted_mean, weights_of
+
+import federated_learning as fl
+
+
+def rounds(federation, digits, **flags):
+    """The (state, record) pairs of run_rounds on digits."""
+    config, partition, _, process = federation(**flags)
+    evaluate = fl.build_evaluator(fl.build_model(config, 10), digits.test, 10)
+    return [(s, r) for s, r, _ in fl.run_rounds(config, partition.sizes, process, evaluate)]
+
+
+def test_dropouts_are_a_function_of_seed_round_and_client():
+    config = fl.Config(num_clients=100, clients_per_round=20, dropout=0.3)
+    reported = total = 0
+    for round_num in range(1, 201):
+        drawn = fl.sample_clients(config, round_num)
+        left = fl.drop_out(config, round_num, drawn)
+        everyone = set(fl.drop_out(config, round_num, range(100)))
+        assert left == [k for k in drawn if k in everyone]  # whoever else is drawn
+        reported, total = reported + len(left), total + len(drawn)
+    assert abs(reported / total - 0.7) < 0.022  # 3 standard deviations of 4,000 draws
+    assert fl.drop_out(dataclasses.replace(config, dropout=0), 1, [3, 5]) == [3, 5]
+
+
+def test_poisson_cohorts_have_their_mean():
+    config = fl.Config(num_clients=1000, clients_per_round=50, sampling="poisson")
+    sizes = [len(fl.sample_clients(config, round_num)) for round_num in range(1, 201)]
+    assert abs(np.mean(sizes) - 50) < 1.5 and 36 < np.var(sizes) < 62  # 50 * 0.95 = 47.5, as independent draws have it
+    assert fl.sample_clients(config, 3) == fl.sample_clients(config, 3)
+
+
+def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(federation, digits):
+    flags = {"dropout": 0.7, "rounds": 8, "seed": 2}  # of 3 clients: nobody reports with probability 0.34
+    config, partition, _, process = federation(**flags)
+    state = process.initialize()
+    empty = 0
+    for new, record in rounds(federation, digits, **flags):
+        left = fl.drop_out(config, record.round, [0, 1, 2])
+        assert record.dropped == 3 - len(left) and [row["client"] for row in record.clients] == left
+        if left:
+            state, _, _ = process.next(state, alone(left))
+        else:
+            empty += 1
+            state = state._replace(client_work=state.client_work._replace(round=np.int64(record.round)))
+            assert np.isnan(record.train_loss) and "no client reported" in record.trouble([], 10)
+        assert largest_difference(weights_of(new), weights_of(state)) == 0
+        assert int(new.client_work.round) == record.round
+    assert 0 < empty < 8
+
+
+def test_stragglers_do_a_share_of_their_steps(federation, digits):
+    flags = {"num_clients": 20, "local_epochs": 4, "rounds": 5}
+    config, partition, _, _ = federation(**flags)
+    late = seen = 0
+    for _, record in rounds(federation, digits, stragglers=0.4, **flags):
+        for row in record.clients:
+            full = 4 * -(-partition.sizes[row["client"]] // config.batch_size)
+            assert 1 <= row["steps"] <= full
+            late, seen = late + (row["steps"] < full), seen + 1
+    assert (
+        seen == 100 and 22 <= late <= 54
+    )  # 40 expected, less the few whose share is nearly all; 3 standard deviations
+
+
+def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
+    config, _, shards, process = federation(stragglers=1.0, local_epochs=1)
+    state = process.initialize()
+    for client in range(3):
+        new, _, reports = process.next(state, alone([client]))
+        steps = int(fl.client_rows(alone([client]), reports)[0]["steps"])
+        weights = [w.astype(float) for w in weights_of(state)]
+        batches = list(batches_of(config, shards, client, 1))[:steps]
+        share = float(fl.client_rows(alone([client]), reports)[0]["steps"])
+        assert 0 < share < -(-fl.np.fromfile(shards / f"{client}.bin", np.uint8).size // 785 // 16)
+        for images, labels in batches[:-1]:
+            weights = numpy_sgd_step(weights, images, labels, config.client_lr)
+        images, labels = batches[-1]  # of which it does the first few
+        options = [numpy_sgd_step(weights, images[:n], labels[:n], config.client_lr) for n in range(1, len(labels) + 1)]
+        assert min(largest_difference(weights_of(new), option) for option in options) < 1e-5
+
+
+@pytest.mark.parametrize("attack", fl.ATTACKS)
+def test_attackers_send_what_the_attack_says(federation, digits, attack):
+    flags = {"num_clients": 5, "byzantine": 2, "attack": attack, "local_epochs": 1, "client_lr": 0.05}
+    config, partition, shards, process = federation(**flags)
+    honest = federation(**{**flags, "byzantine": 0})[-1]
+    state, bad = process.initialize(), fl.adversity.attackers(config).tolist()
+    assert len(set(bad)) == 2 and bad == sorted(bad)
+    initial = weights_of(state)
+    updates = []
+    for k in range(5):
+        update = [a - b for a, b in zip(initial, weights_of(honest.next(state, alone([k]))[0]), strict=True)]
+        if k in bad and attack == "sign-flip":
+            update = [-u for u in update]
+        if k in bad and attack == "scaled":
+            update = [10 * u for u in update]
+        if k in bad and attack == "label-flip":
+            weights = [w.astype(float) for w in initial]
+            for images, labels in batches_of(config, shards, k, 1):
+                weights = numpy_sgd_step(weights, images, 9 - labels, config.client_lr)
+            update = [a - b for a, b in zip(initial, weights, strict=True)]
+        updates.append(update)
+    sizes = partition.sizes.tolist()
+    new, _, reports = process.next(state, alone(range(5)))
+    ours = [a - b for a, b in zip(initial, weights_of(new), strict=True)]
+    if attack == "nan":  # left out
+        sizes = [0 if k in bad else n for k, n in enumerate(sizes)]
+        assert [row["client"] for row in fl.client_rows(alone(range(5)), reports) if not row["finite"]] == bad
+    if attack == "gaussian":
+        for k in bad:
+            sent, _, _ = process.next(state, alone([k]))
+            noise = np.concatenate([(a - b).ravel() for a, b in zip(initial, weights_of(sent), strict=True)])
+            own = np.concatenate([u.ravel() for u in updates[k]])
+            assert noise.std() == pytest.approx(10 * np.sqrt((own**2).mean()), rel=0.03)
+            updates[k] = [a - b for a, b in zip(initial, weights_of(sent), strict=True)]
+    assert largest_difference(ours, weighted_mean(updates, sizes)) < 1e-5
+
+
+def test_a_rounds_bytes(federation, digits):
+    model = 785 * 16 + 170  # parameters of the test's network
+    flags = {"num_clients": 10, "clients_per_round": 6, "dropout": 0.4, "rounds": 1}
+    for more, down, up in [
+        ({}, 4 * model + 8, 4 * model + 20),
+        ({"algorithm": "scaffold"}, 8 * model + 8, 8 * model + 20),
+        ({"model": "mlp", "aggregator": "compressed"}, 4 * 101_770 + 8, 100_352 + 8 + 4 * (128 + 1280 + 10) + 20),
+    ]:
+        ((_, record),) = rounds(federation, digits, **flags, **more)
+        assert 0 < record.dropped < 6
+        assert record.bytes_down == 6 * down and record.bytes_up == (6 - record.dropped) * up
