@@ -16,6 +16,7 @@ Federated averaging [1, Algorithm 1]; `build_process` says the same with TFF's t
 
     python federated_learning.py                                    # 10 clients, Dirichlet(0.5), 5 rounds
     python federated_learning.py --partition shards --rounds 50     # McMahan's pathological non-IID split
+    python federated_learning.py --compare fedavg,fedprox,scaffold  # one plot, the same split and seed
     python federated_learning.py --help                             # every flag
 
 Randomness is a pure function of (seed, round, client): the same command gives the same weights, bit for bit.
@@ -207,8 +208,9 @@ class Config:
     """Passes that a client makes over its shard in a round, E."""
     batch_size: whole(0, 60_000) = 16
     """Examples in a local batch, B; 0: the client's whole shard."""
-    client_lr: real(0, 1000) = 0.2
-    """Learning rate of the clients' SGD."""
+    client_lr: real(0, 1000) = 0.0
+    """Learning rate of the clients' SGD; 0: the algorithm's own, which is 0.2 but 0.1 of scaffold and 0.0005 of
+    mimelite: the momentum that mimelite holds still through a round suits few local steps, not the default's 1,100."""
     client_schedule: one_of(SCHEDULES) = "constant"
     """How the clients' learning rate changes with the round t. exponential: lr_decay ** (t - 1). inverse-sqrt: t **
     -0.5. cosine: from 1 to 0 over `lr_horizon` rounds."""
@@ -239,6 +241,11 @@ class Config:
 
     seed: whole(0, 2**31 - 1) = 0
     """Seed of the split, the initial weights, the sampling of clients and the order of the batches."""
+    compare: str = ""
+    """Names of algorithms, or partitions, aggregators, models or attacks, with commas between: each is run, on the same
+    split and seed, and one plot shows all. A run that is already there is not run again."""
+    seeds: whole(1, 1000) = 1
+    """Seeds that are run and compared, from `seed` on: plot and table show mean and standard deviation."""
     resume: str = ""
     """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else is as it was."""
     runs: str = "runs"
@@ -261,6 +268,9 @@ class Config:
         if bool(self.partition_file) != (self.partition == "file"):
             raise UserError(f"partition={self.partition!r} with partition_file={self.partition_file!r:.60}; "
                             "choose partition='file' with a file, or another without")  # fmt: skip
+        if self.comparing and self.resume:
+            raise UserError(f"resume={self.resume!r:.60} does not go with compare or seeds, which resume their runs by "
+                            "themselves; drop one of the two")  # fmt: skip
         for field, value in ALGORITHMS[self.algorithm].fixed.items():
             if getattr(self, field) not in (value, getattr(Config, field)):
                 raise UserError(f"{field}={getattr(self, field)} clashes with algorithm={self.algorithm!r}, which is "
@@ -292,6 +302,23 @@ class Config:
         """Clients that train in a round, m."""
         return self.clients_per_round or self.num_clients
 
+    @property
+    def local_lr(self) -> float:
+        """Learning rate of the clients' SGD."""
+        return self.client_lr or ALGORITHMS[self.algorithm].client_lr
+
+    @property
+    def comparing(self) -> tuple[str, list[str]] | None:
+        """(field, its values) that are to be compared; None for a single run."""
+        tables = {"algorithm": ALGORITHMS, "partition": PARTITIONERS, "aggregator": AGGREGATORS, "model": MODELS,
+                  "attack": ATTACKS}  # fmt: skip
+        names = [name.strip() for name in self.compare.split(",")] if self.compare else [self.algorithm]
+        field = next((field for field, table in tables.items() if set(names) <= set(table)), None)
+        if field is None or len(set(names)) < len(names):
+            raise UserError(f"compare={self.compare!r:.60} does not name different rows of one table, with commas "
+                            f"between; choose from {', '.join(tables)}, such as fedavg,fedprox")  # fmt: skip
+        return (field, names) if self.compare or self.seeds > 1 else None
+
 
 SIDE_FIELDS = {
     "resume",
@@ -301,6 +328,8 @@ SIDE_FIELDS = {
     "patience",
     "tensorboard",
     "epsilon_budget",
+    "compare",
+    "seeds",
 }  # these change none of a run's numbers
 
 
@@ -726,7 +755,7 @@ def build_local_training(config: Config, num_classes: int, adjust: Callable) -> 
     over the examples as they were trained on, float32. `adjust(gradients, weights, initial, context, config)` is an
     algorithm's place to change the gradients.
     """
-    optimizer = tff.learning.optimizers.build_sgdm(config.client_lr)
+    optimizer = tff.learning.optimizers.build_sgdm(config.local_lr)
 
     def step(state, weights, initial, context, x, y):
         with tf.GradientTape() as tape:
@@ -813,14 +842,15 @@ class Memory(NamedTuple):
 class Algorithm(NamedTuple):
     """A row of ALGORITHMS: what the clients do to their gradients, and what the server does with the mean update.
 
-    `server(learning rate, config)` is a TFF optimizer, `server_lr` the rate that it has where the user names none,
-    `fixed` are fields of the configuration that the algorithm is defined by. `normalized`: updates are divided by the
-    clients' numbers of steps, and their mean is multiplied by the mean number.
+    `server(learning rate, config)` is a TFF optimizer; `server_lr` and `client_lr` are the rates where the user names
+    none, `fixed` are fields of the configuration that the algorithm is defined by. `normalized`: updates are divided by
+    the clients' numbers of steps, and their mean is multiplied by the mean number.
     """
 
     adjust: Callable = keep_gradients
     server: Callable = lambda rate, config: tff.learning.optimizers.build_sgdm(rate)
     server_lr: float = 1.0
+    client_lr: float = 0.2
     normalized: bool = False
     memory: Memory | None = None
     fixed: dict[str, Any] = {}
@@ -843,12 +873,13 @@ ALGORITHMS = {
     "fedadagrad": Algorithm(
         server=adaptive("build_adagrad", initial_preconditioner_value=1e-6, epsilon=1e-6), server_lr=0.03
     ),
-    "fedadam": Algorithm(server=adaptive("build_adam", beta_1=0.9, beta_2=0.99, epsilon=1e-3), server_lr=0.01),
-    "fedyogi": Algorithm(server=adaptive("build_yogi", beta_1=0.9, beta_2=0.99, epsilon=1e-3), server_lr=0.01),
+    "fedadam": Algorithm(server=adaptive("build_adam", beta_1=0.9, beta_2=0.99, epsilon=1e-3), server_lr=0.1),
+    "fedyogi": Algorithm(server=adaptive("build_yogi", beta_1=0.9, beta_2=0.99, epsilon=1e-3), server_lr=0.1),
     # w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k  (Wang et al. 2020, section 4)
     "fednova": Algorithm(normalized=True),
     "mimelite": Algorithm(
         lambda *a: algorithms.correct_drift(*a),
+        client_lr=0.0005,
         memory=Memory(
             lambda config: 1,
             lambda *a: algorithms.mime_context(*a),
@@ -858,6 +889,7 @@ ALGORITHMS = {
     ),
     "scaffold": Algorithm(
         lambda *a: algorithms.correct_drift(*a),
+        client_lr=0.1,
         memory=Memory(
             lambda config: config.num_clients,
             lambda *a: algorithms.scaffold_context(*a),
@@ -980,7 +1012,7 @@ def build_client(config: Config, num_classes: int, shards: Path, sizes: np.ndarr
         if config.byzantine:
             attacks = tf.reduce_any(tf.equal(client, attackers))
             records = tf.cond(attacks, lambda: attack.records(records, num_classes), lambda: records)
-        rate = config.client_lr * schedule(tf.cast(round_num, tf.float32), config)
+        rate = config.local_lr * schedule(tf.cast(round_num, tf.float32), config)
         context = memory_row.context(memory, client, shares, config) if memory_row else ()
         trained, means = local_training(initial, records, key, context, rate, budget)
         update = tuple(old - new for old, new in zip(initial, trained, strict=True))
@@ -1549,6 +1581,9 @@ def run_rounds(
         state = first if state is None else state
         for round_num in range(int(state.client_work.round) + 1, config.rounds + 1):
             epsilon = row.epsilon(config, round_num) if row.epsilon else None
+            if epsilon and 0 < config.epsilon_budget < epsilon and round_num == 1:
+                raise UserError(f"epsilon_budget={config.epsilon_budget:g} allows no round, as the first costs "
+                                f"{epsilon:.2f}; choose more, or more noise_multiplier")  # fmt: skip
             if epsilon and 0 < config.epsilon_budget < epsilon:
                 return notice(f"round {round_num} would bring ε to {epsilon:.2f}, above epsilon_budget="
                               f"{config.epsilon_budget:g}; the run ends before it")  # fmt: skip
@@ -1631,21 +1666,27 @@ ANNOTATED = 20  # rows and columns up to which a cell carries its number
 
 
 def caption(config: Config, dataset: Dataset) -> str:
-    """What a plot was made on: data set, partition, clients, training, trouble, seed."""
+    """What a plot was made on: data set, partition, clients, training, trouble, seed; what is compared by its name."""
+    field, _ = config.comparing or ("", [])
     about = AGGREGATORS[config.aggregator].about(config)
-    poisson = " on average" if config.sampling == "poisson" else ""
-    parts = [
-        dataset.name,
-        f"{config.num_clients} clients, {config.cohort} a round{poisson}",
-        PARTITIONERS[config.partition].title.format(**vars(config)),
-        f"{config.algorithm}, {config.aggregator}{about and f' ({about})'}, {config.model}",
-        f"E = {config.local_epochs}, B = {config.batch_size or 'all'}, lr {config.client_lr:g}",
-        f"dropout {config.dropout:g}" if config.dropout else "",
-        f"stragglers {config.stragglers:g}" if config.stragglers else "",
-        f"{config.byzantine} attackers ({config.attack})" if config.byzantine else "",
-        f"seed {config.seed}",
-    ]
-    return " · ".join(filter(None, parts))
+    last = config.seed + config.seeds - 1
+    parts = {
+        "dataset": dataset.name,
+        "clients": f"{config.num_clients} clients, {config.cohort} a round",
+        "sampling": "Poisson sampling" if config.sampling == "poisson" else "",
+        "partition": PARTITIONERS[config.partition].title.format(**vars(config)),
+        "algorithm": f"{config.algorithm}, lr {config.local_lr:g}",
+        "aggregator": f"{config.aggregator}{about and f' ({about})'}",
+        "model": config.model,
+        "training": f"E = {config.local_epochs}, B = {config.batch_size or 'all'}",
+        "dropout": f"dropout {config.dropout:g}" if config.dropout else "",
+        "stragglers": f"stragglers {config.stragglers:g}" if config.stragglers else "",
+        "attack": f"{config.byzantine} attackers ({config.attack})" if config.byzantine else "",
+        "seed": f"seed {config.seed}" if config.seeds == 1 else f"seeds {config.seed} to {last}",
+    }
+    if config.compare:
+        parts[field] = f"{field}s compared"
+    return " · ".join(filter(None, parts.values()))
 
 
 def new_figure(width: float, height: float, title: str, note: str) -> Any:
@@ -1696,6 +1737,27 @@ def plot_cost(records: Sequence[RoundRecord], note: str) -> Any:
     axes.set(xlabel="sent down and up so far (MB)", ylabel="test accuracy (%)", xlim=(0, None))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Any:
+    """Test accuracy against the round, a line a name: `curves` are float[seeds,rounds], drawn as mean ± sd."""
+    seeds = len(next(iter(curves.values())))
+    figure = new_figure(8, 4.8, f"Test accuracy, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", note)
+    axes = figure.subplots()
+    for (name, values), marker in zip(curves.items(), itertools.cycle("os^vDPX*<>")):
+        mean, rounds = 100 * values.mean(axis=0), np.arange(1, values.shape[1] + 1)
+        label = f"{name}: {mean[-1]:.2f} %"
+        if seeds > 1:
+            spread = 100 * values.std(axis=0, ddof=1)
+            label = f"{name}: {mean[-1]:.2f} ± {spread[-1]:.2f} %"
+            axes.fill_between(rounds, mean - spread, mean + spread, alpha=0.15, lw=0)
+        axes.plot(rounds, mean, marker=marker, ms=4, markevery=max(1, len(rounds) // 10), label=label)
+    axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(None, 100))
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=9, title="after the last round")
     return figure
 
 
@@ -2083,6 +2145,69 @@ def plots_folder(config: Config, dataset: Dataset, folder: Path) -> Path:
     return images
 
 
+def compare(config: Config) -> Path:
+    """Runs every value and seed that `config` compares, each but once; the folder with comparison.csv and its plot.
+
+    comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was compared.
+    """
+    field, names = config.comparing
+    runs = [
+        dataclasses.replace(config, **{field: name}, seed=config.seed + number, compare="", seeds=1, name="")
+        for name in names
+        for number in range(config.seeds)
+    ]
+    lines, curves = [], {name: [] for name in names}
+    for number, single in enumerate(runs, 1):
+        say(f"\n[{number}/{len(runs)}] {field} {getattr(single, field)}, seed {single.seed}")
+        for record in run_once(single):
+            row = {field: getattr(single, field), "seed": single.seed, **csv_row(record)}
+            lines += [csv_line(row)] if not lines else []
+            lines.append(csv_line(row.values()))
+            if record.round == 1:
+                curves[getattr(single, field)].append([])
+            curves[getattr(single, field)][-1].append(record.test_accuracy)
+    dataset = load_dataset(config)
+    rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
+    note = caption(config, dataset)
+    folder = Path(config.runs).expanduser() / (
+        config.name or f"compare-{config.compare or 'seeds'}-{fingerprint_of(config)}"
+    )
+    table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
+    with writing(folder):
+        folder.mkdir(exist_ok=True)
+    write_file(folder / "comparison.csv", "".join(lines))
+    write_file(folder / "comparison.png", to_png(plot_comparison(table, note)))
+    say("")
+    for name, values in table.items():
+        spread = f" ± {values[:, -1].std(ddof=1):.2%}" if config.seeds > 1 else ""
+        say(f"{name:20} test accuracy {values[:, -1].mean():.2%}{spread} after {rounds} rounds")
+    say(f"\nwrote {folder / 'comparison.csv'}\nwrote {folder / 'comparison.png'}")
+    return folder
+
+
+def fingerprint_of(config: Config) -> str:
+    """Eight digits of a hash of all that a run's numbers depend on."""
+    fields = {name: value for name, value in vars(config).items() if name not in SIDE_FIELDS}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def run_once(config: Config) -> list[RoundRecord]:
+    """The records of the run of just this configuration: read where it is there, resumed where it was stopped."""
+    name = f"{config.dataset}-{config.partition}-{config.algorithm}-{config.aggregator}-{config.model}"
+    config = dataclasses.replace(config, name=f"{name}-seed{config.seed}-{fingerprint_of(config)}")
+    folder = Path(config.runs).expanduser() / config.name
+    if folder.exists():
+        saved = read_config(folder)
+        check_resumed(dataclasses.replace(config, resume=str(folder)), saved)
+        if (folder / "metrics.json").exists():
+            rounds = len(read_json(folder / "metrics.json")["rounds"])
+            if rounds == config.rounds or config.epsilon_budget:
+                say(f"{folder} is there already")
+                return read_records(folder / "rounds.jsonl", rounds)
+        config = saved
+    return run(config).records
+
+
 def summarize(result: Result, dataset: Dataset, written: list[Path]) -> None:
     """The closing lines: what came out, on what, and where it lies."""
     report = class_report(dataset, result.evaluation)
@@ -2165,7 +2290,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             saved = read_config(Path(config.resume).expanduser())
             config = parse(argv, default=saved)
             check_resumed(config, saved)
-        run(config)
+        (compare if config.comparing else run)(config)
     except UserError as error:
         print(f"federated_learning.py: {error}", file=sys.stderr)
         return 2

@@ -67,7 +67,7 @@ class Work:
         weights = {f"weight{number}": w for number, w in enumerate(self.keras_model().get_weights())}
         np.savez(path, images=self.dataset.train.images, labels=self.dataset.train.labels, test_images=test.images,
                  test_labels=test.labels, indices=np.concatenate(self.partition.parts), sizes=self.partition.sizes,
-                 batch=self.config.batch_size, rate=self.config.client_lr, **weights)  # fmt: skip
+                 batch=self.config.batch_size, rate=self.config.local_lr, **weights)  # fmt: skip
         return path
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
@@ -106,7 +106,7 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
                 )
                 loss = tf.reduce_mean(losses)
             gradients = tape.gradient(loss, weights)
-            weights = tuple(w - work.config.client_lr * g for w, g in zip(weights, gradients, strict=True))
+            weights = tuple(w - work.config.local_lr * g for w, g in zip(weights, gradients, strict=True))
         return weights
 
     train_set = work.dataset.train
@@ -140,7 +140,7 @@ def stock(work: Work):
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return fl.tff.learning.algorithms.build_weighted_fed_avg(
         fl.tff.learning.models.functional_model_from_keras(work.keras_model(), loss, batch),
-        client_optimizer_fn=optimizers.build_sgdm(work.config.client_lr),
+        client_optimizer_fn=optimizers.build_sgdm(work.config.local_lr),
         server_optimizer_fn=optimizers.build_sgdm(1.0),
     )
 
@@ -189,7 +189,7 @@ def keras_fit(work: Work) -> Iterator[list[np.ndarray]]:
             model = work.keras_model()
             model.set_weights(weights)
             loss = fl.tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-            model.compile(fl.tf.keras.optimizers.SGD(work.config.client_lr), loss)
+            model.compile(fl.tf.keras.optimizers.SGD(work.config.local_lr), loss)
             model.fit(x, y, batch_size=work.config.batch_size, epochs=1, verbose=0)
             trained.append(model.get_weights())
         weights = [np.mean(layer, axis=0) for layer in zip(*trained, strict=True)]

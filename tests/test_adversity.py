@@ -80,9 +80,9 @@ def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
         share = float(fl.client_rows(alone([client]), reports)[0]["steps"])
         assert 0 < share < -(-fl.np.fromfile(shards / f"{client}.bin", np.uint8).size // 785 // 16)
         for images, labels in batches[:-1]:
-            weights = numpy_sgd_step(weights, images, labels, config.client_lr)
+            weights = numpy_sgd_step(weights, images, labels, config.local_lr)
         images, labels = batches[-1]  # of which it does the first few
-        options = [numpy_sgd_step(weights, images[:n], labels[:n], config.client_lr) for n in range(1, len(labels) + 1)]
+        options = [numpy_sgd_step(weights, images[:n], labels[:n], config.local_lr) for n in range(1, len(labels) + 1)]
         assert min(largest_difference(weights_of(new), option) for option in options) < 1e-5
 
 
@@ -104,7 +104,7 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
         if k in bad and attack == "label-flip":
             weights = [w.astype(float) for w in initial]
             for images, labels in batches_of(config, shards, k, 1):
-                weights = numpy_sgd_step(weights, images, 9 - labels, config.client_lr)
+                weights = numpy_sgd_step(weights, images, 9 - labels, config.local_lr)
             update = [a - b for a, b in zip(initial, weights, strict=True)]
         updates.append(update)
     sizes = partition.sizes.tolist()

@@ -26,7 +26,7 @@ def numpy_local(config, shards, client, round_num, weights, rate=None, correct=l
     steps = 0
     for images, labels in batches_of(config, shards, client, round_num):
         gradients = correct(numpy_gradients(weights, images, labels), weights)
-        weights = [w - (rate or config.client_lr) * g for w, g in zip(weights, gradients, strict=True)]
+        weights = [w - (rate or config.local_lr) * g for w, g in zip(weights, gradients, strict=True)]
         steps += 1
     return weights, steps
 
@@ -54,7 +54,7 @@ def numpy_scaffold(config, shards, sizes, weights):
             )
             trained.append((k, local, steps))
         for k, local, steps in trained:
-            drift = times(1 / (steps * config.client_lr), minus(weights, local))
+            drift = times(1 / (steps * config.local_lr), minus(weights, local))
             controls[k] = plus(controls[k], times(-1, c), drift)
         weights = weighted_mean([local for _, local, _ in trained], [sizes[k] for k in cohort])
         yield weights
@@ -104,7 +104,7 @@ def numpy_fedsgd(config, shards, sizes, weights):
     """McMahan et al. 2017, section 2: w <- w - eta sum_k (n_k / n) g_k, g_k over the whole shard."""
     for round_num, cohort in enumerate(COHORTS, 1):
         g = [numpy_gradients(weights, *next(batches_of(config, shards, k, round_num))) for k in cohort]
-        weights = minus(weights, times(config.client_lr, weighted_mean(g, [sizes[k] for k in cohort])))
+        weights = minus(weights, times(config.local_lr, weighted_mean(g, [sizes[k] for k in cohort])))
         yield weights
 
 
@@ -205,11 +205,11 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
     model, optimizers = functional_model(config), tff.learning.optimizers
     if algorithm == "fedprox":
         stock = tff.learning.algorithms.build_weighted_fed_prox(
-            model, 0.3, optimizers.build_sgdm(config.client_lr), optimizers.build_sgdm(1.0)
+            model, 0.3, optimizers.build_sgdm(config.local_lr), optimizers.build_sgdm(1.0)
         )
     else:
         stock = tff.learning.algorithms.build_weighted_mime_lite(
-            model, optimizers.build_sgdm(config.client_lr, 0.7), optimizers.build_sgdm(1.0)
+            model, optimizers.build_sgdm(config.local_lr, 0.7), optimizers.build_sgdm(1.0)
         )
     ours, theirs = process.initialize(), stock.initialize()
     for round_num in (1, 2, 3):
@@ -229,7 +229,7 @@ def test_schedules_change_the_learning_rates(federation, schedule, factors):
     ours, theirs = clients.initialize(), servers.initialize()
     for round_num, factor in enumerate(factors, 1):
         for process, state, client_rate, server_rate in (
-            (clients, ours, factor * config.client_lr, 1), (servers, theirs, config.client_lr, factor)
+            (clients, ours, factor * config.local_lr, 1), (servers, theirs, config.local_lr, factor)
         ):  # fmt: skip
             w = weights_of(state)
             local = [numpy_local(config, shards, k, round_num, w, client_rate)[0] for k in range(3)]

@@ -23,7 +23,7 @@ def numpy_fedavg_round(config, shards, sizes, weights, round_num):
     for client in range(config.num_clients):
         local = weights
         for images, labels in batches_of(config, shards, client, round_num):
-            local = numpy_sgd_step(local, images, labels, config.client_lr)
+            local = numpy_sgd_step(local, images, labels, config.local_lr)
         trained.append(local)
     return weighted_mean(trained, sizes)
 
@@ -45,7 +45,7 @@ def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rat
     config, _, shards, process = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
     stock = tff.learning.algorithms.build_weighted_fed_avg(
         functional_model(config),
-        client_optimizer_fn=tff.learning.optimizers.build_sgdm(config.client_lr),
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(config.local_lr),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
     )
     ours, theirs = process.initialize(), stock.initialize()
@@ -60,7 +60,7 @@ def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
     config, _, shards, process = federation(num_clients=1, partition="iid", batch_size=0, local_epochs=1)
     state = process.initialize()
     ((images, labels),) = batches_of(config, shards, 0, 1)
-    expected = numpy_sgd_step([w.astype(np.float64) for w in weights_of(state)], images, labels, config.client_lr)
+    expected = numpy_sgd_step([w.astype(np.float64) for w in weights_of(state)], images, labels, config.local_lr)
     state, _, reports = process.next(state, alone([0]))
     assert largest_difference(weights_of(state), expected) < 1e-6
     assert fl.client_rows(alone([0]), reports)[0]["examples"] == 1437 == len(labels)

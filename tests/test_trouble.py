@@ -139,6 +139,8 @@ WRONG = [(field, value) for field, values in {
     "client_lr": [-0.1, float("nan"), float("inf"), "fast"],
     "alpha": [0, -1, float("nan"), 1e7],
     "shards_per_client": [0, 1001],
+    "compare": ["fedavg,median", "fedavg,fedavg", "fedavg,", 3],
+    "seeds": [0, 1001],
     "sampling": ["with replacement"],
     "delta": [0, 1],
     "epsilon_budget": [-1],

@@ -1,0 +1,71 @@
+"""--compare and --seeds: one plot, one tidy table, and no run done twice."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+from conftest import run_script
+
+import federated_learning as fl
+
+FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
+
+
+def comparison(folder):
+    (path,) = (folder / "runs").glob("compare-*/comparison.csv")
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
+    flags = (*FLAGS, "--compare", "fedavg,scaffold", "--seeds", "2")
+    done = run_script(tmp_path, *flags)
+    assert done.returncode == 0 and "[4/4] algorithm scaffold, seed 1" in done.stdout, done.stderr
+    rows = comparison(tmp_path)
+    assert [(row["algorithm"], row["seed"], row["round"]) for row in rows] == [
+        (name, seed, round_num) for name in ("fedavg", "scaffold") for seed in "01" for round_num in "12"
+    ]
+    assert run_script(tmp_path, *FLAGS, "--name", "alone", "--seed", "1", "--algorithm", "scaffold").returncode == 0
+    alone = list(csv.DictReader((tmp_path / "runs" / "alone" / "metrics.csv").read_text().splitlines()))
+    for ours, theirs in zip(rows[-2:], alone, strict=True):
+        assert {**theirs, "seconds": ours["seconds"]} == {name: ours[name] for name in theirs}
+    last = [100 * float(row["test_accuracy"]) for row in rows if row["algorithm"] == "fedavg" and row["round"] == "2"]
+    assert f"{np.mean(last):.2f}% ± {np.std(last, ddof=1):.2f}%" in done.stdout
+    splits = {
+        seed: {
+            json.loads(path.read_text())["hash"] for path in (tmp_path / "runs").glob(f"*seed{seed}-*/partition.json")
+        }
+        for seed in "01"
+    }
+    assert [len(hashes) for hashes in splits.values()] == [1, 1]  # the same split for both algorithms
+    (interrupted,) = (tmp_path / "runs").glob("*-scaffold-*seed0-*")
+    (interrupted / "metrics.json").unlink()
+    (interrupted / "checkpoints" / "round-000002.npz").unlink()
+    again = run_script(tmp_path, *flags)
+    assert again.returncode == 0 and again.stdout.count("is there already") == 3, again.stderr
+    assert again.stdout.count("round 2/2") == 1 and "round 1/2" not in again.stdout
+    assert [row | {"seconds": 0} for row in comparison(tmp_path)] == [row | {"seconds": 0} for row in rows]
+
+
+def test_the_comparisons_plot_draws_means_and_standard_deviations():
+    figure = fl.plot_comparison({"one": np.array([[0.5, 0.8], [0.7, 0.9]]), "two": np.array([[0.1, 0.2]] * 2)}, "note")
+    first, second = figure.axes[0].lines
+    assert first.get_ydata() == pytest.approx([60, 85]) and second.get_ydata() == pytest.approx([10, 20])
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+        f"one: 85.00 ± {5 * np.sqrt(2):.2f} %", "two: 20.00 ± 0.00 %",
+    ]  # fmt: skip
+
+
+def test_what_is_compared_stands_in_the_caption(digits):
+    config = fl.Config(dataset="digits", compare="mean,median", seeds=3, seed=4)
+    note = fl.caption(config, digits)
+    assert "aggregators compared" in note and "seeds 4 to 6" in note and "median" not in note
+    assert fl.Config(seeds=2).comparing == ("algorithm", ["fedavg"]) and fl.Config().comparing is None
+    with pytest.raises(fl.UserError, match="drop one of the two"):
+        fl.Config(compare="fedavg,fedprox", resume="runs/x")
+
+
+def test_a_budget_that_allows_no_round_is_a_mistake(tmp_path):
+    flags = ("--aggregator", "dp", "--epsilon-budget", "0.1", "--dataset", "digits", "--model", "mlp")
+    done = run_script(tmp_path, *flags)
+    assert done.returncode == 2 and "epsilon_budget=0.1 allows no round" in done.stderr.splitlines()[-1]
