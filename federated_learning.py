@@ -1085,6 +1085,11 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     parameters = sum(w.size for w in initial.trainable)
     memory_rows = algorithm.memory.rows(config) if algorithm.memory else 0
     result_size, stacked = parameters if memory_rows else 0, aggregator.sees == "rows"
+    gibibytes = 4 * memory_rows * parameters / 2**30
+    if gibibytes > 1:
+        raise UserError(f"num_clients={config.num_clients} of {parameters:,} parameters are {gibibytes:.1f} GiB that "
+                        f"algorithm={config.algorithm!r} keeps; choose at most {2**28 // parameters} clients, or a "
+                        "smaller model")  # fmt: skip
     train_clients = build_group(build_client(config, num_classes, shards, sizes), stacked, result_size)
     server = algorithm.server(config.server_lr or algorithm.server_lr, config)
 
@@ -1277,7 +1282,9 @@ def compile_for_worker(computation: Any) -> Any:
     return tff.backends.native.transform_to_native_form(plain, grappler_config=grappler)
 
 
-GUARD_IMPORTS = "import ctypes, fcntl, os, signal, socket, subprocess, sys, threading, time"
+GUARD_CODE = f"""import ctypes, fcntl, os, signal, socket, subprocess, sys, threading, time
+{inspect.getsource(guard)}
+guard(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])"""  # read now: the file may be edited while a run goes on
 
 
 class Worker(grpc.UnaryUnaryClientInterceptor):
@@ -1317,7 +1324,6 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
     def _start(self, isolated: bool) -> grpc.Channel:
         """Starts guard and worker, and gives a channel to them that is open."""
         binary = Path(tff.__file__).parent / "data" / "worker_binary"
-        code = f"{GUARD_IMPORTS}\n{inspect.getsource(guard)}\nguard(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])"
         bare_python = [sys.executable, "-ISc"]
         threads = {"TF_NUM_INTRAOP_THREADS": str(self.threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
         with tempfile.TemporaryDirectory(prefix="fl-") as folder, socket.socket(socket.AF_UNIX) as door:  # mode 0700
@@ -1325,7 +1331,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             door.listen()
             with open(self.log, "ab") as log:
                 self.process = subprocess.Popen(
-                    [*bare_python, code, str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""],
+                    [*bare_python, GUARD_CODE, str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""],
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, pass_fds=[door.fileno()],
                     env={**os.environ, **threads}, start_new_session=True,  # the terminal's Ctrl-C comes to us alone
                 )  # fmt: skip

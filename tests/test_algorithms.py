@@ -264,3 +264,9 @@ def test_an_algorithm_is_what_it_is_defined_by():
     assert (config.local_epochs, config.batch_size) == (1, 0)
     with pytest.raises(fl.UserError, match="local_epochs=5 clashes with algorithm='fedsgd'"):
         fl.Config(algorithm="fedsgd", local_epochs=5)
+
+
+def test_more_memory_than_a_gibibyte_is_refused(digits, tmp_path):
+    config = fl.Config(dataset="digits", model="cnn", num_clients=1000, algorithm="scaffold", cache=str(tmp_path))
+    with pytest.raises(fl.UserError, match="num_clients=1000 .* 6.2 GiB .* at most 161 clients"):
+        fl.build_process(config, 10, tmp_path, np.ones(1000))

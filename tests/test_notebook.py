@@ -38,11 +38,12 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert len(rows) == len(history) == 3
     for row, record in zip(rows, history, strict=True):
+        assert row.pop("epsilon") == "" and record["epsilon"] is None  # only with dp
         for name in row.keys() - {"seconds"}:
             assert float(row[name]) == record[name]
 
     pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) == 4
+    assert len(pictures) == 5
     lines = [out["text"] for cell in code_cells(notebook) for out in cell.outputs if out.output_type == "stream"]
     assert sum(text.count("test accuracy") for text in lines) == 3
 
