@@ -1324,14 +1324,14 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
     def _start(self, isolated: bool) -> grpc.Channel:
         """Starts guard and worker, and gives a channel to them that is open."""
         binary = Path(tff.__file__).parent / "data" / "worker_binary"
-        bare_python = [sys.executable, "-ISc"]
+        bare_python = [sys.executable, "-ISc", GUARD_CODE]
         threads = {"TF_NUM_INTRAOP_THREADS": str(self.threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
         with tempfile.TemporaryDirectory(prefix="fl-") as folder, socket.socket(socket.AF_UNIX) as door:  # mode 0700
             door.bind(f"{folder}/door")
             door.listen()
             with open(self.log, "ab") as log:
                 self.process = subprocess.Popen(
-                    [*bare_python, GUARD_CODE, str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""],
+                    [*bare_python, str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""],
                     stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=log, pass_fds=[door.fileno()],
                     env={**os.environ, **threads}, start_new_session=True,  # the terminal's Ctrl-C comes to us alone
                 )  # fmt: skip
