@@ -827,24 +827,13 @@ def keep_gradients(gradients: Any, weights: Any, initial: Any, context: Any, con
     return gradients
 
 
-class Memory(NamedTuple):
-    """What the server keeps for the clients from round to round: float32[rows,d], zeros at first.
-
-    Its functions are told in variants/algorithms.py.
-    """
-
-    rows: Callable[[Config], int]
-    context: Callable
-    result: Callable
-    update: Callable
-
-
 class Algorithm(NamedTuple):
     """A row of ALGORITHMS: what the clients do to their gradients, and what the server does with the mean update.
 
     `server(learning rate, config)` is a TFF optimizer; `server_lr` and `client_lr` are the rates where the user names
     none, `fixed` are fields of the configuration that the algorithm is defined by. `normalized`: updates are divided by
-    the clients' numbers of steps, and their mean is multiplied by the mean number.
+    the clients' numbers of steps, and their mean is multiplied by the mean number. `memory()` is a Memory of
+    variants/algorithms.py: what the server keeps for the clients from round to round.
     """
 
     adjust: Callable = keep_gradients
@@ -852,7 +841,7 @@ class Algorithm(NamedTuple):
     server_lr: float = 1.0
     client_lr: float = 0.2
     normalized: bool = False
-    memory: Memory | None = None
+    memory: Callable[[], Any] | None = None
     fixed: dict[str, Any] = {}
 
 
@@ -878,25 +867,9 @@ ALGORITHMS = {
     # w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k  (Wang et al. 2020, section 4)
     "fednova": Algorithm(normalized=True),
     "mimelite": Algorithm(
-        lambda *a: algorithms.correct_drift(*a),
-        client_lr=0.0005,
-        memory=Memory(
-            lambda config: 1,
-            lambda *a: algorithms.mime_context(*a),
-            lambda *a: algorithms.mime_result(*a),
-            lambda *a: algorithms.mime_update(*a),
-        ),
+        lambda *a: algorithms.correct_drift(*a), client_lr=0.0005, memory=lambda: algorithms.MIMELITE
     ),
-    "scaffold": Algorithm(
-        lambda *a: algorithms.correct_drift(*a),
-        client_lr=0.1,
-        memory=Memory(
-            lambda config: config.num_clients,
-            lambda *a: algorithms.scaffold_context(*a),
-            lambda *a: algorithms.scaffold_result(*a),
-            lambda *a: algorithms.scaffold_update(*a),
-        ),
-    ),
+    "scaffold": Algorithm(lambda *a: algorithms.correct_drift(*a), client_lr=0.1, memory=lambda: algorithms.SCAFFOLD),
 }
 
 SCHEDULES: dict[str, Callable[[Any, Config], Any]] = {  # round 1, 2, ... as float32 -> factor of the learning rate
@@ -988,7 +961,7 @@ def build_client(config: Config, num_classes: int, shards: Path, sizes: np.ndarr
     `report` float32[5]; `result` float32[d] for the algorithm's memory, or float32[0].
     """
     algorithm = ALGORITHMS[config.algorithm]
-    memory_row, schedule = algorithm.memory, SCHEDULES[config.client_schedule]
+    memory_row, schedule = algorithm.memory and algorithm.memory(), SCHEDULES[config.client_schedule]
     local_training = build_local_training(config, num_classes, algorithm.adjust)
     shares = (sizes / sizes.sum()).astype(np.float32)
     attack, attackers = ATTACKS[config.attack], adversity.attackers(config) if config.byzantine else None
@@ -1083,7 +1056,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     algorithm, aggregator = ALGORITHMS[config.algorithm], AGGREGATORS[config.aggregator]
     initial = tff.learning.models.ModelWeights(tuple(build_model(config, num_classes).get_weights()), ())
     parameters = sum(w.size for w in initial.trainable)
-    memory_rows = algorithm.memory.rows(config) if algorithm.memory else 0
+    memory_rows = algorithm.memory().rows(config) if algorithm.memory else 0
     result_size, stacked = parameters if memory_rows else 0, aggregator.sees == "rows"
     gibibytes = 4 * memory_rows * parameters / 2**30
     if gibibytes > 1:
@@ -1149,7 +1122,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     def remember(clients, ids, reports, results):
         kept = reports[:, REPORT.index("finite")] > 0
         ids, examples, results = (tf.boolean_mask(rows, kept) for rows in (ids, reports[:, 0], results))
-        updated = algorithm.memory.update(clients.memory, ids, examples, results, config)
+        updated = algorithm.memory().update(clients.memory, ids, examples, results, config)
         return ClientState(clients.round, tf.where(tf.reduce_any(kept), updated, clients.memory))
 
     @tff.federated_computation(initialize.type_signature.result, tff.FederatedType(group_type, tff.CLIENTS))

@@ -5,9 +5,19 @@ round is sent of it, and `result`, float32[d], what the client sends back.
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import tensorflow as tf
+
+
+class Memory(NamedTuple):
+    """What the server keeps from round to round: `rows(config)` rows of float32[d], zeros at first."""
+
+    rows: Callable
+    context: Callable
+    result: Callable
+    update: Callable
 
 
 def flatten(weights: Any) -> Any:
@@ -50,6 +60,9 @@ def scaffold_update(memory: Any, clients: Any, examples: Any, results: Any, conf
     return tf.tensor_scatter_nd_update(memory, clients[:, tf.newaxis], results)
 
 
+SCAFFOLD = Memory(lambda config: config.num_clients, scaffold_context, scaffold_result, scaffold_update)
+
+
 # MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3). The memory is float32[1,d]: the server's momentum.
 
 
@@ -67,3 +80,6 @@ def mime_update(memory: Any, clients: Any, examples: Any, results: Any, config: 
     """v <- beta * v + sum_k (n_k / n) g_k, over the clients of the round."""
     mean = tf.linalg.matvec(results, examples / tf.reduce_sum(examples), transpose_a=True)
     return config.server_momentum * memory + mean
+
+
+MIMELITE = Memory(lambda config: 1, mime_context, mime_result, mime_update)
