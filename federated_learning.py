@@ -1720,23 +1720,28 @@ def plot_cost(records: Sequence[RoundRecord], note: str) -> Any:
 
 
 def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Any:
-    """Test accuracy against the round, a line a name: `curves` are float[seeds,rounds], drawn as mean ± sd."""
+    """Test error against the round on a log scale, a line a name: `curves` are accuracies float[seeds,rounds]."""
     seeds = len(next(iter(curves.values())))
-    figure = new_figure(8, 4.8, f"Test accuracy, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", note)
+    figure = new_figure(9, 4.8, f"Test error, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", note)
     axes = figure.subplots()
-    for (name, values), marker in zip(curves.items(), itertools.cycle("os^vDPX*<>")):
-        mean, rounds = 100 * values.mean(axis=0), np.arange(1, values.shape[1] + 1)
-        label = f"{name}: {mean[-1]:.2f} %"
+    for (name, accuracies), marker in zip(curves.items(), itertools.cycle("os^vDPX*<>")):
+        errors, rounds = 100 * (1 - accuracies), np.arange(1, accuracies.shape[1] + 1)
+        mean = errors.mean(axis=0)
+        label = f"{name}: {100 - mean[-1]:.2f} %"
         if seeds > 1:
-            spread = 100 * values.std(axis=0, ddof=1)
-            label = f"{name}: {mean[-1]:.2f} ± {spread[-1]:.2f} %"
-            axes.fill_between(rounds, mean - spread, mean + spread, alpha=0.15, lw=0)
+            spread = errors.std(axis=0, ddof=1)
+            label = f"{name}: {100 - mean[-1]:.2f} ± {spread[-1]:.2f} %"
+            axes.fill_between(rounds, np.maximum(mean - spread, mean / 10), mean + spread, alpha=0.15, lw=0)
         axes.plot(rounds, mean, marker=marker, ms=4, markevery=max(1, len(rounds) // 10), label=label)
-    axes.set(xlabel="round", ylabel="test accuracy (%)", ylim=(None, 100))
+    axes.set(xlabel="round", ylabel="test error (%)", yscale="log")
     axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
+    axes.yaxis.set_major_formatter(ticker.FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(
+        ticker.FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
+    )
+    axes.grid(alpha=0.3, which="both")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=9, title="after the last round")
+    figure.legend(frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center")
     return figure
 
 

@@ -50,8 +50,8 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
 def test_the_comparisons_plot_draws_means_and_standard_deviations():
     figure = fl.plot_comparison({"one": np.array([[0.5, 0.8], [0.7, 0.9]]), "two": np.array([[0.1, 0.2]] * 2)}, "note")
     first, second = figure.axes[0].lines
-    assert first.get_ydata() == pytest.approx([60, 85]) and second.get_ydata() == pytest.approx([10, 20])
-    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == [
+    assert first.get_ydata() == pytest.approx([40, 15]) and second.get_ydata() == pytest.approx([90, 80])
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         f"one: 85.00 ± {5 * np.sqrt(2):.2f} %", "two: 20.00 ± 0.00 %",
     ]  # fmt: skip
 
