@@ -24,6 +24,7 @@ Randomness is a pure function of (seed, round, client): the same command gives t
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized Data (AISTATS)
 [2] Yurochkin et al. 2019, Bayesian Nonparametric Federated Learning of Neural Networks (ICML)
 [3] Reddi et al. 2021, Adaptive Federated Optimization (ICLR)
+The papers of what only a flag reaches stand in variants/__init__.py.
 """
 
 from __future__ import annotations
@@ -282,13 +283,8 @@ class Config:
         if self.byzantine > self.num_clients:
             raise UserError(f"byzantine={self.byzantine} exceeds num_clients={self.num_clients}; "
                             f"choose 0..{self.num_clients}")  # fmt: skip
-        if self.aggregator in ("krum", "multi-krum") and self.cohort < 2 * self.tolerated + 3:
-            raise UserError(f"tolerated={self.tolerated} of {self.cohort} clients a round is more than "
-                            f"{self.aggregator} can withstand; choose at most {max((self.cohort - 3) // 2, 0)}, or "
-                            "more clients")  # fmt: skip
-        if self.aggregator == "dp" and self.noise_multiplier >= 0.1 * self.cohort:
-            raise UserError(f"noise_multiplier={self.noise_multiplier} is too high for {self.cohort} clients a round; "
-                            f"choose less than {0.1 * self.cohort:g}, or more clients")  # fmt: skip
+        if complaint := AGGREGATORS[self.aggregator].complaint(self):
+            raise UserError(complaint)
         if ALGORITHMS[self.algorithm].normalized and AGGREGATORS[self.aggregator].sees == "rows":
             raise UserError(f"aggregator={self.aggregator!r} does not go with algorithm={self.algorithm!r}, whose mean "
                             "number of steps is a weighted one; choose another of the two")  # fmt: skip
@@ -902,7 +898,8 @@ class Aggregator(NamedTuple):
 
     "sums": the clients' weighted sums will do, and many clients come as few groups. "each": every client by itself.
     "rows": all the updates of a group as float32[g,d]. `num_bytes` are those of an update whose tensors have so many
-    elements. `epsilon(config, rounds)` is what rounds cost of privacy. `about` is said beside the aggregator's name.
+    elements. `epsilon(config, rounds)` is what rounds cost of privacy. `about` is said beside the aggregator's name,
+    `complaint` is what is wrong with a configuration for it.
     """
 
     factory: Callable[[Config], Any]
@@ -910,6 +907,24 @@ class Aggregator(NamedTuple):
     num_bytes: Callable[[list[int]], int] = lambda sizes: 4 * sum(sizes)
     epsilon: Callable[[Config, int], float] | None = None
     about: Callable[[Config], str] = lambda config: ""
+    complaint: Callable[[Config], str] = lambda config: ""
+
+
+def krum_complaint(config: Config) -> str:
+    """Where too few clients are in a round, what to do."""
+    most = (config.cohort - 3) // 2
+    return "" if config.tolerated <= most else (
+        f"tolerated={config.tolerated} of {config.cohort} clients a round is more than {config.aggregator} can "
+        f"withstand; choose at most {max(most, 0)}, or more clients"
+    )  # fmt: skip
+
+
+def dp_complaint(config: Config) -> str:
+    """Where TFF cannot spread the noise over so few clients, what to do."""
+    return "" if config.noise_multiplier < 0.1 * config.cohort else (
+        f"noise_multiplier={config.noise_multiplier} is too high for {config.cohort} clients a round; choose less than "
+        f"{0.1 * config.cohort:g}, or more clients"
+    )  # fmt: skip
 
 
 AGGREGATORS = {
@@ -920,9 +935,15 @@ AGGREGATORS = {
     "trimmed-mean": Aggregator(
         lambda config: robust.RowRule(lambda rows: robust.trimmed_mean(rows, config.trim)), "rows"
     ),
-    "krum": Aggregator(lambda config: robust.RowRule(lambda rows: robust.krum(rows, config.tolerated)), "rows"),
+    "krum": Aggregator(
+        lambda config: robust.RowRule(lambda rows: robust.krum(rows, config.tolerated)),
+        "rows",
+        complaint=krum_complaint,
+    ),
     "multi-krum": Aggregator(
-        lambda config: robust.RowRule(lambda rows: robust.krum(rows, config.tolerated, chosen=0)), "rows"
+        lambda config: robust.RowRule(lambda rows: robust.krum(rows, config.tolerated, chosen=0)),
+        "rows",
+        complaint=krum_complaint,
     ),
     "compressed": Aggregator(
         lambda config: tff.learning.compression_aggregator(zeroing=False, clipping=False, stochastic=False),
@@ -943,6 +964,7 @@ AGGREGATORS = {
         "each",
         epsilon=lambda *a: privacy.epsilon(*a),
         about=lambda config: privacy.assumption(config),
+        complaint=dp_complaint,
     ),
 }
 
@@ -1655,7 +1677,7 @@ def caption(config: Config, dataset: Dataset) -> str:
         "sampling": "Poisson sampling" if config.sampling == "poisson" else "",
         "partition": PARTITIONERS[config.partition].title.format(**vars(config)),
         "algorithm": f"{config.algorithm}, lr {config.local_lr:g}",
-        "aggregator": f"{config.aggregator}{about and f' ({about})'}",
+        "aggregator": f"{config.aggregator}{about and f': {about}'}",
         "model": config.model,
         "training": f"E = {config.local_epochs}, B = {config.batch_size or 'all'}",
         "dropout": f"dropout {config.dropout:g}" if config.dropout else "",
