@@ -2157,6 +2157,7 @@ def compare(config: Config) -> Path:
     comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was compared.
     """
     field, names = config.comparing
+    dataset = load_dataset(config)
     runs = [
         dataclasses.replace(config, **{field: name}, seed=config.seed + number, compare="", seeds=1, name="")
         for name in names
@@ -2165,18 +2166,17 @@ def compare(config: Config) -> Path:
     lines, curves = [], {name: [] for name in names}
     for number, single in enumerate(runs, 1):
         say(f"\n[{number}/{len(runs)}] {field} {getattr(single, field)}, seed {single.seed}")
-        for record in run_once(single):
+        for record in run_once(single, dataset):
             row = {field: getattr(single, field), "seed": single.seed, **csv_row(record)}
             lines += [csv_line(row)] if not lines else []
             lines.append(csv_line(row.values()))
             if record.round == 1:
                 curves[getattr(single, field)].append([])
             curves[getattr(single, field)][-1].append(record.test_accuracy)
-    dataset = load_dataset(config)
     rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
     note = caption(config, dataset)
     folder = Path(config.runs).expanduser() / (
-        config.name or f"compare-{config.compare or 'seeds'}-{fingerprint_of(config)}"
+        config.name or f"compare-{config.compare or 'seeds'}-{fingerprint_of(config, dataset)}"
     )
     table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
     with writing(folder):
@@ -2191,26 +2191,25 @@ def compare(config: Config) -> Path:
     return folder
 
 
-def fingerprint_of(config: Config) -> str:
+def fingerprint_of(config: Config, dataset: Dataset) -> str:
     """Eight digits of a hash of all that a run's numbers depend on."""
     fields = {name: value for name, value in vars(config).items() if name not in SIDE_FIELDS}
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps([fields, dataset.digest], sort_keys=True).encode()).hexdigest()[:8]
 
 
-def run_once(config: Config) -> list[RoundRecord]:
+def run_once(config: Config, dataset: Dataset) -> list[RoundRecord]:
     """The records of the run of just this configuration: read where it is there, resumed where it was stopped."""
     name = f"{config.dataset}-{config.partition}-{config.algorithm}-{config.aggregator}-{config.model}"
-    config = dataclasses.replace(config, name=f"{name}-seed{config.seed}-{fingerprint_of(config)}")
+    config = dataclasses.replace(config, name=f"{name}-seed{config.seed}-{fingerprint_of(config, dataset)}")
     folder = Path(config.runs).expanduser() / config.name
     if folder.exists():
-        saved = read_config(folder)
-        check_resumed(dataclasses.replace(config, resume=str(folder)), saved)
+        config = dataclasses.replace(config, resume=str(folder))
+        check_resumed(config, read_config(folder))
         if (folder / "metrics.json").exists():
             rounds = len(read_json(folder / "metrics.json")["rounds"])
-            if rounds == config.rounds or config.epsilon_budget:
+            if rounds == config.rounds:
                 say(f"{folder} is there already")
                 return read_records(folder / "rounds.jsonl", rounds)
-        config = saved
     return run(config).records
 
 
