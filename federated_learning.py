@@ -1349,8 +1349,10 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     def _wait_until_ready(self) -> int:
         """The worker's process id, as the guard tells it once the worker answers."""
-        ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
-        line = self.process.stdout.readline().decode().strip() if ready else ""
+        poll = select.poll()  # unlike select, it takes any file descriptor
+        poll.register(self.process.stdout, select.POLLIN)
+        with self.process.stdout as answer:
+            line = answer.readline().decode().strip() if poll.poll(1000 * START_SECONDS) else ""
         if line.startswith("cannot"):
             raise PermissionError(line)
         if not line:
