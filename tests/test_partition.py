@@ -62,6 +62,8 @@ def test_clients_hold_exactly_so_many_labels(mnist, clients, labels):
     flags = {"partition": "labels-per-client", "num_clients": clients, "labels_per_client": labels}
     split = fl.make_partition(mnist, fl.Config(**flags))
     assert ((split.counts > 0).sum(axis=1) == labels).all() and split.sizes.sum() == 60_000
+    if clients == 100:  # not the same few sets of labels over and over: of 120 sets of three
+        assert len({tuple(np.flatnonzero(row)) for row in split.counts}) > 40
     if clients * labels <= 3000:  # many images a piece: a label's holders have the same number of its images
         assert all(np.ptp(column[column > 0]) <= 1 for column in split.counts.T)
 

@@ -11,7 +11,7 @@ import scipy.ndimage
 def split_by_label(labels: np.ndarray, config: Any, rng: np.random.Generator) -> list[np.ndarray]:
     """Every client gets images of exactly `labels_per_client` labels (the "#C = k" of Li et al. 2022, section 4).
 
-    Clients choose in a random order, each the labels that have the fewest holders for their images so far. A label's
+    Clients choose in a random order, each the labels that have the fewest holders so far, and an image left. A label's
     images are divided evenly among its holders. Raises ValueError where that cannot be.
     """
     wanted, clients = config.labels_per_client, config.num_clients
@@ -24,7 +24,8 @@ def split_by_label(labels: np.ndarray, config: Any, rng: np.random.Generator) ->
     holders: list[list[int]] = [[] for _ in images]
     held = np.zeros(len(images))
     for client in rng.permutation(clients):
-        for label in np.lexsort((rng.random(len(images)), (held + 1) / images))[:wanted]:
+        fewest = np.where(held < images, held, np.inf)
+        for label in np.lexsort((rng.random(len(images)), fewest))[:wanted]:  # ties by chance
             holders[label].append(client)
             held[label] += 1
     if (held > images).any():
