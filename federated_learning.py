@@ -920,7 +920,11 @@ def krum_complaint(config: Config) -> str:
 
 
 def dp_complaint(config: Config) -> str:
-    """Where TFF cannot spread the noise over so few clients, what to do."""
+    """Where TFF cannot spread the noise over so few clients, or epsilon would not count all that leaves them."""
+    algorithm = ALGORITHMS[config.algorithm]
+    if algorithm.memory or algorithm.normalized:
+        return (f"algorithm={config.algorithm!r} sends more than the update to which aggregator='dp' adds noise, and "
+                "epsilon would be false; choose another of the two")  # fmt: skip
     return "" if config.noise_multiplier < 0.1 * config.cohort else (
         f"noise_multiplier={config.noise_multiplier} is too high for {config.cohort} clients a round; choose less than "
         f"{0.1 * config.cohort:g}, or more clients"
