@@ -37,7 +37,6 @@ import errno
 import fcntl
 import hashlib
 import heapq
-import importlib
 import importlib.util
 import inspect
 import io
@@ -730,6 +729,16 @@ def predict(config: Config, num_classes: int, weights: Sequence[Any], x: Any) ->
     return x
 
 
+def differentiate(config: Config, num_classes: int, weights: Sequence[Any], x: Any, y: Any) -> tuple[Any, Any, Any]:
+    """(gradients of the mean cross-entropy, cross-entropies float32[n] in nats, logits) of a batch with labels y."""
+    with tf.GradientTape() as tape:
+        tape.watch(weights)
+        logits = predict(config, num_classes, weights, x)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
+        loss = tf.reduce_mean(losses)
+    return tape.gradient(loss, weights), losses, logits
+
+
 def to_input(pixels: Any) -> Any:
     """uint8[n,784] or [n,28,28] -> float32[n,28,28,1] in 0..1."""
     return tf.reshape(tf.cast(pixels, tf.float32) / 255, [-1, IMAGE_SIDE, IMAGE_SIDE, 1])
@@ -754,12 +763,8 @@ def build_local_training(config: Config, num_classes: int, adjust: Callable) -> 
     optimizer = tff.learning.optimizers.build_sgdm(config.local_lr)
 
     def step(state, weights, initial, context, x, y):
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            logits = predict(config, num_classes, weights, x)
-            losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-            loss = tf.reduce_mean(losses)
-        gradients = adjust(tape.gradient(loss, weights), weights, initial, context, config)
+        gradients, losses, logits = differentiate(config, num_classes, weights, x, y)
+        gradients = adjust(gradients, weights, initial, context, config)
         hits = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
         return *optimizer.next(state, weights, gradients), tf.reduce_sum(losses), tf.reduce_sum(hits)
 
@@ -877,8 +882,7 @@ SCHEDULES: dict[str, Callable[[Any, Config], Any]] = {  # round 1, 2, ... as flo
 
 
 class Attack(NamedTuple):
-    """A row of ATTACKS: records(records, num_classes) changes what an attacker trains on, update(update, key, config)
-    what it sends."""
+    """A row of ATTACKS: what an attacker trains on in the place of its records, and sends in that of its update."""
 
     records: Callable = lambda records, num_classes: records
     update: Callable = lambda update, key, config: update
@@ -993,12 +997,8 @@ def build_client(config: Config, num_classes: int, shards: Path, sizes: np.ndarr
     attack, attackers = ATTACKS[config.attack], adversity.attackers(config) if config.byzantine else None
 
     def gradient_of(weights, records):
-        with tf.GradientTape() as tape:
-            tape.watch(weights)
-            logits = predict(config, num_classes, weights, to_input(records[:, :-1]))
-            labels = tf.cast(records[:, -1], tf.int32)
-            loss = tf.reduce_mean(tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits))
-        return tape.gradient(loss, weights)
+        x, y = to_input(records[:, :-1]), tf.cast(records[:, -1], tf.int32)
+        return differentiate(config, num_classes, weights, x, y)[0]
 
     def train(initial, memory, round_num, client):
         records = read_shard(tf.strings.join([f"{shards}/", tf.strings.as_string(client), ".bin"]))
@@ -1046,26 +1046,23 @@ def build_group(train_client: Callable, stacked: bool, result_size: int) -> Call
         reports = tf.TensorArray(tf.float32, count, element_shape=[len(REPORT)])
         results = tf.TensorArray(tf.float32, count, element_shape=[result_size])
         rows = tf.TensorArray(tf.float32, count, element_shape=[size])
-        weights = tf.TensorArray(tf.float32, count, element_shape=[])
         for position in tf.range(count):
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)
             update, examples, steps, report, result = train_client(initial, memory, round_num, clients[position])
             if stacked:
                 rows = rows.write(position, algorithms.flatten(update))
-                weights = weights.write(position, examples)
             else:
                 total = tuple(t + examples * u for t, u in zip(total, update, strict=True))
             weight += examples
             steps_sum += examples * steps
             reports = reports.write(position, report)
             results = results.write(position, result)
+        steps_mean, reports = tf.math.divide_no_nan(steps_sum, weight), reports.stack()
         if stacked:
-            total, weight_out = rows.stack(), weights.stack()
+            update, weight = rows.stack(), reports[:, REPORT.index("examples")] * reports[:, REPORT.index("finite")]
         else:
-            total, weight_out = tuple(tf.math.divide_no_nan(t, weight) for t in total), weight
-        return GroupResult(
-            total, weight_out, tf.math.divide_no_nan(steps_sum, weight), reports.stack(), results.stack()
-        )
+            update = tuple(tf.math.divide_no_nan(t, weight) for t in total)
+        return GroupResult(update, weight, steps_mean, reports, results.stack())
 
     return train_clients
 
@@ -1090,7 +1087,8 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
                         f"algorithm={config.algorithm!r} keeps; choose at most {2**28 // parameters} clients, or a "
                         "smaller model")  # fmt: skip
     train_clients = build_group(build_client(config, num_classes, shards, sizes), stacked, result_size)
-    server = algorithm.server(config.server_lr or algorithm.server_lr, config)
+    server_lr = config.server_lr or algorithm.server_lr
+    server = algorithm.server(server_lr, config)
 
     @tff.tensorflow.computation
     def initial_weights():
@@ -1132,9 +1130,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     @tff.tensorflow.computation
     def set_server_rate(optimizer_state, clients):
         factor = SCHEDULES[config.server_schedule](tf.cast(clients.round, tf.float32), config)
-        return server.set_hparams(
-            optimizer_state, {"learning_rate": factor * (config.server_lr or algorithm.server_lr)}
-        )
+        return server.set_hparams(optimizer_state, {"learning_rate": factor * server_lr})
 
     @tff.tensorflow.computation
     def from_row(row):
@@ -1147,7 +1143,9 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     @tff.tensorflow.computation
     def remember(clients, ids, reports, results):
         kept = reports[:, REPORT.index("finite")] > 0
-        ids, examples, results = (tf.boolean_mask(rows, kept) for rows in (ids, reports[:, 0], results))
+        ids, examples, results = (
+            tf.boolean_mask(rows, kept) for rows in (ids, reports[:, REPORT.index("examples")], results)
+        )
         updated = algorithm.memory().update(clients.memory, ids, examples, results, config)
         return ClientState(clients.round, tf.where(tf.reduce_any(kept), updated, clients.memory))
 
@@ -1588,10 +1586,10 @@ def run_rounds(
         state = first if state is None else state
         for round_num in range(int(state.client_work.round) + 1, config.rounds + 1):
             epsilon = row.epsilon(config, round_num) if row.epsilon else None
-            if epsilon and 0 < config.epsilon_budget < epsilon and round_num == 1:
-                raise UserError(f"epsilon_budget={config.epsilon_budget:g} allows no round, as the first costs "
-                                f"{epsilon:.2f}; choose more, or more noise_multiplier")  # fmt: skip
             if epsilon and 0 < config.epsilon_budget < epsilon:
+                if round_num == 1:
+                    raise UserError(f"epsilon_budget={config.epsilon_budget:g} allows no round, as the first costs "
+                                    f"{epsilon:.2f}; choose more, or more noise_multiplier")  # fmt: skip
                 return notice(f"round {round_num} would bring ε to {epsilon:.2f}, above epsilon_budget="
                               f"{config.epsilon_budget:g}; the run ends before it")  # fmt: skip
             began = time.perf_counter()
@@ -1604,19 +1602,16 @@ def run_rounds(
                 clients = state.client_work._replace(round=np.int64(round_num))
                 state, reports = state._replace(client_work=clients), []
             evaluation = evaluate(state.global_model_weights)
-            yield (
-                state,
-                make_record(
-                    round_num,
-                    client_rows(groups, reports),
-                    evaluation,
-                    dropped=len(drawn) - len(reporting),
-                    **traffic(config, state.global_model_weights, len(drawn), len(reporting)),
-                    epsilon=epsilon,
-                    seconds=round(time.perf_counter() - began, 3),
-                ),
+            record = make_record(
+                round_num,
+                client_rows(groups, reports),
                 evaluation,
+                dropped=len(drawn) - len(reporting),
+                **traffic(config, state.global_model_weights, len(drawn), len(reporting)),
+                epsilon=epsilon,
+                seconds=round(time.perf_counter() - began, 3),
             )
+            yield state, record, evaluation
 
 
 def persist(worker: Worker, round_num: int, train: Callable[[], Any]) -> Any:
@@ -1704,6 +1699,12 @@ def new_figure(width: float, height: float, title: str, note: str) -> Any:
     return figure
 
 
+def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
+    """A faint grid at those ticks, and no frame above and on the right."""
+    axes.grid(alpha=0.3, which=ticks)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
 def plot_convergence(records: Sequence[RoundRecord], note: str) -> Any:
     """Loss and accuracy against the round: the global model on the test set, the clients while they trained."""
     figure = new_figure(9, 4.2, f"Test accuracy {records[-1].test_accuracy:.2%} after round {records[-1].round}", note)
@@ -1721,8 +1722,7 @@ def plot_convergence(records: Sequence[RoundRecord], note: str) -> Any:
             axes.plot(rounds, values, style, color=color, marker=marker, ms=4, label=who)
         axes.set_xlabel("round")
         axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+        plain(axes)
     loss, accuracy = figure.axes
     loss.set_ylabel("cross-entropy (nats)")
     loss.set_yscale("log")  # a first round may be twenty times the last
@@ -1742,8 +1742,7 @@ def plot_cost(records: Sequence[RoundRecord], note: str) -> Any:
     accuracy = [100 * record.test_accuracy for record in records]
     axes.plot(megabytes, accuracy, color=BLUE, marker="o" if len(records) <= 50 else None, ms=4)
     axes.set(xlabel="sent down and up so far (MB)", ylabel="test accuracy (%)", xlim=(0, None))
-    axes.grid(alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes)
     return figure
 
 
@@ -1767,8 +1766,7 @@ def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Any:
     axes.yaxis.set_minor_formatter(
         ticker.FuncFormatter(lambda value, _: f"{value:g}" if f"{value:g}"[0] in "25" else "")
     )
-    axes.grid(alpha=0.3, which="both")
-    axes.spines[["top", "right"]].set_visible(False)
+    plain(axes, "both")
     figure.legend(frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center")
     return figure
 
@@ -1840,8 +1838,7 @@ def open_folder(config: Config, dataset: Dataset, partition: Partition) -> Path:
         if read_json(folder / "partition.json").get("hash") != partition.digest:
             raise UserError(f"resume={config.resume!r}: its data or its partition.json has changed; restore it")
         return folder
-    data = "other" if config.dataset == "mnist" and not dataset.original else config.dataset
-    name = config.name or "-".join([data, config.partition, config.algorithm, config.model, f"seed{config.seed}"])
+    name = config.name or default_name(config, dataset)
     runs = Path(config.runs).expanduser()
     with writing(runs):
         runs.mkdir(parents=True, exist_ok=True)
@@ -1856,6 +1853,12 @@ def open_folder(config: Config, dataset: Dataset, partition: Partition) -> Path:
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
                 raise UserError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
+
+
+def default_name(config: Config, dataset: Dataset) -> str:
+    """What a run's folder is called where the user does not say."""
+    data = "other" if config.dataset == "mnist" and not dataset.original else config.dataset
+    return "-".join([data, config.partition, config.algorithm, config.model, f"seed{config.seed}"])
 
 
 @contextlib.contextmanager
@@ -2110,9 +2113,8 @@ def run(config: Config) -> Result:
     note = caption(config, dataset)
     with lock(folder), Progress(config.rounds) as progress:
         say(f"{note}\n")
-        write_file(
-            folder / "config.json", to_json({**vars(config), "resume": ""})
-        )  # a resumed run may have more rounds
+        # a resumed run may have more rounds
+        write_file(folder / "config.json", to_json({**vars(config), "resume": ""}))
         shards = write_shards(dataset, partition, config)
         process = build_process(config, dataset.num_classes, shards, partition.sizes)
         model = build_model(config, dataset.num_classes)
@@ -2164,31 +2166,23 @@ def compare(config: Config) -> Path:
     """
     field, names = config.comparing
     dataset = load_dataset(config)
-    runs = [
-        dataclasses.replace(config, **{field: name}, seed=config.seed + number, compare="", seeds=1, name="")
-        for name in names
-        for number in range(config.seeds)
-    ]
-    lines, curves = [], {name: [] for name in names}
-    for number, single in enumerate(runs, 1):
-        say(f"\n[{number}/{len(runs)}] {field} {getattr(single, field)}, seed {single.seed}")
-        for record in run_once(single, dataset):
-            row = {field: getattr(single, field), "seed": single.seed, **csv_row(record)}
-            lines += [csv_line(row)] if not lines else []
-            lines.append(csv_line(row.values()))
-            if record.round == 1:
-                curves[getattr(single, field)].append([])
-            curves[getattr(single, field)][-1].append(record.test_accuracy)
+    runs = [(name, config.seed + number) for name in names for number in range(config.seeds)]
+    rows, curves = [], {name: [] for name in names}
+    for number, (name, seed) in enumerate(runs, 1):
+        say(f"\n[{number}/{len(runs)}] {field} {name}, seed {seed}")
+        single = dataclasses.replace(config, **{field: name}, seed=seed, compare="", seeds=1, name="")
+        records = run_once(single, dataset)
+        rows += [{field: name, "seed": seed, **csv_row(record)} for record in records]
+        curves[name].append([record.test_accuracy for record in records])
     rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
-    note = caption(config, dataset)
     folder = Path(config.runs).expanduser() / (
         config.name or f"compare-{config.compare or 'seeds'}-{fingerprint_of(config, dataset)}"
     )
     table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
     with writing(folder):
         folder.mkdir(exist_ok=True)
-    write_file(folder / "comparison.csv", "".join(lines))
-    write_file(folder / "comparison.png", to_png(plot_comparison(table, note)))
+    write_file(folder / "comparison.csv", "".join(map(csv_line, [rows[0], *(row.values() for row in rows)])))
+    write_file(folder / "comparison.png", to_png(plot_comparison(table, caption(config, dataset))))
     say("")
     for name, values in table.items():
         spread = f" ± {values[:, -1].std(ddof=1):.2%}" if config.seeds > 1 else ""
@@ -2205,8 +2199,8 @@ def fingerprint_of(config: Config, dataset: Dataset) -> str:
 
 def run_once(config: Config, dataset: Dataset) -> list[RoundRecord]:
     """The records of the run of just this configuration: read where it is there, resumed where it was stopped."""
-    name = f"{config.dataset}-{config.partition}-{config.algorithm}-{config.aggregator}-{config.model}"
-    config = dataclasses.replace(config, name=f"{name}-seed{config.seed}-{fingerprint_of(config, dataset)}")
+    name = f"{default_name(config, dataset)}-{config.aggregator}-{fingerprint_of(config, dataset)}"
+    config = dataclasses.replace(config, name=name)
     folder = Path(config.runs).expanduser() / config.name
     if folder.exists():
         config = dataclasses.replace(config, resume=str(folder))
