@@ -58,7 +58,7 @@ def test_robust_rules_equal_numpys(federation, updates, rule, groups):
 
 
 def test_a_robust_rule_leaves_out_a_client_that_diverged(federation, updates):
-    rows = fl.np.stack([flat(u) for u in updates[1]]).astype(np.float32)
+    rows = np.stack([flat(u) for u in updates[1]]).astype(np.float32)
     rows[2] = 1e9
     weights = np.array([5, 5, 0, 5, 5, 5, 5], np.float32)
     for rule in (fl.robust.median, lambda r: fl.robust.trimmed_mean(r, 0.2), lambda r: fl.robust.krum(r, 1)):
@@ -66,9 +66,9 @@ def test_a_robust_rule_leaves_out_a_client_that_diverged(federation, updates):
             tff.TensorType(np.float32, [None, rows.shape[1]]), tff.TensorType(np.float32, [None])
         )
         left = process.next(process.initialize(), [rows], [weights]).result
-        alone_ = process.next(process.initialize(), [np.delete(rows, 2, axis=0)], [np.full(6, 5, np.float32)]).result
+        others = process.next(process.initialize(), [np.delete(rows, 2, axis=0)], [np.full(6, 5, np.float32)]).result
         nobody = process.next(process.initialize(), [rows], [np.zeros(7, np.float32)]).result
-        assert np.array_equal(left, alone_) and not nobody.any()
+        assert np.array_equal(left, others) and not nobody.any()
 
 
 @pytest.mark.parametrize(("name", "part"), [("clipping", {"zeroing": False}), ("zeroing", {"clipping": False})])
