@@ -13,10 +13,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
+import federated_learning as fl  # noqa: E402
+
 import psutil  # noqa: E402
 import round_time  # noqa: E402
-
-import federated_learning as fl  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
 PICTURE = ROOT / "images" / "scaling.png"

@@ -2,11 +2,11 @@
 
 from pathlib import Path
 
+import federated_learning as fl
+
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
-
-import federated_learning as fl
 
 
 def alone(clients):

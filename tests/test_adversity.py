@@ -2,11 +2,11 @@
 
 import dataclasses
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
 from arithmetic import alone, batches_of, largest_difference, numpy_sgd_step, weighted_mean, weights_of
-
-import federated_learning as fl
 
 
 def rounds(federation, digits, **flags):

@@ -1,11 +1,11 @@
 """Each row of AGGREGATORS against NumPy on the clients' own updates, or against TFF's FedAvg with the same part."""
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
 import tensorflow_federated as tff
 from arithmetic import alone, batches_of, functional_model, largest_difference, weighted_mean, weights_of
-
-import federated_learning as fl
 
 CLIENTS = 7
 

@@ -2,6 +2,8 @@
 
 import dataclasses
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
 import tensorflow_federated as tff
@@ -14,8 +16,6 @@ from arithmetic import (
     weighted_mean,
     weights_of,
 )
-
-import federated_learning as fl
 
 RATE = 0.05  # with 0.2 local training is unstable here, and a last-bit difference grows to 0.1 in 90 steps
 COHORTS = [[0, 1, 2], [0, 2], [1, 2]]  # one client stays away in the second round, another in the third

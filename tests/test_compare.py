@@ -3,11 +3,11 @@
 import csv
 import json
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
 from conftest import run_script
-
-import federated_learning as fl
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
 

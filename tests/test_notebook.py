@@ -4,14 +4,14 @@ import ast
 import csv
 import time
 
+import federated_learning as fl
+
 import nbformat
 import psutil
 import pytest
 from conftest import ROOT, gone, run_script
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
-
-import federated_learning as fl
 
 SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 3}
 

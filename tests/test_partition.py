@@ -4,10 +4,10 @@ import dataclasses
 import hashlib
 from pathlib import Path
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
-
-import federated_learning as fl
 
 
 @pytest.fixture(scope="module")

@@ -2,10 +2,10 @@
 
 import math
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
-
-import federated_learning as fl
 
 NOTE = "a data set · 2 clients · seed 0"
 

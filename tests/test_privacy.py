@@ -3,13 +3,13 @@
 import dataclasses
 import math
 
+import federated_learning as fl
+
 import dp_accounting
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
-
-import federated_learning as fl
 
 POISSON = fl.Config(
     aggregator="dp", num_clients=1000, clients_per_round=10, sampling="poisson", noise_multiplier=0.8, delta=1e-5

@@ -1,5 +1,7 @@
 """The federated process against arithmetic: TFF's own FedAvg, NumPy, single SGD steps, weighted means."""
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -13,8 +15,6 @@ from arithmetic import (
     weighted_mean,
     weights_of,
 )
-
-import federated_learning as fl
 
 
 def numpy_fedavg_round(config, shards, sizes, weights, round_num):

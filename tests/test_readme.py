@@ -4,11 +4,11 @@ import re
 import shlex
 import subprocess
 
+import federated_learning as fl
+
 import pytest
 import tyro
 from conftest import ROOT
-
-import federated_learning as fl
 
 README = (ROOT / "README.md").read_text()
 TEXTS = README + fl.__doc__ + (ROOT / "Dockerfile").read_text()

@@ -16,12 +16,12 @@ import time
 import zipfile
 from pathlib import Path
 
+import federated_learning as fl
+
 import numpy as np
 import psutil
 import pytest
 from conftest import command, gone, run_script
-
-import federated_learning as fl
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--num-clients", "4", "--clients-per-round", "3")
 ROUNDS = 6

@@ -6,11 +6,11 @@ import json
 import subprocess
 import sys
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
 from conftest import SCRIPT, run_script
-
-import federated_learning as fl
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
 

@@ -8,11 +8,11 @@ import signal
 import subprocess
 import sys
 
+import federated_learning as fl
+
 import numpy as np
 import pytest
 from conftest import ROOT, SECONDS, command, gone, run_script, worker_of
-
-import federated_learning as fl
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "2")
 LONG = (*QUICK[:-1], "100000")

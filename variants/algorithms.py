@@ -1,85 +1,260 @@
-"""FedProx, SCAFFOLD and MimeLite: what they change in a client's gradients, and what the server keeps for them.
+"""Federated algorithms: FedAvg, the base class, and what each other one changes, at hooks in a round's order.
 
-A memory is float32[rows,d], d the number of the model's parameters. `context`, float32[d], is what a client of the
-round is sent of it, and `result`, float32[d], what the client sends back.
+A client gets the weights w and what is `sent` besides; each local step it may `correct` the gradient; it gives back
+w - w_k and what is `sent_back` besides, of which the server `remember`s; in `server_step` the server may change the mean
+update before its optimizer applies it: w <- w - server_lr * mean.
+
+Weights, gradients and updates are tuples of float32 tensors. What is kept, sent and sent back are flat: float32[d], d
+the number of the model's parameters. The server keeps float32[rows,d], zeros at first.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
+from variants.options import FIXED, Optimization
+
+import numpy as np
 import tensorflow as tf
+import tensorflow_federated as tff
+
+Tensors = tuple[Any, ...]
 
 
-class Memory(NamedTuple):
-    """What the server keeps from round to round: `rows(config)` rows of float32[d], zeros at first."""
-
-    rows: Callable
-    context: Callable
-    result: Callable
-    update: Callable
-
-
-def flatten(weights: Any) -> Any:
-    """A tuple of float32 tensors as one float32[d]."""
+def flatten(weights: Tensors) -> Any:
+    """Return a tuple of float32 tensors as one float32[d]."""
     return tf.concat([tf.reshape(w, [-1]) for w in weights], axis=0)
 
 
-def unflatten(flat: Any, like: Any) -> Any:
-    """float32[d] as a tuple of tensors with the shapes of `like`."""
+def unflatten(flat: Any, like: Tensors) -> Tensors:
+    """Return float32[d] as a tuple of tensors with the shapes of `like`."""
     pieces = tf.split(flat, [math.prod(w.shape) for w in like])
     return tuple(tf.reshape(piece, w.shape) for piece, w in zip(pieces, like, strict=True))
 
 
-def pull_back(gradients: Any, weights: Any, initial: Any, context: Any, config: Any) -> Any:
-    """FedProx: the gradient of the loss and of prox_mu / 2 * |w - w_0| ** 2 (Li et al. 2020, equation 2)."""
-    return tuple(g + config.prox_mu * (w - w0) for g, w, w0 in zip(gradients, weights, initial, strict=True))
+class Algorithm:
+    """FedAvg: w <- w - 1.0 * sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k (McMahan et al. 2017, Algorithm 1)."""
+
+    client_lr = 0.2  # the rates where the user names none
+    server_lr = 1.0
+    fixed: dict[str, int] = {}  # fields that the algorithm is defined by
+    normalized = False  # updates are divided by the clients' numbers of steps, and their mean multiplied by the mean
+
+    def __init__(self, options: Optimization, sizes: np.ndarray):
+        """`sizes` int64[K] are the n_k of all clients."""
+        self.options, self.num_clients = options, len(sizes)
+        self.shares = (sizes / sizes.sum()).astype(np.float32)  # n_k / n over all clients, float32[K]
+
+    def rows(self) -> int:
+        """Return how many rows the server keeps."""
+        return 0
+
+    def sent(self, kept: Any, client: Any) -> Any:
+        """Return what `client`, an int64 scalar, gets besides the weights."""
+        return ()
+
+    def correct(self, gradients: Tensors, weights: Tensors, initial: Tensors, sent: Any) -> Tensors:
+        """Return the gradients of a local step from `weights`; the round began at `initial`."""
+        return gradients
+
+    def sent_back(self, sent: Any, initial: Tensors, trained: Tensors, steps: Any, rate: Any, gradient: Any) -> Any:
+        """Return what the client gives besides its update, after `steps` steps of learning rate `rate`.
+
+        gradient() is that of the client's whole shard at `initial`.
+        """
+        return tf.zeros([0])
+
+    def remember(self, kept: Any, clients: Any, examples: Any, given: Any) -> Any:
+        """Return what the server keeps after a round of `clients` int64[m], n_k float32[m], `given` float32[m,d]."""
+        return kept
+
+    def server_step(self, mean: Tensors, kept: Any) -> Tensors:
+        """Return the update that the server's optimizer applies; `kept` is that after the round."""
+        return mean
+
+    def server_optimizer(self, rate: float) -> Any:
+        """Return a TFF optimizer with this learning rate."""
+        return tff.learning.optimizers.build_sgdm(rate)
 
 
-# SCAFFOLD (Karimireddy et al. 2020, Algorithm 1). The memory is float32[K,d]: a row c_k a client, zeros at first.
-# Its c is the mean of the c_k weighted by n_k, as the loss that FedAvg's weights n_k make is that mean of the clients'.
+class FedSGD(Algorithm):
+    """FedAvg with one step on the whole shard: w <- w - client_lr * sum_k (n_k / n) g_k (the same, section 2)."""
+
+    fixed = FIXED["fedsgd"]
 
 
-def scaffold_context(memory: Any, client: Any, shares: Any, config: Any) -> Any:
-    """c - c_k; `shares` are n_k / n, float32[K]."""
-    return tf.linalg.matvec(memory, shares, transpose_a=True) - memory[client]
+class FedProx(Algorithm):
+    """The gradient of the loss and of prox_mu / 2 * |w - w_0| ** 2 (Li et al. 2020, equation 2)."""
+
+    def correct(self, gradients, weights, initial, sent):
+        """Return g + mu (w - w_0)."""
+        mu = self.options.prox_mu
+        return tuple(g + mu * (w - w0) for g, w, w0 in zip(gradients, weights, initial, strict=True))
 
 
-def correct_drift(gradients: Any, weights: Any, initial: Any, context: Any, config: Any) -> Any:
-    """g - c_k + c, line 10 of the algorithm."""
-    return tuple(g + c for g, c in zip(gradients, unflatten(context, initial), strict=True))
+class FedAvgM(Algorithm):
+    """Momentum on the server (Hsu et al. 2019)."""
+
+    server_lr = 0.3
+
+    def server_optimizer(self, rate):
+        """Return SGD with momentum."""
+        return tff.learning.optimizers.build_sgdm(rate, self.options.server_momentum)
 
 
-def scaffold_result(context: Any, initial: Any, trained: Any, steps: Any, rate: Any, gradient: Any) -> Any:
-    """c_k - c + (w_0 - w_k) / (steps * rate), the new c_k: option II of line 12."""
-    return (flatten(initial) - flatten(trained)) / (steps * rate) - context
+class FedAdagrad(Algorithm):
+    """TFF's Adagrad on the server, in the place that Reddi et al. 2021, Algorithm 2, gives it."""
+
+    server_lr = 0.03
+
+    def server_optimizer(self, rate):
+        """Return Adagrad whose sum of squares starts at 1e-6."""
+        return tff.learning.optimizers.build_adagrad(rate, initial_preconditioner_value=1e-6, epsilon=1e-6)
 
 
-def scaffold_update(memory: Any, clients: Any, examples: Any, results: Any, config: Any) -> Any:
-    """The clients of the round have their new c_k, the others the old."""
-    return tf.tensor_scatter_nd_update(memory, clients[:, tf.newaxis], results)
+class FedAdam(Algorithm):
+    """TFF's Adam on the server, with beta_1, beta_2 and tau = epsilon of Reddi et al. 2021, Algorithm 2.
+
+    Unlike theirs it corrects the bias of both moments, and its second moment starts at 0, not at tau ** 2.
+    """
+
+    server_lr = 0.1
+
+    def server_optimizer(self, rate):
+        """Return Adam."""
+        return tff.learning.optimizers.build_adam(rate, beta_1=0.9, beta_2=0.99, epsilon=1e-3)
 
 
-SCAFFOLD = Memory(lambda config: config.num_clients, scaffold_context, scaffold_result, scaffold_update)
+class FedYogi(Algorithm):
+    """TFF's Yogi on the server, likewise; its second moment starts at TFF's 1e-6."""
+
+    server_lr = 0.1
+
+    def server_optimizer(self, rate):
+        """Return Yogi."""
+        return tff.learning.optimizers.build_yogi(rate, beta_1=0.9, beta_2=0.99, epsilon=1e-3)
 
 
-# MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3). The memory is float32[1,d]: the server's momentum.
+class FedNova(Algorithm):
+    """w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k (Wang et al. 2020, section 4)."""
+
+    normalized = True
 
 
-def mime_context(memory: Any, client: Any, shares: Any, config: Any) -> Any:
-    """beta * v, the same for all clients and steps of a round."""
-    return config.server_momentum * memory[0]
+class Scaffold(Algorithm):
+    """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II. The server keeps a row c_k a client.
+
+    Its c is the mean of the c_k weighted by n_k, as the loss that FedAvg's weights n_k make is that mean of the clients'.
+    """
+
+    client_lr = 0.1
+
+    def rows(self):
+        """Return one a client."""
+        return self.num_clients
+
+    def sent(self, kept, client):
+        """Return c - c_k."""
+        return tf.linalg.matvec(kept, self.shares, transpose_a=True) - kept[client]
+
+    def correct(self, gradients, weights, initial, sent):
+        """Return g - c_k + c, line 10 of the algorithm."""
+        return tuple(g + c for g, c in zip(gradients, unflatten(sent, initial), strict=True))
+
+    def sent_back(self, sent, initial, trained, steps, rate, gradient):
+        """Return c_k - c + (w_0 - w_k) / (steps * rate), the new c_k: option II of line 12."""
+        return (flatten(initial) - flatten(trained)) / (steps * rate) - sent
+
+    def remember(self, kept, clients, examples, given):
+        """Return the new c_k of the round's clients, and the old of the others."""
+        return tf.tensor_scatter_nd_update(kept, clients[:, tf.newaxis], given)
 
 
-def mime_result(context: Any, initial: Any, trained: Any, steps: Any, rate: Any, gradient: Any) -> Any:
-    """The gradient of the client's whole shard at the round's first weights."""
-    return flatten(gradient())
+class MimeLite(Algorithm):
+    """MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3). The server keeps its momentum v, one row."""
+
+    client_lr = 0.0005  # the momentum that is held still through a round suits few local steps
+
+    def rows(self):
+        """Return one."""
+        return 1
+
+    def sent(self, kept, client):
+        """Return beta * v, the same for all clients and steps of a round."""
+        return self.options.server_momentum * kept[0]
+
+    def correct(self, gradients, weights, initial, sent):
+        """Return g + beta * v."""
+        return tuple(g + v for g, v in zip(gradients, unflatten(sent, initial), strict=True))
+
+    def sent_back(self, sent, initial, trained, steps, rate, gradient):
+        """Return the gradient of the client's whole shard at the round's first weights."""
+        return flatten(gradient())
+
+    def remember(self, kept, clients, examples, given):
+        """Return v <- beta * v + sum_k (n_k / n) g_k, over the clients of the round."""
+        mean = tf.linalg.matvec(given, examples / tf.reduce_sum(examples), transpose_a=True)
+        return self.options.server_momentum * kept + mean
 
 
-def mime_update(memory: Any, clients: Any, examples: Any, results: Any, config: Any) -> Any:
-    """v <- beta * v + sum_k (n_k / n) g_k, over the clients of the round."""
-    mean = tf.linalg.matvec(results, examples / tf.reduce_sum(examples), transpose_a=True)
-    return config.server_momentum * memory + mean
+class FedDyn(Algorithm):
+    """FedDyn (Acar et al. 2021, Algorithm 1). The server keeps a row g_k a client, its gradient at its last weights.
+
+    Means are weighted by n_k where the paper's clients count alike: with shards of one size the two are the same.
+    """
+
+    def rows(self):
+        """Return one a client."""
+        return self.num_clients
+
+    def sent(self, kept, client):
+        """Return g_k."""
+        return kept[client]
+
+    def correct(self, gradients, weights, initial, sent):
+        """Return g - g_k + alpha (w - w_0): the gradient of the dynamically regularized loss, equation 1."""
+        alpha, own = self.options.dyn_alpha, unflatten(sent, initial)
+        return tuple(g - gk + alpha * (w - w0) for g, gk, w, w0 in zip(gradients, own, weights, initial, strict=True))
+
+    def sent_back(self, sent, initial, trained, steps, rate, gradient):
+        """Return g_k - alpha (w_k - w_0), the new g_k."""
+        return sent - self.options.dyn_alpha * (flatten(trained) - flatten(initial))
+
+    def remember(self, kept, clients, examples, given):
+        """Return the new g_k of the round's clients, and the old of the others."""
+        return tf.tensor_scatter_nd_update(kept, clients[:, tf.newaxis], given)
+
+    def server_step(self, mean, kept):
+        """Return mean + h / alpha: w <- sum_k (n_k / n) w_k - h / alpha.
+
+        h = sum_k (n_k / n) g_k over all clients: what the paper's h <- h - alpha sum_k (w_k - w) / K adds up to.
+        """
+        h = unflatten(tf.linalg.matvec(kept, self.shares, transpose_a=True), mean)
+        return tuple(m + x / self.options.dyn_alpha for m, x in zip(mean, h, strict=True))
 
 
-MIMELITE = Memory(lambda config: 1, mime_context, mime_result, mime_update)
+ALGORITHMS = {
+    "fedavg": Algorithm,
+    "fedsgd": FedSGD,
+    "fedprox": FedProx,
+    "fedavgm": FedAvgM,
+    "fedadagrad": FedAdagrad,
+    "fedadam": FedAdam,
+    "fedyogi": FedYogi,
+    "fednova": FedNova,
+    "mimelite": MimeLite,
+    "scaffold": Scaffold,
+    "feddyn": FedDyn,
+}
+
+
+def schedule(name: str, round_num: Any, options: Optimization) -> Any:
+    """Return the factor of the learning rate in round 1, 2, ... (float32) by the schedule of this name."""
+    if name == "exponential":
+        return options.lr_decay ** (round_num - 1)
+    if name == "inverse-sqrt":
+        return tf.math.rsqrt(round_num)
+    if name == "cosine":
+        return 0.5 + 0.5 * tf.cos(math.pi * tf.minimum((round_num - 1) / options.lr_horizon, 1))
+    return tf.ones_like(round_num)

@@ -1,47 +1,74 @@
 """The epsilon ledger of central differential privacy: what the rounds done so far can tell about any one client."""
 
-import functools
-from typing import Any
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from harness.command_line import notice
+from harness.fields import UserError
+from variants.options import Privacy
 
 import dp_accounting
 
 
-def round_event(config: Any) -> tuple[dp_accounting.DpEvent, dp_accounting.NeighboringRelation]:
-    """A round's event, and what it means that two federations are neighbours.
+class Ledger(NamedTuple):
+    """What rounds cost: `sampling` "poisson" or "fixed", `cohort` m of `num_clients` K a round."""
 
-    Every number is a Python float or int: TFF's own event holds float32 ones, of which dp-accounting 0.4.3 counts but
-    the first. TFF releases the noisy sum of the clipped updates and, for the next clipping norm, the noisy share of
-    updates below it, which together are one Gaussian of `noise_multiplier` z (Andrew et al. 2021, theorem 1).
+    privacy: Privacy
+    sampling: str
+    cohort: int
+    num_clients: int
 
-    poisson: clients come independently with probability m / K; neighbours differ by a client that is there or not.
-    fixed: m of K without replacement; neighbours differ by a client replaced, which moves the sum by up to twice the
-    norm that it is clipped to, so that the noise is worth z / 2.
-    """
-    z = float(config.noise_multiplier)
-    if config.sampling == "poisson":
-        event = dp_accounting.PoissonSampledDpEvent(
-            config.cohort / config.num_clients, dp_accounting.GaussianDpEvent(z)
-        )
-        return event, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-    event = dp_accounting.SampledWithoutReplacementDpEvent(
-        config.num_clients, config.cohort, dp_accounting.GaussianDpEvent(z / 2)
-    )
-    return event, dp_accounting.NeighboringRelation.REPLACE_ONE
+    def event(self) -> tuple[dp_accounting.DpEvent, dp_accounting.NeighboringRelation]:
+        """Return a round's event, and what it means that two federations are neighbours.
 
+        Every number is a Python float or int: TFF's own event holds float32 ones, of which dp-accounting 0.4.3 counts
+        but the first. TFF releases the noisy sum of the clipped updates and, for the next clipping norm, the noisy
+        share of updates below it, which together are one Gaussian of z (Andrew et al. 2021, theorem 1).
 
-@functools.lru_cache
-def epsilon(config: Any, rounds: int) -> float:
-    """The epsilon of (epsilon, `config.delta`)-differential privacy after `rounds` rounds, by Renyi accounting."""
-    if rounds == 0:
-        return 0.0
-    event, neighbours = round_event(config)
-    accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=neighbours)
-    return float(accountant.compose(event, rounds).get_epsilon(config.delta))
+        poisson: clients come independently with probability m / K; neighbours differ by a client that is there or not.
+        fixed: m of K without replacement; neighbours differ by a client replaced, which moves the sum by up to twice
+        the norm that it is clipped to, so that the noise is worth z / 2.
+        """
+        z = float(self.privacy.noise_multiplier)
+        if self.sampling == "poisson":
+            rate = self.cohort / self.num_clients
+            event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(z))
+            return event, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+        noise = dp_accounting.GaussianDpEvent(z / 2)
+        event = dp_accounting.SampledWithoutReplacementDpEvent(self.num_clients, self.cohort, noise)
+        return event, dp_accounting.NeighboringRelation.REPLACE_ONE
 
+    def epsilon(self, rounds: int) -> float:
+        """Return the epsilon of (epsilon, delta)-differential privacy after `rounds` rounds, by Renyi accounting."""
+        if rounds == 0:
+            return 0.0
+        event, neighbours = self.event()
+        accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=neighbours)
+        return float(accountant.compose(event, rounds).get_epsilon(self.privacy.delta))
 
-def assumption(config: Any) -> str:
-    """In words, what the figure rests on."""
-    kind = "a client replaced, sampling of fixed size"
-    if config.sampling == "poisson":
-        kind = "a client added or removed, Poisson sampling"
-    return f"(ε, {config.delta:g})-DP of clients, {kind}, Rényi accounting"
+    def within_budget(self, first: int, last: int) -> Iterator[tuple[int, float]]:
+        """Yield (round, epsilon after it) from `first` to `last`, as far as the budget allows.
+
+        Raises UserError where it allows no round at all.
+        """
+        budget = self.privacy.epsilon_budget
+        for round_num in range(first, last + 1):
+            epsilon = self.epsilon(round_num)
+            if 0 < budget < epsilon:
+                if round_num == 1:
+                    raise UserError(
+                        f"epsilon_budget={budget:g} allows no round, as the first costs {epsilon:.2f}; choose more, or "
+                        "more noise_multiplier"
+                    )
+                reason = f"would bring ε to {epsilon:.2f}, above epsilon_budget={budget:g}"
+                return notice(f"round {round_num} {reason}; the run ends before it")
+            yield round_num, epsilon
+
+    def assumption(self) -> str:
+        """Return what the figure rests on, for captions."""
+        kind = "a client replaced, sampling of fixed size"
+        if self.sampling == "poisson":
+            kind = "a client added or removed, Poisson sampling"
+        return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, Rényi accounting"

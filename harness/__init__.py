@@ -1,0 +1,45 @@
+"""What holds a run, and never changes its numbers: command line, files, run folder, TFF's worker, comparison, plots.
+
+Nothing here imports the script: it is given plain numbers, dicts, arrays and functions. Whatever imports a module of
+this package gets, first of all, one line instead of a traceback where TensorFlow Federated cannot run.
+"""
+
+import importlib.util
+import os
+import platform
+import sys
+
+SCRIPT = "federated_learning.py"
+PACKAGES = ("numpy", "grpc", "psutil", "tqdm", "tyro", "matplotlib", "sklearn", "tensorflow", "tensorflow_federated")
+
+
+def refuse(reason):
+    """End the script with one line and exit code 2, or an import of it with an ImportError of that line."""
+    if not is_main():
+        raise ImportError(reason)
+    print(f"{SCRIPT}: {reason}", file=sys.stderr)
+    sys.exit(2)
+
+
+def is_main():
+    """Return whether the script is what Python was started with."""
+    return os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "") == SCRIPT
+
+
+def check_environment():
+    """Refuse another Python or system than TFF 0.87 has a wheel for, and missing packages."""
+    if sys.version_info[:2] != (3, 11) or sys.platform != "linux" or platform.machine() != "x86_64":
+        refuse(
+            f"Python {platform.python_version()} on {sys.platform} {platform.machine()} cannot run TensorFlow "
+            "Federated 0.87, which needs Python 3.11 on Linux x86-64; there, `make run` sets everything up"
+        )
+    for package in PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            refuse(f"{package} is not installed; `make run` or `pip install --no-deps -r requirements.txt` installs it")
+
+
+check_environment()
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow and gRPC load, by us or by somebody else
+os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+if is_main():
+    os.environ["MPLBACKEND"] = "agg"  # a notebook's `!` command inherits a backend that may not be installed here

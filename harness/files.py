@@ -1,0 +1,123 @@
+"""Files that are whole or not there: written under another name and renamed, or appended to line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import fcntl
+import io
+import json
+import math
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.fields import UserError
+
+
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn a failure to write `path` (disk full, read-only, gone) into one line that names it."""
+    try:
+        yield
+    except OSError as error:
+        reason = f"cannot write {error.filename or path}: {error.strerror or error}"
+        raise UserError(f"{reason}; free space or choose another folder") from error
+
+
+def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
+    """Make `path` hold all of `data`, or what it held before, whenever we are killed; with `sync` a power cut too.
+
+    The name that is written first cannot be guessed, and a link in its place is not followed: in a folder that others
+    can write, nobody leads us to another file.
+    """
+    part = path.with_name(f".{secrets.token_hex(8)}.part")
+    with writing(path):
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        try:
+            with open(descriptor, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+                file.flush()
+                if sync:
+                    os.fsync(file.fileno())
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+
+
+def append(path: Path, text: str) -> None:
+    """Add `text` to the file; where that fails half-way, the file is as it was."""
+    with writing(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
+        size, data = os.fstat(descriptor).st_size, text.encode()
+        try:
+            while data:  # a disk that fills up takes a part of it
+                data = data[os.write(descriptor, data) :]
+        except OSError:
+            os.ftruncate(descriptor, size)
+            raise
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def lock(folder: Path) -> Iterator[None]:
+    """Hold the run's folder for this run alone. Raise UserError where another run has it."""
+    with writing(folder):
+        descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{folder} is in use by a run that is going on; wait for its end") from error
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def strict(content: Any) -> Any:
+    """Return `content` with None in the place of NaN and infinities, which JSON does not have."""
+    if isinstance(content, dict):
+        return {name: strict(value) for name, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [strict(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+def to_json(content: Any) -> str:
+    """Return indented JSON, but a list of numbers on one line."""
+    text = json.dumps(strict(content), indent=1, allow_nan=False)
+    return re.sub(r"\[[-\d\s,.eE+]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
+
+
+def json_line(content: Any) -> str:
+    """Return JSON on one line, with its end."""
+    return json.dumps(strict(content), allow_nan=False) + "\n"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in `path`. Raise UserError where there is none."""
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or "not JSON"
+        raise UserError(f"cannot read {path} ({reason}); resume takes the folder of a run") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object; resume takes the folder of a run")
+    return content
+
+
+def csv_line(values: Iterable[Any]) -> str:
+    """Return one line of a CSV file, with its end."""
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(values)
+    return text.getvalue()
+
+
+def csv_table(rows: Iterable[dict[str, Any]]) -> str:
+    """Return a CSV file's text: the names of the first row, then the values of each."""
+    rows = list(rows)
+    return "".join(map(csv_line, [*rows[:1], *(row.values() for row in rows)]))

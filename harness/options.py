@@ -1,0 +1,73 @@
+"""Flags that change none of a run's numbers: where it writes, how it is watched, and what it is compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from harness.fields import Count, Theme, UserError, real
+
+
+@dataclass(frozen=True)
+class Run(Theme):
+    """The run's files, and the process that trains. None of these flags changes a number."""
+
+    resume: str = ""
+    """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else is as it was."""
+    runs: str = "runs"
+    """Folder in which the run's own folder is made."""
+    name: str = ""
+    """Name of the run's folder; by default made of data, partition, algorithm, model and seed."""
+    cache: str = ".cache"
+    """Folder in which the clients' shard files are kept and reused."""
+    patience: real(1, 86_400) = 60
+    """Seconds without any progress after which TFF's worker counts as hung, and the round is done again."""
+    tensorboard: bool = False
+    """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard --logdir runs."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError for a name that no folder can have."""
+        super().__post_init__()
+        if self.name and (self.name in (".", "..") or set(self.name) & set("/\0") or len(self.name.encode()) > 200):
+            raise UserError(f"name={self.name[:50]!r} is not a folder's name; choose up to 200 letters, digits, - or _")
+
+
+@dataclass(frozen=True)
+class Comparison(Theme):
+    """Several runs in one plot and one table. A run that is there already is not run again."""
+
+    compare: str = ""
+    """Names of algorithms, or partitions, aggregators, models or attacks, with commas between: each is run, on the same
+    split and seed, and one plot shows all."""
+    seeds: Count = 1
+    """Seeds that are run and compared, from `seed` on: plot and table show mean and standard deviation."""
+
+
+COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")
+HOW_FAR = ("rounds", "epsilon_budget")  # a resumed run may go further
+
+
+def identity(config: Theme) -> dict[str, Any]:
+    """Return field -> value of all that a run's numbers depend on, but for how far it goes."""
+    ignored = {*Run().flat(), *Comparison().flat(), *HOW_FAR}
+    return {field: value for field, value in config.flat().items() if field not in ignored}
+
+
+def compared(config: Theme) -> tuple[str, list[str]] | None:
+    """Return (field, its values) that are to be compared; None for a single run. Raise UserError for other names."""
+    flat = config.flat()
+    if not flat["compare"] and flat["seeds"] == 1:
+        return None
+    if flat["resume"]:
+        raise UserError(
+            f"resume={flat['resume']!r:.60} does not go with compare or seeds, which resume their runs by themselves; "
+            "drop one of the two"
+        )
+    names = [name.strip() for name in flat["compare"].split(",")] if flat["compare"] else [flat["algorithm"]]
+    field = next((field for field in COMPARABLE if set(names) <= set(config.choices(field))), None)
+    if field is None or len(set(names)) < len(names):
+        raise UserError(
+            f"compare={flat['compare']!r:.60} does not name different rows of one table, with commas between; choose "
+            f"from {', '.join(COMPARABLE)}, such as fedavg,fedprox"
+        )
+    return field, names

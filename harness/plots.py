@@ -1,0 +1,119 @@
+"""Pictures beside the experiment's own three, and the look of all: title, small print, grid, cells."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import textwrap
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import matplotlib.style
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
+
+BLUE, ORANGE, GREY = "#0b6fa4", "#d1495b", "#5c6770"
+ANNOTATED = 20  # rows and columns up to which a cell carries its number
+
+default_style = matplotlib.style.context("default")  # whatever the user's matplotlibrc says; a decorator
+
+
+def new_figure(width: float, height: float, title: str, note: str) -> Figure:
+    """Return a Figure with its title, and in small print below it what it was made on. Sizes are inches."""
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    note = "\n".join(textwrap.wrap(note.replace("$", r"\$"), int(17 * width)))  # a lone $ would start a formula
+    figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=GREY)
+    return figure
+
+
+def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
+    """Give the axes a faint grid at those ticks, and no frame above and on the right."""
+    axes.grid(alpha=0.3, which=ticks)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def whole_rounds(axes: Any) -> None:
+    """Label the x axis with rounds: whole numbers."""
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+
+
+@default_style
+def to_png(figure: Figure) -> bytes:
+    """Return the figure as a PNG file's bytes, the same for the same figure."""
+    png = io.BytesIO()
+    figure.savefig(png, format="png", metadata={"Software": None})
+    return png.getvalue()
+
+
+def plot_matrix(axes: Any, matrix: np.ndarray, shade: np.ndarray, shade_name: str) -> None:
+    """Draw `matrix` int64[rows,columns] as cells shaded by `shade`; each carries its number where there are few."""
+    image = axes.imshow(shade, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
+    axes.figure.colorbar(image, ax=axes, label=shade_name, fraction=0.05, pad=0.02)
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(MaxNLocator(ANNOTATED, integer=True, steps=[1, 2, 5, 10]))
+    if max(matrix.shape) <= ANNOTATED:
+        for (row, column), count in np.ndenumerate(matrix):
+            dark = shade[row, column] > 0.55 * shade.max()
+            text = f"{count:,}" if count else "·"
+            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+
+
+@default_style
+def plot_cost(accuracies: Sequence[float], down: Sequence[int], up: Sequence[int], note: str) -> Figure:
+    """Draw test accuracy 0..1 against the bytes that server and clients have sent so far, a point a round."""
+    megabytes = (np.cumsum(down) + np.cumsum(up)) / 1e6
+    share = 100 * sum(up) / max(1e6 * megabytes[-1], 1)
+    title = f"{megabytes[-1]:,.1f} MB in {len(accuracies)} rounds"
+    figure = new_figure(7, 4.2, title, f"{note} · {share:.0f} % of the bytes go up")
+    axes = figure.subplots()
+    marker = "o" if len(accuracies) <= 50 else None
+    axes.plot(megabytes, [100 * accuracy for accuracy in accuracies], color=BLUE, marker=marker, ms=4)
+    axes.set(xlabel="sent down and up so far (MB)", ylabel="test accuracy (%)", xlim=(0, None))
+    plain(axes)
+    return figure
+
+
+@default_style
+def plot_misclassified(images: np.ndarray, labels: np.ndarray, predictions: np.ndarray, note: str) -> Figure:
+    """Draw the first 18 of `images` uint8[N,28,28] that are predicted wrong: index, true and predicted label."""
+    most = 18
+    wrong = np.flatnonzero(predictions != labels)
+    figure = new_figure(9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", note)
+    for axes, index in itertools.zip_longest(figure.subplots(3, most // 3).flat, wrong[:most]):
+        axes.axis("off")
+        if index is not None:
+            axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=255)
+            axes.set_title(f"#{index}: {labels[index]}, not {predictions[index]}", fontsize=8)
+    return figure
+
+
+def only_2_and_5(value: float, _: int) -> str:
+    """Return the label of a minor tick of a log axis."""
+    return f"{value:g}" if f"{value:g}"[0] in "25" else ""
+
+
+@default_style
+def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Figure:
+    """Draw test error against the round on a log scale, a line a name: `curves` are accuracies float[seeds,rounds]."""
+    seeds = len(next(iter(curves.values())))
+    figure = new_figure(9, 4.8, f"Test error, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", note)
+    axes = figure.subplots()
+    for (name, accuracies), marker in zip(curves.items(), itertools.cycle("os^vDPX*<>")):
+        errors, rounds = 100 * (1 - accuracies), np.arange(1, accuracies.shape[1] + 1)
+        mean = errors.mean(axis=0)
+        label = f"{name}: {100 - mean[-1]:.2f} %"
+        if seeds > 1:
+            spread = errors.std(axis=0, ddof=1)
+            label = f"{name}: {100 - mean[-1]:.2f} ± {spread[-1]:.2f} %"
+            axes.fill_between(rounds, np.maximum(mean - spread, mean / 10), mean + spread, alpha=0.15, lw=0)
+        axes.plot(rounds, mean, marker=marker, ms=4, markevery=max(1, len(rounds) // 10), label=label)
+    axes.set(ylabel="test error (%)", yscale="log")
+    whole_rounds(axes)
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
+    plain(axes, "both")
+    figure.legend(frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center")
+    return figure

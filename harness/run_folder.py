@@ -1,0 +1,203 @@
+"""A run's own folder: opened once, written once a round, closed once. It is handed all that it writes.
+
+A kill at any moment leaves a state to go on from: the tables get a round's row first, its checkpoint comes last, and
+`load` goes back to the newest checkpoint whose rounds the tables hold, and cuts them there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import itertools
+import json
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from harness.command_line import notice
+from harness.fields import UserError
+from harness.files import append, csv_line, csv_table, json_line, lock, read_json, to_json, write_file, writing
+from harness.options import Run
+from harness.plots import to_png
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+CHECKPOINTS_KEPT = 3
+DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
+
+
+class RunFolder:
+    """The files of one run. `record_class(**fields)` makes a round's record of what rounds.jsonl holds of it."""
+
+    def __init__(self, path: Path, record_class: type, tensorboard: bool):
+        self.path, self.record_class = path, record_class
+        self.events = tf.summary.create_file_writer(str(path)) if tensorboard else None
+        self.key, self.specs = "", ()
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, run: Run, name: str, config: dict, manifest: dict, record_class: type) -> Iterator[RunFolder]:
+        """Hold the run's folder: a new one with config.json and partition.json in it, or that of the run to resume."""
+        if run.resume:
+            path = Path(run.resume).expanduser()
+            if read_json(path / "partition.json").get("hash") != manifest["hash"]:
+                raise UserError(f"resume={run.resume!r}: its data or its partition.json has changed; restore it")
+        else:
+            files = {"config.json": to_json(config), "partition.json": to_json(manifest)}
+            path = make_folder(Path(run.runs).expanduser(), run.name or name, files)
+        with lock(path):
+            write_file(path / "config.json", to_json({**config, "resume": ""}))  # a resumed run may have more rounds
+            yield cls(path, record_class, run.tensorboard)
+
+    def load(self, identity: list, state_type: Any) -> tuple[Any, list[Any]]:
+        """Return (state, records) of the newest checkpoint that the tables reach, (None, []) where nothing was done.
+
+        `identity` is what a checkpoint belongs to beside the state's names and shapes in `state_type`, a TFF type.
+        """
+        self.specs = tff.types.type_to_tf_tensor_specs(state_type.member)
+        self.key = json.dumps([*identity, str(state_type)], sort_keys=True)
+        lines, wrong = read_lines(self.path / "rounds.jsonl"), ""
+        for checkpoint in self.checkpoints():
+            try:
+                state = self.read_checkpoint(checkpoint)
+                done = int(checkpoint.stem.removeprefix("round-"))
+            except DAMAGE as error:
+                notice(f"{checkpoint} is damaged ({str(error)[:80]}); going back to the one before it")
+                continue
+            try:
+                records = self.read_records(lines, done)
+            except (ValueError, TypeError) as error:
+                wrong = f"{self.path / 'rounds.jsonl'} does not hold rounds 1..{done} ({str(error)[:80]}); restore it"
+                continue
+            self.write_tables(records)
+            return state, records
+        if wrong:
+            raise UserError(wrong)
+        self.write_tables([])
+        return None, []
+
+    def write_tables(self, records: list[Any]) -> None:
+        """Make rounds.jsonl and metrics.csv hold these records and nothing else."""
+        write_file(self.path / "rounds.jsonl", "".join(json_line(vars(record)) for record in records))
+        write_file(self.path / "metrics.csv", csv_table(map(figures, records)))
+
+    def read_records(self, lines: list[str], rounds: int) -> list[Any]:
+        """Return the records of rounds 1..`rounds`. Raise ValueError or TypeError where the lines do not hold them."""
+        records = [self.record_class(**json.loads(line)) for line in lines[:rounds]]
+        if [record.round for record in records] != list(range(1, rounds + 1)):
+            raise ValueError("a round is missing")
+        return records
+
+    def save_round(self, record: Any, state: Any, confusion_plot: Callable) -> None:
+        """Add the round to the tables, then save the state, from which the next round can start."""
+        row = figures(record)
+        header = csv_line(row) if record.round == 1 else ""
+        append(self.path / "metrics.csv", header + csv_line(row.values()))
+        append(self.path / "rounds.jsonl", json_line(vars(record)))
+        leaves = {f"leaf{number}": np.asarray(leaf) for number, leaf in enumerate(tf.nest.flatten(state))}
+        npz = io.BytesIO()
+        np.savez(npz, key=np.array(self.key), **leaves)
+        folder = self.path / "checkpoints"
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            write_file(folder / f"round-{record.round:06d}.npz", npz.getvalue(), sync=True)
+            for old in self.checkpoints()[CHECKPOINTS_KEPT:]:
+                old.unlink()
+        if self.events:
+            write_events(self.events, record.round, row, confusion_plot)
+
+    def checkpoints(self) -> list[Path]:
+        """Return the checkpoint files, the newest first."""
+        return sorted((self.path / "checkpoints").glob("round-*.npz"), reverse=True)
+
+    def read_checkpoint(self, path: Path) -> Any:
+        """Return the state in a checkpoint. No code is run from it. Raise UserError where it belongs to another run."""
+        specs = tf.nest.flatten(self.specs)
+        with np.load(path, allow_pickle=False) as npz:
+            if npz["key"].item() != self.key:
+                reason = "is of another configuration, split or model; remove it or restore the run's folder"
+                raise UserError(f"{path} {reason}")
+            leaves = [npz[f"leaf{number}"] for number in range(len(specs))]
+        for leaf, spec in zip(leaves, specs, strict=True):
+            if leaf.shape != tuple(spec.shape) or leaf.dtype != spec.dtype.as_numpy_dtype:
+                raise ValueError(f"{leaf.dtype}{list(leaf.shape)} in the place of {spec}")
+        return tf.nest.pack_sequence_as(self.specs, leaves)
+
+    def finish(self, metrics: dict, model: Any, images: Path, pictures: dict[str, Callable]) -> list[Path]:
+        """Write metrics.json and the Keras model, then the pictures into `images`; return the paths.
+
+        `pictures` are functions that draw: one that fails is a notice, as all that matters is there by then.
+        """
+        written = [self.path / "metrics.json", self.path / "global_model.keras"]
+        write_file(written[0], to_json(metrics))
+        write_file(written[1], keras_bytes(model, self.path))
+        for name, draw in pictures.items():
+            try:
+                write_file(images / name, to_png(draw()))
+                written.append(images / name)
+            except UserError:
+                raise
+            except Exception as error:
+                notice(f"{name} cannot be drawn ({str(error).splitlines()[:1]}); all else is written")
+        return written
+
+
+def make_folder(runs: Path, name: str, files: dict[str, str]) -> Path:
+    """Make a new folder in `runs` with these files in it, all at once; a name that is taken gets -2, -3, ..."""
+    with writing(runs):
+        runs.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
+        made.chmod(0o777 & ~current_umask())
+    for file, text in files.items():
+        write_file(made / file, text)
+    for number in itertools.count(1):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        try:
+            return made.rename(folder)  # with all files in it, or not at all where the name is taken
+        except OSError as error:
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                raise UserError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
+    raise AssertionError("unreachable")
+
+
+def current_umask() -> int:
+    """Return the umask, as Linux tells it without changing it."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.partition("Umask:")[2].split()[0], 8)
+
+
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a table, none where it is missing or cannot be read."""
+    try:
+        return path.read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+
+
+def figures(record: Any) -> dict[str, Any]:
+    """Return the record's figures of the round as a whole: all but the clients' own."""
+    return {name: value for name, value in vars(record).items() if name != "clients"}
+
+
+def write_events(events: Any, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:
+    """Add the round's figures and its confusion matrix to the TensorBoard `events`."""
+    with events.as_default(step=round_num):
+        for name, value in row.items():
+            if value is not None:
+                tf.summary.scalar(name, value)
+        tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion_plot()))[None])
+    events.flush()
+
+
+def keras_bytes(model: Any, folder: Path) -> bytes:
+    """Return the Keras model as a .keras file's bytes, by way of a file in `folder`: Keras knows no other."""
+    with writing(folder), tempfile.TemporaryDirectory(prefix=".keras-", dir=folder) as made:
+        path = Path(made) / ".model.keras"
+        model.save(path)
+        return path.read_bytes()

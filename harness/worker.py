@@ -1,0 +1,255 @@
+"""TFF's worker, its C++ executor: a process whose life is ours, and a round done again where it is lost."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from harness.command_line import RunFailed, notice
+
+import grpc
+import psutil
+import tensorflow as tf
+import tensorflow_federated as tff
+
+START_SECONDS = 30
+ATTEMPTS = 3  # at a round, each on a fresh worker
+NOT_INLINED = "_noinline"  # TensorFlow's attribute of a function that keeps its graph to itself
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # else localhost is dialled through the user's proxy
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),
+]
+GUARD = Path(__file__).with_name("guard.py").read_text()  # now: the file may be edited while a run goes on
+
+
+class WorkerLost(Exception):
+    """TFF's worker ended, or hung and was ended, while it was needed. (TFF itself would ask it again, without end.)"""
+
+
+def compile_for_worker(computation: Any) -> Any:
+    """Return TFF's native form of a computation. TFF's own way inlines every function, those NOT_INLINED too.
+
+    Secure sums become plain ones, as TFF has no cryptography of its own to run them.
+    """
+    content = tff.framework.serialize_computation(computation).SerializeToString()
+    if b"federated_secure_sum" in content:
+        computation = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
+    if NOT_INLINED.encode() not in content:
+        return tff.backends.native.desugar_and_transform_to_native(computation)
+    module = "tensorflow_federated.python.core.environments.tensorflow_backend.tensorflow_tree_transformations"
+    block, _ = importlib.import_module(module).replace_intrinsics_with_bodies(computation.to_building_block())
+    grappler = tf.compat.v1.ConfigProto()
+    options = grappler.graph_options.rewrite_options
+    options.memory_optimization = options.constant_folding = options.AGGRESSIVE
+    options.arithmetic_optimization = options.loop_optimization = options.AGGRESSIVE
+    options.function_optimization = options.OFF
+    plain = tff.framework.ConcreteComputation(
+        computation_proto=block.proto, context_stack=tff.framework.get_context_stack()
+    )
+    return tff.backends.native.transform_to_native_form(plain, grappler_config=grappler)
+
+
+class Stub(tff.framework.RemoteExecutorGrpcStub):
+    """TFF's way to a worker. What is disposed of in one that has ended is gone already: no error, and no traceback."""
+
+    def dispose(self, request: Any) -> None:
+        """Free values in the worker."""
+        with contextlib.suppress(WorkerLost):
+            super().dispose(request)
+
+    def dispose_executor(self, request: Any) -> None:
+        """Free all values of an executor in the worker."""
+        with contextlib.suppress(WorkerLost):
+            super().dispose_executor(request)
+
+
+class Executor(tff.framework.RemoteExecutor):
+    """Sends a computation once, where TFF sends it again for each call of it: 5 ms and 130 kB a round."""
+
+    def __init__(self, stub: Stub, cardinalities: dict[Any, int]):
+        super().__init__(stub)
+        self.sent: dict[int, tuple[Any, Any]] = {}
+        self.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
+
+    async def create_value(self, value: Any, type_spec: Any = None) -> Any:
+        """Return the value in the worker."""
+        if not isinstance(type_spec, tff.FunctionType):
+            return await super().create_value(value, type_spec)
+        if id(value) not in self.sent:
+            self.sent[id(value)] = value, await super().create_value(value, type_spec)
+        return self.sent[id(value)][1]
+
+
+def build_context(connect: Callable) -> Any:
+    """Return TFF's native execution context with the executor that connect(cardinalities) returns."""
+    return tff.framework.SyncExecutionContext(
+        executor_fn=tff.framework.ResourceManagingExecutorFactory(connect),
+        compiler_fn=compile_for_worker,
+        transform_args=tff.tensorflow.transform_args,
+        transform_result=tff.tensorflow.transform_result,
+    )
+
+
+def nowhere(cardinalities: dict[Any, int]) -> Any:
+    """Refuse to run a TFF computation outside a worker of ours."""
+    raise RuntimeError("TFF computations run inside `with Worker(...)`")
+
+
+def replace_default_context() -> None:
+    """Put a context that refuses in the place of TFF's own, which would start a worker that outlives us.
+
+    TFF's also prints a traceback from its finalizer at the end of a process where it is still there.
+    """
+    tff.framework.set_default_context(build_context(nowhere))
+
+
+class Worker(grpc.UnaryUnaryClientInterceptor):
+    """TFF's worker as a context manager: TFF computations called inside run in it, and it never outlives us.
+
+    `bytes_sent` counts what went to it. A worker that does nothing about a request for `patience` seconds of wall time
+    is ended. WorkerLost is raised where it ends before its time; `restart` gives a fresh one.
+    """
+
+    def __init__(self, clients_at_once: int, log: str | Path = os.devnull, patience: float = 60):
+        cores = len(os.sched_getaffinity(0))
+        self.threads = max(1, cores // clients_at_once)  # within one op; clients train side by side as it is
+        self.log, self.patience, self.bytes_sent = log, patience, 0
+        self._requests: set[object] = set()  # those that wait for an answer
+
+    def __enter__(self) -> Worker:
+        self._reason = "ended"
+        replace_default_context()
+        try:
+            channel = self._start(isolated=True)
+        except PermissionError as error:
+            notice(f"{error}: others on this machine's network can reach TFF's worker while it runs")
+            channel = self._start(isolated=False)
+        stub = Stub(channel)
+        context = build_context(lambda cardinalities: Executor(stub, cardinalities))
+        self._context = tff.framework.get_context_stack().install(context)
+        self._context.__enter__()
+        threading.Thread(target=self._watch, args=(self.process, self.pid), daemon=True).start()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self._end()  # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit, waiting
+        self._context.__exit__(*error)
+
+    def restart(self) -> None:
+        """Put a fresh worker in the place of a lost one."""
+        self.__exit__(None, None, None)
+        self.__enter__()
+
+    def call(self, what: str, function: Callable, *arguments: Any) -> Any:
+        """Return function(*arguments), a TFF computation, done again on a fresh worker where that is lost.
+
+        A round is a pure function of state and clients. Raises RunFailed, which names `what`, after three losses, or
+        where the worker itself cannot.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                return function(*arguments)
+            except WorkerLost as lost:
+                if attempt == ATTEMPTS:
+                    raise RunFailed(f"{what}: {lost}; {ATTEMPTS} times in this round") from lost
+                notice(f"{what}: {lost}; doing the round again on a fresh one")
+                self.restart()
+            except grpc.RpcError as error:  # the worker's own error, such as a shard file that it cannot read
+                reason = error.details().partition("\n")[0].removeprefix("Failed to run computation: ")
+                raise RunFailed(f"{what}: TFF's worker cannot train: {reason}") from error
+        raise AssertionError("unreachable")
+
+    def _start(self, isolated: bool) -> grpc.Channel:
+        """Start guard and worker, and return a channel to them that is open."""
+        binary = Path(tff.__file__).parent / "data" / "worker_binary"
+        threads = {"TF_NUM_INTRAOP_THREADS": str(self.threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
+        with tempfile.TemporaryDirectory(prefix="fl-") as folder, socket.socket(socket.AF_UNIX) as door:  # mode 0700
+            door.bind(f"{folder}/door")
+            door.listen()
+            words = [str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""]
+            with open(self.log, "ab") as log:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-ISc", GUARD, *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    pass_fds=[door.fileno()],
+                    env={**os.environ, **threads},
+                    start_new_session=True,  # the terminal's Ctrl-C comes to us alone
+                )
+            try:
+                self.pid = self._wait_until_ready()
+                channel = grpc.insecure_channel(f"unix:{folder}/door", CHANNEL_OPTIONS)
+                grpc.channel_ready_future(channel).result(START_SECONDS)
+            except BaseException as error:
+                self.process.kill()
+                self.process.wait()
+                if isinstance(error, grpc.FutureTimeoutError):
+                    raise RunFailed(f"TFF's worker did not answer in {START_SECONDS} s; see {self.log}") from error
+                raise
+        # The folder is gone now: nobody else gets in. The channel is never closed: TFF's stub subscribes to it, and
+        # closing prints an error from gRPC's thread.
+        return grpc.intercept_channel(channel, self)
+
+    def _wait_until_ready(self) -> int:
+        """Return the worker's process id, as the guard tells it once the worker answers."""
+        poll = select.poll()  # unlike select, it takes any file descriptor
+        poll.register(self.process.stdout, select.POLLIN)
+        with self.process.stdout as answer:
+            line = answer.readline().decode().strip() if poll.poll(1000 * START_SECONDS) else ""
+        if line.startswith("cannot"):
+            raise PermissionError(line)
+        if not line:
+            raise RunFailed(f"TFF's worker did not start; see {self.log}")
+        return int(line)
+
+    def _end(self) -> None:
+        """End worker and guard."""
+        if self.process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)  # the guard ends with the worker
+        self.process.kill()
+        self.process.wait()
+
+    def intercept_unary_unary(self, continuation: Callable, details: Any, request: Any) -> Any:
+        """See every request to the worker: count its bytes, and end the wait for a worker that has ended."""
+        self.bytes_sent += request.ByteSize()
+        self._requests.add(request_id := object())
+        try:
+            call = continuation(details, request)
+        finally:
+            self._requests.discard(request_id)
+        if call.code() is not grpc.StatusCode.OK:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+                raise WorkerLost(f"TFF's worker {self._reason}; see {self.log}")
+        return call
+
+    def _watch(self, process: subprocess.Popen, pid: int) -> None:
+        """End a worker that spends no processor time on a request for `patience` seconds."""
+        spent, since = -1.0, time.monotonic()
+        while process.poll() is None:
+            with contextlib.suppress(psutil.Error):
+                now = sum(psutil.Process(pid).cpu_times()[:2])
+                if now != spent or not self._requests:
+                    spent, since = now, time.monotonic()
+                elif time.monotonic() - since > self.patience:
+                    self._reason = f"hung for {self.patience:g} s and was ended"
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(min(0.5, self.patience / 4))
