@@ -34,11 +34,11 @@ import hashlib
 import heapq
 import math
 import os
-import platform
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -49,9 +49,7 @@ from variants import options
 
 import numpy as np
 
-# ======================================================================================================================
-# Config: one experiment, by theme; the command line is made from it
-# ======================================================================================================================
+# == Config: one experiment, by theme; the command line is made from it ================================================
 
 
 @dataclass(frozen=True)
@@ -64,12 +62,6 @@ class Data(Theme):
     """Another .npz with Keras' keys x_train, y_train, x_test, y_test (or the environment variable FL_DATA)."""
     holdout: whole(0, 50_000) = 0
     """Training images held out, and evaluated on in place of the test set: for choosing hyper-parameters."""
-
-    def __post_init__(self) -> None:
-        """Raise UserError where two sets of data are named."""
-        super().__post_init__()
-        if self.dataset == "digits" and self.data:
-            raise UserError(f"data={self.data!r} replaces mnist and dataset='digits' is built in; drop one of the two")
 
 
 @dataclass(frozen=True)
@@ -88,32 +80,6 @@ class Partitioning(Theme):
     """Dirichlet concentration; smaller is more skewed. Used by dirichlet."""
     shards_per_client: Count = 2
     """Label-sorted shards that a client gets. Used by shards."""
-    labels_per_client: whole(1, 100) = 2
-    """Labels of which a client holds images, k. Used by labels-per-client."""
-    size_exponent: real(0, 10) = 1.0
-    """The client of size rank r holds images in proportion to r ** -size_exponent; 0: equal. Used by quantity."""
-    rotation: real(0, 180) = 45.0
-    """Degrees by which the first client's images are turned one way, and the last one's the other. Used by feature."""
-    noise: real(0, 255) = 0.0
-    """Standard deviation, in grey levels, of the noise on the last client's images; the first has none. Used by
-    feature."""
-    partition_file: str = ""
-    """A partition.json, of a run or another program, whose split is used as it is. Implies `--partition file`."""
-
-    def __post_init__(self) -> None:
-        """Raise UserError where a file is missing, or given for nothing."""
-        super().__post_init__()
-        another = self.partition not in ("file", Partitioning.partition)
-        if another if self.partition_file else self.partition == "file":
-            raise UserError(
-                f"partition={self.partition!r} with partition_file={self.partition_file!r:.60}; choose "
-                "partition='file' with a file, or another without"
-            )
-
-    @property
-    def kind(self) -> str:
-        """The row of PARTITIONERS: a file's name says that it is used."""
-        return "file" if self.partition_file else self.partition
 
 
 @dataclass(frozen=True)
@@ -137,23 +103,6 @@ class Training(Theme):
     mimelite: the momentum that mimelite holds still through a round suits few local steps, not the default's 1,100."""
     server_lr: Rate = 0.0
     """Learning rate of the server's optimizer; 0: the algorithm's own, which for plain averaging is 1."""
-    algorithm: Literal[
-        "fedavg", "fedsgd", "fedprox", "fedavgm", "fedadagrad", "fedadam", "fedyogi", "fednova", "mimelite", "scaffold",
-        "feddyn",
-    ] = "fedavg"  # fmt: skip
-    """What clients and server do with the gradients and the updates. fedavg, fedsgd (one step on the whole shard)
-    [McMahan et al. 2017]. fedprox [Li et al. 2020]. fedavgm: server momentum [Hsu et al. 2019]. fedadagrad, fedadam,
-    fedyogi: adaptive servers [Reddi et al. 2021]. fednova: updates by their steps [Wang et al. 2020]. scaffold: control
-    variates [Karimireddy et al. 2020]. mimelite: the server's momentum on the clients [Karimireddy et al. 2021].
-    feddyn: dynamic regularization [Acar et al. 2021]."""
-    aggregator: Literal[
-        "mean", "clipping", "zeroing", "median", "trimmed-mean", "krum", "multi-krum", "compressed", "secure", "dp"
-    ] = "mean"
-    """How the clients' updates become one. mean: weighted by their numbers of examples. clipping, zeroing: the same of
-    updates whose norm is cut, or that are dropped where they are very large, both adaptively [Andrew et al. 2021].
-    median, trimmed-mean [Yin et al. 2018], krum, multi-krum [Blanchard et al. 2017]: unweighted, against attackers.
-    compressed: in 8 bits [Suresh et al. 2017]. secure: the sums of secure aggregation [Bonawitz et al. 2017]; here
-    that is its arithmetic, not its cryptography. dp: unweighted, clipped and noisy [McMahan et al. 2018]."""
 
 
 @dataclass(frozen=True)
@@ -164,27 +113,25 @@ class Config(Theme):
     """Seed of the split, the initial weights, the sampling of clients and the order of the batches."""
     data: Data = Data()
     partitioning: Partitioning = Partitioning()
+    splits: options.Splits = options.Splits()
     training: Training = Training()
     optimization: options.Optimization = options.Optimization()
-    robustness: options.Robustness = options.Robustness()
+    aggregation: options.Aggregation = options.Aggregation()
     privacy: options.Privacy = options.Privacy()
     adversity: options.Adversity = options.Adversity()
     comparison: Comparison = Comparison()
     run: Run = Run()
 
     def __post_init__(self) -> None:
-        """Raise UserError where fields of two themes clash."""
+        """Raise UserError where fields do not go together."""
         super().__post_init__()
-        clients, training = self.partitioning.num_clients, self.training
-        for field, count, least in (
-            ("clients_per_round", training.clients_per_round, "1"),
-            ("byzantine", self.adversity.byzantine, "0"),
-        ):
-            if count > clients:
-                every = ", or 0 for all" if least == "1" else ""
-                raise UserError(f"{field}={count} exceeds num_clients={clients}; choose {least}..{clients}{every}")
-        options.check_pairs(self.flat(), self.cohort, default=Training())
+        options.check_pairs(self.flat(), default=vars(Training) | vars(Partitioning))
         compared(self)
+
+    @property
+    def partition(self) -> str:
+        """The row of PARTITIONERS: a file's name says that it is used."""
+        return "file" if self.splits.partition_file else self.partitioning.partition
 
     @property
     def cohort(self) -> int:
@@ -209,38 +156,30 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
 if __name__ == "__main__":  # before TensorFlow is imported, so that --help and a wrong flag are answered at once
     command = attempt(parse)
 
-from harness import comparison
+from harness import comparison, plots
 from harness.command_line import Progress, notice, say
 from harness.files import write_file, writing
-from harness.plots import (
-    BLUE,
-    ORANGE,
-    default_style,
-    new_figure,
-    plain,
-    plot_cost,
-    plot_matrix,
-    plot_misclassified,
-    whole_rounds,
-)
+from harness.plots import BLUE, ORANGE, default_style, plot_cost, plot_misclassified
+from harness.records import Evaluation, RoundRecord, client_rows, make_record
+from harness.results import describe, skew, summarize
 from harness.run_folder import RunFolder
 from harness.worker import NOT_INLINED, Worker, replace_default_context
 from variants import adversity, aggregators, algorithms, datasets, partitions, privacy
 from variants.aggregators import Aggregator, gather
-from variants.algorithms import ALGORITHMS, Algorithm, schedule
+from variants.algorithms import ALGORITHMS, Algorithm, build_server_steps, check_memory, schedule
 from variants.datasets import IMAGE_SIDE
+from variants.partitions import Partitioner
 
 import sklearn.metrics
 import tensorflow as tf
 import tensorflow_federated as tff
 from matplotlib.figure import Figure
 
-# ======================================================================================================================
-# Data
-# ======================================================================================================================
+# == Data ==============================================================================================================
 
 MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
-MNIST_SHA256 = "c473ce9de4170e6fe7638543697b7512b19cc4b2c68279feabf4a085461033dd"  # of the SHA-256 of its four arrays, which data/README.md has
+# Of the SHA-256 of its four arrays, which data/README.md has.
+MNIST_SHA256 = "c473ce9de4170e6fe7638543697b7512b19cc4b2c68279feabf4a085461033dd"
 
 
 class Split(NamedTuple):
@@ -299,9 +238,7 @@ def make_dataset(name: str, arrays: datasets.Arrays) -> Dataset:
     return Dataset(name, train, test, digest == MNIST_SHA256, digest)
 
 
-# ======================================================================================================================
-# Partition: which images each client holds
-# ======================================================================================================================
+# == Partition: which images each client holds =========================================================================
 
 
 def split_iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -329,41 +266,12 @@ def split_dirichlet(labels: np.ndarray, num_clients: int, rng: np.random.Generat
     return np.split(np.argsort(owner, kind="stable"), np.bincount(owner, minlength=num_clients).cumsum()[:-1])
 
 
-class Partitioner(NamedTuple):
-    """A row of PARTITIONERS: split(labels, num_clients, rng, **flags) -> K index arrays; `title` is for the plots.
-
-    `flags` are the fields of Partitioning that it uses. shift(images, client, num_clients, seed, **shift_flags), where
-    there is one, changes a client's images before they go into its shard.
-    """
-
-    title: str
-    split: Callable[..., list[np.ndarray]]
-    flags: tuple[str, ...] = ()
-    shift: Callable[..., np.ndarray] | None = None
-    shift_flags: tuple[str, ...] = ()
-
-
 PARTITIONERS = {
     "iid": Partitioner("IID", split_iid),
     "shards": Partitioner("{shards_per_client} shards a client", split_shards, ("shards_per_client",)),
     "dirichlet": Partitioner("Dirichlet({alpha:g})", split_dirichlet, ("alpha",)),
-    "labels-per-client": Partitioner(
-        "{labels_per_client} labels a client", partitions.split_by_label, ("labels_per_client",)
-    ),
-    "quantity": Partitioner("sizes by power law ({size_exponent:g})", partitions.split_by_size, ("size_exponent",)),
-    "feature": Partitioner(
-        "IID, rotated by ±{rotation:g}°, noise to {noise:g}",
-        split_iid,
-        shift=partitions.shift_features,
-        shift_flags=("rotation", "noise"),
-    ),
-    "file": Partitioner("split of {partition_file}", partitions.read_split, ("partition_file",)),
+    **partitions.ROWS,
 }
-
-
-def chosen(flags: Theme, names: Sequence[str]) -> dict[str, Any]:
-    """Return the fields of these names, as a row of a table gets them."""
-    return {name: value for name, value in flags.flat().items() if name in names}
 
 
 @dataclass(frozen=True)
@@ -383,48 +291,21 @@ class Partition:
         return self.counts.sum(axis=1)
 
 
-def make_partition(dataset: Dataset, flags: Partitioning, seed: int) -> Partition:
-    """Return the split of the training images over the clients: a function of these arguments alone."""
-    labels, clients = dataset.train.labels, flags.num_clients
+def make_partition(dataset: Dataset, config: Config) -> Partition:
+    """Return the split of the training images over the clients: a function of data, partition flags and seed alone."""
+    labels, clients = dataset.train.labels, config.partitioning.num_clients
     if clients > len(labels):
         raise UserError(f"num_clients={clients} exceeds the {len(labels)} training images; choose 1..{len(labels)}")
-    row = PARTITIONERS[flags.kind]
-    split = row.split(labels, clients, np.random.default_rng(seed), **chosen(flags, row.flags))
-    parts = [np.sort(part).astype(np.int64) for part in fill_empty(split)]
+    row = PARTITIONERS[config.partition]
+    split = row.split(labels, clients, np.random.default_rng(config.seed), **config.pick(row.flags))
+    parts = [np.sort(part).astype(np.int64) for part in partitions.fill_empty(split)]
     counts = np.stack([np.bincount(labels[part], minlength=dataset.num_classes) for part in parts])  # (K, C)
     digest = hashlib.sha256(dataset.digest.encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part.tobytes())
     if row.shift:
-        digest.update(f"{row.title.format(**flags.flat())} {seed}".encode())
+        digest.update(f"{row.title.format(**config.flat())} {config.seed}".encode())
     return Partition(parts, counts, digest.hexdigest()[:16])
-
-
-def fill_empty(parts: list[np.ndarray]) -> list[np.ndarray]:
-    """Give each client that got nothing an image of the one that has the most: without data nobody takes part."""
-    sizes = np.array([len(part) for part in parts])
-    for empty in np.flatnonzero(sizes == 0):
-        donor = int(sizes.argmax())
-        parts[empty], parts[donor] = parts[donor][-1:], parts[donor][:-1]
-        sizes[empty], sizes[donor] = 1, sizes[donor] - 1
-    return parts
-
-
-def skew(counts: np.ndarray) -> dict[str, float]:
-    """Return how far label counts int64[K,C] are from IID: 0, C and 0 for clients that are alike and balanced.
-
-    The mean total-variation distance of a client's label distribution to the pooled one, the mean effective number of
-    classes (the exponential of the entropy in nats), and the Gini coefficient of the clients' sizes.
-    """
-    shares, pooled = counts / counts.sum(axis=1, keepdims=True), counts.sum(axis=0) / counts.sum()
-    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
-    sizes = np.sort(counts.sum(axis=1))
-    ranks = 2 * np.arange(1, len(sizes) + 1) - len(sizes) - 1
-    return {
-        "mean_total_variation": float(np.abs(shares - pooled).sum(axis=1).mean() / 2),
-        "effective_classes": float(np.exp(-(shares * logs).sum(axis=1)).mean()),
-        "size_gini": float((ranks * sizes).sum() / (len(sizes) * sizes.sum())),
-    }
 
 
 def manifest(dataset: Dataset, partition: Partition, config: Config) -> dict[str, Any]:
@@ -432,7 +313,7 @@ def manifest(dataset: Dataset, partition: Partition, config: Config) -> dict[str
     return {
         "dataset": dataset.name,
         "dataset_sha256": dataset.digest,
-        "partition": config.partitioning.kind,
+        "partition": config.partition,
         "seed": config.seed,
         "hash": partition.digest,
         "skew": skew(partition.counts),
@@ -441,9 +322,7 @@ def manifest(dataset: Dataset, partition: Partition, config: Config) -> dict[str
     }
 
 
-# ======================================================================================================================
-# Shards: each client's images in a file of its own, read only by the worker that trains
-# ======================================================================================================================
+# == Shards: each client's images in a file of its own, read only by the worker that trains ============================
 
 RECORD_BYTES = IMAGE_SIDE * IMAGE_SIDE + 1  # 784 pixels and the label
 FOOTER_BYTES = 8  # FarmHash64 of the records, by which the worker knows a damaged file
@@ -457,11 +336,11 @@ def write_shards(train: Split, partition: Partition, config: Config) -> Path:
     folder = Path(config.run.cache).expanduser().absolute() / f"shards-{partition.digest}"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    flags, row = config.partitioning, PARTITIONERS[config.partitioning.kind]
+    clients, row = config.partitioning.num_clients, PARTITIONERS[config.partition]
     for client, part in enumerate(partition.parts):
         images = train.images[part]
         if row.shift:
-            images = row.shift(images, client, flags.num_clients, config.seed, **chosen(flags, row.shift_flags))
+            images = row.shift(images, client, clients, config.seed, **config.pick(row.shift_flags))
         records = np.concatenate([images.reshape(len(part), -1), train.labels[part, None]], axis=1).ravel()
         content = records.tobytes() + fingerprint(records).numpy().tobytes()
         path = folder / f"{client}.bin"
@@ -485,9 +364,7 @@ def read_shard(path: Any) -> Any:
         return tf.reshape(records, [-1, RECORD_BYTES])
 
 
-# ======================================================================================================================
-# Model: Keras layers from float32[n,28,28,1] in 0..1 to C logits
-# ======================================================================================================================
+# == Model: Keras layers from float32[n,28,28,1] in 0..1 to C logits ===================================================
 
 
 def conv(filters: int) -> list[Any]:
@@ -501,27 +378,12 @@ def dense(*units: int, activation: str = "relu") -> list[Any]:
     return [tf.keras.layers.Flatten(), *(tf.keras.layers.Dense(n, activation) for n in units)]
 
 
-def mlp() -> list[Any]:
-    """784-128-C."""
-    return dense(128)
-
-
-def two_nn() -> list[Any]:
-    """McMahan et al. 2017, section 3: 784-200-200-C."""
-    return dense(200, 200)
-
-
-def cnn() -> list[Any]:
-    """The same paper's convolutional network, 1.66 million parameters."""
-    return conv(32) + conv(64) + dense(512)
-
-
-def small_cnn() -> list[Any]:
-    """A third of its width: 215,370 parameters."""
-    return conv(16) + conv(32) + dense(128)
-
-
-MODELS = {"mlp": mlp, "2nn": two_nn, "cnn": cnn, "small-cnn": small_cnn}  # the layers before the logits
+MODELS: dict[str, Callable[[], list[Any]]] = {  # the layers before the logits
+    "mlp": lambda: dense(128),
+    "2nn": lambda: dense(200, 200),  # McMahan et al. 2017, section 3
+    "cnn": lambda: conv(32) + conv(64) + dense(512),  # the same
+    "small-cnn": lambda: conv(16) + conv(32) + dense(128),
+}
 
 
 def build_layers(name: str, num_classes: int) -> list[Any]:
@@ -547,11 +409,7 @@ def predict(name: str, num_classes: int, weights: Sequence[Any], x: Any) -> Any:
     max-pooling a gradient belongs to: 1.4 x the time.
     """
     given = iter(weights)
-
-    def next_weight(_, **about):
-        return next(given)
-
-    with tf.variable_creator_scope(next_weight):
+    with tf.variable_creator_scope(lambda _, **about: next(given)):
         for layer in build_layers(name, num_classes):
             x = layer(x)
     return x
@@ -572,9 +430,7 @@ def to_input(pixels: Any) -> Any:
     return tf.reshape(tf.cast(pixels, tf.float32) / 255, [-1, IMAGE_SIDE, IMAGE_SIDE, 1])
 
 
-# ======================================================================================================================
-# What a round is made of
-# ======================================================================================================================
+# == What a round is made of ===========================================================================================
 
 
 class Report(NamedTuple):
@@ -617,13 +473,11 @@ def weighted_mean(cohort: int) -> Any:
 AGGREGATORS = {"mean": Aggregator(weighted_mean, "sums"), **aggregators.ROWS}
 
 
-# ======================================================================================================================
-# The round, inside out: local training, the client, the group of clients, the process, the loop
-# ======================================================================================================================
+# == The round, inside out: local training, the client, the group of clients, the process, the loop ====================
 
 
 def build_local_training(training: Training, num_classes: int, correct: Callable) -> Callable:
-    """Return local_training(initial, records, key, sent, rate, budget) -> (weights, means): a client's SGD, pure in these.
+    """Return local_training(initial, records, key, sent, rate, budget) -> (weights, means): a client's SGD.
 
     It is one graph loop. `initial` are the trainable weights, `records` uint8[n_k,785], `key` int64[2], `rate` the
     learning rate, `budget` the examples to train on: E * n_k, or less for a straggler. `means` are loss and accuracy
@@ -674,7 +528,7 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
     `update` is a tuple of initial - trained, all 0 and with weight 0 where it is not finite; `weight` float32 n_k;
     what is sent back float32[d] for the algorithm's memory, or float32[0].
     """
-    training, clients = own_values(config.training), config.partitioning.num_clients
+    training, clients = own_values(config), config.partitioning.num_clients
     local_training = build_local_training(training, num_classes, algorithm.correct)
     behaviour = adversity.build_behaviour(config.adversity, clients, num_classes, config.seed)
 
@@ -695,7 +549,7 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
         sent = algorithm.sent(memory, client)
         trained, means = local_training(initial, records, key, sent, rate, budget)
         update = tuple(old - new for old, new in zip(initial, trained, strict=True))
-        steps = tf.cast(count_steps(training.batch_size, size, budget), tf.float32)
+        steps = tf.cast(algorithms.count_steps(training.batch_size, size, budget), tf.float32)
         sent_back = algorithm.sent_back(sent, initial, trained, steps, rate, gradient)
         if algorithm.normalized:
             update = tuple(u / steps for u in update)
@@ -753,12 +607,15 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     randomness of a round comes from (seed, round, client), so `next` is a pure function of its arguments.
     """
     tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators make hundreds of harmless lines
-    templates, training = tff.learning.templates, own_values(config.training)
-    algorithm, aggregator = ALGORITHMS[training.algorithm](config.optimization, sizes), AGGREGATORS[training.aggregator]
+    templates, training = tff.learning.templates, own_values(config)
+    algorithm, aggregator = (
+        ALGORITHMS[config.optimization.algorithm](config.optimization, sizes),
+        AGGREGATORS[config.aggregation.aggregator],
+    )
     model = build_model(training.model, num_classes, config.seed)  # line 1: w <- initial weights
     initial = tff.learning.models.ModelWeights(tuple(model.get_weights()), ())
     rows, stacked = algorithm.rows(), aggregator.needs == "rows"
-    row_size = check_memory(rows, model.count_params(), training.algorithm) if rows else 0
+    row_size = check_memory(rows, model.count_params(), config.optimization.algorithm)
     train_clients = build_group(build_client(config, num_classes, shards, algorithm), stacked, row_size)
     server = algorithm.server_optimizer(training.server_lr)
 
@@ -782,10 +639,10 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
         return train_clients(tuple(weights.trainable), state.memory, state.round, clients)
 
     trained_type = train_group.type_signature.result
-    factory = aggregator.build(config.cohort, **chosen(config, aggregator.flags))
+    factory = aggregator.build(config.cohort, **config.pick(aggregator.flags))
     aggregate = factory.create(trained_type.update, trained_type.weight)
     finalize = templates.build_apply_optimizer_finalizer(server, weights_type)
-    after = build_server_steps(config, algorithm, server, initial.trainable)
+    after = build_server_steps(algorithm, server, training.server_lr, initial.trainable)
 
     @tff.federated_computation
     def initialize():
@@ -826,10 +683,11 @@ def run_rounds(
     `sizes` are the clients' n_k. TFF's worker lives as long as the generator, and writes to `log`. Raises RunFailed
     where a round cannot be done.
     """
-    needs, clients = AGGREGATORS[config.training.aggregator].needs, config.partitioning.num_clients
+    needs, clients = AGGREGATORS[config.aggregation.aggregator].needs, config.partitioning.num_clients
     with Worker(min(config.cohort, GROUPS.get(needs, config.cohort)), log, config.run.patience) as worker:
         state = worker.call("round 0", process.initialize) if state is None else state
-        for round_num, epsilon in epsilon_by_round(config, int(state.client_work.round) + 1):  # line 2
+        first, last = int(state.client_work.round) + 1, config.training.rounds
+        for round_num, epsilon in privacy.epsilon_by_round(ledger(config), first, last):  # line 2
             began = time.perf_counter()
             drawn = sample_clients(config, round_num)  # line 3
             reporting = adversity.drop_out(drawn, config.adversity, clients, config.seed, round_num)
@@ -839,82 +697,21 @@ def run_rounds(
             else:
                 state = state._replace(client_work=state.client_work._replace(round=np.int64(round_num)))
             evaluation = evaluate(state.global_model_weights)
-            figures = traffic(config, state.global_model_weights, len(drawn), len(reporting)) | {
-                "dropped": len(drawn) - len(reporting),
-                "epsilon": epsilon,
-                "seconds": round(time.perf_counter() - began, 3),
-            }
-            yield state, make_record(round_num, client_rows(groups, reports), evaluation, **figures), evaluation
+            sent = traffic(config, state.global_model_weights, len(drawn), len(reporting))
+            seconds, dropped = round(time.perf_counter() - began, 3), len(drawn) - len(reporting)
+            told = client_rows(groups, reports)
+            figures = {"dropped": dropped, "epsilon": epsilon, "seconds": seconds, **sent}
+            yield state, make_record(round_num, told, evaluation, **figures), evaluation
 
 
-# ======================================================================================================================
-# What the round calls: whom it asks, what the server does beside the mean, what is recorded
-# ======================================================================================================================
+# == What the round calls: whom it asks, what the server does beside the mean, what is recorded ========================
 
 
-def own_values(training: Training) -> Training:
-    """Return `training` with the algorithm's own rates where none were given, and the fields that define it."""
-    row = ALGORITHMS[training.algorithm]
-    rates = {"client_lr": training.client_lr or row.client_lr, "server_lr": training.server_lr or row.server_lr}
-    return replace(training, **rates, **row.fixed)
-
-
-def count_steps(batch_size: int, size: Any, budget: Any) -> Any:
-    """Return the SGD steps of a client of `size` examples that trains on `budget` of them, tau_k, int32."""
-    batch = batch_size or size
-    return budget // size * (-(-size // batch)) + (-(-(budget % size) // batch))
-
-
-class ServerSteps(NamedTuple):
-    """TFF computations between the mean and the server's optimizer, of which a process uses those that it needs."""
-
-    from_row: Any
-    times: Any
-    set_rate: Any
-    remember: Any
-    server_step: Any
-
-
-def build_server_steps(config: Config, algorithm: Algorithm, server: Any, like: tuple[Any, ...]) -> ServerSteps:
-    """Return the server's own computations; they have no types here, as TFF traces each where it is used."""
-    training, options = own_values(config.training), config.optimization
-
-    @tff.tensorflow.computation
-    def from_row(row):
-        return algorithms.unflatten(row, like)
-
-    @tff.tensorflow.computation
-    def times(update, factor):
-        return tf.nest.map_structure(lambda u: factor * u, update)
-
-    @tff.tensorflow.computation
-    def set_rate(optimizer_state, clients):
-        factor = schedule(options.server_schedule, tf.cast(clients.round, tf.float32), options)
-        return server.set_hparams(optimizer_state, {"learning_rate": factor * training.server_lr})
-
-    @tff.tensorflow.computation
-    def remember(clients, ids, reports, sent_back):
-        kept = reports.finite > 0
-        ids, examples, given = (tf.boolean_mask(x, kept) for x in (ids, reports.examples, sent_back))
-        memory = algorithm.remember(clients.memory, ids, examples, given)
-        return ClientState(clients.round, tf.where(tf.reduce_any(kept), memory, clients.memory))
-
-    @tff.tensorflow.computation
-    def server_step(update, clients):
-        return algorithm.server_step(tuple(update), clients.memory)
-
-    return ServerSteps(from_row, times, set_rate, remember, server_step)
-
-
-def check_memory(rows: int, parameters: int, algorithm: str) -> int:
-    """Return the size of a row that an algorithm keeps. Raise UserError where `rows` of them are above 1 GiB."""
-    gibibytes = 4 * rows * parameters / 2**30
-    if gibibytes > 1:
-        raise UserError(
-            f"num_clients={rows} of {parameters:,} parameters are {gibibytes:.1f} GiB that algorithm={algorithm!r} "
-            f"keeps; choose at most {2**28 // parameters} clients, or a smaller model"
-        )
-    return parameters
+def own_values(config: Config) -> Training:
+    """Return the training flags with the algorithm's own rates where none were given, and the fields that define it."""
+    row, given = ALGORITHMS[config.optimization.algorithm], config.training
+    rates = {"client_lr": given.client_lr or row.client_lr, "server_lr": given.server_lr or row.server_lr}
+    return given.but(**rates, **row.fixed)
 
 
 def sample_clients(config: Config, round_num: int) -> list[int]:
@@ -929,7 +726,7 @@ GROUPS = {"sums": 32, "rows": 10}  # for any number of cores, so that the sums, 
 
 
 def group_clients(clients: Sequence[int], sizes: np.ndarray, needs: str) -> list[np.ndarray]:
-    """Return `clients` as int64[g] arrays: each its own group, or groups of about as many examples where there are many.
+    """Return `clients` as int64[g] arrays: each its own group, or groups of about as many examples each.
 
     TFF keeps a value for each group in memory and spends about a millisecond on it. `sizes` are the n_k of all clients,
     `needs` is what the aggregator must see.
@@ -946,94 +743,10 @@ def group_clients(clients: Sequence[int], sizes: np.ndarray, needs: str) -> list
     return [np.array(sorted(group), np.int64) for group in groups]
 
 
-def epsilon_by_round(config: Config, first: int) -> Iterator[tuple[int, float | None]]:
-    """Yield (round, epsilon after it) from `first` to the last that the budget allows; None without privacy."""
-    training = config.training
-    if AGGREGATORS[training.aggregator].private:
-        yield from ledger(config).within_budget(first, training.rounds)
-    else:
-        yield from ((round_num, None) for round_num in range(first, training.rounds + 1))
-
-
-def ledger(config: Config) -> privacy.Ledger:
-    """Return the account of what rounds cost of privacy."""
-    return privacy.Ledger(config.privacy, config.training.sampling, config.cohort, config.partitioning.num_clients)
-
-
-@dataclass(frozen=True)
-class RoundRecord:
-    """What one round did. Losses are mean cross-entropies in nats; the training figures are the clients' own.
-
-    `train_loss` is the mean over the clients' examples, as they were trained on. `clients` has a row a client of the
-    round: client, and its Report by name; finite is False where its update was left out. `dropped` counts those that
-    got the weights and did not report. `bytes_down` and `bytes_up` are those of what the server sends and gets,
-    `epsilon` what all rounds so far cost of privacy, None where the aggregator does not say.
-    """
-
-    round: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
-    test_accuracy: float
-    left_out: int
-    dropped: int
-    bytes_down: int
-    bytes_up: int
-    epsilon: float | None
-    seconds: float
-    clients: list[dict[str, Any]]
-
-    def trouble(self, earlier: Sequence[RoundRecord], num_classes: int) -> str:
-        """Return what has gone wrong with the global model in this round; as a rule nothing."""
-        chance = 1.5 / num_classes
-        if not math.isfinite(self.test_loss):
-            return "the test loss is not finite; a smaller --client-lr may help"
-        if self.test_accuracy < chance and max((record.test_accuracy for record in earlier), default=0) > 2 * chance:
-            return "the test accuracy fell back to chance; a smaller --client-lr may help"
-        if not self.clients:
-            return "no client reported; the weights stay as they were"
-        nobody = self.left_out == len(self.clients)
-        return "no client's update was finite; a smaller --client-lr may help" if nobody else ""
-
-    def line(self, rounds: int) -> str:
-        """Return the round in one aligned line of the terminal."""
-        return (
-            f"round {self.round:{len(str(rounds))}}/{rounds}   train loss {self.train_loss:7.4f}   "
-            f"test loss {self.test_loss:7.4f}   test accuracy {self.test_accuracy:7.2%}   {self.seconds:6.2f} s"
-            + ("" if self.epsilon is None else f"   ε {self.epsilon:.2f}")
-            + (f"   {self.dropped} dropped out" if self.dropped else "")
-            + (f"   {self.left_out} not finite, left out" if self.left_out else "")
-        )
-
-
-def make_record(round_num: int, clients: list[dict[str, Any]], evaluation: Evaluation, **figures: Any) -> RoundRecord:
-    """Return the round's record, from the clients' own reports, the evaluation of the new model, and its figures."""
-    kept = [row for row in clients if row["finite"]]
-
-    def mean(figure: str) -> float:
-        """Over the clients kept, weighted by n_k."""
-        return float(np.average([r[figure] for r in kept], weights=[r["examples"] for r in kept])) if kept else math.nan
-
-    return RoundRecord(
-        round=round_num,
-        train_loss=mean("loss"),
-        train_accuracy=mean("accuracy"),
-        test_loss=evaluation.loss,
-        test_accuracy=evaluation.accuracy,
-        left_out=len(clients) - len(kept),
-        clients=clients,
-        **figures,
-    )
-
-
-def client_rows(groups: Sequence[np.ndarray], reports: Sequence[Report]) -> list[dict[str, Any]]:
-    """Return what each client of the round reported, by name, in the order of the ids."""
-    rows = []
-    for group, report in zip(groups, reports, strict=True):
-        for position, client in enumerate(group):
-            told = {name: float(column[position]) for name, column in report._asdict().items()}
-            rows.append({"client": int(client), **told, "finite": told["finite"] > 0})
-    return sorted(rows, key=lambda row: row["client"])
+def ledger(config: Config) -> privacy.Ledger | None:
+    """Return the account of what rounds cost of privacy, None where the aggregator does not say."""
+    clients, private = config.partitioning.num_clients, AGGREGATORS[config.aggregation.aggregator].private
+    return privacy.Ledger(config.privacy, config.training.sampling, config.cohort, clients) if private else None
 
 
 def traffic(config: Config, weights: Any, sent: int, reported: int) -> dict[str, int]:
@@ -1042,27 +755,15 @@ def traffic(config: Config, weights: Any, sent: int, reported: int) -> dict[str,
     Down go the weights and the round's number, up an update as the aggregator encodes it and the report; an
     algorithm's memory adds as much as the weights in each direction.
     """
-    sizes, algorithm = [math.prod(np.shape(w)) for w in weights.trainable], ALGORITHMS[config.training.algorithm]
+    sizes, algorithm = [math.prod(np.shape(w)) for w in weights.trainable], ALGORITHMS[config.optimization.algorithm]
     memory = 4 * sum(sizes) if algorithm(config.optimization, np.ones(1)).rows() else 0
-    up = AGGREGATORS[config.training.aggregator].num_bytes(sizes) + memory + 4 * len(Report._fields)
+    up = AGGREGATORS[config.aggregation.aggregator].num_bytes(sizes) + memory + 4 * len(Report._fields)
     return {"bytes_down": sent * (4 * sum(sizes) + memory + 8), "bytes_up": reported * up}
 
 
-# ======================================================================================================================
-# Evaluation
-# ======================================================================================================================
+# == Evaluation ========================================================================================================
 
 EVALUATION_BATCH = 1000
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """loss: mean cross-entropy in nats; accuracy in 0..1; predictions uint8[N]; confusion int64[C,C], rows true."""
-
-    loss: float
-    accuracy: float
-    predictions: np.ndarray
-    confusion: np.ndarray
 
 
 def build_evaluator(config: Config, dataset: Dataset) -> Callable[[Any], Evaluation]:
@@ -1091,35 +792,21 @@ def build_evaluator(config: Config, dataset: Dataset) -> Callable[[Any], Evaluat
     return evaluate
 
 
-def class_report(labels: np.ndarray, predictions: np.ndarray, num_classes: int) -> dict[str, Any]:
-    """Return scikit-learn's classification report: precision, recall, F1, support of each class, and their means."""
-    classes = range(num_classes)
-    return sklearn.metrics.classification_report(labels, predictions, labels=classes, output_dict=True, zero_division=0)
-
-
-def weights_sha256(state: Any) -> str:
-    """Return SHA-256 of the global model's weights: their float32 bytes in layer order."""
-    return hashlib.sha256(b"".join(np.asarray(w).tobytes() for w in state.global_model_weights.trainable)).hexdigest()
-
-
-# ======================================================================================================================
-# Plots: each takes data and returns a matplotlib Figure
-# ======================================================================================================================
+# == Plots: each takes data and returns a matplotlib Figure ============================================================
 
 
 def caption(config: Config, dataset: Dataset) -> str:
-    """Return what a plot was made on: data set, partition, clients, training, trouble, seed; what is compared by name."""
-    training, split, adverse = own_values(config.training), config.partitioning, config.adversity
-    aggregator = AGGREGATORS[training.aggregator]
-    about = ledger(config).assumption() if aggregator.private else aggregator.about
+    """Return what a plot was made on, in a line; of what is compared only the name."""
+    training, split, adverse = own_values(config), config.partitioning, config.adversity
+    about = ledger(config).assumption() if ledger(config) else AGGREGATORS[config.aggregation.aggregator].about
     seed, seeds = config.seed, config.comparison.seeds
     parts = {
         "dataset": dataset.name,
         "clients": f"{split.num_clients} clients, {config.cohort} a round",
         "sampling": "Poisson sampling" if training.sampling == "poisson" else "",
-        "partition": PARTITIONERS[split.kind].title.format(**split.flat()),
-        "algorithm": f"{training.algorithm}, lr {training.client_lr:g}",
-        "aggregator": f"{training.aggregator}{about and f': {about}'}",
+        "partition": PARTITIONERS[config.partition].title.format(**config.flat()),
+        "algorithm": f"{config.optimization.algorithm}, lr {training.client_lr:g}",
+        "aggregator": f"{config.aggregation.aggregator}{about and f': {about}'}",
         "model": training.model,
         "training": f"E = {training.local_epochs}, B = {training.batch_size or 'all'}",
         "dropout": f"dropout {adverse.dropout:g}" if adverse.dropout else "",
@@ -1136,7 +823,8 @@ def caption(config: Config, dataset: Dataset) -> str:
 @default_style
 def plot_convergence(records: Sequence[RoundRecord], note: str) -> Figure:
     """Draw loss and accuracy against the round: the global model on the test set, the clients while they trained."""
-    figure = new_figure(9, 4.2, f"Test accuracy {records[-1].test_accuracy:.2%} after round {records[-1].round}", note)
+    title = f"Test accuracy {records[-1].test_accuracy:.2%} after round {records[-1].round}"
+    figure = plots.new_figure(9, 4.2, title, note)
     rounds = [record.round for record in records]
     marker = "o" if len(rounds) <= 50 else None
     for axes, quantity, scale in zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True):
@@ -1148,8 +836,8 @@ def plot_convergence(records: Sequence[RoundRecord], note: str) -> Figure:
             values = [scale * getattr(record, f"{name}_{quantity}") for record in records]
             who = "clients while training, mean" if name == "train" else "global model, test set"
             axes.plot(rounds, values, style, color=color, marker=marker, ms=4, label=who)
-        whole_rounds(axes)
-        plain(axes)
+        plots.whole_rounds(axes)
+        plots.plain(axes)
     loss, accuracy = figure.axes
     loss.set_ylabel("cross-entropy (nats)")
     loss.set_yscale("log")  # a first round may be twenty times the last
@@ -1162,11 +850,11 @@ def plot_convergence(records: Sequence[RoundRecord], note: str) -> Figure:
 def plot_confusion(confusion: np.ndarray, note: str) -> Figure:
     """Draw the confusion matrix int64[C,C]: counts, shaded by the share of errors in the row, so that errors show."""
     total, right = confusion.sum(), np.trace(confusion)
-    figure = new_figure(7, 6.4, f"{total - right:,} of {total:,} test images misclassified", note)
+    figure = plots.new_figure(7, 6.4, f"{total - right:,} of {total:,} test images misclassified", note)
     axes = figure.subplots()
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     errors = np.where(np.eye(len(confusion), dtype=bool), 0, shares)
-    plot_matrix(axes, confusion, errors, "errors (% of the true label's images)")
+    plots.plot_matrix(axes, confusion, errors, "errors (% of the true label's images)")
     axes.set(xlabel="predicted label", ylabel="true label")
     return figure
 
@@ -1181,16 +869,14 @@ def plot_partition(counts: np.ndarray, note: str) -> Figure:
         f"effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
         f"Gini coefficient of the sizes {measured['size_gini']:.2f}"
     )
-    figure = new_figure(7, 5.2, title, f"{note} · {skewness}")
+    figure = plots.new_figure(7, 5.2, title, f"{note} · {skewness}")
     axes = figure.subplots()
-    plot_matrix(axes, counts, counts, "images")
+    plots.plot_matrix(axes, counts, counts, "images")
     axes.set(xlabel="label", ylabel="client")
     return figure
 
 
-# ======================================================================================================================
-# Main: the spine
-# ======================================================================================================================
+# == Main: the spine ===================================================================================================
 
 
 @dataclass(frozen=True)
@@ -1216,7 +902,7 @@ class Experiment(NamedTuple):
 def prepare(config: Config, dataset: Dataset | None = None, partition: Partition | None = None) -> Experiment:
     """Return the experiment of this configuration, on its own data set and partition where none is given."""
     dataset = dataset or load_dataset(config.data)
-    partition = partition or make_partition(dataset, config.partitioning, config.seed)
+    partition = partition or make_partition(dataset, config)
     shards = write_shards(dataset.train, partition, config)
     process = build_process(config, dataset.num_classes, shards, partition.sizes)
     return Experiment(dataset, partition, shards, process, build_evaluator(config, dataset))
@@ -1225,10 +911,10 @@ def prepare(config: Config, dataset: Dataset | None = None, partition: Partition
 def run(config: Config) -> Result:
     """Run one experiment, from data to plots. Raise UserError for the user's mistakes; Ctrl-C keeps the rounds done."""
     dataset = load_dataset(config.data)
-    partition = make_partition(dataset, config.partitioning, config.seed)
+    partition = make_partition(dataset, config)
     note, rounds, result = caption(config, dataset), config.training.rounds, None
     files = config.flat(), manifest(dataset, partition, config)
-    with RunFolder.open(config.run, default_name(config, dataset), *files, RoundRecord) as folder:
+    with RunFolder.open(config.run, default_name(config, dataset), *files) as folder:
         say(f"{note}\n")
         experiment = prepare(config, dataset, partition)
         state, records = folder.load([identity(config), partition.digest], experiment.process.state_type)
@@ -1239,7 +925,7 @@ def run(config: Config) -> Result:
         )
         try:
             for state, record, evaluation in Progress(rounds, len(records)).follow(going_on):
-                folder.save_round(record, state, lambda shown=evaluation: plot_confusion(shown.confusion, note))
+                folder.save_round(record, state, partial(plot_confusion, evaluation.confusion, note))
                 result = Result(folder.path, [*records, record], evaluation, state)
                 say(record.line(rounds))
                 if trouble := record.trouble(records, dataset.num_classes):
@@ -1249,84 +935,44 @@ def run(config: Config) -> Result:
             with contextlib.suppress(UserError):  # what stopped the run is what the user must know
                 if result:
                     save_result(folder, result, config, experiment, note)
-            notice(f"stopped after round {len(records)}; python federated_learning.py --resume {folder.path} goes on")
+            done = len(result.records) if result else 0
+            notice(f"stopped after round {done}; python federated_learning.py --resume {folder.path} goes on")
             raise
-        written = save_result(folder, result, config, experiment, note)
-    summarize(result, dataset, written)
+        summarize(*save_result(folder, result, config, experiment, note))
     return result
 
 
 def default_name(config: Config, dataset: Dataset) -> str:
     """Return what a run's folder is called where the user does not say."""
     data = "other" if config.data.dataset == "mnist" and not dataset.original else config.data.dataset
-    return "-".join(
-        [data, config.partitioning.kind, config.training.algorithm, config.training.model, f"seed{config.seed}"]
-    )
+    return f"{data}-{config.partition}-{config.optimization.algorithm}-{config.training.model}-seed{config.seed}"
 
 
-def save_result(folder: RunFolder, result: Result, config: Config, experiment: Experiment, note: str) -> list[Path]:
-    """Write metrics.json, the global model of the last round done, and the plots; return the paths of these."""
-    dataset, partition, final = experiment.dataset, experiment.partition, result.evaluation
-    metrics = {
-        "dataset": dataset.name,
-        "original_mnist": dataset.original,
-        "config": config.flat(),
-        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tff": tff.__version__},
-        "weights_sha256": weights_sha256(result.state),
-        "test_accuracy": final.accuracy,
-        "test_loss": final.loss,
-        "confusion": final.confusion.tolist(),
-        "report": class_report(dataset.test.labels, final.predictions, dataset.num_classes),
-        "rounds": [vars(record) for record in result.records],
-    }
+def save_result(
+    folder: RunFolder, result: Result, config: Config, experiment: Experiment, note: str
+) -> tuple[dict, list[Path]]:
+    """Write metrics.json, the global model of the last round done, and the plots; return (metrics, what is written)."""
+    dataset, final, weights = experiment.dataset, result.evaluation, result.state.global_model_weights
+    about = {"dataset": dataset.name, "original_mnist": dataset.original, "config": config.flat()}
     model = build_model(config.training.model, dataset.num_classes, config.seed)
-    result.state.global_model_weights.assign_weights_to(model)
-
-    def draw_cost():
-        columns = zip(*[(r.test_accuracy, r.bytes_down, r.bytes_up) for r in result.records], strict=True)
-        return plot_cost(*columns, note)
-
+    weights.assign_weights_to(model)
     pictures = {
-        "client_partition.png": lambda: plot_partition(partition.counts, note),
-        "convergence_plot.png": lambda: plot_convergence(result.records, note),
-        "accuracy_by_megabytes.png": draw_cost,
-        "confusion_matrix.png": lambda: plot_confusion(final.confusion, note),
-        "misclassified.png": lambda: plot_misclassified(*dataset.test, final.predictions, note),
+        "client_partition.png": partial(plot_partition, experiment.partition.counts, note),
+        "convergence_plot.png": partial(plot_convergence, result.records, note),
+        "accuracy_by_megabytes.png": partial(plot_cost, result.records, note),
+        "confusion_matrix.png": partial(plot_confusion, final.confusion, note),
+        "misclassified.png": partial(plot_misclassified, *dataset.test, final.predictions, note),
     }
-    return folder.finish(metrics, model, plots_folder(config, dataset, folder.path), pictures)
-
-
-def plots_folder(config: Config, dataset: Dataset, folder: Path) -> Path:
-    """Return where the plots go: the run's own folder, but images/ for the default run on MNIST."""
-    default = identity(config) == identity(Config()) and config.training.rounds == Training.rounds
-    images = Path("images") if default and dataset.original else folder
-    with writing(images):
-        images.mkdir(exist_ok=True)
-    return images
-
-
-def summarize(result: Result, dataset: Dataset, written: Sequence[Path]) -> None:
-    """Say what came out, on what, and where it lies: the closing lines."""
-    labels, final = dataset.test.labels, result.evaluation
-    report = class_report(labels, final.predictions, dataset.num_classes)
-    means = report["macro avg"]
-    classes = sorted(range(dataset.num_classes), key=lambda label: report[str(label)]["f1-score"])
-    hardest = ", ".join(f"{label} ({report[str(label)]['f1-score']:.2%})" for label in classes[:3])
-    say(
-        f"\nfinal test accuracy {final.accuracy:.2%} on {dataset.name}, {len(labels):,} test images, after "
-        f"{len(result.records)} rounds\nmean over classes: precision {means['precision']:.2%}, recall "
-        f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: {hardest}\n"
-        f"weights sha256 {weights_sha256(result.state)}\n"
-    )
-    for path in [*written, *(result.folder / name for name in ("config.json", "partition.json", "metrics.csv"))]:
-        say(f"wrote {path}")
+    metrics = about | describe(weights.trainable, final, result.records)
+    default = dataset.original and identity(config) == identity(Config()) and config.training.rounds == Training.rounds
+    return metrics, folder.finish(metrics, model, Path("images") if default else folder.path, pictures)
 
 
 def compare(config: Config) -> Path:
     """Run every row and seed that `config` compares; return the folder with the table and the plot of all."""
     dataset = load_dataset(config.data)
-    note = caption(config, dataset)
-    return comparison.compare(config, dataset.digest, note, lambda single: default_name(single, dataset), run)
+    name_of = partial(default_name, dataset=dataset)
+    return comparison.compare(config, dataset.digest, caption(config, dataset), name_of, run)
 
 
 def main(config: Config) -> None:

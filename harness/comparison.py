@@ -13,7 +13,6 @@ from harness.fields import Theme, UserError
 from harness.files import csv_table, read_json, write_file, writing
 from harness.options import compared, identity
 from harness.plots import plot_comparison, to_png
-from harness.run_folder import figures
 
 import numpy as np
 
@@ -31,7 +30,7 @@ def compare(config: Theme, digest: str, note: str, name_of: Callable, run: Calla
     rows, curves = [], {name: [] for name in names}
     for number, ((name, seed), single) in enumerate(zip(runs, singles, strict=True), 1):
         say(f"\n[{number}/{len(runs)}] {field} {name}, seed {seed}")
-        aggregator = single.training.aggregator
+        aggregator = single.aggregation.aggregator
         records = run_once(single.but(name=f"{name_of(single)}-{aggregator}-{fingerprint(single, digest)}"), run)
         rows += [{field: name, "seed": seed, **record} for record in records]
         curves[name].append([record["test_accuracy"] for record in records])
@@ -70,4 +69,4 @@ def run_once(config: Any, run: Callable) -> list[dict[str, Any]]:
             if len(rounds) == config.training.rounds:
                 say(f"{folder} is there already")
                 return [{name: value for name, value in row.items() if name != "clients"} for row in rounds]
-    return [figures(record) for record in run(config).records]
+    return [record.figures() for record in run(config).records]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import tyro
@@ -69,6 +70,10 @@ class Theme:
                 real_number = float in typing.get_args(hints(type(self))[field])
                 found[field] = float(value) if real_number else value  # 1 and 1.0 are one configuration
         return found
+
+    def pick(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return the fields of these names, as a row of a table gets them."""
+        return {name: value for name, value in self.flat().items() if name in names}
 
     def but(self, **changes: Any) -> Self:
         """Return a copy with the fields of these names replaced. Raise UserError for a wrong name or value."""

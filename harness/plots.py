@@ -8,6 +8,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from harness.records import RoundRecord
+
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
@@ -62,15 +64,15 @@ def plot_matrix(axes: Any, matrix: np.ndarray, shade: np.ndarray, shade_name: st
 
 
 @default_style
-def plot_cost(accuracies: Sequence[float], down: Sequence[int], up: Sequence[int], note: str) -> Figure:
-    """Draw test accuracy 0..1 against the bytes that server and clients have sent so far, a point a round."""
-    megabytes = (np.cumsum(down) + np.cumsum(up)) / 1e6
-    share = 100 * sum(up) / max(1e6 * megabytes[-1], 1)
-    title = f"{megabytes[-1]:,.1f} MB in {len(accuracies)} rounds"
+def plot_cost(records: Sequence[RoundRecord], note: str) -> Figure:
+    """Draw test accuracy against the megabytes, 10^6 bytes, that server and clients have sent, a point a round."""
+    megabytes = np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
+    share = 100 * sum(record.bytes_up for record in records) / max(1e6 * megabytes[-1], 1)
+    title = f"{megabytes[-1]:,.1f} MB in {len(records)} rounds"
     figure = new_figure(7, 4.2, title, f"{note} · {share:.0f} % of the bytes go up")
     axes = figure.subplots()
-    marker = "o" if len(accuracies) <= 50 else None
-    axes.plot(megabytes, [100 * accuracy for accuracy in accuracies], color=BLUE, marker=marker, ms=4)
+    accuracies, marker = [100 * record.test_accuracy for record in records], "o" if len(records) <= 50 else None
+    axes.plot(megabytes, accuracies, color=BLUE, marker=marker, ms=4)
     axes.set(xlabel="sent down and up so far (MB)", ylabel="test accuracy (%)", xlim=(0, None))
     plain(axes)
     return figure

@@ -23,6 +23,7 @@ from harness.fields import UserError
 from harness.files import append, csv_line, csv_table, json_line, lock, read_json, to_json, write_file, writing
 from harness.options import Run
 from harness.plots import to_png
+from harness.records import RoundRecord
 
 import numpy as np
 import tensorflow as tf
@@ -33,16 +34,16 @@ DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.erro
 
 
 class RunFolder:
-    """The files of one run. `record_class(**fields)` makes a round's record of what rounds.jsonl holds of it."""
+    """The files of one run."""
 
-    def __init__(self, path: Path, record_class: type, tensorboard: bool):
-        self.path, self.record_class = path, record_class
+    def __init__(self, path: Path, tensorboard: bool):
+        self.path = path
         self.events = tf.summary.create_file_writer(str(path)) if tensorboard else None
         self.key, self.specs = "", ()
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, run: Run, name: str, config: dict, manifest: dict, record_class: type) -> Iterator[RunFolder]:
+    def open(cls, run: Run, name: str, config: dict, manifest: dict) -> Iterator[RunFolder]:
         """Hold the run's folder: a new one with config.json and partition.json in it, or that of the run to resume."""
         if run.resume:
             path = Path(run.resume).expanduser()
@@ -53,9 +54,9 @@ class RunFolder:
             path = make_folder(Path(run.runs).expanduser(), run.name or name, files)
         with lock(path):
             write_file(path / "config.json", to_json({**config, "resume": ""}))  # a resumed run may have more rounds
-            yield cls(path, record_class, run.tensorboard)
+            yield cls(path, run.tensorboard)
 
-    def load(self, identity: list, state_type: Any) -> tuple[Any, list[Any]]:
+    def load(self, identity: list, state_type: Any) -> tuple[Any, list[RoundRecord]]:
         """Return (state, records) of the newest checkpoint that the tables reach, (None, []) where nothing was done.
 
         `identity` is what a checkpoint belongs to beside the state's names and shapes in `state_type`, a TFF type.
@@ -71,7 +72,7 @@ class RunFolder:
                 notice(f"{checkpoint} is damaged ({str(error)[:80]}); going back to the one before it")
                 continue
             try:
-                records = self.read_records(lines, done)
+                records = read_records(lines, done)
             except (ValueError, TypeError) as error:
                 wrong = f"{self.path / 'rounds.jsonl'} does not hold rounds 1..{done} ({str(error)[:80]}); restore it"
                 continue
@@ -82,21 +83,14 @@ class RunFolder:
         self.write_tables([])
         return None, []
 
-    def write_tables(self, records: list[Any]) -> None:
+    def write_tables(self, records: list[RoundRecord]) -> None:
         """Make rounds.jsonl and metrics.csv hold these records and nothing else."""
         write_file(self.path / "rounds.jsonl", "".join(json_line(vars(record)) for record in records))
-        write_file(self.path / "metrics.csv", csv_table(map(figures, records)))
+        write_file(self.path / "metrics.csv", csv_table(record.figures() for record in records))
 
-    def read_records(self, lines: list[str], rounds: int) -> list[Any]:
-        """Return the records of rounds 1..`rounds`. Raise ValueError or TypeError where the lines do not hold them."""
-        records = [self.record_class(**json.loads(line)) for line in lines[:rounds]]
-        if [record.round for record in records] != list(range(1, rounds + 1)):
-            raise ValueError("a round is missing")
-        return records
-
-    def save_round(self, record: Any, state: Any, confusion_plot: Callable) -> None:
+    def save_round(self, record: RoundRecord, state: Any, confusion_plot: Callable) -> None:
         """Add the round to the tables, then save the state, from which the next round can start."""
-        row = figures(record)
+        row = record.figures()
         header = csv_line(row) if record.round == 1 else ""
         append(self.path / "metrics.csv", header + csv_line(row.values()))
         append(self.path / "rounds.jsonl", json_line(vars(record)))
@@ -134,18 +128,21 @@ class RunFolder:
 
         `pictures` are functions that draw: one that fails is a notice, as all that matters is there by then.
         """
-        written = [self.path / "metrics.json", self.path / "global_model.keras"]
-        write_file(written[0], to_json(metrics))
-        write_file(written[1], keras_bytes(model, self.path))
+        write_file(self.path / "metrics.json", to_json(metrics))
+        write_file(self.path / "global_model.keras", keras_bytes(model, self.path))
+        drawn = []
+        with writing(images):
+            images.mkdir(exist_ok=True)
         for name, draw in pictures.items():
             try:
                 write_file(images / name, to_png(draw()))
-                written.append(images / name)
+                drawn.append(images / name)
             except UserError:
                 raise
             except Exception as error:
                 notice(f"{name} cannot be drawn ({str(error).splitlines()[:1]}); all else is written")
-        return written
+        names = ("metrics.json", "global_model.keras", "config.json", "partition.json", "metrics.csv")
+        return [*drawn, *(self.path / name for name in names)]
 
 
 def make_folder(runs: Path, name: str, files: dict[str, str]) -> Path:
@@ -180,9 +177,12 @@ def read_lines(path: Path) -> list[str]:
         return []
 
 
-def figures(record: Any) -> dict[str, Any]:
-    """Return the record's figures of the round as a whole: all but the clients' own."""
-    return {name: value for name, value in vars(record).items() if name != "clients"}
+def read_records(lines: list[str], rounds: int) -> list[RoundRecord]:
+    """Return the records of rounds 1..`rounds`. Raise ValueError or TypeError where the lines do not hold them."""
+    records = [RoundRecord(**json.loads(line)) for line in lines[:rounds]]
+    if [record.round for record in records] != list(range(1, rounds + 1)):
+        raise ValueError("a round is missing")
+    return records
 
 
 def write_events(events: Any, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:

@@ -27,9 +27,9 @@ def compressed_bytes(sizes: Sequence[int]) -> int:
 class Aggregator(NamedTuple):
     """A row: build(cohort, **flags) -> TFF factory, `flags` being the fields of the configuration that it uses.
 
-    `needs` is what it must see. "sums": the clients' weighted sums will do, and many clients come as few groups. "each":
-    every client by itself. "rows": all the updates of a group as float32[g,d]. `num_bytes` are those of an update,
-    `about` is said beside the name, `private` that each round costs epsilon.
+    `needs` is what it must see. "sums": the clients' weighted sums will do, and many clients come as few groups.
+    "each": every client by itself. "rows": all the updates of a group as float32[g,d]. `num_bytes` are those of an
+    update, `about` is said beside the name, `private` that each round costs epsilon.
     """
 
     build: Callable[..., Any]
@@ -68,7 +68,7 @@ def dp(cohort: int, noise_multiplier: float) -> Any:
 
 
 def gather(value: Any) -> Any:
-    """Return a CLIENTS-placed struct of [g, ...] tensors as the same struct of [m, ...] at SERVER: all rows, concatenated.
+    """Return a CLIENTS-placed struct of [g, ...] tensors as one of [m, ...] at SERVER: all rows.
 
     What is concatenated on the way stays in the worker's memory: (groups + 1) / 2 times the rows. So clients come in
     few groups, whose rows are stacked in the graph.

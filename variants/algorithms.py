@@ -1,8 +1,8 @@
 """Federated algorithms: FedAvg, the base class, and what each other one changes, at hooks in a round's order.
 
 A client gets the weights w and what is `sent` besides; each local step it may `correct` the gradient; it gives back
-w - w_k and what is `sent_back` besides, of which the server `remember`s; in `server_step` the server may change the mean
-update before its optimizer applies it: w <- w - server_lr * mean.
+w - w_k and what is `sent_back` besides, of which the server `remember`s; in `server_step` the server may change the
+mean update before its optimizer applies it: w <- w - server_lr * mean.
 
 Weights, gradients and updates are tuples of float32 tensors. What is kept, sent and sent back are flat: float32[d], d
 the number of the model's parameters. The server keeps float32[rows,d], zeros at first.
@@ -11,8 +11,9 @@ the number of the model's parameters. The server keeps float32[rows,d], zeros at
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
+from harness.fields import UserError
 from variants.options import FIXED, Optimization
 
 import numpy as np
@@ -31,6 +32,12 @@ def unflatten(flat: Any, like: Tensors) -> Tensors:
     """Return float32[d] as a tuple of tensors with the shapes of `like`."""
     pieces = tf.split(flat, [math.prod(w.shape) for w in like])
     return tuple(tf.reshape(piece, w.shape) for piece, w in zip(pieces, like, strict=True))
+
+
+def count_steps(batch_size: int, size: Any, budget: Any) -> Any:
+    """Return the SGD steps of a client of `size` examples that trains on `budget` of them, tau_k, int32."""
+    batch = batch_size or size
+    return budget // size * (-(-size // batch)) + (-(-(budget % size) // batch))
 
 
 class Algorithm:
@@ -145,7 +152,7 @@ class FedNova(Algorithm):
 class Scaffold(Algorithm):
     """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II. The server keeps a row c_k a client.
 
-    Its c is the mean of the c_k weighted by n_k, as the loss that FedAvg's weights n_k make is that mean of the clients'.
+    Its c is the mean of the c_k weighted by n_k, as the loss that FedAvg minimizes is that mean of the clients'.
     """
 
     client_lr = 0.1
@@ -258,3 +265,59 @@ def schedule(name: str, round_num: Any, options: Optimization) -> Any:
     if name == "cosine":
         return 0.5 + 0.5 * tf.cos(math.pi * tf.minimum((round_num - 1) / options.lr_horizon, 1))
     return tf.ones_like(round_num)
+
+
+class ServerSteps(NamedTuple):
+    """TFF computations between the mean and the server's optimizer, of which a process uses those that it needs."""
+
+    from_row: Any  # float32[d] -> update
+    times: Any  # (update, factor) -> update
+    set_rate: Any  # (optimizer's state, clients' state) -> optimizer's state
+    remember: Any  # (clients' state, ids, reports, what was sent back) -> clients' state
+    server_step: Any  # (update, clients' state) -> update
+
+
+def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like: Tensors) -> ServerSteps:
+    """Return the server's own computations; they have no types here, as TFF traces each where it is used.
+
+    The clients' state has the fields round, int64, and memory, float32[rows,d]; `server` is a TFF optimizer, `like` a
+    tuple of arrays with the weights' shapes.
+    """
+    options = algorithm.options
+
+    @tff.tensorflow.computation
+    def from_row(row):
+        return unflatten(row, like)
+
+    @tff.tensorflow.computation
+    def times(update, factor):
+        return tuple(factor * u for u in update)
+
+    @tff.tensorflow.computation
+    def set_rate(optimizer_state, clients):
+        factor = schedule(options.server_schedule, tf.cast(clients.round, tf.float32), options)
+        return server.set_hparams(optimizer_state, {"learning_rate": factor * server_lr})
+
+    @tff.tensorflow.computation
+    def remember(clients, ids, reports, sent_back):
+        kept = reports.finite > 0
+        ids, examples, given = (tf.boolean_mask(x, kept) for x in (ids, reports.examples, sent_back))
+        memory = algorithm.remember(clients.memory, ids, examples, given)
+        return clients._replace(memory=tf.where(tf.reduce_any(kept), memory, clients.memory))
+
+    @tff.tensorflow.computation
+    def server_step(update, clients):
+        return algorithm.server_step(tuple(update), clients.memory)
+
+    return ServerSteps(from_row, times, set_rate, remember, server_step)
+
+
+def check_memory(rows: int, parameters: int, name: str) -> int:
+    """Return the size of a row that an algorithm keeps, 0 without any. Raise UserError where all are above 1 GiB."""
+    gibibytes = 4 * rows * parameters / 2**30
+    if gibibytes > 1:
+        raise UserError(
+            f"num_clients={rows} of {parameters:,} parameters are {gibibytes:.1f} GiB that algorithm={name!r} keeps; "
+            f"choose at most {2**28 // parameters} clients, or a smaller model"
+        )
+    return parameters if rows else 0

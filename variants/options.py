@@ -7,13 +7,52 @@ from typing import Any, Literal
 
 from harness.fields import Probability, Rate, Rounds, Scale, SomeClients, Theme, UserError, real, whole
 
+AlgorithmName = Literal[
+    "fedavg",
+    "fedsgd",
+    "fedprox",
+    "fedavgm",
+    "fedadagrad",
+    "fedadam",
+    "fedyogi",
+    "fednova",
+    "mimelite",
+    "scaffold",
+    "feddyn",
+]
+AggregatorName = Literal[
+    "mean", "clipping", "zeroing", "median", "trimmed-mean", "krum", "multi-krum", "compressed", "secure", "dp"
+]
 Schedule = Literal["constant", "exponential", "inverse-sqrt", "cosine"]
 
 
 @dataclass(frozen=True)
-class Optimization(Theme):
-    """What single algorithms and schedules of the learning rates use."""
+class Splits(Theme):
+    """What single partitions use."""
 
+    labels_per_client: whole(1, 100) = 2
+    """Labels of which a client holds images, k. Used by labels-per-client."""
+    size_exponent: real(0, 10) = 1.0
+    """The client of size rank r holds images in proportion to r ** -size_exponent; 0: equal. Used by quantity."""
+    rotation: real(0, 180) = 45.0
+    """Degrees by which the first client's images are turned one way, and the last one's the other. Used by feature."""
+    noise: real(0, 255) = 0.0
+    """Standard deviation, in grey levels, of the noise on the last client's images; the first has none. Used by
+    feature."""
+    partition_file: str = ""
+    """A partition.json, of a run or another program, whose split is used as it is. Implies `--partition file`."""
+
+
+@dataclass(frozen=True)
+class Optimization(Theme):
+    """The algorithm, and what single algorithms and schedules of the learning rates use."""
+
+    algorithm: AlgorithmName = "fedavg"
+    """What clients and server do with the gradients and the updates. fedavg, fedsgd (one step on the whole shard)
+    [McMahan et al. 2017]. fedprox [Li et al. 2020]. fedavgm: server momentum [Hsu et al. 2019]. fedadagrad, fedadam,
+    fedyogi: adaptive servers [Reddi et al. 2021]. fednova: updates by their steps [Wang et al. 2020]. scaffold: control
+    variates [Karimireddy et al. 2020]. mimelite: the server's momentum on the clients [Karimireddy et al. 2021].
+    feddyn: dynamic regularization [Acar et al. 2021]."""
     server_momentum: real(0, 0.9999) = 0.9
     """Momentum, beta, of fedavgm and mimelite."""
     prox_mu: Rate = 0.001
@@ -32,9 +71,15 @@ class Optimization(Theme):
 
 
 @dataclass(frozen=True)
-class Robustness(Theme):
-    """Aggregators that withstand attackers."""
+class Aggregation(Theme):
+    """How the clients' updates become one."""
 
+    aggregator: AggregatorName = "mean"
+    """How the clients' updates become one. mean: weighted by their numbers of examples. clipping, zeroing: the same of
+    updates whose norm is cut, or that are dropped where they are very large, both adaptively [Andrew et al. 2021].
+    median, trimmed-mean [Yin et al. 2018], krum, multi-krum [Blanchard et al. 2017]: unweighted, against attackers.
+    compressed: in 8 bits [Suresh et al. 2017]. secure: the sums of secure aggregation [Bonawitz et al. 2017]; here
+    that is its arithmetic, not its cryptography. dp: unweighted, clipped and noisy [McMahan et al. 2018]."""
     trim: real(0, 0.49) = 0.3
     """Share of the clients that trimmed-mean drops at each end of every coordinate."""
     tolerated: whole(0, 30_000) = 3
@@ -74,15 +119,27 @@ FIXED = {"fedsgd": {"local_epochs": 1, "batch_size": 0}}  # the fields that an a
 SENDS_MORE = ("fednova", "mimelite", "scaffold", "feddyn")  # than the update
 
 
-def check_pairs(chosen: dict[str, Any], cohort: int, default: Any) -> None:
-    """Raise UserError where flags do not go together. `chosen` is field -> value, `cohort` is m."""
-    algorithm, aggregator = chosen["algorithm"], chosen["aggregator"]
+def check_pairs(chosen: dict[str, Any], default: dict[str, Any]) -> None:
+    """Raise UserError where flags do not go together; both arguments are field -> value."""
+    algorithm, aggregator, clients = chosen["algorithm"], chosen["aggregator"], chosen["num_clients"]
+    if chosen["dataset"] == "digits" and chosen["data"]:
+        raise UserError(f"data={chosen['data']!r} replaces mnist and dataset='digits' is built in; drop one of the two")
+    another = chosen["partition"] not in ("file", default["partition"])
+    if another if chosen["partition_file"] else chosen["partition"] == "file":
+        raise UserError(
+            f"partition={chosen['partition']!r} with partition_file={chosen['partition_file']!r:.60}; choose "
+            "partition='file' with a file, or another without"
+        )
+    for field, choice in (("clients_per_round", f"1..{clients}, or 0 for all"), ("byzantine", f"0..{clients}")):
+        if chosen[field] > clients:
+            raise UserError(f"{field}={chosen[field]} exceeds num_clients={clients}; choose {choice}")
     for field, value in FIXED.get(algorithm, {}).items():
-        if chosen[field] not in (value, getattr(default, field)):
+        if chosen[field] not in (value, default[field]):
             raise UserError(
                 f"{field}={chosen[field]} clashes with algorithm={algorithm!r}, which is defined by {field}={value}; "
                 "drop one of the two"
             )
+    cohort = chosen["clients_per_round"] or clients
     if aggregator in ("krum", "multi-krum"):
         check_krum(aggregator, cohort, chosen["tolerated"])
     if aggregator == "dp":

@@ -7,7 +7,9 @@ configuration by their names. What cannot be is a UserError.
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.fields import UserError
 
@@ -15,6 +17,20 @@ import numpy as np
 import scipy.ndimage
 
 Parts = list[np.ndarray]
+
+
+class Partitioner(NamedTuple):
+    """A row: split(labels, num_clients, rng, **flags) -> K index arrays; `title` is for the plots.
+
+    `flags` are the fields of the configuration that it uses. shift(images, client, num_clients, seed, **shift_flags),
+    where there is one, changes a client's images before they go into its shard.
+    """
+
+    title: str
+    split: Callable[..., Parts]
+    flags: tuple[str, ...] = ()
+    shift: Callable[..., np.ndarray] | None = None
+    shift_flags: tuple[str, ...] = ()
 
 
 def split_by_label(labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int) -> Parts:
@@ -59,6 +75,11 @@ def split_by_size(labels: np.ndarray, num_clients: int, rng: np.random.Generator
     return np.split(rng.permutation(len(labels)), sizes.cumsum()[:-1])
 
 
+def split_alike(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
+    """Deal out IID, as the clients differ by their inputs."""
+    return np.array_split(rng.permutation(len(labels)), num_clients)
+
+
 def shift_features(images: np.ndarray, client: int, num_clients: int, seed: int, rotation: float, noise: float):
     """Return `images` uint8[n,28,28] as client 0..K-1 sees them: the same labels, other inputs (Li et al. 2022).
 
@@ -89,3 +110,23 @@ def read_split(labels: np.ndarray, num_clients: int, rng: np.random.Generator, p
     if every.min() < 0 or every.max() >= len(labels) or len(np.unique(every)) != len(every):
         raise UserError(f"{named} names an image twice, or one that is not among the {len(labels)}; mend the file")
     return parts
+
+
+def fill_empty(parts: list[np.ndarray]) -> list[np.ndarray]:
+    """Give each client that got nothing an image of the one that has the most: without data nobody takes part."""
+    sizes = np.array([len(part) for part in parts])
+    for empty in np.flatnonzero(sizes == 0):
+        donor = int(sizes.argmax())
+        parts[empty], parts[donor] = parts[donor][-1:], parts[donor][:-1]
+        sizes[empty], sizes[donor] = 1, sizes[donor] - 1
+    return parts
+
+
+ROWS = {
+    "labels-per-client": Partitioner("{labels_per_client} labels a client", split_by_label, ("labels_per_client",)),
+    "quantity": Partitioner("sizes by power law ({size_exponent:g})", split_by_size, ("size_exponent",)),
+    "feature": Partitioner(
+        "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_alike, (), shift_features, ("rotation", "noise")
+    ),
+    "file": Partitioner("split of {partition_file}", read_split, ("partition_file",)),
+}

@@ -72,3 +72,11 @@ class Ledger(NamedTuple):
         if self.sampling == "poisson":
             kind = "a client added or removed, Poisson sampling"
         return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, Rényi accounting"
+
+
+def epsilon_by_round(ledger: Ledger | None, first: int, last: int) -> Iterator[tuple[int, float | None]]:
+    """Yield (round, epsilon after it) from `first` to the last that the budget allows; None without a ledger."""
+    if ledger:
+        yield from ledger.within_budget(first, last)
+    else:
+        yield from ((round_num, None) for round_num in range(first, last + 1))

@@ -1,0 +1,103 @@
+"""What a round did: a record, its line on the terminal, and what was wrong with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """loss: mean cross-entropy in nats; accuracy in 0..1; predictions uint8[N]; confusion int64[C,C], rows true."""
+
+    loss: float
+    accuracy: float
+    predictions: np.ndarray
+    confusion: np.ndarray
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """What one round did. Losses are mean cross-entropies in nats; the training figures are the clients' own.
+
+    `train_loss` is the mean over the clients' examples, as they were trained on. `clients` has a row a client of the
+    round: client, and its report by name; finite is False where its update was left out. `dropped` counts those that
+    got the weights and did not report. `bytes_down` and `bytes_up` are those of what the server sends and gets,
+    `epsilon` what all rounds so far cost of privacy, None where the aggregator does not say.
+    """
+
+    round: int
+    train_loss: float
+    train_accuracy: float
+    test_loss: float
+    test_accuracy: float
+    left_out: int
+    dropped: int
+    bytes_down: int
+    bytes_up: int
+    epsilon: float | None
+    seconds: float
+    clients: list[dict[str, Any]]
+
+    def figures(self) -> dict[str, Any]:
+        """Return the figures of the round as a whole, by name: all but the clients' own."""
+        return {name: value for name, value in vars(self).items() if name != "clients"}
+
+    def trouble(self, earlier: Sequence[RoundRecord], num_classes: int) -> str:
+        """Return what has gone wrong with the global model in this round; as a rule nothing."""
+        chance = 1.5 / num_classes
+        if not math.isfinite(self.test_loss):
+            return "the test loss is not finite; a smaller --client-lr may help"
+        if self.test_accuracy < chance and max((record.test_accuracy for record in earlier), default=0) > 2 * chance:
+            return "the test accuracy fell back to chance; a smaller --client-lr may help"
+        if not self.clients:
+            return "no client reported; the weights stay as they were"
+        nobody = self.left_out == len(self.clients)
+        return "no client's update was finite; a smaller --client-lr may help" if nobody else ""
+
+    def line(self, rounds: int) -> str:
+        """Return the round in one aligned line of the terminal."""
+        return (
+            f"round {self.round:{len(str(rounds))}}/{rounds}   train loss {self.train_loss:7.4f}   "
+            f"test loss {self.test_loss:7.4f}   test accuracy {self.test_accuracy:7.2%}   {self.seconds:6.2f} s"
+            + ("" if self.epsilon is None else f"   ε {self.epsilon:.2f}")
+            + (f"   {self.dropped} dropped out" if self.dropped else "")
+            + (f"   {self.left_out} not finite, left out" if self.left_out else "")
+        )
+
+
+def client_rows(groups: Sequence[np.ndarray], reports: Sequence[Any]) -> list[dict[str, Any]]:
+    """Return what each client of the round reported, in the order of the ids.
+
+    `groups` are int64[g] ids, `reports` NamedTuples of float32[g] columns; `finite` becomes a bool.
+    """
+    rows = []
+    for group, report in zip(groups, reports, strict=True):
+        for position, client in enumerate(group):
+            told = {name: float(column[position]) for name, column in report._asdict().items()}
+            rows.append({"client": int(client), **told, "finite": told["finite"] > 0})
+    return sorted(rows, key=lambda row: row["client"])
+
+
+def make_record(round_num: int, clients: list[dict[str, Any]], evaluation: Evaluation, **figures: Any) -> RoundRecord:
+    """Return the round's record, from the clients' own reports, the evaluation of the new model, and its figures."""
+    kept = [row for row in clients if row["finite"]]
+
+    def mean(figure: str) -> float:
+        """Over the clients kept, weighted by n_k."""
+        return float(np.average([r[figure] for r in kept], weights=[r["examples"] for r in kept])) if kept else math.nan
+
+    return RoundRecord(
+        round=round_num,
+        train_loss=mean("loss"),
+        train_accuracy=mean("accuracy"),
+        test_loss=evaluation.loss,
+        test_accuracy=evaluation.accuracy,
+        left_out=len(clients) - len(kept),
+        clients=clients,
+        **figures,
+    )

@@ -1,0 +1,75 @@
+"""What came out in the end: figures by class, the weights' identity, metrics.json, the closing lines."""
+
+from __future__ import annotations
+
+import hashlib
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.command_line import say
+
+import numpy as np
+import sklearn.metrics
+import tensorflow as tf
+import tensorflow_federated as tff
+
+
+def weights_sha256(weights: Sequence[Any]) -> str:
+    """Return SHA-256 of the model's weights: their float32 bytes in layer order."""
+    return hashlib.sha256(b"".join(np.asarray(w).tobytes() for w in weights)).hexdigest()
+
+
+def skew(counts: np.ndarray) -> dict[str, float]:
+    """Return how far label counts int64[K,C] are from IID: 0, C and 0 for clients that are alike and balanced.
+
+    The mean total-variation distance of a client's label distribution to the pooled one, the mean effective number of
+    classes (the exponential of the entropy in nats), and the Gini coefficient of the clients' sizes.
+    """
+    shares, pooled = counts / counts.sum(axis=1, keepdims=True), counts.sum(axis=0) / counts.sum()
+    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+    sizes = np.sort(counts.sum(axis=1))
+    ranks = 2 * np.arange(1, len(sizes) + 1) - len(sizes) - 1
+    return {
+        "mean_total_variation": float(np.abs(shares - pooled).sum(axis=1).mean() / 2),
+        "effective_classes": float(np.exp(-(shares * logs).sum(axis=1)).mean()),
+        "size_gini": float((ranks * sizes).sum() / (len(sizes) * sizes.sum())),
+    }
+
+
+def class_report(confusion: np.ndarray) -> dict[str, Any]:
+    """Return scikit-learn's report on a confusion matrix int64[C,C], rows true: by class, and means."""
+    true, predicted = (np.repeat(places.ravel(), confusion.ravel()) for places in np.indices(confusion.shape))
+    classes = range(len(confusion))
+    return sklearn.metrics.classification_report(true, predicted, labels=classes, output_dict=True, zero_division=0)
+
+
+def describe(weights: Sequence[Any], evaluation: Any, records: Sequence[Any]) -> dict[str, Any]:
+    """Return what metrics.json holds of the outcome; `evaluation` has accuracy, loss and confusion."""
+    return {
+        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tff": tff.__version__},
+        "weights_sha256": weights_sha256(weights),
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "confusion": evaluation.confusion.tolist(),
+        "report": class_report(evaluation.confusion),
+        "rounds": [vars(record) for record in records],
+    }
+
+
+def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
+    """Say what came out, on what, and where it lies: the closing lines."""
+    report, total = metrics["report"], np.sum(metrics["confusion"])
+    means = report["macro avg"]
+    scores = {label: report[str(label)]["f1-score"] for label in range(len(metrics["confusion"]))}
+    hardest = sorted(scores, key=scores.get)[:3]
+    say(
+        f"\nfinal test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, {total:,} test images, after "
+        f"{len(metrics['rounds'])} rounds\nmean over classes: precision {means['precision']:.2%}, recall "
+        f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: "
+        + ", ".join(f"{label} ({scores[label]:.2%})" for label in hardest)
+        + f"\nweights sha256 {metrics['weights_sha256']}\n"
+    )
+    for path in written:
+        say(f"wrote {path}")
