@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
+import itertools
 import os
 import signal
 import sys
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness import SCRIPT
-from harness.fields import Theme, UserError
+from harness.fields import Theme, UserError, hints
 from harness.files import read_json
 from harness.options import identity
 
@@ -32,8 +34,22 @@ class Terminated(KeyboardInterrupt):
 
 def read_flags(kind: type[Answer], words: Sequence[str] | None, default: Answer | None, about: str) -> Answer:
     """Return the configuration of class `kind` that `words` ask for; what they do not name is that of `default`."""
+    explain(kind)
     flat_names = (tyro.conf.OmitArgPrefixes,)  # --alpha, not --partitioning.alpha
     return tyro.cli(kind, args=words, default=default, prog=SCRIPT, description=about, config=flat_names)
+
+
+def explain(theme: type[Theme]) -> None:
+    """Give `--help` the docstring under each field as one paragraph; tyro itself breaks it where the source does."""
+    module = ast.parse(Path(sys.modules[theme.__module__].__file__).read_text())
+    (body,) = (node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == theme.__name__)
+    fields = theme.__dataclass_fields__
+    for node, below in itertools.pairwise(body):
+        if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr):
+            fields[node.target.id].metadata = {"help": " ".join(ast.literal_eval(below.value).split())}
+    for inner in hints(theme).values():
+        if isinstance(inner, type) and issubclass(inner, Theme):
+            explain(inner)
 
 
 def read_saved(folder: str, default: Theme) -> Any:

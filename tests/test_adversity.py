@@ -1,36 +1,40 @@
 """Dropout, stragglers, attackers and what a round costs, against arithmetic on the same shards."""
 
-import dataclasses
-
 import federated_learning as fl
+from harness.records import client_rows
+from variants.adversity import ATTACKS, choose_attackers, drop_out
 
 import numpy as np
 import pytest
-from arithmetic import alone, batches_of, largest_difference, numpy_sgd_step, weighted_mean, weights_of
+from reference import alone, batches_of, largest_difference, numpy_sgd_step, weighted_mean, weights_of
+from runs import configure
 
 
 def rounds(federation, digits, **flags):
     """The (state, record) pairs of run_rounds on digits."""
-    config, partition, _, process = federation(**flags)
-    evaluate = fl.build_evaluator(fl.build_model(config, 10), digits.test, 10)
+    config, (_, partition, _, process, evaluate) = federation(**flags)
     return [(s, r) for s, r, _ in fl.run_rounds(config, partition.sizes, process, evaluate)]
 
 
+def reporting(config, round_num, clients):
+    return drop_out(clients, config.adversity, config.partitioning.num_clients, config.seed, round_num)
+
+
 def test_dropouts_are_a_function_of_seed_round_and_client():
-    config = fl.Config(num_clients=100, clients_per_round=20, dropout=0.3)
+    config = configure(num_clients=100, clients_per_round=20, dropout=0.3)
     reported = total = 0
     for round_num in range(1, 201):
         drawn = fl.sample_clients(config, round_num)
-        left = fl.drop_out(config, round_num, drawn)
-        everyone = set(fl.drop_out(config, round_num, range(100)))
+        left = reporting(config, round_num, drawn)
+        everyone = set(reporting(config, round_num, range(100)))
         assert left == [k for k in drawn if k in everyone]  # whoever else is drawn
         reported, total = reported + len(left), total + len(drawn)
     assert abs(reported / total - 0.7) < 0.022  # 3 standard deviations of 4,000 draws
-    assert fl.drop_out(dataclasses.replace(config, dropout=0), 1, [3, 5]) == [3, 5]
+    assert reporting(config.but(dropout=0), 1, [3, 5]) == [3, 5]
 
 
 def test_poisson_cohorts_have_their_mean():
-    config = fl.Config(num_clients=1000, clients_per_round=50, sampling="poisson")
+    config = configure(num_clients=1000, clients_per_round=50, sampling="poisson")
     sizes = [len(fl.sample_clients(config, round_num)) for round_num in range(1, 201)]
     assert abs(np.mean(sizes) - 50) < 1.5 and 36 < np.var(sizes) < 62  # 50 * 0.95 = 47.5, as independent draws have it
     assert fl.sample_clients(config, 3) == fl.sample_clients(config, 3)
@@ -38,11 +42,11 @@ def test_poisson_cohorts_have_their_mean():
 
 def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(federation, digits):
     flags = {"dropout": 0.7, "rounds": 8, "seed": 2}  # of 3 clients: nobody reports with probability 0.34
-    config, partition, _, process = federation(**flags)
+    config, (_, partition, _, process, _) = federation(**flags)
     state = process.initialize()
     empty = 0
     for new, record in rounds(federation, digits, **flags):
-        left = fl.drop_out(config, record.round, [0, 1, 2])
+        left = reporting(config, record.round, [0, 1, 2])
         assert record.dropped == 3 - len(left) and [row["client"] for row in record.clients] == left
         if left:
             state, _, _ = process.next(state, alone(left))
@@ -57,11 +61,11 @@ def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(fede
 
 def test_stragglers_do_a_share_of_their_steps(federation, digits):
     flags = {"num_clients": 20, "local_epochs": 4, "rounds": 5}
-    config, partition, _, _ = federation(**flags)
+    config, (_, partition, _, _, _) = federation(**flags)
     late = seen = 0
     for _, record in rounds(federation, digits, stragglers=0.4, **flags):
         for row in record.clients:
-            full = 4 * -(-partition.sizes[row["client"]] // config.batch_size)
+            full = 4 * -(-partition.sizes[row["client"]] // config.training.batch_size)
             assert 1 <= row["steps"] <= full
             late, seen = late + (row["steps"] < full), seen + 1
     assert (
@@ -70,27 +74,28 @@ def test_stragglers_do_a_share_of_their_steps(federation, digits):
 
 
 def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
-    config, partition, shards, process = federation(stragglers=1.0, local_epochs=1)
+    config, (_, partition, shards, process, _) = federation(stragglers=1.0, local_epochs=1)
     state = process.initialize()
     for client in range(3):
         new, _, reports = process.next(state, alone([client]))
-        steps = int(fl.client_rows(alone([client]), reports)[0]["steps"])
+        steps = int(client_rows(alone([client]), reports)[0]["steps"])
         weights = [w.astype(float) for w in weights_of(state)]
         batches = list(batches_of(config, shards, client, 1))[:steps]
-        assert 0 < steps < -(-partition.sizes[client] // config.batch_size)
+        assert 0 < steps < -(-partition.sizes[client] // config.training.batch_size)
         for images, labels in batches[:-1]:
-            weights = numpy_sgd_step(weights, images, labels, config.local_lr)
+            weights = numpy_sgd_step(weights, images, labels, fl.own_values(config).client_lr)
         images, labels = batches[-1]  # of which it does the first few
-        options = [numpy_sgd_step(weights, images[:n], labels[:n], config.local_lr) for n in range(1, len(labels) + 1)]
+        rate = fl.own_values(config).client_lr
+        options = [numpy_sgd_step(weights, images[:n], labels[:n], rate) for n in range(1, len(labels) + 1)]
         assert min(largest_difference(weights_of(new), option) for option in options) < 1e-5
 
 
-@pytest.mark.parametrize("attack", fl.ATTACKS)
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_attackers_send_what_the_attack_says(federation, digits, attack):
     flags = {"num_clients": 5, "byzantine": 2, "attack": attack, "local_epochs": 1, "client_lr": 0.05}
-    config, partition, shards, process = federation(**flags)
-    honest = federation(**{**flags, "byzantine": 0})[-1]
-    state, bad = process.initialize(), fl.adversity.attackers(config).tolist()
+    config, (_, partition, shards, process, _) = federation(**flags)
+    honest = federation(**{**flags, "byzantine": 0})[1].process
+    state, bad = process.initialize(), choose_attackers(config.adversity, 5, config.seed).tolist()
     assert len(set(bad)) == 2 and bad == sorted(bad)
     initial = weights_of(state)
     updates = []
@@ -103,7 +108,7 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
         if k in bad and attack == "label-flip":
             weights = [w.astype(float) for w in initial]
             for images, labels in batches_of(config, shards, k, 1):
-                weights = numpy_sgd_step(weights, images, 9 - labels, config.local_lr)
+                weights = numpy_sgd_step(weights, images, 9 - labels, fl.own_values(config).client_lr)
             update = [a - b for a, b in zip(initial, weights, strict=True)]
         updates.append(update)
     sizes = partition.sizes.tolist()
@@ -111,7 +116,7 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
     ours = [a - b for a, b in zip(initial, weights_of(new), strict=True)]
     if attack == "nan":  # left out
         sizes = [0 if k in bad else n for k, n in enumerate(sizes)]
-        assert [row["client"] for row in fl.client_rows(alone(range(5)), reports) if not row["finite"]] == bad
+        assert [row["client"] for row in client_rows(alone(range(5)), reports) if not row["finite"]] == bad
     if attack == "gaussian":
         for k in bad:
             sent, _, _ = process.next(state, alone([k]))

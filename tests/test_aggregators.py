@@ -1,11 +1,13 @@
 """Each row of AGGREGATORS against NumPy on the clients' own updates, or against TFF's FedAvg with the same part."""
 
-import federated_learning as fl
+from harness.fields import UserError
+from variants import aggregators
 
 import numpy as np
 import pytest
 import tensorflow_federated as tff
-from arithmetic import alone, batches_of, functional_model, largest_difference, weighted_mean, weights_of
+from reference import alone, batches_of, functional_model, largest_difference, weighted_mean, weights_of
+from runs import configure
 
 CLIENTS = 7
 
@@ -13,7 +15,7 @@ CLIENTS = 7
 @pytest.fixture
 def updates(federation):
     """(initial weights, each client's w - w_k as lists of arrays, n_k), from a mean over that client alone."""
-    _, partition, _, process = federation(num_clients=CLIENTS)
+    _, (_, partition, _, process, _) = federation(num_clients=CLIENTS)
     state = process.initialize()
     initial = weights_of(state)
     trained = [weights_of(process.next(state, alone([k]))[0]) for k in range(CLIENTS)]
@@ -22,7 +24,7 @@ def updates(federation):
 
 def aggregated(federation, groups=None, **flags):
     """What a round's mean update is: the global weights before it less those after it."""
-    process = federation(num_clients=CLIENTS, **flags)[-1]
+    process = federation(num_clients=CLIENTS, **flags)[1].process
     state = process.initialize()
     new, _, _ = process.next(state, groups or alone(range(CLIENTS)))
     return [a - b for a, b in zip(weights_of(state), weights_of(new), strict=True)]
@@ -61,8 +63,8 @@ def test_a_robust_rule_leaves_out_a_client_that_diverged(federation, updates):
     rows = np.stack([flat(u) for u in updates[1]]).astype(np.float32)
     rows[2] = 1e9
     weights = np.array([5, 5, 0, 5, 5, 5, 5], np.float32)
-    for rule in (fl.robust.median, lambda r: fl.robust.trimmed_mean(r, 0.2), lambda r: fl.robust.krum(r, 1)):
-        process = fl.robust.RowRule(rule).create(
+    for rule in (aggregators.median, lambda r: aggregators.trimmed_mean(r, 0.2), lambda r: aggregators.krum(r, 1)):
+        process = aggregators.RowRule(rule).create(
             tff.TensorType(np.float32, [None, rows.shape[1]]), tff.TensorType(np.float32, [None])
         )
         left = process.next(process.initialize(), [rows], [weights]).result
@@ -73,7 +75,7 @@ def test_a_robust_rule_leaves_out_a_client_that_diverged(federation, updates):
 
 @pytest.mark.parametrize(("name", "part"), [("clipping", {"zeroing": False}), ("zeroing", {"clipping": False})])
 def test_adaptive_clipping_and_zeroing_are_tffs(federation, name, part):
-    config, _, shards, process = federation(aggregator=name, local_epochs=1, client_lr=0.05)
+    config, (_, _, shards, process, _) = federation(aggregator=name, local_epochs=1, client_lr=0.05)
     stock = tff.learning.algorithms.build_weighted_fed_avg(
         functional_model(config), tff.learning.optimizers.build_sgdm(0.05), tff.learning.optimizers.build_sgdm(1.0),
         model_aggregator=tff.learning.robust_aggregator(**part),
@@ -116,5 +118,5 @@ def test_what_cannot_be_aggregated_is_refused():
         ({"aggregator": "dp", "algorithm": "fednova"}, "epsilon would be false"),
         ({"aggregator": "median", "algorithm": "fednova"}, "aggregator='median' does not go with"),
     ]:
-        with pytest.raises(fl.UserError, match=message):
-            fl.Config(**flags)
+        with pytest.raises(UserError, match=message):
+            configure(**flags)

@@ -9,9 +9,9 @@ import federated_learning as fl
 import nbformat
 import psutil
 import pytest
-from conftest import ROOT, gone, run_script
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
+from runs import ROOT, gone, run_script
 
 SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 3}
 
@@ -27,7 +27,7 @@ def code_cells(notebook):
 
 def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    parameters.source = f"config = fl.Config(**{SMALL}, cache={str(tmp_path)!r})"
+    parameters.source = f"config = fl.Config().but(**{SMALL}, cache={str(tmp_path)!r})"
     notebook.cells.append(nbformat.v4.new_code_cell("[vars(record) for record in records]"))
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute()
     history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
@@ -53,7 +53,7 @@ def test_it_is_committed_with_its_outputs_from_real_mnist(notebook):
     assert all(cell.execution_count for cell in cells)
     assert not any(out.output_type == "error" or out.get("name") == "stderr" for cell in cells for out in cell.outputs)
     text = "".join(out.get("text", "") for cell in cells for out in cell.outputs)
-    assert text.count("test accuracy") == fl.Config().rounds
+    assert text.count("test accuracy") == fl.Config().training.rounds
 
 
 def test_it_imports_the_script_and_defines_nothing(notebook):

@@ -3,9 +3,12 @@
 import math
 
 import federated_learning as fl
+from harness import plots
+from harness.records import RoundRecord
 
 import numpy as np
 import pytest
+from runs import configure
 
 NOTE = "a data set · 2 clients · seed 0"
 
@@ -16,9 +19,7 @@ def record(round_num, train, test, own):
         for k, (loss, accuracy) in enumerate(own)
     ]
     sent = {"bytes_down": 2_000_000 * round_num, "bytes_up": 500_000}
-    return fl.RoundRecord(
-        round_num, *train, *test, left_out=0, dropped=0, **sent, epsilon=None, seconds=1.0, clients=rows
-    )
+    return RoundRecord(round_num, *train, *test, left_out=0, dropped=0, **sent, epsilon=None, seconds=1.0, clients=rows)
 
 
 RECORDS = [
@@ -32,7 +33,7 @@ def texts(figure):
 
 
 def test_cost_draws_accuracy_against_all_bytes_so_far():
-    figure = fl.plot_cost(RECORDS, NOTE)
+    figure = plots.plot_cost(RECORDS, NOTE)
     (line,) = figure.axes[0].lines
     assert line.get_xdata().tolist() == [2.5, 7.0]
     assert line.get_ydata().tolist() == [100 * record.test_accuracy for record in RECORDS]
@@ -81,15 +82,14 @@ def test_misclassified_shows_the_wrong_ones_alone():
     images[:, 0, 0] = np.arange(10)
     predictions = labels.copy()
     predictions[[2, 7]] = [3, 1]
-    evaluation = fl.Evaluation(0.1, 0.8, predictions, np.zeros((10, 10)))
-    figure = fl.plot_misclassified(fl.Split(images, labels), evaluation, NOTE)
+    figure = plots.plot_misclassified(images, labels, predictions, NOTE)
     shown = [axes for axes in figure.axes if axes.images]
     assert [axes.get_title() for axes in shown] == ["#2: 2, not 3", "#7: 7, not 1"]
     assert [int(axes.images[0].get_array()[0, 0]) for axes in shown] == [2, 7]
 
 
 def test_every_plot_says_what_it_was_made_on(digits):
-    config = fl.Config(dataset="digits", seed=7, alpha=0.25, clients_per_round=4)
+    config = configure(dataset="digits", seed=7, alpha=0.25, clients_per_round=4)
     note = fl.caption(config, digits)
     for said in ("scikit-learn digits (not MNIST)", "10 clients, 4 a round", "Dirichlet(0.25)", "fedavg", "seed 7"):
         assert said in note

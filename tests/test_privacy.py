@@ -1,6 +1,5 @@
 """The epsilon ledger against dp-accounting called by hand, a published figure, and TFF's own float32 event."""
 
-import dataclasses
 import math
 
 import federated_learning as fl
@@ -10,8 +9,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from runs import configure
 
-POISSON = fl.Config(
+POISSON = configure(
     aggregator="dp", num_clients=1000, clients_per_round=10, sampling="poisson", noise_multiplier=0.8, delta=1e-5
 )
 
@@ -19,13 +19,13 @@ POISSON = fl.Config(
 def test_epsilon_is_dp_accountings():
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(0.8)), 1000)
-    assert fl.privacy.epsilon(POISSON, 1000) == accountant.get_epsilon(1e-5) == pytest.approx(3.695, abs=1e-3)
-    fixed = dataclasses.replace(POISSON, sampling="fixed")
+    assert fl.ledger(POISSON).epsilon(1000) == accountant.get_epsilon(1e-5) == pytest.approx(3.695, abs=1e-3)
+    fixed = POISSON.but(sampling="fixed")
     replace_one = dp_accounting.NeighboringRelation.REPLACE_ONE
     accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=replace_one)
     accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(1000, 10, dp_accounting.GaussianDpEvent(0.4)), 7)
-    assert fl.privacy.epsilon(fixed, 7) == accountant.get_epsilon(1e-5) > fl.privacy.epsilon(POISSON, 7)
-    assert fl.privacy.epsilon(POISSON, 0) == 0
+    assert fl.ledger(fixed).epsilon(7) == accountant.get_epsilon(1e-5) > fl.ledger(POISSON).epsilon(7)
+    assert fl.ledger(POISSON).epsilon(0) == 0
 
 
 def renyi(alpha, q, sigma):
@@ -47,17 +47,15 @@ def test_a_published_figure():
     spent = {a: 10_000 * renyi(a, 0.01, 4) for a in orders}
     assert min(spent[a] + log(1e5) / (a - 1) for a in orders) == pytest.approx(1.26, abs=0.005)
     tighter = min(spent[a] + log((a - 1) / a) + (log(1e5) - log(a)) / (a - 1) for a in orders)
-    config = dataclasses.replace(
-        POISSON, clients_per_round=100, num_clients=10_000, noise_multiplier=4.0, rounds=10_000
-    )
-    assert fl.privacy.epsilon(config, 10_000) == pytest.approx(tighter, rel=0.01)
+    config = POISSON.but(clients_per_round=100, num_clients=10_000, noise_multiplier=4.0, rounds=10_000)
+    assert fl.ledger(config).epsilon(10_000) == pytest.approx(tighter, rel=0.01)
     assert tighter < 1.26
 
 
 def test_tffs_event_has_the_same_epsilon_but_only_in_python_floats(federation):
     """TFF's event holds float32, with which dp-accounting 0.4.3 silently counts the first Gaussian alone."""
     flags = {"num_clients": 20, "clients_per_round": 20, "noise_multiplier": 0.8, "aggregator": "dp"}
-    process = federation(**flags)[-1]
+    process = federation(**flags)[1].process
     state, _, _ = process.next(process.initialize(), [np.array([k]) for k in range(20)])
     event = tff.aggregators.differential_privacy.extract_dp_event_from_state(state.aggregator)
     gaussians = event.events
@@ -70,16 +68,16 @@ def test_tffs_event_has_the_same_epsilon_but_only_in_python_floats(federation):
         sampled = dp_accounting.PoissonSampledDpEvent(0.01, event)
         return dp_accounting.rdp.RdpAccountant().compose(sampled, 1000).get_epsilon(1e-5)
 
-    assert epsilon(as_floats) == pytest.approx(fl.privacy.epsilon(POISSON, 1000), rel=1e-3)
+    assert epsilon(as_floats) == pytest.approx(fl.ledger(POISSON).epsilon(1000), rel=1e-3)
     assert epsilon(event) < 0.8 * epsilon(as_floats)  # if it is no longer, the trap is gone, and this may go
 
 
 def test_the_budget_ends_the_run_before_the_round_that_would_pass_it(federation, digits, capsys):
     flags = {"num_clients": 30, "clients_per_round": 10, "aggregator": "dp", "rounds": 5, "sampling": "poisson"}
-    config, partition, _, process = federation(**flags)
-    spent = [fl.privacy.epsilon(config, t) for t in range(1, 6)]
-    config = dataclasses.replace(config, epsilon_budget=(spent[1] + spent[2]) / 2)
-    evaluate = fl.build_evaluator(fl.build_model(config, 10), digits.test, 10)
+    config, (_, partition, _, process, _) = federation(**flags)
+    spent = [fl.ledger(config).epsilon(t) for t in range(1, 6)]
+    config = config.but(epsilon_budget=(spent[1] + spent[2]) / 2)
+    evaluate = fl.build_evaluator(config, digits)
     records = [record for _, record, _ in fl.run_rounds(config, partition.sizes, process, evaluate)]
     assert [record.epsilon for record in records] == spent[:2] and f"ε {spent[1]:.2f}" in records[1].line(5)
     assert f"round 3 would bring ε to {spent[2]:.2f}" in capsys.readouterr().err

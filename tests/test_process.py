@@ -1,12 +1,15 @@
 """The federated process against arithmetic: TFF's own FedAvg, NumPy, single SGD steps, weighted means."""
 
+from typing import Any, NamedTuple
+
 import federated_learning as fl
+from harness.records import Evaluation, client_rows, make_record
 
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
-from arithmetic import (
+from reference import (
     alone,
     batches_of,
     functional_model,
@@ -15,21 +18,22 @@ from arithmetic import (
     weighted_mean,
     weights_of,
 )
+from runs import configure
 
 
 def numpy_fedavg_round(config, shards, sizes, weights, round_num):
     """McMahan et al. 2017, Algorithm 1: w <- sum_k (n_k / n) w_k."""
     trained = []
-    for client in range(config.num_clients):
+    for client in range(config.partitioning.num_clients):
         local = weights
         for images, labels in batches_of(config, shards, client, round_num):
-            local = numpy_sgd_step(local, images, labels, config.local_lr)
+            local = numpy_sgd_step(local, images, labels, fl.own_values(config).client_lr)
         trained.append(local)
     return weighted_mean(trained, sizes)
 
 
 def test_rounds_equal_a_numpy_fedavg(federation):
-    config, partition, shards, process = federation(local_epochs=2)
+    config, (_, partition, shards, process, _) = federation(local_epochs=2)
     state = process.initialize()
     expected = [w.astype(np.float64) for w in weights_of(state)]
     assert len(set(partition.sizes.tolist())) == 3  # unequal, so the weighting shows
@@ -42,10 +46,10 @@ def test_rounds_equal_a_numpy_fedavg(federation):
 # After a last-bit difference max-pooling picks another pixel; at 0.1 that grows to 0.02 in a round, at 0.01 it dies.
 @pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("small-cnn", 0.01)])
 def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
-    config, _, shards, process = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
+    config, (_, _, shards, process, _) = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
     stock = tff.learning.algorithms.build_weighted_fed_avg(
         functional_model(config),
-        client_optimizer_fn=tff.learning.optimizers.build_sgdm(config.local_lr),
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(fl.own_values(config).client_lr),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
     )
     ours, theirs = process.initialize(), stock.initialize()
@@ -57,17 +61,18 @@ def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rat
 
 
 def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
-    config, _, shards, process = federation(num_clients=1, partition="iid", batch_size=0, local_epochs=1)
+    config, (_, _, shards, process, _) = federation(num_clients=1, partition="iid", batch_size=0, local_epochs=1)
     state = process.initialize()
     ((images, labels),) = batches_of(config, shards, 0, 1)
-    expected = numpy_sgd_step([w.astype(np.float64) for w in weights_of(state)], images, labels, config.local_lr)
+    rate = fl.own_values(config).client_lr
+    expected = numpy_sgd_step([w.astype(np.float64) for w in weights_of(state)], images, labels, rate)
     state, _, reports = process.next(state, alone([0]))
     assert largest_difference(weights_of(state), expected) < 1e-6
-    assert fl.client_rows(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
+    assert client_rows(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
 
 
 def test_clients_are_weighted_by_their_numbers_of_examples(federation):
-    _, partition, _, process = federation()
+    _, (_, partition, _, process, _) = federation()
     state = process.initialize()
     each = [weights_of(process.next(state, alone([client]))[0]) for client in range(3)]
     together = weights_of(process.next(state, alone([0, 1, 2]))[0])
@@ -78,39 +83,62 @@ def test_clients_are_weighted_by_their_numbers_of_examples(federation):
 
 def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path, monkeypatch):
     black = np.array(digits.train.images)
-    config = fl.Config(dataset="digits", model="mlp", num_clients=3, cache=str(tmp_path))
+    config = configure(dataset="digits", model="mlp", num_clients=3, cache=str(tmp_path))
     partition = fl.make_partition(digits, config)
     black[partition.parts[1]] = 0  # client 1's first-layer gradient is exactly 0, by which the row below knows it
 
-    def poison(gradients, weights, initial, context, config):
-        bad = tf.equal(tf.reduce_sum(tf.abs(gradients[0])), 0)
-        return tuple(tf.where(bad, np.nan, g) for g in gradients)
+    class Poisoned(fl.Algorithm):
+        def correct(self, gradients, weights, initial, sent):
+            bad = tf.equal(tf.reduce_sum(tf.abs(gradients[0])), 0)
+            return tuple(tf.where(bad, np.nan, g) for g in gradients)
 
-    monkeypatch.setitem(fl.ALGORITHMS, "poisoned", fl.Algorithm(poison))
-    config = fl.Config(dataset="digits", model="mlp", num_clients=3, cache=str(tmp_path), algorithm="poisoned")
+    monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Poisoned)
     dataset = fl.make_dataset("black", {"x_train": black, "y_train": digits.train.labels,
                                         "x_test": digits.test.images, "y_test": digits.test.labels})  # fmt: skip
-    partition = fl.make_partition(dataset, config)
-    process = fl.build_process(config, 10, fl.write_shards(dataset, partition, config), partition.sizes)
+    process = fl.prepare(config, dataset).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
-    rows = fl.client_rows(alone([0, 1, 2]), reports)
+    rows = client_rows(alone([0, 1, 2]), reports)
     assert [row["finite"] for row in rows] == [True, False, True]
     others, _, _ = process.next(process.initialize(), alone([0, 2]))
     assert largest_difference(weights_of(state), weights_of(others)) < 1e-7
-    evaluation = fl.Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
-    record = fl.make_record(1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0)
+    evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
+    record = make_record(1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0)
     assert record.left_out == 1 and np.isfinite(record.train_loss) and "left out" in record.line(5)
     nobody, _, _ = process.next(state, alone([1]))
     assert largest_difference(weights_of(nobody), weights_of(state)) == 0
 
 
+def test_a_reports_columns_go_by_name(federation, monkeypatch):
+    """One more column, in the last place and 1 for all, and a client that diverged still counts as such."""
+
+    class LongerReport(NamedTuple):
+        examples: Any
+        loss: Any
+        accuracy: Any
+        steps: Any
+        finite: Any
+        weight_norm: Any = 1.0
+
+    class Diverging(fl.Algorithm):
+        def correct(self, gradients, weights, initial, sent):
+            return tuple(g * np.nan for g in gradients)
+
+    monkeypatch.setattr(fl, "Report", LongerReport)
+    monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Diverging)
+    _, experiment = federation()
+    process = experiment.process
+    _, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
+    rows = client_rows(alone([0, 1, 2]), reports)
+    assert [row["finite"] for row in rows] == [False] * 3 and [row["weight_norm"] for row in rows] == [1.0] * 3
+
+
 def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
-    config, partition, shards, process = federation(batch_size=0, local_epochs=1)
+    config, (_, partition, shards, process, _) = federation(batch_size=0, local_epochs=1)
     state = process.initialize()
-    model = fl.build_model(config, 10)
+    model = fl.build_model("2nn", 10, config.seed)
     cross_entropy = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     _, _, reports = process.next(state, alone([0, 2]))
-    for report in fl.client_rows(alone([0, 2]), reports):
+    for report in client_rows(alone([0, 2]), reports):
         client = report["client"]
         ((images, labels),) = batches_of(config, shards, client, 1)
         logits = model(images)
@@ -122,7 +150,7 @@ def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
 def test_bytes_to_the_worker_do_not_grow_with_the_images(federation, worker):
     sent = {}
     for clients in (100, 10):  # clients 0, 1, 2 hold 14 images each, then 144
-        _, partition, _, process = federation(num_clients=clients, partition="iid")
+        _, (_, partition, _, process, _) = federation(num_clients=clients, partition="iid")
         state, _, _ = process.next(process.initialize(), alone([0, 1, 2]))
         before = worker.bytes_sent
         process.next(state, alone([0, 1, 2]))
@@ -130,28 +158,28 @@ def test_bytes_to_the_worker_do_not_grow_with_the_images(federation, worker):
     assert set(sent) == {15, 144}
     assert abs(sent[15] - sent[144]) < 500  # three clients' images differ by 304,000 bytes
     weights = sum(w.nbytes for w in weights_of(state))
-    assert weights < sent[15] < weights + 1000  # the weights, and next to nothing else
+    assert weights < sent[15] < weights + 1200  # the weights, and next to nothing else
 
 
 def test_clients_in_groups_give_the_weights_of_clients_alone(federation, worker):
-    config, partition, _, process = federation(num_clients=100, alpha=0.3)
+    config, (_, partition, _, process, _) = federation(num_clients=100, alpha=0.3)
     clients = list(range(0, 100, 2))
-    groups = fl.group_clients(clients, partition.sizes, sees="sums")
+    groups = fl.group_clients(clients, partition.sizes, needs="sums")
     assert len(groups) == fl.GROUPS["sums"] and sorted(np.concatenate(groups).tolist()) == clients
     filled = [partition.sizes[group].sum() for group in groups]
     assert max(filled) - min(filled) <= partition.sizes[clients].max()  # balanced to within one client
-    assert [group.tolist() for group in fl.group_clients(clients, partition.sizes, sees="each")] == [
+    assert [group.tolist() for group in fl.group_clients(clients, partition.sizes, needs="each")] == [
         [k] for k in clients
     ]
     grouped, _, in_groups = process.next(process.initialize(), groups)
     apart, _, each = process.next(process.initialize(), alone(clients))
     assert largest_difference(weights_of(grouped), weights_of(apart)) < 1e-6
-    assert fl.client_rows(groups, in_groups) == fl.client_rows(alone(clients), each)
+    assert client_rows(groups, in_groups) == client_rows(alone(clients), each)
 
 
 def test_parameters_are_those_of_the_papers():
     def parameters(model):
-        return fl.build_model(fl.Config(model=model), 10).count_params()
+        return fl.build_model(model, 10, seed=0).count_params()
 
     assert parameters("mlp") == 784 * 128 + 128 + 128 * 10 + 10
     assert parameters("2nn") == 199_210  # McMahan et al. 2017, section 3
@@ -160,14 +188,14 @@ def test_parameters_are_those_of_the_papers():
 
 
 def test_initial_weights_are_a_function_of_the_seed():
-    first, again, other = (fl.build_model(fl.Config(seed=seed), 10).get_weights() for seed in (0, 0, 1))
+    first, again, other = (fl.build_model("small-cnn", 10, seed).get_weights() for seed in (0, 0, 1))
     assert largest_difference(first, again) == 0 < largest_difference(first, other)
     kernel = first[4]  # dense, Glorot uniform: within sqrt(6 / (inputs + outputs)), and close to it
     assert 0.99 < np.abs(kernel).max() / np.sqrt(6 / sum(kernel.shape)) <= 1 and not first[5].any()
 
 
 def test_cohorts_are_a_function_of_seed_and_round():
-    config = fl.Config(num_clients=100, clients_per_round=10)
+    config = configure(num_clients=100, clients_per_round=10)
     drawn = [fl.sample_clients(config, round_num) for round_num in range(1, 101)]
     assert drawn == [fl.sample_clients(config, round_num) for round_num in range(1, 101)]
     assert all(len(set(clients)) == 10 and clients == sorted(clients) for clients in drawn)

@@ -8,7 +8,7 @@ import federated_learning as fl
 
 import pytest
 import tyro
-from conftest import ROOT
+from runs import ROOT
 
 README = (ROOT / "README.md").read_text()
 TEXTS = README + fl.__doc__ + (ROOT / "Dockerfile").read_text()

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import federated_learning as fl
+from harness.fields import UserError
 
 import numpy as np
 import pytest
-from conftest import SCRIPT, run_script
+from runs import SCRIPT, configure, run_script
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
 
@@ -54,7 +55,7 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
     assert confusion.sum(axis=1).tolist() == np.bincount(digits.test.labels).tolist()  # rows are the true labels
 
     split = json.loads((run / "partition.json").read_text())
-    partition = fl.make_partition(digits, fl.Config(dataset="digits", num_clients=5))
+    partition = fl.make_partition(digits, configure(dataset="digits", num_clients=5))
     assert split["hash"] == partition.digest and split["label_counts"] == partition.counts.tolist()
     for record in metrics["rounds"]:
         for row in record["clients"]:
@@ -158,8 +159,8 @@ def broken_files(folder, digits):
 def test_broken_files_are_refused_with_what_is_wrong(tmp_path, digits):
     for name, (content, message) in broken_files(tmp_path, digits).items():
         (tmp_path / name).write_bytes(content)
-        with pytest.raises(fl.UserError, match=".") as error:
-            fl.load_dataset(fl.Config(data=str(tmp_path / name)))
+        with pytest.raises(UserError, match=".") as error:
+            fl.load_dataset(configure(data=str(tmp_path / name)).data)
         assert message in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
 
 

@@ -9,10 +9,12 @@ import subprocess
 import sys
 
 import federated_learning as fl
+from harness.fields import UserError
+from harness.records import RoundRecord
 
 import numpy as np
 import pytest
-from conftest import ROOT, SECONDS, command, gone, run_script, worker_of
+from runs import ROOT, SECONDS, command, configure, gone, run_script, worker_of
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "2")
 LONG = (*QUICK[:-1], "100000")
@@ -94,7 +96,7 @@ def test_divergence_is_announced_and_recorded(tmp_path):
 
 def test_what_counts_as_trouble():
     def record(accuracy, loss=1.0, left_out=0):
-        return fl.RoundRecord(1, 1.0, 0.5, loss, accuracy, left_out, 0, 0, 0, None, 1.0, [{"client": 0}, {"client": 1}])
+        return RoundRecord(1, 1.0, 0.5, loss, accuracy, left_out, 0, 0, 0, None, 1.0, [{"client": 0}, {"client": 1}])
 
     good = record(0.9)
     assert good.trouble([], 10) == "" == record(0.1).trouble([], 10) == record(0.5).trouble([good], 10)
@@ -182,8 +184,8 @@ WRONG = [(field, value) for field, values in {
 
 @pytest.mark.parametrize(("field", "value"), WRONG)
 def test_a_wrong_value_is_refused_with_field_value_and_cure(field, value):
-    with pytest.raises(fl.UserError) as error:
-        fl.Config(**{field: value})
+    with pytest.raises(UserError) as error:
+        configure(**{field: value})
     message = str(error.value)
     assert message.startswith(f"{field}={value!r:.40}"[:40]) and "\n" not in message and len(message) < 250
     assert any(cure in message for cure in ("choose", "give", "drop")), message
@@ -202,6 +204,6 @@ def test_a_missing_or_odd_resume_folder_is_refused(tmp_path):
 def test_more_clients_than_images_are_refused(tmp_path):
     few = {"x_train": np.zeros((4, 28, 28), np.uint8), "y_train": np.arange(4, dtype=np.uint8)}
     np.savez(tmp_path / "few.npz", **few, x_test=few["x_train"], y_test=few["y_train"])
-    dataset = fl.load_dataset(fl.Config(data=str(tmp_path / "few.npz")))
-    with pytest.raises(fl.UserError, match="num_clients=5 exceeds the 4 training images; choose 1..4"):
-        fl.make_partition(dataset, fl.Config(num_clients=5))
+    dataset = fl.load_dataset(configure(data=str(tmp_path / "few.npz")).data)
+    with pytest.raises(UserError, match="num_clients=5 exceeds the 4 training images; choose 1..4"):
+        fl.make_partition(dataset, configure(num_clients=5))

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, SECONDS, command, gone, run_script, worker_of
+from runs import ROOT, SECONDS, command, gone, run_script, worker_of
 
 LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
 SHORT = ("--dataset", "digits", "--model", "small-cnn", "--rounds", "4", "--local-epochs", "4")

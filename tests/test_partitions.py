@@ -1,18 +1,16 @@
 """Data and partition: the committed MNIST is MNIST; every split is disjoint, whole, seeded and as skewed as said."""
 
-import dataclasses
 import hashlib
 from pathlib import Path
 
 import federated_learning as fl
+from harness.fields import UserError
+from harness.files import to_json
+from harness.results import skew
 
 import numpy as np
 import pytest
-
-
-@pytest.fixture(scope="module")
-def mnist():
-    return fl.load_dataset(fl.Config())
+from runs import configure
 
 
 def test_committed_mnist_is_the_original(mnist):
@@ -39,20 +37,20 @@ SPLITS = sorted(fl.PARTITIONERS.keys() - {"file"})
 @pytest.mark.parametrize("num_clients", [1, 10, 1000])
 def test_split_is_disjoint_covering_and_a_function_of_the_seed(mnist, partition, num_clients):
     flags = {"partition": partition, "num_clients": num_clients, "labels_per_client": 10 if num_clients == 1 else 2}
-    config = fl.Config(**flags)
+    config = configure(**flags)
     split = fl.make_partition(mnist, config)
     assert len(split.parts) == num_clients and min(map(len, split.parts)) >= 1
     assert np.array_equal(np.sort(np.concatenate(split.parts)), np.arange(60_000))
     assert split.digest == fl.make_partition(mnist, config).digest
     if num_clients > 1:
-        assert split.digest != fl.make_partition(mnist, fl.Config(**flags, seed=1)).digest
+        assert split.digest != fl.make_partition(mnist, configure(**flags, seed=1)).digest
     for part, counts in zip(split.parts, split.counts, strict=True):
         assert np.bincount(mnist.train.labels[part], minlength=10).tolist() == counts.tolist()
 
 
 @pytest.mark.parametrize("partition", SPLITS)
 def test_every_client_gets_an_image_even_with_as_many_clients_as_images(digits, partition):
-    config = fl.Config(dataset="digits", partition=partition, num_clients=1437, alpha=0.01, labels_per_client=1)
+    config = configure(dataset="digits", partition=partition, num_clients=1437, alpha=0.01, labels_per_client=1)
     split = fl.make_partition(digits, config)
     assert split.sizes.tolist() == [1] * 1437
 
@@ -60,7 +58,7 @@ def test_every_client_gets_an_image_even_with_as_many_clients_as_images(digits, 
 @pytest.mark.parametrize(("clients", "labels"), [(10, 2), (100, 3), (7, 10), (1000, 2), (60_000, 1)])
 def test_clients_hold_exactly_so_many_labels(mnist, clients, labels):
     flags = {"partition": "labels-per-client", "num_clients": clients, "labels_per_client": labels}
-    split = fl.make_partition(mnist, fl.Config(**flags))
+    split = fl.make_partition(mnist, configure(**flags))
     assert ((split.counts > 0).sum(axis=1) == labels).all() and split.sizes.sum() == 60_000
     if clients == 100:  # not the same few sets of labels over and over: of 120 sets of three
         assert len({tuple(np.flatnonzero(row)) for row in split.counts}) > 40
@@ -74,23 +72,23 @@ def test_clients_hold_exactly_so_many_labels(mnist, clients, labels):
     ({"num_clients": 1437, "labels_per_client": 2}, "choose fewer clients or labels"),
 ])  # fmt: skip
 def test_impossible_numbers_of_labels_are_refused(digits, flags, message):
-    with pytest.raises(fl.UserError, match=message):
-        fl.make_partition(digits, fl.Config(dataset="digits", partition="labels-per-client", **flags))
+    with pytest.raises(UserError, match=message):
+        fl.make_partition(digits, configure(dataset="digits", partition="labels-per-client", **flags))
 
 
 def test_sizes_follow_the_power_law(mnist):
-    split = fl.make_partition(mnist, fl.Config(partition="quantity", num_clients=10, size_exponent=1.5))
+    split = fl.make_partition(mnist, configure(partition="quantity", num_clients=10, size_exponent=1.5))
     ranks = np.arange(1, 11) ** -1.5
     assert np.abs(np.sort(split.sizes)[::-1] - 60_000 * ranks / ranks.sum()).max() < 15
-    alike = fl.make_partition(mnist, fl.Config(partition="quantity", num_clients=7, size_exponent=0))
+    alike = fl.make_partition(mnist, configure(partition="quantity", num_clients=7, size_exponent=0))
     assert np.ptp(alike.sizes) <= 7
 
 
 def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
     def shards(**flags):
-        config = fl.Config(partition="feature", num_clients=3, cache=str(tmp_path), **flags)
+        config = configure(partition="feature", num_clients=3, cache=str(tmp_path), **flags)
         partition = fl.make_partition(mnist, config)
-        folder = fl.write_shards(mnist, partition, config)
+        folder = fl.write_shards(mnist.train, partition, config)
         files = [np.frombuffer((folder / f"{k}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8) for k in range(3)]
         return [file.reshape(-1, 785) for file in files], partition
 
@@ -108,11 +106,11 @@ def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
 
 
 def test_a_saved_split_is_replayed(digits, tmp_path):
-    first = fl.Config(dataset="digits", num_clients=5, seed=3)
+    first = configure(dataset="digits", num_clients=5, seed=3)
     saved = fl.make_partition(digits, first)
     path = tmp_path / "partition.json"
-    path.write_text(fl.to_json(fl.manifest(digits, saved, first)))
-    again = fl.Config(dataset="digits", num_clients=5, partition_file=str(path))
+    path.write_text(to_json(fl.manifest(digits, saved, first)))
+    again = configure(dataset="digits", num_clients=5, partition_file=str(path))
     assert again.partition == "file" and fl.make_partition(digits, again).digest == saved.digest
     for content, clients, message in [
         (path.read_text(), 10, "num_clients=10 differs from the 5"),
@@ -124,38 +122,38 @@ def test_a_saved_split_is_replayed(digits, tmp_path):
         ("{", 1, "not a partition.json"),
     ]:
         path.write_text(content)
-        with pytest.raises(fl.UserError, match=message):
-            fl.make_partition(digits, dataclasses.replace(again, num_clients=clients))
-    with pytest.raises(fl.UserError, match="No such file"):
-        fl.make_partition(digits, fl.Config(dataset="digits", partition_file=str(tmp_path / "none")))
+        with pytest.raises(UserError, match=message):
+            fl.make_partition(digits, again.but(num_clients=clients))
+    with pytest.raises(UserError, match="No such file"):
+        fl.make_partition(digits, configure(dataset="digits", partition_file=str(tmp_path / "none")))
 
 
 def test_skew_figures_of_a_split_done_by_hand():
-    alike = fl.skew(np.array([[5, 5], [5, 5]]))
+    alike = skew(np.array([[5, 5], [5, 5]]))
     assert alike == {"mean_total_variation": 0, "effective_classes": pytest.approx(2), "size_gini": 0}
-    apart = fl.skew(np.array([[9, 0], [0, 3]]))  # pooled 3/4, 1/4; distances 1/4 and 3/4; sizes 9 and 3: (9-3)/(2*12)
+    apart = skew(np.array([[9, 0], [0, 3]]))  # pooled 3/4, 1/4; distances 1/4 and 3/4; sizes 9 and 3: (9-3)/(2*12)
     assert apart == {"mean_total_variation": 0.5, "effective_classes": pytest.approx(1), "size_gini": 0.25}
 
 
 def test_skew_orders_iid_dirichlet_shards(mnist):
     def distance(partition, seed):
-        split = fl.make_partition(mnist, fl.Config(partition=partition, seed=seed))
-        return fl.skew(split.counts)["mean_total_variation"]
+        split = fl.make_partition(mnist, configure(partition=partition, seed=seed))
+        return skew(split.counts)["mean_total_variation"]
 
     for seed in range(3):
         assert distance("iid", seed) < 0.05 < distance("dirichlet", seed) < distance("shards", seed)
 
 
 def test_shards_give_each_client_two_sorted_pieces(mnist):
-    split = fl.make_partition(mnist, fl.Config(partition="shards", num_clients=100))
+    split = fl.make_partition(mnist, configure(partition="shards", num_clients=100))
     assert split.sizes.tolist() == [600] * 100
     assert (split.counts > 0).sum(axis=1).max() <= 4  # two pieces of 300, each within one label or across a border
 
 
 def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, tmp_path):
-    config = fl.Config(dataset="digits", num_clients=4, cache=str(tmp_path))
+    config = configure(dataset="digits", num_clients=4, cache=str(tmp_path))
     split = fl.make_partition(digits, config)
-    folder = fl.write_shards(digits, split, config)
+    folder = fl.write_shards(digits.train, split, config)
     for client, part in enumerate(split.parts):
         records = np.frombuffer((folder / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8).reshape(
             len(part), 785
@@ -165,17 +163,17 @@ def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, t
     whole, cut = folder / "0.bin", folder / "1.bin"
     before, content = whole.stat().st_mtime_ns, cut.read_bytes()
     cut.write_bytes(content[:-785])
-    assert fl.write_shards(digits, split, config) == folder
+    assert fl.write_shards(digits.train, split, config) == folder
     assert whole.stat().st_mtime_ns == before and cut.read_bytes() == content
     assert sorted(path.name for path in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", "3.bin"]
-    other = fl.make_partition(digits, fl.Config(dataset="digits", num_clients=4, seed=1))
-    assert fl.write_shards(digits, other, config) != folder
+    other = fl.make_partition(digits, configure(dataset="digits", num_clients=4, seed=1))
+    assert fl.write_shards(digits.train, other, config) != folder
 
 
 def test_holdout_evaluates_on_training_images_alone(digits):
-    held = fl.load_dataset(fl.Config(dataset="digits", holdout=437))
+    held = fl.load_dataset(configure(dataset="digits", holdout=437).data)
     assert len(held.train.labels) == 1000 and len(held.test.labels) == 437 and "held out" in held.name
     together = np.concatenate([held.train.images, held.test.images])
     assert sorted(image.tobytes() for image in together) == sorted(image.tobytes() for image in digits.train.images)
-    with pytest.raises(fl.UserError, match="holdout=1437 leaves none"):
-        fl.load_dataset(fl.Config(dataset="digits", holdout=1437))
+    with pytest.raises(UserError, match="holdout=1437 leaves none"):
+        fl.load_dataset(configure(dataset="digits", holdout=1437).data)

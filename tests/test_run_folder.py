@@ -4,7 +4,6 @@ KILLS=20 python -m pytest tests/test_resume.py kills the script at 20 random mom
 """
 
 import csv
-import dataclasses
 import io
 import json
 import os
@@ -17,11 +16,15 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
+from harness.files import lock
+from harness.options import identity
+from harness.results import weights_sha256
+from harness.run_folder import CHECKPOINTS_KEPT, RunFolder
 
 import numpy as np
 import psutil
 import pytest
-from conftest import command, gone, run_script
+from runs import command, gone, run_script
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--num-clients", "4", "--clients-per-round", "3")
 ROUNDS = 6
@@ -105,7 +108,7 @@ def test_a_run_goes_on_where_it_stopped_and_can_be_extended(whole, half, tmp_pat
     assert outcome(half) == outcome(whole[0])
     longer = run_script(tmp_path, "--resume", str(half), "--rounds", "7")
     assert longer.returncode == 0 and len(outcome(half)[0]) == 7 and outcome(half)[0][:6] == outcome(whole[0])[0]
-    assert len(list((half / "checkpoints").iterdir())) == fl.CHECKPOINTS_KEPT
+    assert len(list((half / "checkpoints").iterdir())) == CHECKPOINTS_KEPT
 
 
 def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(whole, half, tmp_path):
@@ -183,11 +186,11 @@ def test_a_damaged_run_folder_is_refused_in_one_line(half, tmp_path, name, conte
 
 def test_a_run_that_is_going_on_is_not_resumed(half, tmp_path):
     before = (half / "config.json").read_bytes()
-    with fl.lock(half):
+    with lock(half):
         done = run_script(tmp_path, "--resume", str(half), "--rounds", "9")
     assert done.returncode == 2 and "in use by a run" in done.stderr and done.stderr.count("\n") == 1
     assert (half / "config.json").read_bytes() == before
-    with fl.lock(half):  # free again
+    with lock(half):  # free again
         pass
 
 
@@ -213,18 +216,21 @@ ROWS = [{"algorithm": name} for name in fl.ALGORITHMS] + [
 
 
 @pytest.mark.parametrize("flags", ROWS, ids=lambda flags: "-".join(flags.values()))
-def test_every_row_goes_on_from_its_checkpoint_with_equal_bits(federation, digits, tmp_path, flags):
-    config, partition, _, process = federation(num_clients=10, clients_per_round=9, rounds=3, **flags)
-    model = fl.build_model(config, 10)
-    evaluate, key = fl.build_evaluator(model, digits.test, 10), fl.checkpoint_key(config, partition, process)
+def test_every_row_goes_on_from_its_checkpoint_with_equal_bits(federation, tmp_path, flags):
+    config, (_, partition, _, process, evaluate) = federation(num_clients=10, clients_per_round=9, rounds=3, **flags)
 
     def rounds(config, state=None):
         return list(fl.run_rounds(config, partition.sizes, process, evaluate, state))
 
+    def sha(state):
+        return weights_sha256(state.global_model_weights.trainable)
+
     whole = rounds(config)
-    ((state, record, _),) = rounds(dataclasses.replace(config, rounds=1))
-    fl.save_round(tmp_path, record, state, key)
-    loaded, records = fl.load_progress(tmp_path, process, key)
+    ((state, record, _),) = rounds(config.but(rounds=1))
+    folder = RunFolder(tmp_path, tensorboard=False)
+    assert folder.load([identity(config)], process.state_type) == (None, [])
+    folder.save_round(record, state, None)
+    loaded, records = folder.load([identity(config)], process.state_type)
     resumed = rounds(config, loaded)
     assert len(records) == 1 and [record.round for _, record, _ in resumed] == [2, 3]
-    assert fl.weights_sha256(resumed[-1][0]) == fl.weights_sha256(whole[-1][0]) != fl.weights_sha256(state)
+    assert sha(resumed[-1][0]) == sha(whole[-1][0]) != sha(state)

@@ -4,10 +4,13 @@ import csv
 import json
 
 import federated_learning as fl
+from harness import plots
+from harness.fields import UserError
+from harness.options import compared
 
 import numpy as np
 import pytest
-from conftest import run_script
+from runs import configure, run_script
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
 
@@ -48,7 +51,8 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
 
 
 def test_the_comparisons_plot_draws_means_and_standard_deviations():
-    figure = fl.plot_comparison({"one": np.array([[0.5, 0.8], [0.7, 0.9]]), "two": np.array([[0.1, 0.2]] * 2)}, "note")
+    curves = {"one": np.array([[0.5, 0.8], [0.7, 0.9]]), "two": np.array([[0.1, 0.2]] * 2)}
+    figure = plots.plot_comparison(curves, "note")
     first, second = figure.axes[0].lines
     assert first.get_ydata() == pytest.approx([40, 15]) and second.get_ydata() == pytest.approx([90, 80])
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
@@ -57,12 +61,12 @@ def test_the_comparisons_plot_draws_means_and_standard_deviations():
 
 
 def test_what_is_compared_stands_in_the_caption(digits):
-    config = fl.Config(dataset="digits", compare="mean,median", seeds=3, seed=4)
+    config = configure(dataset="digits", compare="mean,median", seeds=3, seed=4)
     note = fl.caption(config, digits)
     assert "aggregators compared" in note and "seeds 4 to 6" in note and "median" not in note
-    assert fl.Config(seeds=2).comparing == ("algorithm", ["fedavg"]) and fl.Config().comparing is None
-    with pytest.raises(fl.UserError, match="drop one of the two"):
-        fl.Config(compare="fedavg,fedprox", resume="runs/x")
+    assert compared(configure(seeds=2)) == ("algorithm", ["fedavg"]) and compared(fl.Config()) is None
+    with pytest.raises(UserError, match="drop one of the two"):
+        configure(compare="fedavg,fedprox", resume="runs/x")
 
 
 def test_a_budget_that_allows_no_round_is_a_mistake(tmp_path):

@@ -1,0 +1,235 @@
+"""What tests compare with: a client's batches by the documented rule, and federated learning in NumPy, float64."""
+
+from pathlib import Path
+
+import federated_learning as fl
+
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+
+def tanh_layers():
+    """784-16-C. A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64."""
+    return fl.dense(16, activation="tanh")
+
+
+def alone(clients):
+    """Each client a group of its own."""
+    return [np.array([client]) for client in clients]
+
+
+def functional_model(config):
+    """The model as TFF makes it functional. It invalidates the Keras models built before it."""
+    batch = (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    model = fl.build_model(config.training.model, 10, config.seed)
+    return tff.learning.models.functional_model_from_keras(model, loss, batch)
+
+
+def weights_of(state):
+    return [np.asarray(w) for w in state.global_model_weights.trainable]
+
+
+def largest_difference(some, others):
+    return max(np.abs(a - b).max() for a, b in zip(some, others, strict=True))
+
+
+def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
+    """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule, eagerly."""
+    records = np.frombuffer((shards / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8).reshape(
+        -1, fl.RECORD_BYTES
+    )
+    key = tf.random.experimental.stateless_fold_in(tf.constant([config.seed, client], tf.int64), np.int64(round_num))
+    training = fl.own_values(config)
+    for epoch in range(training.local_epochs):
+        epoch_key = tf.random.experimental.stateless_fold_in(key, np.int64(epoch))
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(records)), epoch_key).numpy()
+        size = training.batch_size or len(records)
+        for start in range(0, len(records), size):
+            chosen = records[order[start : start + size]]
+            yield chosen[:, :-1].reshape(-1, 28, 28, 1) / np.float32(255), chosen[:, -1].astype(np.int32)
+
+
+def numpy_gradients(weights, images, labels):
+    """Those of the mean cross-entropy of softmax regression on a tanh layer, written out, in float64."""
+    w1, b1, w2, b2 = weights
+    x = images.reshape(len(images), -1).astype(np.float64)
+    hidden = np.tanh(x @ w1 + b1)
+    logits = hidden @ w2 + b2
+    softmax = np.exp(logits - logits.max(axis=1, keepdims=True))
+    softmax /= softmax.sum(axis=1, keepdims=True)
+    d_logits = (softmax - np.eye(10)[labels]) / len(labels)
+    d_hidden = d_logits @ w2.T * (1 - hidden**2)
+    return [x.T @ d_hidden, d_hidden.sum(axis=0), hidden.T @ d_logits, d_logits.sum(axis=0)]
+
+
+def numpy_sgd_step(weights, images, labels, rate):
+    """w - rate * gradient."""
+    return [w - rate * g for w, g in zip(weights, numpy_gradients(weights, images, labels), strict=True)]
+
+
+def weighted_mean(layers, sizes):
+    """sum_k (n_k / n) x_k of the lists of arrays x_k."""
+    return [sum(n * x for n, x in zip(sizes, xs, strict=True)) / sum(sizes) for xs in zip(*layers, strict=True)]
+
+
+COHORTS = [[0, 1, 2], [0, 2], [1, 2]]  # one client stays away in the second round, another in the third
+
+
+def numpy_local(config, shards, client, round_num, weights, rate=None, correct=lambda g, w: g):
+    """(weights after local SGD, steps); `correct(gradients, weights)` is the algorithm's change."""
+    steps = 0
+    for images, labels in batches_of(config, shards, client, round_num):
+        gradients = correct(numpy_gradients(weights, images, labels), weights)
+        weights = [w - (rate or fl.own_values(config).client_lr) * g for w, g in zip(weights, gradients, strict=True)]
+        steps += 1
+    return weights, steps
+
+
+def minus(a, b):
+    return [x - y for x, y in zip(a, b, strict=True)]
+
+
+def times(factor, a):
+    return [factor * x for x in a]
+
+
+def plus(*lists):
+    return [sum(xs) for xs in zip(*lists, strict=True)]
+
+
+def numpy_scaffold(config, shards, sizes, weights):
+    """Karimireddy et al. 2020, Algorithm 1, option II, with means weighted by n_k; yields the weights."""
+    controls = [times(0.0, weights) for _ in sizes]
+    for round_num, cohort in enumerate(COHORTS, 1):
+        c, trained = weighted_mean(controls, sizes), []
+        for k in cohort:
+            local, steps = numpy_local(
+                config, shards, k, round_num, weights, correct=lambda g, w, k=k, c=c: plus(g, c, times(-1, controls[k]))
+            )
+            trained.append((k, local, steps))
+        for k, local, steps in trained:
+            drift = times(1 / (steps * fl.own_values(config).client_lr), minus(weights, local))
+            controls[k] = plus(controls[k], times(-1, c), drift)
+        weights = weighted_mean([local for _, local, _ in trained], [sizes[k] for k in cohort])
+        yield weights
+
+
+def numpy_feddyn(config, shards, sizes, weights):
+    """Acar et al. 2021, Algorithm 1, with means weighted by n_k (with shards of one size, the paper's own)."""
+    alpha, shares = config.optimization.dyn_alpha, np.array(sizes) / sum(sizes)
+    own, h = [times(0.0, weights) for _ in sizes], times(0.0, weights)
+    for round_num, cohort in enumerate(COHORTS, 1):
+        trained = {}
+        for k in cohort:
+
+            def regularized(g, w, w0=weights, k=k):
+                return plus(g, times(-1, own[k]), times(alpha, minus(w, w0)))
+
+            trained[k] = numpy_local(config, shards, k, round_num, weights, correct=regularized)[0]
+        for k, w in trained.items():
+            own[k] = minus(own[k], times(alpha, minus(w, weights)))
+            h = minus(h, times(alpha * shares[k], minus(w, weights)))
+        mean = weighted_mean(list(trained.values()), [sizes[k] for k in trained])
+        weights = minus(mean, times(1 / alpha, h))
+        yield weights
+
+
+def numpy_fednova(config, shards, sizes, weights):
+    """Wang et al. 2020, equation 11 with plain local SGD: w <- w - tau * sum_k p_k (w - w_k) / tau_k."""
+    for round_num, cohort in enumerate(COHORTS, 1):
+        local = [numpy_local(config, shards, k, round_num, weights) for k in cohort]
+        shares = np.array([sizes[k] for k in cohort]) / sum(sizes[k] for k in cohort)
+        tau = sum(p * steps for p, (_, steps) in zip(shares, local, strict=True))
+        directions = [times(1 / steps, minus(weights, w)) for w, steps in local]
+        weights = minus(weights, times(tau, weighted_mean(directions, shares)))
+        yield weights
+
+
+def numpy_fedprox(config, shards, sizes, weights):
+    """Li et al. 2020: g + mu (w - w_0) in each step."""
+    for round_num, cohort in enumerate(COHORTS, 1):
+
+        def pull(g, w, w0=weights):
+            return plus(g, times(config.optimization.prox_mu, minus(w, w0)))
+
+        local = [numpy_local(config, shards, k, round_num, weights, correct=pull)[0] for k in cohort]
+        weights = weighted_mean(local, [sizes[k] for k in cohort])
+        yield weights
+
+
+def numpy_mimelite(config, shards, sizes, weights):
+    """Karimireddy et al. 2021, Algorithm 3, with momentum: v stands still on the clients, and moves on the server."""
+    v = times(0.0, weights)
+    whole = config.but(batch_size=0, local_epochs=1)
+    for round_num, cohort in enumerate(COHORTS, 1):
+
+        def push(g, w, v=v):
+            return plus(g, times(config.optimization.server_momentum, v))
+
+        local = [numpy_local(config, shards, k, round_num, weights, correct=push)[0] for k in cohort]
+        full = [numpy_gradients(weights, *next(batches_of(whole, shards, k, 1))) for k in cohort]
+        counts = [sizes[k] for k in cohort]
+        v = plus(times(config.optimization.server_momentum, v), weighted_mean(full, counts))
+        weights = weighted_mean(local, counts)
+        yield weights
+
+
+def numpy_fedsgd(config, shards, sizes, weights):
+    """McMahan et al. 2017, section 2: w <- w - eta sum_k (n_k / n) g_k, g_k over the whole shard."""
+    for round_num, cohort in enumerate(COHORTS, 1):
+        g = [numpy_gradients(weights, *next(batches_of(config, shards, k, round_num))) for k in cohort]
+        weights = minus(weights, times(fl.own_values(config).client_lr, weighted_mean(g, [sizes[k] for k in cohort])))
+        yield weights
+
+
+def server(rule):
+    """A NumPy algorithm: FedAvg's mean update d goes through `rule(weights, d, state, t, config)`."""
+
+    def algorithm(config, shards, sizes, weights):
+        state = {}
+        for round_num, cohort in enumerate(COHORTS, 1):
+            local = [numpy_local(config, shards, k, round_num, weights)[0] for k in cohort]
+            d = minus(weights, weighted_mean(local, [sizes[k] for k in cohort]))
+            weights = [
+                rule(w, x, state.setdefault(i, {}), round_num, config)
+                for i, (w, x) in enumerate(zip(weights, d, strict=True))
+            ]
+            yield weights
+
+    return algorithm
+
+
+def momentum(w, d, state, t, config):
+    state["m"] = config.optimization.server_momentum * state.get("m", 0) + d
+    return w - fl.own_values(config).server_lr * state["m"]
+
+
+def adagrad(w, d, state, t, config):
+    state["v"] = state.get("v", 1e-6) + d**2
+    return w - fl.own_values(config).server_lr * d / np.sqrt(state["v"] + 1e-6)
+
+
+def adam(w, d, state, t, config, yogi=False):
+    """Reddi et al. 2021, Algorithm 2, with TFF's bias correction."""
+    v = state.get("v", 1e-6 if yogi else 0)
+    state["m"] = 0.9 * state.get("m", 0) + 0.1 * d
+    state["v"] = v + 0.01 * np.sign(d**2 - v) * d**2 if yogi else 0.99 * v + 0.01 * d**2
+    rate = fl.own_values(config).server_lr * np.sqrt(1 - 0.99**t) / (1 - 0.9**t)
+    return w - rate * state["m"] / (np.sqrt(state["v"]) + 1e-3)
+
+
+NUMPY = {
+    "fedavg": server(lambda w, d, state, t, config: w - d),
+    "fedsgd": numpy_fedsgd,
+    "fedprox": numpy_fedprox,
+    "fedavgm": server(momentum),
+    "fedadagrad": server(adagrad),
+    "fedadam": server(adam),
+    "fedyogi": server(lambda *a: adam(*a, yogi=True)),
+    "fednova": numpy_fednova,
+    "mimelite": numpy_mimelite,
+    "scaffold": numpy_scaffold,
+    "feddyn": numpy_feddyn,
+}

@@ -1,0 +1,106 @@
+"""Configurations, runs of the script as a user starts them, what they leave, and TFF's worker among their children."""
+
+import contextlib
+import csv
+import os
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import federated_learning as fl
+
+import psutil
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "federated_learning.py"
+SECONDS = 240  # limit of any one command
+SMALL = ("--dataset", "digits", "--model", "mlp")
+
+
+def configure(**flags) -> fl.Config:
+    """The default configuration with these fields."""
+    return fl.Config().but(**flags)
+
+
+def command(*flags: str) -> list[str]:
+    return [sys.executable, str(SCRIPT), *flags]
+
+
+def run_script(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
+    """The script's run in `folder` with `flags`, its output captured."""
+    return subprocess.run(
+        command(*flags), cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=SECONDS
+    )
+
+
+def run_code(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess:
+    """What Python does with `code` in `folder`; the script can be imported."""
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=SECONDS,
+    )  # fmt: skip
+
+
+def run_shell(folder: Path, line: str) -> subprocess.CompletedProcess:
+    """What bash does with a line in which {script} stands for the command."""
+    line = line.replace("{script}", shlex.join(command()))
+    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=SECONDS)
+
+
+def start(folder: Path, *flags: str, **options) -> subprocess.Popen:
+    """A run in `folder` that is going on."""
+    return subprocess.Popen(
+        command(*flags), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+    )
+
+
+def wait_for_round(process: subprocess.Popen) -> None:
+    """Reads the run's lines until one of a round; then rounds are going on."""
+    for line in process.stdout:
+        if line.startswith("round "):
+            return
+    raise AssertionError(process.stderr.read())
+
+
+def one_line(done: subprocess.CompletedProcess, code: int = 2) -> str:
+    """The one line on stderr of a command that was refused."""
+    assert done.returncode == code and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
+    return done.stderr
+
+
+def table(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file without the seconds that they took."""
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
+
+
+def worker_of(process: subprocess.Popen, besides: Sequence[psutil.Process] = ()) -> psutil.Process:
+    """TFF's worker below a running process, once it is there; `besides` are those known already."""
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := find_worker(process.pid, besides):
+            return found
+        time.sleep(0.02)
+    raise AssertionError("no worker appeared")
+
+
+def find_worker(pid: int, besides: Sequence[psutil.Process] = ()) -> psutil.Process | None:
+    """TFF's worker below the process, if it is there."""
+    for child in psutil.Process(pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if "worker_binary" in " ".join(child.cmdline()[:1]) and child not in besides:
+                return child
+    return None
+
+
+def gone(process: psutil.Process, seconds: float = 5) -> bool:
+    """Whether the process has ended within `seconds`."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+            return True
+        time.sleep(0.02)
+    return False
