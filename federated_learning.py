@@ -163,7 +163,7 @@ from harness.plots import BLUE, ORANGE, default_style, plot_cost, plot_misclassi
 from harness.records import Evaluation, RoundRecord, client_rows, make_record
 from harness.results import describe, skew, summarize
 from harness.run_folder import RunFolder
-from harness.worker import NOT_INLINED, Worker, replace_default_context
+from harness.worker import NOT_INLINED, Worker
 from variants import adversity, aggregators, algorithms, datasets, partitions, privacy
 from variants.aggregators import Aggregator, gather
 from variants.algorithms import ALGORITHMS, Algorithm, build_server_steps, check_memory, schedule
@@ -977,7 +977,6 @@ def compare(config: Config) -> Path:
 
 def main(config: Config) -> None:
     """Do what a command line asks for."""
-    replace_default_context()
     (compare if compared(config) else run)(config)
 
 

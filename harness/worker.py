@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import importlib
 import os
@@ -112,9 +113,12 @@ def nowhere(cardinalities: dict[Any, int]) -> Any:
 def replace_default_context() -> None:
     """Put a context that refuses in the place of TFF's own, which would start a worker that outlives us.
 
-    TFF's also prints a traceback from its finalizer at the end of a process where it is still there.
+    TFF's also prints a traceback from its finalizer where it is still there when Python takes its modules apart.
     """
     tff.framework.set_default_context(build_context(nowhere))
+
+
+atexit.register(replace_default_context)
 
 
 class Worker(grpc.UnaryUnaryClientInterceptor):
