@@ -12,5 +12,6 @@ COPY federated_learning.py federated_mnist.ipynb pyproject.toml README.md LICENS
 COPY data data
 COPY tests tests
 COPY benchmarks benchmarks
+COPY harness harness
 COPY variants variants
 CMD ["make", "run"]

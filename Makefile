@@ -1,5 +1,6 @@
 # make run       set up .venv and run the main job; flags by ARGS="--rounds 10"
 # make test      set up .venv and pass the tests
+# make quick     the tests of a minute, which start no process: what a developer runs all day
 # make coverage  the tests with the lines of the script that they run, subprocesses included
 # make notebook  set up .venv and open the notebook in Jupyter
 # make lint      ruff
@@ -17,6 +18,9 @@ run: .venv/run
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(ARGS)
+
+quick: .venv/dev
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 coverage: .venv/dev
 	$(BIN)/coverage erase
@@ -47,4 +51,4 @@ lint: .venv/dev
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .coverage
 
-.PHONY: run test coverage notebook lint clean
+.PHONY: run test quick coverage notebook lint clean

@@ -18,21 +18,25 @@ import federated_learning as fl  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "adversity.json"
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
-CASES = [(0, "none"), *((count, attack) for attack in fl.ATTACKS for count in (1, 3))]
+CASES = [(0, "none"), *((count, attack) for attack in fl.adversity.ATTACKS for count in (1, 3))]
 SEEDS = (0, 1, 2)
 
 
 def accuracy(partition: str, aggregator: str, byzantine: int, attack: str, seed: int) -> float:
     """Test accuracy after the last round, in percent."""
-    config = fl.Config(
-        model="mlp", local_epochs=1, partition=partition, aggregator=aggregator, seed=seed, byzantine=byzantine,
-        attack=attack if byzantine else "sign-flip", cache=str(ROOT / ".cache"),
-    )  # fmt: skip
-    dataset = fl.load_dataset(config)
-    split = fl.make_partition(dataset, config)
-    process = fl.build_process(config, 10, fl.write_shards(dataset, split, config), split.sizes)
-    evaluate = fl.build_evaluator(fl.build_model(config, 10), dataset.test, 10)
-    *_, (_, record, _) = fl.run_rounds(config, split.sizes, process, evaluate)
+    attacked = {"byzantine": byzantine, "attack": attack} if byzantine else {}
+    config = fl.Config().but(
+        model="mlp",
+        local_epochs=1,
+        partition=partition,
+        aggregator=aggregator,
+        seed=seed,
+        cache=str(ROOT / ".cache"),
+        **attacked,
+    )
+    experiment = fl.prepare(config)
+    rounds = fl.run_rounds(config, experiment.partition.sizes, experiment.process, experiment.evaluate)
+    *_, (_, record, _) = rounds
     return 100 * record.test_accuracy
 
 

@@ -1,4 +1,4 @@
-"""Puts the tables of benchmarks/results into README, between its <!-- name --> marks.
+"""Puts the tables of benchmarks/results into benchmarks/README.md, between its <!-- name --> marks.
 
 python benchmarks/readme.py
 """
@@ -10,7 +10,7 @@ import adversity
 import numpy as np
 import round_time
 
-README = round_time.ROOT / "README.md"
+README = round_time.ROOT / "benchmarks" / "README.md"
 RESULTS = round_time.ROOT / "benchmarks" / "results"
 
 

@@ -43,12 +43,12 @@ class Work:
 
     def __init__(self, name: str):
         images, changes = WORKS[name]
-        self.config = fl.Config(partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes)
-        full = fl.load_dataset(self.config)
+        config = fl.Config().but(partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes)
+        full = fl.load_dataset(config.data)
         train = fl.Split(full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS])
-        self.dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {images * CLIENTS}")
-        self.partition = fl.make_partition(self.dataset, self.config)
-        self.shards = fl.write_shards(self.dataset, self.partition, self.config)
+        dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {images * CLIENTS}")
+        self.config, self.training = config, fl.own_values(config)
+        self.dataset, self.partition, self.shards, self.process, self.evaluate = fl.prepare(config, dataset)
 
     def client_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(images float32[n,28,28,1] in 0..1, labels int32[n]) of each client."""
@@ -59,7 +59,7 @@ class Work:
         ]
 
     def keras_model(self):
-        return fl.build_model(self.config, 10)
+        return fl.build_model(self.training.model, 10, self.config.seed)
 
     def export(self) -> Path:
         """The work as a file for the peers, which know nothing of TensorFlow."""
@@ -67,12 +67,11 @@ class Work:
         weights = {f"weight{number}": w for number, w in enumerate(self.keras_model().get_weights())}
         np.savez(path, images=self.dataset.train.images, labels=self.dataset.train.labels, test_images=test.images,
                  test_labels=test.labels, indices=np.concatenate(self.partition.parts), sizes=self.partition.sizes,
-                 batch=self.config.batch_size, rate=self.config.local_lr, **weights)  # fmt: skip
+                 batch=self.training.batch_size, rate=self.training.client_lr, **weights)  # fmt: skip
         return path
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
-        evaluate = fl.build_evaluator(self.keras_model(), self.dataset.test, 10)
-        return evaluate(fl.tff.learning.models.ModelWeights([np.asarray(w) for w in weights], [])).accuracy
+        return self.evaluate(fl.tff.learning.models.ModelWeights([np.asarray(w) for w in weights], [])).accuracy
 
 
 # Each contender is a generator: it sets up, then does a round each time it is asked, and yields the global weights.
@@ -80,7 +79,7 @@ class Work:
 
 def floor(work: Work) -> Iterator[list[np.ndarray]]:
     """A hand-written TensorFlow graph loop a client, clients on two Python threads, mean in NumPy: no TFF at all."""
-    tf, batch = fl.tf, work.config.batch_size
+    tf, batch = fl.tf, work.training.batch_size
 
     def logits_of(weights, x):
         for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
@@ -106,7 +105,7 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
                 )
                 loss = tf.reduce_mean(losses)
             gradients = tape.gradient(loss, weights)
-            weights = tuple(w - work.config.local_lr * g for w, g in zip(weights, gradients, strict=True))
+            weights = tuple(w - work.training.client_lr * g for w, g in zip(weights, gradients, strict=True))
         return weights
 
     train_set = work.dataset.train
@@ -125,11 +124,10 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
 
 
 def ours(work: Work) -> Iterator[list[np.ndarray]]:
-    process = fl.build_process(work.config, 10, work.shards, work.partition.sizes)
     with fl.Worker(CLIENTS):
-        state = process.initialize()
+        state = work.process.initialize()
         while True:
-            state, _, _ = process.next(state, [np.array([client]) for client in range(CLIENTS)])
+            state, _, _ = work.process.next(state, [np.array([client]) for client in range(CLIENTS)])
             yield list(state.global_model_weights.trainable)
 
 
@@ -140,14 +138,14 @@ def stock(work: Work):
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return fl.tff.learning.algorithms.build_weighted_fed_avg(
         fl.tff.learning.models.functional_model_from_keras(work.keras_model(), loss, batch),
-        client_optimizer_fn=optimizers.build_sgdm(work.config.local_lr),
+        client_optimizer_fn=optimizers.build_sgdm(work.training.client_lr),
         server_optimizer_fn=optimizers.build_sgdm(1.0),
     )
 
 
 def stock_tff(work: Work) -> Iterator[list[np.ndarray]]:
     """TFF's FedAvg by client id: the worker reads the shard files through tf.data."""
-    tf, tff, batch = fl.tf, fl.tff, work.config.batch_size
+    tf, tff, batch = fl.tf, fl.tff, work.training.batch_size
 
     def decode(records):
         rows = tf.io.decode_raw(records, tf.uint8)
@@ -166,7 +164,7 @@ def stock_tff(work: Work) -> Iterator[list[np.ndarray]]:
 def usual_tff(work: Work) -> Iterator[list[np.ndarray]]:
     """TFF's FedAvg as most code has it: each client's tensors as a tf.data.Dataset, passed to `next`."""
     data = [
-        fl.tf.data.Dataset.from_tensor_slices(arrays).shuffle(len(arrays[1])).batch(work.config.batch_size)
+        fl.tf.data.Dataset.from_tensor_slices(arrays).shuffle(len(arrays[1])).batch(work.training.batch_size)
         for arrays in work.client_arrays()
     ]
     return learning_process(stock(work), data)
@@ -189,8 +187,8 @@ def keras_fit(work: Work) -> Iterator[list[np.ndarray]]:
             model = work.keras_model()
             model.set_weights(weights)
             loss = fl.tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-            model.compile(fl.tf.keras.optimizers.SGD(work.config.local_lr), loss)
-            model.fit(x, y, batch_size=work.config.batch_size, epochs=1, verbose=0)
+            model.compile(fl.tf.keras.optimizers.SGD(work.training.client_lr), loss)
+            model.fit(x, y, batch_size=work.training.batch_size, epochs=1, verbose=0)
             trained.append(model.get_weights())
         weights = [np.mean(layer, axis=0) for layer in zip(*trained, strict=True)]
         yield weights

@@ -14,6 +14,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import federated_learning as fl  # noqa: E402
+from harness import plots  # noqa: E402
+from harness.files import to_json  # noqa: E402
 
 import psutil  # noqa: E402
 import round_time  # noqa: E402
@@ -25,19 +27,24 @@ CLIENTS, IMAGES, ROUNDS = (10, 100, 1000, 10_000), 6, 9
 
 def measure(num_clients: int) -> dict[str, float]:
     """Medians over ROUNDS rounds of `num_clients` clients with IMAGES images each, after one to warm up."""
-    config = fl.Config(
-        model="mlp", partition="iid", num_clients=num_clients, local_epochs=1, batch_size=32, rounds=ROUNDS + 1,
+    config = fl.Config().but(
+        model="mlp",
+        partition="iid",
+        num_clients=num_clients,
+        local_epochs=1,
+        batch_size=32,
+        rounds=ROUNDS + 1,
         cache=str(ROOT / ".cache"),
-    )  # fmt: skip
-    full, total = fl.load_dataset(config), num_clients * IMAGES
+    )
+    full, total = fl.load_dataset(config.data), num_clients * IMAGES
     train = fl.Split(full.train.images[:total], full.train.labels[:total])
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
     began = time.perf_counter()
     partition = fl.make_partition(dataset, config)
-    fl.to_json(fl.manifest(dataset, partition, config))
-    shards = fl.write_shards(dataset, partition, config)
+    to_json(fl.manifest(dataset, partition, config))
+    fl.write_shards(dataset.train, partition, config)
     prepared = time.perf_counter() - began
-    process = fl.build_process(config, 10, shards, partition.sizes)
+    process = fl.prepare(config, dataset, partition).process
     nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0])
     records = [record for _, record, _ in fl.run_rounds(config, partition.sizes, process, lambda _: nothing)]
     seconds = [record.seconds for record in records[1:]]
@@ -47,7 +54,7 @@ def measure(num_clients: int) -> dict[str, float]:
 def plot(rows: list[dict]) -> None:
     work = f"MNIST · {IMAGES} images a client, IID · mlp, B = 32, E = 1, seed 0"
     note = f"{work} · medians of {ROUNDS} rounds · {round_time.machine()}"
-    figure = fl.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
+    figure = plots.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
     clients = [row["clients"] for row in rows]
     seconds, memory = figure.subplots(1, 2)
     seconds.loglog(clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=fl.BLUE)
@@ -59,9 +66,8 @@ def plot(rows: list[dict]) -> None:
         ylim=(0, 1.1 * max(row["peak_mib"] for row in rows)),
     )
     for axes in (seconds, memory):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
-    PICTURE.write_bytes(fl.to_png(figure))
+        plots.plain(axes)
+    PICTURE.write_bytes(plots.to_png(figure))
 
 
 def main() -> None:

@@ -37,3 +37,15 @@ def federation(worker, digits, tmp_path, monkeypatch):
         return config, fl.prepare(config, digits)
 
     return make
+
+
+STARTERS = {"run_script", "run_code", "run_shell", "start", "started", "command", "subprocess", "Popen"}
+STARTERS |= {"NotebookClient", "KernelManager"}
+STARTED = {"whole", "half", "twice", "undisturbed"}  # fixtures
+
+
+def pytest_collection_modifyitems(items):
+    """Marks `slow` what starts a process: `make quick` leaves it out."""
+    for item in items:
+        if STARTERS & set(item.function.__code__.co_names) or STARTED & set(item.fixturenames):
+            item.add_marker(pytest.mark.slow)

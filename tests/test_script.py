@@ -1,13 +1,11 @@
 """The script as its users run it: by subprocess, on digits and on real MNIST."""
 
 import csv
-import io
 import itertools
 import json
 import time
 
 import federated_learning as fl
-from harness.fields import UserError
 
 import numpy as np
 import pytest
@@ -130,38 +128,6 @@ def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, variable, 
     assert done.returncode == 0 and "not the original MNIST" in done.stdout, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert np.array(json.loads((run / "metrics.json").read_text())["confusion"]).shape == (4, 4)
-
-
-def broken_files(folder, digits):
-    """name -> (bytes of the file, what the message must say of it)."""
-    good = {"x_train": digits.train.images, "y_train": digits.train.labels,
-            "x_test": digits.test.images, "y_test": digits.test.labels}  # fmt: skip
-
-    def npz(**changed):
-        buffer = io.BytesIO()
-        np.savez(buffer, **{key: value for key, value in {**good, **changed}.items() if value is not None})
-        return buffer.getvalue()
-
-    return {
-        "truncated.npz": (npz()[:-1000], "truncated"),
-        "text.npz": (b"these are no arrays", "truncated, or no .npz"),
-        "empty.npz": (b"", "truncated, or no .npz"),
-        "keyless.npz": (npz(y_test=None), "no array y_test"),
-        "float.npz": (npz(x_train=good["x_train"] / 255), "x_train is float64"),
-        "flat.npz": (npz(x_test=good["x_test"].reshape(-1, 784)), "x_test has shape (360, 784)"),
-        "short.npz": (npz(y_train=good["y_train"][:-1]), "y_train has shape (1436,)"),
-        "negative.npz": (npz(y_test=good["y_test"].astype(np.int16) - 1), "y_test spans -1..8"),
-        "gap.npz": (npz(y_train=np.where(good["y_train"] == 3, 4, good["y_train"])), "label 3"),
-        "pickle.npz": (npz(y_test=np.array([{}] * 360, dtype=object)), "cannot be read"),
-    }
-
-
-def test_broken_files_are_refused_with_what_is_wrong(tmp_path, digits):
-    for name, (content, message) in broken_files(tmp_path, digits).items():
-        (tmp_path / name).write_bytes(content)
-        with pytest.raises(UserError, match=".") as error:
-            fl.load_dataset(configure(data=str(tmp_path / name)).data)
-        assert message in str(error.value) and name in str(error.value) and "\n" not in str(error.value)
 
 
 BAD_FLAGS = {

@@ -144,7 +144,7 @@ def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
         "    if isolated: raise PermissionError('cannot isolate the worker (Operation not permitted)')\n"
         "    return start(self, isolated)\n"
         "fl.Worker._start = refused\n"
-        "fl.main(['--dataset', 'digits', '--model', 'mlp', '--rounds', '1'])"
+        "fl.main(fl.parse('--dataset digits --model mlp --rounds 1'))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0 and "final test accuracy" in done.stdout
