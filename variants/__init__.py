@@ -1,5 +1,6 @@
-"""What only a flag reaches: a module a subject, each imported when a row of federated_learning.py's tables is used.
+"""What only a flag reaches, a module a subject: it changes a run's numbers. The papers:
 
+Acar et al. 2021, Federated Learning Based on Dynamic Regularization (ICLR)
 Andrew et al. 2021, Differentially Private Learning with Adaptive Clipping (NeurIPS)
 Bagdasaryan et al. 2020, How To Backdoor Federated Learning (AISTATS)
 Blanchard et al. 2017, Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent (NeurIPS)
