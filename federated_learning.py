@@ -37,7 +37,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -59,7 +59,12 @@ class Data(Theme):
     dataset: Literal["mnist", "digits"] = "mnist"
     """mnist: data/mnist.npz beside the script. digits: scikit-learn's 1,797 8x8 digits, a run of seconds."""
     data: str = ""
-    """Another .npz with Keras' keys x_train, y_train, x_test, y_test (or the environment variable FL_DATA)."""
+    """Other data of 28x28 images in place of MNIST: an .npz with Keras' keys x_train, y_train, x_test, y_test, or a
+    folder with the four IDX files of MNIST's kin, gzipped or not (or the environment variable FL_DATA)."""
+    data_name: str = ""
+    """What plots and lines call the data of --data, such as Fashion-MNIST."""
+    transpose: bool = False
+    """Exchange rows and columns of the images of --data, as EMNIST's files need it."""
     holdout: whole(0, 50_000) = 0
     """Training images held out, and evaluated on in place of the test set: for choosing hyper-parameters."""
 
@@ -68,14 +73,18 @@ class Data(Theme):
 class Partitioning(Theme):
     """How the training images are split over the clients."""
 
-    partition: Literal["iid", "shards", "dirichlet", "labels-per-client", "quantity", "feature", "file"] = "dirichlet"
+    partition: options.PartitionName = "dirichlet"
     """iid: shuffled and dealt out. shards: sorted by label, `shards_per_client` pieces a client [McMahan et al. 2017].
     dirichlet: each label's images in proportions drawn from Dirichlet(alpha) [Yurochkin et al. 2019].
     labels-per-client: images of exactly `labels_per_client` labels each [Li et al. 2022]. quantity: sizes by a power
     law, labels IID. feature: IID, but each client's images are rotated and made noisy in its own way (the same paper).
-    file: as `partition_file` says."""
+    natural: as the data's own array client_train says, the clients with the most images first. file: as
+    `partition_file` says."""
     num_clients: Clients = 10
     """Clients, K."""
+    min_images: SomeClients = 0
+    """Images that every client holds at least: the split is drawn again until it is so, a function of the seed. 0: a
+    client that got none is given one of the client with the most."""
     alpha: real(0.001, 1e6) = 0.5
     """Dirichlet concentration; smaller is more skewed. Used by dirichlet."""
     shards_per_client: Count = 2
@@ -167,7 +176,7 @@ from harness.worker import NOT_INLINED, Worker
 from variants import adversity, aggregators, algorithms, datasets, partitions, privacy
 from variants.aggregators import Aggregator, gather
 from variants.algorithms import ALGORITHMS, Algorithm, build_server_steps, check_memory, schedule
-from variants.datasets import IMAGE_SIDE
+from variants.datasets import IMAGE_SIDE, Dataset, Split
 from variants.partitions import Partitioner
 
 import sklearn.metrics
@@ -177,65 +186,17 @@ from matplotlib.figure import Figure
 
 # == Data ==============================================================================================================
 
-MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
-# Of the SHA-256 of its four arrays, which data/README.md has.
-MNIST_SHA256 = "c473ce9de4170e6fe7638543697b7512b19cc4b2c68279feabf4a085461033dd"
-
-
-class Split(NamedTuple):
-    """images uint8[N,28,28] in 0..255, labels uint8[N] in 0..C-1."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A training and a test split; `name` stands in every plot, `original` says that all bytes are MNIST's own."""
-
-    name: str
-    train: Split
-    test: Split
-    original: bool
-    digest: str  # SHA-256 of the SHA-256 of the four arrays
-
-    @property
-    def num_classes(self) -> int:
-        """Labels are 0..C-1, C = 10 for MNIST."""
-        return int(self.train.labels.max()) + 1
-
-
-def load_mnist() -> datasets.Arrays:
-    """Return the MNIST beside the script. Raise UserError where it isn't what was committed."""
-    arrays = datasets.read_npz(MNIST_FILE)
-    if make_dataset("MNIST", arrays).digest != MNIST_SHA256:
-        raise UserError(f"{MNIST_FILE} is not MNIST (its SHA-256 differs); restore the committed file")
-    return arrays
-
-
-DATASETS = {"mnist": ("MNIST", load_mnist), "digits": ("scikit-learn digits (not MNIST)", datasets.load_digits)}
+DATASETS = {"mnist": datasets.load_mnist, "digits": datasets.load_digits}
 
 
 def load_dataset(data: Data) -> Dataset:
     """Return the data set that is asked for, checked. Raise UserError where it is missing or not well-formed."""
     path = data.data or os.environ.get("FL_DATA", "")
-    name, load = DATASETS[data.dataset]
-    other = path and data.dataset == "mnist"
-    dataset = make_dataset(name, datasets.read_npz(Path(path).expanduser()) if other else load())
-    if other and dataset.digest != MNIST_SHA256:
-        dataset = replace(dataset, name="not the original MNIST")
-    if data.holdout:
-        name = f"{dataset.name}, evaluated on {data.holdout:,} training images held out"
-        dataset = make_dataset(name, datasets.hold_out(dataset.train.images, dataset.train.labels, data.holdout))
-    return dataset
-
-
-def make_dataset(name: str, arrays: datasets.Arrays) -> Dataset:
-    """Return the data set of these four arrays, identified by their SHA-256."""
-    digests = [hashlib.sha256(arrays[key].tobytes()).hexdigest() for key in datasets.KEYS]
-    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    train, test = Split(arrays["x_train"], arrays["y_train"]), Split(arrays["x_test"], arrays["y_test"])
-    return Dataset(name, train, test, digest == MNIST_SHA256, digest)
+    if path and data.dataset == "mnist":
+        dataset = datasets.load_files(Path(path).expanduser(), data.data_name, data.transpose)
+    else:
+        dataset = DATASETS[data.dataset]()
+    return datasets.hold_out(dataset, data.holdout) if data.holdout else dataset
 
 
 # == Partition: which images each client holds =========================================================================
@@ -250,6 +211,12 @@ def split_shards(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, shards_per_client: int
 ) -> list[np.ndarray]:
     """Sort by label, cut into K * shards_per_client pieces, deal out at random (McMahan et al. 2017, section 3)."""
+    if num_clients * shards_per_client > len(labels):
+        most = len(labels) // num_clients
+        raise UserError(
+            f"shards_per_client={shards_per_client} of num_clients={num_clients} are more than the {len(labels)} "
+            f"images; choose 1..{most}"
+        )
     pieces = np.array_split(np.argsort(labels, kind="stable"), num_clients * shards_per_client)
     dealt = rng.permutation(len(pieces)).reshape(num_clients, shards_per_client)
     return [np.concatenate([pieces[p] for p in row]) for row in dealt]
@@ -283,6 +250,7 @@ class Partition:
 
     parts: list[np.ndarray]
     counts: np.ndarray
+    filled: int  # clients that had got no image, and were given one
     digest: str  # of the data set and of every client's indices: the shard files' name
 
     @property
@@ -297,28 +265,33 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     if clients > len(labels):
         raise UserError(f"num_clients={clients} exceeds the {len(labels)} training images; choose 1..{len(labels)}")
     row = PARTITIONERS[config.partition]
-    split = row.split(labels, clients, np.random.default_rng(config.seed), **config.pick(row.flags))
-    parts = [np.sort(part).astype(np.int64) for part in partitions.fill_empty(split)]
+    owners = {"owners": dataset.owners} if row.natural else {}
+    draw = partial(row.split, labels, clients, **config.pick(row.flags), **owners)
+    split, filled = partitions.draw_split(draw, config.seed, config.partitioning.min_images)
+    parts = [np.sort(part).astype(np.int64) for part in split]
     counts = np.stack([np.bincount(labels[part], minlength=dataset.num_classes) for part in parts])  # (K, C)
     digest = hashlib.sha256(dataset.digest.encode())
     for part in parts:
         digest.update(len(part).to_bytes(8, "little") + part.tobytes())
+    if config.splits.partition_file:
+        partitions.check_claims(config.splits.partition_file, dataset.digest, counts)
     if row.shift:
         digest.update(f"{row.title.format(**config.flat())} {config.seed}".encode())
-    return Partition(parts, counts, digest.hexdigest()[:16])
+    return Partition(parts, counts, filled, digest.hexdigest()[:16])
 
 
 def manifest(dataset: Dataset, partition: Partition, config: Config) -> dict[str, Any]:
-    """Return what partition.json holds: what was split how, how skewed it came out, and every client's indices."""
+    """Return what partition.json holds: what was split how and, but for differential privacy, what each client has."""
+    indices = [part.tolist() for part in partition.parts]
+    of_clients = {"skew": skew(partition.counts), "label_counts": partition.counts.tolist(), "indices": indices}
     return {
         "dataset": dataset.name,
         "dataset_sha256": dataset.digest,
         "partition": config.partition,
         "seed": config.seed,
         "hash": partition.digest,
-        "skew": skew(partition.counts),
-        "label_counts": partition.counts.tolist(),
-        "indices": [part.tolist() for part in partition.parts],
+        "filled_clients": partition.filled,
+        **({} if ledger(config) else of_clients),
     }
 
 
@@ -683,25 +656,21 @@ def run_rounds(
     `sizes` are the clients' n_k. TFF's worker lives as long as the generator, and writes to `log`. Raises RunFailed
     where a round cannot be done.
     """
-    needs, clients = AGGREGATORS[config.aggregation.aggregator].needs, config.partitioning.num_clients
-    with Worker(min(config.cohort, GROUPS.get(needs, config.cohort)), log, config.run.patience) as worker:
+    row, clients = AGGREGATORS[config.aggregation.aggregator], config.partitioning.num_clients
+    with Worker(min(config.cohort, GROUPS.get(row.needs, config.cohort)), log, config.run.patience) as worker:
         state = worker.call("round 0", process.initialize) if state is None else state
         first, last = int(state.client_work.round) + 1, config.training.rounds
         for round_num, epsilon in privacy.epsilon_by_round(ledger(config), first, last):  # line 2
             began = time.perf_counter()
             drawn = sample_clients(config, round_num)  # line 3
             reporting = adversity.drop_out(drawn, config.adversity, clients, config.seed, round_num)
-            groups, reports = group_clients(reporting, sizes, needs), []
-            if reporting:  # lines 4 to 6
-                state, _, reports = worker.call(f"round {round_num}", process.next, state, groups)
-            else:
-                state = state._replace(client_work=state.client_work._replace(round=np.int64(round_num)))
+            state, told = train_cohort(worker, process, state, reporting, sizes, row)  # lines 4 to 6
             evaluation = evaluate(state.global_model_weights)
-            sent = traffic(config, state.global_model_weights, len(drawn), len(reporting))
-            seconds, dropped = round(time.perf_counter() - began, 3), len(drawn) - len(reporting)
-            told = client_rows(groups, reports)
-            figures = {"dropped": dropped, "epsilon": epsilon, "seconds": seconds, **sent}
-            yield state, make_record(round_num, told, evaluation, **figures), evaluation
+            counts = (config.cohort, config.cohort) if row.private else (len(drawn), len(reporting))
+            sent, seconds = traffic(config, state.global_model_weights, *counts), time.perf_counter() - began
+            figures = {"dropped": len(drawn) - len(reporting), "epsilon": epsilon, "seconds": round(seconds, 3), **sent}
+            record = make_record(round_num, told, evaluation, **figures)
+            yield state, record.without_clients() if row.private else record, evaluation
 
 
 # == What the round calls: whom it asks, what the server does beside the mean, what is recorded ========================
@@ -715,8 +684,12 @@ def own_values(config: Config) -> Training:
 
 
 def sample_clients(config: Config, round_num: int) -> list[int]:
-    """Line 3: return the round's clients, a function of (seed, round); sorted, as the sum follows the order."""
-    rng, clients = np.random.default_rng([config.seed, round_num]), config.partitioning.num_clients
+    """Line 3: return the round's clients, a function of (seed, round); sorted, as the sum follows the order.
+
+    Under differential privacy they come from the operating system's entropy instead, and are kept nowhere.
+    """
+    secret = AGGREGATORS[config.aggregation.aggregator].private and not config.privacy.public_cohorts
+    rng, clients = np.random.default_rng(None if secret else [config.seed, round_num]), config.partitioning.num_clients
     if config.training.sampling == "poisson":
         return np.flatnonzero(rng.random(clients) < config.cohort / clients).tolist()
     return sorted(rng.choice(clients, config.cohort, replace=False).tolist())
@@ -743,10 +716,34 @@ def group_clients(clients: Sequence[int], sizes: np.ndarray, needs: str) -> list
     return [np.array(sorted(group), np.int64) for group in groups]
 
 
+def train_cohort(
+    worker: Worker, process: Any, state: Any, clients: Sequence[int], sizes: np.ndarray, row: Aggregator
+) -> tuple[Any, list[dict[str, Any]]]:
+    """Return (state, what each client reported) after a round of these clients, one of nobody included.
+
+    A client that is left out, as its update is not finite, is left out everywhere: where TFF sees each client by itself
+    its adaptive norms would count one of 0, so the round, a pure function, is done again without it.
+    """
+    groups, round_num = group_clients(clients, sizes, row.needs), int(state.client_work.round) + 1
+    if row.private and not groups:
+        groups = [np.array([], np.int64)]  # the sum of nobody gets its noise too: the ledger counts it
+    if not groups:
+        return state._replace(client_work=state.client_work._replace(round=np.int64(round_num))), []
+    after, _, reports = worker.call(f"round {round_num}", process.next, state, groups)
+    told = client_rows(groups, reports)
+    finite = [report["client"] for report in told if report["finite"]]
+    if row.needs == "each" and not row.private and len(finite) < len(told):
+        after, _ = train_cohort(worker, process, state, finite, sizes, row)
+    return after, told
+
+
 def ledger(config: Config) -> privacy.Ledger | None:
     """Return the account of what rounds cost of privacy, None where the aggregator does not say."""
-    clients, private = config.partitioning.num_clients, AGGREGATORS[config.aggregation.aggregator].private
-    return privacy.Ledger(config.privacy, config.training.sampling, config.cohort, clients) if private else None
+    if not AGGREGATORS[config.aggregation.aggregator].private:
+        return None
+    cohorts = partial(sample_clients, config) if config.privacy.public_cohorts else None
+    clients, sampling = config.partitioning.num_clients, config.training.sampling
+    return privacy.Ledger(config.privacy, sampling, config.cohort, clients, cohorts)
 
 
 def traffic(config: Config, weights: Any, sent: int, reported: int) -> dict[str, int]:
@@ -828,11 +825,15 @@ def plot_convergence(records: Sequence[RoundRecord], note: str) -> Figure:
     rounds = [record.round for record in records]
     marker = "o" if len(rounds) <= 50 else None
     for axes, quantity, scale in zip(figure.subplots(1, 2), ("loss", "accuracy"), (1, 100), strict=True):
-        own = [[scale * row[quantity] for row in record.clients if row["finite"]] for record in records]
-        low = [min(values, default=math.nan) for values in own]
-        high = [max(values, default=math.nan) for values in own]
-        axes.fill_between(rounds, low, high, color=ORANGE, alpha=0.15, lw=0, label="clients, lowest to highest")
-        for name, color, style in (("train", ORANGE, "--"), ("test", BLUE, "-")):
+        lines = [("train", ORANGE, "--"), ("test", BLUE, "-")]
+        if any(record.clients for record in records):
+            own = [[scale * row[quantity] for row in record.clients if row["finite"]] for record in records]
+            low = [min(values, default=math.nan) for values in own]
+            high = [max(values, default=math.nan) for values in own]
+            axes.fill_between(rounds, low, high, color=ORANGE, alpha=0.15, lw=0, label="clients, lowest to highest")
+        else:
+            del lines[0]
+        for name, color, style in lines:
             values = [scale * getattr(record, f"{name}_{quantity}") for record in records]
             who = "clients while training, mean" if name == "train" else "global model, test set"
             axes.plot(rounds, values, style, color=color, marker=marker, ms=4, label=who)
@@ -913,9 +914,14 @@ def run(config: Config) -> Result:
     dataset = load_dataset(config.data)
     partition = make_partition(dataset, config)
     note, rounds, result = caption(config, dataset), config.training.rounds, None
-    files = config.flat(), manifest(dataset, partition, config)
+    files, chance = (config.flat(), manifest(dataset, partition, config)), dataset.chance
     with RunFolder.open(config.run, default_name(config, dataset), *files) as folder:
         say(f"{note}\n")
+        for remark in [
+            *dataset.remarks,
+            *partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes),
+        ]:
+            notice(remark)
         experiment = prepare(config, dataset, partition)
         state, records = folder.load([identity(config), partition.digest], experiment.process.state_type)
         if records:
@@ -928,7 +934,7 @@ def run(config: Config) -> Result:
                 folder.save_round(record, state, partial(plot_confusion, evaluation.confusion, note))
                 result = Result(folder.path, [*records, record], evaluation, state)
                 say(record.line(rounds))
-                if trouble := record.trouble(records, dataset.num_classes):
+                if trouble := record.trouble(records, chance, last=record.round == rounds):
                     notice(f"round {record.round}: {trouble}")
                 records = result.records
         except (KeyboardInterrupt, RunFailed, UserError):
@@ -963,6 +969,8 @@ def save_result(
         "confusion_matrix.png": partial(plot_confusion, final.confusion, note),
         "misclassified.png": partial(plot_misclassified, *dataset.test, final.predictions, note),
     }
+    if ledger(config):
+        del pictures["client_partition.png"]  # nothing about single clients leaves the run
     metrics = about | describe(weights.trainable, final, result.records)
     default = dataset.original and identity(config) == identity(Config()) and config.training.rounds == Training.rounds
     return metrics, folder.finish(metrics, model, Path("images") if default else folder.path, pictures)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+
+STUCK_ROUNDS = 3  # at chance from the start, after which the user is told
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,8 @@ class RoundRecord:
     `train_loss` is the mean over the clients' examples, as they were trained on. `clients` has a row a client of the
     round: client, and its report by name; finite is False where its update was left out. `dropped` counts those that
     got the weights and did not report. `bytes_down` and `bytes_up` are those of what the server sends and gets,
-    `epsilon` what all rounds so far cost of privacy, None where the aggregator does not say.
+    `epsilon` what all rounds so far cost of privacy, None where the aggregator does not say. Under differential privacy
+    nothing about single clients is kept: no training figures, no counts, no rows, and the bytes of the expected cohort.
     """
 
     round: int
@@ -35,25 +38,40 @@ class RoundRecord:
     train_accuracy: float
     test_loss: float
     test_accuracy: float
-    left_out: int
-    dropped: int
+    left_out: int | None
+    dropped: int | None
     bytes_down: int
     bytes_up: int
     epsilon: float | None
     seconds: float
     clients: list[dict[str, Any]]
 
+    def without_clients(self) -> RoundRecord:
+        """Return the record without all that un-noised figures of clients, or who they were, can be told from."""
+        return replace(self, train_loss=math.nan, train_accuracy=math.nan, left_out=None, dropped=None, clients=[])
+
     def figures(self) -> dict[str, Any]:
         """Return the figures of the round as a whole, by name: all but the clients' own."""
         return {name: value for name, value in vars(self).items() if name != "clients"}
 
-    def trouble(self, earlier: Sequence[RoundRecord], num_classes: int) -> str:
-        """Return what has gone wrong with the global model in this round; as a rule nothing."""
-        chance = 1.5 / num_classes
+    def trouble(self, earlier: Sequence[RoundRecord], chance: float, last: bool) -> str:
+        """Return what has gone wrong with the global model in this round; as a rule nothing.
+
+        `chance` is the accuracy of always naming the most frequent test label, `last` whether no round follows.
+        """
+        lost = chance + 0.05 * (1 - chance)  # at chance, and a little
+        before = [record.test_accuracy for record in earlier]
         if not math.isfinite(self.test_loss):
             return "the test loss is not finite; a smaller --client-lr may help"
-        if self.test_accuracy < chance and max((record.test_accuracy for record in earlier), default=0) > 2 * chance:
+        if self.test_accuracy < lost and max(before, default=0) > 2 * lost:
             return "the test accuracy fell back to chance; a smaller --client-lr may help"
+        stuck = all(accuracy < lost for accuracy in [*before, self.test_accuracy])
+        if stuck and (last or self.round == STUCK_ROUNDS):
+            return (
+                f"the test accuracy is still at chance; {'more rounds, ' if last else ''}a smaller --client-lr may help"
+            )
+        if self.left_out is None:
+            return ""
         if not self.clients:
             return "no client reported; the weights stay as they were"
         nobody = self.left_out == len(self.clients)
@@ -62,8 +80,9 @@ class RoundRecord:
     def line(self, rounds: int) -> str:
         """Return the round in one aligned line of the terminal."""
         return (
-            f"round {self.round:{len(str(rounds))}}/{rounds}   train loss {self.train_loss:7.4f}   "
-            f"test loss {self.test_loss:7.4f}   test accuracy {self.test_accuracy:7.2%}   {self.seconds:6.2f} s"
+            f"round {self.round:{len(str(rounds))}}/{rounds}   "
+            + ("" if self.left_out is None else f"train loss {self.train_loss:7.4f}   ")
+            + f"test loss {self.test_loss:7.4f}   test accuracy {self.test_accuracy:7.2%}   {self.seconds:6.2f} s"
             + ("" if self.epsilon is None else f"   ε {self.epsilon:.2f}")
             + (f"   {self.dropped} dropped out" if self.dropped else "")
             + (f"   {self.left_out} not finite, left out" if self.left_out else "")

@@ -39,9 +39,12 @@ def skew(counts: np.ndarray) -> dict[str, float]:
 
 
 def class_report(confusion: np.ndarray) -> dict[str, Any]:
-    """Return scikit-learn's report on a confusion matrix int64[C,C], rows true: by class, and means."""
+    """Return scikit-learn's report on a confusion matrix int64[C,C], rows true: by class, and means.
+
+    Classes without test images are left out, of the means too.
+    """
     true, predicted = (np.repeat(places.ravel(), confusion.ravel()) for places in np.indices(confusion.shape))
-    classes = range(len(confusion))
+    classes = np.flatnonzero(confusion.sum(axis=1))
     return sklearn.metrics.classification_report(true, predicted, labels=classes, output_dict=True, zero_division=0)
 
 
@@ -62,7 +65,7 @@ def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
     """Say what came out, on what, and where it lies: the closing lines."""
     report, total = metrics["report"], np.sum(metrics["confusion"])
     means = report["macro avg"]
-    scores = {label: report[str(label)]["f1-score"] for label in range(len(metrics["confusion"]))}
+    scores = {label: row["f1-score"] for label, row in report.items() if label.isdigit()}
     hardest = sorted(scores, key=scores.get)[:3]
     say(
         f"\nfinal test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, {total:,} test images, after "

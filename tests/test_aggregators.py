@@ -120,3 +120,24 @@ def test_what_cannot_be_aggregated_is_refused():
     ]:
         with pytest.raises(UserError, match=message):
             configure(**flags)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e6, 1e20])
+def test_krum_chooses_as_float64_does_whatever_attackers_send(size):
+    """Six honest rows near each other, three of `size`: rounding in float32 must not choose among the honest."""
+    for seed in range(10):
+        rng = np.random.default_rng(seed)
+        honest, attacks = rng.normal(0, 1e-2, (6, 500)), rng.normal(0, 1, (3, 500)) * size
+        rows = np.concatenate([honest, attacks]).astype(np.float32)
+        expected = numpy_krum(rows.astype(np.float64), 3, 1)
+        assert np.array_equal(aggregators.krum(rows, 3).numpy(), expected.astype(np.float32)), seed
+
+
+def test_trimmed_mean_drops_as_many_as_the_decimal_share_says():
+    for hundredths in range(50):
+        for count in range(1, 60):
+            rows = np.arange(count, dtype=np.float32)[:, None] ** 2
+            cut = hundredths * count // 100
+            expected = rows[cut : count - cut].mean(dtype=np.float64)
+            got = float(aggregators.trimmed_mean(rows, hundredths / 100)[0])
+            assert got == pytest.approx(expected, rel=1e-5), (hundredths, count)

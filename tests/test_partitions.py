@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from runs import configure
 
-SPLITS = sorted(fl.PARTITIONERS.keys() - {"file"})
+SPLITS = sorted(fl.PARTITIONERS.keys() - {"file", "natural"})
 
 
 @pytest.mark.parametrize("partition", SPLITS)
@@ -29,7 +29,8 @@ def test_split_is_disjoint_covering_and_a_function_of_the_seed(mnist, partition,
 
 @pytest.mark.parametrize("partition", SPLITS)
 def test_every_client_gets_an_image_even_with_as_many_clients_as_images(digits, partition):
-    config = configure(dataset="digits", partition=partition, num_clients=1437, alpha=0.01, labels_per_client=1)
+    flags = {"alpha": 0.01, "labels_per_client": 1, "shards_per_client": 1}
+    config = configure(dataset="digits", partition=partition, num_clients=1437, **flags)
     split = fl.make_partition(digits, config)
     assert split.sizes.tolist() == [1] * 1437
 
@@ -155,3 +156,35 @@ def test_more_clients_than_images_are_refused(tmp_path):
     dataset = fl.load_dataset(configure(data=str(tmp_path / "few.npz")).data)
     with pytest.raises(UserError, match="num_clients=5 exceeds the 4 training images; choose 1..4"):
         fl.make_partition(dataset, configure(num_clients=5))
+
+
+def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path):
+    path = tmp_path / "partition.json"
+    config = configure(dataset="digits", num_clients=5)
+    said = fl.manifest(digits, fl.make_partition(digits, config), config)
+    for change, message in [
+        ({"dataset_sha256": "00"}, "is a split of other data"),
+        ({"label_counts": [[1] * 10] * 5}, "label_counts are not those of its indices"),
+        ({"partition": "feature"}, "whose images were changed"),
+    ]:
+        path.write_text(to_json({**said, **change}))
+        with pytest.raises(UserError, match=message):
+            fl.make_partition(digits, config.but(partition_file=str(path)))
+    path.write_text(to_json({"indices": said["indices"]}))  # another program's, which says nothing
+    assert fl.make_partition(digits, config.but(partition_file=str(path))).sizes.sum() == 1437
+
+
+def test_a_least_number_of_images_is_drawn_for_or_refused(digits):
+    config = configure(dataset="digits", num_clients=10, alpha=0.3)
+    assert fl.make_partition(digits, config).sizes.min() < 60
+    again = config.but(min_images=60)
+    assert fl.make_partition(digits, again).sizes.min() >= 60
+    assert fl.make_partition(digits, again).digest == fl.make_partition(digits, again).digest
+    with pytest.raises(UserError, match="min_images=140 is not reached by any of 1000 draws"):
+        fl.make_partition(digits, config.but(min_images=140))
+    skewed = fl.make_partition(digits, configure(dataset="digits", num_clients=100, alpha=0.001))
+    assert 50 < skewed.filled <= (skewed.sizes == 1).sum()
+    with pytest.raises(UserError, match="shards_per_client=20 of num_clients=100 .* choose 1..14"):
+        fl.make_partition(
+            digits, configure(dataset="digits", partition="shards", num_clients=100, shards_per_client=20)
+        )

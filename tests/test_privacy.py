@@ -1,5 +1,6 @@
 """The epsilon ledger against dp-accounting called by hand, a published figure, and TFF's own float32 event."""
 
+import json
 import math
 
 import federated_learning as fl
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
-from runs import configure
+from runs import configure, run_script
 
 POISSON = configure(
     aggregator="dp", num_clients=1000, clients_per_round=10, sampling="poisson", noise_multiplier=0.8, delta=1e-5
@@ -82,3 +83,47 @@ def test_the_budget_ends_the_run_before_the_round_that_would_pass_it(federation,
     assert [record.epsilon for record in records] == spent[:2] and f"ε {spent[1]:.2f}" in records[1].line(5)
     assert f"round 3 would bring ε to {spent[2]:.2f}" in capsys.readouterr().err
     assert not tf.math.is_nan(records[1].test_loss)
+
+
+def test_public_cohorts_are_counted_without_amplification():
+    config = POISSON.but(public_cohorts=True, num_clients=20, clients_per_round=10, noise_multiplier=0.5)
+    drawn = np.concatenate([fl.sample_clients(config, t) for t in range(1, 8)])
+    times = int(np.bincount(drawn).max())
+    accountant = dp_accounting.rdp.RdpAccountant()
+    accountant.compose(dp_accounting.GaussianDpEvent(0.5), times)
+    assert fl.ledger(config).epsilon(7) == accountant.get_epsilon(1e-5)
+    assert fl.ledger(config).epsilon(7) > fl.ledger(config.but(public_cohorts=False)).epsilon(7)
+    assert "public cohorts" in fl.ledger(config).assumption()
+
+
+def test_secret_cohorts_do_not_follow_from_the_seed():
+    config = POISSON.but(clients_per_round=100)
+    assert len({tuple(fl.sample_clients(config, 1)) for _ in range(5)}) == 5
+    assert len({tuple(fl.sample_clients(config.but(public_cohorts=True), 1)) for _ in range(5)}) == 1
+
+
+def test_an_empty_cohort_gets_its_noise(federation):
+    config, (_, partition, _, process, _) = federation(aggregator="dp", num_clients=20, noise_multiplier=0.5)
+    row = fl.AGGREGATORS["dp"]
+    state = process.initialize()
+    with fl.Worker(1) as worker:
+        new, told = fl.train_cohort(worker, process, state, [], partition.sizes, row)
+    moved = np.concatenate([np.ravel(a) for a in new.global_model_weights.trainable])
+    moved -= np.concatenate([np.ravel(a) for a in state.global_model_weights.trainable])
+    sigma = 0.1 * (0.5**-2 - (0.1 * 20) ** -2) ** -0.5 / 20  # as in test_aggregators: the first norm is 0.1
+    assert told == [] and moved.std() == pytest.approx(sigma, rel=0.05)
+
+
+def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
+    flags = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
+    done = run_script(tmp_path, *flags, "--name", "run")
+    assert done.returncode == 0 and "train loss" not in done.stdout, done.stderr
+    run = tmp_path / "runs" / "run"
+    text = done.stdout + "".join(
+        path.read_text() for path in run.iterdir() if path.suffix in (".json", ".jsonl", ".csv")
+    )
+    for word in ("indices", "label_counts", "skew", '"examples"', '"client"'):
+        assert word not in text, word
+    assert not (run / "client_partition.png").exists()
+    for record in json.loads((run / "metrics.json").read_text())["rounds"]:
+        assert record["clients"] == [] and record["train_loss"] is record["left_out"] is record["dropped"] is None

@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import federated_learning as fl
 from harness.records import Evaluation, client_rows, make_record
+from variants.datasets import make_dataset
 
 import numpy as np
 import pytest
@@ -93,7 +94,7 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
             return tuple(tf.where(bad, np.nan, g) for g in gradients)
 
     monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Poisoned)
-    dataset = fl.make_dataset("black", {"x_train": black, "y_train": digits.train.labels,
+    dataset = make_dataset("black", {"x_train": black, "y_train": digits.train.labels,
                                         "x_test": digits.test.images, "y_test": digits.test.labels})  # fmt: skip
     process = fl.prepare(config, dataset).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))

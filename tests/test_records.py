@@ -1,6 +1,9 @@
 """What a round did, in a record."""
 
 from harness.records import RoundRecord
+from harness.results import class_report
+
+import numpy as np
 
 
 def test_what_counts_as_trouble():
@@ -19,7 +22,34 @@ def test_what_counts_as_trouble():
         )
 
     good = record(0.9)
-    assert good.trouble([], 10) == "" == record(0.1).trouble([], 10) == record(0.5).trouble([good], 10)
-    assert "chance" in record(0.1).trouble([good], 10)
-    assert "not finite" in record(0.1, loss=float("nan")).trouble([], 10)
-    assert "no client" in record(0.9, left_out=2).trouble([], 10) and record(0.9, left_out=1).trouble([], 10) == ""
+    assert (
+        good.trouble([], 0.1, False)
+        == ""
+        == record(0.1).trouble([], 0.1, False)
+        == record(0.5).trouble([good], 0.1, False)
+    )
+    assert "chance" in record(0.1).trouble([good], 0.1, False)
+    assert "not finite" in record(0.1, loss=float("nan")).trouble([], 0.1, False)
+    assert (
+        "no client" in record(0.9, left_out=2).trouble([], 0.1, False)
+        and record(0.9, left_out=1).trouble([], 0.1, False) == ""
+    )
+
+
+def test_a_run_that_never_leaves_chance_says_so():
+    figures = {"left_out": 0, "dropped": 0, "bytes_down": 0, "bytes_up": 0, "epsilon": None, "seconds": 1.0}
+
+    def record(round_num, accuracy):
+        losses = {"train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 2.3, "test_accuracy": accuracy}
+        return RoundRecord(round=round_num, clients=[{"client": 0}], **losses, **figures)
+
+    stuck = [record(number, 0.1) for number in (1, 2, 3, 4)]
+    said = [r.trouble(stuck[:place], 0.1, last=r.round == 4) for place, r in enumerate(stuck)]
+    assert ["still at chance" in text for text in said] == [False, False, True, True]
+    assert record(3, 0.55).trouble([], 0.5, last=True) == ""  # two classes
+    assert "still at chance" in record(3, 0.5).trouble([], 0.5, last=True)
+
+
+def test_classes_without_test_images_are_in_no_mean():
+    report = class_report(np.array([[3, 0, 0], [0, 0, 0], [0, 0, 3]]))
+    assert report["macro avg"]["f1-score"] == 1 and "1" not in report

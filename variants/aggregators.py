@@ -128,7 +128,8 @@ def median(rows: Any) -> Any:
 def trimmed_mean(rows: Any, share: float) -> Any:
     """Return each coordinate's mean without the `share` highest and the `share` lowest (Yin et al. 2018)."""
     count, ordered = tf.shape(rows)[0], tf.sort(rows, axis=0)
-    cut = tf.cast(tf.floor(share * tf.cast(count, tf.float32)), tf.int32)
+    dropped = tf.constant(share, tf.float64) * tf.cast(count, tf.float64)
+    cut = tf.cast(tf.floor(dropped + 1e-9), tf.int32)  # 0.29 * 100 is 29, not the 28.999... of binary fractions
     return tf.reduce_mean(ordered[cut : count - cut], axis=0)
 
 
@@ -139,10 +140,13 @@ def krum(rows: Any, attackers: int, chosen: int = 1) -> Any:
     0 is multi-Krum with m - attackers.
     """
     count = tf.shape(rows)[0]
-    centred = rows - tf.reduce_mean(rows, axis=0)  # the distances are the same, and float32 holds them better
-    squares = tf.reduce_sum(centred**2, axis=1)
-    distances = tf.maximum(squares[:, tf.newaxis] + squares - 2 * tf.matmul(centred, centred, transpose_b=True), 0)
-    nearest = tf.sort(tf.linalg.set_diag(distances, tf.zeros([count])), axis=1)  # itself, at 0, comes first
+
+    def distances_to(row):
+        """One difference at a time, in float64: products of whole rows would round an attacker's size into all."""
+        return tf.reduce_sum((tf.cast(rows, tf.float64) - tf.cast(row, tf.float64)) ** 2, axis=1)
+
+    distances = tf.map_fn(distances_to, rows, fn_output_signature=tf.float64, parallel_iterations=1)
+    nearest = tf.sort(distances, axis=1)  # itself, at 0, comes first
     scores = tf.reduce_sum(nearest[:, : tf.maximum(count - attackers - 2, 1) + 1], axis=1)
     best = tf.argsort(scores, stable=True)[: chosen or tf.maximum(count - attackers, 1)]
     return tf.reduce_mean(tf.gather(rows, best), axis=0)

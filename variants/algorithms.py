@@ -300,7 +300,7 @@ def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like
 
     @tff.tensorflow.computation
     def remember(clients, ids, reports, sent_back):
-        kept = reports.finite > 0
+        kept = (reports.finite > 0) & tf.reduce_all(tf.math.is_finite(sent_back), axis=1)  # 0 / 0 where the rate is 0
         ids, examples, given = (tf.boolean_mask(x, kept) for x in (ids, reports.examples, sent_back))
         memory = algorithm.remember(clients.memory, ids, examples, given)
         return clients._replace(memory=tf.where(tf.reduce_any(kept), memory, clients.memory))

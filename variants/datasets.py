@@ -1,13 +1,21 @@
-"""Data beside MNIST: scikit-learn's digits, files of one's own, and training images held out.
+"""Data sets: MNIST, scikit-learn's digits, files of one's own in the forms that people have, and images held out.
 
-A data set is four arrays by Keras' names: x_train, x_test uint8[n,28,28] in 0..255; y_train, y_test uint8[n] in 0..C-1.
+A data set is read as four arrays by Keras' names, x_train, y_train, x_test, y_test, and becomes a Dataset: images
+uint8[n,28,28] in 0..255, labels uint8[n] in 0..C-1. What would lose information is refused.
 """
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import re
+import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.fields import UserError
 
@@ -17,11 +25,68 @@ import sklearn.model_selection
 
 Arrays = dict[str, np.ndarray]
 KEYS = ("x_train", "y_train", "x_test", "y_test")
+OTHER_KEYS = (("train_images", "train_labels", "test_images", "test_labels"), ("arr_0", "arr_1", "arr_2", "arr_3"))
+OWNERS = "client_train"  # an array of this name says whose each training image is
 IMAGE_SIDE = 28
 MAX_CLASSES = 100
+MNIST_FILE = Path(__file__).resolve().parent.parent / "data" / "mnist.npz"
+# Of the SHA-256 of its four arrays, which data/README.md has.
+MNIST_SHA256 = "c473ce9de4170e6fe7638543697b7512b19cc4b2c68279feabf4a085461033dd"
 
 
-def load_digits() -> Arrays:
+class Split(NamedTuple):
+    """images uint8[N,28,28] in 0..255, labels uint8[N] in 0..C-1."""
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A training and a test split; `name` stands in every plot, `original` says that all bytes are MNIST's own.
+
+    `owners` says whose each training image is, where the data do; `classes` are the labels as they were given, whose
+    places 0..C-1 are ours; `remarks` are what the user should know of how the data were read.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    original: bool
+    digest: str  # SHA-256 of the SHA-256 of the four arrays
+    owners: np.ndarray | None = None
+    classes: tuple[int, ...] = ()
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def num_classes(self) -> int:
+        """Labels are 0..C-1, C = 10 for MNIST."""
+        return int(self.train.labels.max()) + 1
+
+    @property
+    def chance(self) -> float:
+        """The test accuracy of always naming the most frequent label."""
+        return float(np.bincount(self.test.labels).max() / len(self.test.labels))
+
+
+def make_dataset(name: str, arrays: Arrays, remarks: Sequence[str] = ()) -> Dataset:
+    """Return the data set of these arrays, identified by the SHA-256 of their bytes."""
+    digests = [hashlib.sha256(arrays[key].tobytes()).hexdigest() for key in KEYS]
+    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
+    train, test = Split(arrays["x_train"], arrays["y_train"]), Split(arrays["x_test"], arrays["y_test"])
+    classes = tuple(arrays.get("classes", np.arange(int(train.labels.max()) + 1)).tolist())
+    return Dataset(name, train, test, digest == MNIST_SHA256, digest, arrays.get(OWNERS), classes, tuple(remarks))
+
+
+def load_mnist() -> Dataset:
+    """Return the MNIST beside the script. Raise UserError where it isn't what was committed."""
+    dataset = make_dataset("MNIST", read_npz(MNIST_FILE))
+    if not dataset.original:
+        raise UserError(f"{MNIST_FILE} is not MNIST (its SHA-256 differs); restore the committed file")
+    return dataset
+
+
+def load_digits() -> Dataset:
     """Return scikit-learn's 1,797 digits, 8x8 in 0..16, as 28x28 in 0..255: each pixel three wide, a margin of two."""
     bunch = sklearn.datasets.load_digits()
     images = np.kron(bunch.images, np.ones((3, 3))) * (255 / 16)
@@ -29,54 +94,178 @@ def load_digits() -> Arrays:
     parts = sklearn.model_selection.train_test_split(
         images, bunch.target.astype(np.uint8), test_size=0.2, random_state=0, stratify=bunch.target
     )
-    return dict(zip(("x_train", "x_test", "y_train", "y_test"), parts, strict=True))
+    arrays = dict(zip(("x_train", "x_test", "y_train", "y_test"), parts, strict=True))
+    return make_dataset("scikit-learn digits (not MNIST)", arrays)
 
 
-def read_npz(path: Path) -> Arrays:
-    """Return the arrays of an .npz with Keras' keys. Raise UserError with what is wrong in the file."""
-    source = f"data={str(path)!r}"
-    try:
-        with np.load(path, allow_pickle=False) as npz:
-            absent = sorted(set(KEYS) - set(npz.files))
-            if absent:
-                raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
-            arrays = {key: npz[key] for key in KEYS}
-    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        reason = getattr(error, "strerror", None) or "truncated, or no .npz"
-        raise UserError(f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys") from error
-    for part in ("train", "test"):
-        check_arrays(source, part, arrays["x_" + part], arrays["y_" + part])
-    present = np.unique(arrays["y_train"])
-    top = int(max(present[-1], arrays["y_test"].max()))
-    if len(present) != top + 1:
-        lost = min(set(range(top + 1)) - set(present.tolist()))
-        raise UserError(f"{source}: no image in y_train has label {lost}; labels must be 0..C-1, each present")
-    return {key: np.ascontiguousarray(array, np.uint8) for key, array in arrays.items()}
+def load_files(path: Path, name: str, transpose: bool) -> Dataset:
+    """Return the data set in an .npz or in a folder of IDX files, called `name` or what it is.
+
+    With `transpose` the images' rows and columns change places, as EMNIST's files need it.
+    """
+    source = f"data={str(path)!r:.200}"
+    raw = read_idx(path, source) if path.is_dir() else read_npz(path)
+    arrays, remarks = normalize(raw, source)
+    if transpose:
+        arrays |= {key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1)) for key in ("x_train", "x_test")}
+    dataset = make_dataset(name or "not the original MNIST", arrays, [*remarks, *look_at(arrays["x_train"])])
+    return make_dataset("MNIST", arrays) if dataset.original and not name else dataset
 
 
-def check_arrays(source: str, part: str, images: np.ndarray, labels: np.ndarray) -> None:
-    """Raise UserError unless images are uint8[n,28,28] with n > 0 and labels n whole numbers in 0..MAX_CLASSES-1."""
-    if images.dtype != np.uint8:
-        raise UserError(f"{source}: x_{part} is {images.dtype}; images must be uint8 in 0..255")
-    if images.ndim != 3 or images.shape[1:] != (IMAGE_SIDE, IMAGE_SIDE) or len(images) == 0:
-        wanted = f"(n, {IMAGE_SIDE}, {IMAGE_SIDE}), n > 0"
-        raise UserError(f"{source}: x_{part} has shape {images.shape}; it must be {wanted}")
-    if labels.dtype.kind not in "ui":
-        raise UserError(f"{source}: y_{part} is {labels.dtype}; labels must be whole numbers")
-    if labels.shape != images.shape[:1]:
-        raise UserError(f"{source}: y_{part} has shape {labels.shape}; it must be {images.shape[:1]}, a label an image")
-    if labels.min() < 0 or labels.max() >= MAX_CLASSES:
-        span = f"{labels.min()}..{labels.max()}"
-        raise UserError(f"{source}: y_{part} spans {span}; labels must lie in 0..{MAX_CLASSES - 1}")
-
-
-def hold_out(images: np.ndarray, labels: np.ndarray, count: int) -> Arrays:
-    """Return `count` of the training images as test set, the same for every seed, and the others as training set."""
+def hold_out(dataset: Dataset, count: int) -> Dataset:
+    """Return the data with `count` of the training images in the test set's place, the same for every seed."""
+    images, labels = dataset.train
     if count >= len(labels):
-        raise UserError(
-            f"holdout={count} leaves none of the {len(labels)} training images; choose 0..{len(labels) - 1}"
-        )
+        raise UserError(f"holdout={count} leaves none of the {len(labels)} training images; choose less")
     test, train = np.split(np.random.default_rng(0).permutation(len(labels)), [count])
     if len(np.unique(labels[train])) != len(np.unique(labels)):
         raise UserError(f"holdout={count} leaves no training image of some label; choose less")
-    return {"x_train": images[train], "y_train": labels[train], "x_test": images[test], "y_test": labels[test]}
+    arrays = {"x_train": images[train], "y_train": labels[train], "x_test": images[test], "y_test": labels[test]}
+    arrays["classes"] = np.array(dataset.classes)
+    if dataset.owners is not None:
+        arrays[OWNERS] = dataset.owners[train]
+    name = f"{dataset.name}, evaluated on {count:,} training images held out"
+    return make_dataset(name, arrays, dataset.remarks)
+
+
+def read_npz(path: Path) -> Arrays:
+    """Return the arrays of an .npz by Keras' names. Raise UserError where it cannot be read."""
+    source = f"data={str(path)!r:.200}"
+    try:
+        if not path.is_file():
+            raise UserError(f"{source} is not a file that can be read; give an .npz or a folder of IDX files")
+        with np.load(path, allow_pickle=False) as npz:
+            names = next((keys for keys in (KEYS, *OTHER_KEYS) if set(keys) <= set(npz.files)), None)
+            if names is None:
+                absent = sorted(set(KEYS) - set(npz.files))
+                raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
+            arrays = {key: npz[name] for key, name in zip(KEYS, names, strict=True)}
+            return arrays | ({OWNERS: npz[OWNERS]} if OWNERS in npz.files else {})
+    except (OSError, *DAMAGE) as error:
+        reason = getattr(error, "strerror", None) or "truncated, or no .npz"
+        raise UserError(f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys") from error
+
+
+# What NumPy and zipfile raise on a damaged .npz, some of it on damaged zip directories alone.
+DAMAGE = (
+    ValueError,
+    EOFError,
+    KeyError,
+    AttributeError,
+    TypeError,
+    IndexError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+)
+
+
+def read_idx(folder: Path, source: str) -> Arrays:
+    """Return the arrays of a folder with the four IDX files of MNIST and its kin, gzipped or not."""
+    arrays = {}
+    for key in KEYS:
+        part = "train" if key.endswith("train") else "(t10k|test)"
+        pattern = rf"(.*[-_])?{part}[-_.]{'images' if key[0] == 'x' else 'labels'}[-_.]idx[13][-_.]ubyte(\.gz)?"
+        found = [path for path in sorted(folder.iterdir()) if re.fullmatch(pattern, path.name)]
+        if len(found) != 1:
+            what = f"{len(found)} files" if found else "no file"
+            raise UserError(f"{source} has {what} like {pattern!r} for {key}; give a folder with the four IDX files")
+        arrays[key] = read_idx_file(found[0])
+    return arrays
+
+
+def read_idx_file(path: Path) -> np.ndarray:
+    """Return the array of an IDX file of bytes. Raise UserError where it is none, or cut."""
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read()
+    except (OSError, EOFError, zlib.error) as error:
+        reason = getattr(error, "strerror", None) or "damaged gzip"
+        raise UserError(f"{path} cannot be read ({reason}); restore it") from error
+    ranks = content[3] if content[:3] == b"\0\0\x08" else 0
+    shape = np.frombuffer(content[4 : 4 + 4 * ranks], ">u4").tolist() if len(content) >= 4 + 4 * ranks else []
+    if not shape or len(content) != 4 + 4 * ranks + int(np.prod(shape, dtype=object)):
+        raise UserError(f"{path} is no whole IDX file of bytes; restore it")
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * ranks).reshape(shape)
+
+
+def normalize(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
+    """Return the arrays in our form, and what was done to them. Raise UserError where they hold something else."""
+    remarks: list[str] = []
+    images = {part: to_images(raw[f"x_{part}"], f"{source}: x_{part}") for part in ("train", "test")}
+    labels = {part: to_labels(raw[f"y_{part}"], f"{source}: y_{part}") for part in ("train", "test")}
+    for part in ("train", "test"):
+        if labels[part].shape != images[part].shape[:1]:
+            wanted = f"{images[part].shape[:1]}, a label an image"
+            raise UserError(f"{source}: y_{part} has shape {raw[f'y_{part}'].shape}; it must be {wanted}")
+    if max(part.max() for part in images.values()) <= 1:
+        images = {part: array * 255 for part, array in images.items()}
+        remarks.append(f"{source}: images in 0..1 are taken × 255")
+    images = {part: to_bytes(array, f"{source}: x_{part}") for part, array in images.items()}
+    classes = np.unique(labels["train"])
+    strange = np.setdiff1d(labels["test"], classes)
+    gap = np.setdiff1d(np.arange(classes[-1] + 1), classes) if classes[0] == 0 else []
+    if len(strange):
+        raise UserError(f"{source}: no image in y_train has label {strange[0]}, as y_test has; give data of one kind")
+    if len(classes) > MAX_CLASSES:
+        raise UserError(f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}")
+    if classes[0] != 0 or len(gap):
+        span = f"{classes[0]}..{classes[-1]}"
+        remarks.append(f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}")
+    arrays = {f"x_{part}": array for part, array in images.items()} | {"classes": classes}
+    arrays |= {f"y_{part}": np.searchsorted(classes, array).astype(np.uint8) for part, array in labels.items()}
+    if OWNERS in raw:
+        if raw[OWNERS].shape != arrays["y_train"].shape or raw[OWNERS].dtype.kind not in "uiUS":
+            wanted = f"{arrays['y_train'].shape}, whose each training image is"
+            raise UserError(f"{source}: {OWNERS} is {raw[OWNERS].dtype}{raw[OWNERS].shape}; it must be {wanted}")
+        arrays[OWNERS] = raw[OWNERS]
+    return arrays, remarks
+
+
+def to_images(array: np.ndarray, source: str) -> np.ndarray:
+    """Return images of any usual shape as [n,28,28], n > 0, of their own type."""
+    side = IMAGE_SIDE
+    shapes = {(side, side), (side, side, 1), (1, side, side), (side * side,)}
+    if array.dtype.kind not in "uif":
+        raise UserError(f"{source} is {array.dtype}; images must be numbers")
+    if array.shape[1:] not in shapes or len(array) == 0:
+        raise UserError(f"{source} has shape {array.shape}; it must be (n, {side}, {side}), n > 0, or flat")
+    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
+        raise UserError(f"{source} is {array.dtype} in {array.min():g}..{array.max():g}; images must lie in 0..255")
+    return array.reshape(-1, side, side)
+
+
+def to_bytes(array: np.ndarray, source: str) -> np.ndarray:
+    """Return images in 0..255 as uint8; what lies between grey levels is refused."""
+    whole = np.round(array).astype(np.uint8)
+    if array.dtype.kind == "f" and np.abs(array - whole).max() > 0.01:
+        raise UserError(f"{source} is {array.dtype} with values between the 256 grey levels; round them yourself")
+    return np.ascontiguousarray(whole)
+
+
+def to_labels(array: np.ndarray, source: str) -> np.ndarray:
+    """Return labels of shape (n,), (n,1) or one-hot (n,C) as int64[n]."""
+    if array.dtype.kind not in "uifb" or (array.dtype.kind == "f" and not (np.round(array) == array).all()):
+        raise UserError(f"{source} is {array.dtype}; labels must be whole numbers")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if array.ndim == 2 and array.shape[1] > 1 and np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all():
+        array = array.argmax(axis=1)
+    if array.ndim == 1 and len(array) and np.abs(array.astype(np.float64)).max() > 2**31:
+        raise UserError(f"{source} spans {array.min()}..{array.max()}; labels must be small whole numbers")
+    return array.astype(np.int64)
+
+
+def look_at(images: np.ndarray) -> list[str]:
+    """Return what is unusual about training images uint8[n,28,28]."""
+    mean = images.mean()
+    if mean > 127:
+        return [
+            f"the images are bright (mean {mean:.0f} of 255), as dark strokes on white are; if the run stays at chance "
+            "invert them or try --client-lr 0.01"
+        ]
+    return []

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from harness.fields import Probability, Rate, Rounds, Scale, SomeClients, Theme, UserError, real, whole
 
+PartitionName = Literal["iid", "shards", "dirichlet", "labels-per-client", "quantity", "feature", "natural", "file"]
 AlgorithmName = Literal[
     "fedavg",
     "fedsgd",
@@ -57,7 +58,7 @@ class Optimization(Theme):
     """Momentum, beta, of fedavgm and mimelite."""
     prox_mu: Rate = 0.001
     """Weight, mu, of fedprox's pull back to the round's first weights; 0 is fedavg."""
-    dyn_alpha: real(0.0001, 1000) = 0.01
+    dyn_alpha: real(0.0001, 1000) = 0.001
     """Weight, alpha, of feddyn's pull back to the round's first weights; the server's correction is worth 1 / alpha."""
     client_schedule: Schedule = "constant"
     """How the clients' learning rate changes with the round t. exponential: lr_decay ** (t - 1). inverse-sqrt:
@@ -96,6 +97,9 @@ class Privacy(Theme):
     """The delta for which dp's epsilon is told after each round."""
     epsilon_budget: Scale = 0.0
     """With dp, no round is begun that would bring epsilon above this; 0: no limit."""
+    public_cohorts: bool = False
+    """With dp, draw cohorts from the seed, as without dp, so that they repeat; whoever knows the seed knows them, and
+    epsilon is counted without amplification by sampling. By default they come from the operating system's entropy."""
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Partitioner(NamedTuple):
     flags: tuple[str, ...] = ()
     shift: Callable[..., np.ndarray] | None = None
     shift_flags: tuple[str, ...] = ()
+    natural: bool = False  # split also gets `owners`, whose each training image is, or None
 
 
 def split_by_label(labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int) -> Parts:
@@ -112,14 +113,75 @@ def read_split(labels: np.ndarray, num_clients: int, rng: np.random.Generator, p
     return parts
 
 
-def fill_empty(parts: list[np.ndarray]) -> list[np.ndarray]:
+def split_by_owner(labels: np.ndarray, num_clients: int, rng: np.random.Generator, owners: np.ndarray | None) -> Parts:
+    """Give each client the images of one owner, those who have the most first; `owners` [N] says whose each is."""
+    if owners is None:
+        raise UserError("partition='natural' needs data that say whose each image is; give an .npz with client_train")
+    names, owner = np.unique(owners, return_inverse=True)
+    if num_clients > len(names):
+        raise UserError(f"num_clients={num_clients} exceeds the {len(names)} owners; choose 1..{len(names)}")
+    largest = np.argsort(-np.bincount(owner), kind="stable")[:num_clients]
+    return [np.flatnonzero(owner == place) for place in largest]
+
+
+DRAWS = 1000
+
+
+def draw_split(draw: Callable, seed: int, min_images: int) -> tuple[Parts, int]:
+    """Return (a split, how many clients were given an image, as they had got none).
+
+    draw(rng) draws one; with `min_images` again and again until each client has so many, a function of the seed.
+    """
+    parts = draw(np.random.default_rng(seed))
+    for attempt in range(1, DRAWS):
+        if min(map(len, parts)) >= min_images:
+            return fill_empty(parts)
+        parts = draw(np.random.default_rng([seed, 0, 3, attempt]))
+    raise UserError(
+        f"min_images={min_images} is not reached by any of {DRAWS} draws, the last of which has a client of "
+        f"{min(map(len, parts))}; choose less, fewer clients, or a less skewed split"
+    )
+
+
+def fill_empty(parts: Parts) -> tuple[Parts, int]:
     """Give each client that got nothing an image of the one that has the most: without data nobody takes part."""
     sizes = np.array([len(part) for part in parts])
-    for empty in np.flatnonzero(sizes == 0):
+    empty = np.flatnonzero(sizes == 0)
+    for client in empty:
         donor = int(sizes.argmax())
-        parts[empty], parts[donor] = parts[donor][-1:], parts[donor][:-1]
-        sizes[empty], sizes[donor] = 1, sizes[donor] - 1
-    return parts
+        parts[client], parts[donor] = parts[donor][-1:], parts[donor][:-1]
+        sizes[client], sizes[donor] = 1, sizes[donor] - 1
+    return parts, len(empty)
+
+
+def remark(filled: int, images: int, sizes: np.ndarray) -> list[str]:
+    """Return what the user should know of a split of `images` training images into `sizes` int64[K]."""
+    remarks = []
+    if filled:
+        remarks.append(f"{filled} of {len(sizes)} clients got no image and were given one; --min-images draws again")
+    if sizes.sum() < images:
+        remarks.append(f"{images - sizes.sum():,} of {images:,} training images are no client's")
+    return remarks
+
+
+def check_claims(partition_file: str, digest: str, counts: np.ndarray) -> None:
+    """Raise UserError where what a partition.json says of itself does not hold; one that says nothing is believed.
+
+    `digest` is that of the data set, `counts` int64[K,C] the label counts of the split.
+    """
+    said, named = json.loads(Path(partition_file).expanduser().read_text()), f"partition_file={partition_file!r:.100}"
+    if said.get("dataset_sha256", digest) != digest:
+        raise UserError(
+            f"{named} is a split of other data ({said.get('dataset', 'of another SHA-256')!s:.60}); give the same "
+            "--dataset, --data and --holdout"
+        )
+    if said.get("label_counts", counts.tolist()) != counts.tolist():
+        raise UserError(f"{named}: its label_counts are not those of its indices; restore the file")
+    if said.get("partition") == "feature":
+        raise UserError(
+            f"{named} is of --partition feature, whose images were changed beside the split; give --partition feature "
+            f"with the same flags and --seed {said.get('seed', 0)!r:.12}, which makes it again"
+        )
 
 
 ROWS = {
@@ -128,5 +190,6 @@ ROWS = {
     "feature": Partitioner(
         "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_alike, (), shift_features, ("rotation", "noise")
     ),
+    "natural": Partitioner("natural, by owner", split_by_owner, natural=True),
     "file": Partitioner("split of {partition_file}", read_split, ("partition_file",)),
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from harness.command_line import notice
@@ -10,15 +10,24 @@ from harness.fields import UserError
 from variants.options import Privacy
 
 import dp_accounting
+import numpy as np
 
 
 class Ledger(NamedTuple):
-    """What rounds cost: `sampling` "poisson" or "fixed", `cohort` m of `num_clients` K a round."""
+    """What rounds cost: `sampling` "poisson" or "fixed", `cohort` m of `num_clients` K a round.
+
+    cohorts(round) are a round's clients where they are public, as they follow from the seed; None where they are drawn
+    from the operating system's entropy and never published, which is what amplification by sampling rests on.
+
+    Dropouts, stragglers and clients whose update is not finite change nothing: a client moves a round's sum by no more
+    than the norm that it is clipped to, whatever it sends, nothing included; and an empty cohort's sum gets its noise.
+    """
 
     privacy: Privacy
     sampling: str
     cohort: int
     num_clients: int
+    cohorts: Callable[[int], Sequence[int]] | None = None
 
     def event(self) -> tuple[dp_accounting.DpEvent, dp_accounting.NeighboringRelation]:
         """Return a round's event, and what it means that two federations are neighbours.
@@ -31,22 +40,30 @@ class Ledger(NamedTuple):
         fixed: m of K without replacement; neighbours differ by a client replaced, which moves the sum by up to twice
         the norm that it is clipped to, so that the noise is worth z / 2.
         """
-        z = float(self.privacy.noise_multiplier)
-        if self.sampling == "poisson":
-            rate = self.cohort / self.num_clients
-            event = dp_accounting.PoissonSampledDpEvent(rate, dp_accounting.GaussianDpEvent(z))
-            return event, dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-        noise = dp_accounting.GaussianDpEvent(z / 2)
-        event = dp_accounting.SampledWithoutReplacementDpEvent(self.num_clients, self.cohort, noise)
-        return event, dp_accounting.NeighboringRelation.REPLACE_ONE
+        z, poisson = float(self.privacy.noise_multiplier), self.sampling == "poisson"
+        relations = dp_accounting.NeighboringRelation
+        relation = relations.ADD_OR_REMOVE_ONE if poisson else relations.REPLACE_ONE
+        noise = dp_accounting.GaussianDpEvent(z if poisson else z / 2)
+        if self.cohorts:
+            return noise, relation
+        if poisson:
+            return dp_accounting.PoissonSampledDpEvent(self.cohort / self.num_clients, noise), relation
+        return dp_accounting.SampledWithoutReplacementDpEvent(self.num_clients, self.cohort, noise), relation
 
     def epsilon(self, rounds: int) -> float:
-        """Return the epsilon of (epsilon, delta)-differential privacy after `rounds` rounds, by Renyi accounting."""
-        if rounds == 0:
+        """Return the epsilon of (epsilon, delta)-differential privacy after `rounds` rounds, by Renyi accounting.
+
+        Where cohorts are public it is that of the client that was drawn most often.
+        """
+        counted = rounds
+        if self.cohorts and rounds:
+            drawn = np.concatenate([self.cohorts(round_num) for round_num in range(1, rounds + 1)]).astype(np.int64)
+            counted = int(np.bincount(drawn, minlength=1).max())
+        if counted == 0:
             return 0.0
         event, neighbours = self.event()
         accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=neighbours)
-        return float(accountant.compose(event, rounds).get_epsilon(self.privacy.delta))
+        return float(accountant.compose(event, counted).get_epsilon(self.privacy.delta))
 
     def within_budget(self, first: int, last: int) -> Iterator[tuple[int, float]]:
         """Yield (round, epsilon after it) from `first` to `last`, as far as the budget allows.
@@ -71,7 +88,8 @@ class Ledger(NamedTuple):
         kind = "a client replaced, sampling of fixed size"
         if self.sampling == "poisson":
             kind = "a client added or removed, Poisson sampling"
-        return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, Rényi accounting"
+        known = "public cohorts, no amplification" if self.cohorts else "cohorts secret"
+        return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, {known}, Rényi accounting"
 
 
 def epsilon_by_round(ledger: Ledger | None, first: int, last: int) -> Iterator[tuple[int, float | None]]:
