@@ -40,6 +40,7 @@ def test_poisson_cohorts_have_their_mean():
     assert fl.sample_clients(config, 3) == fl.sample_clients(config, 3)
 
 
+@pytest.mark.slow
 def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(federation, digits):
     flags = {"dropout": 0.7, "rounds": 8, "seed": 2}  # of 3 clients: nobody reports with probability 0.34
     config, (_, partition, _, process, _) = federation(**flags)
@@ -127,6 +128,7 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
     assert largest_difference(ours, weighted_mean(updates, sizes)) < 1e-5
 
 
+@pytest.mark.slow
 def test_a_rounds_bytes(federation, digits):
     model = 785 * 16 + 170  # parameters of the test's network
     flags = {"num_clients": 10, "clients_per_round": 6, "dropout": 0.4, "rounds": 1}

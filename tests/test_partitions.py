@@ -64,6 +64,7 @@ def test_sizes_follow_the_power_law(mnist):
     assert np.ptp(alike.sizes) <= 7
 
 
+@pytest.mark.slow
 def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
     def shards(**flags):
         config = configure(partition="feature", num_clients=3, cache=str(tmp_path), **flags)
