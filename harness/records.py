@@ -65,17 +65,16 @@ class RoundRecord:
             return "the test loss is not finite; a smaller --client-lr may help"
         if self.test_accuracy < lost and max(before, default=0) > 2 * lost:
             return "the test accuracy fell back to chance; a smaller --client-lr may help"
+        if self.left_out is not None and not self.clients:
+            return "no client reported; the weights stay as they were"
+        if self.left_out is not None and self.left_out == len(self.clients):
+            return "no client's update was finite; a smaller --client-lr may help"
         stuck = all(accuracy < lost for accuracy in [*before, self.test_accuracy])
         if stuck and (last or self.round == STUCK_ROUNDS):
             return (
                 f"the test accuracy is still at chance; {'more rounds, ' if last else ''}a smaller --client-lr may help"
             )
-        if self.left_out is None:
-            return ""
-        if not self.clients:
-            return "no client reported; the weights stay as they were"
-        nobody = self.left_out == len(self.clients)
-        return "no client's update was finite; a smaller --client-lr may help" if nobody else ""
+        return ""
 
     def line(self, rounds: int) -> str:
         """Return the round in one aligned line of the terminal."""
