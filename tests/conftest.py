@@ -39,7 +39,7 @@ def federation(worker, digits, tmp_path, monkeypatch):
     return make
 
 
-STARTERS = {"run_script", "run_code", "run_shell", "start", "started", "command", "subprocess", "Popen"}
+STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}
 STARTERS |= {"NotebookClient", "KernelManager"}
 STARTED = {"whole", "half", "twice", "undisturbed"}  # fixtures
 

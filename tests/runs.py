@@ -1,9 +1,7 @@
 """Configurations, runs of the script as a user starts them, what they leave, and TFF's worker among their children."""
 
 import contextlib
-import csv
 import os
-import shlex
 import subprocess
 import sys
 import time
@@ -17,7 +15,6 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "federated_learning.py"
 SECONDS = 240  # limit of any one command
-SMALL = ("--dataset", "digits", "--model", "mlp")
 
 
 def configure(**flags) -> fl.Config:
@@ -44,12 +41,6 @@ def run_code(folder: Path, code: str, *words: str) -> subprocess.CompletedProces
     )  # fmt: skip
 
 
-def run_shell(folder: Path, line: str) -> subprocess.CompletedProcess:
-    """What bash does with a line in which {script} stands for the command."""
-    line = line.replace("{script}", shlex.join(command()))
-    return subprocess.run(["bash", "-c", line], cwd=folder, capture_output=True, text=True, timeout=SECONDS)
-
-
 def start(folder: Path, *flags: str, **options) -> subprocess.Popen:
     """A run in `folder` that is going on."""
     return subprocess.Popen(
@@ -63,18 +54,6 @@ def wait_for_round(process: subprocess.Popen) -> None:
         if line.startswith("round "):
             return
     raise AssertionError(process.stderr.read())
-
-
-def one_line(done: subprocess.CompletedProcess, code: int = 2) -> str:
-    """The one line on stderr of a command that was refused."""
-    assert done.returncode == code and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr, done.stderr
-    return done.stderr
-
-
-def table(path: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file without the seconds that they took."""
-    rows = list(csv.DictReader(path.read_text().splitlines()))
-    return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
 def worker_of(process: subprocess.Popen, besides: Sequence[psutil.Process] = ()) -> psutil.Process:
