@@ -427,8 +427,8 @@ class GroupResult(NamedTuple):
     """What leaves a group of clients: `update` is the mean of w - w_k weighted by n_k, `weight` the sum of the n_k.
 
     For an aggregator that needs rows, they are float32[g,d] and float32[g], a row a client. `steps` is the mean number
-    of local steps, weighted. `reports` is a Report of float32[g], `sent_back` float32[g,d] what the algorithm's memory
-    gets, or float32[g,0]. Clients whose weights are not finite are in the reports alone. A group of one is a client.
+    of local steps, weighted. `reports` float32[g,r] has a Report a row, `sent_back` float32[g,d] what the memory gets,
+    or float32[g,0]. Clients whose weights are not finite are in the reports alone. A group of one is a client.
     """
 
     update: Any
@@ -547,7 +547,7 @@ def build_group(train_client: Callable, stacked: bool, row_size: int) -> Callabl
         count = tf.size(clients)
         total, weight, steps_sum = tuple(tf.zeros_like(w) for w in initial), 0.0, 0.0
         size = sum(w.shape.num_elements() for w in initial) if stacked else 0
-        reports = Report(*[tf.TensorArray(tf.float32, count, element_shape=[]) for _ in Report._fields])
+        reports = tf.TensorArray(tf.float32, count, element_shape=[len(Report._fields)])
         given = tf.TensorArray(tf.float32, count, element_shape=[row_size])
         rows = tf.TensorArray(tf.float32, count, element_shape=[size])
         for position in tf.range(count):
@@ -559,12 +559,12 @@ def build_group(train_client: Callable, stacked: bool, row_size: int) -> Callabl
                 total = tuple(t + examples * u for t, u in zip(total, update, strict=True))
             weight += examples
             steps_sum += examples * report.steps
-            reports = Report(*[array.write(position, x) for array, x in zip(reports, report, strict=True)])
+            reports = reports.write(position, tf.stack(report))
             given = given.write(position, sent_back)
-        steps_mean = tf.math.divide_no_nan(steps_sum, weight)
-        reports = Report(*[array.stack() for array in reports])
+        steps_mean, reports = tf.math.divide_no_nan(steps_sum, weight), reports.stack()
         if stacked:
-            update, weight = rows.stack(), reports.examples * reports.finite
+            columns = Report(*tf.unstack(reports, axis=1))
+            update, weight = rows.stack(), columns.examples * columns.finite
         else:
             update = tuple(tf.math.divide_no_nan(t, weight) for t in total)
         return GroupResult(update, weight, steps_mean, reports, given.stack())
@@ -615,7 +615,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     factory = aggregator.build(config.cohort, **config.pick(aggregator.flags))
     aggregate = factory.create(trained_type.update, trained_type.weight)
     finalize = templates.build_apply_optimizer_finalizer(server, weights_type)
-    after = build_server_steps(algorithm, server, training.server_lr, initial.trainable)
+    after = build_server_steps(algorithm, server, training.server_lr, initial.trainable, Report)
 
     @tff.federated_computation
     def initialize():
@@ -730,7 +730,7 @@ def train_cohort(
     if not groups:
         return state._replace(client_work=state.client_work._replace(round=np.int64(round_num))), []
     after, _, reports = worker.call(f"round {round_num}", process.next, state, groups)
-    told = client_rows(groups, reports)
+    told = client_rows(groups, reports, Report._fields)
     finite = [report["client"] for report in told if report["finite"]]
     if row.needs == "each" and not row.private and len(finite) < len(told):
         after, _ = train_cohort(worker, process, state, finite, sizes, row)

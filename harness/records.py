@@ -88,15 +88,15 @@ class RoundRecord:
         )
 
 
-def client_rows(groups: Sequence[np.ndarray], reports: Sequence[Any]) -> list[dict[str, Any]]:
+def client_rows(groups: Sequence[np.ndarray], reports: Sequence[Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """Return what each client of the round reported, in the order of the ids.
 
-    `groups` are int64[g] ids, `reports` NamedTuples of float32[g] columns; `finite` becomes a bool.
+    `groups` are int64[g] ids, `reports` float32[g,r] with the columns `names`, of which `finite` becomes a bool.
     """
     rows = []
     for group, report in zip(groups, reports, strict=True):
-        for position, client in enumerate(group):
-            told = {name: float(column[position]) for name, column in report._asdict().items()}
+        for client, row in zip(group, np.asarray(report).tolist(), strict=True):
+            told = dict(zip(names, row, strict=True))
             rows.append({"client": int(client), **told, "finite": told["finite"] > 0})
     return sorted(rows, key=lambda row: row["client"])
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import federated_learning as fl
+from harness.records import client_rows
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +13,11 @@ import tensorflow_federated as tff
 def tanh_layers():
     """784-16-C. A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64."""
     return fl.dense(16, activation="tanh")
+
+
+def told_by(groups, reports):
+    """What each client reported, by name."""
+    return client_rows(groups, reports, fl.Report._fields)
 
 
 def alone(clients):

@@ -1,12 +1,11 @@
 """Dropout, stragglers, attackers and what a round costs, against arithmetic on the same shards."""
 
 import federated_learning as fl
-from harness.records import client_rows
 from variants.adversity import ATTACKS, choose_attackers, drop_out
 
 import numpy as np
 import pytest
-from reference import alone, batches_of, largest_difference, numpy_sgd_step, weighted_mean, weights_of
+from reference import alone, batches_of, largest_difference, numpy_sgd_step, told_by, weighted_mean, weights_of
 from runs import configure
 
 
@@ -79,7 +78,7 @@ def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
     state = process.initialize()
     for client in range(3):
         new, _, reports = process.next(state, alone([client]))
-        steps = int(client_rows(alone([client]), reports)[0]["steps"])
+        steps = int(told_by(alone([client]), reports)[0]["steps"])
         weights = [w.astype(float) for w in weights_of(state)]
         batches = list(batches_of(config, shards, client, 1))[:steps]
         assert 0 < steps < -(-partition.sizes[client] // config.training.batch_size)
@@ -117,7 +116,7 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
     ours = [a - b for a, b in zip(initial, weights_of(new), strict=True)]
     if attack == "nan":  # left out
         sizes = [0 if k in bad else n for k, n in enumerate(sizes)]
-        assert [row["client"] for row in client_rows(alone(range(5)), reports) if not row["finite"]] == bad
+        assert [row["client"] for row in told_by(alone(range(5)), reports) if not row["finite"]] == bad
     if attack == "gaussian":
         for k in bad:
             sent, _, _ = process.next(state, alone([k]))

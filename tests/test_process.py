@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import federated_learning as fl
-from harness.records import Evaluation, client_rows, make_record
+from harness.records import Evaluation, make_record
 from variants.datasets import make_dataset
 
 import numpy as np
@@ -16,6 +16,7 @@ from reference import (
     functional_model,
     largest_difference,
     numpy_sgd_step,
+    told_by,
     weighted_mean,
     weights_of,
 )
@@ -69,7 +70,7 @@ def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
     expected = numpy_sgd_step([w.astype(np.float64) for w in weights_of(state)], images, labels, rate)
     state, _, reports = process.next(state, alone([0]))
     assert largest_difference(weights_of(state), expected) < 1e-6
-    assert client_rows(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
+    assert told_by(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
 
 
 def test_clients_are_weighted_by_their_numbers_of_examples(federation):
@@ -98,7 +99,7 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
                                         "x_test": digits.test.images, "y_test": digits.test.labels})  # fmt: skip
     process = fl.prepare(config, dataset).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
-    rows = client_rows(alone([0, 1, 2]), reports)
+    rows = told_by(alone([0, 1, 2]), reports)
     assert [row["finite"] for row in rows] == [True, False, True]
     others, _, _ = process.next(process.initialize(), alone([0, 2]))
     assert largest_difference(weights_of(state), weights_of(others)) < 1e-7
@@ -129,7 +130,7 @@ def test_a_reports_columns_go_by_name(federation, monkeypatch):
     _, experiment = federation()
     process = experiment.process
     _, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
-    rows = client_rows(alone([0, 1, 2]), reports)
+    rows = told_by(alone([0, 1, 2]), reports)
     assert [row["finite"] for row in rows] == [False] * 3 and [row["weight_norm"] for row in rows] == [1.0] * 3
 
 
@@ -139,7 +140,7 @@ def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
     model = fl.build_model("2nn", 10, config.seed)
     cross_entropy = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     _, _, reports = process.next(state, alone([0, 2]))
-    for report in client_rows(alone([0, 2]), reports):
+    for report in told_by(alone([0, 2]), reports):
         client = report["client"]
         ((images, labels),) = batches_of(config, shards, client, 1)
         logits = model(images)
@@ -175,7 +176,7 @@ def test_clients_in_groups_give_the_weights_of_clients_alone(federation, worker)
     grouped, _, in_groups = process.next(process.initialize(), groups)
     apart, _, each = process.next(process.initialize(), alone(clients))
     assert largest_difference(weights_of(grouped), weights_of(apart)) < 1e-6
-    assert client_rows(groups, in_groups) == client_rows(alone(clients), each)
+    assert told_by(groups, in_groups) == told_by(alone(clients), each)
 
 
 def test_parameters_are_those_of_the_papers():

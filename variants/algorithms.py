@@ -277,11 +277,11 @@ class ServerSteps(NamedTuple):
     server_step: Any  # (update, clients' state) -> update
 
 
-def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like: Tensors) -> ServerSteps:
+def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like: Tensors, report: type) -> ServerSteps:
     """Return the server's own computations; they have no types here, as TFF traces each where it is used.
 
     The clients' state has the fields round, int64, and memory, float32[rows,d]; `server` is a TFF optimizer, `like` a
-    tuple of arrays with the weights' shapes.
+    tuple of arrays with the weights' shapes, `report` a NamedTuple of what each client reports, a row of the reports.
     """
     options = algorithm.options
 
@@ -300,8 +300,9 @@ def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like
 
     @tff.tensorflow.computation
     def remember(clients, ids, reports, sent_back):
-        kept = (reports.finite > 0) & tf.reduce_all(tf.math.is_finite(sent_back), axis=1)  # 0 / 0 where the rate is 0
-        ids, examples, given = (tf.boolean_mask(x, kept) for x in (ids, reports.examples, sent_back))
+        told = report(*tf.unstack(reports, axis=1))
+        kept = (told.finite > 0) & tf.reduce_all(tf.math.is_finite(sent_back), axis=1)  # 0 / 0 where the rate is 0
+        ids, examples, given = (tf.boolean_mask(x, kept) for x in (ids, told.examples, sent_back))
         memory = algorithm.remember(clients.memory, ids, examples, given)
         return clients._replace(memory=tf.where(tf.reduce_any(kept), memory, clients.memory))
 
