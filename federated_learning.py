@@ -42,7 +42,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness.command_line import RunFailed, attempt, check_resumed, read_flags, read_saved
+from harness.command_line import attempt, check_resumed, read_flags, read_saved
 from harness.fields import Clients, Count, Rate, Rounds, SomeClients, Theme, UserError, real, whole
 from harness.options import Comparison, Run, compared, identity
 from variants import options
@@ -165,13 +165,13 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
 if __name__ == "__main__":  # before TensorFlow is imported, so that --help and a wrong flag are answered at once
     command = attempt(parse)
 
-from harness import comparison, plots
+from harness import comparison, plots, stopping
 from harness.command_line import Progress, notice, say
-from harness.files import write_file, writing
-from harness.plots import BLUE, ORANGE, default_style, plot_cost, plot_misclassified
+from harness.files import place, read_bytes, write_file, writing
+from harness.plots import BLUE, ORANGE, default_style, plot_cost, plot_misclassified, plot_partition
 from harness.records import Evaluation, RoundRecord, client_rows, make_record
-from harness.results import describe, skew, summarize
-from harness.run_folder import RunFolder
+from harness.results import describe, manifest, summarize
+from harness.run_folder import RunFolder, go_on
 from harness.worker import NOT_INLINED, Worker
 from variants import adversity, aggregators, algorithms, datasets, partitions, privacy
 from variants.aggregators import Aggregator, gather
@@ -191,9 +191,8 @@ DATASETS = {"mnist": datasets.load_mnist, "digits": datasets.load_digits}
 
 def load_dataset(data: Data) -> Dataset:
     """Return the data set that is asked for, checked. Raise UserError where it is missing or not well-formed."""
-    path = data.data or os.environ.get("FL_DATA", "")
-    if path and data.dataset == "mnist":
-        dataset = datasets.load_files(Path(path).expanduser(), data.data_name, data.transpose)
+    if data.data:
+        dataset = datasets.load_files(place(data.data), data.data_name, data.transpose)
     else:
         dataset = DATASETS[data.dataset]()
     return datasets.hold_out(dataset, data.holdout) if data.holdout else dataset
@@ -280,21 +279,6 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     return Partition(parts, counts, filled, digest.hexdigest()[:16])
 
 
-def manifest(dataset: Dataset, partition: Partition, config: Config) -> dict[str, Any]:
-    """Return what partition.json holds: what was split how and, but for differential privacy, what each client has."""
-    indices = [part.tolist() for part in partition.parts]
-    of_clients = {"skew": skew(partition.counts), "label_counts": partition.counts.tolist(), "indices": indices}
-    return {
-        "dataset": dataset.name,
-        "dataset_sha256": dataset.digest,
-        "partition": config.partition,
-        "seed": config.seed,
-        "hash": partition.digest,
-        "filled_clients": partition.filled,
-        **({} if ledger(config) else of_clients),
-    }
-
-
 # == Shards: each client's images in a file of its own, read only by the worker that trains ============================
 
 RECORD_BYTES = IMAGE_SIDE * IMAGE_SIDE + 1  # 784 pixels and the label
@@ -306,7 +290,7 @@ def write_shards(train: Split, partition: Partition, config: Config) -> Path:
 
     Its name carries the partition's hash, so a shard of another split is never read.
     """
-    folder = Path(config.run.cache).expanduser().absolute() / f"shards-{partition.digest}"
+    folder = place(config.run.cache).absolute() / f"shards-{partition.digest}"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     clients, row = config.partitioning.num_clients, PARTITIONERS[config.partition]
@@ -317,8 +301,9 @@ def write_shards(train: Split, partition: Partition, config: Config) -> Path:
         records = np.concatenate([images.reshape(len(part), -1), train.labels[part, None]], axis=1).ravel()
         content = records.tobytes() + fingerprint(records).numpy().tobytes()
         path = folder / f"{client}.bin"
-        if not path.exists() or path.read_bytes() != content:
-            write_file(path, content)
+        with writing(path):
+            if not path.exists() or read_bytes(path) != content:
+                write_file(path, content)
     return folder
 
 
@@ -330,7 +315,7 @@ def fingerprint(data: Any) -> Any:
 def read_shard(path: Any) -> Any:
     """Return uint8[n_k,785] of a shard file, in the worker's graph; fails where the file is missing or damaged."""
     content = tf.io.decode_raw(tf.io.read_file(path), tf.uint8)
-    records, footer = content[:-FOOTER_BYTES], content[-FOOTER_BYTES:]
+    records, footer = content[:-FOOTER_BYTES], tf.pad(content, [[FOOTER_BYTES, 0]])[-FOOTER_BYTES:]  # of any length
     whole = tf.reduce_all(tf.equal(fingerprint(records), footer))
     checked = tf.debugging.Assert(whole, ["damaged shard file (deleted, it is made again):", path])
     with tf.control_dependencies([checked]):
@@ -506,7 +491,7 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
     behaviour = adversity.build_behaviour(config.adversity, clients, num_classes, config.seed)
 
     def train(initial, memory, round_num, client):
-        records = read_shard(tf.strings.join([f"{shards}/", tf.strings.as_string(client), ".bin"]))
+        records = read_shard(tf.strings.join([os.fsencode(shards), "/", tf.strings.as_string(client), ".bin"]))
         seed = tf.constant(config.seed, tf.int64)
         key = tf.random.experimental.stateless_fold_in(tf.stack([seed, client]), round_num)
         size = tf.shape(records)[0]
@@ -848,32 +833,15 @@ def plot_convergence(records: Sequence[RoundRecord], note: str) -> Figure:
 
 
 @default_style
-def plot_confusion(confusion: np.ndarray, note: str) -> Figure:
+def plot_confusion(confusion: np.ndarray, note: str, classes: Sequence[int] = ()) -> Figure:
     """Draw the confusion matrix int64[C,C]: counts, shaded by the share of errors in the row, so that errors show."""
     total, right = confusion.sum(), np.trace(confusion)
     figure = plots.new_figure(7, 6.4, f"{total - right:,} of {total:,} test images misclassified", note)
     axes = figure.subplots()
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     errors = np.where(np.eye(len(confusion), dtype=bool), 0, shares)
-    plots.plot_matrix(axes, confusion, errors, "errors (% of the true label's images)")
+    plots.plot_matrix(axes, confusion, errors, "errors (% of the true label's images)", classes, classes)
     axes.set(xlabel="predicted label", ylabel="true label")
-    return figure
-
-
-@default_style
-def plot_partition(counts: np.ndarray, note: str) -> Figure:
-    """Draw label counts int64[K,C]: a row a client, a column a label."""
-    measured = skew(counts)
-    title = f"{counts.shape[0]} clients of {counts.sum(axis=1).min():,} to {counts.sum(axis=1).max():,} images"
-    skewness = (
-        f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, mean) · "
-        f"effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
-        f"Gini coefficient of the sizes {measured['size_gini']:.2f}"
-    )
-    figure = plots.new_figure(7, 5.2, title, f"{note} · {skewness}")
-    axes = figure.subplots()
-    plots.plot_matrix(axes, counts, counts, "images")
-    axes.set(xlabel="label", ylabel="client")
     return figure
 
 
@@ -911,11 +879,12 @@ def prepare(config: Config, dataset: Dataset | None = None, partition: Partition
 
 def run(config: Config) -> Result:
     """Run one experiment, from data to plots. Raise UserError for the user's mistakes; Ctrl-C keeps the rounds done."""
+    config = options.find_files(config)
     dataset = load_dataset(config.data)
     partition = make_partition(dataset, config)
     note, rounds, result = caption(config, dataset), config.training.rounds, None
-    files, chance = (config.flat(), manifest(dataset, partition, config)), dataset.chance
-    with RunFolder.open(config.run, default_name(config, dataset), *files) as folder:
+    split = manifest(dataset, partition, config.partition, config.seed, private=bool(ledger(config)))
+    with RunFolder.open(config.run, default_name(config, dataset), config.flat(), split) as folder:
         say(f"{note}\n")
         for remark in [
             *dataset.remarks,
@@ -931,18 +900,19 @@ def run(config: Config) -> Result:
         )
         try:
             for state, record, evaluation in Progress(rounds, len(records)).follow(going_on):
-                folder.save_round(record, state, partial(plot_confusion, evaluation.confusion, note))
+                folder.save_round(record, state, partial(plot_confusion, evaluation.confusion, note, dataset.classes))
                 result = Result(folder.path, [*records, record], evaluation, state)
                 say(record.line(rounds))
-                if trouble := record.trouble(records, chance, last=record.round == rounds):
+                if trouble := record.trouble(records, dataset.chance, last=record.round == rounds):
                     notice(f"round {record.round}: {trouble}")
                 records = result.records
-        except (KeyboardInterrupt, RunFailed, UserError):
+        except (KeyboardInterrupt, Exception):
+            stopping.heard()
             with contextlib.suppress(UserError):  # what stopped the run is what the user must know
                 if result:
                     save_result(folder, result, config, experiment, note)
             done = len(result.records) if result else 0
-            notice(f"stopped after round {done}; python federated_learning.py --resume {folder.path} goes on")
+            notice(f"stopped after round {done}; {go_on(folder.path)}")
             raise
         summarize(*save_result(folder, result, config, experiment, note))
     return result
@@ -959,28 +929,38 @@ def save_result(
 ) -> tuple[dict, list[Path]]:
     """Write metrics.json, the global model of the last round done, and the plots; return (metrics, what is written)."""
     dataset, final, weights = experiment.dataset, result.evaluation, result.state.global_model_weights
-    about = {"dataset": dataset.name, "original_mnist": dataset.original, "config": config.flat()}
+    about = {"dataset": dataset.name, "original_mnist": dataset.original, "config": config.but(resume="").flat()}
     model = build_model(config.training.model, dataset.num_classes, config.seed)
     weights.assign_weights_to(model)
     pictures = {
-        "client_partition.png": partial(plot_partition, experiment.partition.counts, note),
+        "client_partition.png": partial(plot_partition, experiment.partition.counts, note, dataset.classes),
         "convergence_plot.png": partial(plot_convergence, result.records, note),
         "accuracy_by_megabytes.png": partial(plot_cost, result.records, note),
-        "confusion_matrix.png": partial(plot_confusion, final.confusion, note),
-        "misclassified.png": partial(plot_misclassified, *dataset.test, final.predictions, note),
+        "confusion_matrix.png": partial(plot_confusion, final.confusion, note, dataset.classes),
+        "misclassified.png": partial(plot_misclassified, *dataset.test, final.predictions, note, dataset.classes),
     }
     if ledger(config):
         del pictures["client_partition.png"]  # nothing about single clients leaves the run
-    metrics = about | describe(weights.trainable, final, result.records)
-    default = dataset.original and identity(config) == identity(Config()) and config.training.rounds == Training.rounds
+    metrics = about | describe(weights.trainable, final, result.records, dataset.classes)
+    asked, usual = identity(config) | {"partition": config.partition}, identity(Config())
+    default = dataset.original and asked == usual and config.training.rounds == Training.rounds
     return metrics, folder.finish(metrics, model, Path("images") if default else folder.path, pictures)
 
 
 def compare(config: Config) -> Path:
     """Run every row and seed that `config` compares; return the folder with the table and the plot of all."""
+    config = options.find_files(config)
     dataset = load_dataset(config.data)
-    name_of = partial(default_name, dataset=dataset)
-    return comparison.compare(config, dataset.digest, caption(config, dataset), name_of, run)
+    return comparison.compare(config, caption(config, dataset), partial(check, dataset), run)
+
+
+def check(dataset: Dataset, config: Config) -> tuple[str, str]:
+    """Return (a run's default name, its partition's digest). Raise UserError for what the run would be refused for."""
+    partition, algorithm = make_partition(dataset, config), config.optimization.algorithm
+    model = build_model(config.training.model, dataset.num_classes, config.seed)
+    check_memory(ALGORITHMS[algorithm](config.optimization, partition.sizes).rows(), model.count_params(), algorithm)
+    next(privacy.epsilon_by_round(ledger(config), 1, 1))
+    return default_name(config, dataset), partition.digest
 
 
 def main(config: Config) -> None:

@@ -41,7 +41,7 @@ def measure(num_clients: int) -> dict[str, float]:
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
     began = time.perf_counter()
     partition = fl.make_partition(dataset, config)
-    to_json(fl.manifest(dataset, partition, config))
+    to_json(fl.manifest(dataset, partition, config.partition, config.seed, private=False))
     fl.write_shards(dataset.train, partition, config)
     prepared = time.perf_counter() - began
     process = fl.prepare(config, dataset, partition).process

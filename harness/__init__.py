@@ -9,6 +9,8 @@ import os
 import platform
 import sys
 
+from harness.stopping import listen
+
 SCRIPT = "federated_learning.py"
 PACKAGES = ("numpy", "grpc", "psutil", "tqdm", "tyro", "matplotlib", "sklearn", "tensorflow", "tensorflow_federated")
 
@@ -38,6 +40,21 @@ def check_environment():
             refuse(f"{package} is not installed; `make run` or `pip install --no-deps -r requirements.txt` installs it")
 
 
+def open_streams():
+    """Make standard input, output and error usable: closed ones are /dev/null, and no character fails in them."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass
+    os.close(descriptor)
+    for name, number, mode in (("stdin", 0, "r"), ("stdout", 1, "w"), ("stderr", 2, "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, mode, closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="replace")
+
+
+if is_main():
+    open_streams()
+    listen()
 check_environment()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow and gRPC load, by us or by somebody else
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")

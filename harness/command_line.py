@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import errno
 import itertools
 import os
-import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from harness import SCRIPT
+from harness import SCRIPT, stopping
 from harness.fields import Theme, UserError, hints
-from harness.files import read_json
+from harness.files import place, read_json
 from harness.options import identity
 
 import tqdm
@@ -28,20 +28,28 @@ class RunFailed(Exception):
     """The run cannot go on, through no mistake of the user's: one line, exit code 1; it can be resumed."""
 
 
-class Terminated(KeyboardInterrupt):
-    """SIGTERM: ends a run as Ctrl-C does."""
-
-
 def read_flags(kind: type[Answer], words: Sequence[str] | None, default: Answer | None, about: str) -> Answer:
-    """Return the configuration of class `kind` that `words` ask for; what they do not name is that of `default`."""
+    """Return the configuration of class `kind` that `words` ask for; what they do not name is that of `default`.
+
+    Raises UserError for an empty text: what an unset variable leaves of `--data "$DATA"`.
+    """
+    words = list(sys.argv[1:] if words is None else words)
+    for before, word in itertools.pairwise(["", *words]):
+        if (flag := before if word == "" else word.removesuffix("=")) != word and flag.startswith("--"):
+            raise UserError(f"{flag} '' is empty, as an unset variable leaves it; give a value, or drop the flag")
     explain(kind)
     flat_names = (tyro.conf.OmitArgPrefixes,)  # --alpha, not --partitioning.alpha
-    return tyro.cli(kind, args=words, default=default, prog=SCRIPT, description=about, config=flat_names)
+    with taking(sys.stdout):
+        try:
+            return tyro.cli(kind, args=words, default=default, prog=SCRIPT, description=about, config=flat_names)
+        finally:
+            sys.stdout.flush()
+    sys.exit(1)  # the help could not be written
 
 
 def explain(theme: type[Theme]) -> None:
     """Give `--help` the docstring under each field as one paragraph; tyro itself breaks it where the source does."""
-    module = ast.parse(Path(sys.modules[theme.__module__].__file__).read_text())
+    module = ast.parse(Path(sys.modules[theme.__module__].__file__).read_bytes())
     (body,) = (node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == theme.__name__)
     fields = theme.__dataclass_fields__
     for node, below in itertools.pairwise(body):
@@ -54,11 +62,14 @@ def explain(theme: type[Theme]) -> None:
 
 def read_saved(folder: str, default: Theme) -> Any:
     """Return the configuration of the run in `folder`, checked as a new one is."""
-    path = Path(folder).expanduser() / "config.json"
+    path = place(folder) / "config.json"
     fields = read_json(path)
     unknown = fields.keys() ^ default.flat().keys()
     if unknown:
-        raise UserError(f"{path}: the field {min(unknown)!r} is unknown or missing; restore the file")
+        raise UserError(f"{path}: the field {min(unknown)!r:.60} is unknown or missing; restore the file")
+    split = path.with_name("partition.json")
+    if fields["partition_file"] and "indices" in read_json(split):  # as the run got it, wherever that file is now
+        fields["partition_file"] = str(split)
     try:
         return default.but(**{**fields, "resume": folder})
     except UserError as error:
@@ -83,35 +94,47 @@ def attempt(function: Callable[..., Answer], *arguments: Any) -> Answer:
 
     Exit code 2 for a user's mistake, 1 for a failure, 130 on Ctrl-C and 143 on SIGTERM.
     """
-    with contextlib.suppress(ValueError):  # signals are the main thread's
-        signal.signal(signal.SIGTERM, terminate)
     try:
         return function(*arguments)
     except (UserError, RunFailed) as error:
-        print(f"{SCRIPT}: {error}", file=sys.stderr)
+        say(f"{SCRIPT}: {' '.join(str(error).splitlines())}", sys.stderr)
         sys.exit(2 if isinstance(error, UserError) else 1)
-    except KeyboardInterrupt as error:
-        sys.exit(143 if isinstance(error, Terminated) else 130)
+    except (KeyboardInterrupt, Exception):
+        stopping.heard()
+        if not stopping.asked:
+            raise
+        os._exit(128 + stopping.asked)  # all is written; Python's own way out meets TensorFlow's threads, and may abort
 
 
-def terminate(*_: Any) -> None:
-    """Handle SIGTERM."""
-    raise Terminated
+def say(text: str, stream: Any = None) -> None:
+    """Print a line above the progress display, on standard output or another stream."""
+    stream = stream or sys.stdout
+    with taking(stream):
+        tqdm.tqdm.write(printable(text), file=stream)
+        stream.flush()
 
 
-def say(text: str) -> None:
-    """Print a line above the progress display; whoever closes our output early (`| head`) does not end the run."""
+@contextlib.contextmanager
+def taking(stream: Any) -> Iterator[None]:
+    """Go on without a stream that takes no more, as a run's files are what counts; a full disk is told on stderr."""
     try:
-        tqdm.tqdm.write(text)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        yield
+    except OSError as error:
+        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
+            raise
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if error.errno != errno.EPIPE and stream is sys.stdout:  # `| head` closes it as it likes
+            notice(f"standard output takes no more ({error.strerror}); the rest goes nowhere")
+
+
+def printable(text: str) -> str:
+    """Return `text` with no character in it that would steer a terminal; names of files may have any."""
+    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
 
 
 def notice(text: str) -> None:
-    """Print a line for the user on stderr, above the progress display."""
-    tqdm.tqdm.write(f"notice: {text}", file=sys.stderr)
-    sys.stderr.flush()
+    """Print a line for the user on standard error."""
+    say(f"notice: {' '.join(text.split(chr(10)))}", sys.stderr)
 
 
 class Progress:

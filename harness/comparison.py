@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,36 +11,36 @@ from typing import Any
 
 from harness.command_line import check_resumed, read_saved, say
 from harness.fields import Theme, UserError
-from harness.files import csv_table, read_json, write_file, writing
+from harness.files import DAMAGE, csv_table, place, read_json, to_json, write_file, writing
 from harness.options import compared, identity
 from harness.plots import plot_comparison, to_png
+from harness.records import read_records
 
 import numpy as np
 
 
-def compare(config: Theme, digest: str, note: str, name_of: Callable, run: Callable) -> Path:
+def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
     """Run every value and seed that `config` compares; return the folder with comparison.csv and its plot.
 
-    comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was compared. `digest`
-    identifies the data set, name_of(config) is a run's default name, run(config) makes it and has its `records`.
+    comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was compared. All runs are
+    checked before the first begins: check(config) returns a run's default name and its partition's hash, run(config)
+    makes it, with its `records`. Raises UserError for what any of them would be refused for.
     """
     field, names = compared(config)
     seeds = config.comparison.seeds
-    runs = [(name, config.seed + number) for name in names for number in range(seeds)]
-    singles = [config.but(**{field: name}, seed=seed, compare="", seeds=1, name="") for name, seed in runs]
+    made = [(name, config.seed + number) for name in names for number in range(seeds)]
+    singles = [named(config.but(**{field: name}, seed=seed, compare="", seeds=1), check) for name, seed in made]
+    earlier = [read_earlier(single) for single in singles]
+    what = {"field": field, "values": names, "seeds": seeds, "runs": [single.run.name for single in singles]}
+    folder = find_folder(place(config.run.runs), config.run.name, what)
     rows, curves = [], {name: [] for name in names}
-    for number, ((name, seed), single) in enumerate(zip(runs, singles, strict=True), 1):
-        say(f"\n[{number}/{len(runs)}] {field} {name}, seed {seed}")
-        aggregator = single.aggregation.aggregator
-        records = run_once(single.but(name=f"{name_of(single)}-{aggregator}-{fingerprint(single, digest)}"), run)
-        rows += [{field: name, "seed": seed, **record} for record in records]
-        curves[name].append([record["test_accuracy"] for record in records])
+    for number, ((name, seed), single, records) in enumerate(zip(made, singles, earlier, strict=True), 1):
+        say(f"\n[{number}/{len(singles)}] {field} {name}, seed {seed}")
+        records = complete(single, records, run)
+        rows += [{field: name, "seed": seed, **record.figures()} for record in records]
+        curves[name].append([record.test_accuracy for record in records])
     rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
     table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
-    default = f"compare-{config.comparison.compare or 'seeds'}-{fingerprint(config, digest)}"
-    folder = Path(config.run.runs).expanduser() / (config.run.name or default)
-    with writing(folder):
-        folder.mkdir(exist_ok=True)
     write_file(folder / "comparison.csv", csv_table(rows))
     write_file(folder / "comparison.png", to_png(plot_comparison(table, note)))
     say("")
@@ -50,23 +51,55 @@ def compare(config: Theme, digest: str, note: str, name_of: Callable, run: Calla
     return folder
 
 
-def fingerprint(config: Theme, digest: str) -> str:
-    """Return eight digits of a hash of all that a run's numbers depend on."""
-    depends = [identity(config), config.training.rounds, digest]
-    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()[:8]
+def named(config: Theme, check: Callable) -> Theme:
+    """Return the configuration of a single run, checked, with a name that stands for all that its numbers depend on."""
+    name, partition = check(config)
+    depends = digits([identity(config), config.training.rounds, partition])
+    return config.but(name=f"{name}-{config.aggregation.aggregator}-{depends}")
 
 
-def run_once(config: Any, run: Callable) -> list[dict[str, Any]]:
-    """Return the rounds' figures of this run: read where it is there, resumed where it was stopped."""
-    folder = Path(config.run.runs).expanduser() / config.run.name
-    if folder.exists():
-        config = config.but(resume=str(folder))
-        check_resumed(config, read_saved(str(folder), config))
-        if (folder / "metrics.json").exists():
-            rounds = read_json(folder / "metrics.json").get("rounds")
-            if not isinstance(rounds, list):
-                raise UserError(f"{folder / 'metrics.json'} has no list of rounds; remove the folder")
-            if len(rounds) == config.training.rounds:
-                say(f"{folder} is there already")
-                return [{name: value for name, value in row.items() if name != "clients"} for row in rounds]
-    return [record.figures() for record in run(config).records]
+def digits(content: Any) -> str:
+    """Return eight digits of a hash of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def find_folder(runs: Path, name: str, what: dict[str, Any]) -> Path:
+    """Return the folder of the comparison `what`, made where it is new; a name that something else has gets -2, -3."""
+    name = name or f"compare-{'-'.join(what['values'])[:100]}-{digits(what)}"
+    for number in itertools.count(1):
+        folder = runs / (name if number == 1 else f"{name}-{number}")
+        if not folder.exists():
+            with writing(folder):
+                folder.mkdir(parents=True)
+            write_file(folder / "comparison.json", to_json(what))
+        if (folder / "comparison.json").is_file() and read_json(folder / "comparison.json") == what:
+            return folder
+    raise AssertionError("unreachable")
+
+
+def read_earlier(config: Theme) -> list | None:
+    """Return the records of this run where it is done, None where it is to be made or to go on.
+
+    Raises UserError where its folder holds something else.
+    """
+    folder = place(config.run.runs) / config.run.name
+    if not folder.exists():
+        return None
+    check_resumed(config.but(resume=str(folder)), read_saved(str(folder), config))
+    if not (folder / "metrics.json").exists():
+        return None
+    try:
+        lines = [json.dumps(row) for row in read_json(folder / "metrics.json")["rounds"]]
+        records = read_records(lines, len(lines))
+    except DAMAGE as error:
+        raise UserError(f"{folder / 'metrics.json'} does not hold the rounds; remove the folder") from error
+    return records if len(records) == config.training.rounds else None
+
+
+def complete(config: Any, records: list | None, run: Callable) -> list:
+    """Return the records of the run, which is made, or goes on, where they are not there already."""
+    folder = place(config.run.runs) / config.run.name
+    if records:
+        say(f"{folder} is there already")
+        return records
+    return run(config.but(resume=str(folder)) if folder.exists() else config).records

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import fcntl
 import io
 import json
@@ -11,11 +12,49 @@ import math
 import os
 import re
 import secrets
+import stat
+import struct
+import tokenize
+import zipfile
+import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from harness.fields import UserError
+
+# What NumPy, zipfile and json raise on a damaged file, some of it on damaged zip directories alone.
+DAMAGE = (
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    TypeError,
+    OverflowError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    tokenize.TokenError,
+)
+
+
+def place(path: str) -> Path:
+    """Return the path that a flag names; where nobody's home is meant by its `~`, that is a name like any other."""
+    return Path(os.path.expanduser(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what is in a regular file. Raise OSError for anything else: a pipe would be waited for, without end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "not a regular file", str(path))
+        return file.read()
 
 
 @contextlib.contextmanager
@@ -38,29 +77,40 @@ def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
     with writing(path):
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
-            with open(descriptor, "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-                file.flush()
+            try:
+                write_all(descriptor, data.encode() if isinstance(data, str) else data)
                 if sync:
-                    os.fsync(file.fileno())
+                    os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Write all of `data`; a disk that fills up takes a part of it first."""
+    while data:
+        data = data[os.write(descriptor, data) :]
 
 
 def append(path: Path, text: str) -> None:
     """Add `text` to the file; where that fails half-way, the file is as it was."""
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
-        size, data = os.fstat(descriptor).st_size, text.encode()
+        size = os.fstat(descriptor).st_size
         try:
-            while data:  # a disk that fills up takes a part of it
-                data = data[os.write(descriptor, data) :]
+            write_all(descriptor, text.encode())
         except OSError:
             os.ftruncate(descriptor, size)
             raise
         finally:
             os.close(descriptor)
+
+
+def briefly(error: BaseException) -> str:
+    """Return what an error says, on one line that is not long."""
+    return " ".join(f"{getattr(error, 'strerror', None) or error}".split())[:80] or type(error).__name__
 
 
 @contextlib.contextmanager
@@ -101,7 +151,7 @@ def json_line(content: Any) -> str:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in `path`. Raise UserError where there is none."""
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
         raise UserError(f"cannot read {path} ({reason}); resume takes the folder of a run") from error

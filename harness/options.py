@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +29,8 @@ class Run(Theme):
     def __post_init__(self) -> None:
         """Raise UserError for a name that no folder can have."""
         super().__post_init__()
-        if self.name and (self.name in (".", "..") or set(self.name) & set("/\0") or len(self.name.encode()) > 200):
+        name = self.name
+        if name in (".", "..") or "/" in name or not name.isprintable() or len(os.fsencode(name)) > 200:
             raise UserError(f"name={self.name[:50]!r} is not a folder's name; choose up to 200 letters, digits, - or _")
 
 
@@ -45,11 +47,13 @@ class Comparison(Theme):
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")
 HOW_FAR = ("rounds", "epsilon_budget")  # a resumed run may go further
+# What these lead to is known by its content: a run's partition has a hash of data and split.
+BY_CONTENT = ("data", "data_name", "transpose", "partition_file")
 
 
 def identity(config: Theme) -> dict[str, Any]:
-    """Return field -> value of all that a run's numbers depend on, but for how far it goes."""
-    ignored = {*Run().flat(), *Comparison().flat(), *HOW_FAR}
+    """Return field -> value of all that a run's numbers depend on, but for the data and how far it goes."""
+    ignored = {*Run().flat(), *Comparison().flat(), *HOW_FAR, *BY_CONTENT}
     return {field: value for field, value in config.flat().items() if field not in ignored}
 
 

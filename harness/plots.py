@@ -6,9 +6,11 @@ import io
 import itertools
 import textwrap
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal
 
 from harness.records import RoundRecord
+from harness.results import skew
 
 import matplotlib.style
 import numpy as np
@@ -50,17 +52,47 @@ def to_png(figure: Figure) -> bytes:
     return png.getvalue()
 
 
-def plot_matrix(axes: Any, matrix: np.ndarray, shade: np.ndarray, shade_name: str) -> None:
-    """Draw `matrix` int64[rows,columns] as cells shaded by `shade`; each carries its number where there are few."""
+def label_of(names: Sequence[Any], place: float, _: int) -> str:
+    """Return the name of a row or column, for its tick."""
+    return str(names[round(place)]) if 0 <= round(place) < len(names) else ""
+
+
+def plot_matrix(
+    axes: Any, matrix: np.ndarray, shade: np.ndarray, shade_name: str, columns: Sequence = (), rows: Sequence = ()
+) -> None:
+    """Draw `matrix` int64[R,C] as cells shaded by `shade`; each carries its number where there are few.
+
+    `columns` and `rows` name them where they are not called by their numbers.
+    """
     image = axes.imshow(shade, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
     axes.figure.colorbar(image, ax=axes, label=shade_name, fraction=0.05, pad=0.02)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(ANNOTATED, integer=True, steps=[1, 2, 5, 10]))
+    for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
+        if names:
+            axis.set_major_formatter(FuncFormatter(partial(label_of, names)))
     if max(matrix.shape) <= ANNOTATED:
         for (row, column), count in np.ndenumerate(matrix):
             dark = shade[row, column] > 0.55 * shade.max()
             text = f"{count:,}" if count else "·"
             axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+
+
+@default_style
+def plot_partition(counts: np.ndarray, note: str, classes: Sequence[int] = ()) -> Figure:
+    """Draw label counts int64[K,C]: a row a client, a column a label, of which `classes` are the names."""
+    measured = skew(counts)
+    title = f"{counts.shape[0]} clients of {counts.sum(axis=1).min():,} to {counts.sum(axis=1).max():,} images"
+    skewness = (
+        f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, mean) · "
+        f"effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
+        f"Gini coefficient of the sizes {measured['size_gini']:.2f}"
+    )
+    figure = new_figure(7, 5.2, title, f"{note} · {skewness}")
+    axes = figure.subplots()
+    plot_matrix(axes, counts, counts, "images", classes)
+    axes.set(xlabel="label", ylabel="client")
+    return figure
 
 
 @default_style
@@ -79,16 +111,18 @@ def plot_cost(records: Sequence[RoundRecord], note: str) -> Figure:
 
 
 @default_style
-def plot_misclassified(images: np.ndarray, labels: np.ndarray, predictions: np.ndarray, note: str) -> Figure:
+def plot_misclassified(
+    images: np.ndarray, labels: np.ndarray, predictions: np.ndarray, note: str, classes: Sequence[int] = ()
+) -> Figure:
     """Draw the first 18 of `images` uint8[N,28,28] that are predicted wrong: index, true and predicted label."""
     most = 18
-    wrong = np.flatnonzero(predictions != labels)
+    wrong, names = np.flatnonzero(predictions != labels), classes or range(256)
     figure = new_figure(9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", note)
     for axes, index in itertools.zip_longest(figure.subplots(3, most // 3).flat, wrong[:most]):
         axes.axis("off")
         if index is not None:
             axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=255)
-            axes.set_title(f"#{index}: {labels[index]}, not {predictions[index]}", fontsize=8)
+            axes.set_title(f"#{index}: {names[labels[index]]}, not {names[predictions[index]]}", fontsize=8)
     return figure
 
 

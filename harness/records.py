@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_type_hints
 
 import numpy as np
 
@@ -86,6 +87,36 @@ class RoundRecord:
             + (f"   {self.dropped} dropped out" if self.dropped else "")
             + (f"   {self.left_out} not finite, left out" if self.left_out else "")
         )
+
+
+def read_record(row: dict[str, Any]) -> RoundRecord:
+    """Return the record in a JSON object, where null stands for NaN. Raise ValueError where it holds something else."""
+    record = {name: read_figure(name, row.get(name), kind) for name, kind in get_type_hints(RoundRecord).items()}
+    return RoundRecord(**record)
+
+
+def read_figure(name: str, value: Any, kind: Any) -> Any:
+    """Return a record's field as the type `kind`. Raise ValueError where it is of another."""
+    if name == "clients":
+        kinds = {"client": int, "finite": bool}
+        return [
+            {key: read_figure(key, told, kinds.get(key, float)) for key, told in dict(row).items()} for row in value
+        ]
+    if kind is float and value is None:
+        return math.nan
+    if kind is float and type(value) is int:
+        return float(value)
+    if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+        raise ValueError(f"{name}={value!r:.20}")
+    return value
+
+
+def read_records(lines: Sequence[str], rounds: int) -> list[RoundRecord]:
+    """Return the records of rounds 1..`rounds`. Raise an error of files.DAMAGE where the lines do not hold them."""
+    records = [read_record(json.loads(line)) for line in lines[:rounds]]
+    if [record.round for record in records] != list(range(1, rounds + 1)):
+        raise ValueError("a round is missing")
+    return records
 
 
 def client_rows(groups: Sequence[np.ndarray], reports: Sequence[Any], names: Sequence[str]) -> list[dict[str, Any]]:

@@ -38,17 +38,39 @@ def skew(counts: np.ndarray) -> dict[str, float]:
     }
 
 
-def class_report(confusion: np.ndarray) -> dict[str, Any]:
+def manifest(dataset: Any, partition: Any, kind: str, seed: int, private: bool) -> dict[str, Any]:
+    """Return what partition.json holds: what was split how and, but for differential privacy, what each client has.
+
+    `dataset` has name, digest and classes, `partition` parts, counts, filled and digest; `kind` is the row's name.
+    """
+    indices = [part.tolist() for part in partition.parts]
+    of_clients = {"skew": skew(partition.counts), "label_counts": partition.counts.tolist(), "indices": indices}
+    return {
+        "dataset": dataset.name,
+        "dataset_sha256": dataset.digest,
+        "classes": list(dataset.classes),  # the labels as they were given, whose places are ours
+        "partition": kind,
+        "seed": seed,
+        "hash": partition.digest,
+        "filled_clients": partition.filled,
+        **({} if private else of_clients),
+    }
+
+
+def class_report(confusion: np.ndarray, classes: Sequence[int]) -> dict[str, Any]:
     """Return scikit-learn's report on a confusion matrix int64[C,C], rows true: by class, and means.
 
     Classes without test images are left out, of the means too.
     """
     true, predicted = (np.repeat(places.ravel(), confusion.ravel()) for places in np.indices(confusion.shape))
-    classes = np.flatnonzero(confusion.sum(axis=1))
-    return sklearn.metrics.classification_report(true, predicted, labels=classes, output_dict=True, zero_division=0)
+    tested = np.flatnonzero(confusion.sum(axis=1))
+    names = [str(classes[place]) for place in tested]
+    return sklearn.metrics.classification_report(
+        true, predicted, labels=tested, target_names=names, output_dict=True, zero_division=0
+    )
 
 
-def describe(weights: Sequence[Any], evaluation: Any, records: Sequence[Any]) -> dict[str, Any]:
+def describe(weights: Sequence[Any], evaluation: Any, records: Sequence[Any], classes: Sequence[int]) -> dict[str, Any]:
     """Return what metrics.json holds of the outcome; `evaluation` has accuracy, loss and confusion."""
     return {
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tff": tff.__version__},
@@ -56,7 +78,8 @@ def describe(weights: Sequence[Any], evaluation: Any, records: Sequence[Any]) ->
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
         "confusion": evaluation.confusion.tolist(),
-        "report": class_report(evaluation.confusion),
+        "classes": list(classes),
+        "report": class_report(evaluation.confusion, classes),
         "rounds": [vars(record) for record in records],
     }
 
@@ -65,7 +88,7 @@ def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
     """Say what came out, on what, and where it lies: the closing lines."""
     report, total = metrics["report"], np.sum(metrics["confusion"])
     means = report["macro avg"]
-    scores = {label: row["f1-score"] for label, row in report.items() if label.isdigit()}
+    scores = {label: report[label]["f1-score"] for label in map(str, metrics["classes"]) if label in report}
     hardest = sorted(scores, key=scores.get)[:3]
     say(
         f"\nfinal test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, {total:,} test images, after "

@@ -11,26 +11,39 @@ import errno
 import io
 import itertools
 import json
+import shlex
 import tempfile
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from harness.command_line import notice
+from harness import SCRIPT, stopping
+from harness.command_line import notice, printable
 from harness.fields import UserError
-from harness.files import append, csv_line, csv_table, json_line, lock, read_json, to_json, write_file, writing
+from harness.files import (
+    DAMAGE,
+    append,
+    briefly,
+    csv_line,
+    csv_table,
+    json_line,
+    lock,
+    place,
+    read_bytes,
+    read_json,
+    to_json,
+    write_file,
+    writing,
+)
 from harness.options import Run
 from harness.plots import to_png
-from harness.records import RoundRecord
+from harness.records import RoundRecord, read_records
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
 CHECKPOINTS_KEPT = 3
-DAMAGE = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error)
 
 
 class RunFolder:
@@ -46,13 +59,14 @@ class RunFolder:
     def open(cls, run: Run, name: str, config: dict, manifest: dict) -> Iterator[RunFolder]:
         """Hold the run's folder: a new one with config.json and partition.json in it, or that of the run to resume."""
         if run.resume:
-            path = Path(run.resume).expanduser()
+            path = place(run.resume)
             if read_json(path / "partition.json").get("hash") != manifest["hash"]:
                 raise UserError(f"resume={run.resume!r}: its data or its partition.json has changed; restore it")
         else:
             files = {"config.json": to_json(config), "partition.json": to_json(manifest)}
-            path = make_folder(Path(run.runs).expanduser(), run.name or name, files)
-        with lock(path):
+            path = make_folder(place(run.runs), run.name or name, files)
+        line = f"notice: stopped before a new round was done; {go_on(path)}"
+        with stopping.saying(line), lock(path):
             write_file(path / "config.json", to_json({**config, "resume": ""}))  # a resumed run may have more rounds
             yield cls(path, run.tensorboard)
 
@@ -69,12 +83,12 @@ class RunFolder:
                 state = self.read_checkpoint(checkpoint)
                 done = int(checkpoint.stem.removeprefix("round-"))
             except DAMAGE as error:
-                notice(f"{checkpoint} is damaged ({str(error)[:80]}); going back to the one before it")
+                notice(f"{checkpoint} is damaged ({briefly(error)}); going back to the one before it")
                 continue
             try:
                 records = read_records(lines, done)
-            except (ValueError, TypeError) as error:
-                wrong = f"{self.path / 'rounds.jsonl'} does not hold rounds 1..{done} ({str(error)[:80]}); restore it"
+            except DAMAGE as error:
+                wrong = f"{self.path / 'rounds.jsonl'} does not hold rounds 1..{done} ({briefly(error)}); restore it"
                 continue
             self.write_tables(records)
             return state, records
@@ -103,6 +117,7 @@ class RunFolder:
             write_file(folder / f"round-{record.round:06d}.npz", npz.getvalue(), sync=True)
             for old in self.checkpoints()[CHECKPOINTS_KEPT:]:
                 old.unlink()
+        stopping.save_first()
         if self.events:
             write_events(self.events, record.round, row, confusion_plot)
 
@@ -113,7 +128,7 @@ class RunFolder:
     def read_checkpoint(self, path: Path) -> Any:
         """Return the state in a checkpoint. No code is run from it. Raise UserError where it belongs to another run."""
         specs = tf.nest.flatten(self.specs)
-        with np.load(path, allow_pickle=False) as npz:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as npz:
             if npz["key"].item() != self.key:
                 reason = "is of another configuration, split or model; remove it or restore the run's folder"
                 raise UserError(f"{path} {reason}")
@@ -140,9 +155,14 @@ class RunFolder:
             except UserError:
                 raise
             except Exception as error:
-                notice(f"{name} cannot be drawn ({str(error).splitlines()[:1]}); all else is written")
+                notice(f"{name} cannot be drawn ({briefly(error)}); all else is written")
         names = ("metrics.json", "global_model.keras", "config.json", "partition.json", "metrics.csv")
         return [*drawn, *(self.path / name for name in names)]
+
+
+def go_on(path: Path) -> str:
+    """Return how a stopped run goes on."""
+    return printable(f"python {SCRIPT} --resume {shlex.quote(str(path))} goes on")
 
 
 def make_folder(runs: Path, name: str, files: dict[str, str]) -> Path:
@@ -172,17 +192,9 @@ def current_umask() -> int:
 def read_lines(path: Path) -> list[str]:
     """Return the lines of a table, none where it is missing or cannot be read."""
     try:
-        return path.read_text().splitlines()
+        return read_bytes(path).decode().splitlines()
     except (OSError, ValueError):
         return []
-
-
-def read_records(lines: list[str], rounds: int) -> list[RoundRecord]:
-    """Return the records of rounds 1..`rounds`. Raise ValueError or TypeError where the lines do not hold them."""
-    records = [RoundRecord(**json.loads(line)) for line in lines[:rounds]]
-    if [record.round for record in records] != list(range(1, rounds + 1)):
-        raise ValueError("a round is missing")
-    return records
 
 
 def write_events(events: Any, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:

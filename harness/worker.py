@@ -14,11 +14,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from harness import stopping
 from harness.command_line import RunFailed, notice
+from harness.files import writing
 
 import grpc
 import psutil
@@ -34,7 +36,7 @@ CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),  # else localhost is dialled through the user's proxy
     ("grpc.client_idle_timeout_ms", 2**31 - 1),
 ]
-GUARD = Path(__file__).with_name("guard.py").read_text()  # now: the file may be edited while a run goes on
+GUARD = Path(__file__).with_name("guard.py").read_text("utf-8")  # now: the file may be edited while a run goes on
 
 
 class WorkerLost(Exception):
@@ -121,6 +123,28 @@ def replace_default_context() -> None:
 atexit.register(replace_default_context)
 
 
+@contextlib.contextmanager
+def private_folder() -> Iterator[str]:
+    """Make a folder that only this user can enter, and give it a path that is short and plain, wherever it is.
+
+    A socket's path has at most 107 characters, and gRPC reads `%`, `?` and `#` in it as a URL's.
+    """
+    with writing(Path(os.environ.get("TMPDIR", "/tmp"))):
+        made = tempfile.TemporaryDirectory(prefix="fl-")
+    with made as folder:
+        descriptor = os.open(folder, os.O_PATH)
+        try:
+            yield f"/proc/self/fd/{descriptor}"
+        finally:
+            os.close(descriptor)
+
+
+def open_log(path: str | Path) -> Any:
+    """Return the file that the worker prints to. Raise UserError where it cannot be written."""
+    with writing(Path(path)):
+        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666), "ab")
+
+
 class Worker(grpc.UnaryUnaryClientInterceptor):
     """TFF's worker as a context manager: TFF computations called inside run in it, and it never outlives us.
 
@@ -150,6 +174,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         return self
 
     def __exit__(self, *error: Any) -> None:
+        stopping.heard()
         self._end()  # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit, waiting
         self._context.__exit__(*error)
 
@@ -181,11 +206,11 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         """Start guard and worker, and return a channel to them that is open."""
         binary = Path(tff.__file__).parent / "data" / "worker_binary"
         threads = {"TF_NUM_INTRAOP_THREADS": str(self.threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
-        with tempfile.TemporaryDirectory(prefix="fl-") as folder, socket.socket(socket.AF_UNIX) as door:  # mode 0700
+        with private_folder() as folder, socket.socket(socket.AF_UNIX) as door:
             door.bind(f"{folder}/door")
             door.listen()
             words = [str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""]
-            with open(self.log, "ab") as log:
+            with open_log(self.log) as log:
                 self.process = subprocess.Popen(
                     [sys.executable, "-ISc", GUARD, *words],
                     stdin=subprocess.DEVNULL,

@@ -90,7 +90,7 @@ def test_a_saved_split_is_replayed(digits, tmp_path):
     first = configure(dataset="digits", num_clients=5, seed=3)
     saved = fl.make_partition(digits, first)
     path = tmp_path / "partition.json"
-    path.write_text(to_json(fl.manifest(digits, saved, first)))
+    path.write_text(to_json(fl.manifest(digits, saved, first.partition, first.seed, private=False)))
     again = configure(dataset="digits", num_clients=5, partition_file=str(path))
     assert again.partition == "file" and fl.make_partition(digits, again).digest == saved.digest
     for content, clients, message in [
@@ -162,7 +162,7 @@ def test_more_clients_than_images_are_refused(tmp_path):
 def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path):
     path = tmp_path / "partition.json"
     config = configure(dataset="digits", num_clients=5)
-    said = fl.manifest(digits, fl.make_partition(digits, config), config)
+    said = fl.manifest(digits, fl.make_partition(digits, config), config.partition, config.seed, private=False)
     for change, message in [
         ({"dataset_sha256": "00"}, "is a split of other data"),
         ({"label_counts": [[1] * 10] * 5}, "label_counts are not those of its indices"),

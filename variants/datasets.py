@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import re
-import struct
-import zipfile
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from harness.fields import UserError
+from harness.files import DAMAGE, read_bytes
 
 import numpy as np
 import sklearn.datasets
@@ -132,45 +131,30 @@ def read_npz(path: Path) -> Arrays:
     """Return the arrays of an .npz by Keras' names. Raise UserError where it cannot be read."""
     source = f"data={str(path)!r:.200}"
     try:
-        if not path.is_file():
-            raise UserError(f"{source} is not a file that can be read; give an .npz or a folder of IDX files")
-        with np.load(path, allow_pickle=False) as npz:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as npz:
             names = next((keys for keys in (KEYS, *OTHER_KEYS) if set(keys) <= set(npz.files)), None)
             if names is None:
                 absent = sorted(set(KEYS) - set(npz.files))
                 raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
             arrays = {key: npz[name] for key, name in zip(KEYS, names, strict=True)}
             return arrays | ({OWNERS: npz[OWNERS]} if OWNERS in npz.files else {})
-    except (OSError, *DAMAGE) as error:
+    except DAMAGE as error:
         reason = getattr(error, "strerror", None) or "truncated, or no .npz"
-        raise UserError(f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys") from error
-
-
-# What NumPy and zipfile raise on a damaged .npz, some of it on damaged zip directories alone.
-DAMAGE = (
-    ValueError,
-    EOFError,
-    KeyError,
-    AttributeError,
-    TypeError,
-    IndexError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-)
+        cure = "give a whole .npz with Keras' keys, or a folder of IDX files; a run is resumed with --data NEW"
+        raise UserError(f"{source} cannot be read ({reason}); {cure}") from error
 
 
 def read_idx(folder: Path, source: str) -> Arrays:
     """Return the arrays of a folder with the four IDX files of MNIST and its kin, gzipped or not."""
     arrays = {}
+    try:
+        files = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"{source} cannot be read ({error.strerror}); give a folder with the four IDX files") from error
     for key in KEYS:
         part = "train" if key.endswith("train") else "(t10k|test)"
         pattern = rf"(.*[-_])?{part}[-_.]{'images' if key[0] == 'x' else 'labels'}[-_.]idx[13][-_.]ubyte(\.gz)?"
-        found = [path for path in sorted(folder.iterdir()) if re.fullmatch(pattern, path.name)]
+        found = [path for path in files if re.fullmatch(pattern, path.name)]
         if len(found) != 1:
             what = f"{len(found)} files" if found else "no file"
             raise UserError(f"{source} has {what} like {pattern!r} for {key}; give a folder with the four IDX files")
@@ -181,9 +165,10 @@ def read_idx(folder: Path, source: str) -> Arrays:
 def read_idx_file(path: Path) -> np.ndarray:
     """Return the array of an IDX file of bytes. Raise UserError where it is none, or cut."""
     try:
-        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            content = file.read()
-    except (OSError, EOFError, zlib.error) as error:
+        content = read_bytes(path)
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except DAMAGE as error:
         reason = getattr(error, "strerror", None) or "damaged gzip"
         raise UserError(f"{path} cannot be read ({reason}); restore it") from error
     ranks = content[3] if content[:3] == b"\0\0\x08" else 0

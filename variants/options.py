@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.fields import Probability, Rate, Rounds, Scale, SomeClients, Theme, UserError, real, whole
+from harness.files import place
 
 PartitionName = Literal["iid", "shards", "dirichlet", "labels-per-client", "quantity", "feature", "natural", "file"]
 AlgorithmName = Literal[
@@ -119,6 +121,14 @@ class Adversity(Theme):
     """How large the attacks scaled and gaussian are."""
 
 
+def find_files(config: Any) -> Any:
+    """Return the configuration with its files by absolute paths, FL_DATA's too: its run resumes from anywhere."""
+    files = {"data": config.data.data, "partition_file": config.splits.partition_file}
+    if not config.run.resume and config.data.dataset == "mnist":
+        files["data"] = files["data"] or os.environ.get("FL_DATA", "")
+    return config.but(**{name: str(place(path).absolute()) for name, path in files.items() if path})
+
+
 FIXED = {"fedsgd": {"local_epochs": 1, "batch_size": 0}}  # the fields that an algorithm is defined by
 SENDS_MORE = ("fednova", "mimelite", "scaffold", "feddyn")  # than the update
 
@@ -128,6 +138,8 @@ def check_pairs(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     algorithm, aggregator, clients = chosen["algorithm"], chosen["aggregator"], chosen["num_clients"]
     if chosen["dataset"] == "digits" and chosen["data"]:
         raise UserError(f"data={chosen['data']!r} replaces mnist and dataset='digits' is built in; drop one of the two")
+    if not chosen["data_name"].isprintable():
+        raise UserError(f"data_name={chosen['data_name']!r:.60} has what no plot can show; choose letters and digits")
     another = chosen["partition"] not in ("file", default["partition"])
     if another if chosen["partition_file"] else chosen["partition"] == "file":
         raise UserError(

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from harness.fields import UserError
+from harness.files import DAMAGE, place, read_bytes
 
 import numpy as np
 import scipy.ndimage
@@ -96,11 +96,10 @@ def shift_features(images: np.ndarray, client: int, num_clients: int, seed: int,
 
 def read_split(labels: np.ndarray, num_clients: int, rng: np.random.Generator, partition_file: str) -> Parts:
     """Return the split in a partition.json of a run or of another program: `indices`, a list a client."""
-    path = Path(partition_file).expanduser()
-    named = f"partition_file={str(path)!r}"
+    named = f"partition_file={partition_file!r:.100}"
     try:
-        parts = [np.array(part) for part in json.loads(path.read_text())["indices"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        parts = [np.array(part) for part in json.loads(read_bytes(place(partition_file)))["indices"]]
+    except DAMAGE as error:
         reason = getattr(error, "strerror", None) or "not a partition.json with a list `indices`"
         raise UserError(f"{named} cannot be read ({reason}); give the partition.json of a run") from error
     if len(parts) != num_clients:
@@ -169,7 +168,7 @@ def check_claims(partition_file: str, digest: str, counts: np.ndarray) -> None:
 
     `digest` is that of the data set, `counts` int64[K,C] the label counts of the split.
     """
-    said, named = json.loads(Path(partition_file).expanduser().read_text()), f"partition_file={partition_file!r:.100}"
+    said, named = json.loads(read_bytes(place(partition_file))), f"partition_file={partition_file!r:.100}"
     if said.get("dataset_sha256", digest) != digest:
         raise UserError(
             f"{named} is a split of other data ({said.get('dataset', 'of another SHA-256')!s:.60}); give the same "
@@ -191,5 +190,5 @@ ROWS = {
         "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_alike, (), shift_features, ("rotation", "noise")
     ),
     "natural": Partitioner("natural, by owner", split_by_owner, natural=True),
-    "file": Partitioner("split of {partition_file}", read_split, ("partition_file",)),
+    "file": Partitioner("split of a file", read_split, ("partition_file",)),
 }

@@ -1,0 +1,145 @@
+"""Whatever is in the files that the script reads: it is taken, or refused in one line.
+
+MUTATIONS=50000 python -m pytest tests/test_fuzz.py tries more than 2,000, the same ones from run to run.
+"""
+
+import gzip
+import os
+import random
+import re
+from pathlib import Path
+
+import federated_learning as fl
+from harness.command_line import check_resumed, read_saved
+from harness.comparison import find_folder, read_earlier
+from harness.fields import UserError
+from harness.files import json_line, to_json
+from harness.options import Run
+from harness.records import Evaluation, make_record
+from harness.results import describe, manifest
+from harness.run_folder import RunFolder
+
+import numpy as np
+import pytest
+import tensorflow_federated as tff
+from runs import configure
+
+MUTATIONS = int(os.environ.get("MUTATIONS", "2000"))
+STATE = np.arange(3, dtype=np.float32)
+STATE_TYPE = tff.FederatedType(tff.TensorType(np.float32, [3]), tff.SERVER)
+VALUES = ["null", "true", "-1", "1e999", "0.5", '"x"', '"\\u001b[31m"', "[]", "{}", "[[[]]]", "9" * 400, "[" * 5000]
+
+
+def mutate(content: bytes, rng: random.Random) -> bytes:
+    """`content` with a byte or a stretch of it changed, or for JSON a value in the place of another."""
+    place, length = rng.randrange(len(content)), rng.choice([1, 1, 4, 50])
+    tokens = list(re.finditer(rb'-?\d+(\.\d+)?(e-?\d+)?|"[^"]*"|null|true|false', content[:20_000]))
+    if content[:1] == b"{" and tokens and rng.random() < 0.7:
+        token = rng.choice(tokens)
+        return content[: token.start()] + rng.choice(VALUES).encode() + content[token.end() :]
+    before, changed, after = content[:place], content[place : place + length], content[place + length :]
+    return rng.choice([
+        before + bytes(byte ^ 1 << rng.randrange(8) for byte in changed) + after,
+        before + rng.randbytes(length) + after,
+        before,
+        before + after,
+        before + changed + changed + after,
+        before + bytes(length) + after,
+    ])  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, digits):
+    """A run's folder and data files, each in all the forms that are read, and small."""
+    folder = tmp_path_factory.mktemp("fuzz")
+    few, config = {}, configure(dataset="digits", num_clients=4, rounds=2, cache=str(folder / "cache"))
+    for part, split in (("train", digits.train), ("test", digits.test)):
+        few |= {f"x_{part}": split.images[:40], f"y_{part}": split.labels[:40]}
+    np.savez(folder / "data.npz", **few)
+    np.savez_compressed(folder / "packed.npz", **few)
+    (folder / "idx").mkdir()
+    for name, array in zip(("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"),
+                           few.values(), strict=True):  # fmt: skip
+        content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+        (folder / "idx" / f"{name}-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
+    partition = fl.make_partition(digits, config)
+    split = manifest(digits, partition, "dirichlet", 0, private=False)
+    evaluation = Evaluation(1.0, 0.5, np.zeros(2, np.uint8), np.eye(10, dtype=int))
+    rows = [{"client": 0, "examples": 3.0, "loss": float("nan"), "accuracy": 0.5, "steps": 1.0, "finite": True}]
+    with RunFolder.open(Run(runs=str(folder), name="run"), "run", config.flat(), split) as run:
+        run.load([partition.digest], STATE_TYPE)
+        figures = {"dropped": 0, "bytes_down": 1, "bytes_up": 1, "epsilon": None, "seconds": 1.0}
+        records = [make_record(number, rows, evaluation, **figures) for number in (1, 2)]
+        for record in records:
+            run.save_round(record, STATE, None)
+    (folder / "run" / "metrics.json").write_text(to_json(describe([STATE], evaluation, records, range(10))))
+    return folder
+
+
+def go_on(folder: Path, digits) -> None:
+    """What `--resume` reads."""
+    saved = read_saved(str(folder / "run"), fl.Config())
+    check_resumed(saved, saved)
+    partition = fl.make_partition(digits, saved)
+    with RunFolder.open(saved.run, "run", saved.flat(), {"hash": partition.digest}) as run:
+        _, records = run.load([partition.digest], STATE_TYPE)
+    for record in records:
+        record.line(5), record.trouble(records[:-1], 0.1, True), json_line(vars(record))
+
+
+def compare_again(folder: Path, _) -> None:
+    """What `--compare` reads."""
+    config = configure(dataset="digits", num_clients=4, rounds=2, runs=str(folder), name="run")
+    read_earlier(config.but(cache=str(folder / "cache")))
+    find_folder(folder, "comparison", {"values": ["a", "b"]})
+
+
+def load(folder: Path, _) -> None:
+    """What `--data` reads."""
+    for name in ("data.npz", "packed.npz", "idx"):
+        fl.load_dataset(configure(data=str(folder / name)).data)
+
+
+def split_again(folder: Path, digits) -> None:
+    """What `--partition-file` reads."""
+    flags = {"dataset": "digits", "num_clients": 4, "partition_file": str(folder / "run" / "partition.json")}
+    fl.make_partition(digits, configure(**flags))
+
+
+READERS = {
+    "run/config.json": go_on,
+    "run/partition.json": go_on,
+    "run/rounds.jsonl": go_on,
+    "run/checkpoints/round-000002.npz": go_on,
+    "run/metrics.json": compare_again,
+    "comparison/comparison.json": compare_again,
+    "data.npz": load,
+    "packed.npz": load,
+    "idx/train-images-idx3-ubyte.gz": load,
+    "idx/t10k-labels-idx1-ubyte.gz": load,
+    "run/partition.json ": split_again,
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_what_is_in_a_file_is_taken_or_refused_in_one_line(folder, digits, capsys, name):
+    read, path = READERS[name], folder / name.strip()
+    everything = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    read(folder, digits)  # as it is, nothing is refused
+    whole, rng, refused = path.read_bytes(), random.Random(name), 0
+    for number in range(MUTATIONS // len(READERS) + 1):
+        content = mutate(whole, rng)
+        for other, before in everything.items():
+            if other.read_bytes() != before:
+                other.write_bytes(before)
+        path.write_bytes(content)
+        try:
+            read(folder, digits)
+        except UserError as error:
+            refused += 1
+            assert str(error).isprintable() and len(str(error)) < 700, (number, str(error))
+        except Exception as error:
+            raise AssertionError(f"mutation {number}: {error!r}, not one line; content {content[:300]!r}") from error
+    path.write_bytes(whole)
+    said = capsys.readouterr().err
+    assert (refused > 0 or "going back to the one before it" in said) and "\x1b" not in said
