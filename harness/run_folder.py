@@ -61,7 +61,10 @@ class RunFolder:
         if run.resume:
             path = place(run.resume)
             if read_json(path / "partition.json").get("hash") != manifest["hash"]:
-                raise UserError(f"resume={run.resume!r}: its data or its partition.json has changed; restore it")
+                raise UserError(
+                    f"resume={run.resume!r:.200}: its data or its partition.json has changed; restore it, or name the "
+                    "data by --data"
+                )
         else:
             files = {"config.json": to_json(config), "partition.json": to_json(manifest)}
             path = make_folder(place(run.runs), run.name or name, files)

@@ -1,14 +1,17 @@
 """Trouble around a run: full disks, vanished folders, odd names, closed pipes. Errors help, and nothing is lost."""
 
 import json
+import os
+import random
 import resource
 import shlex
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
-from runs import SECONDS, command, gone, run_code, run_script, worker_of
+from runs import SCRIPT, SECONDS, command, gone, run_code, run_script, start, worker_of
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "2")
 LONG = (*QUICK[:-1], "100000")
@@ -120,3 +123,100 @@ def test_a_missing_or_odd_resume_folder_is_refused(tmp_path):
     for folder in ("nowhere", str(tmp_path), "/dev/null", "ümlaut"):
         done = run_script(tmp_path, "--resume", folder)
         assert done.returncode == 2 and folder in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+def test_runs_are_stopped_at_any_moment_of_their_start(tmp_path):
+    """STOPS=50 tries more moments: nothing swallows the signal, and no traceback comes."""
+    moments = random.Random(3)
+    for number in range(int(os.environ.get("STOPS", "6"))):
+        (folder := tmp_path / str(number)).mkdir()
+        process = start(folder, *LONG, "--name", "run")
+        time.sleep(moments.uniform(0.1, 6))  # of which imports take 3 s, building the process 1 s
+        sent, code = moments.choice([(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+        process.send_signal(sent)
+        _, errors = process.communicate(timeout=10)
+        assert process.returncode == code and errors.count("\n") <= 1, errors
+        if "goes on" in errors:  # and it does
+            assert shlex.split(errors.partition("; ")[2])[:4] == ["python", SCRIPT.name, "--resume", "runs/run"]
+
+
+def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
+    """As nohup has it, and a shell for what it starts with &."""
+    process = start(tmp_path, *QUICK, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(SECONDS) == 0
+
+
+@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1"])
+def test_output_that_goes_nowhere(tmp_path, closed):
+    line = f"{shlex.join(command(*QUICK, '--name', 'run'))} {closed}"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0 and (tmp_path / "runs" / "run" / "metrics.json").exists()
+    told = "notice: standard output takes no more (No space left on device); the rest goes nowhere\n"
+    assert done.stderr == (told if closed == ">/dev/full" else "")
+
+
+def test_help_on_a_full_disk_is_one_line(tmp_path):
+    line = f"{shlex.join(command('--help'))} >/dev/full"
+    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "takes no more" in done.stderr
+
+
+def test_output_that_is_not_utf_8(tmp_path):
+    ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = run_script(tmp_path, *QUICK, "--rounds", "1", **ascii_only)
+    assert done.returncode == 0 and "(not MNIST) ? 10 clients" in done.stdout, done.stderr
+    assert run_script(tmp_path, "--help", **ascii_only).returncode == 0
+
+
+@pytest.mark.parametrize("name", ["x" * 91, "a%20b#c?d"])
+def test_odd_temporary_folders(tmp_path, name):
+    (folder := tmp_path / name).mkdir()
+    done = run_script(tmp_path, *QUICK, TMPDIR=str(folder))
+    assert done.returncode == 0 and list(folder.iterdir()) == [], done.stderr
+
+
+def test_folders_that_are_not_utf_8(tmp_path):
+    odd = os.fsdecode(b"r\xff")
+    done = run_script(tmp_path, *QUICK, "--runs", odd, "--cache", f"{odd}/cache", "--name", "run")
+    assert done.returncode == 0 and (tmp_path / odd / "run" / "metrics.json").exists(), done.stderr
+    assert run_script(tmp_path, "--resume", f"{odd}/run", "--rounds", "3").returncode == 0
+
+
+REFUSED = {
+    ("--data", ""): "--data '' is empty",
+    ("--data=",): "--data '' is empty",
+    ("--resume", ""): "--resume '' is empty",
+    ("--name", "a\x1b[31mb"): r"name='a\x1b[31mb'",
+    ("--data-name", "a\nb"): r"data_name='a\nb'",
+    ("--data", "pipe"): "not a regular file",
+    ("--partition-file", "pipe"): "not a regular file",
+    ("--partition-file", "deep.json"): "cannot be read",
+    ("--data", "/dev/zero"): "not a regular file",
+    ("--data", "~nosuchuser/x"): "No such file",
+    ("--resume", "full"): "full/config.json (not a regular file)",
+    ("--dataset", "digits", "--cache", "file"): "cannot write",
+    ("--dataset", "digits", "--runs", "file"): "cannot write",
+    ("--data", "."): "no file like",
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_what_cannot_be_is_refused_in_one_line(tmp_path, flags):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "full").mkdir()
+    os.mkfifo(tmp_path / "full" / "config.json")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    done = run_script(tmp_path, *flags)
+    assert done.returncode == 2 and REFUSED[flags] in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.stderr.rstrip("\n").isprintable()
+
+
+def test_a_log_that_cannot_be_written_is_told_as_that(tmp_path):
+    assert run_script(tmp_path, *QUICK, "--name", "run").returncode == 0
+    (tmp_path / "runs" / "run" / "worker.log").unlink()
+    (tmp_path / "runs" / "run" / "worker.log").mkdir()
+    done = run_script(tmp_path, "--resume", "runs/run", "--rounds", "3")
+    assert done.returncode == 2 and "worker.log: Is a directory" in done.stderr and "network" not in done.stderr

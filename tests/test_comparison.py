@@ -73,3 +73,30 @@ def test_a_budget_that_allows_no_round_is_a_mistake(tmp_path):
     flags = ("--aggregator", "dp", "--epsilon-budget", "0.1", "--dataset", "digits", "--model", "mlp")
     done = run_script(tmp_path, *flags)
     assert done.returncode == 2 and "epsilon_budget=0.1 allows no round" in done.stderr.splitlines()[-1]
+
+
+def test_a_name_that_another_comparison_has_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = " ".join(FLAGS).replace("--rounds 2", "--rounds 1") + " --name mine"
+    first = fl.compare(fl.parse(f"{flags} --compare fedavg,fedprox"))
+    table = (first / "comparison.csv").read_bytes()
+    assert fl.compare(fl.parse(f"{flags} --compare fedavg,fedprox")) == first  # the same comparison
+    assert (first / "comparison.csv").read_bytes() == table
+    other = fl.compare(fl.parse(f"{flags} --compare fedavg,fedsgd"))
+    assert other.name == "mine-2" and (first / "comparison.csv").read_bytes() == table
+
+
+REFUSED = {
+    "--partition iid,labels-per-client --num-clients 4 --labels-per-client 2": "leave some of the 10 labels to nobody",
+    "--algorithm fedavg,scaffold --model cnn --num-clients 500": "GiB that algorithm='scaffold' keeps",
+    "--aggregator mean,dp --epsilon-budget 0.001": "allows no round",
+}
+
+
+@pytest.mark.parametrize("flags", REFUSED)
+def test_all_runs_are_checked_before_the_first_begins(tmp_path, monkeypatch, flags):
+    monkeypatch.chdir(tmp_path)
+    _, names, *others = flags.split()
+    with pytest.raises(UserError, match=REFUSED[flags]):
+        fl.compare(fl.parse(["--dataset", "digits", "--model", "mlp", *others, "--compare", names]))
+    assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
+from harness.fields import UserError
 from harness.files import lock
 from harness.options import identity
 from harness.results import weights_sha256
@@ -121,6 +122,49 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(whole, half, t
     done = run_script(tmp_path, "--resume", str(half))
     assert done.returncode == 0 and done.stderr.count("going back to the one before it") == 2
     assert outcome(half) == outcome(whole[0])
+
+
+OWN = "--model mlp --num-clients 4 --local-epochs 1"
+
+
+@pytest.fixture
+def own(tmp_path, digits, monkeypatch):
+    """A folder with data of one's own and a split, and a run of two rounds on them by relative paths."""
+    (here := tmp_path / "here").mkdir()
+    monkeypatch.chdir(here)
+    (images, labels), (x, y) = digits.train, digits.test
+    np.savez("data.npz", x_train=images, y_train=labels, x_test=x, y_test=y)
+    np.savez("other.npz", x_train=images[::-1], y_train=labels[::-1], x_test=x, y_test=y)
+    parts = [part.tolist() for part in np.array_split(np.arange(len(labels)), 4)]
+    Path("split.json").write_text(json.dumps({"indices": parts}))
+    whole = fl.run(fl.parse(f"{OWN} --rounds 3 --data data.npz --partition-file split.json --name whole"))
+    fl.run(fl.parse(f"{OWN} --rounds 2 --data data.npz --partition-file split.json --name run"))
+    return here, weights_sha256(whole.state.global_model_weights.trainable)
+
+
+def test_a_run_goes_on_wherever_its_data_and_split_have_moved(own, tmp_path, monkeypatch):
+    here, expected = own
+    (there := tmp_path / "there").mkdir()
+    monkeypatch.chdir(there)
+    with pytest.raises(UserError, match="is a split of other data .* give the same --dataset, --data"):
+        fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3 --data {here}/other.npz"))
+    shutil.copytree(here / "runs" / "run", there / "again")
+    resumed = fl.run(fl.parse("--resume again --rounds 3"))  # from another folder, and the run moved
+    assert weights_sha256(resumed.state.global_model_weights.trainable) == expected
+    (here / "data.npz").rename(there / "moved.npz")
+    (here / "split.json").unlink()
+    with pytest.raises(UserError, match="data.npz' cannot be read .*; a run is resumed with --data NEW"):
+        fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3"))
+    resumed = fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3 --data moved.npz"))
+    assert weights_sha256(resumed.state.global_model_weights.trainable) == expected
+
+
+def test_data_of_the_environment_are_kept_with_the_run(own, tmp_path, monkeypatch):
+    monkeypatch.setenv("FL_DATA", "data.npz")
+    first = fl.run(fl.parse(f"{OWN} --rounds 1 --name of-environment"))
+    monkeypatch.delenv("FL_DATA")
+    monkeypatch.chdir(tmp_path)
+    assert len(fl.run(fl.parse(f"--resume {own[0] / first.folder} --rounds 2")).records) == 2
 
 
 @pytest.mark.parametrize("flags", ["--alpha 0.4", "--seed 1", "--model 2nn", "--num-clients 5", "--client-lr 0.3",
