@@ -1,4 +1,14 @@
 #!/usr/bin/env python3
+# /// script
+# requires-python = "==3.11.*"
+# dependencies = [
+#   "dp-accounting==0.4.3", "grpcio==1.74.0", "matplotlib==3.11.2", "numpy==1.25.2", "psutil==7.2.2",
+#   "scikit-learn==1.7.2", "scipy==1.9.3", "tensorflow==2.14.1", "tensorflow_federated==0.87.0", "tqdm==4.70.1",
+#   "tyro==1.0.17",
+# ]
+# [tool.uv]
+# override-dependencies = ["jax==0.4.20", "jaxlib==0.4.20", "typing-extensions==4.16.0"]  # for what TFF pins
+# ///
 """Federated learning on MNIST: FedAvg over non-IID clients through TensorFlow Federated, in one readable script.
 
     config -> data -> partition -> shard files -> federated process (TFF) -> rounds -> evaluation -> plots, model

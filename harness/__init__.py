@@ -33,11 +33,12 @@ def check_environment():
     if sys.version_info[:2] != (3, 11) or sys.platform != "linux" or platform.machine() != "x86_64":
         refuse(
             f"Python {platform.python_version()} on {sys.platform} {platform.machine()} cannot run TensorFlow "
-            "Federated 0.87, which needs Python 3.11 on Linux x86-64; there, `make run` sets everything up"
+            f"Federated 0.87, which needs Python 3.11 on Linux x86-64; there `uv run {SCRIPT}`, or `make run`, sets "
+            "everything up"
         )
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
-            refuse(f"{package} is not installed; `make run` or `pip install --no-deps -r requirements.txt` installs it")
+            refuse(f"{package} is not installed; `uv run {SCRIPT}`, or `make run`, sets everything up")
 
 
 def open_streams():

@@ -1,15 +1,21 @@
 """The script as its users run it: by subprocess, on digits and on real MNIST."""
 
+import ast
 import csv
 import itertools
 import json
+import re
+import shutil
+import subprocess
+import sys
 import time
+import tomllib
 
 import federated_learning as fl
 
 import numpy as np
 import pytest
-from runs import SCRIPT, configure, run_code, run_script
+from runs import ROOT, SCRIPT, configure, run_code, run_script
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
 
@@ -170,7 +176,7 @@ FAKES = {
     "find = u.find_spec; u.find_spec = lambda name: find(name) if name != 'tensorflow_federated' else None": (
         "tensorflow_federated is not installed"
     ),
-    "sys.modules['tyro'] = None": "tyro is not installed; `make run` or",
+    "sys.modules['tyro'] = None": "tyro is not installed; `uv run federated_learning.py`",
 }
 
 
@@ -182,6 +188,41 @@ def test_another_system_gets_one_line(tmp_path, fake):
     )
     done = run_code(tmp_path, code)
     assert done.returncode == 2 and FAKES[fake] in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+PINNED = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+
+
+def test_the_block_for_uv_pins_what_the_requirements_pin():
+    """PEP 723: the packages that the script imports itself, and what has to be put in the place of TFF's own pins."""
+    block = SCRIPT.read_text().partition("# /// script\n")[2].partition("# ///\n")[0]
+    told = tomllib.loads(re.sub("^# ?", "", block, flags=re.MULTILINE))
+    listed = dict(entry.split("==") for entry in told["dependencies"])
+    overrides = dict(entry.split("==") for entry in told["tool"]["uv"]["override-dependencies"])
+    pinned = {name.replace("_", "-"): version for name, version in PINNED.items()}
+    for name, version in (listed | overrides).items():
+        assert pinned[name.replace("_", "-")] == version, name
+    imported = {"sklearn": "scikit-learn", "grpc": "grpcio", "dp_accounting": "dp-accounting"}
+    files = [SCRIPT, *(ROOT / "harness").glob("*.py"), *(ROOT / "variants").glob("*.py")]
+    tops = {
+        name.partition(".")[0] for path in files for name in re.findall(r"^import ([\w.]+)", path.read_text(), re.M)
+    }
+    others = tops - set(sys.stdlib_module_names) - {"harness", "variants"}
+    assert {imported.get(name, name) for name in others} == set(listed)
+    assert told["requires-python"] == "==3.11.*"
+
+
+@pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
+def test_uv_resolves_the_block(tmp_path):
+    done = subprocess.run(["uv", "pip", "compile", str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0 and f"tensorflow-federated=={PINNED['tensorflow_federated']}" in done.stdout, (
+        done.stderr
+    )
+
+
+def test_an_older_python_gets_as_far_as_the_line_that_refuses_it():
+    for path in (SCRIPT, ROOT / "harness" / "__init__.py", ROOT / "harness" / "stopping.py"):
+        ast.parse(path.read_text(), feature_version=(3, 8))
 
 
 def test_importing_the_script_does_nothing(tmp_path):
