@@ -1,10 +1,12 @@
 """Each row of AGGREGATORS against NumPy on the clients' own updates, or against TFF's FedAvg with the same part."""
 
+import federated_learning as fl
 from harness.fields import UserError
 from variants import aggregators
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_federated as tff
 from reference import alone, batches_of, functional_model, largest_difference, weighted_mean, weights_of
 from runs import configure
@@ -85,6 +87,18 @@ def test_adaptive_clipping_and_zeroing_are_tffs(federation, name, part):
         theirs = stock.next(theirs, [list(batches_of(config, shards, k, round_num)) for k in range(3)]).state
         ours, _, _ = process.next(ours, alone([0, 1, 2]))
         assert largest_difference(weights_of(ours), weights_of(theirs)) < 1e-5
+
+
+@pytest.mark.parametrize("aggregator", ["clipping", "zeroing"])
+def test_a_client_that_is_left_out_is_left_out_of_the_adaptive_norm_too(federation, worker, aggregator):
+    config, (_, partition, _, process, _) = federation(aggregator=aggregator, num_clients=5, byzantine=1, attack="nan")
+    before, row = process.initialize(), fl.AGGREGATORS[aggregator]
+    after, told = fl.train_cohort(worker, process, before, range(5), partition.sizes, row)
+    good = [report["client"] for report in told if report["finite"]]
+    expected, _, _ = process.next(before, alone(good))
+    assert len(told) == 5 and len(good) == 4
+    for ours, theirs in zip(tf.nest.flatten(after), tf.nest.flatten(expected), strict=True):
+        assert np.array_equal(ours, theirs)
 
 
 def test_secure_sums_give_the_mean(federation, updates):

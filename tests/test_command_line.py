@@ -88,6 +88,11 @@ def test_divergence_is_announced_and_recorded(tmp_path):
     done = run_code(tmp_path, code, *QUICK, "--name", "run", "--algorithm", "fedprox")
     assert done.returncode == 0 and done.stdout.count("10 not finite, left out") == 2, done.stderr
     assert done.stderr.count("no client's update was finite") == 2
+    texts = [(tmp_path / "runs" / "run" / "metrics.json").read_text()]
+    texts += (tmp_path / "runs" / "run" / "rounds.jsonl").read_text().splitlines()
+    for text in texts:
+        json.loads(text, parse_constant=pytest.fail)  # NaN is none of JSON's
+    assert '"train_loss": null' in texts[0]
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     assert [record["left_out"] for record in metrics["rounds"]] == [10, 10]
 
@@ -220,3 +225,19 @@ def test_a_log_that_cannot_be_written_is_told_as_that(tmp_path):
     (tmp_path / "runs" / "run" / "worker.log").mkdir()
     done = run_script(tmp_path, "--resume", "runs/run", "--rounds", "3")
     assert done.returncode == 2 and "worker.log: Is a directory" in done.stderr and "network" not in done.stderr
+
+
+def test_pictures_are_the_same_whatever_matplotlibs_settings(tmp_path):
+    flags = ("--data-name", "half a $ formula", "--name", "run")
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.format: svg\nfont.size: 30\n")
+    odd = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    runs = []
+    for name, environment in (("plain", {}), ("odd", odd)):
+        (folder := tmp_path / name).mkdir()
+        done = run_script(folder, *QUICK, *flags, **environment)
+        assert done.returncode == 0 and done.stderr == "", done.stderr
+        runs.append(folder / "runs" / "run")
+    pictures = sorted(path.name for path in runs[0].glob("*.png"))
+    assert len(pictures) == 5
+    for name in pictures:
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name

@@ -114,6 +114,18 @@ def test_an_empty_cohort_gets_its_noise(federation):
     assert told == [] and moved.std() == pytest.approx(sigma, rel=0.05)
 
 
+def test_what_attackers_send_is_clipped_as_all_is(federation):
+    """So that epsilon holds with them: updates 1e6 times as large move the mean of 7 by no more than the norm, 0.1."""
+    flags = {"num_clients": 7, "noise_multiplier": 0.02, "byzantine": 7, "attack": "scaled", "attack_scale": 1e6}
+    process = federation(aggregator="dp", **flags)[1].process
+    state = process.initialize()
+    new, _, _ = process.next(state, [np.array([client]) for client in range(7)])
+    moved = np.concatenate([np.ravel(a) for a in new.global_model_weights.trainable])
+    moved -= np.concatenate([np.ravel(a) for a in state.global_model_weights.trainable])
+    noise = 0.1 * (0.02**-2 - (0.1 * 7) ** -2) ** -0.5 / 7 * math.sqrt(moved.size)  # the expected norm, as above
+    assert noise < np.linalg.norm(moved) < 0.1 + 1.1 * noise
+
+
 def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     flags = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
     done = run_script(tmp_path, *flags, "--name", "run")
