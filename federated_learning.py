@@ -40,6 +40,7 @@ The papers of what only a flag reaches stand in variants/__init__.py.
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import heapq
 import math
@@ -174,6 +175,7 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
 
 if __name__ == "__main__":  # before TensorFlow is imported, so that --help and a wrong flag are answered at once
     command = attempt(parse)
+    gc.disable()  # going through all that is imported, again and again, would take a second
 
 from harness import comparison, plots, stopping
 from harness.command_line import Progress, notice, say
@@ -979,4 +981,7 @@ def main(config: Config) -> None:
 
 
 if __name__ == "__main__":
+    gc.freeze()  # what is imported stays
+    gc.enable()
     attempt(main, command)
+    gc.freeze()  # the process ends: nothing is worth looking for

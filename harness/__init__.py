@@ -60,4 +60,5 @@ check_environment()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow and gRPC load, by us or by somebody else
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 if is_main():
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would spin beside the worker's
     os.environ["MPLBACKEND"] = "agg"  # a notebook's `!` command inherits a backend that may not be installed here

@@ -40,8 +40,8 @@ def federation(worker, digits, tmp_path, monkeypatch):
 
 
 STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}
-STARTERS |= {"NotebookClient", "KernelManager"}
-STARTED = {"whole", "half", "twice", "undisturbed"}  # fixtures
+STARTERS |= {"NotebookClient", "KernelManager", "compare"}
+STARTED = {"whole", "half", "twice", "undisturbed", "own", "go"}  # fixtures
 
 
 def pytest_collection_modifyitems(items):
