@@ -187,7 +187,14 @@ from harness.run_folder import RunFolder, go_on
 from harness.worker import NOT_INLINED, Worker
 from variants import adversity, aggregators, algorithms, datasets, partitions, privacy
 from variants.aggregators import Aggregator, gather
-from variants.algorithms import ALGORITHMS, Algorithm, build_server_steps, check_memory, schedule
+from variants.algorithms import (
+    ALGORITHMS,
+    CLIENT_OPTIMIZERS,
+    Algorithm,
+    build_server_steps,
+    check_memory,
+    schedule,
+)
 from variants.datasets import IMAGE_SIDE, Dataset, Split
 from variants.partitions import Partitioner
 
@@ -446,15 +453,14 @@ AGGREGATORS = {"mean": Aggregator(weighted_mean, "sums"), **aggregators.ROWS}
 # == The round, inside out: local training, the client, the group of clients, the process, the loop ====================
 
 
-def build_local_training(training: Training, num_classes: int, correct: Callable) -> Callable:
+def build_local_training(training: Training, num_classes: int, optimizer: Any, correct: Callable) -> Callable:
     """Return local_training(initial, records, key, sent, rate, budget) -> (weights, means): a client's SGD.
 
     It is one graph loop. `initial` are the trainable weights, `records` uint8[n_k,785], `key` int64[2], `rate` the
     learning rate, `budget` the examples to train on: E * n_k, or less for a straggler. `means` are loss and accuracy
     over the examples as they were trained on, float32. correct(gradients, weights, initial, sent) is an algorithm's
-    place to change the gradients.
+    place to change the gradients; `optimizer` is TFF's, which begins anew each time.
     """
-    optimizer = tff.learning.optimizers.build_sgdm(training.client_lr)
 
     def step(state, weights, initial, sent, x, y):
         gradients, losses, logits = differentiate(training.model, num_classes, weights, x, y)
@@ -499,7 +505,9 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
     what is sent back float32[d] for the algorithm's memory, or float32[0].
     """
     training, clients = own_values(config), config.partitioning.num_clients
-    local_training = build_local_training(training, num_classes, algorithm.correct)
+    optimizer = CLIENT_OPTIMIZERS[config.optimization.client_optimizer]
+    optimizer = optimizer.build(training.client_lr, config.optimization.client_momentum)
+    local_training = build_local_training(training, num_classes, optimizer, algorithm.decayed)
     behaviour = adversity.build_behaviour(config.adversity, clients, num_classes, config.seed)
 
     def train(initial, memory, round_num, client):
@@ -522,7 +530,7 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
         steps = tf.cast(algorithms.count_steps(training.batch_size, size, budget), tf.float32)
         sent_back = algorithm.sent_back(sent, initial, trained, steps, rate, gradient)
         if algorithm.normalized:
-            update = tuple(u / steps for u in update)
+            update = tuple(u / algorithm.work(steps) for u in update)
         update = behaviour.update(client, update, key)
         finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(u)) for u in update])
         update = tuple(tf.where(finite, u, 0) for u in update)  # a client that diverged has no weight either
@@ -533,10 +541,11 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
     return tf.autograph.experimental.do_not_convert(train)
 
 
-def build_group(train_client: Callable, stacked: bool, row_size: int) -> Callable:
+def build_group(train_client: Callable, stacked: bool, row_size: int, work: Callable) -> Callable:
     """Return train_clients(initial, memory, round_num, clients int64[g]) -> GroupResult, one client after the other.
 
     Updates are summed as they come, so that memory and messages do not grow with their number, or stacked as rows.
+    work(steps) is what local steps count in their mean.
     """
 
     @tf.function
@@ -555,7 +564,7 @@ def build_group(train_client: Callable, stacked: bool, row_size: int) -> Callabl
             else:
                 total = tuple(t + examples * u for t, u in zip(total, update, strict=True))
             weight += examples
-            steps_sum += examples * report.steps
+            steps_sum += examples * work(report.steps)
             reports = reports.write(position, tf.stack(report))
             given = given.write(position, sent_back)
         steps_mean, reports = tf.math.divide_no_nan(steps_sum, weight), reports.stack()
@@ -586,7 +595,8 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     initial = tff.learning.models.ModelWeights(tuple(model.get_weights()), ())
     rows, stacked = algorithm.rows(), aggregator.needs == "rows"
     row_size = check_memory(rows, model.count_params(), config.optimization.algorithm)
-    train_clients = build_group(build_client(config, num_classes, shards, algorithm), stacked, row_size)
+    train_client = build_client(config, num_classes, shards, algorithm)
+    train_clients = build_group(train_client, stacked, row_size, algorithm.work)
     server = algorithm.server_optimizer(training.server_lr)
 
     @tff.tensorflow.computation
@@ -676,8 +686,8 @@ def run_rounds(
 def own_values(config: Config) -> Training:
     """Return the training flags with the algorithm's own rates where none were given, and the fields that define it."""
     row, given = ALGORITHMS[config.optimization.algorithm], config.training
-    rates = {"client_lr": given.client_lr or row.client_lr, "server_lr": given.server_lr or row.server_lr}
-    return given.but(**rates, **row.fixed)
+    client_lr = given.client_lr or CLIENT_OPTIMIZERS[config.optimization.client_optimizer].rate or row.client_lr
+    return given.but(client_lr=client_lr, server_lr=given.server_lr or row.server_lr, **row.fixed)
 
 
 def sample_clients(config: Config, round_num: int) -> list[int]:
@@ -799,7 +809,8 @@ def caption(config: Config, dataset: Dataset) -> str:
         "clients": f"{split.num_clients} clients, {config.cohort} a round",
         "sampling": "Poisson sampling" if training.sampling == "poisson" else "",
         "partition": PARTITIONERS[config.partition].title.format(**config.flat()),
-        "algorithm": f"{config.optimization.algorithm}, lr {training.client_lr:g}",
+        "algorithm": f"{config.optimization.algorithm}, {algorithms.name_optimizer(config.optimization)}"
+        f"lr {training.client_lr:g}",
         "aggregator": f"{config.aggregation.aggregator}{about and f': {about}'}",
         "model": training.model,
         "training": f"E = {training.local_epochs}, B = {training.batch_size or 'all'}",

@@ -60,7 +60,7 @@ def test_each_line_of_the_pseudo_code_is_named_beside_its_code():
 def test_choices_are_the_tables_rows():
     config = fl.Config()
     tables = {"algorithm": fl.ALGORITHMS, "aggregator": fl.AGGREGATORS, "partition": fl.PARTITIONERS}
-    tables |= {"model": fl.MODELS, "dataset": fl.DATASETS, "attack": ATTACKS}
+    tables |= {"client_optimizer": fl.CLIENT_OPTIMIZERS, "model": fl.MODELS, "dataset": fl.DATASETS, "attack": ATTACKS}
     for field, table in tables.items():
         assert set(config.choices(field)) == set(table), field
 

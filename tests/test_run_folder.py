@@ -255,6 +255,7 @@ def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
 
 ROWS = [
     {"algorithm": "scaffold"},  # it keeps the most; `make quick` does this one
+    pytest.param({"client_optimizer": "adam"}, marks=pytest.mark.slow),
     *[pytest.param({"algorithm": name}, marks=pytest.mark.slow) for name in fl.ALGORITHMS if name != "scaffold"],
     *[pytest.param({"aggregator": name}, marks=pytest.mark.slow) for name in fl.AGGREGATORS if name != "dp"],
 ]  # the noise of dp has no seed

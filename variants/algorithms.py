@@ -11,6 +11,7 @@ the number of the model's parameters. The server keeps float32[rows,d], zeros at
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from harness.fields import UserError
@@ -32,6 +33,58 @@ def unflatten(flat: Any, like: Tensors) -> Tensors:
     """Return float32[d] as a tuple of tensors with the shapes of `like`."""
     pieces = tf.split(flat, [math.prod(w.shape) for w in like])
     return tuple(tf.reshape(piece, w.shape) for piece, w in zip(pieces, like, strict=True))
+
+
+class ClientOptimizer(NamedTuple):
+    """A row: build(rate, momentum) is a TFF optimizer, `rate` the learning rate where the user names none.
+
+    A rate of 0 stands for the algorithm's own.
+    """
+
+    build: Callable[[float, float], Any]
+    rate: float = 0.0
+
+
+def sgd(rate: float, momentum: float) -> Any:
+    """Return SGD."""
+    return tff.learning.optimizers.build_sgdm(rate)
+
+
+def adagrad(rate: float, momentum: float) -> Any:
+    """Return Adagrad."""
+    return tff.learning.optimizers.build_adagrad(rate)
+
+
+def rmsprop(rate: float, momentum: float) -> Any:
+    """Return RMSprop."""
+    return tff.learning.optimizers.build_rmsprop(rate)
+
+
+def adam(rate: float, momentum: float) -> Any:
+    """Return Adam."""
+    return tff.learning.optimizers.build_adam(rate)
+
+
+def yogi(rate: float, momentum: float) -> Any:
+    """Return Yogi."""
+    return tff.learning.optimizers.build_yogi(rate)
+
+
+CLIENT_OPTIMIZERS = {
+    "sgd": ClientOptimizer(sgd),
+    "momentum": ClientOptimizer(tff.learning.optimizers.build_sgdm, 0.02),
+    "adagrad": ClientOptimizer(adagrad, 0.02),
+    "rmsprop": ClientOptimizer(rmsprop, 0.001),
+    "adam": ClientOptimizer(adam, 0.001),
+    "yogi": ClientOptimizer(yogi, 0.002),
+}
+
+
+def name_optimizer(options: Optimization) -> str:
+    """Return what a caption says of the clients' optimizer before its rate; of plain SGD nothing."""
+    name = options.client_optimizer
+    words = {"sgd": "", "momentum": f"client momentum {options.client_momentum:g}, "}.get(name, f"client {name}, ")
+    return words + (f"weight decay {options.weight_decay:g}, " if options.weight_decay else "")
 
 
 def count_steps(batch_size: int, size: Any, budget: Any) -> Any:
@@ -64,6 +117,17 @@ class Algorithm:
     def correct(self, gradients: Tensors, weights: Tensors, initial: Tensors, sent: Any) -> Tensors:
         """Return the gradients of a local step from `weights`; the round began at `initial`."""
         return gradients
+
+    def work(self, steps: Any) -> Any:
+        """Return what `steps` local steps, float32, count as in a mean of normalized updates."""
+        return steps
+
+    def decayed(self, gradients: Tensors, weights: Tensors, initial: Tensors, sent: Any) -> Tensors:
+        """Return the corrected gradients of the loss with weight decay."""
+        if self.options.weight_decay:
+            decay = self.options.weight_decay
+            gradients = tuple(g + decay * w for g, w in zip(gradients, weights, strict=True))
+        return self.correct(gradients, weights, initial, sent)
 
     def sent_back(self, sent: Any, initial: Tensors, trained: Tensors, steps: Any, rate: Any, gradient: Any) -> Any:
         """Return what the client gives besides its update, after `steps` steps of learning rate `rate`.
@@ -144,9 +208,19 @@ class FedYogi(Algorithm):
 
 
 class FedNova(Algorithm):
-    """w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k (Wang et al. 2020, section 4)."""
+    """w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k (Wang et al. 2020, section 4).
+
+    tau_k is the norm |a|_1 of what the steps' gradients count in w - w_k: with SGD their number.
+    """
 
     normalized = True
+
+    def work(self, steps):
+        """Return |a|_1; with momentum m the gradient i steps before the last counts (1 - m ** i) / (1 - m)."""
+        if self.options.client_optimizer != "momentum":
+            return steps
+        m = self.options.client_momentum
+        return (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
 
 
 class Scaffold(Algorithm):

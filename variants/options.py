@@ -26,6 +26,7 @@ AlgorithmName = Literal[
 AggregatorName = Literal[
     "mean", "clipping", "zeroing", "median", "trimmed-mean", "krum", "multi-krum", "compressed", "secure", "dp"
 ]
+ClientOptimizerName = Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "yogi"]
 Schedule = Literal["constant", "exponential", "inverse-sqrt", "cosine"]
 
 
@@ -56,6 +57,12 @@ class Optimization(Theme):
     fedyogi: adaptive servers [Reddi et al. 2021]. fednova: updates by their steps [Wang et al. 2020]. scaffold: control
     variates [Karimireddy et al. 2020]. mimelite: the server's momentum on the clients [Karimireddy et al. 2021].
     feddyn: dynamic regularization [Acar et al. 2021]."""
+    client_optimizer: ClientOptimizerName = "sgd"
+    """TFF's optimizer of the clients' local steps. Each client has its own, which starts at 0 every round."""
+    client_momentum: real(0, 0.9999) = 0.9
+    """Momentum of the client optimizer momentum."""
+    weight_decay: Rate = 0.0
+    """Added to a local step's gradient: weight_decay * w, as of the loss weight_decay / 2 * |w| ** 2."""
     server_momentum: real(0, 0.9999) = 0.9
     """Momentum, beta, of fedavgm and mimelite."""
     prox_mu: Rate = 0.001
@@ -129,6 +136,8 @@ def find_files(config: Any) -> Any:
     return config.but(**{name: str(place(path).absolute()) for name, path in files.items() if path})
 
 
+# Algorithms whose rule is derived for plain SGD on the clients; fednova has one for momentum too.
+NEED_SGD = {"fednova": ("sgd", "momentum"), "scaffold": ("sgd",), "mimelite": ("sgd",), "feddyn": ("sgd",)}
 FIXED = {"fedsgd": {"local_epochs": 1, "batch_size": 0}}  # the fields that an algorithm is defined by
 SENDS_MORE = ("fednova", "mimelite", "scaffold", "feddyn")  # than the update
 
@@ -155,6 +164,17 @@ def check_pairs(chosen: dict[str, Any], default: dict[str, Any]) -> None:
                 f"{field}={chosen[field]} clashes with algorithm={algorithm!r}, which is defined by {field}={value}; "
                 "drop one of the two"
             )
+    allowed = NEED_SGD.get(algorithm, (chosen["client_optimizer"],))
+    if chosen["client_optimizer"] not in allowed:
+        raise UserError(
+            f"client_optimizer={chosen['client_optimizer']!r} does not go with algorithm={algorithm!r}, whose rule is "
+            f"for {' and '.join(allowed)}; choose another of the two"
+        )
+    if algorithm == "mimelite" and chosen["weight_decay"]:
+        raise UserError(
+            f"weight_decay={chosen['weight_decay']:g} does not go with algorithm='mimelite', which sends gradients of "
+            "the loss alone; drop one of the two"
+        )
     cohort = chosen["clients_per_round"] or clients
     if aggregator in ("krum", "multi-krum"):
         check_krum(aggregator, cohort, chosen["tolerated"])
