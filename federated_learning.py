@@ -181,20 +181,13 @@ from harness import comparison, plots, stopping
 from harness.command_line import Progress, notice, say
 from harness.files import place, read_bytes, write_file, writing
 from harness.plots import BLUE, ORANGE, default_style, plot_cost, plot_misclassified, plot_partition
-from harness.records import Evaluation, RoundRecord, client_rows, make_record
+from harness.records import Evaluation, RoundRecord, client_rows, make_record, reached
 from harness.results import describe, manifest, summarize
 from harness.run_folder import RunFolder, go_on
 from harness.worker import NOT_INLINED, Worker
 from variants import adversity, aggregators, algorithms, datasets, partitions, privacy
 from variants.aggregators import Aggregator, gather
-from variants.algorithms import (
-    ALGORITHMS,
-    CLIENT_OPTIMIZERS,
-    Algorithm,
-    build_server_steps,
-    check_memory,
-    schedule,
-)
+from variants.algorithms import ALGORITHMS, CLIENT_OPTIMIZERS, Algorithm
 from variants.datasets import IMAGE_SIDE, Dataset, Split
 from variants.partitions import Partitioner
 
@@ -522,7 +515,9 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
             x, y = to_input(records[:, :-1]), tf.cast(records[:, -1], tf.int32)
             return differentiate(training.model, num_classes, initial, x, y)[0]
 
-        factor = schedule(config.optimization.client_schedule, tf.cast(round_num, tf.float32), config.optimization)
+        factor = algorithms.schedule(
+            config.optimization.client_schedule, tf.cast(round_num, tf.float32), config.optimization
+        )
         rate = training.client_lr * factor
         sent = algorithm.sent(memory, client)
         trained, means = local_training(initial, records, key, sent, rate, budget)
@@ -594,7 +589,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     model = build_model(training.model, num_classes, config.seed)  # line 1: w <- initial weights
     initial = tff.learning.models.ModelWeights(tuple(model.get_weights()), ())
     rows, stacked = algorithm.rows(), aggregator.needs == "rows"
-    row_size = check_memory(rows, model.count_params(), config.optimization.algorithm)
+    row_size = algorithms.check_memory(rows, model.count_params(), config.optimization.algorithm)
     train_client = build_client(config, num_classes, shards, algorithm)
     train_clients = build_group(train_client, stacked, row_size, algorithm.work)
     server = algorithm.server_optimizer(training.server_lr)
@@ -622,7 +617,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     factory = aggregator.build(config.cohort, **config.pick(aggregator.flags))
     aggregate = factory.create(trained_type.update, trained_type.weight)
     finalize = templates.build_apply_optimizer_finalizer(server, weights_type)
-    after = build_server_steps(algorithm, server, training.server_lr, initial.trainable, Report)
+    after = algorithms.build_server_steps(algorithm, server, training.server_lr, initial.trainable, Report)
 
     @tff.federated_computation
     def initialize():
@@ -678,6 +673,8 @@ def run_rounds(
             figures = {"dropped": len(drawn) - len(reporting), "epsilon": epsilon, "seconds": round(seconds, 3), **sent}
             record = make_record(round_num, told, evaluation, **figures)
             yield state, record.without_clients() if row.private else record, evaluation
+            if 0 < config.run.target_accuracy <= evaluation.accuracy:
+                return
 
 
 # == What the round calls: whom it asks, what the server does beside the mean, what is recorded ========================
@@ -826,7 +823,7 @@ def caption(config: Config, dataset: Dataset) -> str:
 
 
 @default_style
-def plot_convergence(records: Sequence[RoundRecord], note: str) -> Figure:
+def plot_convergence(records: Sequence[RoundRecord], note: str, target: float = 0) -> Figure:
     """Draw loss and accuracy against the round: the global model on the test set, the clients while they trained."""
     title = f"Test accuracy {records[-1].test_accuracy:.2%} after round {records[-1].round}"
     figure = plots.new_figure(9, 4.2, title, note)
@@ -852,6 +849,9 @@ def plot_convergence(records: Sequence[RoundRecord], note: str) -> Figure:
     loss.set_yscale("log")  # a first round may be twenty times the last
     loss.legend(frameon=False, fontsize=9)
     accuracy.set_ylabel("accuracy (%)")
+    if target:
+        accuracy.axhline(100 * target, color=plots.GREY, lw=1, ls=":", label=f"target, {target:.4g}")
+        accuracy.legend(handles=accuracy.lines[-1:], frameon=False, fontsize=9)
     return figure
 
 
@@ -918,9 +918,8 @@ def run(config: Config) -> Result:
         state, records = folder.load([identity(config), partition.digest], experiment.process.state_type)
         if records:
             result = Result(folder.path, records, experiment.evaluate(state.global_model_weights), state)
-        going_on = run_rounds(
-            config, partition.sizes, experiment.process, experiment.evaluate, state, folder.path / "worker.log"
-        )
+        parts, log = (partition.sizes, experiment.process, experiment.evaluate, state), folder.path / "worker.log"
+        going_on = iter(()) if reached(records, config.run.target_accuracy) else run_rounds(config, *parts, log)
         try:
             for state, record, evaluation in Progress(rounds, len(records)).follow(going_on):
                 folder.save_round(record, state, partial(plot_confusion, evaluation.confusion, note, dataset.classes))
@@ -952,21 +951,22 @@ def save_result(
 ) -> tuple[dict, list[Path]]:
     """Write metrics.json, the global model of the last round done, and the plots; return (metrics, what is written)."""
     dataset, final, weights = experiment.dataset, result.evaluation, result.state.global_model_weights
+    target = config.run.target_accuracy
     about = {"dataset": dataset.name, "original_mnist": dataset.original, "config": config.but(resume="").flat()}
     model = build_model(config.training.model, dataset.num_classes, config.seed)
     weights.assign_weights_to(model)
     pictures = {
         "client_partition.png": partial(plot_partition, experiment.partition.counts, note, dataset.classes),
-        "convergence_plot.png": partial(plot_convergence, result.records, note),
+        "convergence_plot.png": partial(plot_convergence, result.records, note, target),
         "accuracy_by_megabytes.png": partial(plot_cost, result.records, note),
         "confusion_matrix.png": partial(plot_confusion, final.confusion, note, dataset.classes),
         "misclassified.png": partial(plot_misclassified, *dataset.test, final.predictions, note, dataset.classes),
     }
     if ledger(config):
         del pictures["client_partition.png"]  # nothing about single clients leaves the run
-    metrics = about | describe(weights.trainable, final, result.records, dataset.classes)
+    metrics = about | describe(weights.trainable, final, result.records, dataset.classes, target)
     asked, usual = identity(config) | {"partition": config.partition}, identity(Config())
-    default = dataset.original and asked == usual and config.training.rounds == Training.rounds
+    default = dataset.original and asked == usual and (config.training.rounds, target) == (Training.rounds, 0)
     return metrics, folder.finish(metrics, model, Path("images") if default else folder.path, pictures)
 
 
@@ -981,7 +981,9 @@ def check(dataset: Dataset, config: Config) -> tuple[str, str]:
     """Return (a run's default name, its partition's digest). Raise UserError for what the run would be refused for."""
     partition, algorithm = make_partition(dataset, config), config.optimization.algorithm
     model = build_model(config.training.model, dataset.num_classes, config.seed)
-    check_memory(ALGORITHMS[algorithm](config.optimization, partition.sizes).rows(), model.count_params(), algorithm)
+    algorithms.check_memory(
+        ALGORITHMS[algorithm](config.optimization, partition.sizes).rows(), model.count_params(), algorithm
+    )
     next(privacy.epsilon_by_round(ledger(config), 1, 1))
     return default_name(config, dataset), partition.digest
 

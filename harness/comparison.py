@@ -14,7 +14,7 @@ from harness.fields import Theme, UserError
 from harness.files import DAMAGE, csv_table, place, read_json, to_json, write_file, writing
 from harness.options import compared, identity
 from harness.plots import plot_comparison, to_png
-from harness.records import read_records
+from harness.records import reached, read_records
 
 import numpy as np
 
@@ -93,7 +93,7 @@ def read_earlier(config: Theme) -> list | None:
         records = read_records(lines, len(lines))
     except DAMAGE as error:
         raise UserError(f"{folder / 'metrics.json'} does not hold the rounds; remove the folder") from error
-    return records if len(records) == config.training.rounds else None
+    return records if len(records) == config.training.rounds or reached(records, config.run.target_accuracy) else None
 
 
 def complete(config: Any, records: list | None, run: Callable) -> list:

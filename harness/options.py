@@ -6,12 +6,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from harness.fields import Count, Theme, UserError, real
+from harness.fields import Count, Probability, Theme, UserError, real
 
 
 @dataclass(frozen=True)
 class Run(Theme):
-    """The run's files, and the process that trains. None of these flags changes a number."""
+    """The run's files, and the process that trains. None of these flags changes a round's numbers."""
 
     resume: str = ""
     """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else is as it was."""
@@ -21,6 +21,9 @@ class Run(Theme):
     """Name of the run's folder; by default made of data, partition, algorithm, model and seed."""
     cache: str = ".cache"
     """Folder in which the clients' shard files are kept and reused."""
+    target_accuracy: Probability = 0.0
+    """The run ends after the first round with this test accuracy, 0..1; 0: it does all its rounds. metrics.json tells
+    rounds_to_target as McMahan et al. 2017 count them: the best so far, a straight line between rounds."""
     patience: real(1, 86_400) = 60
     """Seconds without any progress after which TFF's worker counts as hung, and the round is done again."""
     tensorboard: bool = False

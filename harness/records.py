@@ -119,6 +119,26 @@ def read_records(lines: Sequence[str], rounds: int) -> list[RoundRecord]:
     return records
 
 
+def reached(records: Sequence[RoundRecord], target: float) -> bool:
+    """Return whether a test accuracy of `target` was reached; 0 stands for none that could be."""
+    return 0 < target <= max((record.test_accuracy for record in records), default=0)
+
+
+def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None:
+    """Return after how many rounds the best test accuracy so far crossed `target`, None where it did not.
+
+    As in McMahan et al. 2017, section 3: the curve is made monotone, and is a straight line between two rounds. What is
+    reached by the first round counts as 1.
+    """
+    best = np.maximum.accumulate(accuracies)
+    if not target or best[-1] < target:
+        return None
+    after = int(np.argmax(best >= target))  # from 0; all before are lower
+    if after == 0:
+        return 1.0
+    return float(after + (target - best[after - 1]) / (best[after] - best[after - 1]))
+
+
 def client_rows(groups: Sequence[np.ndarray], reports: Sequence[Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """Return what each client of the round reported, in the order of the ids.
 

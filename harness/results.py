@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.command_line import say
+from harness.records import rounds_to_target
 
 import numpy as np
 import sklearn.metrics
@@ -70,7 +71,9 @@ def class_report(confusion: np.ndarray, classes: Sequence[int]) -> dict[str, Any
     )
 
 
-def describe(weights: Sequence[Any], evaluation: Any, records: Sequence[Any], classes: Sequence[int]) -> dict[str, Any]:
+def describe(
+    weights: Sequence[Any], evaluation: Any, records: Sequence[Any], classes: Sequence[int], target: float = 0
+) -> dict[str, Any]:
     """Return what metrics.json holds of the outcome; `evaluation` has accuracy, loss and confusion."""
     return {
         "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tff": tff.__version__},
@@ -78,10 +81,19 @@ def describe(weights: Sequence[Any], evaluation: Any, records: Sequence[Any], cl
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
         "confusion": evaluation.confusion.tolist(),
+        "target_accuracy": target or None,
+        "rounds_to_target": rounds_to_target([record.test_accuracy for record in records], target),
         "classes": list(classes),
         "report": class_report(evaluation.confusion, classes),
         "rounds": [vars(record) for record in records],
     }
+
+
+def tell_target(target: float | None, rounds: float | None) -> str:
+    """Return the closing line on the target accuracy, if there is one."""
+    if not target:
+        return ""
+    return f"\ntarget accuracy {target:.2%} " + (f"after {rounds:.1f} rounds" if rounds else "not reached")
 
 
 def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
@@ -95,6 +107,7 @@ def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
         f"{len(metrics['rounds'])} rounds\nmean over classes: precision {means['precision']:.2%}, recall "
         f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: "
         + ", ".join(f"{label} ({scores[label]:.2%})" for label in hardest)
+        + tell_target(metrics["target_accuracy"], metrics["rounds_to_target"])
         + f"\nweights sha256 {metrics['weights_sha256']}\n"
     )
     for path in written:

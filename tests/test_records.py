@@ -1,9 +1,12 @@
 """What a round did, in a record."""
 
-from harness.records import RoundRecord
+from types import SimpleNamespace
+
+from harness.records import RoundRecord, reached, rounds_to_target
 from harness.results import class_report
 
 import numpy as np
+import pytest
 
 
 def test_what_counts_as_trouble():
@@ -53,3 +56,13 @@ def test_a_run_that_never_leaves_chance_says_so():
 def test_classes_without_test_images_are_in_no_mean():
     report = class_report(np.array([[3, 0, 0], [0, 0, 0], [0, 0, 3]]), range(3))
     assert report["macro avg"]["f1-score"] == 1 and "1" not in report
+
+
+def test_rounds_to_a_target_by_hand():
+    """The best so far, a straight line between rounds: 0.6 at round 2 and 0.8 at round 4 cross 0.7 at round 3.5."""
+    curve = [0.4, 0.6, 0.5, 0.8]
+    assert rounds_to_target(curve, 0.7) == pytest.approx(3.5) and rounds_to_target(curve, 0.5) == pytest.approx(1.5)
+    assert rounds_to_target(curve, 0.3) == 1 and rounds_to_target(curve, 0.8) == 4
+    assert rounds_to_target(curve, 0.9) is None and rounds_to_target(curve, 0) is None
+    records = [SimpleNamespace(test_accuracy=accuracy) for accuracy in curve]
+    assert [reached(records, target) for target in (0, 0.8, 0.9)] == [False, True, False]

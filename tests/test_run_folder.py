@@ -294,3 +294,19 @@ def test_refusals_on_a_loaded_machine_say_one_line_and_no_more(half, tmp_path):
         for process in together:
             _, errors = process.communicate(timeout=SECONDS)
             assert process.returncode == 2 and errors.count("\n") == 1 and "rounds.jsonl" in errors, errors
+
+
+def test_a_run_ends_at_its_target_and_goes_on_to_a_higher_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    flags = "--dataset digits --model mlp --num-clients 4 --rounds 6 --name run"
+    accuracies = [record.test_accuracy for record in fl.run(fl.parse(flags)).records]
+    target = accuracies[2] - 1e-6
+    assert max(accuracies[:2]) < target < accuracies[4]  # reached in round 3, and there is more to reach
+    run = fl.run(fl.parse(f"{flags} --target-accuracy {target}"))
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert [record.test_accuracy for record in run.records] == accuracies[:3] and 2 < metrics["rounds_to_target"] < 3
+    again = fl.run(fl.parse(f"--resume {run.folder}"))
+    assert len(again.records) == 3  # it is reached already
+    further = fl.run(fl.parse(f"--resume {run.folder} --target-accuracy 1"))
+    assert [record.test_accuracy for record in further.records] == accuracies
+    assert json.loads((run.folder / "metrics.json").read_text())["rounds_to_target"] is None
