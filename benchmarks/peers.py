@@ -17,6 +17,7 @@ import round_time
 
 REQUIREMENTS = round_time.ROOT / "benchmarks" / "peers" / "requirements"
 RESULTS = round_time.ROOT / "benchmarks" / "results" / "peers.json"
+PYTHON = {"blazefl": "python3.13"}  # where a peer wants a newer one than TFF
 CONTENDERS = ["ours", "floor", *round_time.PEERS]
 
 
@@ -26,7 +27,7 @@ def install() -> None:
         environment = round_time.ROOT / ".peers" / pins.stem
         if not environment.exists():
             print(f"installing {pins.stem}", flush=True)
-            subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+            subprocess.run([PYTHON.get(pins.stem, sys.executable), "-m", "venv", environment], check=True)
             pip = [environment / "bin" / "pip", "--disable-pip-version-check", "install", "--quiet", "--no-deps"]
             subprocess.run([*pip, "-r", pins], check=True)
 

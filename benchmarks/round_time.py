@@ -67,7 +67,8 @@ class Work:
         weights = {f"weight{number}": w for number, w in enumerate(self.keras_model().get_weights())}
         np.savez(path, images=self.dataset.train.images, labels=self.dataset.train.labels, test_images=test.images,
                  test_labels=test.labels, indices=np.concatenate(self.partition.parts), sizes=self.partition.sizes,
-                 batch=self.training.batch_size, rate=self.training.client_lr, **weights)  # fmt: skip
+                 batch=self.training.batch_size, rate=self.training.client_lr, epochs=1, cohort=CLIENTS, seed=0,
+                 **weights)  # fmt: skip
         return path
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
@@ -200,6 +201,7 @@ PEERS = {  # name -> its script in peers/; its environment is .peers/<first word
     "flower": "flower.py",
     "fedjax": "fedjax_loop.py",
     "pfl-research": "pfl_loop.py",
+    "blazefl": "blazefl_threads.py",
 }
 CONTENDERS = {"floor": floor, "ours": ours, "stock-tff": stock_tff, "usual-tff": usual_tff, "keras-fit": keras_fit}
 

@@ -1,4 +1,11 @@
-"""The epsilon ledger of central differential privacy: what the rounds done so far can tell about any one client."""
+"""The epsilon ledger of central differential privacy: what the rounds done so far can tell about any one client.
+
+Cohorts come from the operating system's entropy and are kept nowhere, as amplification by sampling rests on that; with
+`--public-cohorts` they follow the seed, and epsilon is counted without it. `--epsilon-budget` ends the run before the
+round that would pass it; algorithms that send more than the update are refused. Nothing about single clients is
+written: no sizes, no training figures, no indices. Dropouts, stragglers and attackers leave epsilon true: whatever a
+client sends is clipped.
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,7 @@
 import fedjax
 import jax
 import jax.numpy as jnp
+import jax_network
 import numpy as np
 import protocol
 
@@ -12,23 +13,23 @@ jax.tree_map, jax.tree_util.tree_multimap = jax.tree_util.tree_map, jax.tree_uti
 
 def contend(work):
     def loss(weights, batch, rng):
-        kernel1, bias1, kernel2, bias2 = weights
-        logits = jax.nn.relu(batch["x"] @ kernel1 + bias1) @ kernel2 + bias2
-        return -jnp.mean(jnp.take_along_axis(jax.nn.log_softmax(logits), batch["y"][:, None], axis=1))
+        return jax_network.loss(weights, batch["x"], batch["y"])
 
     algorithm = fedjax.algorithms.fed_avg.federated_averaging(
         jax.grad(loss),
         client_optimizer=fedjax.optimizers.sgd(work.rate),
         server_optimizer=fedjax.optimizers.sgd(1.0),
-        client_batch_hparams=fedjax.ShuffleRepeatBatchHParams(batch_size=work.batch, num_epochs=1),
+        client_batch_hparams=fedjax.ShuffleRepeatBatchHParams(
+            batch_size=work.batch, num_epochs=work.epochs, seed=work.seed
+        ),
     )
-    state, key = algorithm.init([jnp.asarray(w) for w in work.weights]), jax.random.PRNGKey(0)
-    clients = [fedjax.ClientDataset({"x": x, "y": y}) for x, y in work.clients]
+    state = algorithm.init([jnp.asarray(w) for w in work.weights])
+    examples = {str(number).encode(): {"x": x, "y": y} for number, (x, y) in enumerate(work.clients)}
+    clients = fedjax.InMemoryFederatedData(examples)
+    sampler = fedjax.client_samplers.UniformGetClientSampler(clients, work.cohort, work.seed)
     while True:
-        key, *keys = jax.random.split(key, len(clients) + 1)
-        ids = [str(number).encode() for number in range(len(clients))]
-        state, _ = algorithm.apply(state, list(zip(ids, clients, keys, strict=True)))
+        state, _ = algorithm.apply(state, sampler.sample())
         yield [np.asarray(w) for w in jax.block_until_ready(state.params)]
 
 
-protocol.serve(contend)
+protocol.serve(contend, jax_network.predict)

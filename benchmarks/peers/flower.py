@@ -21,9 +21,9 @@ class Client(NumPyClient):
     def fit(self, parameters, config):
         torch_loop.torch.set_num_threads(1)
         images, labels = map(torch_loop.torch.from_numpy, self.work.clients[self.number])
-        model = torch_loop.network()
+        model = torch_loop.network(parameters)
         torch_loop.set_weights(model, parameters)
-        torch_loop.train(model, images, labels, self.work.batch, self.work.rate)
+        torch_loop.train(model, images, labels, self.work)
         return torch_loop.get_weights(model), len(labels), {}
 
 
@@ -38,8 +38,8 @@ def contend(work):
         return 0.0, {}
 
     strategy = FedAvg(
-        fraction_fit=1.0, fraction_evaluate=0.0, min_available_clients=len(work.clients), evaluate_fn=between_rounds,
-        accept_failures=False,
+        fraction_fit=work.cohort / len(work.clients), fraction_evaluate=0.0, min_available_clients=len(work.clients),
+        evaluate_fn=between_rounds, accept_failures=False,
         initial_parameters=ndarrays_to_parameters(work.weights),
     )  # fmt: skip
     components = ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=10**6))
@@ -55,4 +55,4 @@ def contend(work):
         yield weights if isinstance(weights, list) else parameters_to_ndarrays(weights)
 
 
-protocol.serve(contend)
+protocol.serve(contend, torch_loop.predict)

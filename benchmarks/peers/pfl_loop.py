@@ -20,9 +20,9 @@ from pfl.model.pytorch import PyTorchModel
 
 
 class Network(torch.nn.Module):
-    def __init__(self):
+    def __init__(self, weights):
         super().__init__()
-        self.layers = torch_loop.network()
+        self.layers = torch_loop.network(weights)
 
     def loss(self, x, y, eval=False):
         return torch.nn.functional.cross_entropy(self.layers(x), y)
@@ -44,8 +44,9 @@ class BetweenRounds(TrainingProcessCallback):
 
 
 def contend(work):
-    torch.set_num_threads(1)
-    go, done, network = queue.Queue(), queue.Queue(), Network()
+    torch.manual_seed(work.seed)
+    torch_loop.set_threads(work)
+    go, done, network = queue.Queue(), queue.Queue(), Network(work.weights)
     torch_loop.set_weights(network.layers, work.weights)
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
 
@@ -57,9 +58,9 @@ def contend(work):
     users = list(range(len(work.clients)))
     dataset = FederatedDataset(make_dataset, get_user_sampler("minimize_reuse", users))
     backend = SimulatedBackend(training_data=dataset, val_data=None)
-    training = NNTrainHyperParams(local_num_epochs=1, local_learning_rate=work.rate, local_batch_size=work.batch)
+    training = NNTrainHyperParams(local_num_epochs=work.epochs, local_learning_rate=work.rate, local_batch_size=work.batch)
     rounds = NNAlgorithmParams(
-        central_num_iterations=10**6, evaluation_frequency=10**6, train_cohort_size=len(users), val_cohort_size=0
+        central_num_iterations=10**6, evaluation_frequency=10**6, train_cohort_size=work.cohort, val_cohort_size=0
     )
 
     def simulate():
@@ -76,4 +77,4 @@ def contend(work):
         yield done.get()
 
 
-protocol.serve(contend)
+protocol.serve(contend, torch_loop.predict)

@@ -1,5 +1,6 @@
-"""What a peer needs to take part in round_time.py: the work, and the questions and answers. NumPy alone."""
+"""What a peer needs to take part in round_time.py and time_to_target.py: the work, questions and answers. NumPy alone."""
 
+import argparse
 import functools
 import os
 import sys
@@ -12,7 +13,8 @@ import numpy as np
 class Work:
     """The split, initial weights, batch and rate that every contender has, read from the file that the driver wrote.
 
-    `clients`: (images float32[n,784] in 0..1, labels int64[n]) each; `weights`: kernel [784,128], bias, kernel, bias.
+    `clients`: (images float32[n,784] in 0..1, labels int64[n]) each, `cohort` of them a round; `weights`: kernel and bias
+    of each layer, [height, width, in, out] of a convolution (with ReLU and 2 x 2 max-pooling after it), else [in, out].
     """
 
     def __init__(self, path: str):
@@ -21,15 +23,16 @@ class Work:
             labels = npz["labels"].astype(np.int64)
             parts = np.split(npz["indices"], np.cumsum(npz["sizes"])[:-1])
             self.clients = [(images[part], labels[part]) for part in parts]
-            self.test = npz["test_images"].reshape(-1, 784).astype(np.float32) / 255, npz["test_labels"]
-            self.weights = [npz[f"weight{number}"] for number in range(4)]
-            self.batch, self.rate = int(npz["batch"]), float(npz["rate"])
+            self.test = npz["test_images"].reshape(-1, 784).astype(np.float32) / 255, npz["test_labels"].astype(np.int64)
+            self.weights = [npz[f"weight{number}"] for number in range(sum("weight" in name for name in npz))]
+            self.batch, self.rate, self.epochs = int(npz["batch"]), float(npz["rate"]), int(npz["epochs"])
+            self.cohort, self.seed = int(npz["cohort"]), int(npz["seed"])
 
-    def accuracy(self, weights: list[np.ndarray]) -> float:
-        kernel1, bias1, kernel2, bias2 = (np.asarray(w) for w in weights)
-        images, labels = self.test
-        logits = np.maximum(images @ kernel1 + bias1, 0) @ kernel2 + bias2
-        return float(np.mean(np.argmax(logits, axis=1) == labels))
+    def cohorts(self) -> Iterator[np.ndarray]:
+        """Each round's clients, for peers that have no sampler of their own."""
+        draws = np.random.default_rng(self.seed)
+        while True:
+            yield draws.choice(len(self.clients), self.cohort, replace=False)
 
 
 @functools.lru_cache
@@ -45,15 +48,39 @@ def weighted_mean(results: list[tuple[int, list[np.ndarray]]]) -> list[np.ndarra
             for layer in zip(*[weights for _, weights in results], strict=True)]  # fmt: skip
 
 
-def serve(contend: Callable[[Work], Iterator[list[np.ndarray]]]) -> None:
-    """A round for each line read, its seconds as the answer; at the end the test accuracy."""
+Weights = list[np.ndarray]
+
+
+def serve(contend: Callable[[Work], Iterator[Weights]], predict: Callable[[Weights, np.ndarray], np.ndarray]) -> None:
+    """Rounds as the driver wants them: one for each line read, or (--target) all up to an accuracy.
+
+    predict(weights, images float32[n,784]) -> logits [n,classes], by the peer's own means.
+    """
+    parser = argparse.ArgumentParser()
+    parser.add_argument("work")
+    parser.add_argument("--target", type=float)
+    parser.add_argument("--rounds", type=int, default=500, help="where the target is not reached")
+    options = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    work = Work(sys.argv[1])
-    rounds, weights = contend(work), work.weights
+    work = work_of(options.work)
+    rounds = contend(work)
+
+    def accuracy(weights: Weights) -> float:
+        images, labels = work.test
+        return float(np.mean(np.argmax(predict(weights, images), axis=1) == labels))
+
+    if options.target is not None:
+        for number in range(1, options.rounds + 1):
+            reached = accuracy(next(rounds))
+            print(number, reached, file=answers, flush=True)
+            if reached >= options.target:
+                break
+        os._exit(0)  # engines with threads of their own don't all end
+    weights = work.weights
     for line in sys.stdin:
         if line.strip() == "end":
-            print(work.accuracy(weights), file=answers, flush=True)
+            print(accuracy(weights), file=answers, flush=True)
             break
         began = time.perf_counter()
         weights = next(rounds)
