@@ -9,6 +9,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps
+SIDE_BY_SIDE := -n 2 --dist loadfile  # a module's tests share its worker and its runs
 SUPPORTED := import platform, sys; \
 	print(sys.version_info[:2] == (3, 11) and sys.platform == "linux" and platform.machine() == "x86_64")
 supported = $(shell $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null)
@@ -17,10 +18,10 @@ run: .venv/run
 	$(BIN)/python federated_learning.py $(ARGS)
 
 test: .venv/dev
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 quick: .venv/dev
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
 
 coverage: .venv/dev
 	$(BIN)/coverage erase

@@ -30,7 +30,11 @@ RESULTS = round_time.ROOT / "benchmarks" / "results" / "time_to_target.json"
 SEEDS = (0, 1, 2)
 CELL = "--model 2nn --partition iid --num-clients 100 --clients-per-round 10 --local-epochs 1 --batch-size 10"
 WORKS = {  # title, target, flags
-    "2nn": ("McMahan et al.'s 2NN, IID: 100 clients, C = 0.1, E = 1, B = 10, rate 0.1", 0.97, f"{CELL} --client-lr 0.1"),
+    "2nn": (
+        "McMahan et al.'s 2NN, IID: 100 clients, C = 0.1, E = 1, B = 10, rate 0.1",
+        0.97,
+        f"{CELL} --client-lr 0.1",
+    ),
     "default": ("the default run: 10 clients, Dirichlet(0.5), small-cnn", 0.985, ""),
 }
 LIMIT = 600  # seconds
@@ -113,7 +117,8 @@ def contest(work: str, names: list[str], seeds: list[int]) -> list[dict]:
                 command = [*ours, "--seed", str(seed)]
                 if row["name"] != "ours":
                     script = round_time.ROOT / "benchmarks" / "peers" / round_time.PEERS[row["name"]]
-                    command = [str(round_time.peer_python(row["name"])), str(script), str(file), "--target", str(target)]
+                    python = str(round_time.peer_python(row["name"]))
+                    command = [python, str(script), str(file), "--target", str(target)]
                 figures = run(command, folder)
                 if figures.get("accuracy", 0) < target:
                     figures["reached"] = False
@@ -124,8 +129,9 @@ def contest(work: str, names: list[str], seeds: list[int]) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown, the fastest of a work first."""
-    lines = ["| work | contender | s to the target, by seed | s, median | × ours | s to the end | rounds | CPU-s | peak MiB |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    names = ["work", "contender", "s to the target, by seed", "s, median", "× ours", "s to the end", "rounds", "CPU-s",
+             "peak MiB"]  # fmt: skip
+    lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
 
     def median(row, figure):
         return statistics.median(one[figure] if one.get("reached", True) else float("inf") for one in row["runs"])

@@ -1,4 +1,4 @@
-"""Pictures beside the experiment's own three, and the look of all: title, small print, grid, cells."""
+"""Pictures beside the convergence plot, and the look of all: title, small print, grid, cells."""
 
 from __future__ import annotations
 
@@ -92,6 +92,19 @@ def plot_partition(counts: np.ndarray, note: str, classes: Sequence[int] = ()) -
     axes = figure.subplots()
     plot_matrix(axes, counts, counts, "images", classes)
     axes.set(xlabel="label", ylabel="client")
+    return figure
+
+
+@default_style
+def plot_confusion(confusion: np.ndarray, note: str, classes: Sequence[int] = ()) -> Figure:
+    """Draw the confusion matrix int64[C,C]: counts, shaded by the share of errors in the row, so that errors show."""
+    total, right = confusion.sum(), np.trace(confusion)
+    figure = new_figure(7, 6.4, f"{total - right:,} of {total:,} test images misclassified", note)
+    axes = figure.subplots()
+    shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+    errors = np.where(np.eye(len(confusion), dtype=bool), 0, shares)
+    plot_matrix(axes, confusion, errors, "errors (% of the true label's images)", classes, classes)
+    axes.set(xlabel="predicted label", ylabel="true label")
     return figure
 
 

@@ -49,11 +49,13 @@ def test_every_named_flag_exists():
     assert named - flags <= {"help", "install", "no-deps", "tyro-print-completion"}
 
 
-@pytest.mark.parametrize("word, rows", [("algorithms", fl.ALGORITHMS), ("rules", fl.AGGREGATORS), ("ways", fl.PARTITIONERS)])
+@pytest.mark.parametrize(
+    "word, rows", [("algorithms", fl.ALGORITHMS), ("rules", fl.AGGREGATORS), ("ways", fl.PARTITIONERS)]
+)
 def test_the_numbers_of_rows_are_those_of_the_tables(word, rows):
-    numbers = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen".split()
+    numbers = {"eight": 8, "nine": 9, "ten": 10, "eleven": 11, "twelve": 12, "thirteen": 13}
     text = README.replace("\n", " ")
-    assert re.search(rf"(\w+) {word}", text)[1] == numbers[len(rows)]
+    assert numbers[re.search(rf"(\w+) {word}", text)[1]] == len(rows)
 
 
 def test_tables_are_those_of_the_results(monkeypatch):

@@ -58,7 +58,9 @@ def contend(work):
     users = list(range(len(work.clients)))
     dataset = FederatedDataset(make_dataset, get_user_sampler("minimize_reuse", users))
     backend = SimulatedBackend(training_data=dataset, val_data=None)
-    training = NNTrainHyperParams(local_num_epochs=work.epochs, local_learning_rate=work.rate, local_batch_size=work.batch)
+    training = NNTrainHyperParams(
+        local_num_epochs=work.epochs, local_learning_rate=work.rate, local_batch_size=work.batch
+    )
     rounds = NNAlgorithmParams(
         central_num_iterations=10**6, evaluation_frequency=10**6, train_cohort_size=work.cohort, val_cohort_size=0
     )

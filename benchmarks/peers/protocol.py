@@ -1,4 +1,4 @@
-"""What a peer needs to take part in round_time.py and time_to_target.py: the work, questions and answers. NumPy alone."""
+"""What a peer needs to take part in round_time.py and time_to_target.py: the work, and the answers. NumPy alone."""
 
 import argparse
 import functools
@@ -13,8 +13,8 @@ import numpy as np
 class Work:
     """The split, initial weights, batch and rate that every contender has, read from the file that the driver wrote.
 
-    `clients`: (images float32[n,784] in 0..1, labels int64[n]) each, `cohort` of them a round; `weights`: kernel and bias
-    of each layer, [height, width, in, out] of a convolution (with ReLU and 2 x 2 max-pooling after it), else [in, out].
+    `clients`: (images float32[n,784] in 0..1, labels int64[n]) each, `cohort` of them a round; `weights`: kernel and
+    bias of each layer; [height, width, in, out] is a convolution, with ReLU and 2 x 2 max-pooling after it.
     """
 
     def __init__(self, path: str):
@@ -23,7 +23,10 @@ class Work:
             labels = npz["labels"].astype(np.int64)
             parts = np.split(npz["indices"], np.cumsum(npz["sizes"])[:-1])
             self.clients = [(images[part], labels[part]) for part in parts]
-            self.test = npz["test_images"].reshape(-1, 784).astype(np.float32) / 255, npz["test_labels"].astype(np.int64)
+            self.test = (
+                npz["test_images"].reshape(-1, 784).astype(np.float32) / 255,
+                npz["test_labels"].astype(np.int64),
+            )
             self.weights = [npz[f"weight{number}"] for number in range(sum("weight" in name for name in npz))]
             self.batch, self.rate, self.epochs = int(npz["batch"]), float(npz["rate"]), int(npz["epochs"])
             self.cohort, self.seed = int(npz["cohort"]), int(npz["seed"])
