@@ -191,7 +191,7 @@ from harness.records import Evaluation, RoundRecord, client_rows, make_record, r
 from harness.results import describe, manifest, summarize
 from harness.run_folder import RunFolder, go_on
 from harness.worker import NOT_INLINED, Worker
-from variants import adversity, aggregators, algorithms, datasets, partitions, privacy
+from variants import adversity, aggregators, algorithms, baselines, datasets, partitions, privacy
 from variants.aggregators import Aggregator, gather
 from variants.algorithms import ALGORITHMS, CLIENT_OPTIMIZERS, Algorithm
 from variants.datasets import IMAGE_SIDE, Dataset, Split
@@ -311,11 +311,8 @@ def write_shards(train: Split, partition: Partition, config: Config) -> Path:
     folder = place(config.run.cache).absolute() / f"shards-{partition.digest}"
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    clients, row = config.partitioning.num_clients, PARTITIONERS[config.partition]
     for client, part in enumerate(partition.parts):
-        images = train.images[part]
-        if row.shift:
-            images = row.shift(images, client, clients, config.seed, **config.pick(row.shift_flags))
+        images = as_seen(config, train.images[part], client)
         records = np.concatenate([images.reshape(len(part), -1), train.labels[part, None]], axis=1).ravel()
         content = records.tobytes() + fingerprint(records).numpy().tobytes()
         path = folder / f"{client}.bin"
@@ -323,6 +320,12 @@ def write_shards(train: Split, partition: Partition, config: Config) -> Path:
             if not path.exists() or read_bytes(path) != content:
                 write_file(path, content)
     return folder
+
+
+def as_seen(config: Config, images: np.ndarray, client: int) -> np.ndarray:
+    """Return images uint8[n,28,28] as the client sees them: as they are, but where the partition shifts features."""
+    clients, row = config.partitioning.num_clients, PARTITIONERS[config.partition]
+    return row.shift(images, client, clients, config.seed, **config.pick(row.shift_flags)) if row.shift else images
 
 
 def fingerprint(data: Any) -> Any:
@@ -930,6 +933,9 @@ def run(config: Config) -> Result:
             notice(f"stopped after round {done}; {go_on(folder.path)}")
             raise
         summarize(*save_result(folder, result, config, experiment, note))
+        if config.run.baselines:
+            tools = baselines.Tools(prepare, partial(build_evaluator, config), partial(as_seen, config))
+            baselines.worth(config, own_values(config), experiment, result, folder, note, tools, log)
     return result
 
 

@@ -24,6 +24,9 @@ class Run(Theme):
     target_accuracy: Probability = 0.0
     """The run ends after the first round with this test accuracy, 0..1; 0: it does all its rounds. metrics.json tells
     rounds_to_target as McMahan et al. 2017 count them: the best so far, a straight line between rounds."""
+    baselines: bool = False
+    """After the rounds, let the same process train on all images in one place, and each client alone, for as many local
+    epochs; say what federation is worth, and who gains by it. Takes about four times as long as the run."""
     patience: real(1, 86_400) = 60
     """Seconds without any progress after which TFF's worker counts as hung, and the round is done again."""
     tensorboard: bool = False

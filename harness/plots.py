@@ -166,3 +166,70 @@ def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Figure:
     plain(axes, "both")
     figure.legend(frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center")
     return figure
+
+
+@default_style
+def plot_baselines(rows: Sequence[dict[str, Any]], note: str) -> Figure:
+    """Draw test error against passes over the images: federated, all images in one place, each client alone.
+
+    `rows` are those of baselines.csv.
+    """
+    figure = new_figure(9, 4.8, "What the federation is worth", note)
+    axes = figure.subplots()
+    for name, title, color, style in (
+        ("centralized", "all images in one place", GREY, "--"),
+        ("federated", "federated", BLUE, "-"),
+        ("alone", "each client alone: mean, lowest to highest", ORANGE, "-."),
+    ):
+        points: dict[float, list[float]] = {}
+        for row in rows:
+            if row["learner"] == name:
+                points.setdefault(row["epochs"], []).append(100 * (1 - row["test_accuracy"]))
+        mean = [float(np.mean(errors)) for errors in points.values()]
+        label = f"{title}; in the end {100 - mean[-1]:.2f} %"
+        axes.plot(list(points), mean, style, color=color, marker="o" if len(points) <= 50 else None, ms=4, label=label)
+        if name == "alone":
+            low, high = ([end(errors) for errors in points.values()] for end in (min, max))
+            axes.fill_between(list(points), low, high, color=color, alpha=0.15, lw=0)
+    axes.set(xlabel="local epochs, passes over the images", ylabel="test error (%)", yscale="log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
+    plain(axes, "both")
+    axes.legend(frameon=False, fontsize=9, title="test accuracy")
+    return figure
+
+
+@default_style
+def plot_gain(rows: Sequence[Any], note: str) -> Figure:
+    """Draw what the global model, and the same after a local epoch, bring each client, against its label skew.
+
+    `rows` have client, skew, federated, alone and tuned; gains are over the client's own model, on its own label mix.
+    """
+    losers = sum(row.gain < 0 for row in rows)
+    figure = new_figure(9, 4.8, f"Who gains: {losers} of {len(rows)} clients lose by taking part", note)
+    axes = figure.subplots()
+    skews = [row.skew for row in rows]
+    tuned = [100 * (row.tuned - row.alone) for row in rows]
+    axes.axhline(0, color=GREY, lw=1)
+    axes.scatter(skews, [100 * row.gain for row in rows], color=BLUE, s=28, label="the global model", zorder=3)
+    axes.scatter(skews, tuned, color=ORANGE, marker="^", s=28, label="the same after a local epoch of its own")
+    if len(rows) <= ANNOTATED:
+        for row in rows:
+            place = (row.skew, 100 * row.gain)
+            axes.annotate(str(row.client), place, xytext=(5, 3), textcoords="offset points", fontsize=8, color=GREY)
+    axes.set(xlabel="the client's label skew (total-variation distance to all clients' labels)")
+    axes.set(ylabel="gain over its own model,\non its own label mix (percentage points)")
+    plain(axes)
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+@default_style
+def plot_mixed_confusion(mixed: np.ndarray, title: str, note: str, classes: Sequence[int] = ()) -> Figure:
+    """Draw the confusion matrix float64[C,C] of 1,000 test images in a client's label mix, shaded by the errors."""
+    figure = new_figure(7, 6.4, title, f"{note} · per 1,000 test images in the client's label mix")
+    axes = figure.subplots()
+    errors = np.where(np.eye(len(mixed), dtype=bool), 0, mixed)
+    plot_matrix(axes, mixed.round().astype(int), errors, "errors (of 1,000 images)", classes, classes)
+    axes.set(xlabel="predicted label", ylabel="true label")
+    return figure

@@ -148,6 +148,12 @@ class RunFolder:
         """
         write_file(self.path / "metrics.json", to_json(metrics))
         write_file(self.path / "global_model.keras", keras_bytes(model, self.path))
+        drawn = self.draw(images, pictures)
+        names = ("metrics.json", "global_model.keras", "config.json", "partition.json", "metrics.csv")
+        return [*drawn, *(self.path / name for name in names)]
+
+    def draw(self, images: Path, pictures: dict[str, Callable]) -> list[Path]:
+        """Write the pictures into `images`, as far as they can be drawn; return the paths."""
         drawn = []
         with writing(images):
             images.mkdir(exist_ok=True)
@@ -159,8 +165,7 @@ class RunFolder:
                 raise
             except Exception as error:
                 notice(f"{name} cannot be drawn ({briefly(error)}); all else is written")
-        names = ("metrics.json", "global_model.keras", "config.json", "partition.json", "metrics.csv")
-        return [*drawn, *(self.path / name for name in names)]
+        return drawn
 
 
 def go_on(path: Path) -> str:

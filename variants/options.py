@@ -180,6 +180,9 @@ def check_pairs(chosen: dict[str, Any], default: dict[str, Any]) -> None:
         check_krum(aggregator, cohort, chosen["tolerated"])
     if aggregator == "dp":
         check_privacy(algorithm, cohort, chosen["noise_multiplier"])
+    if chosen["baselines"] and (aggregator == "dp" or chosen["compare"] or chosen["seeds"] > 1):
+        other = "aggregator='dp', which tells nothing of single clients" if aggregator == "dp" else "compare or seeds"
+        raise UserError(f"baselines=True does not go with {other}; drop one of the two")
     if aggregator in ("median", "trimmed-mean", "krum", "multi-krum") and algorithm == "fednova":
         raise UserError(
             f"aggregator={aggregator!r} does not go with algorithm={algorithm!r}, whose mean number of steps is a "

@@ -1,0 +1,148 @@
+"""The baselines: rounds of one client are local training, told exactly and kept as they come; who gains, by hand."""
+
+import csv
+from functools import partial
+
+import federated_learning as fl
+from harness import plots
+from harness.fields import UserError
+from variants import baselines
+from variants.partitions import shift_features
+
+import numpy as np
+import pytest
+from reference import largest_difference, numpy_local, weights_of
+from runs import configure, run_script
+
+FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--num-clients", "3", "--name", "run")
+
+
+@pytest.fixture
+def learners(federation):
+    """make(**flags) -> (learners by (kind, client), the experiments they are of, the federation's own)."""
+
+    def make(rounds=2, **flags):
+        config, experiment = federation(**flags)
+        made = []
+
+        def prepare(*arguments):
+            made.append((arguments[0], fl.prepare(*arguments)))
+            return made[-1][1]
+
+        tools = baselines.Tools(prepare, partial(fl.build_evaluator, config), partial(fl.as_seen, config))
+        found = baselines.build_learners(config, fl.own_values(config), experiment, rounds, tools)
+        return {(one.kind, one.client): one for one in found}, made, experiment
+
+    return make
+
+
+@pytest.mark.parametrize("kind, client, at", [("centralized", -1, 0), ("alone", 1, 1), ("tuned", 2, 2)])
+def test_learning_by_oneself_equals_numpys(learners, worker, kind, client, at):
+    """Each round is the client's local epochs from its own last weights; tuning one epoch from the global model."""
+    found, made, federated = learners(client_lr=0.05, local_epochs=2, algorithm="fedavgm", aggregator="median")
+    learner, (config, experiment) = found[kind, client], made[at]
+    start = federated.process.initialize().global_model_weights if kind == "tuned" else None
+    weights = [w.astype(float) for w in weights_of(experiment.process.initialize())]
+    steps = list(learner.train(worker, start))
+    assert len(steps) == (1 if kind == "tuned" else 2) and config.training.local_epochs == len(steps)
+    for round_num, (accuracy, trained) in enumerate(steps, 1):
+        weights, _ = numpy_local(config, experiment.shards, max(client, 0), round_num, weights)
+        assert largest_difference(trained.trainable, weights) < 2e-5
+        assert accuracy == federated.evaluate(trained).accuracy
+    if kind == "centralized":
+        assert experiment.partition.sizes.tolist() == [federated.partition.sizes.sum()]
+
+
+def test_as_long_is_as_many_passes_over_the_images(learners):
+    """20 rounds of 1 client of 4 pass E / 4 times each over all images: so do 5 rounds of one with all."""
+    found, _, _ = learners(rounds=20, num_clients=4, clients_per_round=1)
+    assert found["centralized", -1].rounds == found["alone", 3].rounds == 5
+
+
+def test_a_client_that_sees_shifted_images_is_asked_on_such(learners, worker, digits):
+    found, made, experiment = learners(partition="feature", rotation=80, noise=60)
+    seen = shift_features(digits.test.images, 2, 3, 0, 80.0, 60.0)
+    weights = experiment.process.initialize().global_model_weights
+    model = fl.build_model("2nn", 10, 0)
+    predicted = model(fl.to_input(seen)).numpy().argmax(axis=1)
+    assert np.mean(found["alone", 2].own(weights).predictions == predicted) > 0.99
+    assert (found["alone", 2].evaluate(weights).predictions != predicted).mean() > 0.02
+    gathered = made[0][1].dataset.train
+    first = digits.train.images[experiment.partition.parts[0]]
+    assert (gathered.images[: len(first)] == shift_features(first, 0, 3, 0, 80.0, 60.0)).all()
+    assert (np.bincount(gathered.labels) == experiment.partition.counts.sum(axis=0)).all()
+
+
+def test_accuracy_on_a_label_mix_is_that_on_images_in_this_mix():
+    """Three images of label 0, of which two are right, and two of label 1, one right; the client has 3 : 4 of them."""
+    confusion = np.array([[2, 1, 0], [0, 1, 1], [0, 0, 0]])
+    assert baselines.on_mix(confusion, np.array([3, 4, 0])) == pytest.approx((3 * 2 / 3 + 4 * 1 / 2) / 7)
+    mixed = baselines.mix_rows(confusion, np.array([3, 4, 0]))
+    assert np.allclose(mixed, [[1000 * 2 / 7, 1000 / 7, 0], [0, 2000 / 7, 2000 / 7], [0, 0, 0]])
+
+
+def rows_of_three_clients():
+    done = {
+        (kind, client): {"confusion": np.array([[right, 10 - right], [2, 8]])}
+        for kind, rights in (("alone", (9, 5, 7)), ("tuned", (8, 8, 8)))
+        for client, right in enumerate(rights)
+    }
+    counts = np.array([[10, 0], [10, 10], [0, 10]])
+    return baselines.gains(counts, [np.array([[6, 4], [1, 9]])] * 3, done)
+
+
+def test_who_gains_and_how_skewed_they_are():
+    first, second, third = rows_of_three_clients()
+    assert (first.skew, second.skew) == (0.5, 0) and first.images == 10
+    assert (first.federated, first.alone, first.tuned) == pytest.approx((0.6, 0.9, 0.8))
+    assert (second.federated, second.alone) == (pytest.approx(0.75), pytest.approx(0.65))
+    assert [row.gain for row in (first, second, third)] == pytest.approx([-0.3, 0.1, 0.1])
+
+
+def test_the_pictures_show_the_rows():
+    gain = plots.plot_gain(rows_of_three_clients(), "note")
+    points, _ = gain.axes[0].collections
+    assert np.allclose(points.get_offsets(), [(0.5, -30), (0, 10), (0.5, 10)]) and "1 of 3" in gain.get_suptitle()
+    rows = [{"learner": "federated", "epochs": 3.0 * n, "test_accuracy": 1 - 0.1 / n} for n in (1, 2)]
+    rows += [{"learner": "centralized", "epochs": 3, "test_accuracy": 0.99}]
+    rows += [{"learner": "alone", "epochs": 3, "test_accuracy": accuracy} for accuracy in (0.4, 0.8)]
+    lines = {line.get_label().partition(";")[0]: line for line in plots.plot_baselines(rows, "note").axes[0].lines}
+    assert lines["federated"].get_xydata().tolist() == [[3, pytest.approx(10)], [6, pytest.approx(5)]]
+    assert lines["each client alone: mean, lowest to highest"].get_ydata() == pytest.approx([40])
+
+
+@pytest.mark.parametrize("flags", [{"aggregator": "dp"}, {"compare": "fedavg,fedprox"}, {"seeds": 2}])
+def test_what_baselines_do_not_go_with(flags):
+    with pytest.raises(UserError, match="baselines=True does not go with"):
+        configure(baselines=True, **flags)
+
+
+def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path):
+    done = run_script(tmp_path, *FLAGS, "--baselines")
+    assert done.returncode == 0, done.stderr
+    folder = tmp_path / "runs" / "run"
+    tables = {name: (folder / name).read_bytes() for name in ("baselines.csv", "clients.csv", "baselines.png")}
+    with (folder / "baselines.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["learner"] for row in rows] == ["federated"] * 2 + ["centralized"] * 2 + ["alone"] * 6
+    assert [float(row["epochs"]) for row in rows[:4]] == [3, 6, 3, 6]
+    last = [float(row["test_accuracy"]) for row in rows if row["epochs"] in ("6", "6.0")]
+    for name, accuracy in zip(
+        ("federated", "centralized", "alone"), (last[0], last[1], np.mean(last[2:])), strict=True
+    ):
+        assert any(
+            line.split()[:2] == [name, f"{accuracy:.2%}".rstrip(",")]
+            or line.startswith(f"{name} ")
+            and f"{accuracy:.2%}" in line
+            for line in done.stdout.splitlines()
+        )
+    store = folder / "baselines.jsonl"
+    lines = store.read_text().splitlines(keepends=True)
+    assert len(lines) == 7
+    store.write_text("".join(lines[:3]) + lines[3][:40])  # as kill -9 leaves it
+    for name in tables:
+        (folder / name).unlink()
+    again = run_script(tmp_path, "--resume", "runs/run", "--baselines")
+    assert again.returncode == 0, again.stderr
+    assert {name: (folder / name).read_bytes() for name in tables} == tables
+    assert store.read_text() == "".join(lines)
