@@ -464,6 +464,12 @@ def build_local_training(training: Training, num_classes: int, optimizer: Any, c
     place to change the gradients; `optimizer` is TFF's, which begins anew each time.
     """
 
+    @tf.autograph.experimental.do_not_convert  # what has no loop is built in half the time
+    def begin(initial, rate):
+        state = optimizer.initialize(tf.nest.map_structure(lambda w: tf.TensorSpec(w.shape, w.dtype), initial))
+        return optimizer.set_hparams(state, {"learning_rate": rate})
+
+    @tf.autograph.experimental.do_not_convert
     def step(state, weights, initial, sent, x, y):
         gradients, losses, logits = differentiate(training.model, num_classes, weights, x, y)
         gradients = correct(gradients, weights, initial, sent)
@@ -472,16 +478,14 @@ def build_local_training(training: Training, num_classes: int, optimizer: Any, c
 
     if any(isinstance(layer, tf.keras.layers.MaxPool2D) for layer in build_layers(training.model, num_classes)):
         # In a graph without the loop oneDNN matches every max-pooling with its gradient, in the loop only by luck.
-        step = tf.function(step, experimental_attributes={NOT_INLINED: True})
+        step = tf.function(step, autograph=False, experimental_attributes={NOT_INLINED: True})
 
     @tf.function
     def local_training(initial, records, key, sent, rate, budget):  # line 5: w_k <- w after local_epochs of SGD
         pixels, labels = records[:, :-1], tf.cast(records[:, -1], tf.int32)
         size = tf.shape(records)[0]
         batch = training.batch_size or size
-        weights = initial
-        state = optimizer.initialize(tf.nest.map_structure(lambda w: tf.TensorSpec(w.shape, w.dtype), initial))
-        state = optimizer.set_hparams(state, {"learning_rate": rate})
+        state, weights = begin(initial, rate), initial
         loss_sum = correct_sum = 0.0
         for epoch in tf.range(-(-budget // size)):
             epoch_key = tf.random.experimental.stateless_fold_in(key, tf.cast(epoch, tf.int64))
@@ -591,10 +595,8 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
     """
     tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators make hundreds of harmless lines
     templates, training = tff.learning.templates, own_values(config)
-    algorithm, aggregator = (
-        ALGORITHMS[config.optimization.algorithm](config.optimization, sizes),
-        AGGREGATORS[config.aggregation.aggregator],
-    )
+    algorithm = ALGORITHMS[config.optimization.algorithm](config.optimization, sizes)
+    aggregator = AGGREGATORS[config.aggregation.aggregator]
     model = build_model(training.model, num_classes, config.seed)  # line 1: w <- initial weights
     initial = tff.learning.models.ModelWeights(tuple(model.get_weights()), ())
     rows, stacked = algorithm.rows(), aggregator.needs == "rows"
@@ -905,10 +907,8 @@ def run(config: Config) -> Result:
     split = manifest(dataset, partition, config.partition, config.seed, private=bool(ledger(config)))
     with RunFolder.open(config.run, default_name(config, dataset), config.flat(), split) as folder:
         say(f"{note}\n")
-        for remark in [
-            *dataset.remarks,
-            *partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes),
-        ]:
+        remarks = partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes)
+        for remark in [*dataset.remarks, *remarks]:
             notice(remark)
         experiment = prepare(config, dataset, partition)
         state, records = folder.load([identity(config), partition.digest], experiment.process.state_type)

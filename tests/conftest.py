@@ -1,14 +1,16 @@
 """Fixtures: digits, a worker, and small federations on both."""
 
+import contextlib
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import federated_learning as fl  # before TensorFlow: it quiets that, here and in the tests' processes
 
+import psutil
 import pytest
 from reference import tanh_layers
-from runs import configure
+from runs import SCRIPT, configure
 
 
 @pytest.fixture(scope="session")
@@ -37,6 +39,16 @@ def federation(worker, digits, tmp_path, monkeypatch):
         return config, fl.prepare(config, digits)
 
     return make
+
+
+@pytest.fixture(autouse=True)
+def nothing_goes_on():
+    """Ends the runs of a test that failed before it could: they would slow all others down."""
+    yield
+    for process in psutil.Process().children():
+        with contextlib.suppress(psutil.Error):
+            if str(SCRIPT) in process.cmdline():
+                process.kill()
 
 
 STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}

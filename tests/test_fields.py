@@ -56,6 +56,8 @@ WRONG = [(field, value) for field, values in {
     "client_optimizer": ["sgdm"],
     "client_momentum": [1, -0.1],
     "weight_decay": [-1, "0"],
+    "preset": ["mcmahan", ""],
+    "baselines": ["yes", 1],
     "target_accuracy": [1.1, 97],
     "data": [7, "a\0b"],
     "name": ["a/b", ".", "..", "a\0b", "x" * 201, "ü" * 101],
@@ -70,7 +72,7 @@ def test_a_wrong_value_is_refused_with_field_value_and_cure(field, value):
     with pytest.raises(UserError) as error:
         configure(**{field: value})
     message = str(error.value)
-    assert message.startswith(f"{field}={value!r:.40}"[:40]) and "\n" not in message and len(message) < 250
+    assert message.startswith(f"{field}={value!r:.40}"[:40]) and "\n" not in message and len(message) < 350
     assert any(cure in message for cure in ("choose", "give", "drop")), message
 
 

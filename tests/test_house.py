@@ -6,6 +6,7 @@ import statistics
 import federated_learning as fl
 from harness.fields import Theme, UserError, hints
 from variants.adversity import ATTACKS
+from variants.presets import ROWS as PRESETS
 
 import pytest
 from runs import ROOT, SCRIPT, configure
@@ -61,13 +62,14 @@ def test_choices_are_the_tables_rows():
     config = fl.Config()
     tables = {"algorithm": fl.ALGORITHMS, "aggregator": fl.AGGREGATORS, "partition": fl.PARTITIONERS}
     tables |= {"client_optimizer": fl.CLIENT_OPTIMIZERS, "model": fl.MODELS, "dataset": fl.DATASETS, "attack": ATTACKS}
+    tables |= {"preset": {"none", *PRESETS}}
     for field, table in tables.items():
         assert set(config.choices(field)) == set(table), field
 
 
 def test_field_names_are_unique_over_all_themes():
     names = [field for hint in hints(fl.Config).values() if is_theme(hint) for field in hints(hint)]
-    assert len(set(names)) == len(names) == len(fl.Config().flat()) - 1  # and the seed
+    assert len(set(names)) == len(names) == len(fl.Config().flat()) - 2  # and seed and preset
 
 
 def is_theme(hint):
@@ -79,7 +81,7 @@ def test_but_replaces_fields_by_their_flat_names():
     assert (config.partitioning.alpha, config.seed, config.training.rounds) == (0.1, 3, 7)
     assert config.but(alpha=0.5, seed=0, rounds=5) == fl.Config()
     assert isinstance(configure(alpha=1).flat()["alpha"], float)  # 1 and 1.0 are one configuration
-    with pytest.raises(UserError, match="'alpah' is no field of the configuration; choose from seed, dataset"):
+    with pytest.raises(UserError, match="'alpah' is no field of the configuration; choose from seed, preset, dataset"):
         configure(alpah=1)
 
 

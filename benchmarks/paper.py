@@ -1,0 +1,135 @@
+"""McMahan et al. 2017, table 1, run again: rounds until the test accuracy is 97 % (2NN) or 99 % (CNN).
+
+    python benchmarks/paper.py --tune    # rates, on 10,000 held-out training images; results/paper_rates.csv
+    python benchmarks/paper.py           # the cells; results/paper.json, in an hour and a half
+    python benchmarks/paper.py --cells 2nn-iid 2nn-noniid --seeds 0
+
+Every run is a preset of the script in runs/paper. One that is there is read, one that was stopped goes on.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+import time
+from typing import NamedTuple
+
+import numpy as np
+import round_time
+
+ROOT = round_time.ROOT
+RUNS = ROOT / "runs" / "paper"
+RESULTS = ROOT / "benchmarks" / "results" / "paper.json"
+RATES = ROOT / "benchmarks" / "results" / "paper_rates.csv"
+
+
+class Cell(NamedTuple):
+    """`flags` of the run; rounds in the paper and in FedLab's published run; rates to choose from; seeds to run."""
+
+    title: str
+    flags: str
+    paper: int
+    fedlab: int | None
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+
+CELLS = {
+    "2nn-iid": Cell("2NN, IID, B = 10", "--preset mcmahan-2nn-iid", 87, 43, (0.05, 0.1, 0.2)),
+    "2nn-noniid": Cell("2NN, two shards, B = 10", "--preset mcmahan-2nn-noniid", 664, 439, (0.05, 0.1, 0.2)),
+    "2nn-iid-all": Cell(
+        "2NN, IID, B = ∞", "--preset mcmahan-2nn-iid --batch-size 0 --client-lr 0.5", 1474, None, (0.2, 0.5, 1.0)
+    ),
+    "2nn-noniid-all": Cell(
+        "2NN, two shards, B = ∞", "--preset mcmahan-2nn-noniid --batch-size 0 --client-lr 0.5", 1796, None, (0.2, 0.5)
+    ),
+    "cnn-iid": Cell("CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1)),
+    "cnn-noniid": Cell("CNN, two shards, B = 10", "--preset mcmahan-cnn-noniid", 206, None, (), (0,)),
+}
+
+
+def run(name: str, flags: str) -> dict:
+    """metrics.json of the run of this name, which is made, or goes on, where it is not done."""
+    folder = RUNS / name
+    seconds = folder.with_suffix(".seconds")
+    command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
+    command += ["--resume", str(folder)] if folder.exists() else [*flags.split(), "--runs", str(RUNS), "--name", name]
+    if not seconds.exists():  # written when it is done
+        print(f"{name}: {flags}", file=sys.stderr, flush=True)
+        began = time.perf_counter()
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        seconds.write_text(f"{time.perf_counter() - began:.1f}\n")  # of the last part, where it was stopped
+    return {**json.loads((folder / "metrics.json").read_text()), "seconds": float(seconds.read_text())}
+
+
+def tune(names: list[str]) -> None:
+    """Rounds to the target on held-out images, seed 0, for each rate; the fewest are taken into the presets."""
+    rows = []
+    for name in names:
+        for rate in CELLS[name].rates:
+            flags = f"{CELLS[name].flags} --client-lr {rate} --holdout 10000 --seed 0"
+            metrics = run(f"tune-{name}-{rate}", flags)
+            best = max(row["test_accuracy"] for row in metrics["rounds"])
+            rows.append(
+                {"cell": name, "client_lr": rate, "rounds_to_target": metrics["rounds_to_target"], "best": best}
+            )
+            print(rows[-1], flush=True)
+    with RATES.open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def measure(names: list[str], seeds: list[int] | None) -> list[dict]:
+    rows = []
+    for name in names:
+        cell = CELLS[name]
+        runs = []
+        for seed in seeds or cell.seeds:
+            metrics = run(f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
+            runs.append({"seed": seed, "rounds": metrics["rounds_to_target"], "seconds": metrics["seconds"],
+                         "sha256": metrics["weights_sha256"], "rate": metrics["config"]["client_lr"]})  # fmt: skip
+            print(f"{name}: {runs[-1]}", file=sys.stderr, flush=True)
+        rows.append({"cell": name, "runs": runs})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The cells as Markdown; one without a run says so."""
+    lines = ["| cell | rate | paper | FedLab | ours, rounds, mean ± sd | seeds | s a run |", "| --- " * 7 + "|"]
+    found = {row["cell"]: row["runs"] for row in rows}
+    for name, cell in CELLS.items():
+        runs = found.get(name, [])
+        fedlab = cell.fedlab or "–"
+        if not runs:
+            lines.append(f"| {cell.title} | – | {cell.paper:,} | {fedlab} | not run | – | – |")
+            continue
+        rounds = [one["rounds"] for one in runs]
+        text = "not reached" if None in rounds else f"{np.mean(rounds):.0f}"
+        text += f" ± {np.std(rounds, ddof=1):.0f}" if len(rounds) > 1 and None not in rounds else ""
+        seconds = np.mean([one["seconds"] for one in runs])
+        lines.append(f"| {cell.title} | {runs[0]['rate']:g} | {cell.paper:,} | {fedlab} | **{text}** | "
+                     f"{', '.join(str(one['seed']) for one in runs)} | {seconds:,.0f} |")  # fmt: skip
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", action="store_true", help="choose the rates, and measure nothing")
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--seeds", nargs="+", type=int)
+    options = parser.parse_args()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    if options.tune:
+        return tune(options.cells)
+    earlier = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = measure(options.cells, options.seeds)
+    kept = [row for row in earlier if row["cell"] not in options.cells]
+    rows = sorted(kept + rows, key=lambda row: list(CELLS).index(row["cell"]))
+    RESULTS.write_text(json.dumps({"machine": round_time.machine(), "rows": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
