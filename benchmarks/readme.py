@@ -8,7 +8,9 @@ import json
 
 import adversity
 import numpy as np
+import paper
 import round_time
+import time_to_target
 
 README = round_time.ROOT / "benchmarks" / "README.md"
 RESULTS = round_time.ROOT / "benchmarks" / "results"
@@ -20,6 +22,10 @@ def tables() -> dict[str, str]:
     for name in ("round_time", "peers"):
         result = json.loads((RESULTS / f"{name}.json").read_text())
         found[name] = f"{round_time.table(result['rows'])}\n\n({result['machine']}.)"
+    targets = json.loads((RESULTS / "time_to_target.json").read_text())
+    found["time_to_target"] = f"{time_to_target.table(targets['rows'])}\n\n({targets['machine']}.)"
+    cells = json.loads((RESULTS / "paper.json").read_text())
+    found["paper"] = f"{paper.table(cells['rows'])}\n\n({cells['machine']}.)"
     found["adversity"] = adversity.table(json.loads((RESULTS / "adversity.json").read_text())["rows"])
     found["algorithms"] = algorithms()
     startup = json.loads((RESULTS / "startup.json").read_text())

@@ -71,6 +71,11 @@ class Theme:
                 found[field] = float(value) if real_number else value  # 1 and 1.0 are one configuration
         return found
 
+    def changed(self) -> dict[str, Any]:
+        """Return field -> value of what differs from the default."""
+        default = type(self)().flat()
+        return {field: value for field, value in self.flat().items() if value != default[field]}
+
     def pick(self, names: Sequence[str]) -> dict[str, Any]:
         """Return the fields of these names, as a row of a table gets them."""
         return {name: value for name, value in self.flat().items() if name in names}

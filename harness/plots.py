@@ -177,25 +177,25 @@ def plot_baselines(rows: Sequence[dict[str, Any]], note: str) -> Figure:
     figure = new_figure(9, 4.8, "What the federation is worth", note)
     axes = figure.subplots()
     for name, title, color, style in (
-        ("centralized", "all images in one place", GREY, "--"),
+        ("centralized", "all in one place", GREY, "--"),
         ("federated", "federated", BLUE, "-"),
-        ("alone", "each client alone: mean, lowest to highest", ORANGE, "-."),
+        ("alone", "each alone", ORANGE, "-."),
     ):
         points: dict[float, list[float]] = {}
         for row in rows:
             if row["learner"] == name:
                 points.setdefault(row["epochs"], []).append(100 * (1 - row["test_accuracy"]))
         mean = [float(np.mean(errors)) for errors in points.values()]
-        label = f"{title}; in the end {100 - mean[-1]:.2f} %"
+        label = f"{title}: {100 - mean[-1]:.2f} %"
         axes.plot(list(points), mean, style, color=color, marker="o" if len(points) <= 50 else None, ms=4, label=label)
         if name == "alone":
             low, high = ([end(errors) for errors in points.values()] for end in (min, max))
-            axes.fill_between(list(points), low, high, color=color, alpha=0.15, lw=0)
+            axes.fill_between(list(points), low, high, color=color, alpha=0.15, lw=0, label="lowest to highest")
     axes.set(xlabel="local epochs, passes over the images", ylabel="test error (%)", yscale="log")
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
     plain(axes, "both")
-    axes.legend(frameon=False, fontsize=9, title="test accuracy")
+    figure.legend(frameon=False, fontsize=9, title="accuracy in the end", loc="outside right center")
     return figure
 
 

@@ -53,7 +53,7 @@ def nothing_goes_on():
 
 STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}
 STARTERS |= {"NotebookClient", "KernelManager", "compare"}
-STARTED = {"whole", "half", "twice", "undisturbed", "own", "go"}  # fixtures
+STARTED = {"whole", "half", "twice", "undisturbed", "own", "go", "learners"}  # fixtures
 
 
 def pytest_collection_modifyitems(items):

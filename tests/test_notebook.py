@@ -2,6 +2,7 @@
 
 import ast
 import csv
+import re
 import time
 
 import federated_learning as fl
@@ -27,7 +28,8 @@ def code_cells(notebook):
 
 def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
-    parameters.source = f"config = fl.Config().but(**{SMALL}, cache={str(tmp_path)!r})"
+    story = f"--dataset digits --model mlp --runs {tmp_path} --cache {tmp_path}"
+    parameters.source = f"config = fl.Config().but(**{SMALL}, cache={str(tmp_path)!r}); story = {story!r}"
     notebook.cells.append(nbformat.v4.new_code_cell("[vars(record) for record in records]"))
     NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute()
     history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
@@ -43,7 +45,7 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path):
             assert float(row[name]) == record[name]
 
     pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
-    assert len(pictures) == 5
+    assert len(pictures) == 5 + 6  # of the run, and of the story
     lines = [out["text"] for cell in code_cells(notebook) for out in cell.outputs if out.output_type == "stream"]
     assert sum(text.count("test accuracy") for text in lines) == 3
 
@@ -58,7 +60,7 @@ def test_it_is_committed_with_its_outputs_from_real_mnist(notebook):
 
 def test_it_imports_the_script_and_defines_nothing(notebook):
     for cell in code_cells(notebook):
-        tree = ast.parse(cell.source.replace("%matplotlib inline", ""))
+        tree = ast.parse(re.sub("^%.*", "", cell.source, flags=re.MULTILINE))
         for node in ast.walk(tree):
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda), cell.source
             if isinstance(node, ast.Import):

@@ -1,0 +1,105 @@
+"""Every algorithm at its own best: rates tuned on held-out images with one budget for all, then tested on new seeds.
+
+    python benchmarks/algorithms.py                          # every budget; results/algorithms.json
+    python benchmarks/algorithms.py --budgets mlp-5          # one of them
+
+The rates of a row's grid are tried on 10,000 held-out training images (seed 0); the best is tested with seeds 1
+to 3, and compared with FedAvg's by a paired t-test over those seeds. What is in runs/algorithms is not run again.
+"""
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import sys
+
+import numpy as np
+import round_time
+import scipy.stats
+
+fl = round_time.fl
+ROOT = round_time.ROOT
+RUNS = ROOT / "runs" / "algorithms"
+RESULTS = ROOT / "benchmarks" / "results" / "algorithms.json"
+SEEDS = (1, 2, 3)
+BUDGETS = {"mlp-5": "--model mlp --rounds 5", "mlp-50": "--model mlp --rounds 50", "small-cnn-5": "--rounds 5"}
+PLAIN = {"client_lr": (0.05, 0.1, 0.2)}
+ADAPTIVE = {"client_lr": (0.05, 0.2), "server_lr": (0.003, 0.01, 0.03)}
+GRIDS = {
+    "fedavg": PLAIN,
+    "fedprox": {**PLAIN, "prox_mu": (0.001, 0.01)},
+    "fedavgm": {"client_lr": (0.05, 0.2), "server_lr": (0.1, 0.3, 1.0), "server_momentum": (0.5, 0.9)},
+    "fedadagrad": {"client_lr": (0.05, 0.2), "server_lr": (0.01, 0.03, 0.1)},
+    "fedadam": ADAPTIVE,
+    "fedyogi": ADAPTIVE,
+    "fednova": PLAIN,
+    "scaffold": PLAIN,
+    "feddyn": {"client_lr": (0.05, 0.1, 0.2), "dyn_alpha": (0.001, 0.01)},
+    "mimelite": {"client_lr": (0.0002, 0.0005, 0.002, 0.01), "server_momentum": (0.0, 0.9)},
+    "fedsgd": {"client_lr": (0.2, 0.5, 1.0)},
+}
+
+
+def accuracy(budget: str, algorithm: str, rates: dict[str, float], seed: int, holdout: int) -> float:
+    """Final accuracy of a run, in percent; read from its folder where that is there."""
+    words = [f"{value:g}" for value in rates.values()]
+    name = "-".join([budget, algorithm, *words, f"seed{seed}", *(["held-out"] if holdout else [])])
+    metrics = RUNS / name / "metrics.json"
+    if not metrics.exists():
+        config = fl.parse(BUDGETS[budget]).but(algorithm=algorithm, seed=seed, holdout=holdout, **rates)
+        place = {"runs": str(RUNS), "name": name, "cache": str(ROOT / ".cache")}
+        resumed = {"resume": str(RUNS / name)} if (RUNS / name).exists() else {}
+        with contextlib.redirect_stdout(io.StringIO()):
+            fl.run(config.but(**place, **resumed))
+    return 100 * json.loads(metrics.read_text())["test_accuracy"]
+
+
+def contest(budget: str) -> dict:
+    rows = []
+    for algorithm, grid in GRIDS.items():
+        tried = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+        found = [accuracy(budget, algorithm, rates, 0, 10_000) for rates in tried]
+        best = tried[int(np.nanargmax(found))]
+        tests = [accuracy(budget, algorithm, best, seed, 0) for seed in SEEDS]
+        rows.append({"algorithm": algorithm, "tried": len(tried), "rates": best, "tests": tests})
+        print(budget, rows[-1], file=sys.stderr, flush=True)
+    return {"budget": budget, "flags": BUDGETS[budget], "rows": rows}
+
+
+def table(results: list[dict]) -> str:
+    """The budgets as Markdown, the best row first; p from the paired t-test against FedAvg."""
+    names = [
+        "budget",
+        "algorithm",
+        "rates tried",
+        "the best",
+        f"test accuracy (%), seeds {SEEDS[0]} to {SEEDS[-1]}",
+        "p",
+    ]
+    lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+    for result in results:
+        (own,) = [row["tests"] for row in result["rows"] if row["algorithm"] == "fedavg"]
+        for row in sorted(result["rows"], key=lambda row: -np.mean(row["tests"])):
+            rates = ", ".join(f"{name} {value:g}" for name, value in row["rates"].items())
+            p = "–" if row["algorithm"] == "fedavg" else f"{scipy.stats.ttest_rel(row['tests'], own).pvalue:.2f}"
+            score = f"{np.mean(row['tests']):.2f} ± {np.std(row['tests'], ddof=1):.2f}"
+            lines.append(f"| `{result['flags']}` | {row['algorithm']} | {row['tried']} | {rates} | {score} | {p} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
+    options = parser.parse_args()
+    earlier = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
+    found = {result["budget"]: result for result in earlier}
+    for budget in options.budgets:
+        found[budget] = contest(budget)
+        results = [found[name] for name in BUDGETS if name in found]
+        RESULTS.write_text(json.dumps({"machine": round_time.machine(), "results": results}, indent=1) + "\n")
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
