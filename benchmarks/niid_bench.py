@@ -1,0 +1,84 @@
+"""Flower's niid_bench on MNIST and ours: the same splits, with fewer local epochs in all.
+
+    python benchmarks/niid_bench.py                                  # all splits and rows; results/niid_bench.json
+    python benchmarks/niid_bench.py --splits two-labels one-label    # some of them
+
+Flower's baseline does 50 rounds of 10 local epochs over 10 clients; ours 10 rounds of 3. A run in runs/niid_bench
+is read, one that was stopped goes on.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+
+import numpy as np
+import round_time
+
+ROOT = round_time.ROOT
+RUNS = ROOT / "runs" / "niid_bench"
+RESULTS = ROOT / "benchmarks" / "results" / "niid_bench.json"
+SEEDS = (0, 1, 2)
+SPLITS = {  # flags, and what Flower's baseline prints for FedAvg: mean and sd of the test accuracy in percent
+    "iid": ("--partition iid", "99.09 ± 0.05"),
+    "dirichlet": ("--partition dirichlet --alpha 0.5", "98.89 ± 0.07"),
+    "two-labels": ("--partition labels-per-client --labels-per-client 2", "96.86 ± 0.30"),
+    "one-label": ("--partition labels-per-client --labels-per-client 1", "19 ± 12"),
+}
+ROWS = {
+    "fedavg": "--client-lr 0.1",
+    "fedprox": "--client-lr 0.1 --prox-mu 0.01",
+    "scaffold": "--client-lr 0.05",
+    "fednova": "--client-lr 0.1",
+    "feddyn": "--client-lr 0.1 --dyn-alpha 0.01",
+}
+OURS = "--rounds 10 --local-epochs 3 --batch-size 32"
+
+
+def run(name: str, flags: str) -> dict:
+    """metrics.json of the run of this name, which is made, or goes on, where it is not done."""
+    folder = RUNS / name
+    done = folder.with_suffix(".done")
+    command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
+    command += ["--resume", str(folder)] if folder.exists() else [*flags.split(), "--runs", str(RUNS), "--name", name]
+    if not done.exists():
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        done.touch()
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def table(rows: list[dict]) -> str:
+    """The splits as Markdown, a column a row of ours."""
+    names = ["split", "Flower, FedAvg, 50 × E = 10", *ROWS]
+    lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
+    found = {(row["split"], row["algorithm"]): row["tests"] for row in rows}
+    for split, (_, printed) in SPLITS.items():
+        cells = []
+        for algorithm in ROWS:
+            tests = found.get((split, algorithm))
+            cells.append(f"{np.mean(tests):.2f} ± {np.std(tests, ddof=1):.2f}" if tests else "not run")
+        lines.append(f"| {split} | {printed} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    options = parser.parse_args()
+    RUNS.mkdir(parents=True, exist_ok=True)
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    for split in options.splits:
+        for algorithm in options.rows:
+            flags = f"{SPLITS[split][0]} --algorithm {algorithm} {ROWS[algorithm]} {OURS}"
+            runs = [run(f"{split}-{algorithm}-seed{seed}", f"{flags} --seed {seed}") for seed in SEEDS]
+            rows = [row for row in rows if (row["split"], row["algorithm"]) != (split, algorithm)]
+            tests = [100 * metrics["test_accuracy"] for metrics in runs]
+            rows.append({"split": split, "algorithm": algorithm, "flags": flags, "tests": tests})
+            print(rows[-1], file=sys.stderr, flush=True)
+            RESULTS.write_text(json.dumps({"machine": round_time.machine(), "rows": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
