@@ -1,34 +1,40 @@
-"""Puts the tables of benchmarks/results into benchmarks/README.md, between its <!-- name --> marks.
+"""Puts the tables of benchmarks/results into README.md and benchmarks/README.md, between their <!-- name --> marks.
 
 python benchmarks/readme.py
 """
 
-import csv
 import json
+import statistics
+import textwrap
 
 import adversity
-import numpy as np
+import algorithms
+import default_run
+import niid_bench
 import paper
 import round_time
 import time_to_target
 
-README = round_time.ROOT / "benchmarks" / "README.md"
+READMES = [round_time.ROOT / "README.md", round_time.ROOT / "benchmarks" / "README.md"]
 RESULTS = round_time.ROOT / "benchmarks" / "results"
+
+
+def read(name: str) -> dict:
+    """The results of this name."""
+    return json.loads((RESULTS / f"{name}.json").read_text())
 
 
 def tables() -> dict[str, str]:
     """Mark -> Markdown."""
-    found = {}
-    for name in ("round_time", "peers"):
-        result = json.loads((RESULTS / f"{name}.json").read_text())
-        found[name] = f"{round_time.table(result['rows'])}\n\n({result['machine']}.)"
-    targets = json.loads((RESULTS / "time_to_target.json").read_text())
-    found["time_to_target"] = f"{time_to_target.table(targets['rows'])}\n\n({targets['machine']}.)"
-    cells = json.loads((RESULTS / "paper.json").read_text())
-    found["paper"] = f"{paper.table(cells['rows'])}\n\n({cells['machine']}.)"
-    found["adversity"] = adversity.table(json.loads((RESULTS / "adversity.json").read_text())["rows"])
-    found["algorithms"] = algorithms()
-    startup = json.loads((RESULTS / "startup.json").read_text())
+    found = {"speed": speed(read("round_time")["rows"]), "default": default_run.table(read("default_run"))}
+    for name, table in (("round_time", round_time.table), ("peers", round_time.table),
+                        ("time_to_target", time_to_target.table), ("paper", paper.table),
+                        ("niid_bench", niid_bench.table), ("adversity", adversity.table)):  # fmt: skip
+        result = read(name)
+        found[name] = f"{table(result['rows'])}\n\n({result.get('machine', 'the same')}.)"
+    result = read("algorithms")
+    found["algorithms"] = f"{algorithms.table(result['results'])}\n\n({result['machine']}.)"
+    startup = read("startup")
     rows = sorted(startup["seconds"].items(), key=lambda row: -row[1])
     rows = [*[row for row in rows if row[1] >= 0.1], ("the whole run", startup["total_s"])]
     found["startup"] = "\n".join(
@@ -37,17 +43,19 @@ def tables() -> dict[str, str]:
     return found
 
 
-def algorithms() -> str:
-    """The last round of results/algorithms.csv, the comparison.csv of README's command."""
-    with (RESULTS / "algorithms.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    last = [row for row in rows if row["round"] == rows[-1]["round"]]
-    lines = ["| algorithm | test accuracy (%), mean ± sd | MB a round |", "| --- | --- | --- |"]
-    for name in dict.fromkeys(row["algorithm"] for row in last):
-        figures = [100 * float(row["test_accuracy"]) for row in last if row["algorithm"] == name]
-        (sent,) = {int(row["bytes_down"]) + int(row["bytes_up"]) for row in last if row["algorithm"] == name}
-        lines.append(f"| {name} | {np.mean(figures):.2f} ± {np.std(figures, ddof=1):.2f} | {sent / 1e6:.1f} |")
-    return "\n".join(lines)
+def speed(rows: list[dict]) -> str:
+    """README's sentence on the time of a round."""
+    medians = {(row["work"].partition(",")[0], row["name"]): statistics.median(row["seconds"]) for row in rows}
+    works = dict.fromkeys(work for work, _ in medians)
+    ratios = [medians[work, "ours"] / medians[work, "floor"] for work in works]
+    ours, stock, usual = (medians["mlp", name] for name in ("ours", "stock-tff", "usual-tff"))
+    low, high, by_id, by_data = min(ratios), max(ratios), stock / ours, usual / ours
+    text = (
+        f"A round takes {low:.2f} to {high:.2f} times what a hand-written TensorFlow loop on two threads takes, and "
+        f"{by_id:.1f} times less than TFF's own FedAvg by client id, {by_data:.0f} times less than TFF code as most people "
+        f"write it (`mlp`, 10 × 6,000 images: {ours:.2f}, {stock:.2f} and {usual:.2f} s)."
+    )
+    return "\n".join(textwrap.wrap(text, 120))
 
 
 def fill(text: str) -> str:
@@ -55,9 +63,11 @@ def fill(text: str) -> str:
     for name, table in tables().items():
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
-        text = before + mark + table + "\n" + end + after
+        if mark:
+            text = before + mark + table + "\n" + end + after
     return text
 
 
 if __name__ == "__main__":
-    README.write_text(fill(README.read_text()))
+    for path in READMES:
+        path.write_text(fill(path.read_text()))
