@@ -52,8 +52,8 @@ def speed(rows: list[dict]) -> str:
     low, high, by_id, by_data = min(ratios), max(ratios), stock / ours, usual / ours
     text = (
         f"A round takes {low:.2f} to {high:.2f} times what a hand-written TensorFlow loop on two threads takes, and "
-        f"{by_id:.1f} times less than TFF's own FedAvg by client id, {by_data:.0f} times less than TFF code as most people "
-        f"write it (`mlp`, 10 × 6,000 images: {ours:.2f}, {stock:.2f} and {usual:.2f} s)."
+        f"{by_id:.1f} times less than TFF's own FedAvg by client id, {by_data:.0f} times less than TFF code as most "
+        f"people write it (`mlp`, 10 × 6,000 images: {ours:.2f}, {stock:.2f} and {usual:.2f} s)."
     )
     return "\n".join(textwrap.wrap(text, 120))
 

@@ -1,5 +1,7 @@
 """README proves itself: its commands parse, its flags are the script's, its files exist."""
 
+import json
+import os
 import re
 import shlex
 import shutil
@@ -8,8 +10,9 @@ import sys
 
 import federated_learning as fl
 
+import numpy as np
 import pytest
-from runs import ROOT, SECONDS
+from runs import ROOT, SECONDS, run_script
 
 README = (ROOT / "README.md").read_text()
 MEASURED = (ROOT / "benchmarks" / "README.md").read_text()
@@ -64,6 +67,22 @@ def test_tables_are_those_of_the_results(monkeypatch):
 
     for text in (README, MEASURED):
         assert readme.fill(text) == text  # else: python benchmarks/readme.py
+
+
+def test_a_cheap_cell_of_the_results_again(tmp_path):
+    """The paper's first cell, seed 0: equal bits on the same machine, within 3 sd of the seeds on another."""
+    result = json.loads((ROOT / "benchmarks" / "results" / "paper.json").read_text())
+    (runs,) = (row["runs"] for row in result["rows"] if row["cell"] == "2nn-iid")
+    done = run_script(tmp_path, "--preset", "mcmahan-2nn-iid", "--seed", "0", "--name", "run")
+    assert done.returncode == 0, done.stderr
+    metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
+    spread = 3 * np.std([run["rounds"] for run in runs], ddof=1)
+    assert abs(metrics["rounds_to_target"] - np.mean([run["rounds"] for run in runs])) <= max(spread, 1)
+    (cores,) = re.findall(r"(\d+) cores", result["machine"])
+    with open("/proc/cpuinfo") as file:
+        same = result["machine"].partition(",")[0] in file.read()
+    if same and int(cores) == len(os.sched_getaffinity(0)):
+        assert metrics["weights_sha256"] == runs[0]["sha256"]
 
 
 @pytest.mark.parametrize("folder", [".", "benchmarks"])
