@@ -159,9 +159,12 @@ def main() -> None:
     missing = [n for n in options.contenders if n != "ours" and not round_time.peer_python(n).exists()]
     if missing:
         raise SystemExit(f"{', '.join(missing)} not installed; first: python benchmarks/peers.py --install")
-    rows = [row for work in options.works for row in contest(work, options.contenders, options.seeds)]
-    if options.works == list(WORKS) and options.contenders == names:
-        RESULTS.write_text(json.dumps({"machine": round_time.machine(), "rows": rows}, indent=1) + "\n")
+    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    for work in options.works:
+        measured = contest(work, options.contenders, options.seeds)
+        rows = [row for row in rows if row["work"] != WORKS[work][0]] + measured
+        if options.contenders == names:
+            RESULTS.write_text(json.dumps({"machine": round_time.machine(), "rows": rows}, indent=1) + "\n")
     print(table(rows))
 
 
