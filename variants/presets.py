@@ -1,4 +1,4 @@
-"""Published experiments as flags: `--preset NAME` sets them, and flags beside it win. No TensorFlow here.
+"""Published experiments, and one of ours, as flags: `--preset NAME` sets them, flags beside it win. No TensorFlow here.
 
 What a paper leaves open, or tuned on test data, is ours: a rate here was chosen on held-out training images
 (`python benchmarks/paper.py --tune`).
@@ -13,6 +13,7 @@ from typing import Literal, NamedTuple
 
 PresetName = Literal[
     "none",
+    "fast",
     "mcmahan-2nn-iid",
     "mcmahan-2nn-noniid",
     "mcmahan-cnn-iid",
@@ -43,6 +44,10 @@ NIID_BENCH = "--model small-cnn --num-clients 10 --batch-size 64 --client-optimi
 REDDI = f"--model cnn --num-clients 100 --clients-per-round 10 --local-epochs 1 --batch-size 20 {SHARDS} --rounds 100"
 
 ROWS: dict[str, Preset] = {
+    "fast": Preset(
+        "--client-optimizer adam --client-lr 0.005 --client-schedule inverse-sqrt --local-epochs 2 --batch-size 32",
+        "ours: two thirds of the default's epochs (`python benchmarks/tuning.py --optimizers`)",
+    ),
     "mcmahan-2nn-iid": Preset(
         f"{TWO_NN} --partition iid --client-lr 0.2 --rounds 1500", "McMahan et al. 2017, table 1: 87 rounds"
     ),
