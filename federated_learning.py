@@ -134,9 +134,10 @@ class Config(Theme):
     """Seed of the split, the initial weights, the sampling of clients and the order of the batches."""
     preset: PresetName = "none"
     """The flags of a known experiment; flags beside it win. fast: Adam on the clients, fewer epochs. mcmahan: 100
-    clients, C = 0.1, rounds to 97 % (2nn) or 99 % (cnn), table 1 [McMahan et al. 2017]. niid-bench: 10 clients, momentum,
-    50 rounds of 10 epochs [Li et al. 2022, as Flower's baseline runs it]. reddi: adaptive servers, the rates of EMNIST in
-    table 8 [Reddi et al. 2021]. seed-readme: the five rounds of a dense model that this project started from."""
+    clients, C = 0.1, rounds to 97 % (2nn) or 99 % (cnn), table 1 [McMahan et al. 2017]. niid-bench: 10 clients,
+    momentum, 50 rounds of 10 epochs [Li et al. 2022, as Flower's baseline runs it]. reddi: adaptive servers, the rates
+    of EMNIST in table 8 [Reddi et al. 2021]. seed-readme: the five rounds of a dense model that this project started
+    from."""
     data: Data = Data()
     partitioning: Partitioning = Partitioning()
     splits: options.Splits = options.Splits()
