@@ -685,7 +685,7 @@ def run_rounds(
             figures = {"dropped": len(drawn) - len(reporting), "epsilon": epsilon, "seconds": round(seconds, 3), **sent}
             record = make_record(round_num, told, evaluation, **figures)
             yield state, record.without_clients() if row.private else record, evaluation
-            if 0 < config.run.target_accuracy <= evaluation.accuracy:
+            if reached([record], config.run.target_accuracy):
                 return
 
 

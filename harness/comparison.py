@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -11,10 +10,11 @@ from typing import Any
 
 from harness.command_line import check_resumed, read_saved, say
 from harness.fields import Theme, UserError
-from harness.files import DAMAGE, csv_table, place, read_json, to_json, write_file, writing
+from harness.files import DAMAGE, csv_table, numbered, place, read_json, to_json, write_file
 from harness.options import compared, identity
 from harness.plots import plot_comparison, to_png
 from harness.records import reached, read_records
+from harness.run_folder import make_folder
 
 import numpy as np
 
@@ -66,12 +66,9 @@ def digits(content: Any) -> str:
 def find_folder(runs: Path, name: str, what: dict[str, Any]) -> Path:
     """Return the folder of the comparison `what`, made where it is new; a name that something else has gets -2, -3."""
     name = name or f"compare-{'-'.join(what['values'])[:100]}-{digits(what)}"
-    for number in itertools.count(1):
-        folder = runs / (name if number == 1 else f"{name}-{number}")
+    for folder in numbered(runs / name):
         if not folder.exists():
-            with writing(folder):
-                folder.mkdir(parents=True)
-            write_file(folder / "comparison.json", to_json(what))
+            folder = make_folder(runs, folder.name, {"comparison.json": to_json(what)})
         if (folder / "comparison.json").is_file() and read_json(folder / "comparison.json") == what:
             return folder
     raise AssertionError("unreachable")

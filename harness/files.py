@@ -7,6 +7,7 @@ import csv
 import errno
 import fcntl
 import io
+import itertools
 import json
 import math
 import os
@@ -106,6 +107,13 @@ def append(path: Path, text: str) -> None:
             raise
         finally:
             os.close(descriptor)
+
+
+def numbered(folder: Path) -> Iterator[Path]:
+    """Yield `folder`, and then its name with -2, -3, ... at the end."""
+    yield folder
+    for number in itertools.count(2):
+        yield folder.with_name(f"{folder.name}-{number}")
 
 
 def briefly(error: BaseException) -> str:

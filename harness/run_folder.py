@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
-import itertools
 import json
 import shlex
 import tempfile
@@ -28,6 +27,7 @@ from harness.files import (
     csv_table,
     json_line,
     lock,
+    numbered,
     place,
     read_bytes,
     read_json,
@@ -181,8 +181,7 @@ def make_folder(runs: Path, name: str, files: dict[str, str]) -> Path:
         made.chmod(0o777 & ~current_umask())
     for file, text in files.items():
         write_file(made / file, text)
-    for number in itertools.count(1):
-        folder = runs / (name if number == 1 else f"{name}-{number}")
+    for folder in numbered(runs / name):
         try:
             return made.rename(folder)  # with all files in it, or not at all where the name is taken
         except OSError as error:

@@ -1,6 +1,7 @@
 """The baselines: rounds of one client are local training, told exactly and kept as they come; who gains, by hand."""
 
 import csv
+import signal
 from functools import partial
 
 import federated_learning as fl
@@ -12,7 +13,7 @@ from variants.partitions import shift_features
 import numpy as np
 import pytest
 from reference import largest_difference, numpy_local, weights_of
-from runs import configure, run_script
+from runs import configure, run_script, start
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--num-clients", "3", "--name", "run")
 
@@ -146,3 +147,17 @@ def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path)
     assert again.returncode == 0, again.stderr
     assert {name: (folder / name).read_bytes() for name in tables} == tables
     assert store.read_text() == "".join(lines)
+
+
+def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
+    process = start(tmp_path, *FLAGS, "--baselines", "--local-epochs", "100")
+    for line in process.stdout:
+        if line.startswith("baselines:"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert stderr.splitlines()[-1].startswith(
+        "notice: the baselines are not done; python federated_learning.py --resume"
+    )
+    assert (tmp_path / "runs" / "run" / "metrics.json").exists()

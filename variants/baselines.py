@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import plots
-from harness.command_line import Progress, say
+from harness import plots, stopping
+from harness.command_line import Progress, notice, say
 from harness.files import DAMAGE, append, csv_table, json_line, read_bytes, write_file
+from harness.run_folder import go_on
 from harness.worker import Worker
 from variants.datasets import Split
 from variants.options import Adversity
@@ -189,18 +190,22 @@ def worth(
     """
     records, weights, clients = result.records, result.state.global_model_weights, config.partitioning.num_clients
     learners = build_learners(config, training, experiment, len(records), tools)
-    say(f"baselines: {sum(learner.rounds for learner in learners):,} rounds of one client each")
     path, after = folder.path / STORE, len(records)
-    with Worker(1, log, config.run.patience) as worker:
-        for _ in Progress(sum(learner.rounds for learner in learners), 0).follow(
-            learn(learners, weights, after, path, worker)
-        ):
-            pass
+    total = sum(learner.rounds for learner in learners)
+    say(f"baselines: {total:,} rounds of one client each")
+    try:
+        with Worker(1, log, config.run.patience) as worker:
+            for _ in Progress(total, 0).follow(learn(learners, weights, after, path, worker)):
+                pass
+    except (KeyboardInterrupt, Exception):
+        stopping.heard()
+        notice(f"the baselines are not done; {go_on(folder.path)}")
+        raise
     done = read_store(path, after)
     confusions = [learner.own(weights).confusion for learner in learners if learner.kind == "alone"]
     rows = gains(experiment.partition.counts, confusions, done)
     lines = curves(records, training.local_epochs * config.cohort / clients, training.local_epochs, done)
-    worst = min(rows, key=lambda row: row.federated).client
+    worst = int(np.nanargmin([row.federated for row in rows]))
     mixed = mix_rows(confusions[worst], experiment.partition.counts[worst])
     name = f"Client {worst}, the worst: {rows[worst].federated:.2%} on its own label mix"
     pictures = {
