@@ -12,6 +12,7 @@ Karimireddy et al. 2021, Breaking the Centralized Barrier for Cross-Device Feder
 Li et al. 2020, Federated Optimization in Heterogeneous Networks (MLSys)
 Li et al. 2022, Federated Learning on Non-IID Data Silos: An Experimental Study (ICDE)
 McMahan et al. 2018, Learning Differentially Private Recurrent Language Models (ICLR)
+Reddi et al. 2021, Adaptive Federated Optimization (ICLR)
 Suresh et al. 2017, Distributed Mean Estimation with Limited Communication (ICML)
 Wang et al. 2020, Tackling the Objective Inconsistency Problem in Heterogeneous Federated Optimization (NeurIPS)
 Yin et al. 2018, Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates (ICML)
