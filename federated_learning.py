@@ -783,12 +783,13 @@ def build_evaluator(config: Config, dataset: Dataset) -> Callable[[Any], Evaluat
     """Return evaluate(weights) -> Evaluation of TFF's ModelWeights on the whole test set."""
     model, split = build_model(config.training.model, dataset.num_classes, config.seed), dataset.test
     cuts = range(EVALUATION_BATCH, len(split.labels), EVALUATION_BATCH)
-    batches = [tuple(map(tf.constant, pair)) for pair in zip(*(np.split(part, cuts) for part in split), strict=True)]
+    parts = zip(np.split(split.images, cuts), np.split(split.labels.astype(np.int32), cuts), strict=True)
+    batches = [(to_input(images), tf.constant(labels)) for images, labels in parts]
 
     @tf.function(autograph=False, reduce_retracing=True)
-    def predict_batch(images: Any, labels: Any) -> tuple[Any, Any]:
-        logits = model(to_input(images), training=False)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(tf.cast(labels, tf.int32), logits)
+    def predict_batch(x: Any, y: Any) -> tuple[Any, Any]:
+        logits = model(x, training=False)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         return tf.argmax(logits, axis=1), losses
 
     def evaluate(weights: Any) -> Evaluation:

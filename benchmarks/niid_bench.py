@@ -9,11 +9,11 @@ is read, one that was stopped goes on.
 
 import argparse
 import json
-import subprocess
 import sys
 
 import numpy as np
 import round_time
+from once import once
 
 ROOT = round_time.ROOT
 RUNS = ROOT / "runs" / "niid_bench"
@@ -35,18 +35,6 @@ ROWS = {
 OURS = "--rounds 10 --local-epochs 3 --batch-size 32"
 
 
-def run(name: str, flags: str) -> dict:
-    """metrics.json of the run of this name, which is made, or goes on, where it is not done."""
-    folder = RUNS / name
-    done = folder.with_suffix(".done")
-    command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
-    command += ["--resume", str(folder)] if folder.exists() else [*flags.split(), "--runs", str(RUNS), "--name", name]
-    if not done.exists():
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        done.touch()
-    return json.loads((folder / "metrics.json").read_text())
-
-
 def table(rows: list[dict]) -> str:
     """The splits as Markdown, a column a row of ours."""
     names = ["split", "Flower, FedAvg, 50 × E = 10", *ROWS]
@@ -66,12 +54,11 @@ def main() -> None:
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     options = parser.parse_args()
-    RUNS.mkdir(parents=True, exist_ok=True)
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for split in options.splits:
         for algorithm in options.rows:
             flags = f"{SPLITS[split][0]} --algorithm {algorithm} {ROWS[algorithm]} {OURS}"
-            runs = [run(f"{split}-{algorithm}-seed{seed}", f"{flags} --seed {seed}") for seed in SEEDS]
+            runs = [once(RUNS / f"{split}-{algorithm}-seed{seed}", f"{flags} --seed {seed}") for seed in SEEDS]
             rows = [row for row in rows if (row["split"], row["algorithm"]) != (split, algorithm)]
             tests = [100 * metrics["test_accuracy"] for metrics in runs]
             rows.append({"split": split, "algorithm": algorithm, "flags": flags, "tests": tests})

@@ -10,13 +10,12 @@ Every run is a preset of the script in runs/paper. One that is there is read, on
 import argparse
 import csv
 import json
-import subprocess
 import sys
-import time
 from typing import NamedTuple
 
 import numpy as np
 import round_time
+from once import once
 
 ROOT = round_time.ROOT
 RUNS = ROOT / "runs" / "paper"
@@ -49,27 +48,13 @@ CELLS = {
 }
 
 
-def run(name: str, flags: str) -> dict:
-    """metrics.json of the run of this name, which is made, or goes on, where it is not done."""
-    folder = RUNS / name
-    seconds = folder.with_suffix(".seconds")
-    command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
-    command += ["--resume", str(folder)] if folder.exists() else [*flags.split(), "--runs", str(RUNS), "--name", name]
-    if not seconds.exists():  # written when it is done
-        print(f"{name}: {flags}", file=sys.stderr, flush=True)
-        began = time.perf_counter()
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        seconds.write_text(f"{time.perf_counter() - began:.1f}\n")  # of the last part, where it was stopped
-    return {**json.loads((folder / "metrics.json").read_text()), "seconds": float(seconds.read_text())}
-
-
 def tune(names: list[str]) -> None:
     """Rounds to the target on held-out images, seed 0, for each rate; the fewest are taken into the presets."""
     rows = []
     for name in names:
         for rate in CELLS[name].rates:
             flags = f"{CELLS[name].flags} --client-lr {rate} --holdout 10000 --seed 0"
-            metrics = run(f"tune-{name}-{rate}", flags)
+            metrics = once(RUNS / f"tune-{name}-{rate}", flags)
             best = max(row["test_accuracy"] for row in metrics["rounds"])
             rows.append(
                 {"cell": name, "client_lr": rate, "rounds_to_target": metrics["rounds_to_target"], "best": best}
@@ -87,7 +72,7 @@ def measure(names: list[str], seeds: list[int] | None) -> list[dict]:
         cell = CELLS[name]
         runs = []
         for seed in seeds or cell.seeds:
-            metrics = run(f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
+            metrics = once(RUNS / f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
             runs.append({"seed": seed, "rounds": metrics["rounds_to_target"], "seconds": metrics["seconds"],
                          "sha256": metrics["weights_sha256"], "rate": metrics["config"]["client_lr"]})  # fmt: skip
             print(f"{name}: {runs[-1]}", file=sys.stderr, flush=True)
@@ -120,7 +105,6 @@ def main() -> None:
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--seeds", nargs="+", type=int)
     options = parser.parse_args()
-    RUNS.mkdir(parents=True, exist_ok=True)
     if options.tune:
         return tune(options.cells)
     earlier = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []

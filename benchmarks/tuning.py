@@ -9,12 +9,10 @@ What is already in runs/tuning is not run again.
 import argparse
 import csv
 import itertools
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
+from once import once
 
 ROOT = Path(__file__).resolve().parent.parent
 RUNS = ROOT / "runs" / "tuning"
@@ -34,12 +32,7 @@ OPTIMIZERS = [  # the best of some thirty tried with seed 0
 def measure(flags: str, seed: int) -> dict:
     """metrics.json of the default run with `flags`, which is made where it is not there."""
     name = "-".join([*flags.replace("--", "").split(), f"seed{seed}"])
-    metrics = RUNS / name / "metrics.json"
-    if not metrics.exists():
-        place = ["--seed", str(seed), "--holdout", "10000", "--runs", str(RUNS), "--name", name]
-        script = [sys.executable, str(ROOT / "federated_learning.py")]
-        subprocess.run([*script, *flags.split(), *place], check=True, stdout=subprocess.DEVNULL)
-    return json.loads(metrics.read_text())
+    return once(RUNS / name, f"{flags} --seed {seed} --holdout 10000")
 
 
 def figures(flags: str) -> dict[str, float]:
