@@ -45,7 +45,7 @@ REDDI = f"--model cnn --num-clients 100 --clients-per-round 10 --local-epochs 1 
 
 ROWS: dict[str, Preset] = {
     "fast": Preset(
-        "--client-optimizer adam --client-lr 0.005 --client-schedule inverse-sqrt --local-epochs 2 --batch-size 32",
+        "--client-optimizer adam --client-lr 0.003 --client-schedule inverse-sqrt --local-epochs 2 --batch-size 32",
         "ours: two thirds of the default's epochs (`python benchmarks/tuning.py --optimizers`)",
     ),
     "mcmahan-2nn-iid": Preset(
