@@ -52,7 +52,7 @@ ROWS: dict[str, Preset] = {
         f"{TWO_NN} --partition iid --client-lr 0.2 --rounds 1500", "McMahan et al. 2017, table 1: 87 rounds"
     ),
     "mcmahan-2nn-noniid": Preset(
-        f"{TWO_NN} {SHARDS} --client-lr 0.1 --rounds 2000", "McMahan et al. 2017, table 1: 664 rounds"
+        f"{TWO_NN} {SHARDS} --client-lr 0.2 --rounds 2000", "McMahan et al. 2017, table 1: 664 rounds"
     ),
     "mcmahan-cnn-iid": Preset(
         f"{CNN} --partition iid --client-lr 0.1 --rounds 400", "McMahan et al. 2017, table 1: 18 rounds"
