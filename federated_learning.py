@@ -529,10 +529,8 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
             x, y = to_input(records[:, :-1]), tf.cast(records[:, -1], tf.int32)
             return differentiate(training.model, num_classes, initial, x, y)[0]
 
-        factor = algorithms.schedule(
-            config.optimization.client_schedule, tf.cast(round_num, tf.float32), config.optimization
-        )
-        rate = training.client_lr * factor
+        schedule, now = config.optimization.client_schedule, tf.cast(round_num, tf.float32)
+        rate = training.client_lr * algorithms.schedule(schedule, now, config.optimization)
         sent = algorithm.sent(memory, client)
         trained, means = local_training(initial, records, key, sent, rate, budget)
         update = tuple(old - new for old, new in zip(initial, trained, strict=True))

@@ -188,36 +188,37 @@ def worth(
 
     What is learned is kept as it comes: a run that is stopped goes on from there.
     """
-    records, weights, clients = result.records, result.state.global_model_weights, config.partitioning.num_clients
-    learners = build_learners(config, training, experiment, len(records), tools)
-    path, after = folder.path / STORE, len(records)
-    total = sum(learner.rounds for learner in learners)
-    say(f"baselines: {total:,} rounds of one client each")
+    records, weights, path = result.records, result.state.global_model_weights, folder.path / STORE
     try:
+        learners = build_learners(config, training, experiment, len(records), tools)
+        total = sum(learner.rounds for learner in learners)
+        say(f"baselines: {total:,} rounds of one client each")
         with Worker(1, log, config.run.patience) as worker:
-            for _ in Progress(total, 0).follow(learn(learners, weights, after, path, worker)):
+            for _ in Progress(total, 0).follow(learn(learners, weights, len(records), path, worker)):
                 pass
+        done = read_store(path, len(records))
+        confusions = [learner.own(weights).confusion for learner in learners if learner.kind == "alone"]
+        rows = gains(experiment.partition.counts, confusions, done)
+        share = config.cohort / config.partitioning.num_clients
+        lines = curves(records, training.local_epochs * share, training.local_epochs, done)
+        write_file(folder.path / "baselines.csv", csv_table(lines))
+        write_file(folder.path / "clients.csv", csv_table(row._asdict() for row in rows))
+        worst = int(np.nanargmin([row.federated for row in rows]))
+        mixed = mix_rows(confusions[worst], experiment.partition.counts[worst])
+        name = f"Client {worst}, the worst: {rows[worst].federated:.2%} on its own label mix"
+        pictures = {
+            "baselines.png": partial(plots.plot_baselines, lines, note),
+            "gain.png": partial(plots.plot_gain, rows, note),
+            "worst_client.png": partial(plots.plot_mixed_confusion, mixed, name, note, experiment.dataset.classes),
+        }
+        say(describe(records[-1].test_accuracy, rows, done))
+        tables = [folder.path / "baselines.csv", folder.path / "clients.csv"]
+        for written in [*folder.draw(folder.path, pictures), *tables]:
+            say(f"wrote {written}")
     except (KeyboardInterrupt, Exception):
         stopping.heard()
         notice(f"the baselines are not done; {go_on(folder.path)}")
         raise
-    done = read_store(path, after)
-    confusions = [learner.own(weights).confusion for learner in learners if learner.kind == "alone"]
-    rows = gains(experiment.partition.counts, confusions, done)
-    lines = curves(records, training.local_epochs * config.cohort / clients, training.local_epochs, done)
-    worst = int(np.nanargmin([row.federated for row in rows]))
-    mixed = mix_rows(confusions[worst], experiment.partition.counts[worst])
-    name = f"Client {worst}, the worst: {rows[worst].federated:.2%} on its own label mix"
-    pictures = {
-        "baselines.png": partial(plots.plot_baselines, lines, note),
-        "gain.png": partial(plots.plot_gain, rows, note),
-        "worst_client.png": partial(plots.plot_mixed_confusion, mixed, name, note, experiment.dataset.classes),
-    }
-    write_file(folder.path / "baselines.csv", csv_table(lines))
-    write_file(folder.path / "clients.csv", csv_table(row._asdict() for row in rows))
-    say(describe(records[-1].test_accuracy, rows, done))
-    for written in [*folder.draw(folder.path, pictures), folder.path / "baselines.csv", folder.path / "clients.csv"]:
-        say(f"wrote {written}")
 
 
 def mix_rows(confusion: np.ndarray, counts: np.ndarray) -> np.ndarray:
