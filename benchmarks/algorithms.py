@@ -24,20 +24,20 @@ RUNS = ROOT / "runs" / "algorithms"
 RESULTS = ROOT / "benchmarks" / "results" / "algorithms.json"
 SEEDS = (1, 2, 3)
 BUDGETS = {"mlp-5": "--model mlp --rounds 5", "mlp-50": "--model mlp --rounds 50", "small-cnn-5": "--rounds 5"}
-PLAIN = {"client_lr": (0.05, 0.1, 0.2)}
-ADAPTIVE = {"client_lr": (0.05, 0.2), "server_lr": (0.003, 0.01, 0.03)}
+PLAIN = {"client_lr": (0.05, 0.1, 0.2, 0.4)}
+ADAPTIVE = {"client_lr": (0.05, 0.2), "server_lr": (0.003, 0.01, 0.03, 0.1)}
 GRIDS = {
     "fedavg": PLAIN,
     "fedprox": {**PLAIN, "prox_mu": (0.001, 0.01)},
     "fedavgm": {"client_lr": (0.05, 0.2), "server_lr": (0.1, 0.3, 1.0), "server_momentum": (0.5, 0.9)},
-    "fedadagrad": {"client_lr": (0.05, 0.2), "server_lr": (0.01, 0.03, 0.1)},
+    "fedadagrad": {"client_lr": (0.05, 0.2), "server_lr": (0.01, 0.03, 0.1, 0.3)},
     "fedadam": ADAPTIVE,
     "fedyogi": ADAPTIVE,
     "fednova": PLAIN,
     "scaffold": PLAIN,
-    "feddyn": {"client_lr": (0.05, 0.1, 0.2), "dyn_alpha": (0.001, 0.01)},
-    "mimelite": {"client_lr": (0.0002, 0.0005, 0.002, 0.01), "server_momentum": (0.0, 0.9)},
-    "fedsgd": {"client_lr": (0.2, 0.5, 1.0)},
+    "feddyn": {"client_lr": (0.05, 0.1, 0.2, 0.4), "dyn_alpha": (0.001, 0.01)},
+    "mimelite": {"client_lr": (0.0005, 0.002, 0.01, 0.05, 0.2), "server_momentum": (0.0, 0.9)},
+    "fedsgd": {"client_lr": (0.1, 0.2, 0.5, 1.0)},
 }
 
 

@@ -30,6 +30,8 @@ def tables() -> dict[str, str]:
     for name, table in (("round_time", round_time.table), ("peers", round_time.table),
                         ("time_to_target", time_to_target.table), ("paper", paper.table),
                         ("niid_bench", niid_bench.table), ("adversity", adversity.table)):  # fmt: skip
+        if not (RESULTS / f"{name}.json").exists():
+            continue  # its place stays empty
         result = read(name)
         found[name] = f"{table(result['rows'])}\n\n({result.get('machine', 'the same')}.)"
     result = read("algorithms")
