@@ -37,7 +37,7 @@ WORKS = {  # title, target, flags
     ),
     "default": ("the default run: 10 clients, Dirichlet(0.5), small-cnn", 0.985, ""),
 }
-LIMIT = 240  # seconds, after which a contender is ended
+LIMIT = 180  # seconds, after which a contender is ended
 
 
 def export(flags: str, seed: int, folder: Path) -> Path:
