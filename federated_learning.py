@@ -190,6 +190,7 @@ from harness.files import place, read_bytes, write_file, writing
 from harness.plots import BLUE, ORANGE, default_style, plot_confusion, plot_cost, plot_misclassified, plot_partition
 from harness.records import Evaluation, RoundRecord, client_rows, make_record, reached
 from harness.results import describe, manifest, summarize
+from harness.rounds import start_workers
 from harness.run_folder import RunFolder, go_on
 from harness.worker import NOT_INLINED, Worker
 from variants import adversity, aggregators, algorithms, baselines, datasets, partitions, privacy
@@ -649,27 +650,37 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
             update = tff.federated_map(after.times, (update, steps))
         if config.optimization.server_schedule != "constant":
             optimizer_state = tff.federated_map(after.set_rate, (optimizer_state, clients))
-        if rows:
+        reports = trained.reports
+        if rows or not config.run.alone:  # what several hosts send comes together at the server
             told = gather(tff.federated_zip((groups, trained.reports, trained.sent_back)))
+            reports = reports if config.run.alone else told[1]
+        if rows:
             clients = tff.federated_map(after.remember, (clients, *told))
             update = tff.federated_map(after.server_step, (update, clients))
         new = finalize.next(optimizer_state, state.global_model_weights, update)
         state = templates.LearningAlgorithmState(new.result, (), clients, mean.state, new.state)
-        return tff.federated_zip(state), mean.measurements, trained.reports
+        return tff.federated_zip(state), mean.measurements, reports
 
     return tff.templates.IterativeProcess(initialize, next_round, next_is_multi_arg=True)
 
 
 def run_rounds(
-    config: Config, sizes: np.ndarray, process: Any, evaluate: Callable, state: Any = None, log: str | Path = os.devnull
+    config: Config,
+    sizes: np.ndarray,
+    process: Any,
+    evaluate: Callable,
+    state: Any = None,
+    log: str | Path = os.devnull,
+    shards: Path | None = None,
 ) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
     """Yield (state, record, evaluation) after each round from that of `state` on; without one, from the first.
 
-    `sizes` are the clients' n_k. TFF's worker lives as long as the generator, and writes to `log`. Raises RunFailed
-    where a round cannot be done.
+    `sizes` are the clients' n_k. TFF's worker, or several that get their clients' `shards`, lives as long as the
+    generator, and writes to `log`. Raises RunFailed where a round cannot be done.
     """
     row, clients = AGGREGATORS[config.aggregation.aggregator], config.partitioning.num_clients
-    with Worker(min(config.cohort, GROUPS.get(row.needs, config.cohort)), log, config.run.patience) as worker:
+    at_once = min(config.cohort, GROUPS.get(row.needs, config.cohort))
+    with start_workers(config.run, at_once, log, shards, clients) as worker:
         state = worker.call("round 0", process.initialize) if state is None else state
         first, last = int(state.client_work.round) + 1, config.training.rounds
         for round_num, epsilon in privacy.epsilon_by_round(ledger(config), first, last):  # line 2
@@ -738,12 +749,13 @@ def train_cohort(
     A client that is left out, as its update is not finite, is left out everywhere: where TFF sees each client by itself
     its adaptive norms would count one of 0, so the round, a pure function, is done again without it.
     """
-    groups, round_num = group_clients(clients, sizes, row.needs), int(state.client_work.round) + 1
+    groups = [group for own in worker.share(clients) for group in group_clients(own, sizes, row.needs)]
+    round_num = int(state.client_work.round) + 1
     if row.private and not groups:
         groups = [np.array([], np.int64)]  # the sum of nobody gets its noise too: the ledger counts it
     if not groups:
         return state._replace(client_work=state.client_work._replace(round=np.int64(round_num))), []
-    after, _, reports = worker.call(f"round {round_num}", process.next, state, groups)
+    after, _, reports = worker.round(f"round {round_num}", process, state, groups)
     told = client_rows(groups, reports, Report._fields)
     finite = [report["client"] for report in told if report["finite"]]
     if row.needs == "each" and not row.private and len(finite) < len(told):
@@ -894,7 +906,8 @@ def prepare(config: Config, dataset: Dataset | None = None, partition: Partition
     dataset = dataset or load_dataset(config.data)
     partition = partition or make_partition(dataset, config)
     shards = write_shards(dataset.train, partition, config)
-    process = build_process(config, dataset.num_classes, shards, partition.sizes)
+    seen = shards if config.run.alone else Path(shards.name)  # from the folder that a worker on another host runs in
+    process = build_process(config, dataset.num_classes, seen, partition.sizes)
     return Experiment(dataset, partition, shards, process, build_evaluator(config, dataset))
 
 
@@ -915,7 +928,8 @@ def run(config: Config) -> Result:
         if records:
             result = Result(folder.path, records, experiment.evaluate(state.global_model_weights), state)
         parts, log = (partition.sizes, experiment.process, experiment.evaluate, state), folder.path / "worker.log"
-        going_on = iter(()) if reached(records, config.run.target_accuracy) else run_rounds(config, *parts, log)
+        over = reached(records, config.run.target_accuracy)
+        going_on = iter(()) if over else run_rounds(config, *parts, log, experiment.shards)
         try:
             for state, record, evaluation in Progress(rounds, len(records)).follow(going_on):
                 folder.save_round(record, state, partial(plot_confusion, evaluation.confusion, note, dataset.classes))

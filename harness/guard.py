@@ -1,18 +1,24 @@
 """Runs TFF's worker, hides it, and relays a listening Unix socket to it: a program of its own, for a bare Python.
 
-    python3 -ISc GUARD PARENT DOOR BINARY ISOLATED
+    python3 -ISc GUARD PARENT DOOR BINARY ISOLATED CLIENTS_AT_ONCE FOLDER
 
 TFF's worker listens on all interfaces, lets anybody in, runs any graph it is sent, and stays when its user ends. In a
 network namespace of its own only this process reaches it; and the kernel kills this process when PARENT ends, however
 that is, `kill -9` included, and the worker when this process ends. (A preexec_fn of the parent would do for that, but
 may deadlock in a process with threads, which TensorFlow makes of ours.)
 
-It prints one line: the worker's process id once it answers, or why it cannot be isolated.
+DOOR is a listening socket's descriptor. On another machine it is the path of a socket to be made, in a folder that only
+this user can enter, both gone once somebody is in; and PARENT is 0: then this process lives as long as bytes come to
+its standard input.
+
+It prints the worker's process id once it answers, or in one line what it cannot do, and from then on twice a second the
+processor time, in ticks, that the worker has spent.
 """
 
 import ctypes
 import fcntl
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -24,6 +30,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
 SIOCSIFFLAGS, IFF_UP = 0x8914, 1
+SILENCE = 20.0  # seconds without a byte from a parent on another machine, after which it counts as gone
+BETWEEN = 0.5  # seconds
 
 
 def die_with(process):
@@ -52,11 +60,42 @@ def free_port():
         return probe.getsockname()[1]
 
 
-def relay(door, port):
-    """Accept connections at `door`, a listening socket's descriptor, and pump each to the worker and back."""
-    with socket.socket(fileno=door) as listener:
+def refuse(reason):
+    """Say what cannot be done, and end."""
+    print(f"cannot {reason}", flush=True)
+    os._exit(1)
+
+
+def open_door(door):
+    """Return (the listening socket, the path that is to go once somebody is in, or nothing)."""
+    if door.isdigit():
+        return socket.socket(fileno=int(door)), ""
+    listener = socket.socket(socket.AF_UNIX)
+    try:
+        os.mkdir(os.path.dirname(door), 0o700)  # fails where somebody else has made it
+        listener.bind(door)
+    except OSError as error:
+        refuse(f"make {door} ({error.strerror})")
+    listener.listen()
+    return listener, door
+
+
+def close_door(path):
+    """Remove the way in, behind who is in or behind nobody."""
+    if path:
+        try:
+            os.unlink(path)
+            os.rmdir(os.path.dirname(path))
+        except OSError:
+            pass
+
+
+def relay(listener, path, port):
+    """Accept connections and pump each to the worker and back."""
+    with listener:
         while True:
             outside, inside = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+            close_door(path)
             inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, sink in ((outside, inside), (inside, outside)):
                 threading.Thread(target=pump, args=(source, sink), daemon=True).start()
@@ -82,27 +121,64 @@ def wait_until_it_answers(worker, port):
             time.sleep(0.02)
 
 
-def main(parent, door, binary, isolated):
+def listen_to_parent(worker, path):
+    """End all when the parent on the other machine does, or the way there."""
+    while select.select([0], [], [], SILENCE)[0] and os.read(0, 1024):
+        pass
+    worker.kill()
+    close_door(path)
+    os._exit(1)
+
+
+def tell_ticks(worker):
+    """Print the processor time that the worker has spent, again and again."""
+    try:
+        while worker.poll() is None:
+            with open(f"/proc/{worker.pid}/stat") as file:
+                fields = file.read().rpartition(")")[2].split()
+            print(int(fields[11]) + int(fields[12]), flush=True)
+            time.sleep(BETWEEN)
+    except OSError:
+        pass  # it, or the parent, has ended
+
+
+def main(parent, door, binary, isolated, clients_at_once, folder):
     """Guard a worker until it or the parent ends."""
+    os.chdir(folder)  # where paths of shards begin on another machine
     port = 8000  # in a namespace of its own every port is free
     if isolated:
         try:
             isolate()
         except OSError as error:
-            print(f"cannot isolate the worker ({error.strerror})", flush=True)
-            os._exit(1)
+            refuse(f"isolate the worker ({error.strerror})")
     else:
         port = free_port()
-    die_with(parent)
-    me = os.getpid()
-    worker = subprocess.Popen(
-        [binary, f"--port={port}"], stdin=subprocess.DEVNULL, stdout=2, preexec_fn=lambda: die_with(me)
-    )
+    if parent:
+        die_with(parent)
+    me, cores = os.getpid(), len(os.sched_getaffinity(0))
+    threads = max(1, cores // clients_at_once)  # within one op; clients train side by side as it is
+    env = dict(os.environ, TF_NUM_INTRAOP_THREADS=str(threads), TF_CPP_MIN_LOG_LEVEL="2")
+    listener, path = open_door(door)
+    try:
+        worker = subprocess.Popen(
+            [binary, f"--port={port}"], stdin=subprocess.DEVNULL, stdout=2, env=env, preexec_fn=lambda: die_with(me)
+        )
+    except OSError as error:
+        close_door(path)
+        refuse(f"start {binary} ({error.strerror})")
+    if not parent:
+        threading.Thread(target=listen_to_parent, args=(worker, path), daemon=True).start()
     wait_until_it_answers(worker, port)
-    threading.Thread(target=relay, args=(door, port), daemon=True).start()
+    if worker.poll() is not None:
+        close_door(path)
+        refuse(f"keep {binary} alive (it ended with status {worker.poll()})")
+    threading.Thread(target=relay, args=(listener, path, port), daemon=True).start()
     print(worker.pid, flush=True)
-    os._exit(worker.wait() and 1)
+    threading.Thread(target=tell_ticks, args=(worker,), daemon=True).start()
+    status = worker.wait()
+    close_door(path)
+    os._exit(status and 1)
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), *sys.argv[3:])
+    main(int(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5]), sys.argv[6])

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from harness.fields import Count, Probability, Theme, UserError, real
+from harness.hosts import HERE, check_folder, read_hosts
 
 
 @dataclass(frozen=True)
@@ -29,15 +30,32 @@ class Run(Theme):
     epochs; say what federation is worth, and who gains by it. Takes about four times as long as the run."""
     patience: real(1, 86_400) = 60
     """Seconds without any progress after which TFF's worker counts as hung, and the round is done again."""
+    workers: str = HERE
+    """Hosts that train, by name and with commas between, over ssh: localhost,hostA,me@hostB. Client k is the k-th's,
+    beginning again after the last, and its shard goes there alone. Their number changes the weights' last bits."""
+    workers_cache: str = ".cache/federated_learning"
+    """Folder on the hosts for TFF's worker and the shards; a relative one begins at the home folder there."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard --logdir runs."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a name that no folder can have."""
         super().__post_init__()
+        read_hosts(self.workers)
+        check_folder(self.workers_cache)
         name = self.name
         if name in (".", "..") or "/" in name or not name.isprintable() or len(os.fsencode(name)) > 200:
             raise UserError(f"name={self.name[:50]!r} is not a folder's name; choose up to 200 letters, digits, - or _")
+
+    @property
+    def hosts(self) -> tuple[str, ...]:
+        """The hosts' names."""
+        return read_hosts(self.workers)
+
+    @property
+    def alone(self) -> bool:
+        """Whether all trains in one worker here."""
+        return self.hosts == (HERE,)
 
 
 @dataclass(frozen=True)
@@ -60,7 +78,8 @@ BY_CONTENT = ("data", "data_name", "transpose", "partition_file")
 def identity(config: Theme) -> dict[str, Any]:
     """Return field -> value of all that a run's numbers depend on, but for the data and how far it goes."""
     ignored = {*Run().flat(), *Comparison().flat(), *HOW_FAR, *BY_CONTENT}
-    return {field: value for field, value in config.flat().items() if field not in ignored}
+    hosts = len(read_hosts(config.flat()["workers"]))  # the sums, and so the last bits, follow their number alone
+    return {**{field: value for field, value in config.flat().items() if field not in ignored}, "workers": hosts}
 
 
 def compared(config: Theme) -> tuple[str, list[str]] | None:

@@ -142,13 +142,13 @@ def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None
 def client_rows(groups: Sequence[np.ndarray], reports: Sequence[Any], names: Sequence[str]) -> list[dict[str, Any]]:
     """Return what each client of the round reported, in the order of the ids.
 
-    `groups` are int64[g] ids, `reports` float32[g,r] with the columns `names`, of which `finite` becomes a bool.
+    `groups` are int64[g] ids, `reports` float32[g,r] of each or float32[m,r] of all, with the columns `names`, of which
+    `finite` becomes a bool.
     """
-    rows = []
-    for group, report in zip(groups, reports, strict=True):
-        for client, row in zip(group, np.asarray(report).tolist(), strict=True):
-            told = dict(zip(names, row, strict=True))
-            rows.append({"client": int(client), **told, "finite": told["finite"] > 0})
+    rows, every = [], reports if isinstance(reports, np.ndarray) else np.concatenate(reports)
+    for client, row in zip(np.concatenate(groups).tolist(), np.asarray(every).tolist(), strict=True):
+        told = dict(zip(names, row, strict=True))
+        rows.append({"client": client, **told, "finite": told["finite"] > 0})
     return sorted(rows, key=lambda row: row["client"])
 
 

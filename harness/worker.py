@@ -1,4 +1,7 @@
-"""TFF's worker, its C++ executor: a process whose life is ours, and a round done again where it is lost."""
+"""TFF's worker, its C++ executor: a process whose life is ours, here or on another machine.
+
+A round, or a host's part of one, is done again where its worker is lost.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +17,17 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import stopping
+from harness import hosts, stopping
 from harness.command_line import RunFailed, notice
+from harness.fields import UserError
 from harness.files import writing
 
 import grpc
-import psutil
+import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -43,14 +47,22 @@ class WorkerLost(Exception):
     """TFF's worker ended, or hung and was ended, while it was needed. (TFF itself would ask it again, without end.)"""
 
 
-def compile_for_worker(computation: Any) -> Any:
-    """Return TFF's native form of a computation. TFF's own way inlines every function, those NOT_INLINED too.
+def serialize(computation: Any) -> bytes:
+    """Return a computation as TFF writes it."""
+    return tff.framework.serialize_computation(computation).SerializeToString()
 
-    Secure sums become plain ones, as TFF has no cryptography of its own to run them.
-    """
-    content = tff.framework.serialize_computation(computation).SerializeToString()
-    if b"federated_secure_sum" in content:
-        computation = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
+
+def plain_sums(computation: Any) -> Any:
+    """Return the computation with plain sums for secure ones, as TFF has no cryptography of its own to run them."""
+    if b"federated_secure_sum" not in serialize(computation):
+        return computation
+    plain = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
+    return tff.framework.ConcreteComputation.with_type(plain, computation.type_signature)
+
+
+def compile_for_worker(computation: Any) -> Any:
+    """Return TFF's native form of a computation. TFF's own way inlines every function, those NOT_INLINED too."""
+    content, computation = serialize(computation), plain_sums(computation)
     if NOT_INLINED.encode() not in content:
         return tff.backends.native.desugar_and_transform_to_native(computation)
     module = "tensorflow_federated.python.core.environments.tensorflow_backend.tensorflow_tree_transformations"
@@ -148,18 +160,40 @@ def open_log(path: str | Path) -> Any:
 class Worker(grpc.UnaryUnaryClientInterceptor):
     """TFF's worker as a context manager: TFF computations called inside run in it, and it never outlives us.
 
-    `bytes_sent` counts what went to it. A worker that does nothing about a request for `patience` seconds of wall time
-    is ended. WorkerLost is raised where it ends before its time; `restart` gives a fresh one.
+    `bytes_sent` and `bytes_received` count the messages to and from it. A worker that does nothing about a request for
+    `patience` seconds of wall time is ended. WorkerLost is raised where it ends before its time. On another machine,
+    `host`, it runs in `folder` there, which `hosts.prepare` has filled; without one in `folder` here.
     """
 
-    def __init__(self, clients_at_once: int, log: str | Path = os.devnull, patience: float = 60):
-        cores = len(os.sched_getaffinity(0))
-        self.threads = max(1, cores // clients_at_once)  # within one op; clients train side by side as it is
-        self.log, self.patience, self.bytes_sent = log, patience, 0
+    def __init__(
+        self,
+        clients_at_once: int,
+        log: str | Path = os.devnull,
+        patience: float = 60,
+        host: str = hosts.HERE,
+        folder: str | Path = "/",
+    ):
+        self.clients_at_once, self.log, self.patience, self.host, self.folder = (
+            clients_at_once, log, patience, host, folder)
+        self.bytes_sent = self.bytes_received = 0
+        self.name = "TFF's worker" + (f" on {host}" if host != hosts.HERE else "")
+        self.stopped = False  # for good: it is not to be started again
         self._requests: set[object] = set()  # those that wait for an answer
 
     def __enter__(self) -> Worker:
-        self._reason = "ended"
+        self.open()
+        self._installed = tff.framework.get_context_stack().install(self.context)
+        self._installed.__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        stopping.heard()
+        self.end()  # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit, waiting
+        self._installed.__exit__(*error)
+
+    def open(self) -> None:
+        """Start worker and guard. Raises RunFailed, or UserError for what the user must do on another machine."""
+        self._reason, self._last_words = "ended", ""
         replace_default_context()
         try:
             channel = self._start(isolated=True)
@@ -167,21 +201,16 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             notice(f"{error}: others on this machine's network can reach TFF's worker while it runs")
             channel = self._start(isolated=False)
         stub = Stub(channel)
-        context = build_context(lambda cardinalities: Executor(stub, cardinalities))
-        self._context = tff.framework.get_context_stack().install(context)
-        self._context.__enter__()
+        self.context = build_context(lambda cardinalities: Executor(stub, cardinalities))
         threading.Thread(target=self._watch, args=(self.process, self.pid), daemon=True).start()
-        return self
 
-    def __exit__(self, *error: Any) -> None:
-        stopping.heard()
-        self._end()  # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit, waiting
-        self._context.__exit__(*error)
+    def round(self, what: str, process: Any, state: Any, groups: Sequence[np.ndarray]) -> tuple[Any, Any, Any]:
+        """Return what the process's `next` does with these groups of clients: a round."""
+        return self.call(what, process.next, state, groups)
 
-    def restart(self) -> None:
-        """Put a fresh worker in the place of a lost one."""
-        self.__exit__(None, None, None)
-        self.__enter__()
+    def share(self, clients: Sequence[int]) -> list[Sequence[int]]:
+        """Return the clients of each host, of which there is one."""
+        return [clients]
 
     def call(self, what: str, function: Callable, *arguments: Any) -> Any:
         """Return function(*arguments), a TFF computation, done again on a fresh worker where that is lost.
@@ -191,44 +220,54 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                return function(*arguments)
+                return self.invoke(what, function, *arguments)
             except WorkerLost as lost:
                 if attempt == ATTEMPTS:
                     raise RunFailed(f"{what}: {lost}; {ATTEMPTS} times in this round") from lost
                 notice(f"{what}: {lost}; doing the round again on a fresh one")
-                self.restart()
-            except grpc.RpcError as error:  # the worker's own error, such as a shard file that it cannot read
-                reason = error.details().partition("\n")[0].removeprefix("Failed to run computation: ")
-                raise RunFailed(f"{what}: TFF's worker cannot train: {reason}") from error
+                self.end()
+                self.open()
         raise AssertionError("unreachable")
+
+    def invoke(self, what: str, function: Callable, *arguments: Any) -> Any:
+        """Return function(*arguments) of this worker, from any thread. Raises WorkerLost, or RunFailed for its error."""
+        try:
+            with tff.framework.get_context_stack().install(self.context):
+                return function(*arguments)
+        except grpc.RpcError as error:  # the worker's own error, such as a shard file that it cannot read
+            reason = error.details().partition("\n")[0].removeprefix("Failed to run computation: ")
+            raise RunFailed(f"{what}: {self.name} cannot train: {reason}") from error
 
     def _start(self, isolated: bool) -> grpc.Channel:
         """Start guard and worker, and return a channel to them that is open."""
-        binary = Path(tff.__file__).parent / "data" / "worker_binary"
-        threads = {"TF_NUM_INTRAOP_THREADS": str(self.threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
         with private_folder() as folder, socket.socket(socket.AF_UNIX) as door:
-            door.bind(f"{folder}/door")
-            door.listen()
-            words = [str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""]
+            if self.host == hosts.HERE:
+                door.bind(f"{folder}/door")
+                door.listen()
+                binary = Path(tff.__file__).parent / "data" / "worker_binary"
+                words = [str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""]
+                command = [sys.executable, "-ISc", GUARD, *words, str(self.clients_at_once), str(self.folder)]
+            else:
+                command = hosts.guard_command(self.host, f"{folder}/door", GUARD, self.clients_at_once, self.folder)
             with open_log(self.log) as log:
                 self.process = subprocess.Popen(
-                    [sys.executable, "-ISc", GUARD, *words],
-                    stdin=subprocess.DEVNULL,
+                    command,
+                    stdin=subprocess.DEVNULL if self.host == hosts.HERE else subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=log,
+                    stderr=log if self.host == hosts.HERE else subprocess.PIPE,
                     pass_fds=[door.fileno()],
-                    env={**os.environ, **threads},
                     start_new_session=True,  # the terminal's Ctrl-C comes to us alone
                 )
             try:
+                if self.host != hosts.HERE:
+                    threading.Thread(target=self._keep_alive, args=(self.process,), daemon=True).start()
+                    threading.Thread(target=self._keep_words, args=(self.process,), daemon=True).start()
                 self.pid = self._wait_until_ready()
                 channel = grpc.insecure_channel(f"unix:{folder}/door", CHANNEL_OPTIONS)
-                grpc.channel_ready_future(channel).result(START_SECONDS)
-            except BaseException as error:
+                self._wait_until_open(channel)
+            except BaseException:
                 self.process.kill()
                 self.process.wait()
-                if isinstance(error, grpc.FutureTimeoutError):
-                    raise RunFailed(f"TFF's worker did not answer in {START_SECONDS} s; see {self.log}") from error
                 raise
         # The folder is gone now: nobody else gets in. The channel is never closed: TFF's stub subscribes to it, and
         # closing prints an error from gRPC's thread.
@@ -238,19 +277,34 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         """Return the worker's process id, as the guard tells it once the worker answers."""
         poll = select.poll()  # unlike select, it takes any file descriptor
         poll.register(self.process.stdout, select.POLLIN)
-        with self.process.stdout as answer:
-            line = answer.readline().decode().strip() if poll.poll(1000 * START_SECONDS) else ""
-        if line.startswith("cannot"):
+        line = self.process.stdout.readline().decode().strip() if poll.poll(1000 * START_SECONDS) else ""
+        if line.startswith("cannot isolate") and self.host == hosts.HERE:
             raise PermissionError(line)
-        if not line:
-            raise RunFailed(f"TFF's worker did not start; see {self.log}")
+        if not line.isdigit():
+            said = line or hosts.explain(self.host, self._last_words)
+            raise RunFailed(f"{self.name} did not start: {said}" if said else f"{self.name} did not start; see {self.log}")
         return int(line)
 
-    def _end(self) -> None:
+    def _wait_until_open(self, channel: grpc.Channel) -> None:
+        """Return once gRPC has a connection. Raises RunFailed, at once where ssh says that it forwards nothing."""
+        ready, end = grpc.channel_ready_future(channel), time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ready.result(0.25)
+            except grpc.FutureTimeoutError as error:
+                if "open failed" in self._last_words:
+                    raise UserError(hosts.explain(self.host, self._last_words)) from error
+                if time.monotonic() > end or self.process.poll() is not None:
+                    raise RunFailed(f"{self.name} did not answer in {START_SECONDS} s; see {self.log}") from error
+
+    def end(self) -> None:
         """End worker and guard."""
         if self.process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(OSError):
+                if self.host == hosts.HERE:
+                    os.kill(self.pid, signal.SIGKILL)
+                else:
+                    self.process.stdin.close()  # the guard ends the worker, and ssh ends with the guard
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)  # the guard ends with the worker
         self.process.kill()
@@ -267,18 +321,39 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         if call.code() is not grpc.StatusCode.OK:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(1)
-                raise WorkerLost(f"TFF's worker {self._reason}; see {self.log}")
+                raise WorkerLost(f"{self.name} {self._reason}; see {self.log}")
+        else:
+            self.bytes_received += call.result().ByteSize()
         return call
 
     def _watch(self, process: subprocess.Popen, pid: int) -> None:
         """End a worker that spends no processor time on a request for `patience` seconds."""
-        spent, since = -1.0, time.monotonic()
+        spent, since, poll = b"", time.monotonic(), select.poll()
+        poll.register(process.stdout, select.POLLIN)
         while process.poll() is None:
-            with contextlib.suppress(psutil.Error):
-                now = sum(psutil.Process(pid).cpu_times()[:2])
-                if now != spent or not self._requests:
-                    spent, since = now, time.monotonic()
-                elif time.monotonic() - since > self.patience:
-                    self._reason = f"hung for {self.patience:g} s and was ended"
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(min(0.5, self.patience / 4))
+            ticks = process.stdout.readline() if poll.poll(500) else spent  # a guard that says nothing makes no headway
+            if not ticks:
+                return
+            if ticks != spent or not self._requests:
+                spent, since = ticks, time.monotonic()
+            elif time.monotonic() - since > self.patience:
+                self._reason = f"hung for {self.patience:g} s and was ended"
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid if self.host == hosts.HERE else process.pid, signal.SIGKILL)
+
+    def _keep_alive(self, process: subprocess.Popen) -> None:
+        """Tell a guard on another machine, again and again, that we are there."""
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or we have
+            process.stdin.write(GUARD.encode())
+            while process.poll() is None:
+                process.stdin.write(b".")
+                process.stdin.flush()
+                time.sleep(hosts.HEARTBEAT)
+
+    def _keep_words(self, process: subprocess.Popen) -> None:
+        """Copy to the log what ssh and the worker on the other machine say, and keep the last lines."""
+        with contextlib.suppress(OSError), open_log(self.log) as log:
+            for line in process.stderr:
+                log.write(line)
+                log.flush()
+                self._last_words = (self._last_words + line.decode(errors="replace"))[-2000:]
