@@ -59,7 +59,6 @@ REFUSALS = {  # words of ssh's, and the remedy
     "timed out": "it does not answer (timed out); see that it is up, and that no firewall stands between",
     "No route to host": "there is no way to it (no route to host); see that it is up",
     "open failed": "its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes in its sshd_config",
-    "forwarding": "its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes in its sshd_config",
 }
 
 

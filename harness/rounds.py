@@ -8,20 +8,23 @@ so that no run repeats, and splits clients by count, so that nobody can say who 
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import threading
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from harness import hosts
-from harness.command_line import RunFailed, notice
+from harness import hosts, stopping
+from harness.command_line import RunFailed, notice, say
 from harness.fields import UserError
-from harness.worker import ATTEMPTS, Worker, WorkerLost, plain_sums
+from harness.worker import ATTEMPTS, Unreachable, Worker, WorkerLost, plain_sums
 
 import numpy as np
 import tensorflow_federated as tff
+import tqdm
+
+PAUSE = 2.0  # seconds before a host that is lost is tried again
 
 
 class Hosts:
@@ -42,26 +45,43 @@ class Hosts:
         self.workers = [Worker(each, log, patience, name, folder) for name, folder in zip(names, folders, strict=True)]
         self.doing = list(range(len(names)))  # the host that does each part
         self.locks = [threading.Lock() for _ in names]  # a host that has taken another's clients over does them after
+        self.gone: set[str] = set()  # hosts
+        self.handing = threading.Lock()
         self.over = False
 
     def __enter__(self) -> Hosts:
-        self.home.__enter__()
+        others = sorted({name for name in self.names if name != hosts.HERE})
         self.pool = concurrent.futures.ThreadPoolExecutor(len(self.names))
+        self.home.__enter__()
         try:
-            for worker in self.workers:
-                worker.open()
+            list(self.pool.map(hosts.check, others, [self.cache] * len(others)))
+            for name in others:
+                parts = [part for part, owner in enumerate(self.names) if owner == name]
+                self._send(name, parts)
+            list(self.pool.map(Worker.open, self.workers))
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
     def __exit__(self, *error: Any) -> None:
-        self.over = True
+        stopping.heard()
+        self.over = True  # from now on no worker is started again
         for worker in self.workers:
-            if hasattr(worker, "process"):
-                worker.end()
-        self.pool.shutdown()
+            worker.end()
+        self.pool.shutdown(cancel_futures=True)
+        for worker in self.workers:  # one that was just about to be
+            worker.end()
         self.home.__exit__(*error)
+
+    def _send(self, name: str, parts: Sequence[int]) -> None:
+        """Send TFF's worker and the shards of these parts' clients to another host, where they are not there yet."""
+        own = [f"{self.shards.name}/{k}.bin" for k in range(self.clients) if k % len(self.names) in parts]
+        binary = Path(tff.__file__).parent / "data"
+        with Sending(name) as progress:
+            progress.follow(hosts.send(name, binary, ["worker_binary"], self.cache))
+            progress.follow(hosts.send(name, self.shards.parent, own, self.cache, checked=True))
+        say(f"{name}: TFF's worker and {len(own):,} shards are there, {progress.sent / 1e6:,.1f} MB sent")
 
     def share(self, clients: Sequence[int]) -> list[list[int]]:
         """Return the clients of each host."""
@@ -90,10 +110,67 @@ class Hosts:
         return self.home.call(what, form.after_merge, (state, []), reduce(merge, partial_results))
 
     def _part(self, part: int, what: str, function: Callable, state: Any, groups: Sequence[np.ndarray]) -> Any:
-        """Return the partial result of a host's clients, in a thread of its own."""
-        place = self.doing[part]
-        with self.locks[place]:
-            return self.workers[place].invoke(what, function, state, groups)
+        """Return the partial result of a host's clients, in a thread of its own. Raises RunFailed without any host."""
+        lost = 0
+        while True:
+            place = self.doing[part]
+            worker = self.workers[place]
+            try:
+                with self.locks[place]:
+                    if worker.ended and not self.over:
+                        worker.open()
+                    return worker.invoke(what, function, state, groups)
+            except (WorkerLost, Unreachable, UserError) as error:
+                lost += 1
+                if self.over:
+                    raise
+                if lost < ATTEMPTS:
+                    notice(f"{what}: {error}; doing its part again")
+                    time.sleep(PAUSE if isinstance(error, Unreachable) else 0)
+                    continue
+                self._hand_over(part, f"{what}: {error}; {ATTEMPTS} times in this round")
+                lost = 0
+
+    def _hand_over(self, part: int, why: str) -> None:
+        """Give the part of a host that is gone for good to the next that is not. Raises RunFailed where none is."""
+        with self.handing:
+            self.gone.add(self.names[self.doing[part]])
+            for step in range(1, len(self.names)):
+                place = (part + step) % len(self.names)
+                if self.names[place] in self.gone:
+                    continue
+                try:
+                    if self.names[place] != hosts.HERE:
+                        self._send(self.names[place], [part])
+                except UserError:
+                    self.gone.add(self.names[place])
+                    continue
+                notice(f"{why}; {self.names[place]} gets its clients' shards, and takes them over")
+                self.doing[part] = place
+                return
+        raise RunFailed(f"{why}, and no other host is left")
+
+
+class Sending:
+    """A live display of the bytes that go to a host, on stderr; nothing where that is no terminal."""
+
+    def __init__(self, host: str):
+        self.bar = tqdm.tqdm(desc=f"to {host}", unit="B", unit_scale=True, leave=False, disable=None, dynamic_ncols=True)
+        self.sent = 0
+
+    def __enter__(self) -> Sending:
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.bar.close()
+
+    def follow(self, sending: Iterator[int]) -> None:
+        """Show what one transfer has sent so far, after those before it."""
+        before = done = 0
+        for done in sending:
+            self.bar.update(done - before)
+            before = done
+        self.sent += done
 
 
 def start_workers(options: Any, clients_at_once: int, log: str | Path, shards: Path | None, clients: int) -> Worker | Hosts:

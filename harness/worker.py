@@ -47,6 +47,10 @@ class WorkerLost(Exception):
     """TFF's worker ended, or hung and was ended, while it was needed. (TFF itself would ask it again, without end.)"""
 
 
+class Unreachable(RunFailed):
+    """A worker could not be started, here or on another machine."""
+
+
 def serialize(computation: Any) -> bytes:
     """Return a computation as TFF writes it."""
     return tff.framework.serialize_computation(computation).SerializeToString()
@@ -146,7 +150,7 @@ def private_folder() -> Iterator[str]:
     with made as folder:
         descriptor = os.open(folder, os.O_PATH)
         try:
-            yield f"/proc/self/fd/{descriptor}"
+            yield f"/proc/{os.getpid()}/fd/{descriptor}"  # not self: ssh is given it too
         finally:
             os.close(descriptor)
 
@@ -177,7 +181,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             clients_at_once, log, patience, host, folder)
         self.bytes_sent = self.bytes_received = 0
         self.name = "TFF's worker" + (f" on {host}" if host != hosts.HERE else "")
-        self.stopped = False  # for good: it is not to be started again
+        self.process: subprocess.Popen | None = None
         self._requests: set[object] = set()  # those that wait for an answer
 
     def __enter__(self) -> Worker:
@@ -261,7 +265,8 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             try:
                 if self.host != hosts.HERE:
                     threading.Thread(target=self._keep_alive, args=(self.process,), daemon=True).start()
-                    threading.Thread(target=self._keep_words, args=(self.process,), daemon=True).start()
+                    self._words = threading.Thread(target=self._keep_words, args=(self.process,), daemon=True)
+                    self._words.start()
                 self.pid = self._wait_until_ready()
                 channel = grpc.insecure_channel(f"unix:{folder}/door", CHANNEL_OPTIONS)
                 self._wait_until_open(channel)
@@ -281,8 +286,10 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         if line.startswith("cannot isolate") and self.host == hosts.HERE:
             raise PermissionError(line)
         if not line.isdigit():
+            if self.host != hosts.HERE:
+                self._words.join(1)  # they may be on their way
             said = line or hosts.explain(self.host, self._last_words)
-            raise RunFailed(f"{self.name} did not start: {said}" if said else f"{self.name} did not start; see {self.log}")
+            raise Unreachable(f"{self.name} did not start{f': {said}' if said else ''}; see {self.log}")
         return int(line)
 
     def _wait_until_open(self, channel: grpc.Channel) -> None:
@@ -295,11 +302,18 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 if "open failed" in self._last_words:
                     raise UserError(hosts.explain(self.host, self._last_words)) from error
                 if time.monotonic() > end or self.process.poll() is not None:
-                    raise RunFailed(f"{self.name} did not answer in {START_SECONDS} s; see {self.log}") from error
+                    raise Unreachable(f"{self.name} did not answer in {START_SECONDS} s; see {self.log}") from error
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no worker now."""
+        return self.process is None or self.process.poll() is not None
 
     def end(self) -> None:
-        """End worker and guard."""
-        if self.process.poll() is None:
+        """End worker and guard, if they run."""
+        if self.process is None:
+            return
+        if not self.ended:
             with contextlib.suppress(OSError):
                 if self.host == hosts.HERE:
                     os.kill(self.pid, signal.SIGKILL)
