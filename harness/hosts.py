@@ -93,6 +93,17 @@ def explain(host: str, words: str) -> str:
     return f"{host}: {lines[-1].strip()}" if lines else ""
 
 
+def explain_guard(host: str, line: str) -> str:
+    """Return what the guard on a host could not do, with the remedy."""
+    if line.startswith("cannot isolate"):
+        return f"{host}: {line}; allow network namespaces there, or leave the host out"
+    if line.startswith("cannot start"):
+        return f"{host}: {line}; choose a --workers-cache from which programs may run"
+    if line.startswith("cannot keep"):
+        return f"{host}: {line}; remove it there, in case it is damaged, and it is sent again"
+    return f"{host}: {line}"
+
+
 def ask(host: str, code: str, *words: str) -> str:
     """Return what Python `code` prints on the host. Raise UserError, in one line, where it cannot be run there."""
     command = [*SSH, "--", host, shlex.join(["python3", "-ISc", 'exec(__import__("sys").stdin.read())', *words])]

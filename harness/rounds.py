@@ -59,6 +59,9 @@ class Hosts:
                 parts = [part for part, owner in enumerate(self.names) if owner == name]
                 self._send(name, parts)
             list(self.pool.map(Worker.open, self.workers))
+        except Unreachable as error:
+            self.__exit__(None, None, None)
+            raise UserError(str(error)) from error  # before anything trains it is for the user to mend
         except BaseException:
             self.__exit__(None, None, None)
             raise

@@ -59,20 +59,21 @@ class Machine:
         ip("-n", self.space, "link", "set", "eth0", "up")
         ip("-n", self.space, "link", "set", "lo", "up")
 
-    def start(self, *settings: str, hide: tuple[str, ...] = (), path: str = PATH) -> None:
-        """Start its sshd, with more lines of sshd_config; tmpfs hides the folders `hide` and Python's environment."""
+    def start(self, *settings: str, noexec: bool = False) -> None:
+        """Start its sshd, with more lines of sshd_config; Python's environment is hidden there."""
         lines = [
             f"ListenAddress {self.address}", "Port 22", f"HostKey {self.folder}/host_key", "PidFile none",
-            f"AuthorizedKeysFile {self.folder}/user_key.pub", "StrictModes no", "UsePAM no", f"SetEnv PATH={path}",
+            f"AuthorizedKeysFile {self.folder}/user_key.pub", "StrictModes no", "UsePAM no", f"SetEnv PATH={PATH}",
             "PasswordAuthentication no", "KbdInteractiveAuthentication no", "MaxStartups 100", *settings,
         ]  # fmt: skip
         config = self.folder / f"sshd_config_{self.name}"
         config.write_text("\n".join(lines) + "\n")
         Path("/run/sshd").mkdir(exist_ok=True)
-        hidden = {sys.prefix, str(Path(tff.__file__).parent), *hide}
+        hidden = {sys.prefix, str(Path(tff.__file__).parent)}
         mounts = "".join(f"mount -t tmpfs none {path}; " for path in sorted(hidden, key=len, reverse=True))
         there = self.folder / "there"
-        script = f"set -e; {mounts} mount --bind {self.own} {there}; exec {tool('sshd')} -D -e -f {config}"
+        bind = f"mount --bind {self.own} {there}; mount -o remount,bind,{'no' * noexec}exec {there}"
+        script = f"set -e; {mounts} {bind}; exec {tool('sshd')} -D -e -f {config}"
         self.log = (self.folder / f"sshd_{self.name}.log").open("ab")
         self.sshd = subprocess.Popen(
             [tool("ip"), "netns", "exec", self.space, tool("unshare"), "-m", "--propagation", "private", "sh", "-c", script],

@@ -4,10 +4,13 @@ import json
 import os
 import subprocess
 import time
+from pathlib import Path
 
+import psutil
 import pytest
 from machines import machines, tool, why_not
-from runs import SECONDS, command, start, wait_for_round
+from harness.fields import UserError
+from runs import SECONDS, command, configure, start, wait_for_round
 
 RUN = ("--dataset", "digits", "--model", "mlp", "--rounds", "12", "--num-clients", "6", "--local-epochs", "20")
 REASON = why_not()
@@ -102,8 +105,6 @@ def cut_for_five_seconds(process, machine):
 
 
 def children(process):
-    import psutil
-
     return psutil.Process(process.pid).children(recursive=True)
 
 
@@ -115,8 +116,193 @@ def test_what_is_lost_is_done_again_and_the_end_is_the_same(tmp_path, pair, undi
     process = begin(tmp_path, pair, *RUN, "--patience", "3" if harm is stop_worker else "60")
     wait_for_round(process)
     harm(process, pair[0][1])
+    assert process.poll() is None  # it was in the middle
     code, _, errors = finish(process)
     assert code == 0, errors
     assert len(errors) == bool(said) and all(said in line and "hostB" in line for line in errors), errors
     assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
     assert none_left(pair, 2)
+
+
+@needs_machines
+def test_a_host_gone_for_good_is_taken_over_and_the_end_is_the_same_on_mnist(tmp_path, pair):
+    """Ten clients of real MNIST; the link to hostB is cut in round 3 and never mended."""
+    flags = ("--model", "mlp", "--rounds", "5", "--local-epochs", "1", "--batch-size", "32")
+    (tmp_path / "both").mkdir()
+    assert finish(begin(tmp_path / "both", pair, *flags))[0] == 0
+    (tmp_path / "one").mkdir()
+    process = begin(tmp_path / "one", pair, *flags)
+    try:
+        for line in process.stdout:
+            if line.startswith("round 2/5"):
+                break
+        pair[0][1].cut()
+        code, said, errors = finish(process)
+    finally:
+        pair[0][1].mend()
+    assert code == 0 and "round 5/5" in said, errors
+    assert "hostA gets its clients' shards, and takes them over" in errors[-1] and "round 3" in errors[-1], errors
+    assert outcome(tmp_path / "one")["weights_sha256"] == outcome(tmp_path / "both")["weights_sha256"]
+    assert len([name for name in pair[0][0].shards() if name == "1.bin"]) >= 1
+    assert none_left(pair)
+
+
+@needs_machines
+def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_many_others(tmp_path, pair, undisturbed):
+    process = begin(tmp_path, pair, hosts="hostA,hostA")
+    wait_for_round(process)
+    pair[0][0].stop()
+    try:
+        code, _, errors = finish(process)
+    finally:
+        pair[0][0].start()
+    assert code == 1 and "no other host is left" in errors[-1] and "Traceback" not in "".join(errors), errors
+    (run,) = (tmp_path / "runs").iterdir()
+    resumed = ("--resume", str(run))
+    code, _, errors = finish(begin(tmp_path, pair, *resumed, hosts="hostB"))
+    assert code == 2 and "workers=1 differs from 2" in errors[0], errors
+    code, _, errors = finish(begin(tmp_path, pair, *resumed, hosts="hostB,localhost"))
+    assert code == 0 and outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"], errors
+
+
+@needs_machines
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_killed_coordinator_leaves_nothing_on_any_host(tmp_path, pair, cut):
+    process = begin(tmp_path, pair, *RUN, "--rounds", "100000")
+    wait_for_round(process)
+    try:
+        if cut:
+            pair[0][1].cut()
+        process.kill()
+        process.communicate()
+        assert none_left(pair, 25)
+    finally:
+        pair[0][1].mend()
+
+
+@needs_machines
+def test_ctrl_c_keeps_the_rounds_done_and_leaves_nothing(tmp_path, pair):
+    process = begin(tmp_path, pair, *RUN, "--rounds", "100000")
+    wait_for_round(process)
+    process.send_signal(2)
+    code, _, errors = finish(process, 30)
+    assert code == 130 and len(errors) == 1 and "--resume" in errors[0], errors
+    assert none_left(pair, 2)
+
+
+@needs_machines
+def test_nobody_else_gets_in(tmp_path, pair):
+    """While rounds go on no host listens at another port than sshd's, and the sockets' folders are this user's."""
+    before = set(Path("/tmp").glob("fl-*"))
+    process = begin(tmp_path, pair, *RUN, "--rounds", "100000")
+    wait_for_round(process)
+    try:
+        for machine in pair[0]:
+            inside = [tool("ip"), "netns", "exec", machine.space]
+            listening = subprocess.run([*inside, tool("ss"), "-Hltn"], capture_output=True, text=True, check=True).stdout
+            assert [line.split()[3] for line in listening.splitlines()] == [f"{machine.address}:22"]
+            worker = wait_for_worker(machine)
+            assert os.readlink(f"/proc/{worker.pid}/ns/net") != os.readlink(f"/proc/{machine.sshd.pid}/ns/net")
+        assert set(Path("/tmp").glob("fl-*")) <= before  # closed behind us, on both sides
+    finally:
+        process.kill()
+        process.communicate()
+    assert none_left(pair)
+
+
+def refuse(tmp_path, pair, host, **environment):
+    """What a run over `host` says, in its one line; it ends with exit code 2 before anything trains."""
+    process = start(tmp_path, *RUN, *over(pair, f"{host},localhost"), env={**os.environ, **pair[1], **environment})
+    code, said, errors = finish(process, 60)
+    assert code == 2 and "round" not in said.replace("a round", ""), (said, errors)
+    assert "Traceback" not in "".join(errors) and errors[-1].startswith("federated_learning.py: "), errors
+    return errors[-1]
+
+
+@needs_machines
+@pytest.mark.parametrize(
+    ("host", "name", "said"),
+    [
+        ("10.213.1.2", "", "its host key is not known here; run `ssh 10.213.1.2` once by hand"),
+        ("nowhere.invalid", "", "nowhere.invalid: its name does not resolve"),
+        ("10.213.1.1", "", "10.213.1.1: no sshd answers there (connection refused)"),
+        ("nobody@hostA", "", "nobody@hostA: it does not let us in (permission denied), and no password is ever asked"),
+    ],
+)
+def test_a_host_that_ssh_does_not_reach_is_refused_in_one_line(tmp_path, pair, host, name, said):
+    assert said in refuse(tmp_path, pair, host)
+
+
+@pytest.fixture
+def again(pair):
+    """again(*settings, **options) starts hostA's sshd anew with these; after the test it is as it was."""
+
+    def restart(*settings, **options):
+        pair[0][0].stop()
+        pair[0][0].start(*settings, **options)
+
+    yield restart
+    restart()
+
+
+NO_NAMESPACES = (
+    "ForceCommand exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_net_namespaces; exec sh -c \"$SSH_ORIGINAL_COMMAND\"'"
+)
+
+
+@needs_machines
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        (["AllowStreamLocalForwarding no"], "hostA: its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes"),
+        (["DisableForwarding yes"], "hostA: its sshd forwards no Unix sockets"),
+        (["AllowUsers nobody"], "hostA: it does not let us in (permission denied)"),
+        ([NO_NAMESPACES], "hostA forbids network namespaces"),
+    ],
+)
+def test_what_an_sshd_forbids_is_told_with_the_remedy(tmp_path, pair, again, settings, said):
+    again(*settings)
+    assert said in refuse(tmp_path, pair, "hostA")
+
+
+@needs_machines
+def test_a_host_without_python_or_rsync_is_told(tmp_path, pair, again):
+    empty = tmp_path / "path"
+    empty.mkdir()
+    bare = f"ForceCommand exec /usr/bin/env -i PATH={empty} HOME=/ /bin/sh -c \"$SSH_ORIGINAL_COMMAND\""
+    again(bare)
+    assert "hostA: it has no python3; install one there" in refuse(tmp_path, pair, "hostA")
+    (empty / "python3").symlink_to("/usr/bin/python3")
+    assert "hostA has no rsync; install it there" in refuse(tmp_path, pair, "hostA")
+
+
+@needs_machines
+def test_a_cache_that_cannot_be_made_or_run_in_is_told(tmp_path, pair, again):
+    process = start(
+        tmp_path, *RUN, "--workers", "hostA,localhost", "--workers-cache", "/proc/no", env={**os.environ, **pair[1]}
+    )
+    code, _, errors = finish(process, 60)
+    assert code == 2 and "hostA: cannot make /proc/no" in errors[-1] and "--workers-cache" in errors[-1], errors
+    again(noexec=True)
+    said = refuse(tmp_path, pair, "hostA")
+    assert "hostA: cannot start ./worker_binary (Permission denied)" in said and "--workers-cache" in said
+
+
+@needs_machines
+def test_a_host_that_does_not_answer_is_told(tmp_path, pair):
+    pair[0][0].cut()
+    try:
+        said = refuse(tmp_path, pair, "hostA")
+        assert "hostA: it does not answer (timed out)" in said or "no route to host" in said
+    finally:
+        pair[0][0].mend()
+
+
+def test_names_of_hosts_are_plain(tmp_path):
+    for names in ("-oProxyCommand=x,localhost", "host A", "", "a,,b", "a;b", "a:b", "me@-x", "$(x)"):
+        with pytest.raises(UserError, match="workers=.* is no host's name"):
+            configure(workers=names)
+    for folder in ("a b", "-x", "$HOME", "", "a;b", "~/x"):
+        with pytest.raises(UserError, match="workers_cache=.* is not a plain path"):
+            configure(workers_cache=folder)
+    assert configure(workers="localhost, me@host-b.example").run.hosts == ("localhost", "me@host-b.example")
