@@ -680,7 +680,8 @@ def run_rounds(
     """
     row, clients = AGGREGATORS[config.aggregation.aggregator], config.partitioning.num_clients
     at_once = min(config.cohort, GROUPS.get(row.needs, config.cohort))
-    with start_workers(config.run, at_once, log, shards, clients) as worker:
+    algorithm = ALGORITHMS[config.optimization.algorithm](config.optimization, sizes)
+    with start_workers(config.run, at_once, log, shards, clients, algorithm.rows_for) as worker:
         state = worker.call("round 0", process.initialize) if state is None else state
         first, last = int(state.client_work.round) + 1, config.training.rounds
         for round_num, epsilon in privacy.epsilon_by_round(ledger(config), first, last):  # line 2

@@ -10,17 +10,19 @@ from __future__ import annotations
 import concurrent.futures
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness import hosts, stopping
 from harness.command_line import RunFailed, notice, say
 from harness.fields import UserError
-from harness.worker import ATTEMPTS, Unreachable, Worker, WorkerLost, plain_sums
+from harness.worker import ATTEMPTS, Compiler, Unreachable, Worker, WorkerLost, plain_sums
 
 import numpy as np
+import tensorflow as tf
 import tensorflow_federated as tff
 import tqdm
 
@@ -35,18 +37,23 @@ class Hosts:
     """
 
     def __init__(
-        self, names: Sequence[str], cache: str, clients_at_once: int, log: str | Path, patience: float, shards: Path,
-        clients: int,
-    ):  # fmt: skip
-        self.names, self.cache, self.shards, self.clients = names, cache, shards, clients
+        self, options: Any, clients_at_once: int, log: str | Path, shards: Path, clients: int, rows_for: Callable
+    ):
+        """`options` are the run's, `clients` all; rows_for(ids) int64[r] are the rows of memory that these need."""
+        names, patience, cache = options.hosts, options.patience, options.workers_cache
+        self.names, self.cache, self.shards, self.clients, self.rows_for = names, cache, shards, clients, rows_for
         self.home = Worker(1, log, patience)
+        compiler = Compiler()
         each = -(-clients_at_once // len(names))
         folders = [shards.parent if name == hosts.HERE else cache for name in names]
-        self.workers = [Worker(each, log, patience, name, folder) for name, folder in zip(names, folders, strict=True)]
+        self.workers = [
+            Worker(each, log, patience, name, folder, compiler) for name, folder in zip(names, folders, strict=True)
+        ]
         self.doing = list(range(len(names)))  # the host that does each part
         self.locks = [threading.Lock() for _ in names]  # a host that has taken another's clients over does them after
         self.gone: set[str] = set()  # hosts
         self.handing = threading.Lock()
+        self.form: tuple[Any, Form] | None = None
         self.over = False
 
     def __enter__(self) -> Hosts:
@@ -96,12 +103,13 @@ class Hosts:
 
     def round(self, what: str, process: Any, state: Any, groups: Sequence[np.ndarray]) -> tuple[Any, Any, Any]:
         """Return what the process's `next` does with these groups of clients, none of which spans two hosts."""
-        form = split(process.next)
+        form = self._split(process.next)
         parts: dict[int, list[np.ndarray]] = {}
         for group in groups:
             parts.setdefault(int(group[0]) % len(self.names) if len(group) else 0, []).append(group)
         futures = [
-            self.pool.submit(self._part, part, what, form.up_to_merge, state, parts[part]) for part in sorted(parts)
+            self.pool.submit(self._part, part, what, form.up_to_merge, self._need(state, parts[part]), parts[part])
+            for part in sorted(parts)
         ]
         for done in concurrent.futures.as_completed(futures):
             done.result()  # an error does not wait for the slowest host
@@ -112,7 +120,24 @@ class Hosts:
 
         return self.home.call(what, form.after_merge, (state, []), reduce(merge, partial_results))
 
-    def _part(self, part: int, what: str, function: Callable, state: Any, groups: Sequence[np.ndarray]) -> Any:
+    @property
+    def traffic(self) -> tuple[int, int]:
+        """Bytes of all messages to and from the hosts so far."""
+        return sum(w.bytes_sent for w in self.workers), sum(w.bytes_received for w in self.workers)
+
+    def _split(self, computation: Any) -> Form:
+        """Return the form of a process's `next`, made once."""
+        if self.form is None or self.form[0] is not computation:
+            self.form = computation, split(computation)
+        return self.form[1]
+
+    def _need(self, state: Any, groups: Sequence[np.ndarray]) -> Need:
+        """Return what these clients need of the server's state."""
+        work = state.client_work
+        rows = np.asarray(self.rows_for(np.concatenate(groups)), np.int64) if len(work.memory) else np.empty(0, np.int64)
+        return Need(state.global_model_weights, work.round, rows, np.asarray(work.memory)[rows], state.aggregator)
+
+    def _part(self, part: int, what: str, function: Callable, need: Need, groups: Sequence[np.ndarray]) -> Any:
         """Return the partial result of a host's clients, in a thread of its own. Raises RunFailed without any host."""
         lost = 0
         while True:
@@ -122,7 +147,7 @@ class Hosts:
                 with self.locks[place]:
                     if worker.ended and not self.over:
                         worker.open()
-                    return worker.invoke(what, function, state, groups)
+                    return worker.invoke(what, function, need, groups)
             except (WorkerLost, Unreachable, UserError) as error:
                 lost += 1
                 if self.over:
@@ -176,21 +201,65 @@ class Sending:
         self.sent += done
 
 
-def start_workers(options: Any, clients_at_once: int, log: str | Path, shards: Path | None, clients: int) -> Worker | Hosts:
+def start_workers(
+    options: Any, clients_at_once: int, log: str | Path, shards: Path | None, clients: int, rows_for: Callable
+) -> Worker | Hosts:
     """Return the worker, or the hosts, that the options `workers` name, a context manager; they write to `log`."""
     if options.alone:
         return Worker(clients_at_once, log, options.patience)
     if shards is None:
         raise UserError(f"workers={options.workers!r:.60} need the folder of the clients' shards")
-    return Hosts(options.hosts, options.workers_cache, clients_at_once, log, options.patience, shards, clients)
+    return Hosts(options, clients_at_once, log, shards, clients, rows_for)
 
 
-FORMS: dict[int, tuple[Any, Any]] = {}
+class Need(NamedTuple):
+    """What a host gets of the state: not the server's moments, and of the algorithm's memory its clients' rows."""
+
+    weights: Any  # TFF's ModelWeights
+    round: Any
+    places: Any  # int64[r] of the rows
+    rows: Any  # float32[r,d]
+    aggregator: Any
 
 
-def split(computation: Any) -> Any:
-    """Return TFF's mergeable form of a computation."""
-    if id(computation) not in FORMS:
-        plain = plain_sums(computation)
-        FORMS[id(computation)] = computation, tff.backends.native.compile_to_mergeable_comp_form(plain)
-    return FORMS[id(computation)][1]
+class Form(NamedTuple):
+    """A round in three: up_to_merge(Need, groups) on each host, then merge(a, b) and after_merge((state, []), all)."""
+
+    up_to_merge: Any
+    merge: Any
+    after_merge: Any
+
+
+def zeros(kind: Any) -> Any:
+    """Return zeros of a TFF type, in a graph."""
+    if isinstance(kind, tff.TensorType):
+        return tf.zeros(kind.shape, kind.dtype)
+    parts = [(name, zeros(inner)) for name, inner in tff.structure.iter_elements(kind)]
+    return OrderedDict(parts) if parts and parts[0][0] else tuple(part for _, part in parts)
+
+
+def split(computation: Any) -> Form:
+    """Return a process's `next` in TFF's mergeable form; the state that its first part sees is made of a Need."""
+    form = tff.backends.native.compile_to_mergeable_comp_form(plain_sums(computation))
+    state_type, groups_type = form.up_to_merge.type_signature.parameter
+    member = state_type.member
+    memory = member.client_work.memory
+    work = member.client_work
+    any_rows = tff.TensorType(memory.dtype, [None, memory.shape[1]])
+    places = tff.TensorType(np.int64, [None])
+    needed = tff.to_type(Need(member.global_model_weights, work.round, places, any_rows, member.aggregator))
+
+    @tff.tensorflow.computation(needed)
+    def rebuild(need):
+        rows = tf.scatter_nd(need.places[:, tf.newaxis], need.rows, memory.shape) if memory.shape[0] else need.rows
+        clients = OrderedDict(round=need.round, memory=tf.ensure_shape(rows, memory.shape))
+        return OrderedDict(
+            global_model_weights=need.weights, distributor=(), client_work=clients, aggregator=need.aggregator,
+            finalizer=zeros(member.finalizer),
+        )  # fmt: skip
+
+    @tff.federated_computation(tff.FederatedType(needed, tff.SERVER), groups_type)
+    def up_to_merge(need, groups):
+        return form.up_to_merge(tff.federated_map(rebuild, need), groups)
+
+    return Form(up_to_merge, form.merge, form.after_merge)

@@ -113,11 +113,25 @@ class Executor(tff.framework.RemoteExecutor):
         return self.sent[id(value)][1]
 
 
-def build_context(connect: Callable) -> Any:
+class Compiler:
+    """compile_for_worker, once for each computation, whichever of several workers, or fresh ones, it is for."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.done: dict[int, tuple[Any, Any]] = {}  # a computation stays, so that its id is no other's
+
+    def __call__(self, computation: Any) -> Any:
+        with self.lock:
+            if id(computation) not in self.done:
+                self.done[id(computation)] = computation, compile_for_worker(computation)
+            return self.done[id(computation)][1]
+
+
+def build_context(connect: Callable, compiler: Callable = compile_for_worker) -> Any:
     """Return TFF's native execution context with the executor that connect(cardinalities) returns."""
     return tff.framework.SyncExecutionContext(
         executor_fn=tff.framework.ResourceManagingExecutorFactory(connect),
-        compiler_fn=compile_for_worker,
+        compiler_fn=compiler,
         transform_args=tff.tensorflow.transform_args,
         transform_result=tff.tensorflow.transform_result,
     )
@@ -176,9 +190,10 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         patience: float = 60,
         host: str = hosts.HERE,
         folder: str | Path = "/",
+        compiler: Compiler | None = None,
     ):
-        self.clients_at_once, self.log, self.patience, self.host, self.folder = (
-            clients_at_once, log, patience, host, folder)
+        self.clients_at_once, self.log, self.patience = clients_at_once, log, patience
+        self.host, self.folder, self.compiler = host, folder, compiler or Compiler()
         self.bytes_sent = self.bytes_received = 0
         self.name = "TFF's worker" + (f" on {host}" if host != hosts.HERE else "")
         self.process: subprocess.Popen | None = None
@@ -205,7 +220,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             notice(f"{error}: others on this machine's network can reach TFF's worker while it runs")
             channel = self._start(isolated=False)
         stub = Stub(channel)
-        self.context = build_context(lambda cardinalities: Executor(stub, cardinalities))
+        self.context = build_context(lambda cardinalities: Executor(stub, cardinalities), self.compiler)
         threading.Thread(target=self._watch, args=(self.process, self.pid), daemon=True).start()
 
     def round(self, what: str, process: Any, state: Any, groups: Sequence[np.ndarray]) -> tuple[Any, Any, Any]:

@@ -110,6 +110,10 @@ class Algorithm:
         """Return how many rows the server keeps."""
         return 0
 
+    def rows_for(self, clients: np.ndarray) -> np.ndarray:
+        """Return the places of the rows that `sent` of these clients int64[g] looks at, int64[r]."""
+        return np.arange(self.rows())
+
     def sent(self, kept: Any, client: Any) -> Any:
         """Return what `client`, an int64 scalar, gets besides the weights."""
         return ()
@@ -224,20 +228,24 @@ class FedNova(Algorithm):
 
 
 class Scaffold(Algorithm):
-    """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II. The server keeps a row c_k a client.
+    """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II. The server keeps a row c_k a client, and last c.
 
-    Its c is the mean of the c_k weighted by n_k, as the loss that FedAvg minimizes is that mean of the clients'.
+    That is the mean of the c_k weighted by n_k, as the loss that FedAvg minimizes is that mean of the clients'.
     """
 
     client_lr = 0.1
 
     def rows(self):
-        """Return one a client."""
-        return self.num_clients
+        """Return one a client, and one."""
+        return self.num_clients + 1
+
+    def rows_for(self, clients):
+        """Return their own and the last."""
+        return np.append(clients, self.num_clients)
 
     def sent(self, kept, client):
         """Return c - c_k."""
-        return tf.linalg.matvec(kept, self.shares, transpose_a=True) - kept[client]
+        return kept[-1] - kept[client]
 
     def correct(self, gradients, weights, initial, sent):
         """Return g - c_k + c, line 10 of the algorithm."""
@@ -248,8 +256,9 @@ class Scaffold(Algorithm):
         return (flatten(initial) - flatten(trained)) / (steps * rate) - sent
 
     def remember(self, kept, clients, examples, given):
-        """Return the new c_k of the round's clients, and the old of the others."""
-        return tf.tensor_scatter_nd_update(kept, clients[:, tf.newaxis], given)
+        """Return the new c_k of the round's clients, the old of the others, and c."""
+        own = tf.tensor_scatter_nd_update(kept[:-1], clients[:, tf.newaxis], given)
+        return tf.concat([own, tf.linalg.matvec(own, self.shares, transpose_a=True)[tf.newaxis]], axis=0)
 
 
 class MimeLite(Algorithm):
@@ -288,6 +297,10 @@ class FedDyn(Algorithm):
     def rows(self):
         """Return one a client."""
         return self.num_clients
+
+    def rows_for(self, clients):
+        """Return their own."""
+        return clients
 
     def sent(self, kept, client):
         """Return g_k."""
