@@ -191,7 +191,7 @@ from harness.plots import BLUE, ORANGE, default_style, plot_confusion, plot_cost
 from harness.records import Evaluation, RoundRecord, client_rows, make_record, reached
 from harness.results import describe, manifest, summarize
 from harness.rounds import start_workers
-from harness.run_folder import RunFolder, go_on
+from harness.run_folder import RunFolder, default_name, go_on
 from harness.worker import NOT_INLINED, Worker
 from variants import adversity, aggregators, algorithms, baselines, datasets, partitions, privacy
 from variants.aggregators import Aggregator, gather
@@ -653,9 +653,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
         reports = trained.reports
         if rows or not config.run.alone:  # what several hosts send comes together at the server
             told = gather(tff.federated_zip((groups, trained.reports, trained.sent_back)))
-            reports = reports if config.run.alone else told[1]
-        if rows:
-            clients = tff.federated_map(after.remember, (clients, *told))
+            clients, reports = tff.federated_map(after.remember, (clients, *told)), told[1]
             update = tff.federated_map(after.server_step, (update, clients))
         new = finalize.next(optimizer_state, state.global_model_weights, update)
         state = templates.LearningAlgorithmState(new.result, (), clients, mean.state, new.state)
@@ -665,23 +663,17 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
 
 
 def run_rounds(
-    config: Config,
-    sizes: np.ndarray,
-    process: Any,
-    evaluate: Callable,
-    state: Any = None,
-    log: str | Path = os.devnull,
-    shards: Path | None = None,
+    config: Config, sizes: np.ndarray, process: Any, evaluate: Callable, state: Any = None, **places: Path
 ) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
     """Yield (state, record, evaluation) after each round from that of `state` on; without one, from the first.
 
-    `sizes` are the clients' n_k. TFF's worker, or several that get their clients' `shards`, lives as long as the
-    generator, and writes to `log`. Raises RunFailed where a round cannot be done.
+    `sizes` are the clients' n_k. TFF's worker lives as long as the generator; `places` are its log and, for several
+    workers, the folder of the shards. Raises RunFailed where a round cannot be done.
     """
     row, clients = AGGREGATORS[config.aggregation.aggregator], config.partitioning.num_clients
     at_once = min(config.cohort, GROUPS.get(row.needs, config.cohort))
-    algorithm = ALGORITHMS[config.optimization.algorithm](config.optimization, sizes)
-    with start_workers(config.run, at_once, log, shards, clients, algorithm.rows_for) as worker:
+    rows_for = ALGORITHMS[config.optimization.algorithm](config.optimization, sizes).rows_for
+    with start_workers(config.run, at_once, clients, rows_for, **places) as worker:
         state = worker.call("round 0", process.initialize) if state is None else state
         first, last = int(state.client_work.round) + 1, config.training.rounds
         for round_num, epsilon in privacy.epsilon_by_round(ledger(config), first, last):  # line 2
@@ -693,7 +685,7 @@ def run_rounds(
             counts = (config.cohort, config.cohort) if row.private else (len(drawn), len(reporting))
             sent, seconds = traffic(config, state.global_model_weights, *counts), time.perf_counter() - began
             figures = {"dropped": len(drawn) - len(reporting), "epsilon": epsilon, "seconds": round(seconds, 3), **sent}
-            record = make_record(round_num, told, evaluation, **figures)
+            record = make_record(round_num, told, evaluation, **figures, **worker.wire())
             yield state, record.without_clients() if row.private else record, evaluation
             if reached([record], config.run.target_accuracy):
                 return
@@ -930,7 +922,7 @@ def run(config: Config) -> Result:
             result = Result(folder.path, records, experiment.evaluate(state.global_model_weights), state)
         parts, log = (partition.sizes, experiment.process, experiment.evaluate, state), folder.path / "worker.log"
         over = reached(records, config.run.target_accuracy)
-        going_on = iter(()) if over else run_rounds(config, *parts, log, experiment.shards)
+        going_on = iter(()) if over else run_rounds(config, *parts, log=log, shards=experiment.shards)
         try:
             for state, record, evaluation in Progress(rounds, len(records)).follow(going_on):
                 folder.save_round(record, state, partial(plot_confusion, evaluation.confusion, note, dataset.classes))
@@ -952,12 +944,6 @@ def run(config: Config) -> Result:
             tools = baselines.Tools(prepare, partial(build_evaluator, config), partial(as_seen, config))
             baselines.worth(config, own_values(config), experiment, result, folder, note, tools, log)
     return result
-
-
-def default_name(config: Config, dataset: Dataset) -> str:
-    """Return what a run's folder is called where the user does not say."""
-    data = "other" if config.data.dataset == "mnist" and not dataset.original else config.data.dataset
-    return f"{data}-{config.partition}-{config.optimization.algorithm}-{config.training.model}-seed{config.seed}"
 
 
 def save_result(

@@ -121,6 +121,11 @@ def wait_until_it_answers(worker, port):
             time.sleep(0.02)
 
 
+def threads_each(clients_at_once):
+    """Return the threads within one op; clients train side by side as it is."""
+    return max(1, len(os.sched_getaffinity(0)) // clients_at_once)
+
+
 def listen_to_parent(worker, path):
     """End all when the parent on the other machine does, or the way there."""
     while select.select([0], [], [], SILENCE)[0] and os.read(0, 1024):
@@ -155,9 +160,8 @@ def main(parent, door, binary, isolated, clients_at_once, folder):
         port = free_port()
     if parent:
         die_with(parent)
-    me, cores = os.getpid(), len(os.sched_getaffinity(0))
-    threads = max(1, cores // clients_at_once)  # within one op; clients train side by side as it is
-    env = dict(os.environ, TF_NUM_INTRAOP_THREADS=str(threads), TF_CPP_MIN_LOG_LEVEL="2")
+    me, threads = os.getpid(), str(threads_each(clients_at_once))
+    env = dict(os.environ, TF_NUM_INTRAOP_THREADS=threads, TF_CPP_MIN_LOG_LEVEL="2")
     listener, path = open_door(door)
     try:
         worker = subprocess.Popen(

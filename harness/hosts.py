@@ -1,7 +1,7 @@
 """Other machines, by ssh and rsync: what is asked of them, what is sent there, and what is said where they refuse.
 
-A host needs sshd, a python3, rsync, and Linux on x86-64; nothing is installed there by hand. It gets TFF's worker, once,
-and the shards of its own clients. OpenSSH brings authentication, encryption and the end of what it started; the way to
+A host needs sshd, a python3, rsync, and Linux on x86-64; nothing is installed there by hand. It gets TFF's worker,
+once, and the shards of its own clients. OpenSSH brings authentication, encryption and the end of what it started; the way to
 the worker is a Unix socket on both sides, so no port is open to a network.
 """
 
@@ -49,7 +49,7 @@ elif ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000):
 print(json.dumps(wrong))
 """
 REFUSALS = {  # words of ssh's, and the remedy
-    "Could not resolve hostname": "its name does not resolve; check the spelling, or give it an address in ~/.ssh/config",
+    "Could not resolve hostname": "its name does not resolve; check it, or give it an address in ~/.ssh/config",
     "Connection refused": "no sshd answers there (connection refused); start it, or name its port in ~/.ssh/config",
     "Host key verification failed": "its host key is not known here; run `ssh {host}` once by hand and compare it",
     "REMOTE HOST IDENTIFICATION HAS CHANGED": "its host key has changed; see that it is the right machine, then "
@@ -78,8 +78,8 @@ def check_folder(path: str) -> str:
     """Return the folder on the hosts. Raise UserError where a shell there might read it as something else."""
     if not re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*", path):
         raise UserError(
-            f"workers_cache={path!r:.60} is not a plain path; choose letters, digits, and . _ - / (a relative one begins "
-            "at the home folder there)"
+            f"workers_cache={path!r:.60} is not a plain path; choose letters, digits, and . _ - / (a relative one "
+            "begins at the home folder there)"
         )
     return path
 

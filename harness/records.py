@@ -30,6 +30,7 @@ class RoundRecord:
     `train_loss` is the mean over the clients' examples, as they were trained on. `clients` has a row a client of the
     round: client, and its report by name; finite is False where its update was left out. `dropped` counts those that
     got the weights and did not report. `bytes_down` and `bytes_up` are those of what the server sends and gets,
+    `wire_down` and `wire_up` those that went to and came from several hosts, as measured, None with one worker here;
     `epsilon` what all rounds so far cost of privacy, None where the aggregator does not say. Under differential privacy
     nothing about single clients is kept: no training figures, no counts, no rows, and the bytes of the expected cohort.
     """
@@ -46,6 +47,8 @@ class RoundRecord:
     epsilon: float | None
     seconds: float
     clients: list[dict[str, Any]]
+    wire_down: int | None = None
+    wire_up: int | None = None
 
     def without_clients(self) -> RoundRecord:
         """Return the record without all that un-noised figures of clients, or who they were, can be told from."""

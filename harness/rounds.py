@@ -8,6 +8,7 @@ so that no run repeats, and splits clients by count, so that nobody can say who 
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -53,6 +54,7 @@ class Hosts:
         self.locks = [threading.Lock() for _ in names]  # a host that has taken another's clients over does them after
         self.gone: set[str] = set()  # hosts
         self.handing = threading.Lock()
+        self.counted = [0, 0]
         self.form: tuple[Any, Form] | None = None
         self.over = False
 
@@ -120,10 +122,11 @@ class Hosts:
 
         return self.home.call(what, form.after_merge, (state, []), reduce(merge, partial_results))
 
-    @property
-    def traffic(self) -> tuple[int, int]:
-        """Bytes of all messages to and from the hosts so far."""
-        return sum(w.bytes_sent for w in self.workers), sum(w.bytes_received for w in self.workers)
+    def wire(self) -> dict[str, int]:
+        """Return the bytes of all messages to and from the hosts since the last call, those of repeats too."""
+        now = [sum(w.bytes_sent for w in self.workers), sum(w.bytes_received for w in self.workers)]
+        before, self.counted = self.counted, now
+        return {"wire_down": now[0] - before[0], "wire_up": now[1] - before[1]}
 
     def _split(self, computation: Any) -> Form:
         """Return the form of a process's `next`, made once."""
@@ -133,9 +136,9 @@ class Hosts:
 
     def _need(self, state: Any, groups: Sequence[np.ndarray]) -> Need:
         """Return what these clients need of the server's state."""
-        work = state.client_work
-        rows = np.asarray(self.rows_for(np.concatenate(groups)), np.int64) if len(work.memory) else np.empty(0, np.int64)
-        return Need(state.global_model_weights, work.round, rows, np.asarray(work.memory)[rows], state.aggregator)
+        work, clients = state.client_work, np.concatenate(groups)
+        places = np.asarray(self.rows_for(clients) if len(work.memory) else [], np.int64)
+        return Need(state.global_model_weights, work.round, places, np.asarray(work.memory)[places], state.aggregator)
 
     def _part(self, part: int, what: str, function: Callable, need: Need, groups: Sequence[np.ndarray]) -> Any:
         """Return the partial result of a host's clients, in a thread of its own. Raises RunFailed without any host."""
@@ -183,7 +186,7 @@ class Sending:
     """A live display of the bytes that go to a host, on stderr; nothing where that is no terminal."""
 
     def __init__(self, host: str):
-        self.bar = tqdm.tqdm(desc=f"to {host}", unit="B", unit_scale=True, leave=False, disable=None, dynamic_ncols=True)
+        self.bar = tqdm.tqdm(desc=f"to {host}", unit="B", unit_scale=True, leave=False, disable=None)
         self.sent = 0
 
     def __enter__(self) -> Sending:
@@ -202,9 +205,17 @@ class Sending:
 
 
 def start_workers(
-    options: Any, clients_at_once: int, log: str | Path, shards: Path | None, clients: int, rows_for: Callable
+    options: Any,
+    clients_at_once: int,
+    clients: int,
+    rows_for: Callable,
+    log: str | Path = os.devnull,
+    shards: Path | None = None,
 ) -> Worker | Hosts:
-    """Return the worker, or the hosts, that the options `workers` name, a context manager; they write to `log`."""
+    """Return the worker, or the hosts, that the options `workers` name, a context manager; they write to `log`.
+
+    Hosts are sent those of the `shards` that are their clients'; rows_for(ids) says what of the memory these need.
+    """
     if options.alone:
         return Worker(clients_at_once, log, options.patience)
     if shards is None:

@@ -168,6 +168,12 @@ class RunFolder:
         return drawn
 
 
+def default_name(config: Any, dataset: Any) -> str:
+    """Return what a run's folder is called where the user does not say; `dataset` has `original`."""
+    data = "other" if config.data.dataset == "mnist" and not dataset.original else config.data.dataset
+    return f"{data}-{config.partition}-{config.optimization.algorithm}-{config.training.model}-seed{config.seed}"
+
+
 def go_on(path: Path) -> str:
     """Return how a stopped run goes on."""
     return printable(f"python {SCRIPT} --resume {shlex.quote(str(path))} goes on")

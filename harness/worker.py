@@ -231,6 +231,10 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         """Return the clients of each host, of which there is one."""
         return [clients]
 
+    def wire(self) -> dict[str, None]:
+        """Return the bytes that went to other hosts: there is none."""
+        return {"wire_down": None, "wire_up": None}
+
     def call(self, what: str, function: Callable, *arguments: Any) -> Any:
         """Return function(*arguments), a TFF computation, done again on a fresh worker where that is lost.
 
@@ -249,7 +253,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         raise AssertionError("unreachable")
 
     def invoke(self, what: str, function: Callable, *arguments: Any) -> Any:
-        """Return function(*arguments) of this worker, from any thread. Raises WorkerLost, or RunFailed for its error."""
+        """Return function(*arguments), from any thread. Raises WorkerLost, or RunFailed for the worker's own error."""
         try:
             with tff.framework.get_context_stack().install(self.context):
                 return function(*arguments)

@@ -4,6 +4,7 @@ import contextlib
 import getpass
 import os
 import shutil
+import socket
 import subprocess
 import sys
 import time
@@ -75,8 +76,9 @@ class Machine:
         bind = f"mount --bind {self.own} {there}; mount -o remount,bind,{'no' * noexec}exec {there}"
         script = f"set -e; {mounts} {bind}; exec {tool('sshd')} -D -e -f {config}"
         self.log = (self.folder / f"sshd_{self.name}.log").open("ab")
+        apart = [tool("ip"), "netns", "exec", self.space, tool("unshare"), "-m", "--propagation", "private"]
         self.sshd = subprocess.Popen(
-            [tool("ip"), "netns", "exec", self.space, tool("unshare"), "-m", "--propagation", "private", "sh", "-c", script],
+            [*apart, "sh", "-c", script],
             stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
         )  # fmt: skip
         wait_for_port(self)
@@ -115,8 +117,6 @@ class Machine:
 
 def wait_for_port(machine: Machine) -> None:
     """Returns once the machine's sshd answers."""
-    import socket
-
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         try:

@@ -2,9 +2,9 @@
 
 import federated_learning as fl
 from harness.fields import UserError
+from runs import configure
 
 import pytest
-from runs import configure
 
 WRONG = [(field, value) for field, values in {
     "num_clients": [0, -1, 60_001, 2.5, "10", None, True, float("nan")],
@@ -58,6 +58,8 @@ WRONG = [(field, value) for field, values in {
     "weight_decay": [-1, "0"],
     "preset": ["mcmahan", ""],
     "baselines": ["yes", 1],
+    "workers": ["", "a b", "-x,localhost", "a,,b", 2],
+    "workers_cache": ["", "a b", "-x", 1],
     "target_accuracy": [1.1, 97],
     "data": [7, "a\0b"],
     "name": ["a/b", ".", "..", "a\0b", "x" * 201, "ü" * 101],

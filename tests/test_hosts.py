@@ -6,11 +6,12 @@ import subprocess
 import time
 from pathlib import Path
 
+from harness.fields import UserError
+from runs import SECONDS, command, configure, start, wait_for_round
+
 import psutil
 import pytest
 from machines import machines, tool, why_not
-from harness.fields import UserError
-from runs import SECONDS, command, configure, start, wait_for_round
 
 RUN = ("--dataset", "digits", "--model", "mlp", "--rounds", "12", "--num-clients", "6", "--local-epochs", "20")
 REASON = why_not()
@@ -199,8 +200,8 @@ def test_nobody_else_gets_in(tmp_path, pair):
     try:
         for machine in pair[0]:
             inside = [tool("ip"), "netns", "exec", machine.space]
-            listening = subprocess.run([*inside, tool("ss"), "-Hltn"], capture_output=True, text=True, check=True).stdout
-            assert [line.split()[3] for line in listening.splitlines()] == [f"{machine.address}:22"]
+            told = subprocess.run([*inside, tool("ss"), "-Hltn"], capture_output=True, text=True, check=True)
+            assert [line.split()[3] for line in told.stdout.splitlines()] == [f"{machine.address}:22"]
             worker = wait_for_worker(machine)
             assert os.readlink(f"/proc/{worker.pid}/ns/net") != os.readlink(f"/proc/{machine.sshd.pid}/ns/net")
         assert set(Path("/tmp").glob("fl-*")) <= before  # closed behind us, on both sides
@@ -221,15 +222,15 @@ def refuse(tmp_path, pair, host, **environment):
 
 @needs_machines
 @pytest.mark.parametrize(
-    ("host", "name", "said"),
+    ("host", "said"),
     [
-        ("10.213.1.2", "", "its host key is not known here; run `ssh 10.213.1.2` once by hand"),
-        ("nowhere.invalid", "", "nowhere.invalid: its name does not resolve"),
-        ("10.213.1.1", "", "10.213.1.1: no sshd answers there (connection refused)"),
-        ("nobody@hostA", "", "nobody@hostA: it does not let us in (permission denied), and no password is ever asked"),
+        ("10.213.1.2", "its host key is not known here; run `ssh 10.213.1.2` once by hand"),
+        ("nowhere.invalid", "nowhere.invalid: its name does not resolve"),
+        ("10.213.1.1", "10.213.1.1: no sshd answers there (connection refused)"),
+        ("nobody@hostA", "nobody@hostA: it does not let us in (permission denied), and no password is ever asked"),
     ],
 )
-def test_a_host_that_ssh_does_not_reach_is_refused_in_one_line(tmp_path, pair, host, name, said):
+def test_a_host_that_ssh_does_not_reach_is_refused_in_one_line(tmp_path, pair, host, said):
     assert said in refuse(tmp_path, pair, host)
 
 
@@ -245,17 +246,17 @@ def again(pair):
     restart()
 
 
-NO_NAMESPACES = (
-    "ForceCommand exec unshare -Ur sh -c 'echo 0 > /proc/sys/user/max_net_namespaces; exec sh -c \"$SSH_ORIGINAL_COMMAND\"'"
-)
+FEW = "echo 0 > /proc/sys/user/max_net_namespaces"
+NO_NAMESPACES = f"ForceCommand exec unshare -Ur sh -c '{FEW}; exec sh -c \"$SSH_ORIGINAL_COMMAND\"'"
+NO_SOCKETS = "hostA: its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes"
 
 
 @needs_machines
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        (["AllowStreamLocalForwarding no"], "hostA: its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes"),
-        (["DisableForwarding yes"], "hostA: its sshd forwards no Unix sockets"),
+        (["AllowStreamLocalForwarding no"], NO_SOCKETS),
+        (["DisableForwarding yes"], NO_SOCKETS),
         (["AllowUsers nobody"], "hostA: it does not let us in (permission denied)"),
         ([NO_NAMESPACES], "hostA forbids network namespaces"),
     ],
@@ -269,7 +270,7 @@ def test_what_an_sshd_forbids_is_told_with_the_remedy(tmp_path, pair, again, set
 def test_a_host_without_python_or_rsync_is_told(tmp_path, pair, again):
     empty = tmp_path / "path"
     empty.mkdir()
-    bare = f"ForceCommand exec /usr/bin/env -i PATH={empty} HOME=/ /bin/sh -c \"$SSH_ORIGINAL_COMMAND\""
+    bare = f'ForceCommand exec /usr/bin/env -i PATH={empty} HOME=/ /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
     again(bare)
     assert "hostA: it has no python3; install one there" in refuse(tmp_path, pair, "hostA")
     (empty / "python3").symlink_to("/usr/bin/python3")

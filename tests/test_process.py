@@ -3,7 +3,9 @@
 from typing import Any, NamedTuple
 
 import federated_learning as fl
+from harness.guard import threads_each
 from harness.records import Evaluation, make_record
+from runs import configure
 from variants.datasets import make_dataset
 
 import numpy as np
@@ -20,7 +22,6 @@ from reference import (
     weighted_mean,
     weights_of,
 )
-from runs import configure
 
 
 def numpy_fedavg_round(config, shards, sizes, weights, round_num):
@@ -208,4 +209,4 @@ def test_cohorts_are_a_function_of_seed_and_round():
 
 def test_threads_within_an_op_are_the_cores_that_clients_leave(monkeypatch):
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert [fl.Worker(clients).threads for clients in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]
+    assert [threads_each(clients) for clients in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]
