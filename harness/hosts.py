@@ -1,8 +1,8 @@
 """Other machines, by ssh and rsync: what is asked of them, what is sent there, and what is said where they refuse.
 
 A host needs sshd, a python3, rsync, and Linux on x86-64; nothing is installed there by hand. It gets TFF's worker,
-once, and the shards of its own clients. OpenSSH brings authentication, encryption and the end of what it started; the way to
-the worker is a Unix socket on both sides, so no port is open to a network.
+once, and the shards of its own clients. OpenSSH brings authentication, encryption and the end of what it started; the
+way to the worker is a Unix socket on both sides, so no port is open to a network.
 """
 
 from __future__ import annotations

@@ -1,0 +1,71 @@
+"""Rounds over two workers here against those of one: every algorithm and aggregator, what travels, in which order."""
+
+import federated_learning as fl
+from runs import configure
+
+import numpy as np
+import pytest
+from reference import largest_difference, weights_of
+
+SMALL = {"dataset": "digits", "model": "mlp", "rounds": 2, "num_clients": 6, "local_epochs": 2}
+PAIR = "localhost,localhost"
+TOLERANCES = {"compressed": 1e-3}  # what is rounded to 8 bits may fall to the next of 255 steps
+
+
+def rounds_of(digits, folder, **flags):
+    """The weights after the rounds, and the records."""
+    config = configure(**{**SMALL, "cache": str(folder), **flags})
+    experiment = fl.prepare(config, digits)
+    parts = experiment.partition.sizes, experiment.process, experiment.evaluate
+    done = list(fl.run_rounds(config, *parts, shards=experiment.shards))
+    return weights_of(done[-1][0]), [record for _, record, _ in done]
+
+
+ROWS = [{"algorithm": name} for name in fl.ALGORITHMS if name != "fedsgd"]
+ROWS += [{"aggregator": name} for name in fl.AGGREGATORS if name not in ("mean", "dp", "krum", "multi-krum")]
+ROWS += [{"aggregator": name, "tolerated": 1} for name in ("krum", "multi-krum")]
+ROWS += [{"algorithm": "fedsgd", "local_epochs": 1}, {"algorithm": "scaffold", "clients_per_round": 3}]
+ROWS += [{"client_optimizer": "adam"}, {"server_schedule": "cosine"}, {"dropout": 0.5}]
+ROWS += [{"byzantine": 1, "attack": "nan"}]
+
+
+def name_of(row):
+    return "-".join(map(str, row.values()))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=name_of)
+def test_two_workers_train_what_one_does(digits, tmp_path, row):
+    flags = SMALL | row
+    alone, records = rounds_of(digits, tmp_path, **row)
+    together, others = rounds_of(digits, tmp_path, **row, workers=PAIR)
+    assert largest_difference(alone, together) <= TOLERANCES.get(flags.get("aggregator"), 1e-6)
+    for record, other in zip(records, others, strict=True):
+        assert [told["client"] for told in record.clients] == [told["client"] for told in other.clients]
+        assert [told["examples"] for told in record.clients] == [told["examples"] for told in other.clients]
+    assert records[0].wire_down is None and others[0].wire_down > 0
+
+
+def test_three_workers_repeat_to_the_bit_where_a_cohort_leaves_one_out(digits, tmp_path):
+    """Sums follow the hosts' order, not that in which they are done; a host without a client of the round is idle."""
+    flags = {"clients_per_round": 2, "workers": f"{PAIR},localhost", "algorithm": "scaffold"}
+    first, again = (rounds_of(digits, tmp_path, **flags)[0] for _ in range(2))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+@pytest.mark.parametrize(("algorithm", "copies"), [("fedavg", 1), ("fedadam", 1), ("scaffold", 5), ("feddyn", 4)])
+def test_only_what_clients_need_travels(digits, tmp_path, algorithm, copies):
+    """Down go the weights to each of two hosts, of scaffold's rows those of 3 clients and c, and not Adam's moments."""
+    weights, (_, record) = rounds_of(digits, tmp_path, algorithm=algorithm, workers=PAIR)
+    size = 4 * sum(w.size for w in weights)
+    assert 2 * copies * size < record.wire_down < 2 * copies * size + 50_000
+    sent_back = 6 if copies > 1 else 0  # a row a client
+    assert (2 + sent_back) * size < record.wire_up < (2 + sent_back) * size + 50_000
+
+
+def test_privacy_is_accounted_for_alike(digits, tmp_path):
+    """Noise is never the same, so weights are not compared; they move by the clipped mean and the noise of dp."""
+    first, _ = rounds_of(digits, tmp_path, aggregator="mean", rounds=1, client_lr=1e-9, workers=PAIR)
+    weights, records = rounds_of(digits, tmp_path, aggregator="dp", workers=PAIR)
+    alone = rounds_of(digits, tmp_path, aggregator="dp")[1]
+    assert [record.epsilon for record in records] == [record.epsilon for record in alone]
+    assert 1e-3 < largest_difference(weights, first) < 1 and records[0].clients == []
