@@ -10,6 +10,7 @@ import textwrap
 import adversity
 import algorithms
 import default_run
+import hosts
 import niid_bench
 import paper
 import round_time
@@ -36,6 +37,11 @@ def tables() -> dict[str, str]:
         found[name] = f"{table(result['rows'])}\n\n({result.get('machine', 'the same')}.)"
     result = read("algorithms")
     found["algorithms"] = f"{algorithms.table(result['results'])}\n\n({result['machine']}.)"
+    if (RESULTS / "hosts.json").exists():
+        several = read("hosts")
+        found["hosts"] = f"{hosts.cost_table(several['costs'])}\n\n({several['machine']}.)"
+        found["hosts_rows"] = hosts.row_table(several["rows"])
+        found["hosts_calculation"] = hosts.calculation(several, read("scaling")["rows"])
     startup = read("startup")
     rows = sorted(startup["seconds"].items(), key=lambda row: -row[1])
     rows = [*[row for row in rows if row[1] >= 0.1], ("the whole run", startup["total_s"])]

@@ -1,0 +1,165 @@
+"""What several hosts cost and change: workers on this machine in their place, so without a network between.
+
+    python benchmarks/hosts.py    # five minutes; results/hosts.json
+
+Seconds, bytes and processor time of a round on 1, 2 and 3 workers; and how far the weights of two and three are from
+those of one, algorithm by algorithm and aggregator by aggregator.
+"""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import federated_learning as fl  # noqa: E402
+
+import numpy as np  # noqa: E402
+import psutil  # noqa: E402
+import round_time  # noqa: E402
+import tensorflow as tf  # noqa: E402
+import tensorflow_federated as tff  # noqa: E402
+
+RESULTS = ROOT / "benchmarks" / "results" / "hosts.json"
+COUNTS, ROUNDS = (1, 2, 3), 7
+WORKS = {  # the model, and images a client of ten
+    "mlp, 10 clients x 6,000 images, B = 32, E = 1": ("mlp", 6000, 32),
+    "cnn, 10 clients x 300 images, B = 10, E = 1": ("cnn", 300, 10),
+}
+SMALL = {"dataset": "digits", "model": "mlp", "rounds": 3, "num_clients": 6, "local_epochs": 2}
+KRUM = {"tolerated": 1}
+ROWS = [{"algorithm": name} for name in fl.ALGORITHMS if name != "fedsgd"]
+ROWS += [{"algorithm": "fedsgd", "local_epochs": 1}]
+ROWS += [
+    {"aggregator": name} | (KRUM if "krum" in name else {}) for name in fl.AGGREGATORS if name not in ("mean", "dp")
+]
+ROWS += [{"model": "small-cnn"}, {"model": "small-cnn", "algorithm": "scaffold"}]
+
+
+def states(config: fl.Config, dataset: fl.Dataset | None = None) -> Iterator:
+    """Yields (state, record) after each round, without evaluation."""
+    nothing = fl.Evaluation(0.0, 0.0, np.zeros(0, np.uint8), np.zeros((10, 10), np.int64))
+    experiment = fl.prepare(config, dataset)
+    parts = experiment.partition.sizes, experiment.process, lambda _: nothing
+    for state, record, _ in fl.run_rounds(config, *parts, shards=experiment.shards):
+        yield state, record
+
+
+def cost(work: str, count: int) -> dict:
+    """Medians over ROUNDS rounds after one to warm up."""
+    model, images, batch = WORKS[work]
+    config = fl.Config().but(
+        model=model, partition="iid", local_epochs=1, batch_size=batch, client_lr=0.05, rounds=ROUNDS + 1,
+        cache=str(ROOT / ".cache"), workers=",".join(["localhost"] * count),
+    )  # fmt: skip
+    full = fl.load_dataset(config.data)
+    train = fl.Split(full.train.images[: 10 * images], full.train.labels[: 10 * images])
+    dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {10 * images}")
+    rows, spent = [], []
+    for _, record in states(config, dataset):
+        rows.append(record)
+        tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
+        spent.append(sum(sum(process.cpu_times()[:2]) for process in tree))
+    return {
+        "work": work,
+        "workers": count,
+        "seconds": [row.seconds for row in rows[1:]],
+        "cpu_s": round((spent[-1] - spent[0]) / ROUNDS, 3),
+        "wire_down": rows[-1].wire_down,
+        "wire_up": rows[-1].wire_up,
+    }
+
+
+def megabyte() -> float:
+    """Seconds that the coordinator spends on a megabyte to a worker and one back, the median of 20 of 6.6 MB."""
+    values = np.ones(1_663_370, np.float32)  # as many as the cnn has parameters
+
+    @tff.tensorflow.computation(tff.TensorType(np.float32, values.shape))
+    def back(x):
+        return tf.identity(x)
+
+    seconds = []
+    with fl.Worker(1) as worker:
+        for _ in range(21):
+            began = time.perf_counter()
+            worker.call("back", back, values)
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds[1:]) / (values.nbytes / 1e6)
+
+
+def difference(row: dict, count: int, folder: str) -> float:
+    """The largest difference of a weight after SMALL's rounds on `count` workers from those of one."""
+    weights = []
+    for workers in (1, count):
+        config = fl.Config().but(**{**SMALL, **row, "workers": ",".join(["localhost"] * workers), "cache": folder})
+        weights.append([np.asarray(w) for w in list(states(config))[-1][0].global_model_weights.trainable])
+    return max(float(np.abs(a - b).max()) for a, b in zip(*weights, strict=True))
+
+
+def cost_table(rows: list[dict]) -> str:
+    """Seconds, bytes and processor time as Markdown."""
+    lines = ["| work | workers | s / round, median | CPU-s | MB down | MB up |", "| --- " * 6 + "|"]
+    for row in rows:
+        wire = [f"{row[way] / 1e6:.2f}" if row[way] else "–" for way in ("wire_down", "wire_up")]
+        median = statistics.median(row["seconds"])
+        lines.append(f"| {row['work']} | {row['workers']} | {median:.3f} | {row['cpu_s']:.2f} | {' | '.join(wire)} |")
+    return "\n".join(lines)
+
+
+def row_table(rows: list[dict]) -> str:
+    """Differences as Markdown."""
+    lines = ["| row | two workers | three |", "| --- " * 3 + "|"]
+    return "\n".join([*lines, *(f"| {row['row']} | {row['two']:.0e} | {row['three']:.0e} |" for row in rows)])
+
+
+TREE = 32  # hosts that one host merges for
+MILLION, HOSTS = 1_000_000, (1, 10, 100, 1000)
+
+
+def calculation(result: dict, scaling: list[dict]) -> str:
+    """A round of a million clients of 6 images on so many hosts like this, from the measured costs, as Markdown."""
+    largest = scaling[-1]
+    client = statistics.median(largest["seconds"]) / largest["clients"]
+    lines = ["| hosts | training (s) | merging at one coordinator (s) | in a tree of 32 (s) |", "| --- " * 4 + "|"]
+    (two,) = (row for row in result["costs"] if row["work"].startswith("mlp") and row["workers"] == 2)
+    each = two["wire_down"] / 2 / 1e6 * result["s_per_megabyte"]
+    for hosts in HOSTS:
+        levels = max(1, math.ceil(math.log(hosts, TREE)))
+        tree = levels * min(hosts, TREE) * each
+        lines.append(f"| {hosts:,} | {MILLION * client / hosts:,.2f} | {hosts * each:,.2f} | {tree:,.2f} |")
+    most = math.sqrt(MILLION * client / each)
+    return "\n".join(lines) + (
+        f"\n\nA client costs {1000 * client:.2f} ms (`scaling.json`), a megabyte there and back "
+        f"{1000 * result['s_per_megabyte']:.1f} ms of the coordinator's time (a 1 Gbit/s link takes 8 each way), `mlp`'s "
+        f"weights {two['wire_down'] / 2e6:.2f} MB. Beyond some {most:,.0f} hosts the coordinator is what a round waits for."
+    )
+
+
+def main() -> None:
+    if len(sys.argv) > 1:  # one cost, in a process of its own
+        print(json.dumps(cost(sys.argv[1], int(sys.argv[2]))), flush=True)
+        return
+    costs, rows = [], []
+    for work in WORKS:
+        for count in COUNTS:
+            done = subprocess.run([sys.executable, __file__, work, str(count)], stdout=subprocess.PIPE, check=True)
+            costs.append(json.loads(done.stdout))
+            print(costs[-1], flush=True)
+    for row in ROWS:
+        with tempfile.TemporaryDirectory() as folder:
+            name = ", ".join(str(value) for field, value in row.items() if field != "tolerated" and value != 1)
+            rows.append({"row": name, "two": difference(row, 2, folder), "three": difference(row, 3, folder)})
+            print(rows[-1], flush=True)
+    result = {"machine": round_time.machine(), "costs": costs, "rows": rows, "s_per_megabyte": round(megabyte(), 5)}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
