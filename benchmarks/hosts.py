@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -135,11 +136,13 @@ def calculation(result: dict, scaling: list[dict]) -> str:
         tree = levels * min(hosts, TREE) * each
         lines.append(f"| {hosts:,} | {MILLION * client / hosts:,.2f} | {hosts * each:,.2f} | {tree:,.2f} |")
     most = math.sqrt(MILLION * client / each)
-    return "\n".join(lines) + (
-        f"\n\nA client costs {1000 * client:.2f} ms (`scaling.json`), a megabyte there and back "
-        f"{1000 * result['s_per_megabyte']:.1f} ms of the coordinator's time (a 1 Gbit/s link takes 8 each way), `mlp`'s "
-        f"weights {two['wire_down'] / 2e6:.2f} MB. Beyond some {most:,.0f} hosts the coordinator is what a round waits for."
+    told = (
+        f"A client costs {1000 * client:.2f} ms (`scaling.json`), a megabyte there and back "
+        f"{1000 * result['s_per_megabyte']:.1f} ms of the coordinator's time (a 1 Gbit/s link takes 8 each way), "
+        f"`mlp`'s weights {two['wire_down'] / 2e6:.2f} MB. Beyond some {most:,.0f} hosts a round waits for the "
+        "coordinator; a tree, in which hosts merge for 32 others, would do, as merges may be grouped in any way."
     )
+    return "\n".join([*lines, "", *textwrap.wrap(told, 120)])
 
 
 def main() -> None:

@@ -146,6 +146,9 @@ class Hosts:
         while True:
             place = self.doing[part]
             worker = self.workers[place]
+            if worker.host in self.gone:
+                self._hand_over(part, f"{what}: {worker.host} is gone")
+                continue
             try:
                 with self.locks[place]:
                     if worker.ended and not self.over:

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from harness import plots, stopping
 from harness.command_line import Progress, notice, say
 from harness.files import DAMAGE, append, csv_table, json_line, read_bytes, write_file
+from harness.hosts import HERE
 from harness.run_folder import go_on
 from harness.worker import Worker
 from variants.datasets import Split
@@ -27,7 +28,7 @@ import numpy as np
 
 STORE = "baselines.jsonl"
 PLAIN = {"algorithm": "fedavg", "aggregator": "mean", "clients_per_round": 0, "sampling": "fixed", "server_lr": 0.0}
-PLAIN |= {"server_schedule": "constant", **vars(Adversity())}
+PLAIN |= {"server_schedule": "constant", "workers": HERE, **vars(Adversity())}
 ONE = {"num_clients": 1, "partition": "iid", "partition_file": "", "min_images": 0}
 
 
