@@ -173,16 +173,17 @@ class Hosts:
                 place = (part + step) % len(self.names)
                 if self.names[place] in self.gone:
                     continue
+                notice(f"{why}; {self.names[place]} gets its clients' shards, and takes them over")
                 try:
                     if self.names[place] != hosts.HERE:
                         self._send(self.names[place], [part])
-                except UserError:
+                except UserError as error:
                     self.gone.add(self.names[place])
+                    why = str(error)
                     continue
-                notice(f"{why}; {self.names[place]} gets its clients' shards, and takes them over")
                 self.doing[part] = place
                 return
-        raise RunFailed(f"{why}, and no other host is left")
+        raise RunFailed(f"{why}; and no other host is left")
 
 
 class Sending:

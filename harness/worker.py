@@ -307,9 +307,10 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         if not line.isdigit():
             if self.host != hosts.HERE:
                 self._words.join(1)  # they may be on their way
-            there = hosts.explain_guard(self.host, line) if line else hosts.explain(self.host, self._last_words)
-            said = line if self.host == hosts.HERE else there
-            raise Unreachable(f"{self.name} did not start{f': {said}' if said else ''}; see {self.log}")
+                said = hosts.explain_guard(self.host, line) if line else hosts.explain(self.host, self._last_words)
+                if said:
+                    raise Unreachable(said)
+            raise Unreachable(f"{self.name} did not start{line and f': {line}'}; see {self.log}")
         return int(line)
 
     def _wait_until_open(self, channel: grpc.Channel) -> None:

@@ -157,7 +157,7 @@ def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_ma
         code, _, errors = finish(process)
     finally:
         pair[0][0].start()
-    assert code == 1 and "no other host is left" in errors[-1] and "Traceback" not in "".join(errors), errors
+    assert code == 1 and "and no other host is left" in errors[-1] and "Traceback" not in "".join(errors), errors
     (run,) = (tmp_path / "runs").iterdir()
     resumed = ("--resume", str(run))
     code, _, errors = finish(begin(tmp_path, pair, *resumed, hosts="hostB"))
