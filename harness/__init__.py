@@ -12,7 +12,7 @@ import sys
 from harness.stopping import listen
 
 SCRIPT = "federated_learning.py"
-PACKAGES = ("numpy", "grpc", "psutil", "tqdm", "tyro", "matplotlib", "sklearn", "tensorflow", "tensorflow_federated")
+PACKAGES = ("numpy", "grpc", "tqdm", "tyro", "matplotlib", "sklearn", "tensorflow", "tensorflow_federated")
 
 
 def refuse(reason):

@@ -149,7 +149,7 @@ def test_an_algorithm_is_what_it_is_defined_by():
 
 def test_more_memory_than_a_gibibyte_is_refused(digits, tmp_path):
     config = configure(dataset="digits", model="cnn", num_clients=1000, algorithm="scaffold", cache=str(tmp_path))
-    with pytest.raises(UserError, match="num_clients=1000 .* 6.2 GiB .* at most 161 clients"):
+    with pytest.raises(UserError, match="num_clients makes 1,001 rows .* 6.2 GiB, .* at most 160 clients"):
         fl.build_process(config, 10, tmp_path, np.ones(1000))
 
 

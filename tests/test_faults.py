@@ -85,7 +85,7 @@ def go(rounds, monkeypatch, tmp_path):
     """go(name) makes a run in the folder `name`, or goes on with it, and returns what it leaves: name -> bytes."""
     config, experiment, yielded = rounds
 
-    def replay(config, sizes, process, evaluate, state=None, log=None):
+    def replay(config, sizes, process, evaluate, state=None, **places):
         done = int(state.client_work.round) if state else 0
         if done:
             ours, theirs = state.global_model_weights, yielded[done - 1][0].global_model_weights

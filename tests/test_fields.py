@@ -2,9 +2,9 @@
 
 import federated_learning as fl
 from harness.fields import UserError
-from runs import configure
 
 import pytest
+from runs import configure
 
 WRONG = [(field, value) for field, values in {
     "num_clients": [0, -1, 60_001, 2.5, "10", None, True, float("nan")],

@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 
 from harness.fields import UserError
-from runs import SECONDS, command, configure, start, wait_for_round
 
 import psutil
 import pytest
 from machines import machines, tool, why_not
+from runs import SECONDS, command, configure, start, wait_for_round
 
-RUN = ("--dataset", "digits", "--model", "mlp", "--rounds", "12", "--num-clients", "6", "--local-epochs", "20")
+RUN = ("--dataset", "digits", "--model", "mlp", "--rounds", "40", "--num-clients", "6", "--local-epochs", "20")
 REASON = why_not()
 needs_machines = pytest.mark.skipif(bool(REASON), reason=REASON)
 

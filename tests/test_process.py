@@ -5,7 +5,6 @@ from typing import Any, NamedTuple
 import federated_learning as fl
 from harness.guard import threads_each
 from harness.records import Evaluation, make_record
-from runs import configure
 from variants.datasets import make_dataset
 
 import numpy as np
@@ -22,6 +21,7 @@ from reference import (
     weighted_mean,
     weights_of,
 )
+from runs import configure
 
 
 def numpy_fedavg_round(config, shards, sizes, weights, round_num):

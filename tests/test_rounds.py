@@ -1,11 +1,11 @@
 """Rounds over two workers here against those of one: every algorithm and aggregator, what travels, in which order."""
 
 import federated_learning as fl
-from runs import configure
 
 import numpy as np
 import pytest
 from reference import largest_difference, weights_of
+from runs import configure
 
 SMALL = {"dataset": "digits", "model": "mlp", "rounds": 2, "num_clients": 6, "local_epochs": 2}
 PAIR = "localhost,localhost"

@@ -405,7 +405,7 @@ def check_memory(rows: int, parameters: int, name: str) -> int:
     gibibytes = 4 * rows * parameters / 2**30
     if gibibytes > 1:
         raise UserError(
-            f"num_clients={rows} of {parameters:,} parameters are {gibibytes:.1f} GiB that algorithm={name!r} keeps; "
-            f"choose at most {2**28 // parameters} clients, or a smaller model"
+            f"num_clients makes {rows:,} rows of {parameters:,} parameters, {gibibytes:.1f} GiB, that "
+            f"algorithm={name!r} keeps; choose at most {2**28 // parameters - 1} clients, or a smaller model"
         )
     return parameters if rows else 0
