@@ -180,7 +180,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     `bytes_sent` and `bytes_received` count the messages to and from it. A worker that does nothing about a request for
     `patience` seconds of wall time is ended. WorkerLost is raised where it ends before its time. On another machine,
-    `host`, it runs in `folder` there, which `hosts.prepare` has filled; without one in `folder` here.
+    `host`, it runs in `folder` there, to which worker and shards were sent; without one in `folder` here.
     """
 
     def __init__(

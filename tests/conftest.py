@@ -52,8 +52,8 @@ def nothing_goes_on():
 
 
 STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}
-STARTERS |= {"NotebookClient", "KernelManager", "compare"}
-STARTED = {"whole", "half", "twice", "undisturbed", "own", "go", "learners"}  # fixtures
+STARTERS |= {"NotebookClient", "KernelManager", "compare", "rounds_of"}
+STARTED = {"whole", "half", "twice", "undisturbed", "own", "go", "learners", "pair"}  # fixtures
 
 
 def pytest_collection_modifyitems(items):

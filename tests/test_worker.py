@@ -13,26 +13,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from runs import ROOT, SECONDS, command, gone, run_script, worker_of
+from runs import ROOT, SECONDS, command, gone, run_script, start, wait_for_round, worker_of
 
 LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
 SHORT = ("--dataset", "digits", "--model", "small-cnn", "--rounds", "4", "--local-epochs", "4")
 
 
-def start(folder, *words):
-    return subprocess.Popen(words, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for_round(process):
-    """Reads the run's lines until one of a round; then rounds are going on."""
-    for line in process.stdout:
-        if line.startswith("round "):
-            return
-    raise AssertionError(process.stderr.read())
-
-
 def test_normal_end_leaves_no_worker(tmp_path):
-    process = start(tmp_path, *command("--dataset", "digits", "--model", "mlp", "--rounds", "2"))
+    process = start(tmp_path, "--dataset", "digits", "--model", "mlp", "--rounds", "2")
     worker = worker_of(process)
     assert process.communicate(timeout=SECONDS)[1] == "" and process.returncode == 0
     assert gone(worker, 0.5)
@@ -43,7 +31,9 @@ def test_exception_leaves_no_worker(tmp_path):
         "import sys; sys.path.insert(0, sys.argv[1]); import federated_learning as fl\n"
         "with fl.Worker(1) as worker: print(worker.pid, flush=True); raise RuntimeError('in the run')"
     )
-    process = start(tmp_path, sys.executable, "-c", code, str(ROOT))
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, str(ROOT)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
     worker = psutil.Process(int(process.stdout.readline()))
     assert "in the run" in process.communicate(timeout=SECONDS)[1] and process.returncode == 1
     assert gone(worker, 0.5)
@@ -51,7 +41,7 @@ def test_exception_leaves_no_worker(tmp_path):
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
 def test_signal_leaves_no_worker(tmp_path, sent, exit_code):
-    process = start(tmp_path, *command(*LONG))
+    process = start(tmp_path, *LONG)
     worker = worker_of(process)
     wait_for_round(process)
     process.send_signal(sent)
@@ -65,7 +55,7 @@ def test_signal_leaves_no_worker(tmp_path, sent, exit_code):
 
 
 def test_killed_while_the_worker_starts(tmp_path):
-    process = start(tmp_path, *command(*LONG))
+    process = start(tmp_path, *LONG)
     worker = worker_of(process)
     process.kill()
     process.communicate(timeout=5)
@@ -94,7 +84,7 @@ def rows_of(folder):
 
 @pytest.mark.parametrize(("sent", "said"), [(signal.SIGKILL, "worker ended"), (signal.SIGSTOP, "hung for 2 s")])
 def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(tmp_path, undisturbed, sent, said):
-    process = start(tmp_path, *command(*SHORT, "--patience", "2"))
+    process = start(tmp_path, *SHORT, "--patience", "2")
     worker = worker_of(process)
     wait_for_round(process)
     os.kill(worker.pid, sent)
@@ -105,7 +95,7 @@ def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(tmp_path, 
 
 
 def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_path):
-    process = start(tmp_path, *command(*LONG, "--model", "cnn", "--local-epochs", "50"))
+    process = start(tmp_path, *LONG, "--model", "cnn", "--local-epochs", "50")
     workers = []
     for _ in range(3):
         workers.append(worker_of(process, besides=workers))
@@ -119,7 +109,7 @@ def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_pat
 def test_nobody_else_reaches_the_worker(tmp_path):
     """The worker's network namespace is its own, and its listening port is none of this machine's."""
     doors = set(Path(tempfile.gettempdir()).glob("fl-*/door"))
-    process = start(tmp_path, *command(*LONG))
+    process = start(tmp_path, *LONG)
     worker = worker_of(process)
     wait_for_round(process)
     ours, its = (os.readlink(f"/proc/{pid}/ns/net") for pid in (os.getpid(), worker.pid))
