@@ -35,22 +35,27 @@ class Cell(NamedTuple):
 
 
 CELLS = {
-    "2nn-iid": Cell("2NN, IID, B = 10", "--preset mcmahan-2nn-iid", 87, 43, (0.05, 0.1, 0.2)),
-    "2nn-noniid": Cell("2NN, two shards, B = 10", "--preset mcmahan-2nn-noniid", 664, 439, (0.05, 0.1, 0.2)),
+    "2nn-iid": Cell("2NN, IID, B = 10", "--preset mcmahan-2nn-iid", 87, 43, (0.05, 0.1, 0.2, 0.3, 0.4)),
+    "2nn-noniid": Cell("2NN, two shards, B = 10", "--preset mcmahan-2nn-noniid", 664, 439, (0.05, 0.1, 0.2, 0.3)),
     "2nn-iid-all": Cell(
         "2NN, IID, B = ∞", "--preset mcmahan-2nn-iid --batch-size 0 --client-lr 0.5", 1474, None, (0.2, 0.5, 1.0)
     ),
     "2nn-noniid-all": Cell(
-        "2NN, two shards, B = ∞", "--preset mcmahan-2nn-noniid --batch-size 0 --client-lr 0.5", 1796, None, (0.2, 0.5)
+        "2NN, two shards, B = ∞",
+        "--preset mcmahan-2nn-noniid --batch-size 0 --client-lr 0.5",
+        1796,
+        None,
+        (0.2, 0.5, 1.0),
     ),
-    "cnn-iid": Cell("CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1)),
+    "cnn-iid": Cell("CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1, 0.15, 0.2)),
     "cnn-noniid": Cell("CNN, two shards, B = 10", "--preset mcmahan-cnn-noniid", 206, None, (), (0,)),
 }
 
 
 def tune(names: list[str]) -> None:
     """Rounds to the target on held-out images, seed 0, for each rate; the fewest are taken into the presets."""
-    rows = []
+    with RATES.open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["cell"] not in names]
     for name in names:
         for rate in CELLS[name].rates:
             flags = f"{CELLS[name].flags} --client-lr {rate} --holdout 10000 --seed 0"

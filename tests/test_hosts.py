@@ -8,6 +8,7 @@ from pathlib import Path
 
 from harness.fields import UserError
 
+import numpy as np
 import psutil
 import pytest
 from machines import machines, tool, why_not
@@ -84,6 +85,18 @@ def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alon
     assert "hostA: TFF's worker and 3 shards are there" in said
     assert [machine.shards() for machine in pair[0]] == [["0.bin", "2.bin", "4.bin"], ["1.bin", "3.bin", "5.bin"]]
     assert none_left(pair, 2)
+
+
+def test_the_bytes_in_the_table_are_those_of_the_links(tmp_path, pair):
+    """Worker and shards are there already; what ssh, rsync and TCP add is a few per cent."""
+    finish(begin(tmp_path, pair, *RUN, "--rounds", "1", "--name", "sent"))
+    before = [machine.counted() for machine in pair[0]]
+    code, _, errors = finish(begin(tmp_path, pair, *RUN, "--name", "counted"))
+    assert code == 0, errors
+    links = np.sum([machine.counted() for machine in pair[0]], axis=0) - np.sum(before, axis=0)
+    rounds = json.loads((tmp_path / "runs" / "counted" / "metrics.json").read_text())["rounds"]
+    told = np.sum([(record["wire_down"], record["wire_up"]) for record in rounds], axis=0)
+    assert (told > 10_000_000).all() and (links > told).all() and (links < 1.05 * told).all(), (links, told)
 
 
 def kill_ssh(process, machine):
