@@ -21,9 +21,9 @@ HERE = "localhost"
 HEARTBEAT = 5.0  # seconds between two bytes to a guard, which takes four times that for our end
 SSH = [
     "ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oControlPath=none", "-oControlMaster=no",
-    "-oServerAliveInterval=5", "-oServerAliveCountMax=3", "-oExitOnForwardFailure=yes", "-oForwardAgent=no",
-    "-oForwardX11=no", "-oClearAllForwardings=no",
+    "-oServerAliveInterval=5", "-oServerAliveCountMax=3", "-oForwardAgent=no", "-oForwardX11=no",
 ]  # fmt: skip
+ALONE = "-oClearAllForwardings=yes"  # those of the user's own configuration
 CONNECT_SECONDS, SEND_SECONDS = 30, 3600
 OLDEST_GLIBC = (2, 29)
 # What is asked of a host, in its own Python; it answers with a line of JSON: what is wrong, or nothing.
@@ -106,7 +106,7 @@ def explain_guard(host: str, line: str) -> str:
 
 def ask(host: str, code: str, *words: str) -> str:
     """Return what Python `code` prints on the host. Raise UserError, in one line, where it cannot be run there."""
-    command = [*SSH, "--", host, shlex.join(["python3", "-ISc", 'exec(__import__("sys").stdin.read())', *words])]
+    command = [*SSH, ALONE, "--", host, shlex.join(["python3", "-ISc", 'exec(__import__("sys").stdin.read())', *words])]
     try:
         done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=CONNECT_SECONDS)
     except FileNotFoundError as error:
@@ -137,7 +137,7 @@ def send(host: str, source: Path, names: Sequence[str], target: str, checked: bo
 
     What is there already stays; `checked` compares contents, not only sizes and times. Raise UserError where it fails.
     """
-    ssh = shlex.join(SSH)
+    ssh = shlex.join([*SSH, ALONE])
     flags = ["-rptW", "-s", "--files-from=-", "--info=progress2", "--no-inc-recursive"]
     command = ["rsync", *flags, *(["-c"] if checked else []), "-e", ssh, "--", f"{source}/", f"{host}:{target}/"]
     try:
@@ -172,4 +172,14 @@ def guard_command(host: str, door: str, guard: str, clients_at_once: int, cache:
     there, size = f"/tmp/fl-{token}/door", len(guard.encode())
     code = f'exec(__import__("sys").stdin.buffer.read({size}))'
     words = ["python3", "-ISc", code, "0", there, "./worker_binary", "yes", str(clients_at_once), cache]
-    return [*SSH, "-oStreamLocalBindMask=0177", "-L", f"{door}:{there}", "--", host, "exec " + shlex.join(words)]
+    return [
+        *SSH,
+        "-oClearAllForwardings=no",
+        "-oExitOnForwardFailure=yes",
+        "-oStreamLocalBindMask=0177",
+        "-L",
+        f"{door}:{there}",
+        "--",
+        host,
+        "exec " + shlex.join(words),
+    ]

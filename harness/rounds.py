@@ -92,7 +92,8 @@ class Hosts:
         binary = Path(tff.__file__).parent / "data"
         with Sending(name) as progress:
             progress.follow(hosts.send(name, binary, ["worker_binary"], self.cache))
-            progress.follow(hosts.send(name, self.shards.parent, own, self.cache, checked=True))
+            if own:
+                progress.follow(hosts.send(name, self.shards.parent, own, self.cache, checked=True))
         say(f"{name}: TFF's worker and {len(own):,} shards are there, {progress.sent / 1e6:,.1f} MB sent")
 
     def share(self, clients: Sequence[int]) -> list[list[int]]:
