@@ -48,7 +48,7 @@ class Work:
         train = fl.Split(full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS])
         dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {images * CLIENTS}")
         self.config, self.training = config, fl.own_values(config)
-        self.dataset, self.partition, self.shards, self.process, self.evaluate = fl.prepare(config, dataset)
+        self.dataset, self.partition, self.shards, self.process, _ = fl.prepare(config, dataset)
 
     def client_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(images float32[n,28,28,1] in 0..1, labels int32[n]) of each client."""
@@ -72,7 +72,8 @@ class Work:
         return path
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
-        return self.evaluate(fl.tff.learning.models.ModelWeights([np.asarray(w) for w in weights], [])).accuracy
+        evaluate = fl.build_evaluator(self.config, self.dataset)  # now: TFF's own way spoils models made before
+        return evaluate(fl.tff.learning.models.ModelWeights([np.asarray(w) for w in weights], [])).accuracy
 
 
 # Each contender is a generator: it sets up, then does a round each time it is asked, and yields the global weights.
