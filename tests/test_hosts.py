@@ -2,11 +2,14 @@
 
 import json
 import os
+import socket
 import subprocess
 import time
 from pathlib import Path
 
 from harness.fields import UserError
+from harness.guard import close_door, open_door
+from harness.worker import private_folder
 
 import numpy as np
 import psutil
@@ -215,6 +218,8 @@ def test_nobody_else_gets_in(tmp_path, pair):
             inside = [tool("ip"), "netns", "exec", machine.space]
             told = subprocess.run([*inside, tool("ss"), "-Hltn"], capture_output=True, text=True, check=True)
             assert [line.split()[3] for line in told.stdout.splitlines()] == [f"{machine.address}:22"]
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection((machine.address, 8000), timeout=2)
             worker = wait_for_worker(machine)
             assert os.readlink(f"/proc/{worker.pid}/ns/net") != os.readlink(f"/proc/{machine.sshd.pid}/ns/net")
         assert set(Path("/tmp").glob("fl-*")) <= before  # closed behind us, on both sides
@@ -222,6 +227,22 @@ def test_nobody_else_gets_in(tmp_path, pair):
         process.kill()
         process.communicate()
     assert none_left(pair)
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may act as another user")
+def test_another_user_does_not_come_to_the_door(tmp_path):
+    """While the way in is open, here and on a host: the folder is this user's alone."""
+    with private_folder() as here:
+        there = Path(here).resolve()
+        (there / "door").touch()
+        assert there.stat().st_mode & 0o777 == 0o700
+        done = subprocess.run(["cat", str(there / "door")], user=65534, capture_output=True, text=True)
+        assert "Permission denied" in done.stderr
+    listener, path = open_door(str(tmp_path / "fl-0" / "door"))
+    assert Path(path).parent.stat().st_mode & 0o777 == 0o700
+    listener.close()
+    close_door(path)
+    assert not Path(path).parent.exists()
 
 
 def refuse(tmp_path, pair, host, **environment):
