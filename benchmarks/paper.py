@@ -32,8 +32,10 @@ class Cell(NamedTuple):
     fedlab: int | None
     rates: tuple[float, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
+    held_out: str = ""  # flags of the choice of the rate
 
 
+EASIER = "--target-accuracy 0.985 --rounds 30"  # these images are harder than the test images: 99 % is out of reach
 CELLS = {
     "2nn-iid": Cell("2NN, IID, B = 10", "--preset mcmahan-2nn-iid", 87, 43, (0.05, 0.1, 0.2, 0.3, 0.4)),
     "2nn-noniid": Cell("2NN, two shards, B = 10", "--preset mcmahan-2nn-noniid", 664, 439, (0.05, 0.1, 0.2, 0.3)),
@@ -47,7 +49,7 @@ CELLS = {
         None,
         (0.2, 0.5, 1.0),
     ),
-    "cnn-iid": Cell("CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1, 0.15, 0.2)),
+    "cnn-iid": Cell("CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1, 0.15, 0.2), held_out=EASIER),
     "cnn-noniid": Cell("CNN, two shards, B = 10", "--preset mcmahan-cnn-noniid", 206, None, (), (0,)),
 }
 
@@ -58,7 +60,7 @@ def tune(names: list[str]) -> None:
         rows = [row for row in csv.DictReader(file) if row["cell"] not in names]
     for name in names:
         for rate in CELLS[name].rates:
-            flags = f"{CELLS[name].flags} --client-lr {rate} --holdout 10000 --seed 0"
+            flags = f"{CELLS[name].flags} --client-lr {rate} --holdout 10000 --seed 0 {CELLS[name].held_out}"
             metrics = once(RUNS / f"tune-{name}-{rate}", flags)
             best = max(row["test_accuracy"] for row in metrics["rounds"])
             rows.append(
