@@ -3,9 +3,11 @@
 python benchmarks/readme.py
 """
 
+import csv
 import json
 import statistics
 import textwrap
+from pathlib import Path
 
 import adversity
 import algorithms
@@ -42,6 +44,7 @@ def tables() -> dict[str, str]:
         found["hosts"] = f"{hosts.cost_table(several['costs'])}\n\n({several['machine']}.)"
         found["hosts_rows"] = hosts.row_table(several["rows"])
         found["hosts_calculation"] = hosts.calculation(several, read("scaling")["rows"])
+    found["tuning"] = "\n\n".join(csv_table(RESULTS / f"{name}.csv") for name in ("tuning", "optimizers"))
     startup = read("startup")
     rows = sorted(startup["seconds"].items(), key=lambda row: -row[1])
     rows = [*[row for row in rows if row[1] >= 0.1], ("the whole run", startup["total_s"])]
@@ -49,6 +52,13 @@ def tables() -> dict[str, str]:
         ["| part | seconds |", "| --- | --- |", *(f"| {name} | {s:.2f} |" for name, s in rows)]
     )
     return found
+
+
+def csv_table(path: Path) -> str:
+    """A CSV file as Markdown."""
+    with path.open(newline="") as file:
+        names, *rows = csv.reader(file)
+    return "\n".join(f"| {' | '.join(row)} |" for row in [names, ["---"] * len(names), *rows])
 
 
 def speed(rows: list[dict]) -> str:
