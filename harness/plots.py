@@ -219,7 +219,13 @@ def plot_gain(rows: Sequence[Any], note: str) -> Figure:
             axes.annotate(str(row.client), place, xytext=(5, 3), textcoords="offset points", fontsize=8, color=GREY)
     axes.set(xlabel="the client's label skew (total-variation distance to all clients' labels)")
     axes.set(ylabel="gain over its own model,\non its own label mix (percentage points)")
+    axes.set_yscale("symlog", linthresh=2)  # a client whose own model never learned gains fifty times the others
+    most = np.nanmax(np.abs([1, *tuned, *(100 * row.gain for row in rows)]))
+    ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100) if tick < 2.5 * most]
+    axes.set_yticks(sorted({*ticks, *(-tick for tick in ticks)}))
     plain(axes)
+    axes.margins(y=0.15)
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
