@@ -138,7 +138,7 @@ def send(host: str, source: Path, names: Sequence[str], target: str, checked: bo
     What is there already stays; `checked` compares contents, not only sizes and times. Raise UserError where it fails.
     """
     ssh = shlex.join([*SSH, ALONE])
-    flags = ["-rptW", "-s", "--files-from=-", "--info=progress2", "--no-inc-recursive"]
+    flags = ["-rptW", "-s", "--files-from=-", "--info=progress2", "--outbuf=N", "--no-inc-recursive"]
     command = ["rsync", *flags, *(["-c"] if checked else []), "-e", ssh, "--", f"{source}/", f"{host}:{target}/"]
     try:
         process = subprocess.Popen(

@@ -89,11 +89,12 @@ class Hosts:
     def _send(self, name: str, parts: Sequence[int]) -> None:
         """Send TFF's worker and the shards of these parts' clients to another host, where they are not there yet."""
         own = [f"{self.shards.name}/{k}.bin" for k in range(self.clients) if k % len(self.names) in parts]
-        binary = Path(tff.__file__).parent / "data"
-        with Sending(name) as progress:
-            progress.follow(hosts.send(name, binary, ["worker_binary"], self.cache))
+        data, folder = Path(tff.__file__).parent / "data", self.shards.parent
+        paths = [data / "worker_binary", *(folder / shard for shard in own)]
+        with Sending(name, sum(path.stat().st_size for path in paths)) as progress:
+            progress.follow(hosts.send(name, data, ["worker_binary"], self.cache))
             if own:
-                progress.follow(hosts.send(name, self.shards.parent, own, self.cache, checked=True))
+                progress.follow(hosts.send(name, folder, own, self.cache, checked=True))
         say(f"{name}: TFF's worker and {len(own):,} shards are there, {progress.sent / 1e6:,.1f} MB sent")
 
     def share(self, clients: Sequence[int]) -> list[list[int]]:
@@ -190,8 +191,8 @@ class Hosts:
 class Sending:
     """A live display of the bytes that go to a host, on stderr; nothing where that is no terminal."""
 
-    def __init__(self, host: str):
-        self.bar = tqdm.tqdm(desc=f"to {host}", unit="B", unit_scale=True, leave=False, disable=None)
+    def __init__(self, host: str, most: int):
+        self.bar = tqdm.tqdm(desc=f"to {host}", total=most, unit="B", unit_scale=True, leave=False, disable=None)
         self.sent = 0
 
     def __enter__(self) -> Sending:
