@@ -33,6 +33,11 @@ ROWS = {
     "feddyn": "--client-lr 0.1 --dyn-alpha 0.01",
 }
 OURS = "--rounds 10 --local-epochs 3 --batch-size 32"
+# Chosen on 10,000 held-out training images, seed 0: with one label a client forgets all others within some ten steps.
+BESIDE = {
+    ("one-label", "fedavg"): "--rounds 30 --local-epochs 1 --batch-size 600 --client-lr 0.2",
+    ("one-label", "scaffold"): "--client-lr 0.01",
+}
 
 
 def table(rows: list[dict]) -> str:
@@ -57,7 +62,7 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for split in options.splits:
         for algorithm in options.rows:
-            flags = f"{SPLITS[split][0]} --algorithm {algorithm} {ROWS[algorithm]} {OURS}"
+            flags = f"{SPLITS[split][0]} --algorithm {algorithm} {ROWS[algorithm]} {OURS} {BESIDE.get((split, algorithm), '')}"
             runs = [once(RUNS / f"{split}-{algorithm}-seed{seed}", f"{flags} --seed {seed}") for seed in SEEDS]
             rows = [row for row in rows if (row["split"], row["algorithm"]) != (split, algorithm)]
             tests = [100 * metrics["test_accuracy"] for metrics in runs]
