@@ -62,7 +62,8 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for split in options.splits:
         for algorithm in options.rows:
-            flags = f"{SPLITS[split][0]} --algorithm {algorithm} {ROWS[algorithm]} {OURS} {BESIDE.get((split, algorithm), '')}"
+            flags = f"{SPLITS[split][0]} --algorithm {algorithm} {ROWS[algorithm]} {OURS}"
+            flags = f"{flags} {BESIDE.get((split, algorithm), '')}".strip()
             runs = [once(RUNS / f"{split}-{algorithm}-seed{seed}", f"{flags} --seed {seed}") for seed in SEEDS]
             rows = [row for row in rows if (row["split"], row["algorithm"]) != (split, algorithm)]
             tests = [100 * metrics["test_accuracy"] for metrics in runs]
