@@ -50,7 +50,7 @@ CELLS = {
         (0.5, 1.0),
     ),
     "cnn-iid": Cell(
-        "CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1, 0.15, 0.2, 0.25, 0.3), held_out=EASIER
+        "CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1, 0.15, 0.2, 0.25), held_out=EASIER
     ),
     "cnn-noniid": Cell("CNN, two shards, B = 10", "--preset mcmahan-cnn-noniid", 206, None, (), (0,)),
 }
