@@ -12,7 +12,8 @@ from harness.hosts import HERE, check_folder, read_hosts
 
 @dataclass(frozen=True)
 class Run(Theme):
-    """The run's files, and the process that trains. None of these flags changes a round's numbers."""
+    """The run's files, and the processes that train. None of these flags changes a round's numbers, but for the number
+    of workers their last bits."""
 
     resume: str = ""
     """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else is as it was."""
