@@ -40,14 +40,14 @@ CELLS = {
     "2nn-iid": Cell("2NN, IID, B = 10", "--preset mcmahan-2nn-iid", 87, 43, (0.05, 0.1, 0.2, 0.3, 0.4)),
     "2nn-noniid": Cell("2NN, two shards, B = 10", "--preset mcmahan-2nn-noniid", 664, 439, (0.05, 0.1, 0.2, 0.3)),
     "2nn-iid-all": Cell(
-        "2NN, IID, B = ∞", "--preset mcmahan-2nn-iid --batch-size 0 --client-lr 0.5", 1474, None, (0.5, 1.0)
+        "2NN, IID, B = ∞", "--preset mcmahan-2nn-iid --batch-size 0 --client-lr 0.5", 1474, None, (0.5,)
     ),
     "2nn-noniid-all": Cell(
         "2NN, two shards, B = ∞",
         "--preset mcmahan-2nn-noniid --batch-size 0 --client-lr 0.5",
         1796,
         None,
-        (0.5, 1.0),
+        (),
     ),
     "cnn-iid": Cell(
         "CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1, 0.15, 0.2, 0.25), held_out=EASIER
