@@ -154,6 +154,8 @@ class Hosts:
             try:
                 with self.locks[place]:
                     if worker.ended and not self.over:
+                        if not lost:  # between two rounds
+                            notice(f"{what}: {worker.name} ended; see {worker.log}; starting a fresh one")
                         worker.open()
                     return worker.invoke(what, function, need, groups)
             except (WorkerLost, Unreachable, UserError) as error:

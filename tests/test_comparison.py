@@ -88,7 +88,7 @@ def test_a_name_that_another_comparison_has_is_not_overwritten(tmp_path, monkeyp
 
 REFUSED = {
     "--partition iid,labels-per-client --num-clients 4 --labels-per-client 2": "leave some of the 10 labels to nobody",
-    "--algorithm fedavg,scaffold --model cnn --num-clients 500": "GiB that algorithm='scaffold' keeps",
+    "--algorithm fedavg,scaffold --model cnn --num-clients 500": "GiB, that algorithm='scaffold' keeps",
     "--aggregator mean,dp --epsilon-budget 0.001": "allows no round",
 }
 
