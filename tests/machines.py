@@ -46,7 +46,8 @@ class Machine:
     def __init__(self, folder: Path, name: str, number: int):
         self.folder, self.name, self.number = folder, name, number
         self.space, self.link = f"fl{os.getpid()}-{number}", f"fl{os.getpid() % 100000}v{number}"
-        self.address = f"10.213.{number}.2"
+        net = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 60 * 4 + number}"  # another run has another
+        self.gateway, self.address = f"{net}.1", f"{net}.2"
         self.own = folder / f"on-{name}"  # what the machine sees as `there`
         self.own.mkdir()
 
@@ -54,7 +55,7 @@ class Machine:
         """The namespace and its link."""
         ip("netns", "add", self.space)
         ip("link", "add", self.link, "type", "veth", "peer", "name", "eth0", "netns", self.space)
-        ip("addr", "add", f"10.213.{self.number}.1/24", "dev", self.link)
+        ip("addr", "add", f"{self.gateway}/24", "dev", self.link)
         ip("link", "set", self.link, "up")
         ip("-n", self.space, "addr", "add", f"{self.address}/24", "dev", "eth0")
         ip("-n", self.space, "link", "set", "eth0", "up")
@@ -143,6 +144,7 @@ def machines(folder: Path, *names: str) -> Iterator[tuple[list[Machine], dict[st
     common = f"User {getpass.getuser()}\nIdentityFile {folder}/user_key\nIdentitiesOnly yes\n"
     common += f"UserKnownHostsFile {folder}/known_hosts\nGlobalKnownHostsFile none\nStrictHostKeyChecking yes\n"
     text = "".join(f"Host {machine.name}\nHostName {machine.address}\n{common}" for machine in made)
+    text += f"Host closed\nHostName {made[0].address}\nPort 9\n{common}"
     (folder / "ssh_config").write_text(text)
     (folder / "bin").mkdir()
     wrapper = folder / "bin" / "ssh"  # ssh reads the configuration of the account's home, wherever HOME points
