@@ -32,7 +32,8 @@ class RoundRecord:
     got the weights and did not report. `bytes_down` and `bytes_up` are those of what the server sends and gets,
     `wire_down` and `wire_up` those that went to and came from several hosts, as measured, None with one worker here;
     `epsilon` what all rounds so far cost of privacy, None where the aggregator does not say. Under differential privacy
-    nothing about single clients is kept: no training figures, no counts, no rows, and the bytes of the expected cohort.
+    nothing about single clients is kept: no training figures, no counts, no rows, no measured bytes, and those of the
+    expected cohort.
     """
 
     round: int
@@ -52,7 +53,8 @@ class RoundRecord:
 
     def without_clients(self) -> RoundRecord:
         """Return the record without all that un-noised figures of clients, or who they were, can be told from."""
-        return replace(self, train_loss=math.nan, train_accuracy=math.nan, left_out=None, dropped=None, clients=[])
+        kept = replace(self, train_loss=math.nan, train_accuracy=math.nan, left_out=None, dropped=None, clients=[])
+        return replace(kept, wire_down=None, wire_up=None)  # the measured bytes grow with the clients drawn
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the round as a whole, by name: all but the clients' own."""

@@ -69,3 +69,4 @@ def test_privacy_is_accounted_for_alike(digits, tmp_path):
     alone = rounds_of(digits, tmp_path, aggregator="dp")[1]
     assert [record.epsilon for record in records] == [record.epsilon for record in alone]
     assert 1e-3 < largest_difference(weights, first) < 1 and records[0].clients == []
+    assert records[0].wire_down is records[0].wire_up is None  # they would tell how many clients were drawn
