@@ -7,6 +7,7 @@ way to the worker is a Unix socket on both sides, so no port is open to a networ
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import secrets
@@ -24,7 +25,7 @@ SSH = [
     "-oServerAliveInterval=5", "-oServerAliveCountMax=3", "-oForwardAgent=no", "-oForwardX11=no",
 ]  # fmt: skip
 ALONE = "-oClearAllForwardings=yes"  # those of the user's own configuration
-CONNECT_SECONDS, SEND_SECONDS = 30, 3600
+CONNECT_SECONDS = 30
 OLDEST_GLIBC = (2, 29)
 # What is asked of a host, in its own Python; it answers with a line of JSON: what is wrong, or nothing.
 PROBE = """
@@ -48,12 +49,12 @@ elif ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000):
              "(sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces), or leave the host out")
 print(json.dumps(wrong))
 """
-REFUSALS = {  # words of ssh's, and the remedy
+REFUSALS = {  # words of ssh's, and the remedy; the first that is found counts
     "Could not resolve hostname": "its name does not resolve; check it, or give it an address in ~/.ssh/config",
     "Connection refused": "no sshd answers there (connection refused); start it, or name its port in ~/.ssh/config",
-    "Host key verification failed": "its host key is not known here; run `ssh {host}` once by hand and compare it",
     "REMOTE HOST IDENTIFICATION HAS CHANGED": "its host key has changed; see that it is the right machine, then "
     "`ssh-keygen -R {host}`",
+    "Host key verification failed": "its host key is not known here; run `ssh {host}` once by hand and compare it",
     "Permission denied": "it does not let us in (permission denied), and no password is ever asked for; "
     "`ssh-copy-id {host}`, or load the key into ssh-agent",
     "timed out": "it does not answer (timed out); see that it is up, and that no firewall stands between",
@@ -147,8 +148,8 @@ def send(host: str, source: Path, names: Sequence[str], target: str, checked: bo
     except FileNotFoundError as error:
         raise UserError("workers needs rsync, which is not installed here; install it") from error
     try:
-        process.stdin.write("\n".join(names).encode() + b"\n")
-        process.stdin.close()
+        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # where it has ended, its own words say why
+            pipe.write("\n".join(names).encode() + b"\n")
         text = b""
         while part := process.stdout.read1(4096):
             text = (text + part)[-200:]

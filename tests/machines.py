@@ -145,6 +145,10 @@ def machines(folder: Path, *names: str) -> Iterator[tuple[list[Machine], dict[st
     common += f"UserKnownHostsFile {folder}/known_hosts\nGlobalKnownHostsFile none\nStrictHostKeyChecking yes\n"
     text = "".join(f"Host {machine.name}\nHostName {machine.address}\n{common}" for machine in made)
     text += f"Host closed\nHostName {made[0].address}\nPort 9\n{common}"
+    other = (folder / "user_key.pub").read_text().rpartition(" ")[0]  # not the machine's
+    (folder / "other_hosts").write_text(f"{made[0].address} {other}\n")
+    changed = common.replace("/known_hosts", "/other_hosts")
+    text += f"Host changed\nHostName {made[0].address}\n{changed}"
     (folder / "ssh_config").write_text(text)
     (folder / "bin").mkdir()
     wrapper = folder / "bin" / "ssh"  # ssh reads the configuration of the account's home, wherever HOME points

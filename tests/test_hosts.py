@@ -259,6 +259,7 @@ def refuse(tmp_path, pair, host, **environment):
     ("host", "said"),
     [
         ("{0.address}", "its host key is not known here; run `ssh {0.address}` once by hand"),
+        ("changed", "changed: its host key has changed; see that it is the right machine"),
         ("nowhere.invalid", "nowhere.invalid: its name does not resolve"),
         ("closed", "closed: no sshd answers there (connection refused)"),
         ("nobody@hostA", "nobody@hostA: it does not let us in (permission denied), and no password is ever asked"),
