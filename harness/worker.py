@@ -195,7 +195,8 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         self.clients_at_once, self.log, self.patience = clients_at_once, log, patience
         self.host, self.folder, self.compiler = host, folder, compiler or Compiler()
         self.bytes_sent = self.bytes_received = 0
-        self.name = "TFF's worker" + (f" on {host}" if host != hosts.HERE else "")
+        self.here = host == hosts.HERE
+        self.name = "TFF's worker" if self.here else f"TFF's worker on {host}"
         self.process: subprocess.Popen | None = None
         self._requests: set[object] = set()  # those that wait for an answer
 
@@ -264,7 +265,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
     def _start(self, isolated: bool) -> grpc.Channel:
         """Start guard and worker, and return a channel to them that is open."""
         with private_folder() as folder, socket.socket(socket.AF_UNIX) as door:
-            if self.host == hosts.HERE:
+            if self.here:
                 door.bind(f"{folder}/door")
                 door.listen()
                 binary = Path(tff.__file__).parent / "data" / "worker_binary"
@@ -275,14 +276,14 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             with open_log(self.log) as log:
                 self.process = subprocess.Popen(
                     command,
-                    stdin=subprocess.DEVNULL if self.host == hosts.HERE else subprocess.PIPE,
+                    stdin=subprocess.DEVNULL if self.here else subprocess.PIPE,
                     stdout=subprocess.PIPE,
-                    stderr=log if self.host == hosts.HERE else subprocess.PIPE,
+                    stderr=log if self.here else subprocess.PIPE,
                     pass_fds=[door.fileno()],
                     start_new_session=True,  # the terminal's Ctrl-C comes to us alone
                 )
             try:
-                if self.host != hosts.HERE:
+                if not self.here:
                     threading.Thread(target=self._keep_alive, args=(self.process,), daemon=True).start()
                     self._words = threading.Thread(target=self._keep_words, args=(self.process,), daemon=True)
                     self._words.start()
@@ -302,10 +303,10 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         poll = select.poll()  # unlike select, it takes any file descriptor
         poll.register(self.process.stdout, select.POLLIN)
         line = self.process.stdout.readline().decode().strip() if poll.poll(1000 * START_SECONDS) else ""
-        if line.startswith("cannot isolate") and self.host == hosts.HERE:
+        if line.startswith("cannot isolate") and self.here:
             raise PermissionError(line)
         if not line.isdigit():
-            if self.host != hosts.HERE:
+            if not self.here:
                 self._words.join(1)  # they may be on their way
                 said = hosts.explain_guard(self.host, line) if line else hosts.explain(self.host, self._last_words)
                 if said:
@@ -336,7 +337,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             return
         if not self.ended:
             with contextlib.suppress(OSError):
-                if self.host == hosts.HERE:
+                if self.here:
                     os.kill(self.pid, signal.SIGKILL)
                 else:
                     self.process.stdin.close()  # the guard ends the worker, and ssh ends with the guard
@@ -374,7 +375,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             elif time.monotonic() - since > self.patience:
                 self._reason = f"hung for {self.patience:g} s and was ended"
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid if self.host == hosts.HERE else process.pid, signal.SIGKILL)
+                    os.kill(pid if self.here else process.pid, signal.SIGKILL)
 
     def _keep_alive(self, process: subprocess.Popen) -> None:
         """Tell a guard on another machine, again and again, that we are there."""
