@@ -23,7 +23,11 @@ ROOT = round_time.ROOT
 RUNS = ROOT / "runs" / "algorithms"
 RESULTS = ROOT / "benchmarks" / "results" / "algorithms.json"
 SEEDS = (1, 2, 3)
-BUDGETS = {"mlp-5": "--model mlp --rounds 5", "mlp-50": "--model mlp --rounds 50", "small-cnn-5": "--rounds 5"}
+BUDGETS = {
+    "mlp-5": "--model mlp --rounds 5",
+    "mlp-50": "--model mlp --rounds 50",
+    "small-cnn-5": "--rounds 5 --local-epochs 1 --batch-size 32",
+}
 PLAIN = {"client_lr": (0.05, 0.1, 0.2, 0.4)}
 ADAPTIVE = {"client_lr": (0.05, 0.2), "server_lr": (0.003, 0.01, 0.03, 0.1)}
 GRIDS = {
@@ -64,7 +68,7 @@ def contest(budget: str) -> dict:
         tests = [accuracy(budget, algorithm, best, seed, 0) for seed in SEEDS]
         rows.append({"algorithm": algorithm, "tried": len(tried), "rates": best, "tests": tests})
         print(budget, rows[-1], file=sys.stderr, flush=True)
-    return {"budget": budget, "flags": BUDGETS[budget], "rows": rows}
+    return {"budget": budget, "flags": BUDGETS[budget], "machine": round_time.machine(), "rows": rows}
 
 
 def table(results: list[dict]) -> str:
@@ -97,7 +101,7 @@ def main() -> None:
     for budget in options.budgets:
         found[budget] = contest(budget)
         results = [found[name] for name in BUDGETS if name in found]
-        RESULTS.write_text(json.dumps({"machine": round_time.machine(), "results": results}, indent=1) + "\n")
+        RESULTS.write_text(json.dumps({"results": results}, indent=1) + "\n")
     print(table(results))
 
 

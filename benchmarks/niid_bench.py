@@ -67,9 +67,10 @@ def main() -> None:
             runs = [once(RUNS / f"{split}-{algorithm}-seed{seed}", f"{flags} --seed {seed}") for seed in SEEDS]
             rows = [row for row in rows if (row["split"], row["algorithm"]) != (split, algorithm)]
             tests = [100 * metrics["test_accuracy"] for metrics in runs]
-            rows.append({"split": split, "algorithm": algorithm, "flags": flags, "tests": tests})
+            rows.append({"split": split, "algorithm": algorithm, "flags": flags, "tests": tests,
+                         "machine": round_time.machine()})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
-            RESULTS.write_text(json.dumps({"machine": round_time.machine(), "rows": rows}, indent=1) + "\n")
+            RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(table(rows))
 
 

@@ -83,7 +83,8 @@ def measure(names: list[str], seeds: list[int] | None) -> list[dict]:
         for seed in seeds or cell.seeds:
             metrics = once(RUNS / f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
             runs.append({"seed": seed, "rounds": metrics["rounds_to_target"], "seconds": metrics["seconds"],
-                         "sha256": metrics["weights_sha256"], "rate": metrics["config"]["client_lr"]})  # fmt: skip
+                         "sha256": metrics["weights_sha256"], "rate": metrics["config"]["client_lr"],
+                         "machine": round_time.machine()})  # fmt: skip
             print(f"{name}: {runs[-1]}", file=sys.stderr, flush=True)
         rows.append({"cell": name, "runs": runs})
     return rows
@@ -120,7 +121,7 @@ def main() -> None:
     rows = measure(options.cells, options.seeds)
     kept = [row for row in earlier if row["cell"] not in options.cells]
     rows = sorted(kept + rows, key=lambda row: list(CELLS).index(row["cell"]))
-    RESULTS.write_text(json.dumps({"machine": round_time.machine(), "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(table(rows))
 
 

@@ -31,14 +31,16 @@ def tables() -> dict[str, str]:
     """Mark -> Markdown."""
     found = {"speed": speed(read("round_time")["rows"]), "default": default_run.table(read("default_run"))}
     for name, table in (("round_time", round_time.table), ("peers", round_time.table),
-                        ("time_to_target", time_to_target.table), ("paper", paper.table),
-                        ("niid_bench", niid_bench.table), ("adversity", adversity.table)):  # fmt: skip
+                        ("time_to_target", time_to_target.table), ("adversity", adversity.table)):  # fmt: skip
         if not (RESULTS / f"{name}.json").exists():
             continue  # its place stays empty
         result = read(name)
         found[name] = f"{table(result['rows'])}\n\n({result.get('machine', 'the same')}.)"
-    result = read("algorithms")
-    found["algorithms"] = f"{algorithms.table(result['results'])}\n\n({result['machine']}.)"
+    for name, table, key in (("niid_bench", niid_bench.table, "rows"), ("algorithms", algorithms.table, "results")):
+        rows = read(name)[key]
+        found[name] = f"{table(rows)}\n\n({round_time.machines(rows)}.)"
+    rows = read("paper")["rows"]
+    found["paper"] = f"{paper.table(rows)}\n\n({round_time.machines([run for row in rows for run in row['runs']])}.)"
     if (RESULTS / "hosts.json").exists():
         several = read("hosts")
         found["hosts"] = f"{hosts.cost_table(several['costs'])}\n\n({several['machine']}.)"

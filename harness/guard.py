@@ -161,7 +161,8 @@ def main(parent, door, binary, isolated, clients_at_once, folder):
     if parent:
         die_with(parent)
     me, threads = os.getpid(), str(threads_each(clients_at_once))
-    env = dict(os.environ, TF_NUM_INTRAOP_THREADS=threads, TF_CPP_MIN_LOG_LEVEL="2")
+    env = {"TF_ENABLE_ONEDNN_OPTS": "1", **os.environ}  # of a host; here harness/__init__.py has set it
+    env |= {"TF_NUM_INTRAOP_THREADS": threads, "TF_CPP_MIN_LOG_LEVEL": "2"}
     listener, path = open_door(door)
     try:
         worker = subprocess.Popen(

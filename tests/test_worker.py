@@ -24,6 +24,16 @@ def test_normal_end_leaves_no_worker(tmp_path):
     assert gone(worker, 0.5)
 
 
+def test_the_worker_computes_with_onednn_on_every_processor(tmp_path):
+    """TensorFlow itself would take it with AVX-512 VNNI alone. The user's own word counts, here and in the worker."""
+    name = "TF_ENABLE_ONEDNN_OPTS"
+    plain = {key: value for key, value in os.environ.items() if key != name}
+    for asked, done in (({}, "1"), ({name: "0"}, "0")):
+        process = start(tmp_path, "--dataset", "digits", "--model", "mlp", "--rounds", "1", env=plain | asked)
+        assert worker_of(process).environ()[name] == done
+        assert process.communicate(timeout=SECONDS)[1] == ""
+
+
 def test_exception_leaves_no_worker(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import federated_learning as fl\n"
