@@ -1,5 +1,6 @@
 # make run       set up .venv and run the main job; flags by ARGS="--rounds 10"
 # make test      set up .venv and pass the tests
+# make thorough  those too that do for every row of a table what `make test` does for each kind of row
 # make quick     the tests of a minute, which start no process: what a developer runs all day
 # make coverage  the tests with the lines of the script that they run, subprocesses included
 # make notebook  set up .venv and open the notebook in Jupyter
@@ -19,6 +20,9 @@ run: .venv/run
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
+
+thorough: .venv/dev
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "" $(ARGS)
 
 quick: .venv/dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
@@ -52,4 +56,4 @@ lint: .venv/dev
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .coverage
 
-.PHONY: run test quick coverage notebook lint clean
+.PHONY: run test thorough quick coverage notebook lint clean

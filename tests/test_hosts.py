@@ -17,7 +17,7 @@ import pytest
 from machines import machines, tool, why_not
 from runs import SECONDS, command, configure, start, wait_for_round
 
-RUN = ("--dataset", "digits", "--model", "mlp", "--rounds", "40", "--num-clients", "6", "--local-epochs", "20")
+RUN = ("--dataset", "digits", "--model", "mlp", "--rounds", "20", "--num-clients", "6", "--local-epochs", "15")
 REASON = why_not()
 needs_machines = pytest.mark.skipif(bool(REASON), reason=REASON)
 
@@ -99,7 +99,7 @@ def test_the_bytes_in_the_table_are_those_of_the_links(tmp_path, pair):
     links = np.sum([machine.counted() for machine in pair[0]], axis=0) - np.sum(before, axis=0)
     rounds = json.loads((tmp_path / "runs" / "counted" / "metrics.json").read_text())["rounds"]
     told = np.sum([(record["wire_down"], record["wire_up"]) for record in rounds], axis=0)
-    assert (told > 10_000_000).all() and (links > told).all() and (links < 1.05 * told).all(), (links, told)
+    assert (told > 5_000_000).all() and (links > told).all() and (links < 1.05 * told).all(), (links, told)
 
 
 def kill_ssh(process, machine):
@@ -142,25 +142,19 @@ def test_what_is_lost_is_done_again_and_the_end_is_the_same(tmp_path, pair, undi
 
 
 @needs_machines
-def test_a_host_gone_for_good_is_taken_over_and_the_end_is_the_same_on_mnist(tmp_path, pair):
-    """Ten clients of real MNIST; the link to hostB is cut in round 3 and never mended."""
-    flags = ("--model", "mlp", "--rounds", "5", "--local-epochs", "1", "--batch-size", "32")
-    (tmp_path / "both").mkdir()
-    assert finish(begin(tmp_path / "both", pair, *flags))[0] == 0
-    (tmp_path / "one").mkdir()
-    process = begin(tmp_path / "one", pair, *flags)
+def test_a_host_gone_for_good_is_taken_over_and_the_end_is_the_same(tmp_path, pair, undisturbed):
+    """The link to hostB is cut in the middle and never mended."""
+    process = begin(tmp_path, pair)
     try:
-        for line in process.stdout:
-            if line.startswith("round 2/5"):
-                break
+        wait_for_round(process)
         pair[0][1].cut()
         code, said, errors = finish(process)
     finally:
         pair[0][1].mend()
-    assert code == 0 and "round 5/5" in said, errors
-    assert "hostA gets its clients' shards, and takes them over" in errors[-1] and "round 3" in errors[-1], errors
-    assert outcome(tmp_path / "one")["weights_sha256"] == outcome(tmp_path / "both")["weights_sha256"]
-    assert len([name for name in pair[0][0].shards() if name == "1.bin"]) >= 1
+    assert code == 0 and "round 20/20" in said, errors
+    assert "hostA gets its clients' shards, and takes them over" in errors[-1], errors
+    assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
+    assert "1.bin" in pair[0][0].shards()
     assert none_left(pair)
 
 
