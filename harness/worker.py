@@ -33,6 +33,7 @@ import tensorflow_federated as tff
 
 START_SECONDS = 30
 ATTEMPTS = 3  # at a round, each on a fresh worker
+WATCH = "watch over TFF's worker"  # a thread's name
 NOT_INLINED = "_noinline"  # TensorFlow's attribute of a function that keeps its graph to itself
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
@@ -83,17 +84,23 @@ def compile_for_worker(computation: Any) -> Any:
 
 
 class Stub(tff.framework.RemoteExecutorGrpcStub):
-    """TFF's way to a worker. What is disposed of in one that has ended is gone already: no error, and no traceback."""
+    """TFF's way to a worker. What is disposed of in one that has ended is gone already: no error, and no traceback.
+
+    TFF disposes of values in finalizers, which run in whichever thread collects garbage. A thread that watches must not
+    wait for the worker, which may be the one that hangs: what it finds stays there until the worker's end.
+    """
 
     def dispose(self, request: Any) -> None:
         """Free values in the worker."""
-        with contextlib.suppress(WorkerLost):
-            super().dispose(request)
+        if threading.current_thread().name != WATCH:
+            with contextlib.suppress(WorkerLost):
+                super().dispose(request)
 
     def dispose_executor(self, request: Any) -> None:
         """Free all values of an executor in the worker."""
-        with contextlib.suppress(WorkerLost):
-            super().dispose_executor(request)
+        if threading.current_thread().name != WATCH:
+            with contextlib.suppress(WorkerLost):
+                super().dispose_executor(request)
 
 
 class Executor(tff.framework.RemoteExecutor):
@@ -220,9 +227,9 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         except PermissionError as error:
             notice(f"{error}: others on this machine's network can reach TFF's worker while it runs")
             channel = self._start(isolated=False)
-        stub = Stub(channel)
+        self.stub = stub = Stub(channel)
         self.context = build_context(lambda cardinalities: Executor(stub, cardinalities), self.compiler)
-        threading.Thread(target=self._watch, args=(self.process, self.pid), daemon=True).start()
+        threading.Thread(target=self._watch, args=(self.process, self.pid), daemon=True, name=WATCH).start()
 
     def round(self, what: str, process: Any, state: Any, groups: Sequence[np.ndarray]) -> tuple[Any, Any, Any]:
         """Return what the process's `next` does with these groups of clients: a round."""
@@ -284,8 +291,10 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 )
             try:
                 if not self.here:
-                    threading.Thread(target=self._keep_alive, args=(self.process,), daemon=True).start()
-                    self._words = threading.Thread(target=self._keep_words, args=(self.process,), daemon=True)
+                    threading.Thread(target=self._keep_alive, args=(self.process,), daemon=True, name=WATCH).start()
+                    self._words = threading.Thread(
+                        target=self._keep_words, args=(self.process,), daemon=True, name=WATCH
+                    )
                     self._words.start()
                 self.pid = self._wait_until_ready()
                 channel = grpc.insecure_channel(f"unix:{folder}/door", CHANNEL_OPTIONS)

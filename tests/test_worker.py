@@ -7,11 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+
+import federated_learning as fl
+from harness.worker import WATCH
 
 import psutil
 import pytest
 from runs import ROOT, SECONDS, command, gone, run_script, start, wait_for_round, worker_of
+from tensorflow_federated.proto.v0 import executor_pb2
 
 LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
 SHORT = ("--dataset", "digits", "--model", "small-cnn", "--rounds", "4", "--local-epochs", "4")
@@ -96,6 +101,19 @@ def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(tmp_path, 
     assert process.returncode == 0, errors
     assert errors.count("\n") == 1 and said in errors and "again on a fresh one" in errors
     assert rows_of(tmp_path) == undisturbed and len(undisturbed) == 4
+
+
+def test_what_watches_waits_for_no_finalizer():
+    """TFF frees values wherever garbage is collected; in a stopped worker that would take for ever."""
+    with fl.Worker(1) as worker:
+        os.kill(worker.pid, signal.SIGSTOP)
+        waiting = {}
+        for name in (WATCH, "another"):
+            free = (executor_pb2.DisposeRequest(),)
+            waiting[name] = threading.Thread(target=worker.stub.dispose, args=free, name=name, daemon=True)
+            waiting[name].start()
+            waiting[name].join(1)
+        assert {name: thread.is_alive() for name, thread in waiting.items()} == {WATCH: False, "another": True}
 
 
 def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_path):
