@@ -4,8 +4,7 @@
     python benchmarks/niid_bench.py --splits two-labels one-label    # some of them
 
 Flower's baseline does 50 rounds of 10 local epochs over 10 clients; ours 10 rounds of 3, or what
-BESIDE says. A run in runs/niid_bench
-is read, one that was stopped goes on.
+BESIDE says. A run in runs/niid_bench is read, one that was stopped goes on.
 """
 
 import argparse
