@@ -107,8 +107,8 @@ class Partitioning(Theme):
 class Training(Theme):
     """What clients and server do in a round, and how often."""
 
-    model: Literal["mlp", "2nn", "cnn", "small-cnn"] = "small-cnn"
-    """The network that every client trains. mlp: 784-128-10. 2nn, cnn: McMahan's. small-cnn: two 5x5 convolutions."""
+    model: Literal["mlp", "2nn", "cnn", "small-cnn", "lenet"] = "small-cnn"
+    """The clients' network. mlp: 784-128-10. 2nn, cnn: McMahan's. small-cnn: two convolutions. lenet: NIID-bench's."""
     rounds: Rounds = 5
     """Rounds of communication, T."""
     clients_per_round: SomeClients = 0
@@ -348,10 +348,9 @@ def read_shard(path: Any) -> Any:
 # == Model: Keras layers from float32[n,28,28,1] in 0..1 to C logits ===================================================
 
 
-def conv(filters: int) -> list[Any]:
-    """Return a 5x5 convolution that keeps the size, then 2x2 max-pooling."""
-    layers = tf.keras.layers
-    return [layers.Conv2D(filters, 5, padding="same", activation="relu"), layers.MaxPool2D()]
+def conv(filters: int, padding: str = "same") -> list[Any]:
+    """Return a 5x5 convolution that keeps the size ("valid": that loses the border), then 2x2 max-pooling."""
+    return [tf.keras.layers.Conv2D(filters, 5, padding=padding, activation="relu"), tf.keras.layers.MaxPool2D()]
 
 
 def dense(*units: int, activation: str = "relu") -> list[Any]:
@@ -364,6 +363,7 @@ MODELS: dict[str, Callable[[], list[Any]]] = {  # the layers before the logits
     "2nn": lambda: dense(200, 200),  # McMahan et al. 2017, section 3
     "cnn": lambda: conv(32) + conv(64) + dense(512),  # the same
     "small-cnn": lambda: conv(16) + conv(32) + dense(128),
+    "lenet": lambda: conv(6, "valid") + conv(16, "valid") + dense(120, 84),  # Li et al. 2022, section V
 }
 
 

@@ -47,7 +47,7 @@ def test_rounds_equal_a_numpy_fedavg(federation):
 
 
 # After a last-bit difference max-pooling picks another pixel; at 0.1 that grows to 0.02 in a round, at 0.01 it dies.
-@pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("small-cnn", 0.01)])
+@pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("small-cnn", 0.01), ("lenet", 0.01)])
 def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
     config, (_, _, shards, process, _) = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
     stock = tff.learning.algorithms.build_weighted_fed_avg(
@@ -187,6 +187,7 @@ def test_parameters_are_those_of_the_papers():
     assert parameters("mlp") == 784 * 128 + 128 + 128 * 10 + 10
     assert parameters("2nn") == 199_210  # McMahan et al. 2017, section 3
     assert parameters("cnn") == 1_663_370  # the same
+    assert parameters("lenet") == 44_426  # Li et al. 2022, section V
     assert parameters("small-cnn") == 16 * 26 + 32 * (25 * 16 + 1) + 128 * (49 * 32 + 1) + 10 * 129
 
 

@@ -42,8 +42,7 @@ MCMAHAN = "--num-clients 100 --clients-per-round 10 --batch-size 10"
 TWO_NN = f"{MCMAHAN} --model 2nn --local-epochs 1 --target-accuracy 0.97"
 CNN = f"{MCMAHAN} --model cnn --local-epochs 5 --target-accuracy 0.99"
 SHARDS = "--partition shards --shards-per-client 2"
-# Its own network has 6 and 16 channels and 120 and 84 units, small-cnn 16 and 32 channels and 128 units.
-NIID_BENCH = "--model small-cnn --num-clients 10 --batch-size 64 --client-optimizer momentum --client-lr 0.01"
+NIID_BENCH = "--model lenet --num-clients 10 --batch-size 64 --client-optimizer momentum --client-lr 0.01"
 NIID_BENCH += " --weight-decay 1e-5"
 REDDI = f"--model cnn --num-clients 100 --clients-per-round 10 --local-epochs 1 --batch-size 20 {SHARDS} --rounds 100"
 # The paper's own code has the same powers of ten beside its results (google-research/federated, optimization/README).
