@@ -63,7 +63,7 @@ ROWS: dict[str, Preset] = {
         f"{CNN} --partition iid --client-lr 0.2 --rounds 400", "McMahan et al. 2017, table 1: 18 rounds"
     ),
     "mcmahan-cnn-noniid": Preset(
-        f"{CNN} {SHARDS} --client-lr 0.2 --rounds 1200", "McMahan et al. 2017, table 1: 206 rounds"
+        f"{CNN} {SHARDS} --client-lr 0.1 --rounds 1200", "McMahan et al. 2017, table 1: 206 rounds"
     ),
     "niid-bench-iid": Preset(f"{NIID_BENCH} --partition iid --local-epochs 10 --rounds 50", "Flower's niid_bench"),
     "niid-bench-dirichlet": Preset(
