@@ -57,7 +57,7 @@ from harness.command_line import attempt, check_resumed, read_flags, read_saved
 from harness.fields import Clients, Count, Rate, Rounds, SomeClients, Theme, UserError, real, whole
 from harness.options import Comparison, Run, compared, identity
 from variants import options
-from variants.presets import PresetName, expand
+from variants.presets import PresetName, expand, published
 
 import numpy as np
 
@@ -134,10 +134,10 @@ class Config(Theme):
     """Seed of the split, the initial weights, the sampling of clients and the order of the batches."""
     preset: PresetName = "none"
     """The flags of a known experiment; flags beside it win. fast: Adam on the clients, fewer epochs. mcmahan: 100
-    clients, C = 0.1, rounds to 97 % (2nn) or 99 % (cnn), table 1 [McMahan et al. 2017]. niid-bench: 10 clients,
-    momentum, 50 rounds of 10 epochs [Li et al. 2022, as Flower's baseline runs it]. reddi: adaptive servers, the rates
-    of EMNIST in table 8 [Reddi et al. 2021]. seed-readme: the five rounds of a dense model that this project started
-    from."""
+    clients, C = 0.1, to 97 % (2nn: 87 rounds, noniid 664) or 99 % (cnn: 18, 206), table 1 [McMahan et al. 2017].
+    niid-bench: 10 clients, 50 rounds of 10 epochs: iid 99.1 %, dirichlet 98.9, two labels 96.9, one 19 [Li et al.
+    2022, as Flower's baseline runs it]. reddi: adaptive servers, the rates of EMNIST in table 8 [Reddi et al. 2021].
+    seed-readme: the dense model that this project started from, 96.7 % claimed."""
     data: Data = Data()
     partitioning: Partitioning = Partitioning()
     splits: options.Splits = options.Splits()
@@ -914,7 +914,7 @@ def run(config: Config) -> Result:
     with RunFolder.open(config.run, default_name(config, dataset), config.flat(), split) as folder:
         say(f"{note}\n")
         remarks = partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes)
-        for remark in [*dataset.remarks, *remarks]:
+        for remark in [*published(config.preset), *dataset.remarks, *remarks]:
             notice(remark)
         experiment = prepare(config, dataset, partition)
         state, records = folder.load([identity(config), partition.digest], experiment.process.state_type)

@@ -1,7 +1,7 @@
 """Presets are flags: each parses, those beside it win, and a resumed run keeps its own."""
 
 import federated_learning as fl
-from variants.presets import ROWS, expand
+from variants.presets import ROWS, expand, published
 
 import pytest
 
@@ -12,6 +12,11 @@ def test_a_preset_is_its_flags(name):
     assert fl.parse(f"--rounds 7 --preset={name}").training.rounds == 7
 
 
+def test_a_run_says_where_its_experiment_stands():
+    assert published("none") == []
+    assert published("mcmahan-2nn-iid") == ["preset mcmahan-2nn-iid: McMahan et al. 2017, table 1: 87 rounds"]
+
+
 def test_the_papers_cells():
     """McMahan et al. 2017, section 3 and table 1: 100 clients of 600 images, two label-sorted shards of 300 each."""
     two, cnn = (fl.parse(f"--preset mcmahan-{name}-noniid") for name in ("2nn", "cnn"))
@@ -19,6 +24,16 @@ def test_the_papers_cells():
         assert (config.partitioning.num_clients, config.cohort, config.partition) == (100, 10, "shards")
         assert (config.training.local_epochs, config.training.batch_size) == (epochs, 10)
         assert config.run.target_accuracy == target
+
+
+@pytest.mark.parametrize("split", ["iid", "dirichlet", "two-labels", "one-label"])
+def test_niid_bench_is_flowers(split):
+    """Its README's table of hyperparameters, and Li et al. 2022, section V: two convolutions of 6 and 16 channels."""
+    config = fl.parse(f"--preset niid-bench-{split}")
+    training = config.training
+    assert (config.partitioning.num_clients, config.cohort) == (10, 10) and training.model == "lenet"
+    assert (training.rounds, training.local_epochs, training.batch_size) == (50, 10, 64)
+    assert config.optimization.client_optimizer == "momentum" and fl.own_values(config).client_lr == 0.01
 
 
 def test_flags_of_a_resumed_run_are_its_own():
