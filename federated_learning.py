@@ -866,7 +866,7 @@ def plot_convergence(records: Sequence[RoundRecord], note: str, target: float = 
     loss.legend(frameon=False, fontsize=9)
     accuracy.set_ylabel("accuracy (%)")
     if target:
-        accuracy.axhline(100 * target, color=plots.GREY, lw=1, ls=":", label=f"target, {target:.4g}")
+        accuracy.axhline(100 * target, color=plots.GREY, lw=1, ls=":", label=f"target, {100 * target:.4g}%")
         accuracy.legend(handles=accuracy.lines[-1:], frameon=False, fontsize=9)
     return figure
 
