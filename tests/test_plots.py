@@ -99,6 +99,6 @@ def test_every_plot_says_what_it_was_made_on(digits):
 
 def test_convergence_has_a_line_at_the_target():
     lines = fl.plot_convergence(RECORDS, NOTE, target=0.7).axes[1].lines
-    (target,) = [line for line in lines if line.get_label() == "target, 0.7"]
+    (target,) = [line for line in lines if line.get_label() == "target, 70%"]
     assert set(target.get_ydata()) == {70}
     assert not any("target" in line.get_label() for line in fl.plot_convergence(RECORDS, NOTE).axes[1].lines)
