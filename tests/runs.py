@@ -79,7 +79,10 @@ def gone(process: psutil.Process, seconds: float = 5) -> bool:
     """Whether the process has ended within `seconds`."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not process.is_running() or process.status() == psutil.STATUS_ZOMBIE:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE or not process.is_running():
+                return True
+        except psutil.NoSuchProcess:  # it ended between two questions
             return True
         time.sleep(0.02)
     return False

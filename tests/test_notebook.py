@@ -8,11 +8,10 @@ import time
 import federated_learning as fl
 
 import nbformat
-import psutil
 import pytest
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
-from runs import ROOT, gone, run_script
+from runs import ROOT, find_worker, gone, run_script
 
 SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 3}
 
@@ -82,8 +81,7 @@ def test_a_kernels_restart_leaves_no_worker(tmp_path):
         pid = kernel.provisioner.pid
         worker, deadline = None, time.monotonic() + 60
         while worker is None and time.monotonic() < deadline:
-            below = psutil.Process(pid).children(recursive=True)
-            worker = next((child for child in below if "worker_binary" in " ".join(child.cmdline()[:1])), None)
+            worker = find_worker(pid)
             time.sleep(0.05)
         assert worker is not None
         kernel.restart_kernel(now=True)

@@ -37,13 +37,14 @@ def test_normal_end_leaves_no_worker_which_had_onednn(tmp_path):
 def test_exception_leaves_no_worker(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import federated_learning as fl\n"
-        "with fl.Worker(1) as worker: print(worker.pid, flush=True); raise RuntimeError('in the run')"
+        "with fl.Worker(1): input(); raise RuntimeError('in the run')"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, str(ROOT)], cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    worker = psutil.Process(int(process.stdout.readline()))
-    assert "in the run" in process.communicate(timeout=SECONDS)[1] and process.returncode == 1
+        [sys.executable, "-c", code, str(ROOT)],
+        cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    worker = worker_of(process)  # it waits for a line until we hold its worker
+    assert "in the run" in process.communicate("go on\n", timeout=SECONDS)[1] and process.returncode == 1
     assert gone(worker, 0.5)
 
 
