@@ -822,8 +822,8 @@ def caption(config: Config, dataset: Dataset) -> str:
         "clients": f"{split.num_clients} clients, {config.cohort} a round",
         "sampling": "Poisson sampling" if training.sampling == "poisson" else "",
         "partition": PARTITIONERS[config.partition].title.format(**config.flat()),
-        "algorithm": f"{config.optimization.algorithm}, {algorithms.name_optimizer(config.optimization)}"
-        f"lr {training.client_lr:g}",
+        "algorithm": f"{config.optimization.algorithm}, "
+        + algorithms.name_rates(config.optimization, training.client_lr, training.server_lr),
         "aggregator": f"{config.aggregation.aggregator}{about and f': {about}'}",
         "model": training.model,
         "training": f"E = {training.local_epochs}, B = {training.batch_size or 'all'}",

@@ -93,6 +93,9 @@ def test_every_plot_says_what_it_was_made_on(digits):
     note = fl.caption(config, digits)
     for said in ("scikit-learn digits (not MNIST)", "10 clients, 4 a round", "Dirichlet(0.25)", "fedavg", "seed 7"):
         assert said in note
+    assert "lr 0.2 ·" in note  # plain averaging has no rate of the server worth a word
+    adaptive = fl.caption(configure(algorithm="fedadam", client_optimizer="momentum", server_lr=0.05), digits)
+    assert "fedadam, client momentum 0.9, lr 0.02, server lr 0.05 ·" in adaptive
     figure = fl.plot_confusion(np.eye(10, dtype=int), note)
     assert figure.get_supxlabel().replace("\n", " ") == note
 

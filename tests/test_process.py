@@ -74,6 +74,21 @@ def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
     assert told_by(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
 
 
+def test_with_one_step_a_round_the_split_is_nothing_to_the_weights(federation):
+    """sum_k (n_k / n) g_k is the gradient of all images: what benchmarks/README.md says of one label a client."""
+    ends = []
+    for split in ({"partition": "iid"}, {"partition": "labels-per-client", "labels_per_client": 1}):
+        flags = {"num_clients": 10, "algorithm": "fedadam", "client_lr": 1.0, "batch_size": 0, "local_epochs": 1}
+        _, (_, partition, _, process, _) = federation(**flags, **split)
+        state = process.initialize()
+        for _ in range(3):
+            state, _, _ = process.next(state, alone(range(10)))
+        ends.append((weights_of(state), int((partition.counts > 0).sum(axis=1).max())))
+    (one, all_labels), (other, one_label) = ends
+    assert (all_labels, one_label) == (10, 1) and largest_difference(one, other) < 1e-4
+    assert largest_difference(one, weights_of(process.initialize())) > 0.05
+
+
 def test_clients_are_weighted_by_their_numbers_of_examples(federation):
     _, (_, partition, _, process, _) = federation()
     state = process.initialize()

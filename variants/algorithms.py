@@ -80,11 +80,12 @@ CLIENT_OPTIMIZERS = {
 }
 
 
-def name_optimizer(options: Optimization) -> str:
-    """Return what a caption says of the clients' optimizer before its rate; of plain SGD nothing."""
+def name_rates(options: Optimization, client_lr: float, server_lr: float) -> str:
+    """Return what a caption says of the optimizers: of plain SGD its rate alone, of plain averaging nothing."""
     name = options.client_optimizer
     words = {"sgd": "", "momentum": f"client momentum {options.client_momentum:g}, "}.get(name, f"client {name}, ")
-    return words + (f"weight decay {options.weight_decay:g}, " if options.weight_decay else "")
+    words += f"weight decay {options.weight_decay:g}, " if options.weight_decay else ""
+    return f"{words}lr {client_lr:g}" + (f", server lr {server_lr:g}" if server_lr != 1 else "")
 
 
 def count_steps(batch_size: int, size: Any, budget: Any) -> Any:
