@@ -1,6 +1,7 @@
 """Fixtures: digits, a worker, and small federations on both."""
 
 import contextlib
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,9 @@ import psutil
 import pytest
 from reference import tanh_layers
 from runs import SCRIPT, configure
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # these tests go on behind nohup or &: what they start would
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignore Ctrl-C too, as it should
 
 
 @pytest.fixture(scope="session")
