@@ -835,7 +835,7 @@ def caption(config: Config, dataset: Dataset) -> str:
     if config.comparison.compare:
         field, _ = compared(config)
         parts[field] = f"{field}s compared"
-    return " · ".join(filter(None, parts.values()))
+    return plots.joined(parts.values())
 
 
 @default_style

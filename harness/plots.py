@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import itertools
+import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -30,6 +31,11 @@ def new_figure(width: float, height: float, title: str, note: str) -> Figure:
     note = "\n".join(textwrap.wrap(note.replace("$", r"\$"), int(17 * width)))  # a lone $ would start a formula
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
+
+
+def joined(parts: Iterable[str]) -> str:
+    """Return a caption of its parts, those that are empty left out; what is one is said as one: "1 label a client"."""
+    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", " · ".join(filter(None, parts)))
 
 
 def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:

@@ -96,8 +96,16 @@ def test_every_plot_says_what_it_was_made_on(digits):
     assert "lr 0.2 ·" in note  # plain averaging has no rate of the server worth a word
     adaptive = fl.caption(configure(algorithm="fedadam", client_optimizer="momentum", server_lr=0.05), digits)
     assert "fedadam, client momentum 0.9, lr 0.02, server lr 0.05 ·" in adaptive
+    one = configure(num_clients=1, partition="labels-per-client", labels_per_client=1, byzantine=1, attack="nan")
+    note = fl.caption(one, digits)
+    assert "· 1 client, 1 a round · 1 label a client ·" in note and "· 1 attacker (nan) ·" in note
     figure = fl.plot_confusion(np.eye(10, dtype=int), note)
     assert figure.get_supxlabel().replace("\n", " ") == note
+
+
+def test_one_is_said_as_one():
+    assert plots.joined(["1 clients, 1 a round", "", "11 labels"]) == "1 client, 1 a round · 11 labels"
+    assert plots.joined(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
 
 
 def test_convergence_has_a_line_at_the_target():
