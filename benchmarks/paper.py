@@ -24,7 +24,10 @@ RATES = ROOT / "benchmarks" / "results" / "paper_rates.csv"
 
 
 class Cell(NamedTuple):
-    """`flags` of the run; rounds in the paper and in FedLab's published run; rates to choose from; seeds to run."""
+    """`flags` of the run; rounds in the paper and in FedLab's published run; rates to choose from; seeds to run.
+
+    `chosen_by` are the flags that the choice of the rate adds.
+    """
 
     title: str
     flags: str
@@ -32,10 +35,9 @@ class Cell(NamedTuple):
     fedlab: int | None
     rates: tuple[float, ...]
     seeds: tuple[int, ...] = (0, 1, 2)
-    held_out: str = ""  # flags of the choice of the rate
+    chosen_by: str = ""
 
 
-EASIER = "--target-accuracy 0.985 --rounds 30"  # these images are harder than the test images: 99 % is out of reach
 CELLS = {
     "2nn-iid": Cell("2NN, IID, B = 10", "--preset mcmahan-2nn-iid", 87, 43, (0.05, 0.1, 0.2, 0.3, 0.4)),
     "2nn-noniid": Cell("2NN, two shards, B = 10", "--preset mcmahan-2nn-noniid", 664, 439, (0.05, 0.1, 0.2, 0.3)),
@@ -50,7 +52,12 @@ CELLS = {
         (),
     ),
     "cnn-iid": Cell(
-        "CNN, IID, B = 10", "--preset mcmahan-cnn-iid", 18, None, (0.05, 0.1, 0.15, 0.2, 0.25), held_out=EASIER
+        "CNN, IID, B = 10",
+        "--preset mcmahan-cnn-iid",
+        18,
+        None,
+        (0.1, 0.15, 0.2, 0.25),
+        chosen_by="--target-accuracy 0 --rounds 20",  # 99 % is out of reach on these images: the last ten rounds decide
     ),
     "cnn-noniid": Cell(
         "CNN, two shards, B = 10",
@@ -59,26 +66,26 @@ CELLS = {
         None,
         (0.1, 0.2),
         (0,),
-        held_out="--rounds 12",  # four minutes a rate, so the best so far decides
+        chosen_by="--rounds 12",  # four minutes a rate
     ),
 }
 
 
 def tune(names: list[str]) -> None:
-    """Rounds to the target on held-out images, seed 0, for each rate; the fewest are taken into the presets."""
+    """Write what each rate comes to on held-out images, seed 0. The presets have the one with the fewest rounds to the
+    target, or where none gets there the best mean accuracy of the last ten rounds; within a round of it the lower."""
     with RATES.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["cell"] not in names]
     for name in names:
         for rate in CELLS[name].rates:
-            flags = f"{CELLS[name].flags} --client-lr {rate} --holdout 10000 --seed 0 {CELLS[name].held_out}"
+            flags = f"{CELLS[name].flags} --client-lr {rate} --holdout 10000 --seed 0 {CELLS[name].chosen_by}"
             metrics = once(RUNS / f"tune-{name}-{rate}", flags)
-            best = max(row["test_accuracy"] for row in metrics["rounds"])
-            rows.append(
-                {"cell": name, "client_lr": rate, "rounds_to_target": metrics["rounds_to_target"], "best": best}
-            )
+            accuracies = [row["test_accuracy"] for row in metrics["rounds"]]
+            rows.append({"cell": name, "client_lr": rate, "rounds_to_target": metrics["rounds_to_target"],
+                         "best": max(accuracies), "last_ten": round(np.mean(accuracies[-10:]), 5)})  # fmt: skip
             print(rows[-1], flush=True)
     with RATES.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
+        writer = csv.DictWriter(file, rows[-1], lineterminator="\n", restval="")
         writer.writeheader()
         writer.writerows(rows)
 
