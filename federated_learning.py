@@ -57,7 +57,7 @@ from harness.command_line import attempt, check_resumed, read_flags, read_saved
 from harness.fields import Clients, Count, Rate, Rounds, SomeClients, Theme, UserError, real, whole
 from harness.options import Comparison, Run, compared, identity
 from variants import options
-from variants.presets import PresetName, expand, published
+from variants.presets import PresetName, expand, preset_fields, published
 
 import numpy as np
 
@@ -155,6 +155,10 @@ class Config(Theme):
         options.check_pairs(self.flat(), default=vars(Training) | vars(Partitioning))
         compared(self)
 
+    def but(self, **changes: Any) -> Config:
+        """Return a copy with the fields of these names replaced; a preset's fields come first, those beside it win."""
+        return super().but(**preset_fields(changes.get("preset"), parse) | changes)
+
     @property
     def partition(self) -> str:
         """The row of PARTITIONERS: a file's name says that it is used."""
@@ -231,10 +235,9 @@ def split_shards(
 ) -> list[np.ndarray]:
     """Sort by label, cut into K * shards_per_client pieces, deal out at random (McMahan et al. 2017, section 3)."""
     if num_clients * shards_per_client > len(labels):
-        most = len(labels) // num_clients
         raise UserError(
             f"shards_per_client={shards_per_client} of num_clients={num_clients} are more than the {len(labels)} "
-            f"images; choose 1..{most}"
+            f"images; choose 1..{len(labels) // num_clients}"
         )
     pieces = np.array_split(np.argsort(labels, kind="stable"), num_clients * shards_per_client)
     dealt = rng.permutation(len(pieces)).reshape(num_clients, shards_per_client)
@@ -792,13 +795,11 @@ def build_evaluator(config: Config, dataset: Dataset) -> Callable[[Any], Evaluat
     @tf.function(autograph=False, reduce_retracing=True)
     def predict_batch(x: Any, y: Any) -> tuple[Any, Any]:
         logits = model(x, training=False)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-        return tf.argmax(logits, axis=1), losses
+        return tf.argmax(logits, axis=1), tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
 
     def evaluate(weights: Any) -> Evaluation:
         weights.assign_weights_to(model)
-        parts = zip(*[predict_batch(*batch) for batch in batches], strict=True)
-        predicted, losses = (np.concatenate(part) for part in parts)
+        predicted, losses = map(np.concatenate, zip(*[predict_batch(*batch) for batch in batches], strict=True))
         return Evaluation(
             loss=float(losses.mean(dtype=np.float64)),
             accuracy=float(sklearn.metrics.accuracy_score(split.labels, predicted)),
@@ -849,8 +850,7 @@ def plot_convergence(records: Sequence[RoundRecord], note: str, target: float = 
         lines = [("train", ORANGE, "--"), ("test", BLUE, "-")]
         if any(record.clients for record in records):
             own = [[scale * row[quantity] for row in record.clients if row["finite"]] for record in records]
-            low = [min(values, default=math.nan) for values in own]
-            high = [max(values, default=math.nan) for values in own]
+            low, high = ([pick(values, default=math.nan) for values in own] for pick in (min, max))
             axes.fill_between(rounds, low, high, color=ORANGE, alpha=0.15, lw=0, label="clients, lowest to highest")
         else:
             del lines[0]

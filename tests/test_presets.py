@@ -10,6 +10,8 @@ import pytest
 def test_a_preset_is_its_flags(name):
     assert fl.parse(f"--preset {name}").flat() == fl.parse(ROWS[name].flags).flat() | {"preset": name}
     assert fl.parse(f"--rounds 7 --preset={name}").training.rounds == 7
+    assert fl.Config().but(preset=name) == fl.parse(f"--preset {name}")
+    assert fl.Config().but(seed=3).but(preset=name, rounds=7) == fl.parse(f"--preset {name} --rounds 7 --seed 3")
 
 
 def test_a_run_says_where_its_experiment_stands():

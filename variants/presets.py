@@ -1,5 +1,7 @@
 """Published experiments, and one of ours, as flags: `--preset NAME` sets them, flags beside it win. No TensorFlow here.
 
+In Python `config.but(preset=NAME)` does the same.
+
 A paper's cells leave the rate open. It was chosen on held-out training images, with seed 0 (`python benchmarks/paper.py
 --tune`); that of `fast` likewise (`python benchmarks/tuning.py --optimizers`).
 """
@@ -8,8 +10,10 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, NamedTuple
+
+from harness.fields import Theme
 
 PresetName = Literal[
     "none",
@@ -89,6 +93,13 @@ ROWS: dict[str, Preset] = {
 def published(name: str) -> list[str]:
     """Return the remark on where a preset's experiment stands, and what came out there; none without a preset."""
     return [f"preset {name}: {ROWS[name].source}"] if name in ROWS else []
+
+
+def preset_fields(name: Any, parse: Callable[[Sequence[str]], Theme]) -> dict[str, Any]:
+    """Return the fields that a preset's flags set, as `parse` reads them; none of what is no preset."""
+    words = ROWS[name].flags.split() if isinstance(name, str) and name in ROWS else []
+    names = [word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
+    return parse(words).pick(names) if words else {}
 
 
 def expand(words: Sequence[str] | None) -> list[str]:
