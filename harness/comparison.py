@@ -14,6 +14,7 @@ from harness.files import DAMAGE, csv_table, numbered, place, read_json, to_json
 from harness.options import compared, identity
 from harness.plots import plot_comparison, to_png
 from harness.records import reached, read_records
+from harness.results import counted
 from harness.run_folder import make_folder
 
 import numpy as np
@@ -46,7 +47,7 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
     say("")
     for name, values in table.items():
         spread = f" ± {values[:, -1].std(ddof=1):.2%}" if seeds > 1 else ""
-        say(f"{name:20} test accuracy {values[:, -1].mean():.2%}{spread} after {rounds} rounds")
+        say(f"{name:20} test accuracy {values[:, -1].mean():.2%}{spread} after {counted(rounds, 'round')}")
     say(f"\nwrote {folder / 'comparison.csv'}\nwrote {folder / 'comparison.png'}")
     return folder
 

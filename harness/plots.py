@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from harness.records import RoundRecord
-from harness.results import skew
+from harness.results import counted, skew
 
 import matplotlib.style
 import numpy as np
@@ -88,7 +88,8 @@ def plot_matrix(
 def plot_partition(counts: np.ndarray, note: str, classes: Sequence[int] = ()) -> Figure:
     """Draw label counts int64[K,C]: a row a client, a column a label, of which `classes` are the names."""
     measured = skew(counts)
-    title = f"{counts.shape[0]} clients of {counts.sum(axis=1).min():,} to {counts.sum(axis=1).max():,} images"
+    few, many = counts.sum(axis=1).min(), counts.sum(axis=1).max()
+    title = f"{counted(counts.shape[0], 'client')} of {few:,} to {many:,} images"
     skewness = (
         f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, mean) · "
         f"effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
@@ -119,7 +120,7 @@ def plot_cost(records: Sequence[RoundRecord], note: str) -> Figure:
     """Draw test accuracy against the megabytes, 10^6 bytes, that server and clients have sent, a point a round."""
     megabytes = np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
     share = 100 * sum(record.bytes_up for record in records) / max(1e6 * megabytes[-1], 1)
-    title = f"{megabytes[-1]:,.1f} MB in {len(records)} rounds"
+    title = f"{megabytes[-1]:,.1f} MB in {counted(len(records), 'round')}"
     figure = new_figure(7, 4.2, title, f"{note} · {share:.0f} % of the bytes go up")
     axes = figure.subplots()
     accuracies, marker = [100 * record.test_accuracy for record in records], "o" if len(records) <= 50 else None

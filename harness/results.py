@@ -89,6 +89,11 @@ def describe(
     }
 
 
+def counted(number: int, noun: str) -> str:
+    """Return "5 rounds", or of one "1 round"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def tell_target(target: float | None, rounds: float | None) -> str:
     """Return the closing line on the target accuracy, if there is one."""
     if not target:
@@ -104,7 +109,7 @@ def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
     hardest = sorted(scores, key=scores.get)[:3]
     say(
         f"\nfinal test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, {total:,} test images, after "
-        f"{len(metrics['rounds'])} rounds\nmean over classes: precision {means['precision']:.2%}, recall "
+        f"{counted(len(metrics['rounds']), 'round')}\nmean over classes: precision {means['precision']:.2%}, recall "
         f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: "
         + ", ".join(f"{label} ({scores[label]:.2%})" for label in hardest)
         + tell_target(metrics["target_accuracy"], metrics["rounds_to_target"])
