@@ -12,9 +12,9 @@ from harness.command_line import check_resumed, read_saved, say
 from harness.fields import Theme, UserError
 from harness.files import DAMAGE, csv_table, numbered, place, read_json, to_json, write_file
 from harness.options import compared, identity
-from harness.plots import plot_comparison, to_png
+from harness.plots import plot_comparison, plot_rounds_to_target, to_png
 from harness.records import reached, read_records
-from harness.results import counted
+from harness.results import counted, tell_last, tell_rounds
 from harness.run_folder import make_folder
 
 import numpy as np
@@ -39,15 +39,20 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
         say(f"\n[{number}/{len(singles)}] {field} {name}, seed {seed}")
         records = complete(single, records, run)
         rows += [{field: name, "seed": seed, **record.figures()} for record in records]
-        curves[name].append([record.test_accuracy for record in records])
-    rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
-    table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
+        curves[name].append(np.array([record.test_accuracy for record in records]))
+    if target := config.run.target_accuracy:
+        picture = plot_rounds_to_target(curves, target, note)
+        said = [f"target accuracy {target:.2%}: {tell_rounds(several, target)}" for several in curves.values()]
+    else:
+        rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
+        table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
+        picture = plot_comparison(table, note)
+        said = [f"{tell_last(values)} after {counted(rounds, 'round')}" for values in table.values()]
     write_file(folder / "comparison.csv", csv_table(rows))
-    write_file(folder / "comparison.png", to_png(plot_comparison(table, note)))
+    write_file(folder / "comparison.png", to_png(picture))
     say("")
-    for name, values in table.items():
-        spread = f" ± {values[:, -1].std(ddof=1):.2%}" if seeds > 1 else ""
-        say(f"{name:20} test accuracy {values[:, -1].mean():.2%}{spread} after {counted(rounds, 'round')}")
+    for name, line in zip(curves, said, strict=True):
+        say(f"{name:20} {line}")
     say(f"\nwrote {folder / 'comparison.csv'}\nwrote {folder / 'comparison.png'}")
     return folder
 

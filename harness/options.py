@@ -25,7 +25,8 @@ class Run(Theme):
     """Folder in which the clients' shard files are kept and reused."""
     target_accuracy: Probability = 0.0
     """The run ends after the first round with this test accuracy, 0..1; 0: it does all its rounds. metrics.json tells
-    rounds_to_target as McMahan et al. 2017 count them: the best so far, a straight line between rounds."""
+    rounds_to_target as McMahan et al. 2017 count them: the best so far, a straight line between rounds. A comparison
+    compares them."""
     baselines: bool = False
     """After the rounds, let the same process train on all images in one place, and each client alone, for as many local
     epochs; say what federation is worth, and who gains by it. Takes about four times as long as the run."""

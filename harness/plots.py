@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from harness.records import RoundRecord
-from harness.results import counted, skew
+from harness.results import counted, skew, tell_rounds
 
 import matplotlib.style
 import numpy as np
@@ -156,7 +156,7 @@ def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Figure:
     """Draw test error against the round on a log scale, a line a name: `curves` are accuracies float[seeds,rounds]."""
     seeds = len(next(iter(curves.values())))
     figure = new_figure(9, 4.8, f"Test error, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", note)
-    axes = figure.subplots()
+    axes = error_axes(figure)
     for (name, accuracies), marker in zip(curves.items(), itertools.cycle("os^vDPX*<>")):
         errors, rounds = 100 * (1 - accuracies), np.arange(1, accuracies.shape[1] + 1)
         mean = errors.mean(axis=0)
@@ -166,13 +166,37 @@ def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Figure:
             label = f"{name}: {100 - mean[-1]:.2f} ± {spread[-1]:.2f} %"
             axes.fill_between(rounds, np.maximum(mean - spread, mean / 10), mean + spread, alpha=0.15, lw=0)
         axes.plot(rounds, mean, marker=marker, ms=4, markevery=max(1, len(rounds) // 10), label=label)
+    figure.legend(frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center")
+    return figure
+
+
+@default_style
+def plot_rounds_to_target(curves: dict[str, Sequence[np.ndarray]], target: float, note: str) -> Figure:
+    """Draw test error against the round until it is that of `target`, a line a seed; accuracies are float[rounds]."""
+    seeds = len(next(iter(curves.values())))
+    figure = new_figure(9, 4.8, f"Rounds to {100 * target:.4g} %, {counted(seeds, 'seed')}", note)
+    axes = error_axes(figure)
+    for (number, (name, several)), marker in zip(enumerate(curves.items()), itertools.cycle("os^vDPX*<>")):
+        for seed, accuracies in enumerate(several):
+            rounds, style = np.arange(1, len(accuracies) + 1), {"marker": marker, "ms": 4, "lw": 1.2}
+            (line,) = axes.plot(rounds, 100 * (1 - accuracies), color=f"C{number % 10}", **style)
+            line.set(
+                markevery=max(1, len(rounds) // 10), label="" if seed else f"{name}: {tell_rounds(several, target)}"
+            )
+    axes.axhline(100 * (1 - target), color=GREY, lw=1, ls=":")
+    figure.legend(frameon=False, fontsize=9, title="rounds to the target", loc="outside right center")
+    return figure
+
+
+def error_axes(figure: Figure) -> Any:
+    """Return axes of test error on a log scale against the round."""
+    axes = figure.subplots()
     axes.set(ylabel="test error (%)", yscale="log")
     whole_rounds(axes)
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
     plain(axes, "both")
-    figure.legend(frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center")
-    return figure
+    return axes
 
 
 @default_style

@@ -101,6 +101,22 @@ def tell_target(target: float | None, rounds: float | None) -> str:
     return f"\ntarget accuracy {target:.2%} " + (f"after {rounds:.1f} rounds" if rounds else "not reached")
 
 
+def tell_last(accuracies: np.ndarray) -> str:
+    """Return the last of float[seeds,rounds], mean ± sd over the seeds."""
+    spread = f" ± {accuracies[:, -1].std(ddof=1):.2%}" if len(accuracies) > 1 else ""
+    return f"test accuracy {accuracies[:, -1].mean():.2%}{spread}"
+
+
+def tell_rounds(curves: Sequence[np.ndarray], target: float) -> str:
+    """Return how many rounds the seeds needed to `target`, mean ± sd of those that got there."""
+    needed = [rounds for curve in curves if (rounds := rounds_to_target(curve, target))]
+    if not needed:
+        return "not reached"
+    spread = f" ± {np.std(needed, ddof=1):.1f}" if len(needed) > 1 else ""
+    share = f", {len(needed)} of {len(curves)} seeds" if len(needed) < len(curves) else ""
+    return f"{np.mean(needed):.1f}{spread} rounds{share}"
+
+
 def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
     """Say what came out, on what, and where it lies: the closing lines."""
     report, total = metrics["report"], np.sum(metrics["confusion"])

@@ -7,6 +7,7 @@ import federated_learning as fl
 from harness import plots
 from harness.fields import UserError
 from harness.options import compared
+from harness.results import tell_rounds
 
 import numpy as np
 import pytest
@@ -58,6 +59,33 @@ def test_the_comparisons_plot_draws_means_and_standard_deviations():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         f"one: 85.00 ± {5 * np.sqrt(2):.2f} %", "two: 20.00 ± 0.00 %",
     ]  # fmt: skip
+
+
+def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
+    """0.6 is crossed half-way from 0.5 to 0.7 (round 1.5), and with the first 0.9 (a quarter from 0.5 to it: 1.25)."""
+    curves = {
+        "fast": [np.array([0.5, 0.7]), np.array([0.5, 0.9])],
+        "half": [np.array([0.5, 0.7]), np.array([0.1, 0.2])],
+    }
+    told = {name: tell_rounds(several, 0.6) for name, several in curves.items()}
+    assert told == {"fast": f"1.4 ± {0.25 / np.sqrt(2):.1f} rounds", "half": "1.5 rounds, 1 of 2 seeds"}
+    assert tell_rounds(curves["half"], 0.95) == "not reached"
+    figure = plots.plot_rounds_to_target(curves, 0.6, "note")
+    *lines, target = figure.axes[0].lines
+    assert lines[1].get_ydata() == pytest.approx([50, 10]) and len(lines) == 4 and set(target.get_ydata()) == {40}
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{name}: {told[name]}" for name in curves]
+
+
+def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
+    """Each run ends where it gets there, and none is cut to the length of another."""
+    monkeypatch.chdir(tmp_path)
+    fl.compare(fl.parse([*FLAGS, "--rounds", "8", "--compare", "fedavg,fedsgd", "--target-accuracy", "0.8"]))
+    said = capsys.readouterr().out
+    rows = comparison(tmp_path)
+    for name in ("fedavg", "fedsgd"):
+        curve = [float(row["test_accuracy"]) for row in rows if row["algorithm"] == name]
+        assert f"{name:20} target accuracy 80.00%: {tell_rounds([curve], 0.8)}" in said
+        assert (len(curve) < 8) == (name == "fedavg") and (curve[-1] >= 0.8) == (name == "fedavg")
 
 
 def test_what_is_compared_stands_in_the_caption(digits):
