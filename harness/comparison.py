@@ -33,6 +33,7 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
     singles = [named(config.but(**{field: name}, seed=seed, compare="", seeds=1), check) for name, seed in made]
     earlier = [read_earlier(single) for single in singles]
     what = {"field": field, "values": names, "seeds": seeds, "runs": [single.run.name for single in singles]}
+    what |= {"target_accuracy": config.run.target_accuracy}
     folder = find_folder(place(config.run.runs), config.run.name, what)
     rows, curves = [], {name: [] for name in names}
     for number, ((name, seed), single, records) in enumerate(zip(made, singles, earlier, strict=True), 1):

@@ -86,6 +86,8 @@ def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
         curve = [float(row["test_accuracy"]) for row in rows if row["algorithm"] == name]
         assert f"{name:20} target accuracy 80.00%: {tell_rounds([curve], 0.8)}" in said
         assert (len(curve) < 8) == (name == "fedavg") and (curve[-1] >= 0.8) == (name == "fedavg")
+    lower = fl.compare(fl.parse([*FLAGS, "--rounds", "8", "--compare", "fedavg,fedsgd", "--target-accuracy", "0.7"]))
+    assert len(list(lower.parent.glob("compare-*"))) == 2  # the runs are there already, the picture is another
 
 
 def test_what_is_compared_stands_in_the_caption(digits):
