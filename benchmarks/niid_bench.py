@@ -44,6 +44,7 @@ ONE_LABEL = "--rounds 30 --local-epochs 1 --batch-size 600"
 ONE_STEP = "--rounds 100 --local-epochs 1 --batch-size 0"
 BESIDE = {
     **{("two-labels", name): TWO_LABELS for name in ROWS},
+    ("two-labels", "scaffold"): f"{TWO_LABELS} --client-lr 0.02",  # at 0.1 it falls back to chance
     **{("one-label", name): ONE_LABEL for name in ROWS},
     ("one-label", "fedavg, small-cnn"): f"{ONE_LABEL} --client-lr 0.2",
     **{(split, "fedadam, one step"): ONE_STEP for split in SPLITS},
