@@ -177,12 +177,11 @@ def plot_rounds_to_target(curves: dict[str, Sequence[np.ndarray]], target: float
     figure = new_figure(9, 4.8, f"Rounds to {100 * target:.4g} %, {counted(seeds, 'seed')}", note)
     axes = error_axes(figure)
     for (number, (name, several)), marker in zip(enumerate(curves.items()), itertools.cycle("os^vDPX*<>")):
-        for seed, accuracies in enumerate(several):
-            rounds, style = np.arange(1, len(accuracies) + 1), {"marker": marker, "ms": 4, "lw": 1.2}
-            (line,) = axes.plot(rounds, 100 * (1 - accuracies), color=f"C{number % 10}", **style)
-            line.set(
-                markevery=max(1, len(rounds) // 10), label="" if seed else f"{name}: {tell_rounds(several, target)}"
-            )
+        told = f"{name}: {tell_rounds(several, target)}"
+        for label, accuracies in itertools.zip_longest([told], several, fillvalue=""):
+            rounds, every = np.arange(1, len(accuracies) + 1), max(1, len(accuracies) // 10)
+            style = {"marker": marker, "ms": 4, "markevery": every, "lw": 1.2, "color": f"C{number % 10}"}
+            axes.plot(rounds, 100 * (1 - accuracies), label=label, **style)
     axes.axhline(100 * (1 - target), color=GREY, lw=1, ls=":")
     figure.legend(frameon=False, fontsize=9, title="rounds to the target", loc="outside right center")
     return figure
