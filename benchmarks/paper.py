@@ -85,7 +85,7 @@ def tune(names: list[str]) -> None:
                          "best": max(accuracies), "last_ten": round(np.mean(accuracies[-10:]), 5)})  # fmt: skip
             print(rows[-1], flush=True)
     with RATES.open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[-1], lineterminator="\n", restval="")
+        writer = csv.DictWriter(file, rows[0], lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 

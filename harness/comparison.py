@@ -32,8 +32,8 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
     made = [(name, config.seed + number) for name in names for number in range(seeds)]
     singles = [named(config.but(**{field: name}, seed=seed, compare="", seeds=1), check) for name, seed in made]
     earlier = [read_earlier(single) for single in singles]
-    what = {"field": field, "values": names, "seeds": seeds, "runs": [single.run.name for single in singles]}
-    what |= {"target_accuracy": config.run.target_accuracy}
+    target, runs = config.run.target_accuracy, [single.run.name for single in singles]
+    what = {"field": field, "values": names, "seeds": seeds, "runs": runs, "target_accuracy": target}
     folder = find_folder(place(config.run.runs), config.run.name, what)
     rows, curves = [], {name: [] for name in names}
     for number, ((name, seed), single, records) in enumerate(zip(made, singles, earlier, strict=True), 1):
@@ -41,7 +41,7 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
         records = complete(single, records, run)
         rows += [{field: name, "seed": seed, **record.figures()} for record in records]
         curves[name].append(np.array([record.test_accuracy for record in records]))
-    if target := config.run.target_accuracy:
+    if target:
         picture = plot_rounds_to_target(curves, target, note)
         said = [f"target accuracy {target:.2%}: {tell_rounds(several, target)}" for several in curves.values()]
     else:
