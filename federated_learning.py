@@ -914,7 +914,7 @@ def run(config: Config) -> Result:
     with RunFolder.open(config.run, default_name(config, dataset), config.flat(), split) as folder:
         say(f"{note}\n")
         remarks = partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes)
-        for remark in [*published(config.preset), *dataset.remarks, *remarks]:
+        for remark in [*published(config), *dataset.remarks, *remarks]:
             notice(remark)
         experiment = prepare(config, dataset, partition)
         state, records = folder.load([identity(config), partition.digest], experiment.process.state_type)

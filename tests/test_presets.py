@@ -15,8 +15,14 @@ def test_a_preset_is_its_flags(name):
 
 
 def test_a_run_says_where_its_experiment_stands():
-    assert published("none") == []
-    assert published("mcmahan-2nn-iid") == ["preset mcmahan-2nn-iid: McMahan et al. 2017, table 1: 87 rounds"]
+    """And what is not as there: flags beside the preset, or all of them where the constructor got its name alone."""
+    there = "preset mcmahan-2nn-iid: McMahan et al. 2017, table 1: 87 rounds"
+    assert published(fl.Config()) == []
+    assert published(fl.parse("--preset mcmahan-2nn-iid --seed 4 --name a")) == [there]
+    changed = fl.parse("--preset mcmahan-2nn-iid --rounds 5 --algorithm scaffold")
+    assert published(changed) == [f"{there}; not as there: rounds 5 for 1500, algorithm scaffold for fedavg"]
+    (remark,) = published(fl.Config(preset="mcmahan-2nn-iid"))
+    assert "num_clients 10 for 100" in remark and "client_lr 0.0 for 0.2" in remark
 
 
 def test_the_papers_cells():

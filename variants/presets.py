@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 from harness.fields import Theme
+from harness.options import identity
 
 PresetName = Literal[
     "none",
@@ -90,9 +91,16 @@ ROWS: dict[str, Preset] = {
 }
 
 
-def published(name: str) -> list[str]:
-    """Return the remark on where a preset's experiment stands, and what came out there; none without a preset."""
-    return [f"preset {name}: {ROWS[name].source}"] if name in ROWS else []
+def published(config: Theme) -> list[str]:
+    """Return the remark on where a preset's experiment stands, and what is not as there; none without a preset."""
+    flat = config.flat()
+    if flat["preset"] not in ROWS:
+        return []
+    there = type(config)().but(preset=flat["preset"], seed=flat["seed"]).flat()
+    fields = [name for name in flat if name in identity(config) or name in ("rounds", "target_accuracy")]
+    changed = [f"{name} {flat[name]} for {there[name]}" for name in fields if flat[name] != there[name]]
+    beside = f"; not as there: {', '.join(changed)}" if changed else ""
+    return [f"preset {flat['preset']}: {ROWS[flat['preset']].source}{beside}"]
 
 
 def preset_fields(name: Any, parse: Callable[[Sequence[str]], Theme]) -> dict[str, Any]:
