@@ -911,7 +911,7 @@ def run(config: Config) -> Result:
     partition = make_partition(dataset, config)
     note, rounds, result = caption(config, dataset), config.training.rounds, None
     split = manifest(dataset, partition, config.partition, config.seed, private=bool(ledger(config)))
-    with RunFolder.open(config.run, default_name(config, dataset), config.flat(), split) as folder:
+    with RunFolder.open(config, default_name(config, dataset), split) as folder:
         say(f"{note}\n")
         remarks = partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes)
         for remark in [*published(config), *dataset.remarks, *remarks]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import SCRIPT, stopping
-from harness.command_line import notice, printable
+from harness.command_line import check_resumed, notice, printable, read_saved
 from harness.fields import UserError
 from harness.files import (
     DAMAGE,
@@ -35,7 +35,6 @@ from harness.files import (
     write_file,
     writing,
 )
-from harness.options import Run
 from harness.plots import to_png
 from harness.records import RoundRecord, read_records
 
@@ -56,21 +55,23 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, run: Run, name: str, config: dict, manifest: dict) -> Iterator[RunFolder]:
+    def open(cls, config: Any, name: str, manifest: dict) -> Iterator[RunFolder]:
         """Hold the run's folder: a new one with config.json and partition.json in it, or that of the run to resume."""
+        run = config.run
         if run.resume:
             path = place(run.resume)
+            check_resumed(config, read_saved(run.resume, type(config)()))
             if read_json(path / "partition.json").get("hash") != manifest["hash"]:
                 raise UserError(
                     f"resume={run.resume!r:.200}: its data or its partition.json has changed; restore it, or name the "
                     "data by --data"
                 )
         else:
-            files = {"config.json": to_json(config), "partition.json": to_json(manifest)}
+            files = {"config.json": to_json(config.flat()), "partition.json": to_json(manifest)}
             path = make_folder(place(run.runs), run.name or name, files)
         line = f"notice: stopped before a new round was done; {go_on(path)}"
         with stopping.saying(line), lock(path):
-            write_file(path / "config.json", to_json({**config, "resume": ""}))  # a resumed run may have more rounds
+            write_file(path / "config.json", to_json(config.but(resume="").flat()))  # it may have more rounds now
             yield cls(path, run.tensorboard)
 
     def load(self, identity: list, state_type: Any) -> tuple[Any, list[RoundRecord]]:

@@ -14,7 +14,6 @@ from harness.command_line import check_resumed, read_saved
 from harness.comparison import find_folder, read_earlier
 from harness.fields import UserError
 from harness.files import json_line, to_json
-from harness.options import Run
 from harness.records import Evaluation, make_record
 from harness.results import describe, manifest
 from harness.run_folder import RunFolder
@@ -66,7 +65,7 @@ def folder(tmp_path_factory, digits):
     split = manifest(digits, partition, "dirichlet", 0, private=False)
     evaluation = Evaluation(1.0, 0.5, np.zeros(2, np.uint8), np.eye(10, dtype=int))
     rows = [{"client": 0, "examples": 3.0, "loss": float("nan"), "accuracy": 0.5, "steps": 1.0, "finite": True}]
-    with RunFolder.open(Run(runs=str(folder), name="run"), "run", config.flat(), split) as run:
+    with RunFolder.open(config.but(runs=str(folder), name="run"), "run", split) as run:
         run.load([partition.digest], STATE_TYPE)
         figures = {"dropped": 0, "bytes_down": 1, "bytes_up": 1, "epsilon": None, "seconds": 1.0}
         records = [make_record(number, rows, evaluation, **figures) for number in (1, 2)]
@@ -81,7 +80,7 @@ def go_on(folder: Path, digits) -> None:
     saved = read_saved(str(folder / "run"), fl.Config())
     check_resumed(saved, saved)
     partition = fl.make_partition(digits, saved)
-    with RunFolder.open(saved.run, "run", saved.flat(), {"hash": partition.digest}) as run:
+    with RunFolder.open(saved, "run", {"hash": partition.digest}) as run:
         _, records = run.load([partition.digest], STATE_TYPE)
     for record in records:
         record.line(5), record.trouble(records[:-1], 0.1, True), json_line(vars(record))

@@ -1,6 +1,6 @@
 """Nothing is lost: killed and resumed equals uninterrupted, damage is noticed, another run's files are refused.
 
-KILLS=20 python -m pytest tests/test_resume.py kills the script at 20 random moments instead of 3.
+KILLS=20 python -m pytest tests/test_run_folder.py kills the script at 20 random moments instead of 3.
 """
 
 import csv
@@ -176,6 +176,13 @@ def test_another_configuration_is_refused(half, tmp_path, flags):
     field = flags.split()[0].removeprefix("--").replace("-", "_")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and field in done.stderr, done.stderr
     assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
+
+
+def test_another_configuration_is_refused_in_python_too(half):
+    config = fl.parse(f"--resume {half}")
+    for field, value in {"seed": 1, "client_lr": 0.3, "rounds": 3}.items():
+        with pytest.raises(UserError, match=f"^{field}={value} .* of {half}"):
+            fl.run(config.but(**{field: value}))
 
 
 class Bomb:
