@@ -149,6 +149,21 @@ def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path)
     assert store.read_text() == "".join(lines)
 
 
+def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, capsys):
+    (images, labels), (x, y) = digits.train, digits.test
+    few, tested = labels < 3, (y == 0) | (y == 2)
+    np.savez(tmp_path / "no1.npz", x_train=images[few], y_train=labels[few], x_test=x[tested], y_test=y[tested])
+    flags = {"model": "mlp", "rounds": 1, "num_clients": 3, "partition": "labels-per-client", "labels_per_client": 1}
+    places = {"data": str(tmp_path / "no1.npz"), "runs": str(tmp_path), "cache": str(tmp_path), "name": "run"}
+    fl.run(configure(**flags, **places, baselines=True))
+    said, rows = capsys.readouterr(), list(csv.DictReader((tmp_path / "run" / "clients.csv").open()))
+    (unknown,) = (row for row in rows if row["federated"] == "nan")
+    known = [100 * float(row["federated"]) for row in rows if row != unknown]
+    assert unknown["gain"] == "nan" and "no test image has: 1 client;" in said.err
+    assert f"global model   {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%" in said.out
+    assert "of 2 clients lose" in said.out
+
+
 def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
     process = start(tmp_path, *FLAGS, "--baselines", "--local-epochs", "100")
     for line in process.stdout:

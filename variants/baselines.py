@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from harness import plots, stopping
 from harness.command_line import Progress, notice, say
 from harness.files import DAMAGE, append, csv_table, json_line, read_bytes, write_file
 from harness.hosts import HERE
+from harness.results import counted
 from harness.run_folder import go_on
 from harness.worker import Worker
 from variants.datasets import Split
@@ -204,15 +206,19 @@ def worth(
         lines = curves(records, training.local_epochs * share, training.local_epochs, done)
         write_file(folder.path / "baselines.csv", csv_table(lines))
         write_file(folder.path / "clients.csv", csv_table(row._asdict() for row in rows))
-        worst = int(np.nanargmin([row.federated for row in rows]))
+        measured = [row for row in rows if not math.isnan(row.federated)]
+        if len(measured) < len(rows):
+            left = counted(len(rows) - len(measured), "client")
+            notice(f"left out of who gains, with labels that no test image has: {left}; nan in clients.csv")
+        worst = min(measured, key=attrgetter("federated")).client
         mixed = mix_rows(confusions[worst], experiment.partition.counts[worst])
         name = f"Client {worst}, the worst: {rows[worst].federated:.2%} on its own label mix"
         pictures = {
             "baselines.png": partial(plots.plot_baselines, lines, note),
-            "gain.png": partial(plots.plot_gain, rows, note),
+            "gain.png": partial(plots.plot_gain, measured, note),
             "worst_client.png": partial(plots.plot_mixed_confusion, mixed, name, note, experiment.dataset.classes),
         }
-        say(describe(records[-1].test_accuracy, rows, done))
+        say(describe(records[-1].test_accuracy, measured, done))
         tables = [folder.path / "baselines.csv", folder.path / "clients.csv"]
         for written in [*folder.draw(folder.path, pictures), *tables]:
             say(f"wrote {written}")
