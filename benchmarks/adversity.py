@@ -7,15 +7,12 @@ Ten clients with the `mlp`, IID as robust rules assume, and in the default split
 
 import itertools
 import json
-import sys
-from pathlib import Path
 
 import numpy as np
+import round_time
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import federated_learning as fl  # noqa: E402
-
+fl = round_time.fl
+ROOT = round_time.ROOT
 RESULTS = ROOT / "benchmarks" / "results" / "adversity.json"
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
 CASES = [(0, "none"), *((count, attack) for attack in fl.adversity.ATTACKS for count in (1, 3))]
@@ -64,7 +61,7 @@ def main() -> None:
         if (partition, byzantine, attack, aggregator) not in done:
             figures = [round(accuracy(partition, aggregator, byzantine, attack, seed), 2) for seed in SEEDS]
             row = {"partition": partition, "byzantine": byzantine, "attack": attack, "aggregator": aggregator}
-            rows.append({**row, "accuracies": figures})
+            rows.append({**row, "accuracies": figures, "machine": round_time.machine()})
             print(rows[-1], flush=True)
             RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(table(rows))

@@ -31,12 +31,13 @@ def tables() -> dict[str, str]:
     """Mark -> Markdown."""
     found = {"speed": speed(read("round_time")["rows"]), "default": default_run.table(read("default_run"))}
     for name, table in (("round_time", round_time.table), ("peers", round_time.table),
-                        ("time_to_target", time_to_target.table), ("adversity", adversity.table)):  # fmt: skip
+                        ("time_to_target", time_to_target.table)):  # fmt: skip
         if not (RESULTS / f"{name}.json").exists():
             continue  # its place stays empty
         result = read(name)
-        found[name] = f"{table(result['rows'])}\n\n({result.get('machine', 'the same')}.)"
-    for name, table, key in (("niid_bench", niid_bench.table, "rows"), ("algorithms", algorithms.table, "results")):
+        found[name] = f"{table(result['rows'])}\n\n({result['machine']}.)"
+    for name, table, key in (("niid_bench", niid_bench.table, "rows"), ("algorithms", algorithms.table, "results"),
+                             ("adversity", adversity.table, "rows")):  # fmt: skip
         rows = read(name)[key]
         found[name] = f"{table(rows)}\n\n({round_time.machines(rows)}.)"
     rows = read("paper")["rows"]
@@ -44,23 +45,24 @@ def tables() -> dict[str, str]:
     if (RESULTS / "hosts.json").exists():
         several = read("hosts")
         found["hosts"] = f"{hosts.cost_table(several['costs'])}\n\n({several['machine']}.)"
-        found["hosts_rows"] = hosts.row_table(several["rows"])
+        found["hosts_rows"] = f"{hosts.row_table(several['rows'])}\n\n({several['machine']}.)"
         found["hosts_calculation"] = hosts.calculation(several, read("scaling")["rows"])
     found["tuning"] = "\n\n".join(csv_table(RESULTS / f"{name}.csv") for name in ("tuning", "optimizers"))
     startup = read("startup")
     rows = sorted(startup["seconds"].items(), key=lambda row: -row[1])
     rows = [*[row for row in rows if row[1] >= 0.1], ("the whole run", startup["total_s"])]
-    found["startup"] = "\n".join(
-        ["| part | seconds |", "| --- | --- |", *(f"| {name} | {s:.2f} |" for name, s in rows)]
-    )
+    lines = ["| part | seconds |", "| --- | --- |", *(f"| {name} | {s:.2f} |" for name, s in rows)]
+    found["startup"] = "\n".join([*lines, "", f"({startup['machine']}.)"])
     return found
 
 
 def csv_table(path: Path) -> str:
-    """A CSV file as Markdown."""
+    """A CSV file as Markdown, and below it where it was measured: its column `machine`."""
     with path.open(newline="") as file:
-        names, *rows = csv.reader(file)
-    return "\n".join(f"| {' | '.join(row)} |" for row in [names, ["---"] * len(names), *rows])
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name != "machine"]
+    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"({round_time.machines(rows)}.)"])
 
 
 def speed(rows: list[dict]) -> str:

@@ -12,6 +12,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
+import round_time
 from once import once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -60,7 +61,8 @@ def main() -> None:
         settings = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
     for setting in settings:
         words = [f"--{name.replace('_', '-')} {value:g}" for name, value in setting.items() if name != "flags"]
-        rows.append({**setting, **figures(setting.get("flags") or " ".join(words))})
+        score = figures(setting.get("flags") or " ".join(words))
+        rows.append({**setting, **score, "machine": round_time.machine()})
         print(rows[-1], flush=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

@@ -68,6 +68,24 @@ def test_tables_are_those_of_the_results(monkeypatch):
         assert readme.fill(text) == text  # else: python benchmarks/readme.py
 
 
+def test_figures_in_the_text_are_those_of_the_results():
+    def read(name):
+        return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+
+    said = " ".join((README + MEASURED).split())
+    runs = [run for run in read("default_run")["runs"] if not run["flags"]]
+    accuracy, seconds = (np.mean([run[name] for run in runs]) for name in ("test_accuracy", "seconds"))
+    assert f"**{100 * accuracy:.1f} % after five rounds**, in {seconds:.0f} seconds on two cores" in said
+    most = read("scaling")["rows"][-1]
+    clients, median = most["clients"], np.median(most["seconds"])
+    each, memory = f"{1000 * median / clients:.2f} ms a client", f"{most['peak_mib']} MiB"
+    assert f"{clients:,} clients take {median:.1f} s a round, {each}, and {memory}" in said
+    parts = read("startup")["seconds"]
+    assert f"the import of TensorFlow and TFF ({parts['imports: TensorFlow, TFF']:.1f} s)" in said
+    assert f"the building of TFF's computations ({parts['build_process']:.1f} s)" in said
+    assert round(read("startup")["first_round_starts_after_s"]) == 5 and "first round starts five seconds after" in said
+
+
 def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
     """The paper's first cell, seed 0: equal bits on the same machine, within 3 sd of the seeds on another."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
@@ -82,6 +100,32 @@ def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
     assert abs(metrics["rounds_to_target"] - np.mean([run["rounds"] for run in runs])) <= max(spread, 1)
     if runs[0]["machine"] == round_time.machine():
         assert metrics["weights_sha256"] == runs[0]["sha256"]
+
+
+@pytest.mark.slow
+def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
+    """FedAvg's best after five rounds, and the mean without attackers; equal, or within 3 sd, as above."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import adversity
+    import algorithms
+    import round_time
+
+    results = json.loads(algorithms.RESULTS.read_text())["results"]
+    (result,) = (result for result in results if result["budget"] == "mlp-5")
+    (own,) = (row for row in result["rows"] if row["algorithm"] == "fedavg")
+    cells = json.loads(adversity.RESULTS.read_text())["rows"]
+    (cell,) = (
+        row for row in cells if (row["partition"], row["byzantine"], row["aggregator"]) == ("dirichlet", 0, "mean")
+    )
+    for module in (adversity, algorithms):
+        monkeypatch.setattr(module, "ROOT", tmp_path)
+    monkeypatch.setattr(algorithms, "RUNS", tmp_path / "runs")
+    for again, earlier, machine in (
+        (algorithms.accuracy("mlp-5", "fedavg", own["rates"], 1, 0), own["tests"], result["machine"]),
+        (adversity.accuracy("dirichlet", "mean", 0, "none", 0), cell["accuracies"], cell["machine"]),
+    ):
+        assert abs(again - np.mean(earlier)) <= 3 * np.std(earlier, ddof=1)
+        assert machine != round_time.machine() or again == pytest.approx(earlier[0])
 
 
 @pytest.mark.parametrize("folder", [".", "benchmarks"])
