@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import sys
+import textwrap
 
 import numpy as np
 import round_time
@@ -90,8 +91,24 @@ def contest(budget: str) -> dict:
     return {"budget": budget, "flags": BUDGETS[budget], "machine": round_time.machine(), "rows": rows}
 
 
+def compare(result: dict) -> dict[str, tuple[float, float]]:
+    """algorithm -> (mean difference to FedAvg's in points, p of the paired t-test against it) of a budget."""
+    tests = {row["algorithm"]: np.array(row["tests"]) for row in result["rows"]}
+    own = tests.pop("fedavg")
+    return {name: ((found - own).mean(), scipy.stats.ttest_rel(found, own).pvalue) for name, found in tests.items()}
+
+
+def verdict(result: dict) -> str:
+    """Which rows of a budget differ from FedAvg by more than noise, in a sentence."""
+    kinds: dict[str, list[str]] = {"above": [], "below": [], "within noise of": []}
+    for name, (difference, p) in compare(result).items():
+        kinds["within noise of" if p >= 0.05 else "above" if difference > 0 else "below"].append(name)
+    parts = [f"{kind} FedAvg: {', '.join(names) or 'none'}" for kind, names in kinds.items()]
+    return "\n".join(textwrap.wrap(f"- `{result['flags']}`: {'; '.join(parts)}.", 124, subsequent_indent="  "))
+
+
 def table(results: list[dict]) -> str:
-    """The budgets as Markdown, the best row first; p from the paired t-test against FedAvg."""
+    """The budgets as Markdown, the best row first, and what of it is more than noise."""
     names = [
         "budget",
         "algorithm",
@@ -102,13 +119,13 @@ def table(results: list[dict]) -> str:
     ]
     lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
     for result in results:
-        (own,) = [row["tests"] for row in result["rows"] if row["algorithm"] == "fedavg"]
+        differences = compare(result)
         for row in sorted(result["rows"], key=lambda row: -np.mean(row["tests"])):
             rates = ", ".join(f"{name} {value:g}" for name, value in row["rates"].items())
-            p = "–" if row["algorithm"] == "fedavg" else f"{scipy.stats.ttest_rel(row['tests'], own).pvalue:.2f}"
+            p = f"{differences[row['algorithm']][1]:.2f}" if row["algorithm"] in differences else "–"
             score = f"{np.mean(row['tests']):.2f} ± {np.std(row['tests'], ddof=1):.2f}"
             lines.append(f"| `{result['flags']}` | {row['algorithm']} | {row['tried']} | {rates} | {score} | {p} |")
-    return "\n".join(lines)
+    return "\n".join([*lines, "", *map(verdict, results)])
 
 
 def main() -> None:
