@@ -53,7 +53,8 @@ def accuracy(budget: str, algorithm: str, rates: dict[str, float], seed: int, ho
     name = "-".join([budget, algorithm, *words, f"seed{seed}", *(["held-out"] if holdout else [])])
     metrics = RUNS / name / "metrics.json"
     if not metrics.exists():
-        config = fl.parse(BUDGETS[budget]).but(algorithm=algorithm, seed=seed, holdout=holdout, **rates)
+        defined = fl.options.FIXED.get(algorithm, {})  # fedsgd has a step a round, on the whole shard
+        config = fl.parse(BUDGETS[budget]).but(algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined)
         place = {"runs": str(RUNS), "name": name, "cache": str(ROOT / ".cache")}
         resumed = {"resume": str(RUNS / name)} if (RUNS / name).exists() else {}
         with contextlib.redirect_stdout(io.StringIO()):
