@@ -97,8 +97,8 @@ def published(config: Theme) -> list[str]:
     if flat["preset"] not in ROWS:
         return []
     there = type(config)().but(preset=flat["preset"], seed=flat["seed"]).flat()
-    fields = [name for name in flat if name in identity(config) or name in ("rounds", "target_accuracy")]
-    changed = [f"{name} {flat[name]} for {there[name]}" for name in fields if flat[name] != there[name]]
+    told = {*identity(config), "rounds", "target_accuracy"}
+    changed = [f"{name} {flat[name]} for {there[name]}" for name in flat if name in told and flat[name] != there[name]]
     beside = f"; not as there: {', '.join(changed)}" if changed else ""
     return [f"preset {flat['preset']}: {ROWS[flat['preset']].source}{beside}"]
 
