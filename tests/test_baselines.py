@@ -1,6 +1,7 @@
 """The baselines: rounds of one client are local training, told exactly and kept as they come; who gains, by hand."""
 
 import csv
+import json
 import signal
 from functools import partial
 
@@ -162,6 +163,10 @@ def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, c
     assert unknown["gain"] == "nan" and "no test image has: 1 client;" in said.err
     assert f"global model   {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%" in said.out
     assert "of 2 clients lose" in said.out
+    (tmp_path / "only1.json").write_text(json.dumps({"indices": [np.flatnonzero(labels[few] == 1).tolist()]}))
+    flags = {"model": "mlp", "rounds": 1, "num_clients": 1, "partition_file": str(tmp_path / "only1.json")}
+    with pytest.raises(UserError, match="baselines=True: no test image has a label that a client holds"):
+        fl.run(configure(**flags, **places, baselines=True))
 
 
 def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):

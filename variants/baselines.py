@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from harness import plots, stopping
 from harness.command_line import Progress, notice, say
+from harness.fields import UserError
 from harness.files import DAMAGE, append, csv_table, json_line, read_bytes, write_file
 from harness.hosts import HERE
 from harness.results import counted
@@ -192,6 +193,8 @@ def worth(
     What is learned is kept as it comes: a run that is stopped goes on from there.
     """
     records, weights, path = result.records, result.state.global_model_weights, folder.path / STORE
+    if not experiment.partition.counts[:, np.unique(experiment.dataset.test.labels)].any():
+        raise UserError("baselines=True: no test image has a label that a client holds; drop it, or split other images")
     try:
         learners = build_learners(config, training, experiment, len(records), tools)
         total = sum(learner.rounds for learner in learners)
