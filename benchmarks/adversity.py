@@ -5,11 +5,13 @@
 Ten clients with the `mlp`, IID as robust rules assume, and in the default split, where honest clients differ too.
 """
 
+import argparse
 import itertools
 import json
 
 import numpy as np
 import round_time
+from machine import machine
 
 fl = round_time.fl
 ROOT = round_time.ROOT
@@ -55,13 +57,14 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     done = {(row["partition"], row["byzantine"], row["attack"], row["aggregator"]) for row in rows}
     for partition, (byzantine, attack), aggregator in itertools.product(("iid", "dirichlet"), CASES, AGGREGATORS):
         if (partition, byzantine, attack, aggregator) not in done:
             figures = [round(accuracy(partition, aggregator, byzantine, attack, seed), 2) for seed in SEEDS]
             row = {"partition": partition, "byzantine": byzantine, "attack": attack, "aggregator": aggregator}
-            rows.append({**row, "accuracies": figures, "machine": round_time.machine()})
+            rows.append({**row, "accuracies": figures, "machine": machine()})
             print(rows[-1], flush=True)
             RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(table(rows))

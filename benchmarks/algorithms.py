@@ -19,6 +19,7 @@ import textwrap
 import numpy as np
 import round_time
 import scipy.stats
+from machine import machine
 
 fl = round_time.fl
 ROOT = round_time.ROOT
@@ -89,7 +90,7 @@ def contest(budget: str) -> dict:
         tests = [accuracy(budget, algorithm, best, seed, 0) for seed in SEEDS]
         rows.append({"algorithm": algorithm, "tried": len(found), "rates": best, "tests": tests})
         print(budget, rows[-1], file=sys.stderr, flush=True)
-    return {"budget": budget, "flags": BUDGETS[budget], "machine": round_time.machine(), "rows": rows}
+    return {"budget": budget, "flags": BUDGETS[budget], "machine": machine(), "rows": rows}
 
 
 def compare(result: dict) -> dict[str, tuple[float, float]]:

@@ -3,6 +3,7 @@
 python benchmarks/default_run.py    # results/default_run.json, five minutes
 """
 
+import argparse
 import json
 import subprocess
 import sys
@@ -11,9 +12,10 @@ import time
 from pathlib import Path
 
 import numpy as np
-import round_time
+from machine import machine
+from once import ROOT
 
-RESULTS = round_time.ROOT / "benchmarks" / "results" / "default_run.json"
+RESULTS = ROOT / "benchmarks" / "results" / "default_run.json"
 SEEDS = (0, 1, 2)
 FLAGS = ("", " --preset fast")
 
@@ -34,8 +36,8 @@ def table(result: dict) -> str:
 def measure(flags: str, seed: int) -> dict:
     """One run, its time from the command to the prompt."""
     with tempfile.TemporaryDirectory() as folder:
-        place = ["--seed", str(seed), "--runs", folder, "--name", "run", "--cache", str(round_time.ROOT / ".cache")]
-        script = str(round_time.ROOT / "federated_learning.py")
+        place = ["--seed", str(seed), "--runs", folder, "--name", "run", "--cache", str(ROOT / ".cache")]
+        script = str(ROOT / "federated_learning.py")
         began = time.perf_counter()
         subprocess.run([sys.executable, script, *flags.split(), *place], check=True, cwd=folder)
         seconds = round(time.perf_counter() - began, 1)
@@ -46,8 +48,9 @@ def measure(flags: str, seed: int) -> dict:
 
 
 def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     runs = [measure(flags, seed) for seed in SEEDS for flags in FLAGS]
-    result = {"machine": round_time.machine(), "runs": runs}
+    result = {"machine": machine(), "runs": runs}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 

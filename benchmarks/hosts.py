@@ -6,6 +6,7 @@ Seconds, bytes and processor time of a round on 1, 2 and 3 workers; and how far 
 those of one, algorithm by algorithm and aggregator by aggregator.
 """
 
+import argparse
 import json
 import math
 import statistics
@@ -24,9 +25,9 @@ import federated_learning as fl  # noqa: E402
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
-import round_time  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_federated as tff  # noqa: E402
+from machine import machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "hosts.json"
 COUNTS, ROUNDS = (1, 2, 3), 7
@@ -146,13 +147,15 @@ def calculation(result: dict, scaling: list[dict]) -> str:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:  # one cost, in a process of its own
-        print(json.dumps(cost(sys.argv[1], int(sys.argv[2]))), flush=True)
-        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--cost", nargs=2, help=argparse.SUPPRESS)  # one work and count, in a process of its own
+    if one := parser.parse_args().cost:
+        return print(json.dumps(cost(one[0], int(one[1]))), flush=True)
     costs, rows = [], []
     for work in WORKS:
         for count in COUNTS:
-            done = subprocess.run([sys.executable, __file__, work, str(count)], stdout=subprocess.PIPE, check=True)
+            command = [sys.executable, __file__, "--cost", work, str(count)]
+            done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
             costs.append(json.loads(done.stdout))
             print(costs[-1], flush=True)
     for row in ROWS:
@@ -160,7 +163,7 @@ def main() -> None:
             name = ", ".join(str(value) for field, value in row.items() if field != "tolerated" and value != 1)
             rows.append({"row": name, "two": difference(row, 2, folder), "three": difference(row, 3, folder)})
             print(rows[-1], flush=True)
-    result = {"machine": round_time.machine(), "costs": costs, "rows": rows, "s_per_megabyte": round(megabyte(), 5)}
+    result = {"machine": machine(), "costs": costs, "rows": rows, "s_per_megabyte": round(megabyte(), 5)}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -13,10 +13,9 @@ import json
 import sys
 
 import numpy as np
-import round_time
-from once import once
+from machine import machine
+from once import ROOT, once
 
-ROOT = round_time.ROOT
 RUNS = ROOT / "runs" / "niid_bench"
 RESULTS = ROOT / "benchmarks" / "results" / "niid_bench.json"
 SEEDS = (0, 1, 2)
@@ -79,7 +78,7 @@ def main() -> None:
             rows = [row for row in rows if (row["split"], row["row"]) != (split, name)]
             tests = [100 * metrics["test_accuracy"] for metrics in runs]
             rows.append({"split": split, "row": name, "flags": flags, "tests": tests,
-                         "machine": round_time.machine()})  # fmt: skip
+                         "machine": machine()})  # fmt: skip
             print(rows[-1], file=sys.stderr, flush=True)
             RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(table(rows))

@@ -14,10 +14,9 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-import round_time
-from once import once
+from machine import machine
+from once import ROOT, once
 
-ROOT = round_time.ROOT
 RUNS = ROOT / "runs" / "paper"
 RESULTS = ROOT / "benchmarks" / "results" / "paper.json"
 RATES = ROOT / "benchmarks" / "results" / "paper_rates.csv"
@@ -99,7 +98,7 @@ def measure(names: list[str], seeds: list[int] | None) -> list[dict]:
             metrics = once(RUNS / f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
             runs.append({"seed": seed, "rounds": metrics["rounds_to_target"], "seconds": metrics["seconds"],
                          "sha256": metrics["weights_sha256"], "rate": metrics["config"]["client_lr"],
-                         "machine": round_time.machine()})  # fmt: skip
+                         "machine": machine()})  # fmt: skip
             print(f"{name}: {runs[-1]}", file=sys.stderr, flush=True)
         rows.append({"cell": name, "runs": runs})
     return rows

@@ -3,6 +3,7 @@
 python benchmarks/readme.py
 """
 
+import argparse
 import csv
 import json
 import statistics
@@ -17,6 +18,7 @@ import niid_bench
 import paper
 import round_time
 import time_to_target
+from machine import machines
 
 READMES = [round_time.ROOT / "README.md", round_time.ROOT / "benchmarks" / "README.md"]
 RESULTS = round_time.ROOT / "benchmarks" / "results"
@@ -39,9 +41,9 @@ def tables() -> dict[str, str]:
     for name, table, key in (("niid_bench", niid_bench.table, "rows"), ("algorithms", algorithms.table, "results"),
                              ("adversity", adversity.table, "rows")):  # fmt: skip
         rows = read(name)[key]
-        found[name] = f"{table(rows)}\n\n({round_time.machines(rows)}.)"
+        found[name] = f"{table(rows)}\n\n({machines(rows)}.)"
     rows = read("paper")["rows"]
-    found["paper"] = f"{paper.table(rows)}\n\n({round_time.machines([run for row in rows for run in row['runs']])}.)"
+    found["paper"] = f"{paper.table(rows)}\n\n({machines([run for row in rows for run in row['runs']])}.)"
     if (RESULTS / "hosts.json").exists():
         several = read("hosts")
         found["hosts"] = f"{hosts.cost_table(several['costs'])}\n\n({several['machine']}.)"
@@ -62,7 +64,7 @@ def csv_table(path: Path) -> str:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name != "machine"]
     lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"({round_time.machines(rows)}.)"])
+    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"({machines(rows)}.)"])
 
 
 def speed(rows: list[dict]) -> str:
@@ -91,5 +93,6 @@ def fill(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     for path in READMES:
         path.write_text(fill(path.read_text()))

@@ -3,6 +3,7 @@
 python benchmarks/scaling.py    # a minute; writes results/scaling.json and images/scaling.png
 """
 
+import argparse
 import json
 import statistics
 import subprocess
@@ -18,7 +19,7 @@ from harness import plots  # noqa: E402
 from harness.files import to_json  # noqa: E402
 
 import psutil  # noqa: E402
-import round_time  # noqa: E402
+from machine import machine  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
 PICTURE = ROOT / "images" / "scaling.png"
@@ -53,7 +54,7 @@ def measure(num_clients: int) -> dict[str, float]:
 
 def plot(rows: list[dict]) -> None:
     work = f"MNIST · {IMAGES} images a client, IID · mlp, B = 32, E = 1, seed 0"
-    note = f"{work} · medians of {ROUNDS} rounds · {round_time.machine()}"
+    note = f"{work} · medians of {ROUNDS} rounds · {machine()}"
     figure = plots.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
     clients = [row["clients"] for row in rows]
     seconds, memory = figure.subplots(1, 2)
@@ -71,13 +72,13 @@ def plot(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    if len(sys.argv) > 1:  # one size, in a process of its own
-        row = measure(int(sys.argv[1]))
-        print(json.dumps(row), flush=True)
-        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)  # one size, in a process of its own
+    if clients := parser.parse_args().clients:
+        return print(json.dumps(measure(clients)), flush=True)
     rows = []
     for clients in CLIENTS:
-        child = psutil.Popen([sys.executable, __file__, str(clients)], stdout=subprocess.PIPE, text=True)
+        child = psutil.Popen([sys.executable, __file__, "--clients", str(clients)], stdout=subprocess.PIPE, text=True)
         peak = 0
         while child.poll() is None:  # the worker's peak must be read while it lives
             try:
@@ -88,7 +89,7 @@ def main() -> None:
             time.sleep(0.1)
         rows.append({**json.loads(child.stdout.read()), "peak_mib": peak >> 20})
         print(rows[-1], flush=True)
-    RESULTS.write_text(json.dumps({"machine": round_time.machine(), "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
     plot(rows)
 
 

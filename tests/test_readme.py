@@ -89,7 +89,7 @@ def test_figures_in_the_text_are_those_of_the_results():
 def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
     """The paper's first cell, seed 0: equal bits on the same machine, within 3 sd of the seeds on another."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import round_time
+    from machine import machine
 
     result = json.loads((ROOT / "benchmarks" / "results" / "paper.json").read_text())
     (runs,) = (row["runs"] for row in result["rows"] if row["cell"] == "2nn-iid")
@@ -98,7 +98,7 @@ def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     spread = 3 * np.std([run["rounds"] for run in runs], ddof=1)
     assert abs(metrics["rounds_to_target"] - np.mean([run["rounds"] for run in runs])) <= max(spread, 1)
-    if runs[0]["machine"] == round_time.machine():
+    if runs[0]["machine"] == machine():
         assert metrics["weights_sha256"] == runs[0]["sha256"]
 
 
@@ -108,7 +108,7 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import adversity
     import algorithms
-    import round_time
+    from machine import machine
 
     results = json.loads(algorithms.RESULTS.read_text())["results"]
     (result,) = (result for result in results if result["budget"] == "mlp-5")
@@ -120,12 +120,12 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
     for module in (adversity, algorithms):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(algorithms, "RUNS", tmp_path / "runs")
-    for again, earlier, machine in (
+    for again, earlier, where in (
         (algorithms.accuracy("mlp-5", "fedavg", own["rates"], 1, 0), own["tests"], result["machine"]),
         (adversity.accuracy("dirichlet", "mean", 0, "none", 0), cell["accuracies"], cell["machine"]),
     ):
         assert abs(again - np.mean(earlier)) <= 3 * np.std(earlier, ddof=1)
-        assert machine != round_time.machine() or again == pytest.approx(earlier[0])
+        assert where != machine() or again == pytest.approx(earlier[0])
 
 
 @pytest.mark.parametrize("folder", [".", "benchmarks"])
