@@ -242,10 +242,11 @@ def describe(federated: float, rows: Sequence[Gain], done: dict[tuple[str, int],
     """Return the closing lines: federated, centralized and alone on the test set, then who gains on its own labels."""
     together = done["centralized", -1]["accuracies"][-1]
     alone = [row["accuracies"][-1] for (kind, _), row in done.items() if kind == "alone"]
+    who = f"mean of {counted(len(alone), 'client')}"
     text = (
         f"\nfederated      {federated:.2%}\n"
         f"centralized    {together:.2%}, all images in one place, as many local epochs\n"
-        f"alone          {np.mean(alone):.2%}, mean of {len(alone)} clients ({min(alone):.2%} to {max(alone):.2%})\n"
+        f"alone          {np.mean(alone):.2%}, {who} ({min(alone):.2%} to {max(alone):.2%})\n"
         "on each client's own label mix, mean ± sd over clients and the mean of the worst 10 %:\n"
     )
     for name, title in (("federated", "global model"), ("alone", "its own"), ("tuned", "global, tuned")):
