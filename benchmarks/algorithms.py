@@ -18,10 +18,11 @@ import textwrap
 
 import numpy as np
 import round_time
-import scipy.stats
 from machine import machine
 
-fl = round_time.fl
+fl = round_time.fl  # which makes the script's folder importable
+from harness.results import NOISE, paired  # noqa: E402
+
 ROOT = round_time.ROOT
 RUNS = ROOT / "runs" / "algorithms"
 RESULTS = ROOT / "benchmarks" / "results" / "algorithms.json"
@@ -96,18 +97,15 @@ def contest(budget: str) -> dict:
 def compare(result: dict) -> dict[str, tuple[float, float]]:
     """algorithm -> (mean difference to FedAvg's in points, p of the paired t-test against it) of a budget."""
     tests = {row["algorithm"]: np.array(row["tests"]) for row in result["rows"]}
-    own, found = tests.pop("fedavg"), {}
-    for name, other in tests.items():
-        p = scipy.stats.ttest_rel(other, own).pvalue if (other != own).any() else 1.0  # no test of nothing
-        found[name] = ((other - own).mean(), p)
-    return found
+    own = tests.pop("fedavg")
+    return {name: paired(own, other) for name, other in tests.items()}
 
 
 def verdict(result: dict) -> str:
     """Which rows of a budget differ from FedAvg by more than noise, in a sentence."""
     kinds: dict[str, list[str]] = {"above": [], "below": [], "within noise of": []}
     for name, (difference, p) in compare(result).items():
-        kinds["within noise of" if p >= 0.05 else "above" if difference > 0 else "below"].append(name)
+        kinds["within noise of" if p >= NOISE else "above" if difference > 0 else "below"].append(name)
     parts = [f"{kind} FedAvg: {', '.join(names) or 'none'}" for kind, names in kinds.items()]
     return "\n".join(textwrap.wrap(f"- `{result['flags']}`: {'; '.join(parts)}.", 124, subsequent_indent="  "))
 

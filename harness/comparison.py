@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,8 @@ from harness.fields import Theme, UserError
 from harness.files import DAMAGE, csv_table, numbered, place, read_json, to_json, write_file
 from harness.options import compared, identity
 from harness.plots import plot_comparison, plot_rounds_to_target, to_png
-from harness.records import reached, read_records
-from harness.results import counted, tell_last, tell_rounds
+from harness.records import reached, read_records, rounds_to_target
+from harness.results import counted, tell_difference, tell_last, tell_rounds
 from harness.run_folder import make_folder
 
 import numpy as np
@@ -44,18 +44,32 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
     if target:
         picture = plot_rounds_to_target(curves, target, note)
         said = [f"target accuracy {target:.2%}: {tell_rounds(several, target)}" for several in curves.values()]
+        ends = {name: [rounds_to_target(curve, target) for curve in several] for name, several in curves.items()}
     else:
         rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
         table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
         picture = plot_comparison(table, note)
         said = [f"{tell_last(values)} after {counted(rounds, 'round')}" for values in table.values()]
+        ends = {name: 100 * values[:, -1] for name, values in table.items()}
     write_file(folder / "comparison.csv", csv_table(rows))
     write_file(folder / "comparison.png", to_png(picture))
     say("")
+    against = differences(ends, type(config)().flat()[field], "rounds" if target else "points")
     for name, line in zip(curves, said, strict=True):
-        say(f"{name:20} {line}")
+        say(f"{name:20} {line}{against.get(name, '')}")
     say(f"\nwrote {folder / 'comparison.csv'}\nwrote {folder / 'comparison.png'}")
     return folder
+
+
+def differences(ends: dict[str, Sequence[Any]], usual: str, unit: str) -> dict[str, str]:
+    """Return name -> how far its `ends`, one of each seed, are from those of the row `usual`, or without it the first.
+
+    Where a seed has no end, as it did not reach the target, nothing can be said.
+    """
+    first = usual if usual in ends else next(iter(ends))
+    whole = {name: values for name, values in ends.items() if None not in list(values)}
+    others = (name for name in whole if name != first and first in whole)
+    return {name: tell_difference(whole[first], whole[name], first, unit) for name in others}
 
 
 def named(config: Theme, check: Callable) -> Theme:

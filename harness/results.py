@@ -12,9 +12,12 @@ from harness.command_line import say
 from harness.records import rounds_to_target
 
 import numpy as np
+import scipy.stats
 import sklearn.metrics
 import tensorflow as tf
 import tensorflow_federated as tff
+
+NOISE = 0.05  # a difference with a p below it is more than that
 
 
 def weights_sha256(weights: Sequence[Any]) -> str:
@@ -115,6 +118,27 @@ def tell_rounds(curves: Sequence[np.ndarray], target: float) -> str:
     spread = f" ± {np.std(needed, ddof=1):.1f}" if len(needed) > 1 else ""
     share = f", {len(needed)} of {len(curves)} seeds" if len(needed) < len(curves) else ""
     return f"{np.mean(needed):.1f}{spread} rounds{share}"
+
+
+def paired(own: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
+    """Return (mean of other - own, p of the paired t-test) over float[seeds] each.
+
+    Where all differ by the same, there is no spread to test with: p is 0, or 1 if the difference is 0.
+    """
+    difference = np.subtract(other, own)
+    if np.ptp(difference) < 1e-9:
+        return float(difference.mean()), float(abs(difference[0]) < 1e-9)
+    return float(difference.mean()), float(scipy.stats.ttest_rel(other, own).pvalue)
+
+
+def tell_difference(own: Sequence[float], other: Sequence[float], name: str, unit: str) -> str:
+    """Return how far a row is from the row `name`, seed by seed, and whether that is noise; nothing of one seed."""
+    if len(own) < 2:
+        return ""
+    mean, p = paired(own, other)
+    if p in (0, 1):
+        return f"; {mean:+.2f} {unit} vs {name} with every seed"
+    return f"; {mean:+.2f} {unit} vs {name}, {'within' if p >= NOISE else 'more than'} noise (paired t-test, p {p:.2f})"
 
 
 def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:

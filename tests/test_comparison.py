@@ -4,10 +4,10 @@ import csv
 import json
 
 import federated_learning as fl
-from harness import plots
+from harness import comparison, plots
 from harness.fields import UserError
 from harness.options import compared
-from harness.results import tell_rounds
+from harness.results import paired, tell_difference, tell_rounds
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from runs import configure, run_script
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
 
 
-def comparison(folder):
+def table(folder):
     (path,) = (folder / "runs").glob("compare-*/comparison.csv")
     return list(csv.DictReader(path.read_text().splitlines()))
 
@@ -25,7 +25,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     flags = (*FLAGS, "--compare", "fedavg,scaffold", "--seeds", "2")
     done = run_script(tmp_path, *flags)
     assert done.returncode == 0 and "[4/4] algorithm scaffold, seed 1" in done.stdout, done.stderr
-    rows = comparison(tmp_path)
+    rows = table(tmp_path)
     assert [(row["algorithm"], row["seed"], row["round"]) for row in rows] == [
         (name, seed, round_num) for name in ("fedavg", "scaffold") for seed in "01" for round_num in "12"
     ]
@@ -35,6 +35,10 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
         assert {**theirs, "seconds": ours["seconds"]} == {name: ours[name] for name in theirs}
     last = [100 * float(row["test_accuracy"]) for row in rows if row["algorithm"] == "fedavg" and row["round"] == "2"]
     assert f"{np.mean(last):.2f}% ± {np.std(last, ddof=1):.2f}%" in done.stdout
+    other = [
+        100 * float(row["test_accuracy"]) for row in rows if row["algorithm"] == "scaffold" and row["round"] == "2"
+    ]
+    assert f"rounds{tell_difference(last, other, 'fedavg', 'points')}\n" in done.stdout
     splits = {
         seed: {
             json.loads(path.read_text())["hash"] for path in (tmp_path / "runs").glob(f"*seed{seed}-*/partition.json")
@@ -48,7 +52,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     again = run_script(tmp_path, *flags)
     assert again.returncode == 0 and again.stdout.count("is there already") == 3, again.stderr
     assert again.stdout.count("round 2/2") == 1 and "round 1/2" not in again.stdout
-    assert [row | {"seconds": 0} for row in comparison(tmp_path)] == [row | {"seconds": 0} for row in rows]
+    assert [row | {"seconds": 0} for row in table(tmp_path)] == [row | {"seconds": 0} for row in rows]
 
 
 def test_the_comparisons_plot_draws_means_and_standard_deviations():
@@ -59,6 +63,24 @@ def test_the_comparisons_plot_draws_means_and_standard_deviations():
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
         f"one: 85.00 ± {5 * np.sqrt(2):.2f} %", "two: 20.00 ± 0.00 %",
     ]  # fmt: skip
+
+
+def test_a_difference_is_tested_seed_by_seed():
+    """Student's t of d = 1, 2, 3 is 2 / (1 / sqrt 3); with two degrees of freedom p = 1 - t / sqrt(2 + t ** 2)."""
+    t = 2 * np.sqrt(3)
+    assert paired([5, 6, 7], [6, 8, 10]) == pytest.approx((2, 1 - t / np.sqrt(2 + t**2)))
+    assert paired([5, 6], [5, 6]) == (0, 1) and paired([5, 6], [4, 5]) == (-1, 0)
+    assert tell_difference([5, 6, 7], [6, 8, 10], "a", "points").startswith("; +2.00 points vs a, within noise")
+    assert tell_difference([5, 6, 7], [6, 7.1, 8], "a", "points").startswith("; +1.03 points vs a, more than noise")
+    assert tell_difference([5, 6], [4, 5], "a", "points") == "; -1.00 points vs a with every seed"
+    assert tell_difference([5], [6], "a", "points") == ""
+
+
+def test_rows_are_told_against_the_usual_one_where_every_seed_has_an_end():
+    ends = {"x": [1.0, 2.0], "usual": [3.0, 5.0], "y": [1.0, None]}
+    assert set(comparison.differences(ends, "usual", "rounds")) == {"x"}
+    assert set(comparison.differences(ends, "another", "rounds")) == {"usual"}  # the first is x
+    assert comparison.differences({"y": ends["y"], "x": ends["x"]}, "y", "rounds") == {}
 
 
 def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
@@ -81,7 +103,7 @@ def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     fl.compare(fl.parse([*FLAGS, "--rounds", "8", "--compare", "fedavg,fedsgd", "--target-accuracy", "0.8"]))
     said = capsys.readouterr().out
-    rows = comparison(tmp_path)
+    rows = table(tmp_path)
     for name in ("fedavg", "fedsgd"):
         curve = [float(row["test_accuracy"]) for row in rows if row["algorithm"] == name]
         assert f"{name:20} target accuracy 80.00%: {tell_rounds([curve], 0.8)}" in said
