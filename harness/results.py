@@ -138,7 +138,7 @@ def tell_difference(own: Sequence[float], other: Sequence[float], name: str, uni
     mean, p = paired(own, other)
     if p in (0, 1):
         return f"; {mean:+.2f} {unit} vs {name} with every seed"
-    return f"; {mean:+.2f} {unit} vs {name}, {'within' if p >= NOISE else 'more than'} noise (paired t-test, p {p:.2f})"
+    return f"; {mean:+.2f} {unit} vs {name}, {'within' if p >= NOISE else 'more than'} noise (paired t-test, p {p:.2g})"
 
 
 def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:

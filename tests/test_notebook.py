@@ -47,7 +47,8 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
     assert len(pictures) == 5 + 6  # of the run, and of the story
     lines = [out["text"] for cell in code_cells(notebook) for out in cell.outputs if out.output_type == "stream"]
-    assert sum(text.count("test accuracy") for text in lines) == 3
+    assert sum(text.count("train loss") for text in lines) == 3
+    assert sum(text.count("vs fedavg") for text in lines) == 2
 
 
 def test_it_is_committed_with_its_outputs_from_real_mnist(notebook):
@@ -55,7 +56,7 @@ def test_it_is_committed_with_its_outputs_from_real_mnist(notebook):
     assert all(cell.execution_count for cell in cells)
     assert not any(out.output_type == "error" or out.get("name") == "stderr" for cell in cells for out in cell.outputs)
     text = "".join(out.get("text", "") for cell in cells for out in cell.outputs)
-    assert text.count("test accuracy") == fl.Config().training.rounds
+    assert text.count("train loss") == fl.Config().training.rounds and text.count("vs fedavg") == 2
 
 
 def test_it_imports_the_script_and_defines_nothing(notebook):
