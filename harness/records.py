@@ -61,10 +61,16 @@ class RoundRecord:
         return {name: value for name, value in vars(self).items() if name != "clients"}
 
     def trouble(self, earlier: Sequence[RoundRecord], chance: float, last: bool) -> str:
-        """Return what has gone wrong with the global model in this round; as a rule nothing.
+        """Return what has gone wrong with the global model: as a rule nothing, and what lasts only once and at the end.
 
         `chance` is the accuracy of always naming the most frequent test label, `last` whether no round follows.
         """
+        text = self.diagnosis(earlier, chance, last)
+        told = earlier[-1].diagnosis(earlier[:-1], chance, last=False) if earlier else ""
+        return text if text != told or last else ""
+
+    def diagnosis(self, earlier: Sequence[RoundRecord], chance: float, last: bool) -> str:
+        """Return what is wrong with the global model after this round, whether it was told before or not."""
         lost = chance + 0.05 * (1 - chance)  # at chance, and a little
         before = [record.test_accuracy for record in earlier]
         if not math.isfinite(self.test_loss):

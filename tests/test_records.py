@@ -53,6 +53,18 @@ def test_a_run_that_never_leaves_chance_says_so():
     assert "still at chance" in record(3, 0.5).trouble([], 0.5, last=True)
 
 
+def test_what_lasts_is_told_when_it_begins_and_at_the_end():
+    figures = {"left_out": 0, "dropped": 0, "bytes_down": 0, "bytes_up": 0, "epsilon": None, "seconds": 1.0}
+    losses = {"train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 2.3}
+    records = [
+        RoundRecord(round=number, clients=[{"client": 0}], test_accuracy=accuracy, **losses, **figures)
+        for number, accuracy in enumerate([0.9, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1], 1)
+    ]
+    said = [r.trouble(records[:place], 0.1, last=r.round == 7) for place, r in enumerate(records)]
+    assert [number for number, text in enumerate(said, 1) if "fell back to chance" in text] == [2, 5, 7]
+    assert not any(text for text in said if "fell back" not in text)
+
+
 def test_classes_without_test_images_are_in_no_mean():
     report = class_report(np.array([[3, 0, 0], [0, 0, 0], [0, 0, 3]]), range(3))
     assert report["macro avg"]["f1-score"] == 1 and "1" not in report
