@@ -125,7 +125,7 @@ def table(results: list[dict]) -> str:
         differences = compare(result)
         for row in sorted(result["rows"], key=lambda row: -np.mean(row["tests"])):
             rates = ", ".join(f"{name} {value:g}" for name, value in row["rates"].items())
-            p = f"{differences[row['algorithm']][1]:.2f}" if row["algorithm"] in differences else "–"
+            p = f"{differences[row['algorithm']][1]:.2g}" if row["algorithm"] in differences else "–"
             score = f"{np.mean(row['tests']):.2f} ± {np.std(row['tests'], ddof=1):.2f}"
             lines.append(f"| `{result['flags']}` | {row['algorithm']} | {row['tried']} | {rates} | {score} | {p} |")
     return "\n".join([*lines, "", *map(verdict, results)])
