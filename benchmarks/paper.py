@@ -11,6 +11,7 @@ import argparse
 import csv
 import json
 import sys
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -90,18 +91,19 @@ def tune(names: list[str]) -> None:
         writer.writerows(rows)
 
 
-def measure(names: list[str], seeds: list[int] | None) -> list[dict]:
+def measure(names: list[str], seeds: list[int] | None, earlier: dict[str, list[dict]]) -> list[dict]:
+    """Each cell with its runs, those of other seeds than these from `earlier`."""
     rows = []
     for name in names:
         cell = CELLS[name]
-        runs = []
+        runs = [one for one in earlier.get(name, []) if seeds and one["seed"] not in seeds]
         for seed in seeds or cell.seeds:
             metrics = once(RUNS / f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
             runs.append({"seed": seed, "rounds": metrics["rounds_to_target"], "seconds": metrics["seconds"],
                          "sha256": metrics["weights_sha256"], "rate": metrics["config"]["client_lr"],
                          "machine": machine()})  # fmt: skip
             print(f"{name}: {runs[-1]}", file=sys.stderr, flush=True)
-        rows.append({"cell": name, "runs": runs})
+        rows.append({"cell": name, "runs": sorted(runs, key=itemgetter("seed"))})
     return rows
 
 
@@ -147,7 +149,7 @@ def main() -> None:
     if options.tune:
         return tune(options.cells)
     earlier = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
-    rows = measure(options.cells, options.seeds)
+    rows = measure(options.cells, options.seeds, {row["cell"]: row["runs"] for row in earlier})
     kept = [row for row in earlier if row["cell"] not in options.cells]
     rows = sorted(kept + rows, key=lambda row: list(CELLS).index(row["cell"]))
     RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
