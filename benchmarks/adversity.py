@@ -8,13 +8,16 @@ Ten clients with the `mlp`, IID as robust rules assume, and in the default split
 import argparse
 import itertools
 import json
+import sys
+from pathlib import Path
 
-import numpy as np
-import round_time
-from machine import machine
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import federated_learning as fl  # noqa: E402
 
-fl = round_time.fl
-ROOT = round_time.ROOT
+import numpy as np  # noqa: E402
+from machine import machine  # noqa: E402
+
 RESULTS = ROOT / "benchmarks" / "results" / "adversity.json"
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
 CASES = [(0, "none"), *((count, attack) for attack in fl.adversity.ATTACKS for count in (1, 3))]

@@ -15,15 +15,16 @@ import itertools
 import json
 import sys
 import textwrap
+from pathlib import Path
 
-import numpy as np
-import round_time
-from machine import machine
-
-fl = round_time.fl  # which makes the script's folder importable
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+import federated_learning as fl  # noqa: E402
 from harness.results import NOISE, paired  # noqa: E402
 
-ROOT = round_time.ROOT
+import numpy as np  # noqa: E402
+from machine import machine  # noqa: E402
+
 RUNS = ROOT / "runs" / "algorithms"
 RESULTS = ROOT / "benchmarks" / "results" / "algorithms.json"
 SEEDS = (1, 2, 3)

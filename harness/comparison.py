@@ -67,9 +67,8 @@ def differences(ends: dict[str, Sequence[Any]], usual: str, unit: str) -> dict[s
     Where a seed has no end, as it did not reach the target, nothing can be said.
     """
     first = usual if usual in ends else next(iter(ends))
-    whole = {name: values for name, values in ends.items() if None not in list(values)}
-    others = (name for name in whole if name != first and first in whole)
-    return {name: tell_difference(whole[first], whole[name], first, unit) for name in others}
+    known = {name: values for name, values in ends.items() if None not in (*ends[first], *values)}
+    return {name: tell_difference(ends[first], values, first, unit) for name, values in known.items() if name != first}
 
 
 def named(config: Theme, check: Callable) -> Theme:

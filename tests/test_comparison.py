@@ -33,11 +33,11 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     alone = list(csv.DictReader((tmp_path / "runs" / "alone" / "metrics.csv").read_text().splitlines()))
     for ours, theirs in zip(rows[-2:], alone, strict=True):
         assert {**theirs, "seconds": ours["seconds"]} == {name: ours[name] for name in theirs}
-    last = [100 * float(row["test_accuracy"]) for row in rows if row["algorithm"] == "fedavg" and row["round"] == "2"]
+    last, other = (
+        [100 * float(row["test_accuracy"]) for row in rows if row["algorithm"] == name and row["round"] == "2"]
+        for name in ("fedavg", "scaffold")
+    )
     assert f"{np.mean(last):.2f}% ± {np.std(last, ddof=1):.2f}%" in done.stdout
-    other = [
-        100 * float(row["test_accuracy"]) for row in rows if row["algorithm"] == "scaffold" and row["round"] == "2"
-    ]
     assert f"rounds{tell_difference(last, other, 'fedavg', 'points')}\n" in done.stdout
     splits = {
         seed: {
