@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
+import io
 import itertools
 import os
 import sys
@@ -31,7 +32,8 @@ class RunFailed(Exception):
 def read_flags(kind: type[Answer], words: Sequence[str] | None, default: Answer | None, about: str) -> Answer:
     """Return the configuration of class `kind` that `words` ask for; what they do not name is that of `default`.
 
-    Raises UserError for an empty text: what an unset variable leaves of `--data "$DATA"`.
+    Raises UserError for what is no flag, or no value of it, and for an empty text: what an unset variable leaves of
+    `--data "$DATA"`.
     """
     words = list(sys.argv[1:] if words is None else words)
     for before, word in itertools.pairwise(["", *words]):
@@ -39,12 +41,27 @@ def read_flags(kind: type[Answer], words: Sequence[str] | None, default: Answer 
             raise UserError(f"{flag} '' is empty, as an unset variable leaves it; give a value, or drop the flag")
     explain(kind)
     flat_names = (tyro.conf.OmitArgPrefixes,)  # --alpha, not --partitioning.alpha
+    said = io.StringIO()
     with taking(sys.stdout):
         try:
-            return tyro.cli(kind, args=words, default=default, prog=SCRIPT, description=about, config=flat_names)
+            with contextlib.redirect_stderr(said):
+                return tyro.cli(kind, args=words, default=default, prog=SCRIPT, description=about, config=flat_names)
+        except SystemExit as leaving:
+            if leaving.code:
+                raise UserError(in_a_line(said.getvalue())) from None
+            raise  # after the help
         finally:
             sys.stdout.flush()
     sys.exit(1)  # the help could not be written
+
+
+def in_a_line(framed: str) -> str:
+    """Return tyro's message about a mistake, a title and sections in a frame, as one line: what is wrong, and the flags
+    with their ranges that it shows as the cure."""
+    title, *lines = [line.strip("│╭╮╰╯─ ") for line in framed.splitlines()]
+    wrong = " ".join(itertools.takewhile(bool, lines)).rstrip(".")
+    flags = [line.split(" {")[0] for line in lines if line.startswith("--")]
+    return f"{wrong}; {'choose ' + ', or '.join(flags) if flags else 'see --help'}"
 
 
 def explain(theme: type[Theme]) -> None:

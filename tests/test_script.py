@@ -138,12 +138,15 @@ def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, variable, 
 BAD_FLAGS = {
     "--rounds 0": "rounds=0",
     "--rounds 1.5": "1.5",
-    "--rounds many": "many",
+    "--rounds many": "'many'; choose --rounds 1..100000",
+    "--rounds": "Missing value for argument '--rounds'",
     "--alpha nan": "alpha=nan",
     "--alpha -1": "alpha=-1",
     "--partition sorted": "sorted",
-    "--model resnet": "resnet",
-    "--no-such-flag 1": "no-such-flag",
+    "--model resnet": "invalid choice 'resnet' for argument '--model'. Expected one of ('mlp', '2nn', 'cnn', ",
+    "--no-such-flag 1": "no-such-flag, 1; see --help",
+    "--algoritm fedavg": "--algoritm, fedavg; choose --algorithm\n",
+    "--lr 0.1": "--lr, 0.1; choose --client-lr 0..1000, or ",
     "--num-clients 5 --clients-per-round 6": "clients_per_round=6 exceeds num_clients=5",
     "--dataset digits --num-clients 2000": "num_clients=2000 exceeds the 1437 training images",
     "--dataset digits --data x.npz": "drop one",
@@ -157,8 +160,7 @@ def test_a_bad_flag_gets_one_line_and_exit_code_2(tmp_path, flags):
     done = run_script(tmp_path, *flags.split(" "))
     assert done.returncode == 2 and BAD_FLAGS[flags] in done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
-    framed = done.stderr.startswith("╭")  # the command line's own mistakes come in tyro's frame
-    assert framed or done.stderr.count("\n") == 1
+    assert done.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
 
 
