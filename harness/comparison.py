@@ -42,9 +42,9 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
         rows += [{field: name, "seed": seed, **record.figures()} for record in records]
         curves[name].append(np.array([record.test_accuracy for record in records]))
     if target:
-        picture = plot_rounds_to_target(curves, target, note)
-        said = [f"target accuracy {target:.2%}: {tell_rounds(several, target)}" for several in curves.values()]
         ends = {name: [rounds_to_target(curve, target) for curve in several] for name, several in curves.items()}
+        picture = plot_rounds_to_target(curves, ends, target, note)
+        said = [f"target accuracy {target:.2%}: {tell_rounds(needed)}" for needed in ends.values()]
     else:
         rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
         table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}

@@ -171,13 +171,18 @@ def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Figure:
 
 
 @default_style
-def plot_rounds_to_target(curves: dict[str, Sequence[np.ndarray]], target: float, note: str) -> Figure:
-    """Draw test error against the round until it is that of `target`, a line a seed; accuracies are float[rounds]."""
+def plot_rounds_to_target(
+    curves: dict[str, Sequence[np.ndarray]], needed: dict[str, Sequence[float | None]], target: float, note: str
+) -> Figure:
+    """Draw test error against the round until it is that of `target`, a line a seed.
+
+    Accuracies are float[rounds]; `needed` are the rounds to the target of each seed, None where it did not get there.
+    """
     seeds = len(next(iter(curves.values())))
     figure = new_figure(9, 4.8, f"Rounds to {100 * target:.4g} %, {counted(seeds, 'seed')}", note)
     axes = error_axes(figure)
     for (number, (name, several)), marker in zip(enumerate(curves.items()), itertools.cycle("os^vDPX*<>")):
-        told = f"{name}: {tell_rounds(several, target)}"
+        told = f"{name}: {tell_rounds(needed[name])}"
         for label, accuracies in itertools.zip_longest([told], several, fillvalue=""):
             rounds, every = np.arange(1, len(accuracies) + 1), max(1, len(accuracies) // 10)
             style = {"marker": marker, "ms": 4, "markevery": every, "lw": 1.2, "color": f"C{number % 10}"}

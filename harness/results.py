@@ -110,14 +110,14 @@ def tell_last(accuracies: np.ndarray) -> str:
     return f"test accuracy {accuracies[:, -1].mean():.2%}{spread}"
 
 
-def tell_rounds(curves: Sequence[np.ndarray], target: float) -> str:
-    """Return how many rounds the seeds needed to `target`, mean ± sd of those that got there."""
-    needed = [rounds for curve in curves if (rounds := rounds_to_target(curve, target))]
-    if not needed:
+def tell_rounds(needed: Sequence[float | None]) -> str:
+    """Return how many rounds the seeds needed to the target, None without end: mean ± sd of those that got there."""
+    there = [rounds for rounds in needed if rounds]
+    if not there:
         return "not reached"
-    spread = f" ± {np.std(needed, ddof=1):.1f}" if len(needed) > 1 else ""
-    share = f", {len(needed)} of {len(curves)} seeds" if len(needed) < len(curves) else ""
-    return f"{np.mean(needed):.1f}{spread} rounds{share}"
+    spread = f" ± {np.std(there, ddof=1):.1f}" if len(there) > 1 else ""
+    share = f", {len(there)} of {len(needed)} seeds" if len(there) < len(needed) else ""
+    return f"{np.mean(there):.1f}{spread} rounds{share}"
 
 
 def paired(own: Sequence[float], other: Sequence[float]) -> tuple[float, float]:

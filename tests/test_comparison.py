@@ -7,6 +7,7 @@ import federated_learning as fl
 from harness import comparison, plots
 from harness.fields import UserError
 from harness.options import compared
+from harness.records import rounds_to_target
 from harness.results import paired, tell_difference, tell_rounds
 
 import numpy as np
@@ -89,10 +90,11 @@ def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
         "fast": [np.array([0.5, 0.7]), np.array([0.5, 0.9])],
         "half": [np.array([0.5, 0.7]), np.array([0.1, 0.2])],
     }
-    told = {name: tell_rounds(several, 0.6) for name, several in curves.items()}
+    needed = {name: [rounds_to_target(curve, 0.6) for curve in several] for name, several in curves.items()}
+    told = {name: tell_rounds(several) for name, several in needed.items()}
     assert told == {"fast": f"1.4 ± {0.25 / np.sqrt(2):.1f} rounds", "half": "1.5 rounds, 1 of 2 seeds"}
-    assert tell_rounds(curves["half"], 0.95) == "not reached"
-    figure = plots.plot_rounds_to_target(curves, 0.6, "note")
+    assert tell_rounds([None, None]) == "not reached"
+    figure = plots.plot_rounds_to_target(curves, needed, 0.6, "note")
     *lines, target = figure.axes[0].lines
     assert lines[1].get_ydata() == pytest.approx([50, 10]) and len(lines) == 4 and set(target.get_ydata()) == {40}
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{name}: {told[name]}" for name in curves]
@@ -106,7 +108,7 @@ def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
     rows = table(tmp_path)
     for name in ("fedavg", "fedsgd"):
         curve = [float(row["test_accuracy"]) for row in rows if row["algorithm"] == name]
-        assert f"{name:20} target accuracy 80.00%: {tell_rounds([curve], 0.8)}" in said
+        assert f"{name:20} target accuracy 80.00%: {tell_rounds([rounds_to_target(curve, 0.8)])}" in said
         assert (len(curve) < 8) == (name == "fedavg") and (curve[-1] >= 0.8) == (name == "fedavg")
     lower = fl.compare(fl.parse([*FLAGS, "--rounds", "8", "--compare", "fedavg,fedsgd", "--target-accuracy", "0.7"]))
     assert len(list(lower.parent.glob("compare-*"))) == 2  # the runs are there already, the picture is another
