@@ -1,6 +1,6 @@
 """McMahan et al. 2017, table 1, run again: rounds until the test accuracy is 97 % (2NN) or 99 % (CNN).
 
-    python benchmarks/paper.py --tune    # rates, on 10,000 held-out training images; results/paper_rates.csv
+    python benchmarks/paper.py --tune    # rates, momenta, on 10,000 held-out training images; results/paper_rates.csv
     python benchmarks/paper.py           # the cells; results/paper.json, in two hours
     python benchmarks/paper.py --cells 2nn-iid 2nn-noniid --seeds 0
 
