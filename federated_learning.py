@@ -813,30 +813,30 @@ def build_evaluator(config: Config, dataset: Dataset) -> Callable[[Any], Evaluat
 # == Plots: each takes data and returns a matplotlib Figure ============================================================
 
 
-def caption(config: Config, dataset: Dataset) -> str:
-    """Return what a plot was made on, in a line; of what is compared only the name."""
-    training, split, adverse = own_values(config), config.partitioning, config.adversity
-    about = ledger(config).assumption() if ledger(config) else AGGREGATORS[config.aggregation.aggregator].about
-    seed, seeds = config.seed, config.comparison.seeds
-    parts = {
-        "dataset": dataset.name,
-        "clients": f"{split.num_clients} clients, {config.cohort} a round",
+def told(config: Config) -> dict[str, str]:
+    """Return what a caption says of a run but for its data, by topic; rows that can be compared by their field."""
+    training, aggregator = own_values(config), AGGREGATORS[config.aggregation.aggregator]
+    return {
+        "clients": f"{config.partitioning.num_clients} clients, {config.cohort} a round",
         "sampling": "Poisson sampling" if training.sampling == "poisson" else "",
-        "partition": PARTITIONERS[config.partition].title.format(**config.flat()),
-        "algorithm": f"{config.optimization.algorithm}, "
-        + algorithms.name_rates(config.optimization, training.client_lr, training.server_lr),
-        "aggregator": f"{config.aggregation.aggregator}{about and f': {about}'}",
+        "partition": partitions.caption(PARTITIONERS[config.partition], config.flat()),
+        "algorithm": algorithms.caption(config.optimization, training.client_lr, training.server_lr),
+        "aggregator": aggregators.caption(aggregator, config.flat(), ledger(config)),
         "model": training.model,
         "training": f"E = {training.local_epochs}, B = {training.batch_size or 'all'}",
-        "dropout": f"dropout {adverse.dropout:g}" if adverse.dropout else "",
-        "stragglers": f"stragglers {adverse.stragglers:g}" if adverse.stragglers else "",
-        "attack": f"{adverse.byzantine} attackers ({adverse.attack})" if adverse.byzantine else "",
-        "seed": f"seed {seed}" if seeds == 1 else f"seeds {seed} to {seed + seeds - 1}",
+        **adversity.captions(config.adversity),
+        "seed": comparison.caption(config.seed, config.comparison.seeds),
     }
+
+
+def caption(config: Config, dataset: Dataset) -> str:
+    """Return what a plot was made on, in a line; of what is compared every row."""
+    parts = told(config)
     if config.comparison.compare:
-        field, _ = compared(config)
-        parts[field] = f"{field}s compared"
-    return plots.joined(parts.values())
+        field, names = compared(config)
+        rows = [told(config.but(**{field: name}, compare="", seeds=1))[field] for name in names]
+        parts[field] = f"{field}s compared: {'; '.join(rows)}"
+    return plots.joined([dataset.name, *parts.values()])
 
 
 @default_style

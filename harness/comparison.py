@@ -71,6 +71,11 @@ def differences(ends: dict[str, Sequence[Any]], usual: str, unit: str) -> dict[s
     return {name: tell_difference(ends[first], values, first, unit) for name, values in known.items() if name != first}
 
 
+def caption(first: int, seeds: int) -> str:
+    """Return what a caption says of the seeds."""
+    return f"seed {first}" if seeds == 1 else f"seeds {first} to {first + seeds - 1}"
+
+
 def named(config: Theme, check: Callable) -> Theme:
     """Return the configuration of a single run, checked, with a name that stands for all that its numbers depend on."""
     name, partition = check(config)

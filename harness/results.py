@@ -97,6 +97,11 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def with_fields(name: str, fields: dict[str, Any]) -> str:
+    """Return a row's name with the fields that it uses, for captions: "krum, tolerated 3"."""
+    return ", ".join([name, *(f"{field.replace('_', ' ')} {value:g}" for field, value in fields.items())])
+
+
 def tell_target(target: float | None, rounds: float | None) -> str:
     """Return the closing line on the target accuracy, if there is one."""
     if not target:

@@ -4,6 +4,7 @@ import math
 
 import federated_learning as fl
 from harness import plots
+from harness.options import identity
 from harness.records import RoundRecord
 
 import numpy as np
@@ -101,6 +102,64 @@ def test_every_plot_says_what_it_was_made_on(digits):
     assert "· 1 client, 1 a round · 1 label a client ·" in note and "· 1 attacker (nan) ·" in note
     figure = fl.plot_confusion(np.eye(10, dtype=int), note)
     assert figure.get_supxlabel().replace("\n", " ") == note
+
+
+SAID = {  # flags -> what they must change in the caption; together all that a run's numbers depend on
+    "alpha": "--alpha 0.1",
+    "attack": "--byzantine 2 --attack nan",
+    "attack_scale": "--byzantine 2 --attack scaled --attack-scale 3",
+    "batch_size": "--batch-size 8",
+    "client_lr": "--client-lr 0.1",
+    "client_momentum": "--client-optimizer momentum --client-momentum 0.5",
+    "client_schedule": "--client-schedule inverse-sqrt",
+    "delta": "--aggregator dp --delta 1e-4",
+    "dropout": "--dropout 0.1",
+    "dyn_alpha": "--algorithm feddyn --dyn-alpha 0.1",
+    "labels_per_client": "--partition labels-per-client --labels-per-client 3",
+    "local_epochs": "--local-epochs 2",
+    "lr_decay": "--client-schedule exponential --lr-decay 0.5",
+    "lr_horizon": "--server-schedule cosine --lr-horizon 5",
+    "min_images": "--min-images 20",
+    "model": "--model mlp",
+    "noise": "--partition feature --noise 20",
+    "noise_multiplier": "--aggregator dp --noise-multiplier 0.7",
+    "num_clients": "--num-clients 5",
+    "clients_per_round": "--clients-per-round 5",
+    "prox_mu": "--algorithm fedprox --prox-mu 1",
+    "public_cohorts": "--aggregator dp --public-cohorts",
+    "rotation": "--partition feature --rotation 10",
+    "sampling": "--sampling poisson",
+    "seed": "--seed 3",
+    "server_lr": "--server-lr 2",
+    "server_momentum": "--algorithm fedavgm --server-momentum 0.5",
+    "server_schedule": "--server-schedule inverse-sqrt",
+    "shards_per_client": "--partition shards --shards-per-client 3",
+    "size_exponent": "--partition quantity --size-exponent 2",
+    "stragglers": "--stragglers 0.2",
+    "tolerated": "--aggregator krum --tolerated 2",
+    "trim": "--aggregator trimmed-mean --trim 0.2",
+    "weight_decay": "--weight-decay 0.1",
+}
+
+
+def test_a_caption_says_all_that_the_numbers_depend_on(digits):
+    """Two runs that differ in one field have two captions."""
+    for field, flags in SAID.items():
+        config = fl.parse(f"--dataset digits {flags}")
+        other = config.but(**{field: fl.Config().flat()[field]})
+        assert config.flat()[field] != other.flat()[field], field
+        assert fl.caption(config, digits) != fl.caption(other, digits), field
+    elsewhere = {"dataset", "holdout"}  # in the data's own name
+    by_name = {"algorithm", "aggregator", "partition", "client_optimizer", "byzantine"}
+    bits = {"preset", "workers"}  # what stands in the fields themselves, and last bits
+    assert identity(fl.Config()).keys() == SAID.keys() | elsewhere | by_name | bits
+
+
+def test_a_caption_says_each_row_that_is_compared(digits):
+    note = fl.caption(fl.parse("--dataset digits --compare fedavg,scaffold,fedprox --prox-mu 0.1"), digits)
+    assert "algorithms compared: fedavg, lr 0.2; scaffold, lr 0.1; fedprox, prox mu 0.1, lr 0.2 ·" in note
+    note = fl.caption(fl.parse("--dataset digits --compare nan,scaled --byzantine 3 --seeds 2"), digits)
+    assert "attacks compared: 3 attackers (nan); 3 attackers (scaled, scale 10) · seeds 0 to 1" in note
 
 
 def test_one_is_said_as_one():

@@ -19,6 +19,16 @@ def drop_out(clients: Sequence[int], adversity: Adversity, num_clients: int, see
     return [client for client in clients if luck[client] >= adversity.dropout]
 
 
+def captions(adversity: Adversity) -> dict[str, str]:
+    """Return what a caption says of each kind, nothing of one that is not there."""
+    scale = f", scale {adversity.attack_scale:g}" if adversity.attack in ("scaled", "gaussian") else ""
+    return {
+        "dropout": f"dropout {adversity.dropout:g}" if adversity.dropout else "",
+        "stragglers": f"stragglers {adversity.stragglers:g}" if adversity.stragglers else "",
+        "attack": f"{adversity.byzantine} attackers ({adversity.attack}{scale})" if adversity.byzantine else "",
+    }
+
+
 def choose_attackers(adversity: Adversity, num_clients: int, seed: int) -> np.ndarray:
     """Return the clients that attack in every round, int64[byzantine], sorted: a function of the seed."""
     rng = np.random.default_rng([seed, 0, 2])

@@ -10,6 +10,8 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from harness.results import with_fields
+
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -38,6 +40,12 @@ class Aggregator(NamedTuple):
     num_bytes: Callable[[Sequence[int]], int] = plain_bytes
     about: str = ""
     private: bool = False
+
+
+def caption(row: Aggregator, fields: dict[str, Any], ledger: Any) -> str:
+    """Return what a caption says of the row: its own fields, what it gives, or what the ledger's figure rests on."""
+    about = ledger.assumption() if ledger else row.about
+    return with_fields(fields["aggregator"], {name: fields[name] for name in row.flags}) + (about and f": {about}")
 
 
 def clipping(cohort: int) -> Any:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from harness.fields import UserError
+from harness.results import with_fields
 from variants.options import FIXED, Optimization
 
 import numpy as np
@@ -80,12 +81,22 @@ CLIENT_OPTIMIZERS = {
 }
 
 
-def name_rates(options: Optimization, client_lr: float, server_lr: float) -> str:
-    """Return what a caption says of the optimizers: of plain SGD its rate alone, of plain averaging nothing."""
-    name = options.client_optimizer
-    words = {"sgd": "", "momentum": f"client momentum {options.client_momentum:g}, "}.get(name, f"client {name}, ")
+def caption(options: Optimization, client_lr: float, server_lr: float) -> str:
+    """Return what a caption says: the algorithm and the fields that it alone uses, of plain SGD its rate alone, of
+    plain averaging nothing."""
+    kind = options.client_optimizer
+    words = {"sgd": "", "momentum": f"client momentum {options.client_momentum:g}, "}.get(kind, f"client {kind}, ")
     words += f"weight decay {options.weight_decay:g}, " if options.weight_decay else ""
-    return f"{words}lr {client_lr:g}" + (f", server lr {server_lr:g}" if server_lr != 1 else "")
+    words += f"lr {client_lr:g}{name_schedule(options.client_schedule, options)}"
+    server = f"{server_lr:g}{name_schedule(options.server_schedule, options)}"
+    words += f", server lr {server}" if server != "1" else ""
+    return f"{with_fields(options.algorithm, options.pick(ALGORITHMS[options.algorithm].flags))}, {words}"
+
+
+def name_schedule(name: str, options: Optimization) -> str:
+    """Return what a caption says behind a rate: nothing where it is constant."""
+    uses = {"constant": "", "exponential": f" × {options.lr_decay:g} a round", "inverse-sqrt": " inverse-sqrt"}
+    return uses.get(name, f" cosine over {options.lr_horizon} rounds")
 
 
 def count_steps(batch_size: int, size: Any, budget: Any) -> Any:
@@ -100,6 +111,7 @@ class Algorithm:
     client_lr = 0.2  # the rates where the user names none
     server_lr = 1.0
     fixed: dict[str, int] = {}  # fields that the algorithm is defined by
+    flags: tuple[str, ...] = ()  # fields that it alone uses
     normalized = False  # updates are divided by the clients' numbers of steps, and their mean multiplied by the mean
 
     def __init__(self, options: Optimization, sizes: np.ndarray):
@@ -163,6 +175,8 @@ class FedSGD(Algorithm):
 class FedProx(Algorithm):
     """The gradient of the loss and of prox_mu / 2 * |w - w_0| ** 2 (Li et al. 2020, equation 2)."""
 
+    flags = ("prox_mu",)
+
     def correct(self, gradients, weights, initial, sent):
         """Return g + mu (w - w_0)."""
         mu = self.options.prox_mu
@@ -173,6 +187,7 @@ class FedAvgM(Algorithm):
     """Momentum on the server (Hsu et al. 2019)."""
 
     server_lr = 0.3
+    flags = ("server_momentum",)
 
     def server_optimizer(self, rate):
         """Return SGD with momentum."""
@@ -266,6 +281,7 @@ class MimeLite(Algorithm):
     """MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3). The server keeps its momentum v, one row."""
 
     client_lr = 0.0005  # the momentum that is held still through a round suits few local steps
+    flags = ("server_momentum",)
 
     def rows(self):
         """Return one."""
@@ -294,6 +310,8 @@ class FedDyn(Algorithm):
 
     Means are weighted by n_k where the paper's clients count alike: with shards of one size the two are the same.
     """
+
+    flags = ("dyn_alpha",)
 
     def rows(self):
         """Return one a client."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.fields import UserError
 from harness.files import DAMAGE, place, read_bytes
@@ -32,6 +32,12 @@ class Partitioner(NamedTuple):
     shift: Callable[..., np.ndarray] | None = None
     shift_flags: tuple[str, ...] = ()
     natural: bool = False  # split also gets `owners`, whose each training image is, or None
+
+
+def caption(row: Partitioner, fields: dict[str, Any]) -> str:
+    """Return what a caption says of the split."""
+    least = fields["min_images"]
+    return row.title.format(**fields) + (f", {least} images a client at least" if least else "")
 
 
 def split_by_label(labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int) -> Parts:
