@@ -28,7 +28,8 @@ def new_figure(width: float, height: float, title: str, note: str) -> Figure:
     """Return a Figure with its title, and in small print below it what it was made on. Sizes are inches."""
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    note = "\n".join(textwrap.wrap(note.replace("$", r"\$"), int(17 * width)))  # a lone $ would start a formula
+    note = note.replace("$", r"\$").replace(" = ", "\xa0=\xa0")  # a lone $ would start a formula; "E = 3" in a line
+    note = "\n".join(textwrap.wrap(note, int(17 * width))).replace("\xa0", " ")
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
