@@ -117,7 +117,7 @@ def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
 def test_what_is_compared_stands_in_the_caption(digits):
     config = configure(dataset="digits", compare="mean,median", seeds=3, seed=4)
     note = fl.caption(config, digits)
-    assert "aggregators compared" in note and "seeds 4 to 6" in note and "median" not in note
+    assert "aggregators compared: mean; median ·" in note and "seeds 4 to 6" in note
     assert compared(configure(seeds=2)) == ("algorithm", ["fedavg"]) and compared(fl.Config()) is None
     with pytest.raises(UserError, match="drop one of the two"):
         configure(compare="fedavg,fedprox", resume="runs/x")
