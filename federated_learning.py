@@ -88,17 +88,22 @@ class Partitioning(Theme):
     partition: options.PartitionName = "dirichlet"
     """iid: shuffled and dealt out. shards: sorted by label, `shards_per_client` pieces a client [McMahan et al. 2017].
     dirichlet: each label's images in proportions drawn from Dirichlet(alpha) [Yurochkin et al. 2019].
-    labels-per-client: images of exactly `labels_per_client` labels each [Li et al. 2022]. quantity: sizes by a power
-    law, labels IID. feature: IID, but each client's images are rotated and made noisy in its own way (the same paper).
-    natural: as the data's own array client_train says, the clients with the most images first. file: as
-    `partition_file` says."""
+    capped-dirichlet: the same, but a client that has N / K images gets no more, as NIID-Bench's program has it
+    [Li et al. 2022; --min-images 10 there]. client-dirichlet: each client draws its own label mix, and all have one
+    size [Hsu et al. 2019; FedDyn's "balanced"]. labels-per-client: images of exactly `labels_per_client` labels each,
+    every label with as many holders. random-labels: client i holds label i mod C and others at random, NIID-Bench's
+    "#C = k" [Li et al. 2022]. quantity: sizes by a power law, labels IID. dirichlet-quantity: sizes drawn from
+    Dirichlet(alpha), labels IID [Li et al. 2022]. feature: IID, but each client's images are rotated and made noisy in
+    its own way; Li et al.'s is --rotation 0 with noise. natural: as the data's own array client_train says, the
+    clients with the most images first. file: as `partition_file` says."""
     num_clients: Clients = 10
     """Clients, K."""
     min_images: SomeClients = 0
     """Images that every client holds at least: the split is drawn again until it is so, a function of the seed. 0: a
     client that got none is given one of the client with the most."""
     alpha: real(0.001, 1e6) = 0.5
-    """Dirichlet concentration; smaller is more skewed. Used by dirichlet."""
+    """Dirichlet concentration, of each of its parameters; smaller is more skewed. Used by the splits that are called
+    dirichlet."""
     shards_per_client: Count = 2
     """Label-sorted shards that a client gets. Used by shards."""
 
@@ -657,7 +662,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
         if rows or not config.run.alone:  # what several hosts send comes together at the server
             told = gather(tff.federated_zip((groups, trained.reports, trained.sent_back)))
             clients, reports = tff.federated_map(after.remember, (clients, *told)), told[1]
-            update = tff.federated_map(after.server_step, (update, clients))
+        update = tff.federated_map(after.server_step, (update, clients))
         new = finalize.next(optimizer_state, state.global_model_weights, update)
         state = templates.LearningAlgorithmState(new.result, (), clients, mean.state, new.state)
         return tff.federated_zip(state), mean.measurements, reports

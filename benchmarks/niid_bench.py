@@ -21,9 +21,9 @@ RESULTS = ROOT / "benchmarks" / "results" / "niid_bench.json"
 SEEDS = (0, 1, 2)
 SPLITS = {  # flags, what Flower's baseline prints for FedAvg (%), and its best row of one seed
     "iid": ("--partition iid", "99.09 ± 0.05", "99.2, FedProx"),
-    "dirichlet": ("--partition dirichlet --alpha 0.5", "98.89 ± 0.07", "99.0, FedProx"),
-    "two-labels": ("--partition labels-per-client --labels-per-client 2", "96.86 ± 0.30", "96.7, FedProx"),
-    "one-label": ("--partition labels-per-client --labels-per-client 1", "19 ± 12", "81.3, FedProx"),
+    "dirichlet": ("--partition capped-dirichlet --alpha 0.5 --min-images 10", "98.89 ± 0.07", "99.0, FedProx"),
+    "two-labels": ("--partition random-labels --labels-per-client 2", "96.86 ± 0.30", "96.7, FedProx"),
+    "one-label": ("--partition random-labels --labels-per-client 1", "19 ± 12", "81.3, FedProx"),
 }
 LENET = "--model lenet --client-lr 0.1 --algorithm"
 ROWS = {

@@ -9,7 +9,20 @@ from typing import Any, Literal
 from harness.fields import Probability, Rate, Rounds, Scale, SomeClients, Theme, UserError, real, whole
 from harness.files import place
 
-PartitionName = Literal["iid", "shards", "dirichlet", "labels-per-client", "quantity", "feature", "natural", "file"]
+PartitionName = Literal[
+    "iid",
+    "shards",
+    "dirichlet",
+    "capped-dirichlet",
+    "client-dirichlet",
+    "labels-per-client",
+    "random-labels",
+    "quantity",
+    "dirichlet-quantity",
+    "feature",
+    "natural",
+    "file",
+]
 AlgorithmName = Literal[
     "fedavg",
     "fedsgd",
@@ -35,7 +48,7 @@ class Splits(Theme):
     """What single partitions use."""
 
     labels_per_client: whole(1, 100) = 2
-    """Labels of which a client holds images, k. Used by labels-per-client."""
+    """Labels of which a client holds images, k. Used by labels-per-client and random-labels."""
     size_exponent: real(0, 10) = 1.0
     """The client of size rank r holds images in proportion to r ** -size_exponent; 0: equal. Used by quantity."""
     rotation: real(0, 180) = 45.0

@@ -40,15 +40,108 @@ def caption(row: Partitioner, fields: dict[str, Any]) -> str:
     return row.title.format(**fields) + (f", {least} images a client at least" if least else "")
 
 
-def split_by_label(labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int) -> Parts:
-    """Give every client images of exactly `labels_per_client` labels (the "#C = k" of Li et al. 2022, section 4).
+def split_by_capped_dirichlet(
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
+) -> Parts:
+    """Split each label by Dirichlet(alpha), but give a client with N / K images nothing more.
 
-    Clients choose in a random order, each the labels that have the fewest holders so far, and an image left. A label's
-    images are divided evenly among its holders.
+    This is "p_k ~ Dir(beta)" as NIID-Bench's own program does it (utils.py, `noniid-labeldir`), and
+    Flower's niid_bench after it; both draw again until every client has 10 images (`min_images`).
+    """
+    parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+    sizes = np.zeros(num_clients, np.int64)
+    for label in np.unique(labels):
+        images = rng.permutation(np.flatnonzero(labels == label))
+        shares = rng.dirichlet(np.full(num_clients, alpha)) * (sizes < len(labels) / num_clients)
+        if not shares.sum() > 0:  # alpha is so small that all of the label went to full clients
+            shares = (sizes < len(labels) / num_clients).astype(np.float64)
+        cuts = (np.cumsum(shares / shares.sum())[:-1] * len(images)).astype(np.int64)
+        for client, piece in enumerate(np.split(images, cuts)):
+            parts[client].append(piece)
+            sizes[client] += len(piece)
+    return [np.concatenate(pieces) for pieces in parts]
+
+
+def split_by_client_dirichlet(
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
+) -> Parts:
+    """Let each client draw its own label mix from Dirichlet(alpha, ..., alpha); all have one size.
+
+    Hsu et al. 2019, section 3.1, whose alpha is the sum of these parameters (C times ours), as FedDyn's
+    program does it ("balanced"): a client drawn at random takes one image of a label drawn from its mix,
+    among the labels that have images left, until all clients are full.
+    """
+    classes = np.unique(labels)
+    stock = [rng.permutation(np.flatnonzero(labels == label)).tolist() for label in classes]
+    mixes = rng.dirichlet(np.full(len(classes), alpha), num_clients)  # (K, C)
+    sizes = [len(part) for part in np.array_split(labels, num_clients)]
+    turns = rng.permutation(np.repeat(np.arange(num_clients), sizes))
+    left = np.array([len(images) for images in stock])
+    parts: list[list[int]] = [[] for _ in range(num_clients)]
+    for client, chance in zip(turns.tolist(), rng.random(len(labels)).tolist(), strict=True):
+        odds = mixes[client] * (left > 0)
+        if not odds.sum() > 0:  # nothing is left of any label of its mix
+            odds = left
+        heights = np.cumsum(odds)
+        place = int(np.searchsorted(heights, chance * heights[-1], side="right"))
+        parts[client].append(stock[place].pop())
+        left[place] -= 1
+    return [np.array(part, np.int64) for part in parts]
+
+
+def check_labels(wanted: int, num_labels: int) -> None:
+    """Raise UserError where a client cannot hold so many labels."""
+    if wanted > num_labels:
+        raise UserError(
+            f"labels_per_client={wanted} exceeds the {num_labels} labels; choose 1..{num_labels}"
+        )
+
+
+def split_by_random_labels(
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int
+) -> Parts:
+    """Give client i the label i mod C and `labels_per_client` - 1 others at random.
+
+    This is "#C = k" as NIID-Bench's own program does it (utils.py, `noniid-#label2`), and Flower's
+    niid_bench after it. A label's images are divided evenly among its holders, of which one label may
+    have many more than another.
+    """
+    num_labels = len(np.bincount(labels))
+    check_labels(labels_per_client, num_labels)
+    holders: list[list[int]] = [[] for _ in range(num_labels)]
+    for client in range(num_clients):
+        first = client % num_labels
+        others = np.delete(np.arange(num_labels), first)
+        for label in [first, *rng.choice(others, labels_per_client - 1, replace=False).tolist()]:
+            holders[label].append(client)
+    unheld = [label for label, owners in enumerate(holders) if not owners]
+    if unheld:
+        raise UserError(
+            f"num_clients={num_clients} leaves label {unheld[0]} to nobody; choose at least {num_labels} clients"
+        )
+    return deal_labels(labels, holders, num_clients, rng)
+
+
+def deal_labels(
+    labels: np.ndarray, holders: list[list[int]], num_clients: int, rng: np.random.Generator
+) -> Parts:
+    """Divide the images of each label evenly among its `holders`, a list of clients a label."""
+    parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+    for label, owners in enumerate(holders):
+        pieces = np.array_split(rng.permutation(np.flatnonzero(labels == label)), len(owners))
+        for owner, piece in zip(owners, pieces, strict=True):
+            parts[owner].append(piece)
+    return [np.concatenate(pieces) for pieces in parts]
+
+
+def split_by_label(labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int) -> Parts:
+    """Give every client images of exactly `labels_per_client` labels, and every label as many holders.
+
+    A balanced form of the "#C = k" of Li et al. 2022, section 4: clients choose in a random order, each the labels
+    that have the fewest holders so far, and an image left. A label's images are divided evenly among its holders.
     """
     wanted, images = labels_per_client, np.bincount(labels)
-    if wanted > len(images):
-        raise UserError(f"labels_per_client={wanted} exceeds the {len(images)} labels; choose 1..{len(images)}")
+    check_labels(wanted, len(images))
     if wanted * num_clients < len(images):
         least = -(-len(images) // num_clients)
         reason = f"labels_per_client={wanted} of num_clients={num_clients} leave some of the {len(images)} labels"
@@ -66,12 +159,7 @@ def split_by_label(labels: np.ndarray, num_clients: int, rng: np.random.Generato
         raise UserError(
             f"labels_per_client={wanted} for num_clients={num_clients} {needs}; choose fewer clients or labels"
         )
-    parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
-    for label, owners in enumerate(holders):
-        pieces = np.array_split(rng.permutation(np.flatnonzero(labels == label)), len(owners))
-        for owner, piece in zip(owners, pieces, strict=True):
-            parts[owner].append(piece)
-    return [np.concatenate(pieces) for pieces in parts]
+    return deal_labels(labels, holders, num_clients, rng)
 
 
 def split_by_size(labels: np.ndarray, num_clients: int, rng: np.random.Generator, size_exponent: float) -> Parts:
@@ -82,16 +170,26 @@ def split_by_size(labels: np.ndarray, num_clients: int, rng: np.random.Generator
     return np.split(rng.permutation(len(labels)), sizes.cumsum()[:-1])
 
 
+def split_by_dirichlet_size(
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
+) -> Parts:
+    """Deal out IID labels in sizes drawn from Dirichlet(alpha) ("q ~ Dir(beta)" of Li et al. 2022)."""
+    shares = rng.dirichlet(np.full(num_clients, alpha))
+    cuts = (np.cumsum(shares)[:-1] * len(labels)).astype(np.int64)
+    return np.split(rng.permutation(len(labels)), cuts)
+
+
 def split_alike(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
     """Deal out IID, as the clients differ by their inputs."""
     return np.array_split(rng.permutation(len(labels)), num_clients)
 
 
 def shift_features(images: np.ndarray, client: int, num_clients: int, seed: int, rotation: float, noise: float):
-    """Return `images` uint8[n,28,28] as client 0..K-1 sees them: the same labels, other inputs (Li et al. 2022).
+    """Return `images` uint8[n,28,28] as client 0..K-1 sees them: the same labels, other inputs.
 
     They are rotated by -`rotation`..`rotation` degrees and blurred by Gaussian noise of a standard deviation of
-    0..`noise` grey levels, both evenly spaced from the first client to the last.
+    0..`noise` grey levels, both evenly spaced from the first client to the last. The feature skew of Li et al. 2022
+    is such noise alone, without rotation.
     """
     place = client / max(num_clients - 1, 1)
     angle, spread = (2 * place - 1) * rotation, place * noise
@@ -191,6 +289,18 @@ def check_claims(partition_file: str, digest: str, counts: np.ndarray) -> None:
 
 ROWS = {
     "labels-per-client": Partitioner("{labels_per_client} labels a client", split_by_label, ("labels_per_client",)),
+    "random-labels": Partitioner(
+        "{labels_per_client} labels a client, at random", split_by_random_labels, ("labels_per_client",)
+    ),
+    "capped-dirichlet": Partitioner(
+        "Dirichlet({alpha:g}), sizes capped", split_by_capped_dirichlet, ("alpha",)
+    ),
+    "client-dirichlet": Partitioner(
+        "Dirichlet({alpha:g}) by client, equal sizes", split_by_client_dirichlet, ("alpha",)
+    ),
+    "dirichlet-quantity": Partitioner(
+        "sizes by Dirichlet({alpha:g})", split_by_dirichlet_size, ("alpha",)
+    ),
     "quantity": Partitioner("sizes by power law ({size_exponent:g})", split_by_size, ("size_exponent",)),
     "feature": Partitioner(
         "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_alike, (), shift_features, ("rotation", "noise")
