@@ -40,9 +40,7 @@ def caption(row: Partitioner, fields: dict[str, Any]) -> str:
     return row.title.format(**fields) + (f", {least} images a client at least" if least else "")
 
 
-def split_by_capped_dirichlet(
-    labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
-) -> Parts:
+def split_by_capped_dirichlet(labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float) -> Parts:
     """Split each label by Dirichlet(alpha), but give a client with N / K images nothing more.
 
     This is "p_k ~ Dir(beta)" as NIID-Bench's own program does it (utils.py, `noniid-labeldir`), and
@@ -62,9 +60,7 @@ def split_by_capped_dirichlet(
     return [np.concatenate(pieces) for pieces in parts]
 
 
-def split_by_client_dirichlet(
-    labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
-) -> Parts:
+def split_by_client_dirichlet(labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float) -> Parts:
     """Let each client draw its own label mix from Dirichlet(alpha, ..., alpha); all have one size.
 
     Hsu et al. 2019, section 3.1, whose alpha is the sum of these parameters (C times ours), as FedDyn's
@@ -92,9 +88,7 @@ def split_by_client_dirichlet(
 def check_labels(wanted: int, num_labels: int) -> None:
     """Raise UserError where a client cannot hold so many labels."""
     if wanted > num_labels:
-        raise UserError(
-            f"labels_per_client={wanted} exceeds the {num_labels} labels; choose 1..{num_labels}"
-        )
+        raise UserError(f"labels_per_client={wanted} exceeds the {num_labels} labels; choose 1..{num_labels}")
 
 
 def split_by_random_labels(
@@ -122,9 +116,7 @@ def split_by_random_labels(
     return deal_labels(labels, holders, num_clients, rng)
 
 
-def deal_labels(
-    labels: np.ndarray, holders: list[list[int]], num_clients: int, rng: np.random.Generator
-) -> Parts:
+def deal_labels(labels: np.ndarray, holders: list[list[int]], num_clients: int, rng: np.random.Generator) -> Parts:
     """Divide the images of each label evenly among its `holders`, a list of clients a label."""
     parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
     for label, owners in enumerate(holders):
@@ -170,9 +162,7 @@ def split_by_size(labels: np.ndarray, num_clients: int, rng: np.random.Generator
     return np.split(rng.permutation(len(labels)), sizes.cumsum()[:-1])
 
 
-def split_by_dirichlet_size(
-    labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
-) -> Parts:
+def split_by_dirichlet_size(labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float) -> Parts:
     """Deal out IID labels in sizes drawn from Dirichlet(alpha) ("q ~ Dir(beta)" of Li et al. 2022)."""
     shares = rng.dirichlet(np.full(num_clients, alpha))
     cuts = (np.cumsum(shares)[:-1] * len(labels)).astype(np.int64)
@@ -292,15 +282,11 @@ ROWS = {
     "random-labels": Partitioner(
         "{labels_per_client} labels a client, at random", split_by_random_labels, ("labels_per_client",)
     ),
-    "capped-dirichlet": Partitioner(
-        "Dirichlet({alpha:g}), sizes capped", split_by_capped_dirichlet, ("alpha",)
-    ),
+    "capped-dirichlet": Partitioner("Dirichlet({alpha:g}), sizes capped", split_by_capped_dirichlet, ("alpha",)),
     "client-dirichlet": Partitioner(
         "Dirichlet({alpha:g}) by client, equal sizes", split_by_client_dirichlet, ("alpha",)
     ),
-    "dirichlet-quantity": Partitioner(
-        "sizes by Dirichlet({alpha:g})", split_by_dirichlet_size, ("alpha",)
-    ),
+    "dirichlet-quantity": Partitioner("sizes by Dirichlet({alpha:g})", split_by_dirichlet_size, ("alpha",)),
     "quantity": Partitioner("sizes by power law ({size_exponent:g})", split_by_size, ("size_exponent",)),
     "feature": Partitioner(
         "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_alike, (), shift_features, ("rotation", "noise")
