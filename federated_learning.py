@@ -164,6 +164,10 @@ class Config(Theme):
         """Return a copy with the fields of these names replaced; a preset's fields come first, those beside it win."""
         return super().but(**preset_fields(changes.get("preset"), parse) | changes)
 
+    def only_used(self, **changes: Any) -> Config:
+        """Return a copy with these fields replaced, and each that then has no effect at its default."""
+        return self.but(**changes | options.without_unused(self.flat() | changes, Config().flat()))
+
     @property
     def partition(self) -> str:
         """The row of PARTITIONERS: a file's name says that it is used."""
@@ -197,7 +201,7 @@ from harness import comparison, plots, stopping
 from harness.command_line import Progress, notice, say
 from harness.files import place, read_bytes, write_file, writing
 from harness.plots import BLUE, ORANGE, default_style, plot_confusion, plot_cost, plot_misclassified, plot_partition
-from harness.records import Evaluation, RoundRecord, client_rows, make_record, reached
+from harness.records import Evaluation, RoundRecord, client_rows, make_record, reached, tell_epsilon
 from harness.results import describe, manifest, summarize
 from harness.rounds import start_workers
 from harness.run_folder import RunFolder, default_name, go_on
@@ -671,12 +675,19 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
 
 
 def run_rounds(
-    config: Config, sizes: np.ndarray, process: Any, evaluate: Callable, state: Any = None, **places: Path
+    config: Config,
+    sizes: np.ndarray,
+    process: Any,
+    evaluate: Callable,
+    state: Any = None,
+    journal: Path | None = None,
+    **places: Path,
 ) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
     """Yield (state, record, evaluation) after each round from that of `state` on; without one, from the first.
 
     `sizes` are the clients' n_k. TFF's worker lives as long as the generator; `places` are its log and, for several
-    workers, the folder of the shards. Raises RunFailed where a round cannot be done.
+    workers, the folder of the shards; a private run writes in the `journal` what it begins. Raises RunFailed where a
+    round cannot be done.
     """
     row, clients = AGGREGATORS[config.aggregation.aggregator], config.partitioning.num_clients
     at_once = min(config.cohort, GROUPS.get(row.needs, config.cohort))
@@ -684,7 +695,7 @@ def run_rounds(
     with start_workers(config.run, at_once, clients, rows_for, **places) as worker:
         state = worker.call("round 0", process.initialize) if state is None else state
         first, last = int(state.client_work.round) + 1, config.training.rounds
-        for round_num, epsilon in privacy.epsilon_by_round(ledger(config), first, last):  # line 2
+        for round_num, epsilon in privacy.epsilon_by_round(ledger(config), first, last, journal):  # line 2
             began = time.perf_counter()
             drawn = sample_clients(config, round_num)  # line 3
             reporting = adversity.drop_out(drawn, config.adversity, clients, config.seed, round_num)
@@ -694,7 +705,9 @@ def run_rounds(
             sent, seconds = traffic(config, state.global_model_weights, *counts), time.perf_counter() - began
             figures = {"dropped": len(drawn) - len(reporting), "epsilon": epsilon, "seconds": round(seconds, 3), **sent}
             record = make_record(round_num, told, evaluation, **figures, **worker.wire())
-            yield state, record.without_clients() if row.private else record, evaluation
+            if row.private:
+                record = record.published()
+            yield state, record, evaluation
             if reached([record], config.run.target_accuracy):
                 return
 
@@ -839,7 +852,7 @@ def caption(config: Config, dataset: Dataset) -> str:
     parts = told(config)
     if config.comparison.compare:
         field, names = compared(config)
-        rows = [told(config.but(**{field: name}, compare="", seeds=1))[field] for name in names]
+        rows = [told(config.only_used(**{field: name}, compare="", seeds=1))[field] for name in names]
         parts[field] = f"{field}s compared: {'; '.join(rows)}"
     return plots.joined([dataset.name, *parts.values()])
 
@@ -847,7 +860,7 @@ def caption(config: Config, dataset: Dataset) -> str:
 @default_style
 def plot_convergence(records: Sequence[RoundRecord], note: str, target: float = 0) -> Figure:
     """Draw loss and accuracy against the round: the global model on the test set, the clients while they trained."""
-    title = f"Test accuracy {records[-1].test_accuracy:.2%} after round {records[-1].round}"
+    title = f"Test accuracy {records[-1].test_accuracy:.2%} after round {records[-1].round}{tell_epsilon(records[-1])}"
     figure = plots.new_figure(9, 4.2, title, note)
     rounds = [record.round for record in records]
     marker = "o" if len(rounds) <= 50 else None
@@ -899,10 +912,22 @@ class Experiment(NamedTuple):
     evaluate: Callable[[Any], Evaluation]
 
 
+def check_rows(config: Config, dataset: Dataset, sizes: np.ndarray) -> None:
+    """Raise UserError for rows that do not go together with each other, this model, or these clients' n_k."""
+    algorithm = ALGORITHMS[config.optimization.algorithm](config.optimization, sizes)
+    if algorithm.rows():
+        model = build_model(config.training.model, dataset.num_classes, config.seed)
+        algorithms.check_memory(algorithm.rows(), model.count_params(), config.optimization.algorithm)
+    if AGGREGATORS[config.aggregation.aggregator].private:
+        algorithms.check_private(algorithm)
+    next(privacy.epsilon_by_round(ledger(config), 1, 1))  # what the budget does not allow
+
+
 def prepare(config: Config, dataset: Dataset | None = None, partition: Partition | None = None) -> Experiment:
     """Return the experiment of this configuration, on its own data set and partition where none is given."""
     dataset = dataset or load_dataset(config.data)
     partition = partition or make_partition(dataset, config)
+    check_rows(config, dataset, partition.sizes)
     shards = write_shards(dataset.train, partition, config)
     seen = shards if config.run.alone else Path(shards.name)  # from the folder that a worker on another host runs in
     process = build_process(config, dataset.num_classes, seen, partition.sizes)
@@ -914,22 +939,31 @@ def run(config: Config) -> Result:
     config = options.find_files(config)
     dataset = load_dataset(config.data)
     partition = make_partition(dataset, config)
+    check_rows(config, dataset, partition.sizes)
     note, rounds, result = caption(config, dataset), config.training.rounds, None
     split = manifest(dataset, partition, config.partition, config.seed, private=bool(ledger(config)))
     with RunFolder.open(config, default_name(config, dataset), split) as folder:
         say(f"{note}\n")
         remarks = partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes)
-        for remark in [*published(config), *dataset.remarks, *remarks]:
+        for remark in [
+            *published(config),
+            *options.tell_unused(config),
+            *dataset.remarks,
+            *remarks,
+            *privacy.remark(ledger(config), rounds),
+        ]:
             notice(remark)
         experiment = prepare(config, dataset, partition)
         state, records = folder.load([identity(config), partition.digest], experiment.process.state_type)
         if records:
             result = Result(folder.path, records, experiment.evaluate(state.global_model_weights), state)
-        parts, log = (partition.sizes, experiment.process, experiment.evaluate, state), folder.path / "worker.log"
+        private = bool(ledger(config))
+        parts, log = (partition.sizes, experiment.process, experiment.evaluate, state), folder.log(private)
         over = reached(records, config.run.target_accuracy)
-        going_on = iter(()) if over else run_rounds(config, *parts, log=log, shards=experiment.shards)
+        places = {"log": log, "shards": experiment.shards, "journal": folder.journal}
+        going_on = iter(()) if over else run_rounds(config, *parts, **places)
         try:
-            for state, record, evaluation in Progress(rounds, len(records)).follow(going_on):
+            for state, record, evaluation in Progress(rounds, len(records), timed=not private).follow(going_on):
                 folder.save_round(record, state, partial(plot_confusion, evaluation.confusion, note, dataset.classes))
                 result = Result(folder.path, [*records, record], evaluation, state)
                 say(record.line(rounds))
@@ -956,6 +990,7 @@ def save_result(
 ) -> tuple[dict, list[Path]]:
     """Write metrics.json, the global model of the last round done, and the plots; return (metrics, what is written)."""
     dataset, final, weights = experiment.dataset, result.evaluation, result.state.global_model_weights
+    note += tell_epsilon(result.records[-1], separator=" · ")
     target = config.run.target_accuracy
     about = {"dataset": dataset.name, "original_mnist": dataset.original, "config": config.but(resume="").flat()}
     model = build_model(config.training.model, dataset.num_classes, config.seed)
@@ -970,26 +1005,31 @@ def save_result(
     if ledger(config):
         del pictures["client_partition.png"]  # nothing about single clients leaves the run
     metrics = about | describe(weights.trainable, final, result.records, dataset.classes, target)
-    asked, usual = identity(config) | {"partition": config.partition}, identity(Config())
-    default = dataset.original and asked == usual and (config.training.rounds, target) == (Training.rounds, 0)
-    return metrics, folder.finish(metrics, model, Path("images") if default else folder.path, pictures)
+    return metrics, folder.finish(metrics, model, pictures, is_default_run(result, config, dataset))
+
+
+def is_default_run(result: Result, config: Config, dataset: Dataset) -> bool:
+    """Return whether this is the run without flags, done to its end: README shows its pictures, those in images/."""
+    usual = Config()
+    same = identity(config) == identity(usual) and config.partition == usual.partition and dataset.original
+    elsewhere = (config.run.name, config.run.runs) != (usual.run.name, usual.run.runs)
+    whole = len(result.records) == config.training.rounds == Training.rounds and not config.run.target_accuracy
+    return same and whole and not elsewhere
 
 
 def compare(config: Config) -> Path:
     """Run every row and seed that `config` compares; return the folder with the table and the plot of all."""
     config = options.find_files(config)
     dataset = load_dataset(config.data)
+    for remark in options.tell_unused(config):
+        notice(remark)
     return comparison.compare(config, caption(config, dataset), partial(check, dataset), run)
 
 
 def check(dataset: Dataset, config: Config) -> tuple[str, str]:
     """Return (a run's default name, its partition's digest). Raise UserError for what the run would be refused for."""
-    partition, algorithm = make_partition(dataset, config), config.optimization.algorithm
-    model = build_model(config.training.model, dataset.num_classes, config.seed)
-    algorithms.check_memory(
-        ALGORITHMS[algorithm](config.optimization, partition.sizes).rows(), model.count_params(), algorithm
-    )
-    next(privacy.epsilon_by_round(ledger(config), 1, 1))
+    partition = make_partition(dataset, config)
+    check_rows(config, dataset, partition.sizes)
     return default_name(config, dataset), partition.digest
 
 

@@ -157,10 +157,17 @@ def notice(text: str) -> None:
 class Progress:
     """A live display of rounds done and seconds spent, on stderr; nothing where that is no terminal."""
 
-    def __init__(self, rounds: int, done: int):
-        """`rounds` in all, of which a resumed run has `done` some already."""
+    def __init__(self, rounds: int, done: int, timed: bool = True):
+        """`rounds` in all, of which a resumed run has `done` some already; not `timed`, it shows no seconds."""
         self.bar = tqdm.tqdm(
-            desc="rounds", unit="round", total=rounds, initial=done, leave=False, disable=None, dynamic_ncols=True
+            desc="rounds",
+            unit="round",
+            total=rounds,
+            initial=done,
+            leave=False,
+            disable=None,
+            dynamic_ncols=True,
+            bar_format=None if timed else "{desc}: {n_fmt}/{total_fmt} |{bar}|",
         )
         self.over = threading.Event()
 

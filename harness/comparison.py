@@ -30,25 +30,29 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
     field, names = compared(config)
     seeds = config.comparison.seeds
     made = [(name, config.seed + number) for name in names for number in range(seeds)]
-    singles = [named(config.but(**{field: name}, seed=seed, compare="", seeds=1), check) for name, seed in made]
+    singles = [named(config.only_used(**{field: name}, seed=seed, compare="", seeds=1), check) for name, seed in made]
     earlier = [read_earlier(single) for single in singles]
     target, runs = config.run.target_accuracy, [single.run.name for single in singles]
     what = {"field": field, "values": names, "seeds": seeds, "runs": runs, "target_accuracy": target}
     folder = find_folder(place(config.run.runs), config.run.name, what)
     rows, curves = [], {name: [] for name in names}
+    spent: dict[str, list[list[float | None]]] = {name: [] for name in names}
     for number, ((name, seed), single, records) in enumerate(zip(made, singles, earlier, strict=True), 1):
         say(f"\n[{number}/{len(singles)}] {field} {name}, seed {seed}")
         records = complete(single, records, run)
         rows += [{field: name, "seed": seed, **record.figures()} for record in records]
         curves[name].append(np.array([record.test_accuracy for record in records]))
+        spent[name].append([record.epsilon for record in records])
     if target:
         ends = {name: [rounds_to_target(curve, target) for curve in several] for name, several in curves.items()}
-        picture = plot_rounds_to_target(curves, ends, target, note)
+        shown = {name: f"{name}{largest(several)}" for name, several in spent.items()}
+        picture = plot_rounds_to_target(renamed(curves, shown), renamed(ends, shown), target, note)
         said = [f"target accuracy {target:.2%}: {tell_rounds(needed)}" for needed in ends.values()]
     else:
         rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
         table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
-        picture = plot_comparison(table, note)
+        shown = {name: f"{name}{largest([one[:rounds] for one in several])}" for name, several in spent.items()}
+        picture = plot_comparison(renamed(table, shown), note)
         said = [f"{tell_last(values)} after {counted(rounds, 'round')}" for values in table.values()]
         ends = {name: 100 * values[:, -1] for name, values in table.items()}
     write_file(folder / "comparison.csv", csv_table(rows))
@@ -56,9 +60,20 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
     say("")
     against = differences(ends, type(config)().flat()[field], "rounds" if target else "points")
     for name, line in zip(curves, said, strict=True):
-        say(f"{name:20} {line}{against.get(name, '')}")
+        say(f"{shown[name]:20} {line}{against.get(name, '')}")
     say(f"\nwrote {folder / 'comparison.csv'}\nwrote {folder / 'comparison.png'}")
     return folder
+
+
+def largest(spent: Sequence[Sequence[float | None]]) -> str:
+    """Return the epsilon of a row behind its name, the largest of its seeds; nothing of a row that is not private."""
+    last = [one[-1] for one in spent if one[-1] is not None]
+    return f" (ε {max(last):.1f})" if last else ""
+
+
+def renamed(table: dict[str, Any], shown: dict[str, str]) -> dict[str, Any]:
+    """Return the table with its names as they are shown."""
+    return {shown[name]: values for name, values in table.items()}
 
 
 def differences(ends: dict[str, Sequence[Any]], usual: str, unit: str) -> dict[str, str]:

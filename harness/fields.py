@@ -93,6 +93,10 @@ class Theme:
                 replaced[field] = changes[field]
         return dataclasses.replace(self, **replaced)
 
+    def only_used(self, **changes: Any) -> Self:
+        """Return a copy with these fields replaced, and each that then has no effect at its default; here, none is."""
+        return self.but(**changes)
+
     def choices(self, field: str) -> tuple[str, ...]:
         """Return what the field of this name may be, of a few."""
         if field in vars(self):

@@ -95,13 +95,15 @@ def write_all(descriptor: int, data: bytes) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def append(path: Path, text: str) -> None:
-    """Add `text` to the file; where that fails half-way, the file is as it was."""
+def append(path: Path, text: str, sync: bool = False) -> None:
+    """Add `text` to the file; where that fails half-way, the file is as it was. `sync` is against a power cut."""
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         size = os.fstat(descriptor).st_size
         try:
             write_all(descriptor, text.encode())
+            if sync:
+                os.fsync(descriptor)
         except OSError:
             os.ftruncate(descriptor, size)
             raise

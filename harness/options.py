@@ -79,7 +79,11 @@ BY_CONTENT = ("data", "data_name", "transpose", "partition_file")
 
 
 def identity(config: Theme) -> dict[str, Any]:
-    """Return field -> value of all that a run's numbers depend on, but for the data and how far it goes."""
+    """Return field -> value of all that a run's numbers depend on, but for the data and how far it goes.
+
+    A field that has no effect, such as prox_mu with fedavg, is at its default.
+    """
+    config = config.only_used()
     ignored = {*Run().flat(), *Comparison().flat(), *HOW_FAR, *BY_CONTENT}
     hosts = len(read_hosts(config.flat()["workers"]))  # the sums, and so the last bits, follow their number alone
     return {**{field: value for field, value in config.flat().items() if field not in ignored}, "workers": hosts}

@@ -6,10 +6,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, get_type_hints
+from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 
+# What a differentially private run may tell of a round: the noisy result, and what follows from the flags alone.
+PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon")
 STUCK_ROUNDS = 3  # at chance from the start, after which the user is told
 
 
@@ -31,9 +33,8 @@ class RoundRecord:
     round: client, and its report by name; finite is False where its update was left out. `dropped` counts those that
     got the weights and did not report. `bytes_down` and `bytes_up` are those of what the server sends and gets,
     `wire_down` and `wire_up` those that went to and came from several hosts, as measured, None with one worker here;
-    `epsilon` what all rounds so far cost of privacy, None where the aggregator does not say. Under differential privacy
-    nothing about single clients is kept: no training figures, no counts, no rows, no measured bytes, and those of the
-    expected cohort.
+    `epsilon` what all rounds begun so far cost of privacy, None where the aggregator does not say. A round under
+    differential privacy tells what stands in PUBLIC, and nothing else; its bytes are those of the expected cohort.
     """
 
     round: int
@@ -51,10 +52,20 @@ class RoundRecord:
     wire_down: int | None = None
     wire_up: int | None = None
 
-    def without_clients(self) -> RoundRecord:
-        """Return the record without all that un-noised figures of clients, or who they were, can be told from."""
-        kept = replace(self, train_loss=math.nan, train_accuracy=math.nan, left_out=None, dropped=None, clients=[])
-        return replace(kept, wire_down=None, wire_up=None)  # the measured bytes grow with the clients drawn
+    @property
+    def private(self) -> bool:
+        """Whether the round was differentially private."""
+        return self.epsilon is not None
+
+    def published(self) -> RoundRecord:
+        """Return the record with the fields in PUBLIC, and every other one blank.
+
+        All else could tell of single clients or of who was drawn, be it by a figure without noise, by the bytes
+        measured, or by the seconds, which grow with the images of those who train.
+        """
+        kinds = get_type_hints(type(self))
+        hidden = {name: blank(kinds[name]) for name in vars(self) if name not in PUBLIC}
+        return replace(self, **hidden)
 
     def figures(self) -> dict[str, Any]:
         """Return the figures of the round as a whole, by name: all but the clients' own."""
@@ -93,11 +104,24 @@ class RoundRecord:
         return (
             f"round {self.round:{len(str(rounds))}}/{rounds}   "
             + ("" if self.left_out is None else f"train loss {self.train_loss:7.4f}   ")
-            + f"test loss {self.test_loss:7.4f}   test accuracy {self.test_accuracy:7.2%}   {self.seconds:6.2f} s"
-            + ("" if self.epsilon is None else f"   ε {self.epsilon:.2f}")
+            + f"test loss {self.test_loss:7.4f}   test accuracy {self.test_accuracy:7.2%}"
+            + ("" if math.isnan(self.seconds) else f"   {self.seconds:6.2f} s")
+            + tell_epsilon(self, separator="   ")
             + (f"   {self.dropped} dropped out" if self.dropped else "")
             + (f"   {self.left_out} not finite, left out" if self.left_out else "")
         )
+
+
+def tell_epsilon(record: RoundRecord, separator: str = ", ") -> str:
+    """Return the epsilon spent, behind `separator`; nothing of a run that is not private."""
+    return f"{separator}ε {record.epsilon:.2f}" if record.private else ""
+
+
+def blank(kind: Any) -> Any:
+    """Return what stands for a hidden value of this type: NaN, an empty list, or None."""
+    if kind is float:
+        return math.nan
+    return [] if get_origin(kind) is list else None
 
 
 def read_record(row: dict[str, Any]) -> RoundRecord:

@@ -83,6 +83,7 @@ def describe(
         "weights_sha256": weights_sha256(weights),
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
+        "epsilon": records[-1].epsilon,
         "confusion": evaluation.confusion.tolist(),
         "target_accuracy": target or None,
         "rounds_to_target": rounds_to_target([record.test_accuracy for record in records], target),
@@ -100,6 +101,13 @@ def counted(number: int, noun: str) -> str:
 def with_fields(name: str, fields: dict[str, Any]) -> str:
     """Return a row's name with the fields that it uses, for captions: "krum, tolerated 3"."""
     return ", ".join([name, *(f"{field.replace('_', ' ')} {value:g}" for field, value in fields.items())])
+
+
+def tell_privacy(epsilon: float | None, delta: float) -> str:
+    """Return the closing line on differential privacy, if there is any."""
+    if epsilon is None:
+        return ""
+    return f"\n(ε {epsilon:.2f}, δ {delta:g})-differential privacy of each client's data as a whole"
 
 
 def tell_target(target: float | None, rounds: float | None) -> str:
@@ -157,6 +165,7 @@ def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
         f"{counted(len(metrics['rounds']), 'round')}\nmean over classes: precision {means['precision']:.2%}, recall "
         f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: "
         + ", ".join(f"{label} ({scores[label]:.2%})" for label in hardest)
+        + tell_privacy(metrics["epsilon"], metrics["config"]["delta"])
         + tell_target(metrics["target_accuracy"], metrics["rounds_to_target"])
         + f"\nweights sha256 {metrics['weights_sha256']}\n"
     )

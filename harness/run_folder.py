@@ -10,9 +10,10 @@ import contextlib
 import errno
 import io
 import json
+import os
 import shlex
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,11 @@ class RunFolder:
         self.path = path
         self.events = tf.summary.create_file_writer(str(path)) if tensorboard else None
         self.key, self.specs = "", ()
+        self.journal = path / "rounds_begun.txt"  # of a private run
+
+    def log(self, private: bool) -> Path:
+        """Return where TFF's worker writes what it prints: of a private run nowhere, as it may name a client's file."""
+        return Path(os.devnull) if private else self.path / "worker.log"
 
     @classmethod
     @contextlib.contextmanager
@@ -112,18 +118,27 @@ class RunFolder:
         header = csv_line(row) if record.round == 1 else ""
         append(self.path / "metrics.csv", header + csv_line(row.values()))
         append(self.path / "rounds.jsonl", json_line(vars(record)))
-        leaves = {f"leaf{number}": np.asarray(leaf) for number, leaf in enumerate(tf.nest.flatten(state))}
+        leaves = {f"leaf{number}": to_array(leaf) for number, leaf in enumerate(tf.nest.flatten(state))}
         npz = io.BytesIO()
         np.savez(npz, key=np.array(self.key), **leaves)
         folder = self.path / "checkpoints"
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            write_file(folder / f"round-{record.round:06d}.npz", npz.getvalue(), sync=True)
+            path = folder / f"round-{record.round:06d}.npz"
+            write_file(path, npz.getvalue(), sync=True)
             for old in self.checkpoints()[CHECKPOINTS_KEPT:]:
                 old.unlink()
+        if record.private:
+            self.hide_times()
         stopping.save_first()
         if self.events:
             write_events(self.events, record.round, row, confusion_plot)
+
+    def hide_times(self) -> None:
+        """Give all files the date of the run's start: those of a private round tell how many images its cohort has."""
+        began = (self.path / "partition.json").stat().st_mtime_ns
+        for path in [self.path, *self.path.rglob("*")]:
+            os.utime(path, ns=(began, began))
 
     def checkpoints(self) -> list[Path]:
         """Return the checkpoint files, the newest first."""
@@ -136,37 +151,54 @@ class RunFolder:
             if npz["key"].item() != self.key:
                 reason = "is of another configuration, split or model; remove it or restore the run's folder"
                 raise UserError(f"{path} {reason}")
-            leaves = [npz[f"leaf{number}"] for number in range(len(specs))]
-        for leaf, spec in zip(leaves, specs, strict=True):
-            if leaf.shape != tuple(spec.shape) or leaf.dtype != spec.dtype.as_numpy_dtype:
-                raise ValueError(f"{leaf.dtype}{list(leaf.shape)} in the place of {spec}")
+            leaves = [from_array(npz[f"leaf{number}"], spec) for number, spec in enumerate(specs)]
         return tf.nest.pack_sequence_as(self.specs, leaves)
 
-    def finish(self, metrics: dict, model: Any, images: Path, pictures: dict[str, Callable]) -> list[Path]:
-        """Write metrics.json and the Keras model, then the pictures into `images`; return the paths.
+    def finish(self, metrics: dict, model: Any, pictures: dict[str, Callable], shown: bool) -> list[Path]:
+        """Write metrics.json, the Keras model and the pictures, if they are to be `shown` also into ./images.
 
-        `pictures` are functions that draw: one that fails is a notice, as all that matters is there by then.
+        Return the paths. `pictures` are functions that draw: one that fails is a notice, as all that matters is there
+        by then.
         """
         write_file(self.path / "metrics.json", to_json(metrics))
         write_file(self.path / "global_model.keras", keras_bytes(model, self.path))
-        drawn = self.draw(images, pictures)
+        folders = [self.path, *([Path("images")] if shown else [])]
+        drawn = self.draw(pictures, folders)
+        if metrics["epsilon"] is not None:
+            self.hide_times()
         names = ("metrics.json", "global_model.keras", "config.json", "partition.json", "metrics.csv")
         return [*drawn, *(self.path / name for name in names)]
 
-    def draw(self, images: Path, pictures: dict[str, Callable]) -> list[Path]:
-        """Write the pictures into `images`, as far as they can be drawn; return the paths."""
+    def draw(self, pictures: dict[str, Callable], folders: Sequence[Path] = ()) -> list[Path]:
+        """Write the pictures into `folders`, or the run's own, as far as they can be drawn; return the paths."""
         drawn = []
-        with writing(images):
-            images.mkdir(exist_ok=True)
+        for folder in folders:
+            with writing(folder):
+                folder.mkdir(exist_ok=True)
         for name, draw in pictures.items():
             try:
-                write_file(images / name, to_png(draw()))
-                drawn.append(images / name)
-            except UserError:
-                raise
+                png = to_png(draw())
             except Exception as error:
                 notice(f"{name} cannot be drawn ({briefly(error)}); all else is written")
+                continue
+            for folder in folders or [self.path]:
+                write_file(folder / name, png)
+                drawn.append(folder / name)
         return drawn
+
+
+def to_array(leaf: Any) -> np.ndarray:
+    """Return a leaf of TFF's state as a checkpoint holds it: a text, such as those in dp's state, as its bytes."""
+    return np.frombuffer(leaf, np.uint8) if isinstance(leaf, bytes) else np.asarray(leaf)
+
+
+def from_array(array: np.ndarray, spec: Any) -> Any:
+    """Return the leaf that `to_array` was given, of the tf.TensorSpec. Raise ValueError where it is of another."""
+    text = spec.dtype == tf.string and spec.shape.rank == 0
+    wanted = (None, np.uint8) if text else (tuple(spec.shape), spec.dtype.as_numpy_dtype)
+    if array.dtype != wanted[1] or wanted[0] not in (None, array.shape):
+        raise ValueError(f"{array.dtype}{list(array.shape)} in the place of {spec}")
+    return array.tobytes() if text else array
 
 
 def default_name(config: Any, dataset: Any) -> str:

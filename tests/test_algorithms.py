@@ -50,6 +50,23 @@ def test_three_rounds_equal_numpys(federation, algorithm):
         assert largest_difference(weights_of(state), before) > 1e-3
 
 
+def test_a_server_step_is_taken_without_any_memory_too(federation, monkeypatch):
+    """A subclass that keeps nothing and halves the mean update: w - (w - w') / 2 where FedAvg has w'."""
+
+    class Half(fl.Algorithm):
+        def server_step(self, mean, kept):
+            return tuple(m / 2 for m in mean)
+
+    process = federation()[1].process
+    before = process.initialize()
+    whole, _, _ = process.next(before, alone([0, 1, 2]))
+    monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Half)
+    process = federation()[1].process
+    half, _, _ = process.next(process.initialize(), alone([0, 1, 2]))
+    pairs = zip(weights_of(before), weights_of(whole), strict=True)
+    assert largest_difference(weights_of(half), [(w + after) / 2 for w, after in pairs]) < 1e-6
+
+
 def test_fedprox_without_pull_is_fedavg(federation):
     states = []
     for flags in ({"algorithm": "fedprox", "prox_mu": 0}, {"algorithm": "fedavg"}):

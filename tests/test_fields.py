@@ -2,6 +2,8 @@
 
 import federated_learning as fl
 from harness.fields import UserError
+from harness.options import identity
+from variants.options import tell_unused
 
 import pytest
 from runs import configure
@@ -80,3 +82,54 @@ def test_a_wrong_value_is_refused_with_field_value_and_cure(field, value):
 
 def test_there_are_more_than_forty_wrong_values():
     assert len(WRONG) > 40 and {field for field, _ in WRONG} == fl.Config().flat().keys() - {"resume"}
+
+
+UNUSED = {  # a field that has an effect in the second configuration, and none in the first
+    "alpha": ({"partition": "iid"}, {"partition": "client-dirichlet"}),
+    "shards_per_client": ({}, {"partition": "shards"}),
+    "labels_per_client": ({}, {"partition": "random-labels"}),
+    "size_exponent": ({"partition": "dirichlet-quantity"}, {"partition": "quantity"}),
+    "noise": ({}, {"partition": "feature"}),
+    "rotation": ({"partition": "shards"}, {"partition": "feature"}),
+    "prox_mu": ({"algorithm": "feddyn"}, {"algorithm": "fedprox"}),
+    "dyn_alpha": ({}, {"algorithm": "feddyn"}),
+    "server_momentum": ({"algorithm": "fedadam"}, {"algorithm": "mimelite"}),
+    "client_momentum": ({"client_optimizer": "adam"}, {"client_optimizer": "momentum"}),
+    "lr_decay": ({"client_schedule": "cosine"}, {"server_schedule": "exponential"}),
+    "lr_horizon": ({"client_schedule": "exponential"}, {"client_schedule": "cosine"}),
+    "trim": ({"aggregator": "median"}, {"aggregator": "trimmed-mean"}),
+    "tolerated": ({}, {"aggregator": "krum"}),
+    "attack": ({}, {"byzantine": 1}),
+    "attack_scale": ({"byzantine": 1}, {"byzantine": 1, "attack": "gaussian"}),
+}
+VALUES = {"attack": "nan", "shards_per_client": 3, "labels_per_client": 3, "lr_horizon": 3, "tolerated": 2}
+
+
+@pytest.mark.parametrize("field", UNUSED)
+def test_a_flag_without_effect_is_told_and_is_no_part_of_what_a_run_is(field):
+    without, used = (configure(**flags) for flags in UNUSED[field])
+    value = VALUES.get(field, 0.25)
+    assert identity(without.but(**{field: value})) == identity(without)
+    assert identity(used.but(**{field: value})) != identity(used)
+    (remark,) = tell_unused(without.but(**{field: value}))
+    assert remark.startswith(f"{field}={value} has no effect here: it needs --")
+    assert tell_unused(used.but(**{field: value})) == []
+
+
+def test_a_flag_that_one_of_the_rows_compared_uses_has_an_effect():
+    config = configure(compare="fedavg,fedprox", prox_mu=0.1)
+    assert tell_unused(config) == []
+    plain, own = (config.only_used(algorithm=name, compare="") for name in ("fedavg", "fedprox"))
+    assert identity(plain) == identity(configure()) and own.optimization.prox_mu == 0.1
+    private = configure(compare="mean,dp", noise_multiplier=0.3)
+    assert private.only_used(aggregator="mean", compare="") == configure()
+    assert private.only_used(aggregator="dp", compare="").privacy.noise_multiplier == 0.3
+    assert identity(configure(algorithm="fedsgd", local_epochs=1)) == identity(configure(algorithm="fedsgd"))
+
+
+@pytest.mark.parametrize("field", ["noise_multiplier", "delta", "epsilon_budget", "public_cohorts"])
+def test_a_flag_of_privacy_without_dp_is_refused(field):
+    value = True if field == "public_cohorts" else 0.25
+    with pytest.raises(UserError, match=f"^{field}={value} has no effect without --aggregator dp, .* not be private"):
+        configure(**{field: value})
+    configure(**{field: value}, aggregator="dp")

@@ -6,6 +6,7 @@ import statistics
 import federated_learning as fl
 from harness.fields import Theme, UserError, hints
 from variants.adversity import ATTACKS
+from variants.options import USES
 from variants.presets import ROWS as PRESETS
 
 import pytest
@@ -69,6 +70,21 @@ def test_choices_are_the_tables_rows():
 def test_field_names_are_unique_over_all_themes():
     names = [field for hint in hints(fl.Config).values() if is_theme(hint) for field in hints(hint)]
     assert len(set(names)) == len(names) == len(fl.Config().flat()) - 2  # and seed and preset
+
+
+def test_the_table_of_uses_is_what_the_rows_say():
+    """Who uses a field: options.USES, which needs no TensorFlow, against the flags of the rows themselves."""
+    tables = {"partition": fl.PARTITIONERS, "algorithm": fl.ALGORITHMS, "aggregator": fl.AGGREGATORS}
+    for deciding, table in tables.items():
+        users = {}
+        for name, row in table.items():
+            for field in {*row.flags, *getattr(row, "shift_flags", ())} - {"partition_file"}:
+                users.setdefault(field, set()).add(name)
+        told = {field: set(uses[0].values) for field, uses in USES.items() if uses[0].deciding == (deciding,)}
+        assert users == {field: names for field, names in told.items() if field not in ("delta", *NOT_OF_A_ROW)}
+
+
+NOT_OF_A_ROW = ("epsilon_budget", "public_cohorts")  # of the ledger, which every private row has
 
 
 def is_theme(hint):

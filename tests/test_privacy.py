@@ -1,9 +1,15 @@
 """The epsilon ledger against dp-accounting called by hand, a published figure, and TFF's own float32 event."""
 
+import csv
+import dataclasses
 import json
 import math
+import re
 
 import federated_learning as fl
+from harness import run_folder
+from harness.fields import UserError
+from harness.records import PUBLIC, RoundRecord
 
 import dp_accounting
 import numpy as np
@@ -20,13 +26,13 @@ POISSON = configure(
 def test_epsilon_is_dp_accountings():
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(0.8)), 1000)
-    assert fl.ledger(POISSON).epsilon(1000) == accountant.get_epsilon(1e-5) == pytest.approx(3.695, abs=1e-3)
+    assert fl.ledger(POISSON).epsilon(range(1000)) == accountant.get_epsilon(1e-5) == pytest.approx(3.695, abs=1e-3)
     fixed = POISSON.but(sampling="fixed")
     replace_one = dp_accounting.NeighboringRelation.REPLACE_ONE
     accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=replace_one)
     accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(1000, 10, dp_accounting.GaussianDpEvent(0.4)), 7)
-    assert fl.ledger(fixed).epsilon(7) == accountant.get_epsilon(1e-5) > fl.ledger(POISSON).epsilon(7)
-    assert fl.ledger(POISSON).epsilon(0) == 0
+    assert fl.ledger(fixed).epsilon(range(7)) == accountant.get_epsilon(1e-5) > fl.ledger(POISSON).epsilon(range(7))
+    assert fl.ledger(POISSON).epsilon([]) == 0
 
 
 def renyi(alpha, q, sigma):
@@ -49,7 +55,7 @@ def test_a_published_figure():
     assert min(spent[a] + log(1e5) / (a - 1) for a in orders) == pytest.approx(1.26, abs=0.005)
     tighter = min(spent[a] + log((a - 1) / a) + (log(1e5) - log(a)) / (a - 1) for a in orders)
     config = POISSON.but(clients_per_round=100, num_clients=10_000, noise_multiplier=4.0, rounds=10_000)
-    assert fl.ledger(config).epsilon(10_000) == pytest.approx(tighter, rel=0.01)
+    assert fl.ledger(config).epsilon(range(10_000)) == pytest.approx(tighter, rel=0.01)
     assert tighter < 1.26
 
 
@@ -69,14 +75,14 @@ def test_tffs_event_has_the_same_epsilon_but_only_in_python_floats(federation):
         sampled = dp_accounting.PoissonSampledDpEvent(0.01, event)
         return dp_accounting.rdp.RdpAccountant().compose(sampled, 1000).get_epsilon(1e-5)
 
-    assert epsilon(as_floats) == pytest.approx(fl.ledger(POISSON).epsilon(1000), rel=1e-3)
+    assert epsilon(as_floats) == pytest.approx(fl.ledger(POISSON).epsilon(range(1000)), rel=1e-3)
     assert epsilon(event) < 0.8 * epsilon(as_floats)  # if it is no longer, the trap is gone, and this may go
 
 
 def test_the_budget_ends_the_run_before_the_round_that_would_pass_it(federation, digits, capsys):
     flags = {"num_clients": 30, "clients_per_round": 10, "aggregator": "dp", "rounds": 5, "sampling": "poisson"}
     config, (_, partition, _, process, _) = federation(**flags)
-    spent = [fl.ledger(config).epsilon(t) for t in range(1, 6)]
+    spent = [fl.ledger(config).epsilon(range(t)) for t in range(1, 6)]
     config = config.but(epsilon_budget=(spent[1] + spent[2]) / 2)
     evaluate = fl.build_evaluator(config, digits)
     records = [record for _, record, _ in fl.run_rounds(config, partition.sizes, process, evaluate)]
@@ -91,8 +97,9 @@ def test_public_cohorts_are_counted_without_amplification():
     times = int(np.bincount(drawn).max())
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(dp_accounting.GaussianDpEvent(0.5), times)
-    assert fl.ledger(config).epsilon(7) == accountant.get_epsilon(1e-5)
-    assert fl.ledger(config).epsilon(7) > fl.ledger(config.but(public_cohorts=False)).epsilon(7)
+    begun = range(1, 8)
+    assert fl.ledger(config).epsilon(begun) == accountant.get_epsilon(1e-5)
+    assert fl.ledger(config).epsilon(begun) > fl.ledger(config.but(public_cohorts=False)).epsilon(begun)
     assert "public cohorts" in fl.ledger(config).assumption()
 
 
@@ -126,6 +133,107 @@ def test_what_attackers_send_is_clipped_as_all_is(federation):
     assert noise < np.linalg.norm(moved) < 0.1 + 1.1 * noise
 
 
+def test_delta_is_the_users():
+    """A Gaussian of z = 2, once: its epsilon at two deltas, the one far below the other."""
+    flags = {"aggregator": "dp", "num_clients": 30, "sampling": "poisson", "noise_multiplier": 2.0}
+    told = {delta: fl.ledger(configure(**flags, delta=delta)).epsilon([1]) for delta in (1e-3, 1e-7)}
+    for delta, epsilon in told.items():
+        accountant = dp_accounting.rdp.RdpAccountant().compose(dp_accounting.GaussianDpEvent(2.0))
+        assert epsilon == accountant.get_epsilon(delta)
+    assert told[1e-3] < 0.7 * told[1e-7]
+
+
+@pytest.mark.parametrize("cohort", [10, 50, 90, 99])
+def test_secret_cohorts_never_cost_more_than_a_client_in_every_round(cohort):
+    """Renyi accounting of a fixed size is so loose that 29 rounds of 90 of 100 clients were told far above it."""
+    flags = {"aggregator": "dp", "num_clients": 100, "clients_per_round": cohort, "noise_multiplier": 0.9}
+    accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
+    plain = accountant.compose(dp_accounting.GaussianDpEvent(0.45), 29).get_epsilon(1e-5)
+    told = fl.ledger(configure(**flags)).epsilon(range(1, 30))
+    assert told <= plain and (told < plain) == (cohort == 10)
+
+
+class Killed(Exception):
+    """What stops a run at a moment of its round."""
+
+
+@pytest.mark.parametrize("moment", ["before training", "after training", "between the tables", "before the checkpoint"])
+def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(federation, tmp_path, monkeypatch, moment):
+    """Killed in round 2 and gone on with, again and again: epsilon is that of every round begun, never less."""
+    config, (_, partition, _, process, evaluate) = federation(aggregator="dp", num_clients=20, rounds=3)
+    ledger, draws = fl.ledger(config), []
+    place = {
+        "between the tables": (run_folder, "json_line"),
+        "before the checkpoint": (run_folder, "to_array"),
+        "before training": (fl, "train_cohort"),
+        "after training": (run_folder, "csv_line"),
+    }[moment]
+    whole, train = getattr(*place), fl.train_cohort
+
+    def counted(worker, process, state, *rest):
+        draws.append(int(state.client_work.round) + 1)
+        return train(worker, process, state, *rest)
+
+    def go(stop):
+        folder = run_folder.RunFolder(tmp_path, tensorboard=False)
+        start, records = folder.load([], process.state_type)
+
+        def stopping(*arguments):
+            if stop and (draws[-1] if place[0] is not fl else len(draws) + 1) == 2:
+                raise Killed
+            return (counted if place[0] is fl else whole)(*arguments)
+
+        monkeypatch.setattr(fl, "train_cohort", counted)
+        monkeypatch.setattr(*place, stopping)
+        for state, record, _ in fl.run_rounds(config, partition.sizes, process, evaluate, start, folder.journal):
+            folder.save_round(record, state, None)
+            records.append(record)
+        monkeypatch.setattr(*place, whole)
+        return records
+
+    (tmp_path / "partition.json").write_text("{}")
+    with pytest.raises(Killed):
+        go(stop=True)
+    monkeypatch.setattr(*place, whole)
+    records = go(stop=False)
+    begun = [int(line) for line in (tmp_path / "rounds_begun.txt").read_text().split()]
+    assert [record.round for record in records] == [1, 2, 3] and begun == [1, 2, 2, 3]
+    assert draws == ([1, 2, 3] if moment == "before training" else [1, 2, 2, 3])
+    assert records[-1].epsilon == ledger.epsilon(begun) > ledger.epsilon([1, 2, 3])
+    (tmp_path / "rounds_begun.txt").unlink()
+    with pytest.raises(UserError, match="rounds_begun.txt lacks round 1, so epsilon is not known"):
+        longer = config.but(rounds=4)
+        state = run_folder.RunFolder(tmp_path, tensorboard=False).load([], process.state_type)[0]
+        next(fl.run_rounds(longer, partition.sizes, process, evaluate, state, tmp_path / "rounds_begun.txt"))
+
+
+def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():
+    """README's errand "a metric": a field that somebody adds is not told unless it stands in PUBLIC."""
+
+    @dataclasses.dataclass(frozen=True)
+    class WithNorm(RoundRecord):
+        update_norm: float = 2.7
+        slowest: int = 3
+        norms: list[float] = dataclasses.field(default_factory=lambda: [2.7])
+
+    told = dict.fromkeys(RoundRecord.__dataclass_fields__, 1) | {"clients": [{"client": 3}], "epsilon": 0.5}
+    record = WithNorm(**told).published()
+    shown = {name for name, value in vars(record).items() if value not in (None, []) and value == value}
+    assert shown == set(PUBLIC) and {"seconds", "clients", "train_loss", "dropped", "wire_up"}.isdisjoint(PUBLIC)
+    assert math.isnan(record.update_norm) and record.slowest is None and record.norms == []
+
+
+@pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "mimelite", "fednova"])
+def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monkeypatch, algorithm):
+    subclass = type("Mine", (fl.ALGORITHMS[algorithm],), {})
+    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", subclass)
+    config = configure(dataset="digits", aggregator="dp", algorithm="fedprox", num_clients=20)
+    with pytest.raises(UserError, match="algorithm='fedprox': its clients send more .* epsilon would be false"):
+        fl.prepare(config, digits)
+    with pytest.raises(UserError, match="epsilon would be false"):
+        fl.run(config)
+
+
 def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     flags = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
     done = run_script(tmp_path, *flags, "--name", "run")
@@ -136,6 +244,16 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     )
     for word in ("indices", "label_counts", "skew", '"examples"', '"client"'):
         assert word not in text, word
+    assert not re.search(r"\d s\b", done.stdout) and not (run / "worker.log").exists()
+    assert len({path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}) == 1  # no date tells a round's time
+    assert {row["seconds"] for row in csv.DictReader((run / "metrics.csv").open())} == {"nan"}
+    journal = (run / "rounds_begun.txt").read_text().split()
+    spent = fl.ledger(configure(aggregator="dp", num_clients=20)).epsilon(range(1, 3))
+    assert journal == ["1", "2"] and f"(ε {spent:.2f}, δ 1e-05)-differential privacy" in done.stdout
+    assert "a bound that protects hardly anybody" in done.stderr
+    further = run_script(tmp_path, "--resume", str(run), "--rounds", "3")
+    assert further.returncode == 0 and "damaged" not in further.stderr, further.stderr
+    assert [line.split()[1] for line in further.stdout.splitlines() if line.startswith("round ")] == ["3/3"]
     assert not (run / "client_partition.png").exists()
     for record in json.loads((run / "metrics.json").read_text())["rounds"]:
         assert record["clients"] == [] and record["train_loss"] is record["left_out"] is record["dropped"] is None

@@ -11,9 +11,11 @@ import sys
 import tomllib
 
 import federated_learning as fl
+from harness.run_folder import RunFolder
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from runs import ROOT, SCRIPT, configure, run_code, run_script
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
@@ -119,6 +121,25 @@ def test_real_mnist(tmp_path):
     assert metrics["original_mnist"] and metrics["dataset"] == "MNIST" and np.sum(metrics["confusion"]) == 10_000
     assert metrics["test_accuracy"] > 0.9
     assert sum(row["examples"] for row in metrics["rounds"][0]["clients"]) == 60_000
+
+
+@pytest.mark.parametrize(("flags", "rounds_done", "shown"), [
+    ("", 5, True), ("--prox-mu 0.5", 5, True), ("", 4, False), ("--name mine", 5, False), ("--runs others", 5, False),
+    ("--rounds 6", 6, False), ("--seed 1", 5, False), ("--target-accuracy 0.9", 5, False),
+])  # fmt: skip
+def test_only_the_default_run_done_to_its_end_is_shown_in_images(mnist, tmp_path, flags, rounds_done, shown):
+    """Not one of another name, which a comparison gives to its runs, nor one that was stopped."""
+    result = fl.Result(tmp_path, [None] * rounds_done, None, None)
+    assert fl.is_default_run(result, fl.parse(flags), mnist) == shown
+
+
+def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").mkdir()
+    folder = RunFolder(tmp_path / "run", tensorboard=False)
+    model = fl.build_model("mlp", 10, 0)
+    folder.finish({"epsilon": None}, model, {"a.png": Figure}, shown=True)
+    assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "images" / "a.png").read_bytes()
 
 
 @pytest.mark.parametrize(("variable", "flag"), [(False, True), (True, False)])

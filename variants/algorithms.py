@@ -419,6 +419,20 @@ def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like
     return ServerSteps(from_row, times, set_rate, remember, server_step)
 
 
+def check_private(algorithm: Algorithm) -> None:
+    """Raise UserError for an algorithm whose clients send more than the update, to which alone dp adds noise.
+
+    That is known by what it does: it has a memory made of what clients send, or the clients' numbers of steps go into
+    the mean.
+    """
+    if algorithm.rows() or algorithm.normalized:
+        more = "what the server remembers of them" if algorithm.rows() else "their numbers of steps"
+        raise UserError(
+            f"algorithm={algorithm.options.algorithm!r}: its clients send more than the update to which "
+            f"aggregator='dp' adds noise ({more}), and epsilon would be false; choose another of the two"
+        )
+
+
 def check_memory(rows: int, parameters: int, name: str) -> int:
     """Return the size of a row that an algorithm keeps, 0 without any. Raise UserError where all are above 1 GiB."""
     gibibytes = 4 * rows * parameters / 2**30

@@ -223,7 +223,7 @@ def worth(
         }
         say(describe(records[-1].test_accuracy, measured, done))
         tables = [folder.path / "baselines.csv", folder.path / "clients.csv"]
-        for written in [*folder.draw(folder.path, pictures), *tables]:
+        for written in [*folder.draw(pictures), *tables]:
             say(f"wrote {written}")
     except (KeyboardInterrupt, Exception):
         stopping.heard()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from harness.fields import Probability, Rate, Rounds, Scale, SomeClients, Theme, UserError, real, whole
 from harness.files import place
@@ -149,10 +150,89 @@ def find_files(config: Any) -> Any:
     return config.but(**{name: str(place(path).absolute()) for name, path in files.items() if path})
 
 
+class Use(NamedTuple):
+    """A field has an effect only if one of the fields `deciding` holds one of `values`; without values, any at all."""
+
+    deciding: tuple[str, ...]
+    values: tuple[str, ...] = ()
+
+    def holds(self, chosen: dict[str, Any], rows: Sequence[str]) -> bool:
+        """Return whether it does in the fields `chosen`, or in one of the `rows` that are compared."""
+        held = [chosen[name] for name in self.deciding]
+        if self.values:
+            return not set(self.values).isdisjoint([*held, *rows])
+        return any(held)
+
+    def __str__(self) -> str:
+        flags = " or ".join(f"--{name.replace('_', '-')}" for name in self.deciding)
+        return f"{flags} {' or '.join(self.values)}".strip()
+
+
+BY_SCHEDULE = ("client_schedule", "server_schedule")
+USES: dict[str, tuple[Use, ...]] = {  # what else must be chosen for a field to have an effect; rows name it as a flag
+    "alpha": (Use(("partition",), ("dirichlet", "capped-dirichlet", "client-dirichlet", "dirichlet-quantity")),),
+    "shards_per_client": (Use(("partition",), ("shards",)),),
+    "labels_per_client": (Use(("partition",), ("labels-per-client", "random-labels")),),
+    "size_exponent": (Use(("partition",), ("quantity",)),),
+    "rotation": (Use(("partition",), ("feature",)),),
+    "noise": (Use(("partition",), ("feature",)),),
+    "client_momentum": (Use(("client_optimizer",), ("momentum",)),),
+    "server_momentum": (Use(("algorithm",), ("fedavgm", "mimelite")),),
+    "prox_mu": (Use(("algorithm",), ("fedprox",)),),
+    "dyn_alpha": (Use(("algorithm",), ("feddyn",)),),
+    "lr_decay": (Use(BY_SCHEDULE, ("exponential",)),),
+    "lr_horizon": (Use(BY_SCHEDULE, ("cosine",)),),
+    "trim": (Use(("aggregator",), ("trimmed-mean",)),),
+    "tolerated": (Use(("aggregator",), ("krum", "multi-krum")),),
+    "attack": (Use(("byzantine",)),),
+    "attack_scale": (Use(("byzantine",)), Use(("attack",), ("scaled", "gaussian"))),
+    "data_name": (Use(("data",)),),
+    "transpose": (Use(("data",)),),
+    **{field: (Use(("aggregator",), ("dp",)),) for field in vars(Privacy())},  # these are refused without it
+}
+
+
+def unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, str]:
+    """Return field -> what it would need, of the fields that differ from the default and have no effect."""
+    rows = [name.strip() for name in chosen["compare"].split(",")]
+    chosen = chosen | ({"partition": "file"} if chosen["partition_file"] else {})
+    found = {}
+    for field, uses in USES.items():
+        missing = [use for use in uses if not use.holds(chosen, rows)]
+        if missing and chosen[field] != default[field]:
+            found[field] = " and ".join(map(str, missing))
+    return found
+
+
+def without_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """Return the default of each field that has no effect: two configurations that differ by it alone are one."""
+    fixed = FIXED.get(chosen["algorithm"], {}) if chosen["compare"] == "" else {}
+    return {field: default[field] for field in (*unused(chosen, default), *fixed)}
+
+
+def tell_unused(config: Theme) -> list[str]:
+    """Return a remark on each flag that has no effect."""
+    chosen, default = config.flat(), type(config)().flat()
+    return [
+        f"{field}={chosen[field]} has no effect here: it needs {needed}"
+        for field, needed in unused(chosen, default).items()
+    ]
+
+
+def check_private_flags(chosen: dict[str, Any]) -> None:
+    """Raise UserError for a flag of privacy in a run that is not private: its user would believe that it is."""
+    default = Privacy().flat()
+    for field, needed in unused(chosen, {**chosen, **default}).items():
+        if field in default:
+            raise UserError(
+                f"{field}={chosen[field]} has no effect without {needed}, and the run would not be private; add it, or "
+                f"drop --{field.replace('_', '-')}"
+            )
+
+
 # Algorithms whose rule is derived for plain SGD on the clients; fednova has one for momentum too.
 NEED_SGD = {"fednova": ("sgd", "momentum"), "scaffold": ("sgd",), "mimelite": ("sgd",), "feddyn": ("sgd",)}
 FIXED = {"fedsgd": {"local_epochs": 1, "batch_size": 0}}  # the fields that an algorithm is defined by
-SENDS_MORE = ("fednova", "mimelite", "scaffold", "feddyn")  # than the update
 
 
 def check_pairs(chosen: dict[str, Any], default: dict[str, Any]) -> None:
@@ -188,11 +268,12 @@ def check_pairs(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             f"weight_decay={chosen['weight_decay']:g} does not go with algorithm='mimelite', which sends gradients of "
             "the loss alone; drop one of the two"
         )
+    check_private_flags(chosen)
     cohort = chosen["clients_per_round"] or clients
     if aggregator in ("krum", "multi-krum"):
         check_krum(aggregator, cohort, chosen["tolerated"])
     if aggregator == "dp":
-        check_privacy(algorithm, cohort, chosen["noise_multiplier"])
+        check_privacy(chosen, cohort)
     if chosen["baselines"] and (aggregator == "dp" or chosen["compare"] or chosen["seeds"] > 1):
         other = "aggregator='dp', which tells nothing of single clients" if aggregator == "dp" else "compare or seeds"
         raise UserError(f"baselines=True does not go with {other}; drop one of the two")
@@ -213,15 +294,16 @@ def check_krum(aggregator: str, cohort: int, tolerated: int) -> None:
         )
 
 
-def check_privacy(algorithm: str, cohort: int, noise_multiplier: float) -> None:
-    """Raise UserError where epsilon would not count all that clients send, or TFF cannot spread the noise."""
-    if algorithm in SENDS_MORE:
-        raise UserError(
-            f"algorithm={algorithm!r} sends more than the update to which aggregator='dp' adds noise, and epsilon "
-            "would be false; choose another of the two"
-        )
+def check_privacy(chosen: dict[str, Any], cohort: int) -> None:
+    """Raise UserError where TFF cannot spread the noise, or the run would write when each round was done."""
+    noise_multiplier = chosen["noise_multiplier"]
     if noise_multiplier >= 0.1 * cohort:
         raise UserError(
             f"noise_multiplier={noise_multiplier} is too high for {cohort} clients a round; choose less than "
             f"{0.1 * cohort:g}, or more clients"
+        )
+    if chosen["tensorboard"]:
+        raise UserError(
+            "tensorboard=True does not go with aggregator='dp': its events carry the time of each round, which tells "
+            "how many images the clients drawn have; drop one of the two"
         )
