@@ -43,6 +43,7 @@ import contextlib
 import gc
 import hashlib
 import heapq
+import json
 import math
 import os
 import shlex
@@ -201,6 +202,7 @@ from harness import comparison, plots, stopping
 from harness.command_line import Progress, notice, say
 from harness.files import place, read_bytes, write_file, writing
 from harness.plots import BLUE, ORANGE, default_style, plot_confusion, plot_cost, plot_misclassified, plot_partition
+from harness.program import hash_rows, program
 from harness.records import Evaluation, RoundRecord, client_rows, make_record, reached, tell_epsilon
 from harness.results import describe, manifest, summarize
 from harness.rounds import start_workers
@@ -307,7 +309,8 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     if config.splits.partition_file:
         partitions.check_claims(config.splits.partition_file, dataset.digest, counts)
     if row.shift:
-        digest.update(f"{row.title.format(**config.flat())} {config.seed}".encode())
+        shifted_by = [config.pick(row.shift_flags), config.seed, program()["files"]["variants/partitions.py"]]
+        digest.update(json.dumps(shifted_by, sort_keys=True).encode())
     return Partition(parts, counts, filled, digest.hexdigest()[:16])
 
 
@@ -912,6 +915,18 @@ class Experiment(NamedTuple):
     evaluate: Callable[[Any], Evaluation]
 
 
+def rows_in_use(config: Config) -> dict[str, Any]:
+    """Return field -> the row of its table that the configuration names."""
+    return {
+        "model": MODELS[config.training.model],
+        "partition": PARTITIONERS[config.partition],
+        "algorithm": ALGORITHMS[config.optimization.algorithm],
+        "client_optimizer": CLIENT_OPTIMIZERS[config.optimization.client_optimizer],
+        "aggregator": AGGREGATORS[config.aggregation.aggregator],
+        "attack": adversity.ATTACKS[config.adversity.attack],
+    }
+
+
 def check_rows(config: Config, dataset: Dataset, sizes: np.ndarray) -> None:
     """Raise UserError for rows that do not go together with each other, this model, or these clients' n_k."""
     algorithm = ALGORITHMS[config.optimization.algorithm](config.optimization, sizes)
@@ -942,7 +957,8 @@ def run(config: Config) -> Result:
     check_rows(config, dataset, partition.sizes)
     note, rounds, result = caption(config, dataset), config.training.rounds, None
     split = manifest(dataset, partition, config.partition, config.seed, private=bool(ledger(config)))
-    with RunFolder.open(config, default_name(config, dataset), split) as folder:
+    name, rows = default_name(config, dataset), hash_rows(rows_in_use(config))
+    with RunFolder.open(config, name, split, rows) as folder:
         say(f"{note}\n")
         remarks = partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes)
         for remark in [
@@ -990,7 +1006,7 @@ def save_result(
 ) -> tuple[dict, list[Path]]:
     """Write metrics.json, the global model of the last round done, and the plots; return (metrics, what is written)."""
     dataset, final, weights = experiment.dataset, result.evaluation, result.state.global_model_weights
-    note += tell_epsilon(result.records[-1], separator=" · ")
+    note = plots.joined([note, tell_epsilon(result.records[-1], separator=""), folder.program_note()])
     target = config.run.target_accuracy
     about = {"dataset": dataset.name, "original_mnist": dataset.original, "config": config.but(resume="").flat()}
     model = build_model(config.training.model, dataset.num_classes, config.seed)
@@ -1026,11 +1042,14 @@ def compare(config: Config) -> Path:
     return comparison.compare(config, caption(config, dataset), partial(check, dataset), run)
 
 
-def check(dataset: Dataset, config: Config) -> tuple[str, str]:
-    """Return (a run's default name, its partition's digest). Raise UserError for what the run would be refused for."""
+def check(dataset: Dataset, config: Config) -> tuple[str, str, dict[str, str]]:
+    """Return (a run's default name, its partition's digest, the hashes of its rows).
+
+    Raise UserError for what the run would be refused for.
+    """
     partition = make_partition(dataset, config)
     check_rows(config, dataset, partition.sizes)
-    return default_name(config, dataset), partition.digest
+    return default_name(config, dataset), partition.digest, hash_rows(rows_in_use(config))
 
 
 def main(config: Config) -> None:

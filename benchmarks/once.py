@@ -14,7 +14,7 @@ def once(folder: Path, flags: str) -> dict:
     seconds = folder.with_name(f"{folder.name}.seconds")  # written when it is done
     command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
     place = ["--runs", str(folder.parent), "--name", folder.name]
-    command += ["--resume", str(folder)] if folder.exists() else [*flags.split(), *place]
+    command += ["--resume", str(folder), "--accept-changes"] if folder.exists() else [*flags.split(), *place]
     if not seconds.exists():
         print(f"{folder.name}: {flags}", file=sys.stderr, flush=True)
         began = time.perf_counter()

@@ -18,6 +18,7 @@ from harness import SCRIPT, stopping
 from harness.fields import Theme, UserError, hints
 from harness.files import place, read_json
 from harness.options import identity
+from harness.program import changed, read_programs
 
 import tqdm
 import tyro
@@ -93,9 +94,19 @@ def read_saved(folder: str, default: Theme) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
-def check_resumed(config: Theme, saved: Theme) -> None:
-    """Raise UserError where a run is to be resumed with another configuration than its own."""
+def check_resumed(config: Theme, saved: Theme, rows: dict[str, str] | None = None) -> None:
+    """Raise UserError where a run is to be resumed with another configuration than its own, or by another program.
+
+    `rows` are the hashes of the rows in use; None before they are known.
+    """
     ours, theirs, folder = identity(config), identity(saved), config.flat()["resume"]
+    last = read_programs(place(folder))[-1]
+    names = changed(last, last["rows"] if rows is None else rows)
+    if names and not config.flat()["accept_changes"]:
+        raise UserError(
+            f"resume={folder!r:.200}: another program made this run ({', '.join(names)} changed since); restore it, "
+            "start a new run, or go on all the same with --accept-changes"
+        )
     for field in sorted(ours):
         if ours[field] != theirs[field]:
             raise UserError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from harness.fields import Theme, UserError
 from harness.files import DAMAGE, csv_table, numbered, place, read_json, to_json, write_file
 from harness.options import compared, identity
 from harness.plots import plot_comparison, plot_rounds_to_target, to_png
+from harness.program import changed, program, read_programs
 from harness.records import reached, read_records, rounds_to_target
 from harness.results import counted, tell_difference, tell_last, tell_rounds
 from harness.run_folder import make_folder
@@ -24,8 +26,9 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
     """Run every value and seed that `config` compares; return the folder with comparison.csv and its plot.
 
     comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was compared. All runs are
-    checked before the first begins: check(config) returns a run's default name and its partition's hash, run(config)
-    makes it, with its `records`. Raises UserError for what any of them would be refused for.
+    checked before the first begins: check(config) returns a run's default name, its partition's hash, and the
+    hashes of its rows; run(config) makes it, with its `records`. Raises UserError for what any of them would be
+    refused for.
     """
     field, names = compared(config)
     seeds = config.comparison.seeds
@@ -93,9 +96,28 @@ def caption(first: int, seeds: int) -> str:
 
 def named(config: Theme, check: Callable) -> Theme:
     """Return the configuration of a single run, checked, with a name that stands for all that its numbers depend on."""
-    name, partition = check(config)
-    depends = digits([identity(config), config.training.rounds, partition])
-    return config.but(name=f"{name}-{config.aggregation.aggregator}-{depends}")
+    name, partition, rows = check(config)
+    depends = digits([identity(config), config.training.rounds, partition, program(), rows])
+    name = f"{name}-{config.aggregation.aggregator}"
+    single = config.but(name=f"{name}-{depends}")
+    tell_earlier(single, name, partition, rows)
+    return single
+
+
+def tell_earlier(single: Theme, name: str, partition: str, rows: dict[str, str]) -> None:
+    """Say why the run is made again, where another program made it."""
+    runs = place(single.run.runs)
+    if (runs / single.run.name).exists():
+        return
+    for folder in sorted(runs.glob(f"{glob.escape(name)}-{'?' * 8}")):
+        try:
+            saved = read_saved(str(folder), single)
+            same = identity(saved) == identity(single) and saved.training.rounds == single.training.rounds
+            if same and read_json(folder / "partition.json").get("hash") == partition:
+                names = changed(read_programs(folder)[-1], rows)
+                say(f"{folder} was made by another program ({', '.join(names)} changed): it is made again")
+        except UserError:
+            continue  # of an earlier version, or damaged: it is another run
 
 
 def digits(content: Any) -> str:

@@ -17,6 +17,9 @@ class Run(Theme):
 
     resume: str = ""
     """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else is as it was."""
+    accept_changes: bool = False
+    """With --resume: go on though the program, or TensorFlow, TFF or NumPy, has changed since the run's last round.
+    Captions and metrics.json say so."""
     runs: str = "runs"
     """Folder in which the run's own folder is made."""
     name: str = ""

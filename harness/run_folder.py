@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import itertools
 import json
 import os
 import shlex
@@ -37,6 +38,7 @@ from harness.files import (
     writing,
 )
 from harness.plots import to_png
+from harness.program import PROGRAMS, describe_program, program_hash, read_programs, same_program
 from harness.records import RoundRecord, read_records
 
 import numpy as np
@@ -49,8 +51,11 @@ CHECKPOINTS_KEPT = 3
 class RunFolder:
     """The files of one run."""
 
-    def __init__(self, path: Path, tensorboard: bool):
-        self.path = path
+    def __init__(
+        self, path: Path, tensorboard: bool, programs: Sequence[dict] = (), program: dict[str, Any] | None = None
+    ):
+        """`programs` are those that the run's rounds so far were made by, of which the last may be this `program`."""
+        self.path, self.programs, self.program = path, list(programs), program or describe_program({})
         self.events = tf.summary.create_file_writer(str(path)) if tensorboard else None
         self.key, self.specs = "", ()
         self.journal = path / "rounds_begun.txt"  # of a private run
@@ -61,24 +66,34 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, config: Any, name: str, manifest: dict) -> Iterator[RunFolder]:
-        """Hold the run's folder: a new one with config.json and partition.json in it, or that of the run to resume."""
-        run = config.run
+    def open(cls, config: Any, name: str, manifest: dict, rows: dict[str, str]) -> Iterator[RunFolder]:
+        """Hold the run's folder: a new one with config.json and partition.json in it, or that of the run to resume.
+
+        `rows` are the hashes of the rows in use.
+        """
+        run, program = config.run, describe_program(rows)
         if run.resume:
             path = place(run.resume)
-            check_resumed(config, read_saved(run.resume, type(config)()))
+            check_resumed(config, read_saved(run.resume, type(config)()), rows)
+            programs = read_programs(path)
             if read_json(path / "partition.json").get("hash") != manifest["hash"]:
                 raise UserError(
                     f"resume={run.resume!r:.200}: its data or its partition.json has changed; restore it, or name the "
                     "data by --data"
                 )
         else:
-            files = {"config.json": to_json(config.flat()), "partition.json": to_json(manifest)}
+            programs = [program | {"from_round": 1}]
+            files = {
+                "config.json": to_json(config.flat()),
+                "partition.json": to_json(manifest),
+                PROGRAMS: to_json({"programs": programs}),
+            }
             path = make_folder(place(run.runs), run.name or name, files)
         line = f"notice: stopped before a new round was done; {go_on(path)}"
         with stopping.saying(line), lock(path):
-            write_file(path / "config.json", to_json(config.but(resume="").flat()))  # it may have more rounds now
-            yield cls(path, run.tensorboard)
+            # It may have more rounds now.
+            write_file(path / "config.json", to_json(config.but(resume="", accept_changes=False).flat()))
+            yield cls(path, run.tensorboard, programs, program)
 
     def load(self, identity: list, state_type: Any) -> tuple[Any, list[RoundRecord]]:
         """Return (state, records) of the newest checkpoint that the tables reach, (None, []) where nothing was done.
@@ -101,11 +116,35 @@ class RunFolder:
                 wrong = f"{self.path / 'rounds.jsonl'} does not hold rounds 1..{done} ({briefly(error)}); restore it"
                 continue
             self.write_tables(records)
+            self.note_program(done)
             return state, records
         if wrong:
             raise UserError(wrong)
         self.write_tables([])
+        self.note_program(0)
         return None, []
+
+    def note_program(self, done: int) -> None:
+        """Add this program to the run's list where the rounds after the `done` are the first of its own."""
+        programs = [program for program in self.programs if program["from_round"] <= max(done, 1)]
+        if not programs or done == 0:
+            programs = [self.program | {"from_round": 1}]
+        elif not same_program(programs[-1], self.program) or programs[-1]["processor"] != self.program["processor"]:
+            if same_program(programs[-1], self.program):
+                notice(f"{self.path} was begun on {programs[-1]['processor']}; the last bits may differ on this one")
+            programs.append(self.program | {"from_round": done + 1})
+        self.programs = programs
+        write_file(self.path / PROGRAMS, to_json({"programs": programs}))
+
+    def program_note(self) -> str:
+        """Return what is said of a run that was gone on with by another program; of any other nothing."""
+        pairs = itertools.pairwise(self.programs)
+        rounds = [str(new["from_round"] - 1) for old, new in pairs if not same_program(old, new)]
+        return f"program changed after round {', '.join(rounds)}" if rounds else ""
+
+    def made_by(self) -> dict[str, Any]:
+        """Return what metrics.json says of the program."""
+        return {"program_note": self.program_note(), "programs": self.programs}
 
     def write_tables(self, records: list[RoundRecord]) -> None:
         """Make rounds.jsonl and metrics.csv hold these records and nothing else."""
@@ -120,7 +159,7 @@ class RunFolder:
         append(self.path / "rounds.jsonl", json_line(vars(record)))
         leaves = {f"leaf{number}": to_array(leaf) for number, leaf in enumerate(tf.nest.flatten(state))}
         npz = io.BytesIO()
-        np.savez(npz, key=np.array(self.key), **leaves)
+        np.savez(npz, key=np.array(self.key), program=np.array(program_hash(self.program)), **leaves)
         folder = self.path / "checkpoints"
         with writing(folder):
             folder.mkdir(exist_ok=True)
@@ -151,6 +190,8 @@ class RunFolder:
             if npz["key"].item() != self.key:
                 reason = "is of another configuration, split or model; remove it or restore the run's folder"
                 raise UserError(f"{path} {reason}")
+            if npz["program"].item() not in map(program_hash, self.programs):
+                raise UserError(f"{path} is of a program that {PROGRAMS} does not name; restore the run's folder")
             leaves = [from_array(npz[f"leaf{number}"], spec) for number, spec in enumerate(specs)]
         return tf.nest.pack_sequence_as(self.specs, leaves)
 
@@ -160,7 +201,7 @@ class RunFolder:
         Return the paths. `pictures` are functions that draw: one that fails is a notice, as all that matters is there
         by then.
         """
-        write_file(self.path / "metrics.json", to_json(metrics))
+        write_file(self.path / "metrics.json", to_json(metrics | self.made_by()))
         write_file(self.path / "global_model.keras", keras_bytes(model, self.path))
         folders = [self.path, *([Path("images")] if shown else [])]
         drawn = self.draw(pictures, folders)

@@ -21,6 +21,7 @@ from harness.command_line import Progress, notice, say
 from harness.fields import UserError
 from harness.files import DAMAGE, append, csv_table, json_line, read_bytes, write_file
 from harness.hosts import HERE
+from harness.program import digest, program
 from harness.results import counted
 from harness.run_folder import go_on
 from harness.worker import Worker
@@ -118,7 +119,7 @@ def read_store(path: Path, after: int) -> dict[tuple[str, int], dict]:
     try:
         for line in read_bytes(path).decode().splitlines():
             row = json.loads(line)
-            if row["after"] == after:
+            if (row["after"], row["program"]) == (after, digest(program())):
                 found[row["kind"], row["client"]] = {**row, "confusion": np.array(row["confusion"], np.int64)}
     except DAMAGE:
         pass  # the last line of a run that was killed: it is learned again
@@ -139,6 +140,7 @@ def learn(learners: list[Learner], weights: Any, after: int, path: Path, worker:
             last = trained
             yield
         row = {"kind": learner.kind, "client": learner.client, "after": after, "accuracies": accuracies}
+        row["program"] = digest(program())
         append(path, json_line({**row, "confusion": learner.own(last).confusion.tolist()}))
 
 
