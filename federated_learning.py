@@ -207,8 +207,9 @@ from harness.records import Evaluation, RoundRecord, client_rows, make_record, r
 from harness.results import describe, manifest, summarize
 from harness.rounds import start_workers
 from harness.run_folder import RunFolder, default_name, go_on
+from harness.settings import documented_settings
 from harness.worker import NOT_INLINED, Worker
-from variants import adversity, aggregators, algorithms, baselines, datasets, partitions, privacy
+from variants import adversity, aggregators, algorithms, baselines, datasets, layers, partitions, privacy
 from variants.aggregators import Aggregator, gather
 from variants.algorithms import ALGORITHMS, CLIENT_OPTIMIZERS, Algorithm
 from variants.datasets import IMAGE_SIDE, Dataset, Split
@@ -387,35 +388,38 @@ def build_layers(name: str, num_classes: int) -> list[Any]:
     return [*MODELS[name](), tf.keras.layers.Dense(num_classes)]
 
 
+@documented_settings()
 def build_model(name: str, num_classes: int, seed: int) -> Any:
-    """Return a Keras model with its initial weights, a function of the seed alone: Glorot uniform, zero biases."""
+    """Return a Keras model with its initial weights, a function of the seed alone: by Keras' own initializers, which
+    are Glorot uniform and zero biases where a layer names none."""
     model = tf.keras.Sequential([tf.keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1)), *build_layers(name, num_classes)])
-    weights = []
-    for position, weight in enumerate(model.get_weights()):
-        glorot = tf.keras.initializers.GlorotUniform(seed=seed + 2**31 * position)
-        weights.append(glorot(weight.shape).numpy() if weight.ndim > 1 else np.zeros_like(weight))
-    model.set_weights(weights)
+    layers.check_stateless(name, model)
+    model.set_weights(layers.initial_weights(model, seed))
     return model
 
 
-def predict(name: str, num_classes: int, weights: Sequence[Any], x: Any) -> Any:
+def predict(name: str, num_classes: int, weights: Sequence[Any], x: Any, key: Any) -> Any:
     """Return logits float32[n,C] of the model's layers with the tensors `weights` as their variables, in a graph.
+
+    It is for training: layers such as Dropout drop, by chance that follows from `key` int64[2].
 
     TFF's functional_model_from_keras does this inside a tf.function of its own, whose border hides from oneDNN which
     max-pooling a gradient belongs to: 1.4 x the time.
     """
     given = iter(weights)
     with tf.variable_creator_scope(lambda _, **about: next(given)):
-        for layer in build_layers(name, num_classes):
-            x = layer(x)
+        for position, layer in enumerate(build_layers(name, num_classes)):
+            x = layers.train_layer(layer, x, key, position)
     return x
 
 
-def differentiate(name: str, num_classes: int, weights: Sequence[Any], x: Any, y: Any) -> tuple[Any, Any, Any]:
+def differentiate(
+    name: str, num_classes: int, weights: Sequence[Any], x: Any, y: Any, key: Any
+) -> tuple[Any, Any, Any]:
     """Return (gradients of the mean cross-entropy, cross-entropies float32[n] in nats, logits) of a batch."""
     with tf.GradientTape() as tape:
         tape.watch(weights)
-        logits = predict(name, num_classes, weights, x)
+        logits = predict(name, num_classes, weights, x, key)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         loss = tf.reduce_mean(losses)
     return tape.gradient(loss, weights), losses, logits
@@ -487,13 +491,15 @@ def build_local_training(training: Training, num_classes: int, optimizer: Any, c
         return optimizer.set_hparams(state, {"learning_rate": rate})
 
     @tf.autograph.experimental.do_not_convert
-    def step(state, weights, initial, sent, x, y):
-        gradients, losses, logits = differentiate(training.model, num_classes, weights, x, y)
+    def step(state, weights, initial, sent, x, y, key):
+        gradients, losses, logits = differentiate(training.model, num_classes, weights, x, y, key)
         gradients = correct(gradients, weights, initial, sent)
         hits = tf.cast(tf.equal(tf.argmax(logits, axis=1, output_type=tf.int32), y), tf.float32)
         return *optimizer.next(state, weights, gradients), tf.reduce_sum(losses), tf.reduce_sum(hits)
 
-    if any(isinstance(layer, tf.keras.layers.MaxPool2D) for layer in build_layers(training.model, num_classes)):
+    network = build_layers(training.model, num_classes)
+    random = layers.are_random(network)
+    if any(isinstance(layer, tf.keras.layers.MaxPool2D) for layer in network):
         # In a graph without the loop oneDNN matches every max-pooling with its gradient, in the loop only by luck.
         step = tf.function(step, autograph=False, experimental_attributes={NOT_INLINED: True})
 
@@ -512,7 +518,10 @@ def build_local_training(training: Training, num_classes: int, optimizer: Any, c
                 tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                 batch_rows = order[start : start + batch]
                 x, y = to_input(tf.gather(pixels, batch_rows)), tf.gather(labels, batch_rows)
-                state, weights, losses, hits = step(state, weights, initial, sent, x, y)
+                step_key = epoch_key  # of no use but to a model with Dropout or the like
+                if random:
+                    step_key = tf.random.experimental.stateless_fold_in(epoch_key, tf.cast(start, tf.int64))
+                state, weights, losses, hits = step(state, weights, initial, sent, x, y, step_key)
                 loss_sum += losses
                 correct_sum += hits
         seen = tf.cast(budget, tf.float32)
@@ -543,7 +552,7 @@ def build_client(config: Config, num_classes: int, shards: Path, algorithm: Algo
 
         def gradient():  # of the whole shard at the round's first weights
             x, y = to_input(records[:, :-1]), tf.cast(records[:, -1], tf.int32)
-            return differentiate(training.model, num_classes, initial, x, y)[0]
+            return differentiate(training.model, num_classes, initial, x, y, key)[0]
 
         schedule, now = config.optimization.client_schedule, tf.cast(round_num, tf.float32)
         rate = training.client_lr * algorithms.schedule(schedule, now, config.optimization)
@@ -601,6 +610,7 @@ def build_group(train_client: Callable, stacked: bool, row_size: int, work: Call
     return train_clients
 
 
+@documented_settings()
 def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndarray) -> Any:
     """Return a TFF IterativeProcess: next(state, groups) -> (state, measurements, the reports of each group).
 
@@ -806,6 +816,7 @@ def traffic(config: Config, weights: Any, sent: int, reported: int) -> dict[str,
 EVALUATION_BATCH = 1000
 
 
+@documented_settings()
 def build_evaluator(config: Config, dataset: Dataset) -> Callable[[Any], Evaluation]:
     """Return evaluate(weights) -> Evaluation of TFF's ModelWeights on the whole test set."""
     model, split = build_model(config.training.model, dataset.num_classes, config.seed), dataset.test
@@ -818,6 +829,7 @@ def build_evaluator(config: Config, dataset: Dataset) -> Callable[[Any], Evaluat
         logits = model(x, training=False)
         return tf.argmax(logits, axis=1), tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
 
+    @documented_settings()
     def evaluate(weights: Any) -> Evaluation:
         weights.assign_weights_to(model)
         predicted, losses = map(np.concatenate, zip(*[predict_batch(*batch) for batch in batches], strict=True))

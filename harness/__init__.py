@@ -60,7 +60,7 @@ check_environment()
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow and gRPC load, by us or by somebody else
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
 # TensorFlow uses oneDNN of its own accord only with AVX-512 VNNI; processors with AVX2 are 2.4 times as fast by it.
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
+os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 if is_main():
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would spin beside the worker's
     os.environ["MPLBACKEND"] = "agg"  # a notebook's `!` command inherits a backend that may not be installed here

@@ -27,7 +27,7 @@ from harness.files import read_json
 PROGRAMS = "program.json"  # in a run's folder
 ROOT = Path(__file__).resolve().parent.parent
 # Of the harness, what has a hand in the numbers: the worker and its settings, the merging of hosts, a record's means.
-IN_HARNESS = ("__init__", "guard", "records", "rounds", "worker")
+IN_HARNESS = ("__init__", "guard", "records", "rounds", "settings", "worker")
 COMPUTING = ("numpy", "scipy", "tensorflow", "tensorflow-federated")
 VECTORS = {"avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}  # oneDNN has kernels for each
 

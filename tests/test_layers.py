@@ -1,0 +1,86 @@
+"""Layers of a model that somebody adds: what Keras promises of them holds in a federated round too."""
+
+import federated_learning as fl
+from harness.fields import UserError
+from variants import layers
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference import alone, largest_difference, weights_of
+
+keras = tf.keras.layers
+NETWORKS = {
+    "dropout": lambda: [*fl.dense(16), keras.Dropout(0.5)],
+    "noise": lambda: [keras.GaussianNoise(5.0), *fl.dense(16)],
+    "rotation": lambda: [keras.RandomRotation(0.2), *fl.dense(16)],
+    "alpha": lambda: [*fl.dense(16), keras.AlphaDropout(0.3), keras.GaussianDropout(0.2)],
+}
+
+
+@pytest.fixture
+def trained(federation, monkeypatch):
+    """The weights after a round of a network, in a process built anew."""
+
+    def train(network, **flags):
+        federated = federation(**flags)
+        monkeypatch.setitem(fl.MODELS, "2nn", network)
+        experiment = fl.prepare(federated[0])
+        return weights_of(experiment.process.next(experiment.process.initialize(), alone([0, 1, 2]))[0])
+
+    return train
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_randomness_is_there_and_a_function_of_the_seed(trained, name):
+    plain, once, again = (trained(network) for network in (lambda: fl.dense(16), NETWORKS[name], NETWORKS[name]))
+    assert largest_difference(once, again) == 0 and largest_difference(once, plain) > 1e-3
+    assert largest_difference(trained(NETWORKS[name], seed=1), once) > 1e-3
+
+
+def test_dropout_drops_what_the_key_says():
+    """tf.nn's stateless dropout, called by hand with the layer's key: other units for another key, none by rate 0."""
+    x, key = tf.ones([4, 1000]), tf.constant([3, 5], tf.int64)
+    fold = tf.random.experimental.stateless_fold_in
+    dropped = layers.train_layer(keras.Dropout(0.25), x, key, 2)
+    expected = tf.nn.experimental.stateless_dropout(x, 0.25, fold(fold(key, 2000), 1))
+    assert np.array_equal(dropped, expected) and np.mean(dropped == 0) == pytest.approx(0.25, abs=0.03)
+    assert not np.array_equal(dropped, layers.train_layer(keras.Dropout(0.25), x, key + 1, 2))
+    assert not np.array_equal(dropped, layers.train_layer(keras.Dropout(0.25), x, key, 3))
+
+
+def test_nothing_is_dropped_in_evaluation(monkeypatch, mnist):
+    monkeypatch.setitem(fl.MODELS, "2nn", NETWORKS["dropout"])
+    model = fl.build_model("2nn", 10, 0)
+    assert np.array_equal(model(fl.to_input(mnist.test.images[:9])), model(fl.to_input(mnist.test.images[:9])))
+
+
+def test_weights_start_as_keras_initializers_have_them(monkeypatch):
+    """Ones for LayerNormalization, He's variance where it is asked for, Glorot's where nothing is; by the seed."""
+
+    def network():
+        return [keras.Conv2D(4, 3, kernel_initializer="he_normal"), keras.LayerNormalization(), *fl.dense(300)]
+
+    monkeypatch.setitem(fl.MODELS, "2nn", network)
+    model, again, other = (fl.build_model("2nn", 10, seed).get_weights() for seed in (0, 0, 1))
+    conv, conv_bias, gamma, beta, kernel = model[:5]
+    assert (gamma == 1).all() and not beta.any() and not conv_bias.any()
+    assert conv.std() == pytest.approx((2 / 9) ** 0.5, rel=0.3)
+    assert np.abs(kernel).max() == pytest.approx((6 / (26 * 26 * 4 + 300)) ** 0.5, rel=1e-3)
+    assert all(np.array_equal(a, b) for a, b in zip(model, again, strict=True))
+    assert not np.array_equal(conv, other[0]) and not np.array_equal(kernel, other[4])
+
+
+@pytest.mark.parametrize("name", fl.MODELS)
+def test_the_rows_start_as_they_always_did(name):
+    """Glorot uniform from (seed, position), zero biases."""
+    for position, weight in enumerate(fl.build_model(name, 10, 3).get_weights()):
+        glorot = tf.keras.initializers.GlorotUniform(seed=3 + 2**31 * position)
+        assert np.array_equal(weight, glorot(weight.shape) if weight.ndim > 1 else np.zeros_like(weight))
+
+
+@pytest.mark.parametrize("layer", [keras.BatchNormalization, keras.Normalization])
+def test_a_layer_that_keeps_state_is_refused_in_one_line(monkeypatch, layer):
+    monkeypatch.setitem(fl.MODELS, "2nn", lambda: [layer(), *fl.dense(16)])
+    with pytest.raises(UserError, match="model='2nn': the layer .* keeps state .*; use LayerNormalization"):
+        fl.build_model("2nn", 10, 0)

@@ -1,0 +1,118 @@
+"""Layers of a model that somebody adds: initial weights by seed, randomness by key, and no state beside the weights.
+
+The default network has neither randomness nor state. But a federated round is a pure function of (seed, round, client),
+and what travels is the trainable weights alone: Keras' own layers promise neither.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+from harness.fields import UserError
+
+import numpy as np
+import tensorflow as tf
+
+# The layer's attribute that draws a weight, where it isn't called `<weight>_initializer`.
+DRAWN_BY = {name: f"{name.removesuffix('_kernel')}_initializer" for name in (
+    "depthwise_kernel", "pointwise_kernel", "recurrent_kernel"
+)}  # fmt: skip
+
+
+def check_stateless(name: str, model: Any) -> None:
+    """Raise UserError for a model with a layer that keeps something beside its trainable weights."""
+    for layer in model.layers:
+        if layer.non_trainable_weights:
+            kept = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
+            raise UserError(
+                f"model={name!r}: the layer {layer.name} keeps state ({kept}), which the mean of the clients' weights "
+                "leaves out; use LayerNormalization or GroupNormalization, or another layer without it"
+            )
+
+
+def short_name(weight: Any) -> str:
+    """Return "gamma" of the variable "layer_normalization/gamma:0"."""
+    return weight.name.rpartition("/")[2].partition(":")[0]
+
+
+def initial_weights(model: Any, seed: int) -> list[np.ndarray]:
+    """Return the weights as the layers' own initializers draw them, each from (seed, its position in the model)."""
+    owners = {id(value): owner for owner in model.submodules for value in vars(owner).values()}
+    drawn = []
+    for position, weight in enumerate(model.weights):
+        name = short_name(weight)
+        owner = owners.get(id(weight))
+        initializer = getattr(owner, DRAWN_BY.get(name, f"{name}_initializer"), None)
+        if initializer is None:
+            raise UserError(f"the weight {weight.name} has no initializer that can be seeded; use another layer")
+        options = initializer.get_config()
+        if "seed" in options:
+            initializer = type(initializer).from_config({**options, "seed": seed + 2**31 * position})
+            drawn.append(initializer(weight.shape).numpy())
+        else:
+            drawn.append(weight.numpy())  # zeros, ones, or what else the layer has without any chance
+    return drawn
+
+
+class KeyedRandomness:
+    """What a Keras layer draws from, in the place of its RandomGenerator: numbers that follow from a key int64[2]."""
+
+    def __init__(self, key: Any):
+        self.key, self.draws = key, 0
+
+    def _maybe_init(self) -> None:
+        """Keras asks for this before the first draw; there is nothing to do."""
+
+    def make_seed_for_stateless_op(self) -> Any:
+        """Return a key int64[2], another for each draw of a layer's call."""
+        self.draws += 1
+        return tf.random.experimental.stateless_fold_in(self.key, self.draws)
+
+    def make_legacy_seed(self) -> None:
+        """Refuse a layer whose randomness no key can be given to."""
+        raise UserError("the model has a layer whose randomness cannot be seeded by round and client; use another")
+
+    def random_normal(self, shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, nonce: Any = None):
+        """Return normal numbers."""
+        return tf.random.stateless_normal(shape, self.make_seed_for_stateless_op(), mean, stddev, dtype or tf.float32)
+
+    def random_uniform(self, shape: Any, minval: Any = 0.0, maxval: Any = None, dtype: Any = None, nonce: Any = None):
+        """Return uniform numbers."""
+        most = 1.0 if maxval is None else maxval
+        return tf.random.stateless_uniform(shape, self.make_seed_for_stateless_op(), minval, most, dtype or tf.float32)
+
+    def truncated_normal(
+        self, shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, nonce: Any = None
+    ):
+        """Return normal numbers within two standard deviations."""
+        key = self.make_seed_for_stateless_op()
+        return tf.random.stateless_truncated_normal(shape, key, mean, stddev, dtype or tf.float32)
+
+    def dropout(self, inputs: Any, rate: float, noise_shape: Any = None) -> Any:
+        """Return the inputs, each 0 with probability `rate`, else divided by 1 - rate."""
+        return tf.nn.experimental.stateless_dropout(
+            inputs, rate, self.make_seed_for_stateless_op(), noise_shape=noise_shape
+        )
+
+
+def random_parts(layer: Any) -> list[Any]:
+    """Return the layer, and the layers in it, as far as they draw random numbers when they are called."""
+    parts = [part for part in (layer, *layer.submodules) if isinstance(part, tf.keras.layers.Layer)]
+    return [part for part in parts if hasattr(part, "_random_generator")]
+
+
+def are_random(layers: Sequence[Any]) -> bool:
+    """Return whether any of the layers draws random numbers while it trains."""
+    return any(random_parts(layer) for layer in layers)
+
+
+def train_layer(layer: Any, x: Any, key: Any, position: int) -> Any:
+    """Return what the layer at this position makes of `x` in training, its randomness from `key` int64[2]."""
+    for number, part in enumerate(random_parts(layer)):
+        own = tf.random.experimental.stateless_fold_in(key, 1000 * position + number)
+        part._random_generator = KeyedRandomness(own)
+    if "training" in inspect.signature(layer.call).parameters:
+        return layer(x, training=True)
+    return layer(x)
