@@ -210,7 +210,7 @@ from harness.run_folder import RunFolder, default_name, go_on
 from harness.settings import documented_settings
 from harness.worker import NOT_INLINED, Worker
 from variants import adversity, aggregators, algorithms, baselines, datasets, layers, partitions, privacy
-from variants.aggregators import Aggregator, gather
+from variants.aggregators import Aggregator, Federation, gather
 from variants.algorithms import ALGORITHMS, CLIENT_OPTIMIZERS, Algorithm
 from variants.datasets import IMAGE_SIDE, Dataset, Split
 from variants.partitions import Partitioner
@@ -465,7 +465,7 @@ class GroupResult(NamedTuple):
     sent_back: Any
 
 
-def weighted_mean(cohort: int) -> Any:
+def weighted_mean(federation: Federation) -> Any:
     """Line 6: sum_k (n_k / n) (w - w_k), by which the server's w - 1.0 * mean becomes sum_k (n_k / n) w_k."""
     return tff.aggregators.MeanFactory(no_nan_division=True)
 
@@ -650,7 +650,7 @@ def build_process(config: Config, num_classes: int, shards: Path, sizes: np.ndar
         return train_clients(tuple(weights.trainable), state.memory, state.round, clients)
 
     trained_type = train_group.type_signature.result
-    factory = aggregator.build(config.cohort, **config.pick(aggregator.flags))
+    factory = aggregator.build(Federation(config.cohort, int(sizes.max())), **config.pick(aggregator.flags))
     aggregate = factory.create(trained_type.update, trained_type.weight)
     finalize = templates.build_apply_optimizer_finalizer(server, weights_type)
     after = algorithms.build_server_steps(algorithm, server, training.server_lr, initial.trainable, Report)
@@ -802,13 +802,14 @@ def ledger(config: Config) -> privacy.Ledger | None:
 def traffic(config: Config, weights: Any, sent: int, reported: int) -> dict[str, int]:
     """Return the bytes of a round in which `sent` clients get the weights and `reported` answer, as a network would.
 
-    Down go the weights and the round's number, up an update as the aggregator encodes it and the report; an
-    algorithm's memory adds as much as the weights in each direction.
+    Down go the weights and the round's number, up an update as the aggregator encodes it and the report; beside them
+    what the algorithm's own paper sends, as much as the weights in each direction, and an adaptive norm.
     """
-    sizes, algorithm = [math.prod(np.shape(w)) for w in weights.trainable], ALGORITHMS[config.optimization.algorithm]
-    memory = 4 * sum(sizes) if algorithm(config.optimization, np.ones(1)).rows() else 0
-    up = AGGREGATORS[config.aggregation.aggregator].num_bytes(sizes) + memory + 4 * len(Report._fields)
-    return {"bytes_down": sent * (4 * sum(sizes) + memory + 8), "bytes_up": reported * up}
+    sizes, aggregator = [math.prod(np.shape(w)) for w in weights.trainable], AGGREGATORS[config.aggregation.aggregator]
+    beside = 4 * sum(sizes) if ALGORITHMS[config.optimization.algorithm].sends_memory else 0
+    beside += 4 if aggregator.adaptive else 0
+    up = aggregator.num_bytes(sizes) + beside + 4 * len(Report._fields)
+    return {"bytes_down": sent * (4 * sum(sizes) + beside + 8), "bytes_up": reported * up}
 
 
 # == Evaluation ========================================================================================================

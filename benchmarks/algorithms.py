@@ -20,7 +20,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
-from harness.results import NOISE, paired  # noqa: E402
+from harness.results import NOISE, holm, paired  # noqa: E402
 
 import numpy as np  # noqa: E402
 from machine import machine  # noqa: E402
@@ -95,38 +95,41 @@ def contest(budget: str) -> dict:
     return {"budget": budget, "flags": BUDGETS[budget], "machine": machine(), "rows": rows}
 
 
-def compare(result: dict) -> dict[str, tuple[float, float]]:
-    """algorithm -> (mean difference to FedAvg's in points, p of the paired t-test against it) of a budget."""
+def compare(result: dict) -> dict[str, tuple[float, float, float]]:
+    """algorithm -> (mean difference to FedAvg's in points, p of the paired t-test, p by Holm over all of these)."""
     tests = {row["algorithm"]: np.array(row["tests"]) for row in result["rows"]}
     own = tests.pop("fedavg")
-    return {name: paired(own, other) for name, other in tests.items()}
+    pairs = [paired(own, other) for other in tests.values()]
+    adjusted = holm([p for _, p in pairs])
+    return {name: (*pair, p) for name, pair, p in zip(tests, pairs, adjusted, strict=True)}
 
 
 def verdict(result: dict) -> str:
-    """Which rows of a budget differ from FedAvg by more than noise, in a sentence."""
-    kinds: dict[str, list[str]] = {"above": [], "below": [], "within noise of": []}
-    for name, (difference, p) in compare(result).items():
-        kinds["within noise of" if p >= NOISE else "above" if difference > 0 else "below"].append(name)
+    """Which rows of a budget its seeds tell from FedAvg, in a sentence: by Holm's p."""
+    kinds: dict[str, list[str]] = {"above": [], "below": [], "not told from": []}
+    for name, (difference, _, p) in compare(result).items():
+        kinds["not told from" if p >= NOISE else "above" if difference > 0 else "below"].append(name)
     parts = [f"{kind} FedAvg: {', '.join(names) or 'none'}" for kind, names in kinds.items()]
     return "\n".join(textwrap.wrap(f"- `{result['flags']}`: {'; '.join(parts)}.", 124, subsequent_indent="  "))
 
 
 def table(results: list[dict]) -> str:
-    """The budgets as Markdown, the best row first, and what of it is more than noise."""
+    """The budgets as Markdown, the best row first, and which rows are told from FedAvg."""
     names = [
         "budget",
         "algorithm",
         "rates tried",
         "the best",
         f"test accuracy (%), seeds {SEEDS[0]} to {SEEDS[-1]}",
-        "p",
+        "p (Holm)",
     ]
     lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
     for result in results:
         differences = compare(result)
         for row in sorted(result["rows"], key=lambda row: -np.mean(row["tests"])):
             rates = ", ".join(f"{name} {value:g}" for name, value in row["rates"].items())
-            p = f"{differences[row['algorithm']][1]:.2g}" if row["algorithm"] in differences else "–"
+            _, raw, adjusted = differences.get(row["algorithm"], (0, None, None))
+            p = "–" if raw is None else f"{raw:.2g} ({adjusted:.2g})"
             score = f"{np.mean(row['tests']):.2f} ± {np.std(row['tests'], ddof=1):.2f}"
             lines.append(f"| `{result['flags']}` | {row['algorithm']} | {row['tried']} | {rates} | {score} | {p} |")
     return "\n".join([*lines, "", *map(verdict, results)])

@@ -16,7 +16,7 @@ from harness.options import compared, identity
 from harness.plots import plot_comparison, plot_rounds_to_target, to_png
 from harness.program import changed, program, read_programs
 from harness.records import reached, read_records, rounds_to_target
-from harness.results import counted, tell_difference, tell_last, tell_rounds
+from harness.results import counted, tell_differences, tell_last, tell_rounds
 from harness.run_folder import make_folder
 
 import numpy as np
@@ -86,7 +86,7 @@ def differences(ends: dict[str, Sequence[Any]], usual: str, unit: str) -> dict[s
     """
     first = usual if usual in ends else next(iter(ends))
     known = {name: values for name, values in ends.items() if None not in (*ends[first], *values)}
-    return {name: tell_difference(ends[first], values, first, unit) for name, values in known.items() if name != first}
+    return tell_differences(known, first, unit) if first in known else {}
 
 
 def caption(first: int, seeds: int) -> str:

@@ -71,8 +71,8 @@ class Comparison(Theme):
     """Names of algorithms, or partitions, aggregators, models or attacks, with commas between: each is run, on the same
     split and seed, and one plot shows all."""
     seeds: Count = 1
-    """Seeds that are run and compared, from `seed` on: mean and standard deviation, and whether a row differs from the
-    usual one, or the first, by more than noise (paired t-test over the seeds)."""
+    """Seeds that are run and compared, from `seed` on: mean and standard deviation, and whether they tell a row from
+    the usual one, or the first (paired t-test over the seeds, with Holm's correction for several rows)."""
 
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")

@@ -17,7 +17,7 @@ import sklearn.metrics
 import tensorflow as tf
 import tensorflow_federated as tff
 
-NOISE = 0.05  # a difference with a p below it is more than that
+NOISE = 0.05  # with a p below it two rows are told apart
 
 
 def weights_sha256(weights: Sequence[Any]) -> str:
@@ -144,14 +144,37 @@ def paired(own: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     return float(difference.mean()), float(scipy.stats.ttest_rel(other, own).pvalue)
 
 
-def tell_difference(own: Sequence[float], other: Sequence[float], name: str, unit: str) -> str:
-    """Return how far a row is from the row `name`, seed by seed, and whether that is noise; nothing of one seed."""
-    if len(own) < 2:
-        return ""
-    mean, p = paired(own, other)
-    if p in (0, 1):
-        return f"; {mean:+.2f} {unit} vs {name} with every seed"
-    return f"; {mean:+.2f} {unit} vs {name}, {'within' if p >= NOISE else 'more than'} noise (paired t-test, p {p:.2g})"
+def holm(ps: Sequence[float]) -> list[float]:
+    """Return the p of several tests made together, each adjusted by Holm (1979), in the order given."""
+    order = np.argsort(ps, kind="stable")
+    adjusted = np.empty(len(ps))
+    steps = [(len(ps) - rank) * ps[test] for rank, test in enumerate(order)]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    return adjusted.tolist()
+
+
+def tell_differences(ends: dict[str, Sequence[float]], first: str, unit: str) -> dict[str, str]:
+    """Return row -> how far it is from the row `first`, seed by seed, and whether so many seeds tell the two apart.
+
+    `ends` are figures float[seeds] by row. With three rows and more each p is adjusted for all of them; of one seed
+    nothing can be said.
+    """
+    others = [name for name in ends if name != first]
+    tests = [paired(ends[first], ends[name]) for name in others]
+    adjusted = holm([p for _, p in tests])
+    method = "paired t-test" + (f", Holm over {len(others)} rows" if len(others) > 1 else "")
+    seeds = len(ends[first])
+    told = {}
+    for name, (mean, p), adjusted_p in zip(others, tests, adjusted, strict=True):
+        start = f"; {mean:+.2f} {unit} vs {first}"
+        if seeds < 2:
+            told[name] = ""
+        elif p in (0, 1):
+            told[name] = f"{start} with every seed"
+        else:
+            verdict = "told apart" if adjusted_p < NOISE else "not told apart"
+            told[name] = f"{start}, {verdict} by {seeds} seeds ({method}, p {adjusted_p:.2g})"
+    return told
 
 
 def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:

@@ -8,7 +8,7 @@ from harness import comparison, plots
 from harness.fields import UserError
 from harness.options import compared
 from harness.records import rounds_to_target
-from harness.results import paired, tell_difference, tell_rounds
+from harness.results import holm, paired, tell_differences, tell_rounds
 
 import numpy as np
 import pytest
@@ -39,7 +39,8 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
         for name in ("fedavg", "scaffold")
     )
     assert f"{np.mean(last):.2f}% ± {np.std(last, ddof=1):.2f}%" in done.stdout
-    assert f"rounds{tell_difference(last, other, 'fedavg', 'points')}\n" in done.stdout
+    told = tell_differences({"fedavg": last, "scaffold": other}, "fedavg", "points")
+    assert f"rounds{told['scaffold']}\n" in done.stdout
     splits = {
         seed: {
             json.loads(path.read_text())["hash"] for path in (tmp_path / "runs").glob(f"*seed{seed}-*/partition.json")
@@ -71,10 +72,25 @@ def test_a_difference_is_tested_seed_by_seed():
     t = 2 * np.sqrt(3)
     assert paired([5, 6, 7], [6, 8, 10]) == pytest.approx((2, 1 - t / np.sqrt(2 + t**2)))
     assert paired([5, 6], [5, 6]) == (0, 1) and paired([5, 6], [4, 5]) == (-1, 0)
-    assert tell_difference([5, 6, 7], [6, 8, 10], "a", "points").startswith("; +2.00 points vs a, within noise")
-    assert tell_difference([5, 6, 7], [6, 7.1, 8], "a", "points").startswith("; +1.03 points vs a, more than noise")
-    assert tell_difference([5, 6], [4, 5], "a", "points") == "; -1.00 points vs a with every seed"
-    assert tell_difference([5], [6], "a", "points") == ""
+
+    def told(own, other):
+        return tell_differences({"a": own, "b": other}, "a", "points")["b"]
+
+    assert told([5, 6, 7], [6, 8, 10]) == "; +2.00 points vs a, not told apart by 3 seeds (paired t-test, p 0.074)"
+    assert told([5, 6, 7], [6, 7.1, 8]).startswith("; +1.03 points vs a, told apart by 3 seeds (paired t-test, p 0.00")
+    assert told([5, 6], [4, 5]) == "; -1.00 points vs a with every seed" and told([5], [6]) == ""
+
+
+def test_several_rows_are_told_apart_by_holms_correction():
+    """Holm 1979: the smallest of m times m, the next times m - 1, ..., never less than the one before, at most 1."""
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == [1, 1] and holm([]) == []
+    rows = {"a": [5, 6, 7, 8], "b": [6, 7.1, 8.2, 9], "c": [5.4, 6.6, 7.1, 8.5], "d": [5, 6, 7.1, 7.9]}
+    alone = {name: paired(rows["a"], rows[name])[1] for name in "bcd"}
+    told = tell_differences(rows, "a", "points")
+    assert alone["c"] < 0.05 < 2 * alone["c"]  # by itself it would be told apart
+    assert "not told apart by 4 seeds (paired t-test, Holm over 3 rows, p 0.0" in told["c"]
+    assert ", told apart by 4 seeds" in told["b"]
 
 
 def test_rows_are_told_against_the_usual_one_where_every_seed_has_an_end():

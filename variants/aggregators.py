@@ -7,6 +7,7 @@ unweighted: what a client says of its number of examples must not give it power.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -22,22 +23,34 @@ def plain_bytes(sizes: Sequence[int]) -> int:
 
 
 def compressed_bytes(sizes: Sequence[int]) -> int:
-    """Return the same in 8 bits, with a tensor's lowest and highest; TFF leaves tensors of up to 20,000 as they are."""
-    return sum(size + 8 if size > 20_000 else 4 * size for size in sizes)
+    """Return the same in 8 bits as TFF packs them: 28 of them in an int32, and a tensor's lowest and highest beside.
+
+    It leaves tensors of up to 20,000 elements as they are.
+    """
+    return sum(4 * math.ceil(8 * size / 28) + 8 if size > 20_000 else 4 * size for size in sizes)
+
+
+class Federation(NamedTuple):
+    """What an aggregator may follow of the clients: how many a round has, and the most images that one holds."""
+
+    cohort: int
+    most_images: int
 
 
 class Aggregator(NamedTuple):
-    """A row: build(cohort, **flags) -> TFF factory, `flags` being the fields of the configuration that it uses.
+    """A row: build(federation, **flags) -> TFF factory, `flags` being the fields of the configuration that it uses.
 
     `needs` is what it must see. "sums": the clients' weighted sums will do, and many clients come as few groups.
     "each": every client by itself. "rows": all the updates of a group as float32[g,d]. `num_bytes` are those of an
-    update, `about` is said beside the name, `private` that each round costs epsilon.
+    update, `adaptive` says that a norm of 4 bytes goes down beside the weights and a figure of 4 bytes up that tells
+    whether the update was below it, `about` is said beside the name, `private` that each round costs epsilon.
     """
 
     build: Callable[..., Any]
     needs: str
     flags: tuple[str, ...] = ()
     num_bytes: Callable[[Sequence[int]], int] = plain_bytes
+    adaptive: bool = False
     about: str = ""
     private: bool = False
 
@@ -48,31 +61,39 @@ def caption(row: Aggregator, fields: dict[str, Any], ledger: Any) -> str:
     return with_fields(fields["aggregator"], {name: fields[name] for name in row.flags}) + (about and f": {about}")
 
 
-def clipping(cohort: int) -> Any:
+def clipping(federation: Federation) -> Any:
     """Return the mean of updates whose norm is cut at an adaptive one (Andrew et al. 2021)."""
     return tff.learning.robust_aggregator(zeroing=False)
 
 
-def zeroing(cohort: int) -> Any:
+def zeroing(federation: Federation) -> Any:
     """Return the mean without updates that are very large, adaptively."""
     return tff.learning.robust_aggregator(clipping=False)
 
 
-def compressed(cohort: int) -> Any:
+def compressed(federation: Federation) -> Any:
     """Return the mean of updates in 8 bits (Suresh et al. 2017), rounded to the nearest so that a run repeats."""
     return tff.learning.compression_aggregator(zeroing=False, clipping=False, stochastic=False)
 
 
-def secure(cohort: int) -> Any:
-    """Return the mean by secure sums (Bonawitz et al. 2017) of n_k * update and n_k, in these bounds in 32 bits."""
+def secure(federation: Federation) -> Any:
+    """Return the mean by secure sums (Bonawitz et al. 2017) of n_k * update and n_k, each in bounds in 32 bits.
+
+    A sum is cut at its bounds in silence, so they follow the clients: n_k as it is, and 16 for a weight's update, far
+    above any of a training that goes well.
+    """
+    weight_bound = max(1e5, float(federation.most_images))
+    value_bound = max(1e5, 16.0 * federation.most_images)
     return tff.aggregators.MeanFactory(
-        tff.aggregators.SecureSumFactory(1e5, -1e5), tff.aggregators.SecureSumFactory(1e5, 0.0)
+        tff.aggregators.SecureSumFactory(value_bound, -value_bound), tff.aggregators.SecureSumFactory(weight_bound, 0.0)
     )
 
 
-def dp(cohort: int, noise_multiplier: float) -> Any:
+def dp(federation: Federation, noise_multiplier: float) -> Any:
     """Return the unweighted mean of updates clipped adaptively, with Gaussian noise (McMahan et al. 2018)."""
-    return tff.aggregators.as_weighted_aggregator(tff.learning.dp_aggregator(noise_multiplier, cohort, zeroing=False))
+    return tff.aggregators.as_weighted_aggregator(
+        tff.learning.dp_aggregator(noise_multiplier, federation.cohort, zeroing=False)
+    )
 
 
 def gather(value: Any) -> Any:
@@ -160,34 +181,36 @@ def krum(rows: Any, attackers: int, chosen: int = 1) -> Any:
     return tf.reduce_mean(tf.gather(rows, best), axis=0)
 
 
-def build_median(cohort: int) -> Any:
+def build_median(federation: Federation) -> Any:
     """Return the coordinate-wise median."""
     return RowRule(median)
 
 
-def build_trimmed_mean(cohort: int, trim: float) -> Any:
+def build_trimmed_mean(federation: Federation, trim: float) -> Any:
     """Return the trimmed mean."""
     return RowRule(functools.partial(trimmed_mean, share=trim))
 
 
-def build_krum(cohort: int, tolerated: int) -> Any:
+def build_krum(federation: Federation, tolerated: int) -> Any:
     """Return Krum."""
     return RowRule(functools.partial(krum, attackers=tolerated))
 
 
-def build_multi_krum(cohort: int, tolerated: int) -> Any:
+def build_multi_krum(federation: Federation, tolerated: int) -> Any:
     """Return multi-Krum."""
     return RowRule(functools.partial(krum, attackers=tolerated, chosen=0))
 
 
 ROWS = {
-    "clipping": Aggregator(clipping, "each"),
-    "zeroing": Aggregator(zeroing, "each"),
+    "clipping": Aggregator(clipping, "each", adaptive=True),
+    "zeroing": Aggregator(zeroing, "each", adaptive=True),
     "median": Aggregator(build_median, "rows"),
     "trimmed-mean": Aggregator(build_trimmed_mean, "rows", ("trim",)),
     "krum": Aggregator(build_krum, "rows", ("tolerated",)),
     "multi-krum": Aggregator(build_multi_krum, "rows", ("tolerated",)),
     "compressed": Aggregator(compressed, "each", num_bytes=compressed_bytes),
-    "secure": Aggregator(secure, "each", about="the arithmetic of secure sums, without the cryptography"),
-    "dp": Aggregator(dp, "each", ("noise_multiplier",), private=True),
+    "secure": Aggregator(
+        secure, "each", about="the arithmetic of secure sums, no cryptography, bytes without keys, shares and masks"
+    ),
+    "dp": Aggregator(dp, "each", ("noise_multiplier",), adaptive=True, private=True),
 }

@@ -112,6 +112,7 @@ class Algorithm:
     server_lr = 1.0
     fixed: dict[str, int] = {}  # fields that the algorithm is defined by
     flags: tuple[str, ...] = ()  # fields that it alone uses
+    sends_memory = False  # in the paper, as much as the weights goes down and up beside them
     normalized = False  # updates are divided by the clients' numbers of steps, and their mean multiplied by the mean
 
     def __init__(self, options: Optimization, sizes: np.ndarray):
@@ -250,6 +251,7 @@ class Scaffold(Algorithm):
     """
 
     client_lr = 0.1
+    sends_memory = True  # c down, the new c_k less the old up
 
     def rows(self):
         """Return one a client, and one."""
@@ -281,6 +283,7 @@ class MimeLite(Algorithm):
     """MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3). The server keeps its momentum v, one row."""
 
     client_lr = 0.0005  # the momentum that is held still through a round suits few local steps
+    sends_memory = True  # the momentum down, the shard's gradient up
     flags = ("server_momentum",)
 
     def rows(self):
@@ -308,7 +311,9 @@ class MimeLite(Algorithm):
 class FedDyn(Algorithm):
     """FedDyn (Acar et al. 2021, Algorithm 1). The server keeps a row g_k a client, its gradient at its last weights.
 
-    Means are weighted by n_k where the paper's clients count alike: with shards of one size the two are the same.
+    Means are weighted by n_k where the paper's clients count alike: with shards of one size the two are the same. In
+    the paper a device keeps its own g_k, and the server h: the weights alone travel, and so they are counted. Our
+    simulation keeps all g_k at the server, as its workers keep nothing from round to round.
     """
 
     flags = ("dyn_alpha",)

@@ -1,8 +1,8 @@
 """What a federation is worth (`--baselines`): all images in one place, each client alone, and who gains.
 
 Nothing here trains: a round of one client is local training, so each baseline is rounds of the same process, by plain
-FedAvg with the run's own model, rates and epochs. A run of T rounds with m of K clients passes T * m / K times its
-local epochs over the images; so does each baseline.
+FedAvg with the run's own model and epochs, and its rate or, where its algorithm has another, FedAvg's. A run of T
+rounds with m of K clients passes T * m / K times its local epochs over the images; so does each baseline.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from harness.program import digest, program
 from harness.results import counted
 from harness.run_folder import go_on
 from harness.worker import Worker
+from variants.algorithms import ALGORITHMS, CLIENT_OPTIMIZERS, Algorithm
 from variants.datasets import Split
 from variants.options import Adversity
 
@@ -70,6 +71,22 @@ class Tools(NamedTuple):
     see: Callable
 
 
+def plain_training(config: Any, training: Any) -> dict[str, Any]:
+    """Return the fields of the baselines' training: the run's epochs and batches, at a rate that is right for SGD.
+
+    That is the run's own where its algorithm takes FedAvg's, else FedAvg's default: mimelite's would leave a client
+    alone with a four-hundredth of it.
+    """
+    rate = training.client_lr
+    if ALGORITHMS[config.optimization.algorithm].client_lr != Algorithm.client_lr:
+        rate = CLIENT_OPTIMIZERS[config.optimization.client_optimizer].rate or Algorithm.client_lr
+    return {
+        "client_lr": rate,
+        "local_epochs": training.local_epochs,
+        "batch_size": training.batch_size,
+    }
+
+
 def build_learners(config: Any, training: Any, experiment: Any, rounds: int, tools: Tools) -> list[Learner]:
     """Return who learns by itself: all images in one place, and each client alone and from the global model on.
 
@@ -77,9 +94,7 @@ def build_learners(config: Any, training: Any, experiment: Any, rounds: int, too
     """
     dataset, partition, clients = experiment.dataset, experiment.partition, config.partitioning.num_clients
     as_long = max(1, round(rounds * config.cohort / clients))
-    plain = config.but(
-        **PLAIN, **{name: getattr(training, name) for name in ("client_lr", "local_epochs", "batch_size")}
-    )
+    plain = config.but(**PLAIN, **plain_training(config, training))
     images = [tools.see(dataset.train.images[part], client) for client, part in enumerate(partition.parts)]
     every = Split(np.concatenate(images), dataset.train.labels[np.concatenate(partition.parts)])
     gathered = dataclasses.replace(dataset, train=every, digest=f"{partition.digest} gathered")
@@ -200,7 +215,8 @@ def worth(
     try:
         learners = build_learners(config, training, experiment, len(records), tools)
         total = sum(learner.rounds for learner in learners)
-        say(f"baselines: {total:,} rounds of one client each")
+        rate = plain_training(config, training)["client_lr"]
+        say(f"baselines: {total:,} rounds of one client each, by plain FedAvg at rate {rate:g}")
         with Worker(1, log, config.run.patience) as worker:
             for _ in Progress(total, 0).follow(learn(learners, weights, len(records), path, worker)):
                 pass
