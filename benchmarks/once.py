@@ -21,3 +21,9 @@ def once(folder: Path, flags: str) -> dict:
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds.write_text(f"{time.perf_counter() - began:.1f}\n")
     return {**json.loads((folder / "metrics.json").read_text()), "seconds": float(seconds.read_text())}
+
+
+def commits(runs: list[dict]) -> list[str]:
+    """The commits of the programs that made these runs, by their metrics."""
+    made_by = {str(program["commit"]) for metrics in runs for program in metrics["programs"]}
+    return sorted(made_by)

@@ -7,6 +7,7 @@ from harness.results import skew
 
 import numpy as np
 import pytest
+from flower_splits import flower_dirichlet, flower_labels
 from runs import configure
 
 SPLITS = sorted(fl.PARTITIONERS.keys() - {"file", "natural"})
@@ -54,6 +55,63 @@ def test_clients_hold_exactly_so_many_labels(mnist, clients, labels):
 def test_impossible_numbers_of_labels_are_refused(digits, flags, message):
     with pytest.raises(UserError, match=message):
         fl.make_partition(digits, configure(dataset="digits", partition="labels-per-client", **flags))
+
+
+@pytest.mark.parametrize("seed", [0, 1, 42])
+def test_niid_benchs_splits_are_what_flowers_code_makes(mnist, seed):
+    """Image for image, where the first draw leaves nobody without ten images."""
+    labels, flags = mnist.train.labels, {"seed": seed, "num_clients": 10}
+    dirichlet = fl.make_partition(mnist, configure(partition="capped-dirichlet", alpha=0.5, **flags)).parts
+    two = fl.make_partition(mnist, configure(partition="random-labels", labels_per_client=2, **flags)).parts
+    for ours, theirs in (
+        (dirichlet, flower_dirichlet(labels, 10, 0.5, seed)),
+        (two, flower_labels(labels, 10, 2, seed)),
+    ):
+        assert [part.tolist() for part in ours] == [sorted(part) for part in theirs]
+
+
+def skews(dataset, seeds, **flags):
+    """The mean over seeds of (total variation, effective classes, Gini)."""
+    partitions = [fl.make_partition(dataset, configure(seed=seed, num_clients=10, **flags)) for seed in range(seeds)]
+    return np.mean([list(skew(partition.counts).values()) for partition in partitions], axis=0)
+
+
+def test_whose_dirichlet_is_how_skewed(mnist):
+    """Over 30 seeds: NIID-Bench's caps make sizes alike and labels more skewed; by client, all have one size."""
+    plain = skews(mnist, 30, partition="dirichlet", alpha=0.5)
+    capped = skews(mnist, 30, partition="capped-dirichlet", alpha=0.5, min_images=10)
+    assert plain == pytest.approx([0.436, 5.76, 0.205], rel=0.08) and capped[0] > plain[0] and capped[2] < plain[2]
+    assert capped == pytest.approx([0.489, 5.05, 0.135], rel=0.08)
+    by_client = skews(mnist, 3, partition="client-dirichlet", alpha=0.5)
+    assert by_client[2] < 1e-4 and 0.3 < by_client[0] < 0.5
+    sizes = skews(mnist, 30, partition="dirichlet-quantity", alpha=0.5)
+    assert sizes[0] < 0.1 and sizes[2] > 0.4
+
+
+def test_dirichlet_shares_have_dirichlets_own_moments(mnist):
+    """A label's shares of K clients: means 1 / K, variances (K - 1) / (K ** 2 (K alpha + 1)), over 60 seeds x labels.
+
+    By client it is a client's shares of the C labels, which have the same moments with C, but for what is used up.
+    """
+    for alpha in (0.1, 1.0):
+        config = configure(partition="dirichlet", alpha=alpha, num_clients=5)
+        counts = np.stack([fl.make_partition(mnist, config.but(seed=seed)).counts for seed in range(60)])
+        shares = counts / counts.sum(axis=1, keepdims=True)  # (60, K, C)
+        assert shares.mean(axis=(0, 2)) == pytest.approx([1 / 5] * 5, abs=0.05)
+        assert shares.var() == pytest.approx(4 / (25 * (5 * alpha + 1)), rel=0.1)
+    config = configure(partition="client-dirichlet", alpha=10.0, num_clients=20)
+    counts = np.concatenate([fl.make_partition(mnist, config.but(seed=seed)).counts for seed in range(3)])
+    assert (counts / counts.sum(axis=1, keepdims=True)).var() == pytest.approx(9 / (100 * 101), rel=0.2)
+
+
+def test_iid_is_shuffled(mnist):
+    """Label counts of a client of 600 images: a hypergeometric variance, n p (1 - p) (N - n) / (N - 1) a label."""
+    split = fl.make_partition(mnist, configure(partition="iid", num_clients=100))
+    shares = np.bincount(mnist.train.labels) / 60_000
+    expected = 600 * shares * (1 - shares) * (60_000 - 600) / 59_999
+    assert split.sizes.tolist() == [600] * 100
+    assert split.counts.var(axis=0).mean() == pytest.approx(expected.mean(), rel=0.15)
+    assert all(np.ptp(part) > 50_000 for part in split.parts)  # from all over the file
 
 
 def test_sizes_follow_the_power_law(mnist):

@@ -44,7 +44,8 @@ def split_by_capped_dirichlet(labels: np.ndarray, num_clients: int, rng: np.rand
     """Split each label by Dirichlet(alpha), but give a client with N / K images nothing more.
 
     This is "p_k ~ Dir(beta)" as NIID-Bench's own program does it (utils.py, `noniid-labeldir`), and
-    Flower's niid_bench after it; both draw again until every client has 10 images (`min_images`).
+    Flower's niid_bench after it, whose split is that of seed 42; both draw again until every client
+    has 10 images (`min_images`).
     """
     parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
     sizes = np.zeros(num_clients, np.int64)
@@ -97,16 +98,19 @@ def split_by_random_labels(
     """Give client i the label i mod C and `labels_per_client` - 1 others at random.
 
     This is "#C = k" as NIID-Bench's own program does it (utils.py, `noniid-#label2`), and Flower's
-    niid_bench after it. A label's images are divided evenly among its holders, of which one label may
-    have many more than another.
+    niid_bench after it, whose split is that of seed 42. A label's images are divided evenly among its
+    holders, of which one label may have many more than another.
     """
     num_labels = len(np.bincount(labels))
     check_labels(labels_per_client, num_labels)
     holders: list[list[int]] = [[] for _ in range(num_labels)]
     for client in range(num_clients):
-        first = client % num_labels
-        others = np.delete(np.arange(num_labels), first)
-        for label in [first, *rng.choice(others, labels_per_client - 1, replace=False).tolist()]:
+        held = [client % num_labels]
+        while len(held) < labels_per_client:
+            label = int(rng.choice(num_labels, 1)[0])
+            if label not in held:
+                held.append(label)
+        for label in held:
             holders[label].append(client)
     unheld = [label for label, owners in enumerate(holders) if not owners]
     if unheld:
