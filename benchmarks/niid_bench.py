@@ -6,7 +6,8 @@
 
 Flower's baseline does 50 rounds of 10 local epochs over 10 clients; ours 10 rounds of 3, or what
 BESIDE says: five algorithms with its network (lenet), FedAvg with the script's own, and one step a
-round with Adam on the server. Flower prints the best of all rounds; results has that and the last. A run in runs/niid_bench is read, one that was stopped goes on.
+round with Adam on the server. Flower prints the best of all rounds; results has that and the
+last. A run in runs/niid_bench is read, one that was stopped goes on.
 """
 
 import argparse
@@ -19,8 +20,8 @@ from once import ROOT, commits, once
 from published import published
 
 sys.path.insert(0, str(ROOT))
-import federated_learning as fl  # noqa: E402
-from harness.files import to_json  # noqa: E402
+import federated_learning as fl
+from harness.files import to_json
 
 RUNS = ROOT / "runs" / "niid_bench"
 RESULTS = ROOT / "benchmarks" / "results" / "niid_bench.json"

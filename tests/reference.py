@@ -80,6 +80,20 @@ def weighted_mean(layers, sizes):
     return [sum(n * x for n, x in zip(sizes, xs, strict=True)) / sum(sizes) for xs in zip(*layers, strict=True)]
 
 
+def factor(schedule, round_num, config):
+    """What the learning rate is multiplied by in round 1, 2, ...: lr_decay ** (t - 1), or 1."""
+    assert schedule in ("constant", "exponential")
+    return config.optimization.lr_decay ** (round_num - 1) if schedule == "exponential" else 1.0
+
+
+def client_rate(config, round_num):
+    return fl.own_values(config).client_lr * factor(config.optimization.client_schedule, round_num, config)
+
+
+def server_rate(config, round_num):
+    return fl.own_values(config).server_lr * factor(config.optimization.server_schedule, round_num, config)
+
+
 COHORTS = [[0, 1, 2], [0, 2], [1, 2]]  # one client stays away in the second round, another in the third
 
 
@@ -88,7 +102,7 @@ def numpy_local(config, shards, client, round_num, weights, rate=None, correct=l
     steps = 0
     for images, labels in batches_of(config, shards, client, round_num):
         gradients = correct(numpy_gradients(weights, images, labels), weights)
-        weights = [w - (rate or fl.own_values(config).client_lr) * g for w, g in zip(weights, gradients, strict=True)]
+        weights = [w - (rate or client_rate(config, round_num)) * g for w, g in zip(weights, gradients, strict=True)]
         steps += 1
     return weights, steps
 
@@ -116,7 +130,7 @@ def numpy_scaffold(config, shards, sizes, weights):
             )
             trained.append((k, local, steps))
         for k, local, steps in trained:
-            drift = times(1 / (steps * fl.own_values(config).client_lr), minus(weights, local))
+            drift = times(1 / (steps * client_rate(config, round_num)), minus(weights, local))
             controls[k] = plus(controls[k], times(-1, c), drift)
         weights = weighted_mean([local for _, local, _ in trained], [sizes[k] for k in cohort])
         yield weights
@@ -209,12 +223,12 @@ def server(rule):
 
 def momentum(w, d, state, t, config):
     state["m"] = config.optimization.server_momentum * state.get("m", 0) + d
-    return w - fl.own_values(config).server_lr * state["m"]
+    return w - server_rate(config, t) * state["m"]
 
 
 def adagrad(w, d, state, t, config):
     state["v"] = state.get("v", 1e-6) + d**2
-    return w - fl.own_values(config).server_lr * d / np.sqrt(state["v"] + 1e-6)
+    return w - server_rate(config, t) * d / np.sqrt(state["v"] + (config.optimization.server_epsilon**2 or 1e-6))
 
 
 def adam(w, d, state, t, config, yogi=False):
@@ -222,8 +236,8 @@ def adam(w, d, state, t, config, yogi=False):
     v = state.get("v", 1e-6 if yogi else 0)
     state["m"] = 0.9 * state.get("m", 0) + 0.1 * d
     state["v"] = v + 0.01 * np.sign(d**2 - v) * d**2 if yogi else 0.99 * v + 0.01 * d**2
-    rate = fl.own_values(config).server_lr * np.sqrt(1 - 0.99**t) / (1 - 0.9**t)
-    return w - rate * state["m"] / (np.sqrt(state["v"]) + 1e-3)
+    rate = server_rate(config, t) * np.sqrt(1 - 0.99**t) / (1 - 0.9**t)
+    return w - rate * state["m"] / (np.sqrt(state["v"]) + (config.optimization.server_epsilon or 1e-3))
 
 
 NUMPY = {

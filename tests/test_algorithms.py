@@ -35,9 +35,17 @@ FLAGS = {
 }
 
 
-@pytest.mark.parametrize("algorithm", fl.ALGORITHMS)
-def test_three_rounds_equal_numpys(federation, algorithm):
-    flags = {"algorithm": algorithm, "client_lr": RATE, **FLAGS.get(algorithm, {"local_epochs": 2})}
+CASES = [(algorithm, {}) for algorithm in fl.ALGORITHMS]
+CASES += [(algorithm, {"server_epsilon": 0.02}) for algorithm in ("fedadagrad", "fedadam", "fedyogi")]
+SCHEDULES = {"server_schedule": "exponential", "lr_decay": 0.5}  # of the server's rate, with other servers than SGD
+CASES += [(algorithm, SCHEDULES) for algorithm in ("fedavgm", "fedadam", "fedadagrad")]
+SCHEDULES = {"client_schedule": "exponential", "lr_decay": 0.5}  # of the rate that a client's memory is made with
+CASES += [(algorithm, SCHEDULES) for algorithm in ("scaffold", "mimelite", "feddyn", "fednova")]
+
+
+@pytest.mark.parametrize(("algorithm", "more"), CASES)
+def test_three_rounds_equal_numpys(federation, algorithm, more):
+    flags = {"algorithm": algorithm, "client_lr": RATE, **FLAGS.get(algorithm, {"local_epochs": 2}), **more}
     config, (_, partition, shards, process, _) = federation(**flags)
     state = process.initialize()
     expected = NUMPY[algorithm](config, shards, partition.sizes.tolist(), [w.astype(float) for w in weights_of(state)])

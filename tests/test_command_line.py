@@ -218,7 +218,7 @@ def test_a_log_that_cannot_be_written_is_told_as_that(tmp_path):
 
 
 def test_pictures_are_the_same_whatever_matplotlibs_settings(tmp_path):
-    flags = ("--data-name", "half a $ formula", "--name", "run")
+    flags = ("--name", "run")
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.format: svg\nfont.size: 30\n")
     odd = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
     runs = []

@@ -90,7 +90,10 @@ def caption(options: Optimization, client_lr: float, server_lr: float) -> str:
     words += f"lr {client_lr:g}{name_schedule(options.client_schedule, options)}"
     server = f"{server_lr:g}{name_schedule(options.server_schedule, options)}"
     words += f", server lr {server}" if server != "1" else ""
-    return f"{with_fields(options.algorithm, options.pick(ALGORITHMS[options.algorithm].flags))}, {words}"
+    fields = options.pick(ALGORITHMS[options.algorithm].flags)
+    if not options.server_epsilon:
+        fields.pop("server_epsilon", None)  # it is the algorithm's own
+    return f"{with_fields(options.algorithm, fields)}, {words}"
 
 
 def name_schedule(name: str, options: Optimization) -> str:
@@ -196,13 +199,18 @@ class FedAvgM(Algorithm):
 
 
 class FedAdagrad(Algorithm):
-    """TFF's Adagrad on the server, in the place that Reddi et al. 2021, Algorithm 2, gives it."""
+    """TFF's Adagrad on the server, in the place that Reddi et al. 2021, Algorithm 2, gives it.
+
+    It divides by the root of v + epsilon, where the paper adds tau to the root of v: epsilon is tau ** 2.
+    """
 
     server_lr = 0.03
+    flags = ("server_epsilon",)
 
     def server_optimizer(self, rate):
-        """Return Adagrad whose sum of squares starts at 1e-6."""
-        return tff.learning.optimizers.build_adagrad(rate, initial_preconditioner_value=1e-6, epsilon=1e-6)
+        """Return Adagrad whose sum of squares starts at 1e-6, with an epsilon of 1e-6 where no tau is chosen."""
+        epsilon = self.options.server_epsilon**2 or 1e-6
+        return tff.learning.optimizers.build_adagrad(rate, initial_preconditioner_value=1e-6, epsilon=epsilon)
 
 
 class FedAdam(Algorithm):
@@ -212,20 +220,24 @@ class FedAdam(Algorithm):
     """
 
     server_lr = 0.1
+    flags = ("server_epsilon",)
 
     def server_optimizer(self, rate):
-        """Return Adam."""
-        return tff.learning.optimizers.build_adam(rate, beta_1=0.9, beta_2=0.99, epsilon=1e-3)
+        """Return Adam, whose tau is 1e-3 where none is chosen."""
+        epsilon = self.options.server_epsilon or 1e-3
+        return tff.learning.optimizers.build_adam(rate, beta_1=0.9, beta_2=0.99, epsilon=epsilon)
 
 
 class FedYogi(Algorithm):
     """TFF's Yogi on the server, likewise; its second moment starts at TFF's 1e-6."""
 
     server_lr = 0.1
+    flags = ("server_epsilon",)
 
     def server_optimizer(self, rate):
-        """Return Yogi."""
-        return tff.learning.optimizers.build_yogi(rate, beta_1=0.9, beta_2=0.99, epsilon=1e-3)
+        """Return Yogi, whose tau is 1e-3 where none is chosen."""
+        epsilon = self.options.server_epsilon or 1e-3
+        return tff.learning.optimizers.build_yogi(rate, beta_1=0.9, beta_2=0.99, epsilon=epsilon)
 
 
 class FedNova(Algorithm):

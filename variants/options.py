@@ -79,6 +79,9 @@ class Optimization(Theme):
     """Added to a local step's gradient: weight_decay * w, as of the loss weight_decay / 2 * |w| ** 2."""
     server_momentum: real(0, 0.9999) = 0.9
     """Momentum, beta, of fedavgm and mimelite."""
+    server_epsilon: Rate = 0.0
+    """Tau of fedadagrad, fedadam and fedyogi, which is added to the root of the second moment; 0: the algorithm's own,
+    1e-3 of fedadam and fedyogi and 1e-6, inside the root, of fedadagrad."""
     prox_mu: Rate = 0.001
     """Weight, mu, of fedprox's pull back to the round's first weights; 0 is fedavg."""
     dyn_alpha: real(0.0001, 1000) = 0.001
@@ -178,6 +181,7 @@ USES: dict[str, tuple[Use, ...]] = {  # what else must be chosen for a field to 
     "noise": (Use(("partition",), ("feature",)),),
     "client_momentum": (Use(("client_optimizer",), ("momentum",)),),
     "server_momentum": (Use(("algorithm",), ("fedavgm", "mimelite")),),
+    "server_epsilon": (Use(("algorithm",), ("fedadagrad", "fedadam", "fedyogi")),),
     "prox_mu": (Use(("algorithm",), ("fedprox",)),),
     "dyn_alpha": (Use(("algorithm",), ("feddyn",)),),
     "lr_decay": (Use(BY_SCHEDULE, ("exponential",)),),
