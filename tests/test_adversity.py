@@ -1,10 +1,11 @@
 """Dropout, stragglers, attackers and what a round costs, against arithmetic on the same shards."""
 
 import federated_learning as fl
-from variants.adversity import ATTACKS, choose_attackers, drop_out
+from variants.adversity import ATTACKS, Adversary, choose_attackers, drop_out
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from reference import alone, batches_of, largest_difference, numpy_sgd_step, told_by, weighted_mean, weights_of
 from runs import configure
 
@@ -73,6 +74,14 @@ def test_stragglers_do_a_share_of_their_steps(federation, digits):
     )  # 40 expected, less the few whose share is nearly all; 3 standard deviations
 
 
+def test_a_stragglers_share_is_uniform():
+    """600 shares of 10,000 examples: a uniform one's mean is 1 / 2, its square's 1 / 3."""
+    behaviour = Adversary(configure(stragglers=1.0).adversity, np.zeros(0, np.int64), 10)
+    keys = [tf.constant([seed, 7], tf.int64) for seed in range(600)]
+    shares = np.array([int(behaviour.budget(tf.constant(10_000), key)) / 10_000 for key in keys])
+    assert shares.mean() == pytest.approx(1 / 2, abs=0.05) and (shares**2).mean() == pytest.approx(1 / 3, abs=0.05)
+
+
 def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
     config, (_, partition, shards, process, _) = federation(stragglers=1.0, local_epochs=1)
     state = process.initialize()
@@ -134,7 +143,11 @@ def test_a_rounds_bytes(federation, digits):
     for more, down, up in [
         ({}, 4 * model + 8, 4 * model + 20),
         ({"algorithm": "scaffold"}, 8 * model + 8, 8 * model + 20),
-        ({"model": "mlp", "aggregator": "compressed"}, 4 * 101_770 + 8, 100_352 + 8 + 4 * (128 + 1280 + 10) + 20),
+        ({"algorithm": "mimelite"}, 8 * model + 8, 8 * model + 20),  # momentum down, the shard's gradient up
+        ({"algorithm": "feddyn"}, 4 * model + 8, 4 * model + 20),  # a device keeps its gradient, the server h
+        ({"aggregator": "clipping"}, 4 * model + 12, 4 * model + 24),  # a norm down, whether it was below it up
+        ({"aggregator": "zeroing"}, 4 * model + 12, 4 * model + 24),
+        ({"model": "mlp", "aggregator": "compressed"}, 4 * 101_770 + 8, 114_696 + 4 * (128 + 1280 + 10) + 20),
     ]:
         ((_, record),) = rounds(federation, digits, **flags, **more)
         assert 0 < record.dropped < 6

@@ -42,6 +42,8 @@ WRONG = [(field, value) for field, values in {
     "public_cohorts": [None],
     "dyn_alpha": [0, -1, "x"],
     "prox_mu": [-1, float("inf")],
+    "server_epsilon": [-1, "x"],
+    "accept_changes": ["yes", None],
     "labels_per_client": [0, 101],
     "size_exponent": [-1, 11],
     "rotation": [-1, 181, float("nan")],

@@ -25,23 +25,46 @@ def test_a_run_says_where_its_experiment_stands():
     assert "num_clients 10 for 100" in remark and "client_lr 0.0 for 0.2" in remark
 
 
-def test_the_papers_cells():
-    """McMahan et al. 2017, section 3 and table 1: 100 clients of 600 images, two label-sorted shards of 300 each."""
-    two, cnn = (fl.parse(f"--preset mcmahan-{name}-noniid") for name in ("2nn", "cnn"))
-    for config, epochs, target in ((two, 1, 0.97), (cnn, 5, 0.99)):
-        assert (config.partitioning.num_clients, config.cohort, config.partition) == (100, 10, "shards")
-        assert (config.training.local_epochs, config.training.batch_size) == (epochs, 10)
-        assert config.run.target_accuracy == target
+MCMAHAN = {"num_clients": 100, "clients_per_round": 10, "batch_size": 10}  # section 3: K = 100, C = 0.1, B = 10
+TWO_NN = {**MCMAHAN, "model": "2nn", "local_epochs": 1, "target_accuracy": 0.97, "client_lr": 0.2}  # table 1: E = 1
+CNN = {**MCMAHAN, "model": "cnn", "local_epochs": 5, "target_accuracy": 0.99}  # table 1: E = 5
+# Flower's niid_bench, conf/fedavg_base.yaml and its README's table of hyperparameters: 10 of 10 clients.
+NIID = {"model": "lenet", "rounds": 50, "local_epochs": 10, "batch_size": 64, "client_lr": 0.01, "weight_decay": 1e-5}
+NIID |= {"client_optimizer": "momentum"}  # of 0.9, the flag's own
+# google-research/federated, optimization/docs/hyperparameters.md: 10 clients a round, B = 20, E = 1, powers of ten.
+REDDI = {"num_clients": 100, "clients_per_round": 10, "batch_size": 20, "local_epochs": 1, "model": "cnn"}
+REDDI |= {"partition": "shards", "rounds": 100}
+FAST = {"client_optimizer": "adam", "client_lr": 0.003, "client_schedule": "inverse-sqrt", "local_epochs": 2}
+PUBLISHED = {
+    "fast": {**FAST, "batch_size": 32},
+    "mcmahan-2nn-iid": {**TWO_NN, "partition": "iid", "rounds": 1500},
+    "mcmahan-2nn-noniid": {**TWO_NN, "partition": "shards", "rounds": 2000},
+    "mcmahan-cnn-iid": {**CNN, "partition": "iid", "client_lr": 0.2, "rounds": 400},
+    "mcmahan-cnn-noniid": {**CNN, "partition": "shards", "client_lr": 0.1, "rounds": 1200},
+    "niid-bench-iid": {**NIID, "partition": "iid"},
+    "niid-bench-dirichlet": {**NIID, "partition": "capped-dirichlet", "min_images": 10},  # of 0.5, the flag's own
+    "niid-bench-two-labels": {**NIID, "partition": "random-labels"},  # two, the flag's own
+    "niid-bench-one-label": {**NIID, "partition": "random-labels", "labels_per_client": 1},
+    "reddi-fedavg": {**REDDI, "client_lr": 0.1, "server_lr": 1.0},
+    "reddi-fedavgm": {**REDDI, "algorithm": "fedavgm", "client_lr": 0.0316, "server_lr": 0.316},  # momentum 0.9
+    "reddi-fedadagrad": {**REDDI, "algorithm": "fedadagrad", "client_lr": 0.0316, "server_lr": 0.1},
+    "reddi-fedadam": {**REDDI, "algorithm": "fedadam", "client_lr": 0.0316, "server_lr": 0.00316},
+    "reddi-fedyogi": {**REDDI, "algorithm": "fedyogi", "client_lr": 0.0316, "server_lr": 0.00316},
+    "seed-readme": {"model": "mlp"},
+}
+PUBLISHED["reddi-fedadagrad"]["server_epsilon"] = 0.01
+PUBLISHED["reddi-fedadam"]["server_epsilon"] = PUBLISHED["reddi-fedyogi"]["server_epsilon"] = 1e-4
 
 
-@pytest.mark.parametrize("split", ["iid", "dirichlet", "two-labels", "one-label"])
-def test_niid_bench_is_flowers(split):
-    """Its README's table of hyperparameters, and Li et al. 2022, section V: two convolutions of 6 and 16 channels."""
-    config = fl.parse(f"--preset niid-bench-{split}")
-    training = config.training
-    assert (config.partitioning.num_clients, config.cohort) == (10, 10) and training.model == "lenet"
-    assert (training.rounds, training.local_epochs, training.batch_size) == (50, 10, 64)
-    assert config.optimization.client_optimizer == "momentum" and fl.own_values(config).client_lr == 0.01
+@pytest.mark.parametrize("name", ROWS)
+def test_a_preset_is_what_its_source_says(name):
+    """All that differs from the default, written out: a rate ten times too high, or another split, is noticed."""
+    assert fl.Config().but(preset=name).changed() == PUBLISHED[name] | {"preset": name}
+
+
+def test_reddis_presets_say_how_they_differ():
+    (remark,) = published(fl.parse("--preset reddi-fedadam"))
+    assert "1,500 rounds" in remark and "correct the bias" in remark
 
 
 def test_flags_of_a_resumed_run_are_its_own():

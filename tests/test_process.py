@@ -3,7 +3,7 @@
 from typing import Any, NamedTuple
 
 import federated_learning as fl
-from harness.guard import threads_each
+from harness.guard import worker_environment
 from harness.records import Evaluation, make_record
 from variants.datasets import make_dataset
 
@@ -223,6 +223,39 @@ def test_cohorts_are_a_function_of_seed_and_round():
     assert fl.sample_clients(fl.Config(), 7) == list(range(10))
 
 
-def test_threads_within_an_op_are_the_cores_that_clients_leave(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)))
-    assert [threads_each(clients) for clients in (1, 2, 3, 8, 100)] == [8, 4, 2, 1, 1]
+def test_the_workers_environment_is_the_same_on_every_machine(monkeypatch):
+    """A thread within an op, two of a client alone, whatever the cores; nothing of the user's that kernels follow."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    monkeypatch.setenv("TF_DETERMINISTIC_OPS", "1")
+    monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    threads = [int(worker_environment(clients)["TF_NUM_INTRAOP_THREADS"]) for clients in (1, 2, 3, 100)]
+    assert threads == [2, 1, 1, 1]
+    ours = {name: value for name, value in worker_environment(3).items() if name.startswith(("TF_", "ONEDNN_"))}
+    assert ours == {"TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+
+
+def test_evaluation_is_over_every_test_image(digits, monkeypatch):
+    """360 images in batches of 100: loss and accuracy of all, by NumPy on the model's own logits."""
+    monkeypatch.setattr(fl, "EVALUATION_BATCH", 100)
+    config = configure(dataset="digits", model="mlp")
+    model = fl.build_model("mlp", 10, 5)
+    evaluation = fl.build_evaluator(config, digits)(tff.learning.models.ModelWeights(tuple(model.get_weights()), ()))
+    logits = model(digits.test.images[..., None] / np.float32(255)).numpy().astype(float)
+    logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    labels = digits.test.labels.astype(int)
+    assert evaluation.confusion.sum() == len(evaluation.predictions) == 360
+    assert evaluation.loss == pytest.approx(-logs[np.arange(360), labels].mean(), rel=1e-5)
+    assert evaluation.accuracy == np.mean(logits.argmax(axis=1) == labels)
+
+
+def test_training_figures_are_weighted_by_examples():
+    """100 examples with a loss of 1 and 300 with 2, and one that is left out: 700 / 400."""
+    rows = [
+        {"client": 0, "examples": 100.0, "loss": 1.0, "accuracy": 0.2, "steps": 1.0, "finite": True},
+        {"client": 1, "examples": 300.0, "loss": 2.0, "accuracy": 0.6, "steps": 1.0, "finite": True},
+        {"client": 2, "examples": 900.0, "loss": 9.0, "accuracy": 0.0, "steps": 1.0, "finite": False},
+    ]
+    evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
+    record = make_record(1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0)
+    assert (record.train_loss, record.train_accuracy) == pytest.approx((1.75, 0.5))

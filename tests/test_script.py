@@ -265,6 +265,7 @@ def test_help_answers_at_once_and_breaks_no_sentence(tmp_path):
     assert not any(slow in done.stderr for slow in ("tensorflow", "sklearn", "matplotlib", "scipy"))  # 3 s and more
     lines = [line.strip("│ ") for line in done.stdout.splitlines()]
     start = next(number for number, line in enumerate(lines) if line.startswith("--partition {"))
+    start = next(number for number in range(start, len(lines)) if "}" in lines[number])  # the choices may take lines
     text = list(itertools.takewhile(lambda line: not line.startswith("--"), lines[start + 1 :]))
     assert min(map(len, text[:-2])) > 75  # a paragraph: no line ends long before the margin
     for theme in ("data", "partitioning", "training", "aggregation", "privacy", "adversity", "comparison", "run"):
