@@ -93,7 +93,8 @@ def table(rows: list[dict]) -> str:
         cells = []
         for name in ROWS:
             row = found.get((split, name))
-            cells.append(f"{cell(row['tests'])} (best {cell(row['best'])})" if row else "not run")
+            best = f" (best {cell(row['best'])})" if row and "best" in row else ""
+            cells.append(f"{cell(row['tests'])}{best}" if row else "not run")
         lines.append(f"| {split} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", above(found)])
 
@@ -102,7 +103,7 @@ def above(found: dict[tuple[str, str], dict]) -> str:
     """Where our best row is above each of Flower's cells, both counted by the best round, and where it is not."""
     theirs, said = published(), []
     for split in SPLITS:
-        ours = {name: np.mean(row["best"]) for (where, name), row in found.items() if where == split}
+        ours = {name: np.mean(row["best"]) for (where, name), row in found.items() if where == split and "best" in row}
         if ours:
             highest = max(theirs[f"flower {split} {name}"]["mean"] for name in PRINTED)
             name = max(ours, key=ours.get)

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from harness.program import processor
 from harness.records import RoundRecord
 from harness.results import counted, skew, tell_rounds
 
@@ -53,9 +54,9 @@ def whole_rounds(axes: Any) -> None:
 
 @default_style
 def to_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file's bytes, the same for the same figure."""
+    """Return the figure as a PNG file's bytes, the same for the same figure on one processor, which it names."""
     png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None})
+    figure.savefig(png, format="png", metadata={"Software": None, "Source": processor()})
     return png.getvalue()
 
 

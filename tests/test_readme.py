@@ -59,6 +59,29 @@ def test_tables_are_those_of_the_results(monkeypatch):
         assert readme.fill(text) == text  # else: python benchmarks/readme.py
 
 
+def test_every_published_figure_has_its_source_and_setting(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from published import published
+
+    figures = published()
+    assert len(figures) == 16 + 8 + 4 + 1 + 5  # Flower, McMahan et al., FedLab, FLfedavgR, Reddi et al.
+    for name, figure in figures.items():
+        assert set(figure["source"]) == {"repository", "commit", "file", "place"}, name
+        assert all(len(value) > 1 for value in figure["source"].values()) and len(figure["setting"]) > 20, name
+
+
+def test_reddis_presets_have_the_published_rates(monkeypatch):
+    """Powers of ten, with three digits."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from published import published
+
+    for name in ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"):
+        figure, config = published()[f"reddi {name}"], fl.parse(f"--preset reddi-{name}")
+        assert config.training.client_lr == pytest.approx(10 ** figure["client_lr"], rel=1e-3)
+        assert config.training.server_lr == pytest.approx(10 ** figure["server_lr"], rel=1e-2)
+        assert config.optimization.server_epsilon == (10 ** figure["epsilon"] if figure["epsilon"] else 0)
+
+
 def test_figures_in_the_text_are_those_of_the_results():
     def read(name):
         return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
