@@ -969,24 +969,25 @@ def run(config: Config) -> Result:
     partition = make_partition(dataset, config)
     check_rows(config, dataset, partition.sizes)
     note, rounds, result = caption(config, dataset), config.training.rounds, None
-    split = manifest(dataset, partition, config.partition, config.seed, private=bool(ledger(config)))
+    private = bool(ledger(config))
+    split = manifest(dataset, partition, config.partition, config.seed, private)
     name, rows = default_name(config, dataset), hash_rows(rows_in_use(config))
     with RunFolder.open(config, name, split, rows) as folder:
         say(f"{note}\n")
-        remarks = partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes)
-        for remark in [
-            *published(config),
-            *options.tell_unused(config),
-            *dataset.remarks,
-            *remarks,
-            *privacy.remark(ledger(config), rounds),
-        ]:
+        remarks = [*published(config), *options.tell_unused(config)]
+        if private:
+            remarks += privacy.remark(ledger(config), rounds)
+        else:
+            remarks += [
+                *dataset.remarks,
+                *partitions.remark(partition.filled, len(dataset.train.labels), partition.sizes),
+            ]
+        for remark in remarks:
             notice(remark)
         experiment = prepare(config, dataset, partition)
         state, records = folder.load([identity(config), partition.digest], experiment.process.state_type)
         if records:
             result = Result(folder.path, records, experiment.evaluate(state.global_model_weights), state)
-        private = bool(ledger(config))
         parts, log = (partition.sizes, experiment.process, experiment.evaluate, state), folder.log(private)
         over = reached(records, config.run.target_accuracy)
         places = {"log": log, "shards": experiment.shards, "journal": folder.journal}

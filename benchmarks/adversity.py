@@ -16,7 +16,7 @@ sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
 
 import numpy as np  # noqa: E402
-from machine import machine  # noqa: E402
+from machine import made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "adversity.json"
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
@@ -67,7 +67,7 @@ def main() -> None:
         if (partition, byzantine, attack, aggregator) not in done:
             figures = [round(accuracy(partition, aggregator, byzantine, attack, seed), 2) for seed in SEEDS]
             row = {"partition": partition, "byzantine": byzantine, "attack": attack, "aggregator": aggregator}
-            rows.append({**row, "accuracies": figures, "machine": machine()})
+            rows.append({**row, "accuracies": figures, **made_by()})
             print(rows[-1], flush=True)
             RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(table(rows))

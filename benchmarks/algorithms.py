@@ -23,7 +23,7 @@ import federated_learning as fl  # noqa: E402
 from harness.results import NOISE, holm, paired  # noqa: E402
 
 import numpy as np  # noqa: E402
-from machine import machine  # noqa: E402
+from machine import made_by  # noqa: E402
 
 RUNS = ROOT / "runs" / "algorithms"
 RESULTS = ROOT / "benchmarks" / "results" / "algorithms.json"
@@ -92,7 +92,7 @@ def contest(budget: str) -> dict:
         tests = [accuracy(budget, algorithm, best, seed, 0) for seed in SEEDS]
         rows.append({"algorithm": algorithm, "tried": len(found), "rates": best, "tests": tests})
         print(budget, rows[-1], file=sys.stderr, flush=True)
-    return {"budget": budget, "flags": BUDGETS[budget], "machine": machine(), "rows": rows}
+    return {"budget": budget, "flags": BUDGETS[budget], **made_by(), "rows": rows}
 
 
 def compare(result: dict) -> dict[str, tuple[float, float, float]]:

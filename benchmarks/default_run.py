@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import made_by
 from once import ROOT
 
 RESULTS = ROOT / "benchmarks" / "results" / "default_run.json"
@@ -50,7 +50,7 @@ def measure(flags: str, seed: int) -> dict:
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     runs = [measure(flags, seed) for seed in SEEDS for flags in FLAGS]
-    result = {"machine": machine(), "runs": runs}
+    result = {**made_by(), "runs": runs}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 

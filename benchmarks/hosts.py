@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 import psutil  # noqa: E402
 import tensorflow as tf  # noqa: E402
 import tensorflow_federated as tff  # noqa: E402
-from machine import machine  # noqa: E402
+from machine import made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "hosts.json"
 COUNTS, ROUNDS = (1, 2, 3), 7
@@ -163,7 +163,7 @@ def main() -> None:
             name = ", ".join(str(value) for field, value in row.items() if field != "tolerated" and value != 1)
             rows.append({"row": name, "two": difference(row, 2, folder), "three": difference(row, 3, folder)})
             print(rows[-1], flush=True)
-    result = {"machine": machine(), "costs": costs, "rows": rows, "s_per_megabyte": round(megabyte(), 5)}
+    result = {**made_by(), "costs": costs, "rows": rows, "s_per_megabyte": round(megabyte(), 5)}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
 
 

@@ -1,22 +1,22 @@
-"""The machine that results are from: it stands in every results file, and below every table."""
+"""The machine that results are from, as the run saw it, and the commit: they stand in every results file."""
 
-import os
-import platform
-import re
+import sys
+from pathlib import Path
 
 import psutil
 
-VECTORS = {"avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}  # oneDNN has kernels for each
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from harness.program import commit, processor
 
 
 def machine() -> str:
     """What the seconds depend on, and the last bits of the weights: the processor, its vectors, cores and memory."""
-    with open("/proc/cpuinfo") as file:
-        about = dict(re.split(r"\s*:\s*", line.strip(), maxsplit=1) for line in file if ":" in line)
-    model, flags = about.get("model name", platform.machine()), about.get("flags", "").split()
-    vectors = next((name for flag, name in VECTORS.items() if flag in flags), "SSE")
-    cores, memory = len(os.sched_getaffinity(0)), psutil.virtual_memory().total >> 30
-    return f"{model} with {vectors}, {cores} cores, {memory} GiB, Linux"
+    return f"{processor()}, {psutil.virtual_memory().total >> 30} GiB, Linux"
+
+
+def made_by() -> dict[str, str | None]:
+    """What a results file says of where it is from."""
+    return {"machine": machine(), "commit": commit()}
 
 
 def machines(rows: list[dict]) -> str:

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 from machine import machine
-from once import ROOT, once
+from once import ROOT, commits, once
 from published import published
 
 RUNS = ROOT / "runs" / "paper"
@@ -148,7 +148,7 @@ def measure(names: list[str], seeds: list[int] | None, earlier: dict[str, list[d
             metrics = once(RUNS / f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
             runs.append({"seed": seed, "rounds": metrics["rounds_to_target"], "seconds": metrics["seconds"],
                          "sha256": metrics["weights_sha256"], "rate": metrics["config"]["client_lr"],
-                         "machine": machine()})  # fmt: skip
+                         "machine": machine(), "commits": commits([metrics])})  # fmt: skip
             print(f"{name}: {runs[-1]}", file=sys.stderr, flush=True)
         rows.append({"cell": name, "runs": sorted(runs, key=itemgetter("seed"))})
     return rows

@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 import round_time
-from machine import machine
+from machine import made_by
 
 REQUIREMENTS = round_time.ROOT / "benchmarks" / "peers" / "requirements"
 RESULTS = round_time.ROOT / "benchmarks" / "results" / "peers.json"
@@ -44,7 +44,7 @@ def main() -> None:
     if missing:
         raise SystemExit(f"{', '.join(missing)} not installed; first: python {Path(__file__).name} --install")
     rows = round_time.measure("mlp", CONTENDERS, options.rounds)
-    RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
     print(round_time.table(rows))
 
 

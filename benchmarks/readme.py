@@ -59,10 +59,10 @@ def tables() -> dict[str, str]:
 
 
 def csv_table(path: Path) -> str:
-    """A CSV file as Markdown, and below it where it was measured: its column `machine`."""
+    """A CSV file as Markdown, and below it where it was measured: its column `machine`; `commit` is for those who look it up."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name != "machine"]
+    names = [name for name in rows[0] if name not in ("machine", "commit")]
     lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
     return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"({machines(rows)}.)"])
 

@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import psutil
-from machine import machine
+from machine import made_by
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -355,7 +355,7 @@ def main() -> None:
             names = [*CONTENDERS, *(["floor-jax"] if peer_python("floor-jax").exists() else [])]
         rows += measure(work, options.contenders or names, options.rounds)
     RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
     print(table(rows))
 
 

@@ -19,7 +19,7 @@ from harness import plots  # noqa: E402
 from harness.files import to_json  # noqa: E402
 
 import psutil  # noqa: E402
-from machine import machine  # noqa: E402
+from machine import machine, made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
 PICTURE = ROOT / "images" / "scaling.png"
@@ -89,7 +89,7 @@ def main() -> None:
             time.sleep(0.1)
         rows.append({**json.loads(child.stdout.read()), "peak_mib": peak >> 20})
         print(rows[-1], flush=True)
-    RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+    RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
     plot(rows)
 
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
 
-from machine import machine  # noqa: E402
+from machine import made_by  # noqa: E402
 
 SPINE = [
     "load_dataset",
@@ -69,7 +69,7 @@ def main() -> None:
     spent["everything else"] = total - sum(spent.values())
     rows = {name: round(seconds, 2) for name, seconds in spent.items()}
     times = {"first_round_starts_after_s": round(first_round[0], 2), "total_s": round(total, 2), "seconds": rows}
-    result = {"machine": machine(), **times}
+    result = {**made_by(), **times}
     print(json.dumps(result, indent=1))
     if not flags:
         (ROOT / "benchmarks" / "results" / "startup.json").write_text(json.dumps(result, indent=1) + "\n")

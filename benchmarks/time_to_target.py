@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import round_time
-from machine import machine
+from machine import made_by
 
 RESULTS = round_time.ROOT / "benchmarks" / "results" / "time_to_target.json"
 SEEDS = (0, 1, 2)
@@ -168,7 +168,7 @@ def main() -> None:
         measured = contest(work, options.contenders, options.seeds)
         rows = [row for row in rows if row["work"] != WORKS[work][0]] + measured
         if options.contenders == names:
-            RESULTS.write_text(json.dumps({"machine": machine(), "rows": rows}, indent=1) + "\n")
+            RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
     print(table(rows))
 
 

@@ -12,7 +12,7 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from machine import machine
+from machine import made_by
 from once import once
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -62,7 +62,7 @@ def main() -> None:
     for setting in settings:
         words = [f"--{name.replace('_', '-')} {value:g}" for name, value in setting.items() if name != "flags"]
         score = figures(setting.get("flags") or " ".join(words))
-        rows.append({**setting, **score, "machine": machine()})
+        rows.append({**setting, **score, **made_by()})
         print(rows[-1], flush=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0])

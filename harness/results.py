@@ -48,7 +48,12 @@ def manifest(dataset: Any, partition: Any, kind: str, seed: int, private: bool) 
     `dataset` has name, digest and classes, `partition` parts, counts, filled and digest; `kind` is the row's name.
     """
     indices = [part.tolist() for part in partition.parts]
-    of_clients = {"skew": skew(partition.counts), "label_counts": partition.counts.tolist(), "indices": indices}
+    of_clients = {
+        "filled_clients": partition.filled,
+        "skew": skew(partition.counts),
+        "label_counts": partition.counts.tolist(),
+        "indices": indices,
+    }
     return {
         "dataset": dataset.name,
         "dataset_sha256": dataset.digest,
@@ -56,7 +61,6 @@ def manifest(dataset: Any, partition: Any, kind: str, seed: int, private: bool) 
         "partition": kind,
         "seed": seed,
         "hash": partition.digest,
-        "filled_clients": partition.filled,
         **({} if private else of_clients),
     }
 
