@@ -398,6 +398,15 @@ def build_model(name: str, num_classes: int, seed: int) -> Any:
     return model
 
 
+@documented_settings()
+def build_whole_model(name: str, num_classes: int, weights: Any) -> Any:
+    """Return the Keras model that is saved: of raw pixels [n,28,28,1] in 0..255, with TFF's ModelWeights."""
+    model = build_model(name, num_classes, seed=0)
+    weights.assign_weights_to(model)
+    pixels = tf.keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1))
+    return tf.keras.Sequential([pixels, tf.keras.layers.Rescaling(1 / 255), *model.layers])
+
+
 def predict(name: str, num_classes: int, weights: Sequence[Any], x: Any, key: Any) -> Any:
     """Return logits float32[n,C] of the model's layers with the tensors `weights` as their variables, in a graph.
 
@@ -1023,8 +1032,7 @@ def save_result(
     note = plots.joined([note, tell_epsilon(result.records[-1], separator=""), folder.program_note()])
     target = config.run.target_accuracy
     about = {"dataset": dataset.name, "original_mnist": dataset.original, "config": config.but(resume="").flat()}
-    model = build_model(config.training.model, dataset.num_classes, config.seed)
-    weights.assign_weights_to(model)
+    model = build_whole_model(config.training.model, dataset.num_classes, weights)
     pictures = {
         "client_partition.png": partial(plot_partition, experiment.partition.counts, note, dataset.classes),
         "convergence_plot.png": partial(plot_convergence, result.records, note, target),

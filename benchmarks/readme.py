@@ -59,7 +59,7 @@ def tables() -> dict[str, str]:
 
 
 def csv_table(path: Path) -> str:
-    """A CSV file as Markdown, and below it where it was measured: its column `machine`; `commit` is for those who look it up."""
+    """A CSV file as Markdown, and below it where it was measured: its column `machine`. Its `commit` isn't shown."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name not in ("machine", "commit")]

@@ -148,13 +148,16 @@ def test_every_linked_file_exists(folder):
         assert (ROOT / folder / path).exists(), path
 
 
-ERRANDS = {"partitioner": "--partition parity", "algorithm": "--algorithm signsgd", "model": "--model deep", "plot": ""}
+ERRANDS = {"partitioner": "--partition parity", "algorithm": "--algorithm clipsgd", "model": "--model deep", "plot": ""}
 
 
 def test_the_errands_of_change_it_are_done_by_what_stands_there(tmp_path):
-    """The first four, in a copy of the project, and a run that uses them all."""
-    for name in ("federated_learning.py", "harness", "variants", "data"):
-        (shutil.copytree if (ROOT / name).is_dir() else shutil.copy)(ROOT / name, tmp_path / name)
+    """The first four, in a copy of the project: a run that uses them all, and the tests of `make quick` on them."""
+    for name in subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
     for what in ERRANDS:
         block = re.search(rf"^\*\*An? {what}\*\*.*?```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)[1]
         for piece in re.split(r"^# (?=\w+[/.])", block, flags=re.MULTILINE)[1:]:
@@ -163,8 +166,12 @@ def test_the_errands_of_change_it_are_done_by_what_stands_there(tmp_path):
     line = f"{sys.executable} federated_learning.py --dataset digits --rounds 1 --num-clients 4 --name run"
     words = shlex.split(f"{line} {' '.join(ERRANDS.values())}")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0 and "even and odd digits apart · signsgd" in done.stdout, done.stderr
+    assert done.returncode == 0 and "even and odd digits apart · clipsgd" in done.stdout, done.stderr
     assert (tmp_path / "runs" / "run" / "client_sizes.png").stat().st_size > 10_000
+    chosen = "test_house or parity or clipsgd or deep"
+    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen]
+    quick = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert quick.returncode == 0 and " passed" in quick.stdout, quick.stdout[-3000:]
 
 
 def insert(folder, file, where, code):

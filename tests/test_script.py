@@ -67,11 +67,14 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
             assert row["examples"] == partition.sizes[row["client"]]
 
 
-def test_the_saved_model_scores_the_same_in_plain_keras(twice, digits):
+@pytest.mark.parametrize("kind", [np.uint8, np.float32])
+def test_the_saved_model_scores_the_same_in_plain_keras(twice, digits, kind):
+    """It takes what users have: raw pixels, 0..255."""
     import keras
 
     run = twice[0] / "runs" / "digits-dirichlet-fedavg-mlp-seed0"
-    logits = keras.models.load_model(run / "global_model.keras", compile=False)(digits.test.images[..., None] / 255.0)
+    images = digits.test.images[..., None].astype(kind)
+    logits = keras.models.load_model(run / "global_model.keras")(images)
     accuracy = np.mean(np.argmax(logits, axis=1) == digits.test.labels)
     assert accuracy == pytest.approx(json.loads((run / "metrics.json").read_text())["test_accuracy"])
 
