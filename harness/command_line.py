@@ -59,8 +59,10 @@ def read_flags(kind: type[Answer], words: Sequence[str] | None, default: Answer 
 def in_a_line(framed: str) -> str:
     """Return tyro's message about a mistake, a title and sections in a frame, as one line: what is wrong, and the flags
     with their ranges that it shows as the cure."""
-    title, *lines = [line.strip("│╭╮╰╯─ ") for line in framed.splitlines()]
-    wrong = " ".join(itertools.takewhile(bool, lines)).rstrip(".")
+    lines = [line.strip("│╭╮╰╯─|+ ") for line in framed.splitlines()]
+    lines = [line if line.strip("-") else "" for line in lines]  # an output without Unicode has rules of -----
+    first, *sections = [list(section) for filled, section in itertools.groupby(lines, bool) if filled]
+    wrong = " ".join(first[1:] or sections[0]).rstrip(".")
     flags = [line.split(" {")[0] for line in lines if line.startswith("--")]
     return f"{wrong}; {'choose ' + ', or '.join(flags) if flags else 'see --help'}"
 

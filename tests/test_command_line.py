@@ -11,7 +11,7 @@ import subprocess
 import time
 
 import pytest
-from runs import SCRIPT, SECONDS, command, gone, run_code, run_script, start, worker_of
+from runs import SCRIPT, SECONDS, call_script, command, gone, run_code, run_script, start, worker_of
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "2")
 LONG = (*QUICK[:-1], "100000")
@@ -52,7 +52,7 @@ def test_a_vanished_run_folder_ends_the_run_with_its_name(tmp_path):
 
 @pytest.mark.parametrize("place", ["runs", "cache"])
 def test_an_unwritable_folder_is_refused(tmp_path, place):
-    done = run_script(tmp_path, *QUICK, f"--{place}", "/proc/federated")
+    done = call_script(tmp_path, *QUICK, f"--{place}", "/proc/federated")
     assert done.returncode == 2 and "/proc/federated" in done.stderr.splitlines()[-1], done.stderr
     assert "Traceback" not in done.stderr
 
@@ -123,7 +123,7 @@ def test_output_closed_early(tmp_path):
 
 def test_a_missing_or_odd_resume_folder_is_refused(tmp_path):
     for folder in ("nowhere", str(tmp_path), "/dev/null", "ümlaut"):
-        done = run_script(tmp_path, "--resume", folder)
+        done = call_script(tmp_path, "--resume", folder)
         assert done.returncode == 2 and folder in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -204,7 +204,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, flags):
     os.mkfifo(tmp_path / "full" / "config.json")
     (tmp_path / "file").write_text("")
     (tmp_path / "deep.json").write_text("[" * 100_000)
-    done = run_script(tmp_path, *flags)
+    done = call_script(tmp_path, *flags)
     assert done.returncode == 2 and REFUSED[flags] in done.stderr and done.stderr.count("\n") == 1, done.stderr
     assert done.stderr.rstrip("\n").isprintable()
 

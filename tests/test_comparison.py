@@ -12,7 +12,7 @@ from harness.results import holm, paired, tell_differences, tell_rounds
 
 import numpy as np
 import pytest
-from runs import configure, run_script
+from runs import call_script, configure
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
 
@@ -24,13 +24,13 @@ def table(folder):
 
 def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     flags = (*FLAGS, "--compare", "fedavg,scaffold", "--seeds", "2")
-    done = run_script(tmp_path, *flags)
+    done = call_script(tmp_path, *flags)
     assert done.returncode == 0 and "[4/4] algorithm scaffold, seed 1" in done.stdout, done.stderr
     rows = table(tmp_path)
     assert [(row["algorithm"], row["seed"], row["round"]) for row in rows] == [
         (name, seed, round_num) for name in ("fedavg", "scaffold") for seed in "01" for round_num in "12"
     ]
-    assert run_script(tmp_path, *FLAGS, "--name", "alone", "--seed", "1", "--algorithm", "scaffold").returncode == 0
+    assert call_script(tmp_path, *FLAGS, "--name", "alone", "--seed", "1", "--algorithm", "scaffold").returncode == 0
     alone = list(csv.DictReader((tmp_path / "runs" / "alone" / "metrics.csv").read_text().splitlines()))
     for ours, theirs in zip(rows[-2:], alone, strict=True):
         assert {**theirs, "seconds": ours["seconds"]} == {name: ours[name] for name in theirs}
@@ -51,7 +51,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     (interrupted,) = (tmp_path / "runs").glob("*-scaffold-*seed0-*")
     (interrupted / "metrics.json").unlink()
     (interrupted / "checkpoints" / "round-000002.npz").unlink()
-    again = run_script(tmp_path, *flags)
+    again = call_script(tmp_path, *flags)
     assert again.returncode == 0 and again.stdout.count("is there already") == 3, again.stderr
     assert again.stdout.count("round 2/2") == 1 and "round 1/2" not in again.stdout
     assert [row | {"seconds": 0} for row in table(tmp_path)] == [row | {"seconds": 0} for row in rows]
@@ -141,7 +141,7 @@ def test_what_is_compared_stands_in_the_caption(digits):
 
 def test_a_budget_that_allows_no_round_is_a_mistake(tmp_path):
     flags = ("--aggregator", "dp", "--epsilon-budget", "0.1", "--dataset", "digits", "--model", "mlp")
-    done = run_script(tmp_path, *flags)
+    done = call_script(tmp_path, *flags)
     assert done.returncode == 2 and "epsilon_budget=0.1 allows no round" in done.stderr.splitlines()[-1]
 
 

@@ -25,7 +25,7 @@ from harness.run_folder import CHECKPOINTS_KEPT, RunFolder
 import numpy as np
 import psutil
 import pytest
-from runs import SECONDS, command, gone, run_script, start
+from runs import SECONDS, call_script, command, gone, run_script, start
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--num-clients", "4", "--clients-per-round", "3")
 ROUNDS = 6
@@ -120,7 +120,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(whole, half, t
     middle = len(content) // 2
     damaged.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     (half / "checkpoints" / "round-000006.npz").write_bytes(content[: len(content) // 3])
-    done = run_script(tmp_path, "--resume", str(half))
+    done = call_script(tmp_path, "--resume", str(half))
     assert done.returncode == 0 and done.stderr.count("going back to the one before it") == 2
     assert outcome(half) == outcome(whole[0])
 
@@ -172,7 +172,7 @@ def test_data_of_the_environment_are_kept_with_the_run(own, tmp_path, monkeypatc
                                    "--dataset mnist", "--rounds 3"])  # fmt: skip
 def test_another_configuration_is_refused(half, tmp_path, flags):
     before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
-    done = run_script(tmp_path, "--resume", str(half), *flags.split())
+    done = call_script(tmp_path, "--resume", str(half), *flags.split())
     field = flags.split()[0].removeprefix("--").replace("-", "_")
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and field in done.stderr, done.stderr
     assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
@@ -220,7 +220,7 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
         for path in (half / "checkpoints").iterdir():
             path.unlink()
     newest.write_bytes(npz_bytes(**{**good, "key": np.array("another run's")}))
-    done = run_script(tmp_path, "--resume", str(half))
+    done = call_script(tmp_path, "--resume", str(half))
     assert done.returncode == 2 and "of another configuration" in done.stderr and done.stderr.count("\n") == 1
 
 
@@ -233,14 +233,14 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
 ])  # fmt: skip
 def test_a_damaged_run_folder_is_refused_in_one_line(half, tmp_path, name, content, said):
     (half / name).write_text(content)
-    done = run_script(tmp_path, "--resume", str(half))
+    done = call_script(tmp_path, "--resume", str(half))
     assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
 def test_a_run_that_is_going_on_is_not_resumed(half, tmp_path):
     before = (half / "config.json").read_bytes()
     with lock(half):
-        done = run_script(tmp_path, "--resume", str(half), "--rounds", "9")
+        done = call_script(tmp_path, "--resume", str(half), "--rounds", "9")
     assert done.returncode == 2 and "in use by a run" in done.stderr and done.stderr.count("\n") == 1
     assert (half / "config.json").read_bytes() == before
     with lock(half):  # free again

@@ -16,7 +16,7 @@ from harness.run_folder import RunFolder
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
-from runs import ROOT, SCRIPT, configure, run_code, run_script
+from runs import ROOT, SCRIPT, call_script, configure, run_code, run_script
 
 QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
 
@@ -181,7 +181,7 @@ BAD_FLAGS = {
 
 @pytest.mark.parametrize("flags", BAD_FLAGS)
 def test_a_bad_flag_gets_one_line_and_exit_code_2(tmp_path, flags):
-    done = run_script(tmp_path, *flags.split(" "))
+    done = call_script(tmp_path, *flags.split(" "))
     assert done.returncode == 2 and BAD_FLAGS[flags] in done.stderr
     assert "Traceback" not in done.stderr and done.stdout == ""
     assert done.stderr.count("\n") == 1
