@@ -103,10 +103,10 @@ def check_resumed(config: Theme, saved: Theme, rows: dict[str, str] | None = Non
     """
     ours, theirs, folder = identity(config), identity(saved), config.flat()["resume"]
     last = read_programs(place(folder))[-1]
-    names = changed(last, last["rows"] if rows is None else rows)
+    names = ", ".join(changed(last, last["rows"] if rows is None else rows))
     if names and not config.flat()["accept_changes"]:
         raise UserError(
-            f"resume={folder!r:.200}: another program made this run ({', '.join(names)} changed since); restore it, "
+            f"resume={folder!r:.200}: another program made this run ({names:.200} changed since); restore it, "
             "start a new run, or go on all the same with --accept-changes"
         )
     for field in sorted(ours):

@@ -154,7 +154,7 @@ def changed(saved: dict[str, Any], rows: dict[str, str]) -> list[str]:
     for kind, ours in {**program(), "rows": rows}.items():
         theirs = saved.get(kind) or {}
         names += [name for name in {*ours, *theirs} if ours.get(name) != theirs.get(name)]
-    return sorted(names)
+    return sorted(name if name.isprintable() else ascii(name) for name in names)
 
 
 @functools.cache

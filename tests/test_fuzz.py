@@ -65,14 +65,20 @@ def folder(tmp_path_factory, digits):
     split = manifest(digits, partition, "dirichlet", 0, private=False)
     evaluation = Evaluation(1.0, 0.5, np.zeros(2, np.uint8), np.eye(10, dtype=int))
     rows = [{"client": 0, "examples": 3.0, "loss": float("nan"), "accuracy": 0.5, "steps": 1.0, "finite": True}]
-    with RunFolder.open(config.but(runs=str(folder), name="run"), "run", split) as run:
+    with RunFolder.open(config.but(runs=str(folder), name="run"), "run", split, {}) as run:
         run.load([partition.digest], STATE_TYPE)
         figures = {"dropped": 0, "bytes_down": 1, "bytes_up": 1, "epsilon": None, "seconds": 1.0}
         records = [make_record(number, rows, evaluation, **figures) for number in (1, 2)]
         for record in records:
             run.save_round(record, STATE, None)
     (folder / "run" / "metrics.json").write_text(to_json(describe([STATE], evaluation, records, range(10))))
+    (folder / "run" / "rounds_begun.txt").write_text("1\n2\n")
     return folder
+
+
+def count_rounds(folder: Path, _) -> None:
+    """What epsilon is counted by."""
+    assert fl.privacy.read_journal(folder / "run" / "rounds_begun.txt", 3)
 
 
 def go_on(folder: Path, digits) -> None:
@@ -80,7 +86,7 @@ def go_on(folder: Path, digits) -> None:
     saved = read_saved(str(folder / "run"), fl.Config())
     check_resumed(saved, saved)
     partition = fl.make_partition(digits, saved)
-    with RunFolder.open(saved, "run", {"hash": partition.digest}) as run:
+    with RunFolder.open(saved, "run", {"hash": partition.digest}, {}) as run:
         _, records = run.load([partition.digest], STATE_TYPE)
     for record in records:
         record.line(5), record.trouble(records[:-1], 0.1, True), json_line(vars(record))
@@ -109,6 +115,8 @@ READERS = {
     "run/config.json": go_on,
     "run/partition.json": go_on,
     "run/rounds.jsonl": go_on,
+    "run/program.json": go_on,
+    "run/rounds_begun.txt": count_rounds,
     "run/checkpoints/round-000002.npz": go_on,
     "run/metrics.json": compare_again,
     "comparison/comparison.json": compare_again,
