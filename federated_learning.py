@@ -202,7 +202,7 @@ from harness import comparison, plots, stopping
 from harness.command_line import Progress, notice, say
 from harness.files import place, read_bytes, write_file, writing
 from harness.plots import BLUE, ORANGE, default_style, plot_confusion, plot_cost, plot_misclassified, plot_partition
-from harness.program import hash_rows, program
+from harness.program import hash_rows, program, tell_edited
 from harness.records import Evaluation, RoundRecord, client_rows, make_record, reached, tell_epsilon
 from harness.results import describe, manifest, summarize
 from harness.rounds import start_workers
@@ -983,7 +983,7 @@ def run(config: Config) -> Result:
     name, rows = default_name(config, dataset), hash_rows(rows_in_use(config))
     with RunFolder.open(config, name, split, rows) as folder:
         say(f"{note}\n")
-        remarks = [*published(config), *options.tell_unused(config)]
+        remarks = [*tell_edited(), *published(config), *options.tell_unused(config)]
         if private:
             remarks += privacy.remark(ledger(config), rounds)
         else:

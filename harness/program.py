@@ -59,9 +59,13 @@ def is_text(node: Any) -> bool:
     return type(node) is ast.Expr and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
 
 
+@functools.cache
 def hash_source(source: bytes | str) -> str:
-    """Return a hash of what a source does."""
-    return digest(meaning(ast.parse(source)))
+    """Return a hash of what a source does; of one that is being edited, and is no Python yet, of its text."""
+    try:
+        return digest(meaning(ast.parse(source)))
+    except SyntaxError:
+        return digest(repr(source))
 
 
 def digest(content: Any) -> str:
@@ -69,13 +73,36 @@ def digest(content: Any) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-@functools.cache
 def program() -> dict[str, dict[str, str]]:
-    """Return what the numbers follow from beside the flags: files -> hash of their meaning, packages -> version."""
-    return {
-        "files": {name: hash_source(source) for name, source in SOURCES.items()},
-        "versions": {package: importlib.metadata.version(package) for package in COMPUTING},
-    }
+    """Return what the numbers follow from beside the flags: files -> hash of their meaning, packages -> version.
+
+    A file that was edited after it was loaded, and may have been loaded again, is neither the one nor the other.
+    """
+    now = read_sources()
+    files = {name: hash_source(source) for name, source in SOURCES.items()}
+    for name in edited(now):
+        files[name] = digest([files[name], hash_source(now.get(name, b""))])
+    return {"files": files, "versions": versions()}
+
+
+@functools.cache
+def versions() -> dict[str, str]:
+    """Return package -> version."""
+    return {package: importlib.metadata.version(package) for package in COMPUTING}
+
+
+def edited(now: dict[str, bytes] | None = None) -> list[str]:
+    """Return the files that have changed on the disk since they were loaded."""
+    now = read_sources() if now is None else now
+    return [name for name, source in SOURCES.items() if now.get(name) != source]
+
+
+def tell_edited() -> list[str]:
+    """Return a remark on files that were edited while a notebook, or another program, goes on with what it loaded."""
+    names = edited()
+    if not names:
+        return []
+    return [f"{', '.join(names)} changed on the disk after loading; start Python again to be sure what is run"]
 
 
 def hash_rows(rows: dict[str, Any]) -> dict[str, str]:

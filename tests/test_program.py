@@ -60,6 +60,20 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
     assert rows(aggregator=Aggregator(wide, "sums")) != rows(aggregator=Aggregator(narrow, "sums"))
 
 
+def test_a_file_edited_after_loading_is_neither_program(monkeypatch):
+    """As in a notebook that goes on, or loads it again: whatever it then runs, no earlier run is taken for it."""
+    before, name = program.program()["files"], "variants/algorithms.py"
+    now = {**program.SOURCES, name: program.SOURCES[name].replace(b"client_lr = 0.2 ", b"client_lr = 0.3 ")}
+    assert program.tell_edited() == [] and now[name] != program.SOURCES[name]
+    monkeypatch.setattr(program, "read_sources", lambda: now)
+    after = program.program()["files"]
+    assert [file for file in before if before[file] != after[file]] == [name]
+    assert after[name] != program.hash_source(now[name])
+    assert f"{name} changed on the disk after loading" in program.tell_edited()[0]
+    monkeypatch.setattr(program, "read_sources", lambda: {**now, name: b"def ("})
+    assert program.program()["files"][name] not in (before[name], after[name])
+
+
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the project that may be edited, and what its script does with flags."""

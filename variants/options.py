@@ -192,6 +192,7 @@ USES: dict[str, tuple[Use, ...]] = {  # what else must be chosen for a field to 
     "attack_scale": (Use(("byzantine",)), Use(("attack",), ("scaled", "gaussian"))),
     "data_name": (Use(("data",)),),
     "transpose": (Use(("data",)),),
+    "accept_changes": (Use(("resume",)),),
     **{field: (Use(("aggregator",), ("dp",)),) for field in vars(Privacy())},  # these are refused without it
 }
 
