@@ -952,9 +952,8 @@ def rows_in_use(config: Config) -> dict[str, Any]:
 def check_rows(config: Config, dataset: Dataset, sizes: np.ndarray) -> None:
     """Raise UserError for rows that do not go together with each other, this model, or these clients' n_k."""
     algorithm = ALGORITHMS[config.optimization.algorithm](config.optimization, sizes)
-    if algorithm.rows():
-        model = build_model(config.training.model, dataset.num_classes, config.seed)
-        algorithms.check_memory(algorithm.rows(), model.count_params(), config.optimization.algorithm)
+    model = build_model(config.training.model, dataset.num_classes, config.seed)
+    algorithms.check_memory(algorithm.rows(), model.count_params(), config.optimization.algorithm)
     if AGGREGATORS[config.aggregation.aggregator].private:
         algorithms.check_private(algorithm)
     next(privacy.epsilon_by_round(ledger(config), 1, 1))  # what the budget does not allow

@@ -13,7 +13,6 @@ import itertools
 import json
 import os
 import shlex
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -94,13 +93,7 @@ class RunFolder:
         with stopping.saying(line), lock(path):
             # It may have more rounds now.
             write_file(path / "config.json", to_json(config.but(resume="", accept_changes=False).flat()))
-            folder = cls(path, run.tensorboard, programs, program)
-            try:
-                yield folder
-            except UserError:
-                if not run.resume and not folder.checkpoints():
-                    shutil.rmtree(path, ignore_errors=True)  # what is refused leaves nothing behind
-                raise
+            yield cls(path, run.tensorboard, programs, program)
 
     def load(self, identity: list, state_type: Any) -> tuple[Any, list[RoundRecord]]:
         """Return (state, records) of the newest checkpoint that the tables reach, (None, []) where nothing was done.
