@@ -385,7 +385,9 @@ MODELS: dict[str, Callable[[], list[Any]]] = {  # the layers before the logits
 
 def build_layers(name: str, num_classes: int) -> list[Any]:
     """Return the layers of the model's row and the logits, without weights yet."""
-    return [*MODELS[name](), tf.keras.layers.Dense(num_classes)]
+    hidden = MODELS[name]()
+    layers.check_new(name, hidden)
+    return [*hidden, tf.keras.layers.Dense(num_classes)]
 
 
 @documented_settings()
@@ -393,7 +395,7 @@ def build_model(name: str, num_classes: int, seed: int) -> Any:
     """Return a Keras model with its initial weights, a function of the seed alone: by Keras' own initializers, which
     are Glorot uniform and zero biases where a layer names none."""
     model = tf.keras.Sequential([tf.keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1)), *build_layers(name, num_classes)])
-    layers.check_stateless(name, model)
+    layers.check_layers(name, model)
     model.set_weights(layers.initial_weights(model, seed))
     return model
 

@@ -21,15 +21,37 @@ DRAWN_BY = {name: f"{name.removesuffix('_kernel')}_initializer" for name in (
 )}  # fmt: skip
 
 
-def check_stateless(name: str, model: Any) -> None:
-    """Raise UserError for a model with a layer that keeps something beside its trainable weights."""
+def check_layers(name: str, model: Any) -> None:
+    """Raise UserError for a model with a layer of which federated averaging, or our training step, loses something.
+
+    What travels is the trainable weights, float32, and what is minimized is the cross-entropy alone.
+    """
     for layer in model.layers:
-        if layer.non_trainable_weights:
-            kept = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
-            raise UserError(
-                f"model={name!r}: the layer {layer.name} keeps state ({kept}), which the mean of the clients' weights "
-                "leaves out; use LayerNormalization or GroupNormalization, or another layer without it"
-            )
+        lost = what_is_lost(layer)
+        if lost:
+            raise UserError(f"model={name!r}: the layer {layer.name} {lost}")
+
+
+def what_is_lost(layer: Any) -> str:
+    """Return what a layer has that would be lost, with the cure; of most layers nothing."""
+    if layer.non_trainable_weights:
+        kept = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
+        return (
+            f"keeps state ({kept}), which the mean of the clients' weights leaves out; use LayerNormalization or "
+            "GroupNormalization, or another layer without it"
+        )
+    if any(weight.dtype != tf.float32 for weight in layer.weights):
+        return "has weights that are not float32, in which all weights travel; leave its dtype out"
+    for part in (layer, *layer.submodules):
+        for name, value in vars(part).items():
+            option = name.replace("_activity", "activity")
+            if value is None or option.startswith("_"):
+                continue
+            if option.endswith("_regularizer"):
+                return f"has a {option}, whose loss no client adds; use --weight-decay"
+            if option.endswith("_constraint"):
+                return f"has a {option}, which no local step applies; leave it out"
+    return ""
 
 
 def short_name(weight: Any) -> str:
@@ -95,6 +117,12 @@ class KeyedRandomness:
         return tf.nn.experimental.stateless_dropout(
             inputs, rate, self.make_seed_for_stateless_op(), noise_shape=noise_shape
         )
+
+
+def check_new(name: str, layers: Sequence[Any]) -> None:
+    """Raise UserError for layers that have been used before: their weights would be trained, not those that travel."""
+    if any(layer.built for layer in layers):
+        raise UserError(f"model={name!r}: its function returns layers that are in use; make them anew in each call")
 
 
 def random_parts(layer: Any) -> list[Any]:
