@@ -25,6 +25,7 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@pytest.mark.timeout(900)
 def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     story = f"--dataset digits --model mlp --runs {tmp_path} --cache {tmp_path}"

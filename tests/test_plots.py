@@ -126,6 +126,7 @@ SAID = {  # flags -> what they must change in the caption; together all that a r
     "num_clients": "--num-clients 5",
     "clients_per_round": "--clients-per-round 5",
     "prox_mu": "--algorithm fedprox --prox-mu 1",
+    "server_epsilon": "--algorithm fedadam --server-epsilon 0.01",
     "public_cohorts": "--aggregator dp --public-cohorts",
     "rotation": "--partition feature --rotation 10",
     "sampling": "--sampling poisson",
