@@ -87,8 +87,14 @@ def program() -> dict[str, dict[str, str]]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return package -> version."""
-    return {package: importlib.metadata.version(package) for package in COMPUTING}
+    """Return package -> version; of one that came under another name, as tensorflow-cpu does, "unknown"."""
+    found = {}
+    for package in COMPUTING:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "unknown"
+    return found
 
 
 def edited(now: dict[str, bytes] | None = None) -> list[str]:

@@ -59,7 +59,7 @@ def test_an_unwritable_folder_is_refused(tmp_path, place):
 
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "runs").write_text("")
-    done = run_script(tmp_path, *QUICK)
+    done = call_script(tmp_path, *QUICK)
     assert done.returncode == 2 and "runs" in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
@@ -210,10 +210,10 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, flags):
 
 
 def test_a_log_that_cannot_be_written_is_told_as_that(tmp_path):
-    assert run_script(tmp_path, *QUICK, "--name", "run").returncode == 0
+    assert call_script(tmp_path, *QUICK, "--name", "run").returncode == 0
     (tmp_path / "runs" / "run" / "worker.log").unlink()
     (tmp_path / "runs" / "run" / "worker.log").mkdir()
-    done = run_script(tmp_path, "--resume", "runs/run", "--rounds", "3")
+    done = call_script(tmp_path, "--resume", "runs/run", "--rounds", "3")
     assert done.returncode == 2 and "worker.log: Is a directory" in done.stderr and "network" not in done.stderr
 
 

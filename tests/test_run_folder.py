@@ -104,11 +104,11 @@ def check_whole(path: Path):
 
 
 def test_a_run_goes_on_where_it_stopped_and_can_be_extended(whole, half, tmp_path):
-    done = run_script(tmp_path, "--resume", str(half))
+    done = call_script(tmp_path, "--resume", str(half))
     assert done.returncode == 0, done.stderr
     assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("round ")] == ["5/6", "6/6"]
     assert outcome(half) == outcome(whole[0])
-    longer = run_script(tmp_path, "--resume", str(half), "--rounds", "7")
+    longer = call_script(tmp_path, "--resume", str(half), "--rounds", "7")
     assert longer.returncode == 0 and len(outcome(half)[0]) == 7 and outcome(half)[0][:6] == outcome(whole[0])[0]
     assert len(list((half / "checkpoints").iterdir())) == CHECKPOINTS_KEPT
 

@@ -95,7 +95,7 @@ def test_tensorboard_events_hold_what_the_csv_holds(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     flags = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--tensorboard", "--name", "events")
-    assert run_script(tmp_path, *flags).returncode == 0
+    assert call_script(tmp_path, *flags).returncode == 0
     run = tmp_path / "runs" / "events"
     events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
     for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()):
@@ -117,7 +117,7 @@ def tensor_proto_value(event):
 
 
 def test_real_mnist(tmp_path):
-    done = run_script(tmp_path, "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
+    done = call_script(tmp_path, "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
@@ -146,14 +146,15 @@ def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(("variable", "flag"), [(False, True), (True, False)])
-def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, variable, flag):
+def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, monkeypatch, variable, flag):
     few = {}
     for part, split in (("train", digits.train), ("test", digits.test)):
         few["x_" + part], few["y_" + part] = split.images[split.labels < 4], split.labels[split.labels < 4]
     np.savez(tmp_path / "few.npz", **few)
     flags = ("--data", "few.npz") if flag else ()
-    environment = {"FL_DATA": "few.npz"} if variable else {}
-    done = run_script(tmp_path, *flags, "--model", "mlp", "--rounds", "1", **environment)
+    if variable:
+        monkeypatch.setenv("FL_DATA", "few.npz")
+    done = call_script(tmp_path, *flags, "--model", "mlp", "--rounds", "1")
     assert done.returncode == 0 and "not the original MNIST" in done.stdout, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert np.array(json.loads((run / "metrics.json").read_text())["confusion"]).shape == (4, 4)
