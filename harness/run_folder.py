@@ -51,11 +51,10 @@ CHECKPOINTS_KEPT = 3
 class RunFolder:
     """The files of one run."""
 
-    def __init__(
-        self, path: Path, tensorboard: bool, programs: Sequence[dict] = (), program: dict[str, Any] | None = None
-    ):
-        """`programs` are those that the run's rounds so far were made by, of which the last may be this `program`."""
-        self.path, self.programs, self.program = path, list(programs), program or describe_program({})
+    def __init__(self, path: Path, tensorboard: bool, rows: dict[str, str] | None = None):
+        """`rows` are the hashes of the rows in use; the folder itself says what programs made its rounds so far."""
+        self.path, self.program = path, describe_program(rows or {})
+        self.programs = read_programs(path) if (path / PROGRAMS).exists() else []
         self.events = tf.summary.create_file_writer(str(path)) if tensorboard else None
         self.key, self.specs = "", ()
         self.journal = path / "rounds_begun.txt"  # of a private run
@@ -71,18 +70,17 @@ class RunFolder:
 
         `rows` are the hashes of the rows in use.
         """
-        run, program = config.run, describe_program(rows)
+        run = config.run
         if run.resume:
             path = place(run.resume)
             check_resumed(config, read_saved(run.resume, type(config)()), rows)
-            programs = read_programs(path)
             if read_json(path / "partition.json").get("hash") != manifest["hash"]:
                 raise UserError(
                     f"resume={run.resume!r:.200}: its data or its partition.json has changed; restore it, or name the "
                     "data by --data"
                 )
         else:
-            programs = [program | {"from_round": 1}]
+            programs = [describe_program(rows) | {"from_round": 1}]
             files = {
                 "config.json": to_json(config.flat()),
                 "partition.json": to_json(manifest),
@@ -93,7 +91,7 @@ class RunFolder:
         with stopping.saying(line), lock(path):
             # It may have more rounds now.
             write_file(path / "config.json", to_json(config.but(resume="", accept_changes=False).flat()))
-            yield cls(path, run.tensorboard, programs, program)
+            yield cls(path, run.tensorboard, rows)
 
     def load(self, identity: list, state_type: Any) -> tuple[Any, list[RoundRecord]]:
         """Return (state, records) of the newest checkpoint that the tables reach, (None, []) where nothing was done.
