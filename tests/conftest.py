@@ -60,8 +60,12 @@ STARTERS |= {"NotebookClient", "KernelManager", "compare", "rounds_of"}
 STARTED = {"whole", "half", "twice", "undisturbed", "own", "go", "learners", "pair"}  # fixtures
 
 
+LONG = {"test_notebook.py", "test_faults.py", "test_hosts.py"}  # with a test of minutes
+
+
 def pytest_collection_modifyitems(items):
-    """Marks `slow` what starts a process: `make quick` leaves it out."""
+    """Marks `slow` what starts a process: `make quick` leaves it out. The long modules begin, lest one ends alone."""
+    items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if STARTERS & set(item.function.__code__.co_names) or STARTED & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)

@@ -25,13 +25,13 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
     story = f"--dataset digits --model mlp --runs {tmp_path} --cache {tmp_path}"
     parameters.source = f"config = fl.Config().but(**{SMALL}, cache={str(tmp_path)!r}); story = {story!r}"
     notebook.cells.append(nbformat.v4.new_code_cell("[vars(record) for record in records]"))
-    NotebookClient(notebook, timeout=240, resources={"metadata": {"path": str(ROOT)}}).execute()
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
 
     flags = [word for name, value in SMALL.items() for word in ("--" + name.replace("_", "-"), str(value))]
