@@ -1,8 +1,11 @@
-"""What attackers do to each aggregator: test accuracy after five rounds, mean ± sd over three seeds.
+"""What attackers do to each aggregator: test accuracy after five rounds, mean ± sd over three
+seeds.
 
-    python benchmarks/adversity.py      # about 12 minutes on 2 cores; what is in results/adversity.json is kept
+    # about 12 minutes on 2 cores; what is in results/adversity.json is kept
+    python benchmarks/adversity.py
 
-Ten clients with the `mlp`, IID as robust rules assume, and in the default split, where honest clients differ too.
+Ten clients with the `mlp`, IID as robust rules assume, and in the default split, where honest
+clients differ too.
 """
 
 import argparse
@@ -37,14 +40,19 @@ def accuracy(partition: str, aggregator: str, byzantine: int, attack: str, seed:
         **attacked,
     )
     experiment = fl.prepare(config)
-    rounds = fl.run_rounds(config, experiment.partition.sizes, experiment.process, experiment.evaluate)
+    rounds = fl.run_rounds(
+        config, experiment.partition.sizes, experiment.process, experiment.evaluate
+    )
     *_, (_, record, _) = rounds
     return 100 * record.test_accuracy
 
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown: a line an attack, a column an aggregator."""
-    lines = [f"| split | attackers of 10 | {' | '.join(AGGREGATORS)} |", "| --- " * (2 + len(AGGREGATORS)) + "|"]
+    lines = [
+        f"| split | attackers of 10 | {' | '.join(AGGREGATORS)} |",
+        "| --- " * (2 + len(AGGREGATORS)) + "|",
+    ]
     for partition in dict.fromkeys(row["partition"] for row in rows):
         for byzantine, attack in CASES:
             cells = [
@@ -60,13 +68,24 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     done = {(row["partition"], row["byzantine"], row["attack"], row["aggregator"]) for row in rows}
-    for partition, (byzantine, attack), aggregator in itertools.product(("iid", "dirichlet"), CASES, AGGREGATORS):
+    for partition, (byzantine, attack), aggregator in itertools.product(
+        ("iid", "dirichlet"), CASES, AGGREGATORS
+    ):
         if (partition, byzantine, attack, aggregator) not in done:
-            figures = [round(accuracy(partition, aggregator, byzantine, attack, seed), 2) for seed in SEEDS]
-            row = {"partition": partition, "byzantine": byzantine, "attack": attack, "aggregator": aggregator}
+            figures = [
+                round(accuracy(partition, aggregator, byzantine, attack, seed), 2) for seed in SEEDS
+            ]
+            row = {
+                "partition": partition,
+                "byzantine": byzantine,
+                "attack": attack,
+                "aggregator": aggregator,
+            }
             rows.append({**row, "accuracies": figures, **made_by()})
             print(rows[-1], flush=True)
             RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")

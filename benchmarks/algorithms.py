@@ -1,11 +1,12 @@
-"""Every algorithm at its own best: rates tuned on held-out images with one budget for all, then tested on new seeds.
+"""Every algorithm at its own best: rates tuned on held-out images with one budget for all, then
+tested on new seeds.
 
     python benchmarks/algorithms.py                          # every budget; results/algorithms.json
     python benchmarks/algorithms.py --budgets mlp-5          # one of them
 
-The rates of a row's grid are tried on 10,000 held-out training images (seed 0), and beyond it where its end is the
-best; the best is tested with seeds 1 to 3, and compared with FedAvg's by a paired t-test over those seeds. What is in
-runs/algorithms is not run again.
+The rates of a row's grid are tried on 10,000 held-out training images (seed 0), and beyond it where
+its end is the best; the best is tested with seeds 1 to 3, and compared with FedAvg's by a paired
+t-test over those seeds. What is in runs/algorithms is not run again.
 """
 
 import argparse
@@ -38,7 +39,11 @@ ADAPTIVE = {"client_lr": (0.05, 0.2), "server_lr": (0.003, 0.01, 0.03, 0.1)}
 GRIDS = {
     "fedavg": PLAIN,
     "fedprox": {**PLAIN, "prox_mu": (0.001, 0.01)},
-    "fedavgm": {"client_lr": (0.05, 0.2), "server_lr": (0.1, 0.3, 1.0), "server_momentum": (0.5, 0.9)},
+    "fedavgm": {
+        "client_lr": (0.05, 0.2),
+        "server_lr": (0.1, 0.3, 1.0),
+        "server_momentum": (0.5, 0.9),
+    },
     "fedadagrad": {"client_lr": (0.05, 0.2), "server_lr": (0.01, 0.03, 0.1, 0.3)},
     "fedadam": ADAPTIVE,
     "fedyogi": ADAPTIVE,
@@ -50,14 +55,19 @@ GRIDS = {
 }
 
 
-def accuracy(budget: str, algorithm: str, rates: dict[str, float], seed: int, holdout: int) -> float:
+def accuracy(
+    budget: str, algorithm: str, rates: dict[str, float], seed: int, holdout: int
+) -> float:
     """Final accuracy of a run, in percent; read from its folder where that is there."""
     words = [f"{value:g}" for value in rates.values()]
     name = "-".join([budget, algorithm, *words, f"seed{seed}", *(["held-out"] if holdout else [])])
     metrics = RUNS / name / "metrics.json"
     if not metrics.exists():
-        defined = fl.options.FIXED.get(algorithm, {})  # fedsgd has a step a round, on the whole shard
-        config = fl.parse(BUDGETS[budget]).but(algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined)
+        # fedsgd has a step a round, on the whole shard
+        defined = fl.options.FIXED.get(algorithm, {})
+        config = fl.parse(BUDGETS[budget]).but(
+            algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined
+        )
         place = {"runs": str(RUNS), "name": name, "cache": str(ROOT / ".cache")}
         resumed = {"resume": str(RUNS / name)} if (RUNS / name).exists() else {}
         with contextlib.redirect_stdout(io.StringIO()):
@@ -65,17 +75,22 @@ def accuracy(budget: str, algorithm: str, rates: dict[str, float], seed: int, ho
     return 100 * json.loads(metrics.read_text())["test_accuracy"]
 
 
-def search(budget: str, algorithm: str, grid: dict[str, tuple[float, ...]]) -> list[tuple[float, dict[str, float]]]:
+def search(
+    budget: str, algorithm: str, grid: dict[str, tuple[float, ...]]
+) -> list[tuple[float, dict[str, float]]]:
     """(held-out accuracy, rates) of all that is tried, the best first.
 
-    A best at an end of its learning rates has twice that rate, or half of it, tried too, until it is no end any more.
+    A best at an end of its learning rates has twice that rate, or half of it, tried too, until it
+    is no end any more.
     """
     found: list[tuple[float, dict[str, float]]] = []
     waiting = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     while waiting:
         found += [(accuracy(budget, algorithm, rates, 0, 10_000), rates) for rates in waiting]
         found.sort(key=lambda one: -one[0])
-        best, tried, waiting = found[0][1], [rates for _, rates in found], []
+        best = found[0][1]
+        tried = [rates for _, rates in found]
+        waiting = []
         for name in (name for name in grid if name.endswith("_lr")):
             for end, factor in ((max, 2), (min, 0.5)):
                 further = {**best, name: factor * best[name]}
@@ -96,7 +111,8 @@ def contest(budget: str) -> dict:
 
 
 def compare(result: dict) -> dict[str, tuple[float, float, float]]:
-    """algorithm -> (mean difference to FedAvg's in points, p of the paired t-test, p by Holm over all of these)."""
+    """algorithm -> (mean difference to FedAvg's in points, p of the paired t-test, p by Holm over
+    all of these)."""
     tests = {row["algorithm"]: np.array(row["tests"]) for row in result["rows"]}
     own = tests.pop("fedavg")
     pairs = [paired(own, other) for other in tests.values()]
@@ -108,9 +124,13 @@ def verdict(result: dict) -> str:
     """Which rows of a budget its seeds tell from FedAvg, in a sentence: by Holm's p."""
     kinds: dict[str, list[str]] = {"above": [], "below": [], "not told from": []}
     for name, (difference, _, p) in compare(result).items():
-        kinds["not told from" if p >= NOISE else "above" if difference > 0 else "below"].append(name)
+        kinds["not told from" if p >= NOISE else "above" if difference > 0 else "below"].append(
+            name
+        )
     parts = [f"{kind} FedAvg: {', '.join(names) or 'none'}" for kind, names in kinds.items()]
-    return "\n".join(textwrap.wrap(f"- `{result['flags']}`: {'; '.join(parts)}.", 124, subsequent_indent="  "))
+    return "\n".join(
+        textwrap.wrap(f"- `{result['flags']}`: {'; '.join(parts)}.", 124, subsequent_indent="  ")
+    )
 
 
 def table(results: list[dict]) -> str:
@@ -131,12 +151,17 @@ def table(results: list[dict]) -> str:
             _, raw, adjusted = differences.get(row["algorithm"], (0, None, None))
             p = "–" if raw is None else f"{raw:.2g} ({adjusted:.2g})"
             score = f"{np.mean(row['tests']):.2f} ± {np.std(row['tests'], ddof=1):.2f}"
-            lines.append(f"| `{result['flags']}` | {row['algorithm']} | {row['tried']} | {rates} | {score} | {p} |")
+            lines.append(
+                f"| `{result['flags']}` | {row['algorithm']} | {row['tried']} | {rates} | {score} "
+                f"| {p} |"
+            )
     return "\n".join([*lines, "", *map(verdict, results)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
     options = parser.parse_args()
     earlier = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []

@@ -1,9 +1,10 @@
-"""What several hosts cost and change: workers on this machine in their place, so without a network between.
+"""What several hosts cost and change: workers on this machine in their place, so without a network
+between.
 
     python benchmarks/hosts.py    # five minutes; results/hosts.json
 
-Seconds, bytes and processor time of a round on 1, 2 and 3 workers; and how far the weights of two and three are from
-those of one, algorithm by algorithm and aggregator by aggregator.
+Seconds, bytes and processor time of a round on 1, 2 and 3 workers; and how far the weights of two
+and three are from those of one, algorithm by algorithm and aggregator by aggregator.
 """
 
 import argparse
@@ -30,7 +31,8 @@ import tensorflow_federated as tff  # noqa: E402
 from machine import made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "hosts.json"
-COUNTS, ROUNDS = (1, 2, 3), 7
+COUNTS = (1, 2, 3)
+ROUNDS = 7
 WORKS = {  # the model, and images a client of ten
     "mlp, 10 clients x 6,000 images, B = 32, E = 1": ("mlp", 6000, 32),
     "cnn, 10 clients x 300 images, B = 10, E = 1": ("cnn", 300, 10),
@@ -40,7 +42,9 @@ KRUM = {"tolerated": 1}
 ROWS = [{"algorithm": name} for name in fl.ALGORITHMS if name != "fedsgd"]
 ROWS += [{"algorithm": "fedsgd", "local_epochs": 1}]
 ROWS += [
-    {"aggregator": name} | (KRUM if "krum" in name else {}) for name in fl.AGGREGATORS if name not in ("mean", "dp")
+    {"aggregator": name} | (KRUM if "krum" in name else {})
+    for name in fl.AGGREGATORS
+    if name not in ("mean", "dp")
 ]
 ROWS += [{"model": "small-cnn"}, {"model": "small-cnn", "algorithm": "scaffold"}]
 
@@ -58,13 +62,20 @@ def cost(work: str, count: int) -> dict:
     """Medians over ROUNDS rounds after one to warm up."""
     model, images, batch = WORKS[work]
     config = fl.Config().but(
-        model=model, partition="iid", local_epochs=1, batch_size=batch, client_lr=0.05, rounds=ROUNDS + 1,
-        cache=str(ROOT / ".cache"), workers=",".join(["localhost"] * count),
-    )  # fmt: skip
+        model=model,
+        partition="iid",
+        local_epochs=1,
+        batch_size=batch,
+        client_lr=0.05,
+        rounds=ROUNDS + 1,
+        cache=str(ROOT / ".cache"),
+        workers=",".join(["localhost"] * count),
+    )
     full = fl.load_dataset(config.data)
     train = fl.Split(full.train.images[: 10 * images], full.train.labels[: 10 * images])
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {10 * images}")
-    rows, spent = [], []
+    rows = []
+    spent = []
     for _, record in states(config, dataset):
         rows.append(record)
         tree = [psutil.Process(), *psutil.Process().children(recursive=True)]
@@ -80,7 +91,8 @@ def cost(work: str, count: int) -> dict:
 
 
 def megabyte() -> float:
-    """Seconds that the coordinator spends on a megabyte to a worker and one back, the median of 20 of 6.6 MB."""
+    """Seconds that the coordinator spends on a megabyte to a worker and one back, the median of 20
+    of 6.6 MB."""
     values = np.ones(1_663_370, np.float32)  # as many as the cnn has parameters
 
     @tff.tensorflow.computation(tff.TensorType(np.float32, values.shape))
@@ -97,11 +109,16 @@ def megabyte() -> float:
 
 
 def difference(row: dict, count: int, folder: str) -> float:
-    """The largest difference of a weight after SMALL's rounds on `count` workers from those of one."""
+    """The largest difference of a weight after SMALL's rounds on `count` workers from those of
+    one."""
     weights = []
     for workers in (1, count):
-        config = fl.Config().but(**{**SMALL, **row, "workers": ",".join(["localhost"] * workers), "cache": folder})
-        weights.append([np.asarray(w) for w in list(states(config))[-1][0].global_model_weights.trainable])
+        config = fl.Config().but(
+            **{**SMALL, **row, "workers": ",".join(["localhost"] * workers), "cache": folder}
+        )
+        weights.append(
+            [np.asarray(w) for w in list(states(config))[-1][0].global_model_weights.trainable]
+        )
     return max(float(np.abs(a - b).max()) for a, b in zip(*weights, strict=True))
 
 
@@ -111,47 +128,66 @@ def cost_table(rows: list[dict]) -> str:
     for row in rows:
         wire = [f"{row[way] / 1e6:.2f}" if row[way] else "–" for way in ("wire_down", "wire_up")]
         median = statistics.median(row["seconds"])
-        lines.append(f"| {row['work']} | {row['workers']} | {median:.3f} | {row['cpu_s']:.2f} | {' | '.join(wire)} |")
+        lines.append(
+            f"| {row['work']} | {row['workers']} | {median:.3f} | {row['cpu_s']:.2f} | "
+            f"{' | '.join(wire)} |"
+        )
     return "\n".join(lines)
 
 
 def row_table(rows: list[dict]) -> str:
     """Differences as Markdown."""
     lines = ["| row | two workers | three |", "| --- " * 3 + "|"]
-    return "\n".join([*lines, *(f"| {row['row']} | {row['two']:.0e} | {row['three']:.0e} |" for row in rows)])
+    return "\n".join(
+        [*lines, *(f"| {row['row']} | {row['two']:.0e} | {row['three']:.0e} |" for row in rows)]
+    )
 
 
 TREE = 32  # hosts that one host merges for
-MILLION, HOSTS = 1_000_000, (1, 10, 100, 1000)
+MILLION = 1_000_000
+HOSTS = (1, 10, 100, 1000)
 
 
 def calculation(result: dict, scaling: list[dict]) -> str:
-    """A round of a million clients of 6 images on so many hosts like this, from the measured costs, as Markdown."""
+    """A round of a million clients of 6 images on so many hosts like this, from the measured costs,
+    as Markdown."""
     largest = scaling[-1]
     client = statistics.median(largest["seconds"]) / largest["clients"]
-    lines = ["| hosts | training (s) | merging at one coordinator (s) | in a tree of 32 (s) |", "| --- " * 4 + "|"]
-    (two,) = (row for row in result["costs"] if row["work"].startswith("mlp") and row["workers"] == 2)
+    lines = [
+        "| hosts | training (s) | merging at one coordinator (s) | in a tree of 32 (s) |",
+        "| --- " * 4 + "|",
+    ]
+    (two,) = (
+        row for row in result["costs"] if row["work"].startswith("mlp") and row["workers"] == 2
+    )
     each = two["wire_down"] / 2 / 1e6 * result["s_per_megabyte"]
     for hosts in HOSTS:
         levels = max(1, math.ceil(math.log(hosts, TREE)))
         tree = levels * min(hosts, TREE) * each
-        lines.append(f"| {hosts:,} | {MILLION * client / hosts:,.2f} | {hosts * each:,.2f} | {tree:,.2f} |")
+        lines.append(
+            f"| {hosts:,} | {MILLION * client / hosts:,.2f} | {hosts * each:,.2f} | {tree:,.2f} |"
+        )
     most = math.sqrt(MILLION * client / each)
     told = (
         f"A client costs {1000 * client:.2f} ms (`scaling.json`), a megabyte there and back "
-        f"{1000 * result['s_per_megabyte']:.1f} ms of the coordinator's time (a 1 Gbit/s link takes 8 each way), "
-        f"`mlp`'s weights {two['wire_down'] / 2e6:.2f} MB. Beyond some {most:,.0f} hosts a round waits for the "
-        "coordinator; a tree, in which hosts merge for 32 others, would do, as merges may be grouped in any way."
+        f"{1000 * result['s_per_megabyte']:.1f} ms of the coordinator's time (a 1 Gbit/s link "
+        f"takes 8 each way), `mlp`'s weights {two['wire_down'] / 2e6:.2f} MB. Beyond some "
+        f"{most:,.0f} hosts a round waits for the coordinator; a tree, in which hosts merge for 32 "
+        "others, would do, as merges may be grouped in any way."
     )
     return "\n".join([*lines, "", *textwrap.wrap(told, 120)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cost", nargs=2, help=argparse.SUPPRESS)  # one work and count, in a process of its own
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    # one work and count, in a process of its own
+    parser.add_argument("--cost", nargs=2, help=argparse.SUPPRESS)
     if one := parser.parse_args().cost:
         return print(json.dumps(cost(one[0], int(one[1]))), flush=True)
-    costs, rows = [], []
+    costs = []
+    rows = []
     for work in WORKS:
         for count in COUNTS:
             command = [sys.executable, __file__, "--cost", work, str(count)]
@@ -160,8 +196,16 @@ def main() -> None:
             print(costs[-1], flush=True)
     for row in ROWS:
         with tempfile.TemporaryDirectory() as folder:
-            name = ", ".join(str(value) for field, value in row.items() if field != "tolerated" and value != 1)
-            rows.append({"row": name, "two": difference(row, 2, folder), "three": difference(row, 3, folder)})
+            name = ", ".join(
+                str(value) for field, value in row.items() if field != "tolerated" and value != 1
+            )
+            rows.append(
+                {
+                    "row": name,
+                    "two": difference(row, 2, folder),
+                    "three": difference(row, 3, folder),
+                }
+            )
             print(rows[-1], flush=True)
     result = {**made_by(), "costs": costs, "rows": rows, "s_per_megabyte": round(megabyte(), 5)}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")

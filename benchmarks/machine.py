@@ -1,4 +1,5 @@
-"""The machine that results are from, as the run saw it, and the commit: they stand in every results file."""
+"""The machine that results are from, as the run saw it, and the commit: they stand in every results
+file."""
 
 import sys
 from pathlib import Path
@@ -10,7 +11,8 @@ from harness.program import commit, processor
 
 
 def machine() -> str:
-    """What the seconds depend on, and the last bits of the weights: the processor, its vectors, cores and memory."""
+    """What the seconds depend on, and the last bits of the weights: the processor, its vectors,
+    cores and memory."""
     return f"{processor()}, {psutil.virtual_memory().total >> 30} GiB, Linux"
 
 

@@ -1,8 +1,12 @@
-"""Flower's niid_bench on MNIST and ours: the same splits, image for image, with fewer local epochs in all.
+"""Flower's niid_bench on MNIST and ours: the same splits, image for image, with fewer local epochs
+in all.
 
-    python benchmarks/niid_bench.py                                  # all splits and rows; results/niid_bench.json
-    python benchmarks/niid_bench.py --splits two-labels one-label    # some of them
-    python benchmarks/niid_bench.py --rows "fedavg, as Flower's"     # its own 50 rounds of 10 epochs: hours
+    # all splits and rows; results/niid_bench.json
+    python benchmarks/niid_bench.py
+    # some of them
+    python benchmarks/niid_bench.py --splits two-labels one-label
+    # its own 50 rounds of 10 epochs: hours
+    python benchmarks/niid_bench.py --rows "fedavg, as Flower's"
 
 Flower's baseline does 50 rounds of 10 local epochs over 10 clients; ours 10 rounds of 3, or what
 BESIDE says: five algorithms with its network (lenet), FedAvg with the script's own, and one step a
@@ -32,7 +36,8 @@ SPLITS = {  # the flags of Flower's splits
     "two-labels": "--partition random-labels --labels-per-client 2",
     "one-label": "--partition random-labels --labels-per-client 1",
 }
-FLOWERS_SEED = 42  # of its one split; its runs differ by their initial weights and the order of the batches
+# of its one split; its runs differ by their initial weights and the order of the batches
+FLOWERS_SEED = 42
 PRINTED = ("FedAvg", "SCAFFOLD", "FedProx", "FedNova")
 LENET = "--model lenet --client-lr 0.1 --algorithm"
 ROWS = {
@@ -43,10 +48,13 @@ ROWS = {
     "feddyn": f"{LENET} feddyn --dyn-alpha 0.01",
     "fedavg, small-cnn": "--client-lr 0.1",
     "fedadam, one step": "--model lenet --client-lr 1 --server-lr 0.02 --algorithm fedadam",
-    "fedavg, as Flower's": "--model lenet --client-optimizer momentum --client-lr 0.01 --weight-decay 1e-5",
+    "fedavg, as Flower's": (
+        "--model lenet --client-optimizer momentum --client-lr 0.01 --weight-decay 1e-5"
+    ),
 }
 OURS = "--rounds 10 --local-epochs 3 --batch-size 32"
-# Few local steps between two means: with one label a client forgets all others within some ten of them.
+# Few local steps between two means: with one label a client forgets all others within some ten of
+# them.
 TWO_LABELS = "--rounds 50 --local-epochs 1"
 ONE_LABEL = "--rounds 30 --local-epochs 1 --batch-size 600"
 ONE_STEP = "--rounds 100 --local-epochs 1 --batch-size 0"
@@ -56,29 +64,40 @@ BESIDE = {
     **{("one-label", name): ONE_LABEL for name in ROWS},
     ("one-label", "fedavg, small-cnn"): f"{ONE_LABEL} --client-lr 0.2",
     **{(split, "fedadam, one step"): ONE_STEP for split in SPLITS},
-    **{(split, "fedavg, as Flower's"): "--rounds 50 --local-epochs 10 --batch-size 64" for split in SPLITS},
+    **{
+        (split, "fedavg, as Flower's"): "--rounds 50 --local-epochs 10 --batch-size 64"
+        for split in SPLITS
+    },
 }
 
 
 def split_flags(split: str) -> str:
-    """The flags by which a run has Flower's very split, whatever its own seed: that of a partition.json."""
+    """The flags by which a run has Flower's very split, whatever its own seed: that of a
+    partition.json."""
     path = RUNS / f"split-{split}.json"
     if not path.exists():
         config = fl.parse(f"{SPLITS[split]} --seed {FLOWERS_SEED}")
         dataset = fl.load_dataset(config.data)
         made = fl.make_partition(dataset, config)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(fl.manifest(dataset, made, config.partition, config.seed, private=False)))
+        path.write_text(
+            to_json(fl.manifest(dataset, made, config.partition, config.seed, private=False))
+        )
     return f"--partition-file {path}"
 
 
 def cell(tests: list[float]) -> str:
     """Mean ± sd."""
-    return f"{np.mean(tests):.2f} ± {np.std(tests, ddof=1):.2f}" if len(tests) > 1 else f"{tests[0]:.2f}"
+    return (
+        f"{np.mean(tests):.2f} ± {np.std(tests, ddof=1):.2f}"
+        if len(tests) > 1
+        else f"{tests[0]:.2f}"
+    )
 
 
 def table(rows: list[dict]) -> str:
-    """Flower's four rows as it prints them, then ours after the last round, and as Flower counts, in the best."""
+    """Flower's four rows as it prints them, then ours after the last round, and as Flower counts,
+    in the best."""
     found = {(row["split"], row["row"]): row for row in rows}
     theirs = published()
     names = ["split", *(f"Flower, {name}" for name in PRINTED)]
@@ -100,22 +119,34 @@ def table(rows: list[dict]) -> str:
 
 
 def above(found: dict[tuple[str, str], dict]) -> str:
-    """Where our best row is above each of Flower's cells, both counted by the best round, and where it is not."""
-    theirs, said = published(), []
+    """Where our best row is above each of Flower's cells, both counted by the best round, and where
+    it is not."""
+    theirs = published()
+    said = []
     for split in SPLITS:
-        ours = {name: np.mean(row["best"]) for (where, name), row in found.items() if where == split and "best" in row}
+        ours = {
+            name: np.mean(row["best"])
+            for (where, name), row in found.items()
+            if where == split and "best" in row
+        }
         if ours:
             highest = max(theirs[f"flower {split} {name}"]["mean"] for name in PRINTED)
             name = max(ours, key=ours.get)
             which = "above" if ours[name] > highest else "not above"
             said.append(f"{split}: {name} {ours[name]:.2f}, {which} {highest:.2f}")
-    return f"Our best row against Flower's highest cell, by the best round of each: {'; '.join(said)}."
+    return (
+        f"Our best row against Flower's highest cell, by the best round of each: {'; '.join(said)}."
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=[row for row in ROWS if "as Flower" not in row])
+    parser.add_argument(
+        "--rows", nargs="+", choices=ROWS, default=[row for row in ROWS if "as Flower" not in row]
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     options = parser.parse_args()
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
@@ -129,9 +160,25 @@ def main() -> None:
             ]
             rows = [row for row in rows if (row["split"], row["row"]) != (split, name)]
             tests = [100 * metrics["test_accuracy"] for metrics in runs]
-            best = [100 * max(record["test_accuracy"] for record in metrics["rounds"]) for metrics in runs]
-            row = {"split": split, "row": name, "flags": f"{SPLITS[split]} {flags}", "seeds": options.seeds}
-            rows.append({**row, "tests": tests, "best": best, "machine": machine(), "commits": commits(runs)})
+            best = [
+                100 * max(record["test_accuracy"] for record in metrics["rounds"])
+                for metrics in runs
+            ]
+            row = {
+                "split": split,
+                "row": name,
+                "flags": f"{SPLITS[split]} {flags}",
+                "seeds": options.seeds,
+            }
+            rows.append(
+                {
+                    **row,
+                    "tests": tests,
+                    "best": best,
+                    "machine": machine(),
+                    "commits": commits(runs),
+                }
+            )
             print(rows[-1], file=sys.stderr, flush=True)
             RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(table(rows))

@@ -1,4 +1,5 @@
-"""Runs of the script that are made once: one that is there is read, one that was stopped goes on."""
+"""Runs of the script that are made once: one that is there is read, one that was stopped goes
+on."""
 
 import json
 import subprocess
@@ -10,17 +11,25 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def once(folder: Path, flags: str) -> dict:
-    """metrics.json of the run with `flags` in `folder`, and its `seconds`: of the last part, where it was stopped."""
+    """metrics.json of the run with `flags` in `folder`, and its `seconds`: of the last part, where
+    it was stopped."""
     seconds = folder.with_name(f"{folder.name}.seconds")  # written when it is done
     command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
     place = ["--runs", str(folder.parent), "--name", folder.name]
-    command += ["--resume", str(folder), "--accept-changes"] if folder.exists() else [*flags.split(), *place]
+    command += (
+        ["--resume", str(folder), "--accept-changes"]
+        if folder.exists()
+        else [*flags.split(), *place]
+    )
     if not seconds.exists():
         print(f"{folder.name}: {flags}", file=sys.stderr, flush=True)
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         seconds.write_text(f"{time.perf_counter() - began:.1f}\n")
-    return {**json.loads((folder / "metrics.json").read_text()), "seconds": float(seconds.read_text())}
+    return {
+        **json.loads((folder / "metrics.json").read_text()),
+        "seconds": float(seconds.read_text()),
+    }
 
 
 def commits(runs: list[dict]) -> list[str]:

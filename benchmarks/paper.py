@@ -1,10 +1,14 @@
-"""McMahan et al. 2017, table 1, run again: rounds until the test accuracy is 97 % (2NN) or 99 % (CNN).
+"""McMahan et al. 2017, table 1, run again: rounds until the test accuracy is 97 % (2NN) or 99 %
+(CNN).
 
-    python benchmarks/paper.py --tune    # rates, momenta, on 10,000 held-out training images; results/paper_rates.csv
-    python benchmarks/paper.py           # the cells; results/paper.json, in two hours
+    # rates, momenta, on 10,000 held-out training images; results/paper_rates.csv
+    python benchmarks/paper.py --tune
+    # the cells; results/paper.json, in two hours
+    python benchmarks/paper.py
     python benchmarks/paper.py --cells 2nn-iid 2nn-noniid --seeds 0
 
-Every run is a preset of the script in runs/paper. One that is there is read, one that was stopped goes on.
+Every run is a preset of the script in runs/paper. One that is there is read, one that was stopped
+goes on.
 """
 
 import argparse
@@ -25,7 +29,8 @@ RATES = ROOT / "benchmarks" / "results" / "paper_rates.csv"
 
 
 class Cell(NamedTuple):
-    """`flags` of the run; the names of published figures, the paper's and others'; flags to choose from; seeds to run.
+    """`flags` of the run; the names of published figures, the paper's and others'; flags to choose
+    from; seeds to run.
 
     `chosen_by` are the flags that the choice of the rate adds.
     """
@@ -40,7 +45,10 @@ class Cell(NamedTuple):
 
 
 CNN_IID = ("mcmahan cnn-iid", "mcmahan cnn-iid, table 2")
-MOMENTA = "--algorithm fedavgm --server-momentum 0.5 --server-lr 1 --client-optimizer momentum --client-lr 0.02"
+MOMENTA = (
+    "--algorithm fedavgm --server-momentum 0.5 --server-lr 1 --client-optimizer momentum "
+    "--client-lr 0.02"
+)
 
 
 def client_lr(*rates: float) -> tuple[str, ...]:
@@ -83,7 +91,9 @@ CELLS = {
         CNN_IID,
         "flfedavgr cnn-iid",
         (
-            *client_lr(0.1, 0.15, 0.2, 0.25),  # the preset's is the best of these, as the paper's own choice was
+            *client_lr(
+                0.1, 0.15, 0.2, 0.25
+            ),  # the preset's is the best of these, as the paper's own choice was
             "--server-lr 1.5",
             "--server-lr 2",
             "--server-lr 2 --client-lr 0.1",
@@ -94,7 +104,8 @@ CELLS = {
             MOMENTA,
         ),
         (0, 1, 2, 3, 4),
-        chosen_by="--target-accuracy 0 --rounds 20",  # 99 % is out of reach on these images: the last ten rounds decide
+        # 99 % is out of reach on these images: the last ten rounds decide
+        chosen_by="--target-accuracy 0 --rounds 20",
     ),
     "cnn-iid-momenta": Cell(  # the best of all that were tried there
         "CNN, IID, B = 10, with server and client momentum",
@@ -119,8 +130,8 @@ CELLS = {
 def tune(names: list[str]) -> None:
     """Write what each choice comes to on held-out images, seed 0.
 
-    The presets have the rate with the fewest rounds to the target, or where none gets there the best mean accuracy of
-    the last ten rounds; within a round of it the lower.
+    The presets have the rate with the fewest rounds to the target, or where none gets there the
+    best mean accuracy of the last ten rounds; within a round of it the lower.
     """
     with RATES.open(newline="") as file:
         rows = [row for row in csv.DictReader(file) if row["cell"] not in names]
@@ -129,8 +140,15 @@ def tune(names: list[str]) -> None:
             flags = f"{CELLS[name].flags} {tried} --holdout 10000 --seed 0 {CELLS[name].chosen_by}"
             metrics = once(RUNS / f"tune-{name}-{tried.replace('--', '').replace(' ', '-')}", flags)
             accuracies = [row["test_accuracy"] for row in metrics["rounds"]]
-            rows.append({"cell": name, "flags": tried, "rounds_to_target": metrics["rounds_to_target"],
-                         "best": max(accuracies), "last_ten": round(np.mean(accuracies[-10:]), 5)})  # fmt: skip
+            rows.append(
+                {
+                    "cell": name,
+                    "flags": tried,
+                    "rounds_to_target": metrics["rounds_to_target"],
+                    "best": max(accuracies),
+                    "last_ten": round(np.mean(accuracies[-10:]), 5),
+                }
+            )
             print(rows[-1], flush=True)
     with RATES.open("w", newline="") as file:
         writer = csv.DictWriter(file, rows[0], lineterminator="\n")
@@ -138,7 +156,9 @@ def tune(names: list[str]) -> None:
         writer.writerows(rows)
 
 
-def measure(names: list[str], seeds: list[int] | None, earlier: dict[str, list[dict]]) -> list[dict]:
+def measure(
+    names: list[str], seeds: list[int] | None, earlier: dict[str, list[dict]]
+) -> list[dict]:
     """Each cell with its runs, those of other seeds than these from `earlier`."""
     rows = []
     for name in names:
@@ -146,9 +166,17 @@ def measure(names: list[str], seeds: list[int] | None, earlier: dict[str, list[d
         runs = [one for one in earlier.get(name, []) if seeds and one["seed"] not in seeds]
         for seed in seeds or cell.seeds:
             metrics = once(RUNS / f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
-            runs.append({"seed": seed, "rounds": metrics["rounds_to_target"], "seconds": metrics["seconds"],
-                         "sha256": metrics["weights_sha256"], "rate": metrics["config"]["client_lr"],
-                         "machine": machine(), "commits": commits([metrics])})  # fmt: skip
+            runs.append(
+                {
+                    "seed": seed,
+                    "rounds": metrics["rounds_to_target"],
+                    "seconds": metrics["seconds"],
+                    "sha256": metrics["weights_sha256"],
+                    "rate": metrics["config"]["client_lr"],
+                    "machine": machine(),
+                    "commits": commits([metrics]),
+                }
+            )
             print(f"{name}: {runs[-1]}", file=sys.stderr, flush=True)
         rows.append({"cell": name, "runs": sorted(runs, key=itemgetter("seed"))})
     return rows
@@ -156,7 +184,10 @@ def measure(names: list[str], seeds: list[int] | None, earlier: dict[str, list[d
 
 def table(rows: list[dict]) -> str:
     """The cells as Markdown; one without a run says so."""
-    lines = ["| cell | rate | paper | elsewhere | ours, rounds, mean ± sd | seeds | s a run |", "| --- " * 7 + "|"]
+    lines = [
+        "| cell | rate | paper | elsewhere | ours, rounds, mean ± sd | seeds | s a run |",
+        "| --- " * 7 + "|",
+    ]
     found = {row["cell"]: row["runs"] for row in rows}
     for name, cell in CELLS.items():
         runs = found.get(name, [])
@@ -166,17 +197,23 @@ def table(rows: list[dict]) -> str:
             lines.append(f"| {cell.title} | – | {paper} | {other} | not run | – | – |")
             continue
         seconds = np.mean([one["seconds"] for one in runs])
-        lines.append(f"| {cell.title} | {runs[0]['rate']:g} | {paper} | {other} | **{rounds_of(runs)}** | "
-                     f"{', '.join(str(one['seed']) for one in runs)} | {seconds:,.0f} |")  # fmt: skip
+        lines.append(
+            f"| {cell.title} | {runs[0]['rate']:g} | {paper} | {other} | **{rounds_of(runs)}** | "
+            f"{', '.join(str(one['seed']) for one in runs)} | {seconds:,.0f} |"
+        )
     return "\n".join([*lines, "", slower(found)])
 
 
 def elsewhere(cell: Cell) -> str:
-    """Another's published run of the cell, with how it differs: FedLab's has five local epochs where ours has one."""
+    """Another's published run of the cell, with how it differs: FedLab's has five local epochs
+    where ours has one."""
     if not cell.elsewhere:
         return "–"
     figure = published()[cell.elsewhere]
-    return f"{figure['source']['repository'].partition('/')[2]} {figure['mean']:,} ({figure['differs']})"
+    return (
+        f"{figure['source']['repository'].partition('/')[2]} {figure['mean']:,} "
+        f"({figure['differs']})"
+    )
 
 
 def rounds_of(runs: list[dict]) -> str:
@@ -184,27 +221,36 @@ def rounds_of(runs: list[dict]) -> str:
     rounds = [one["rounds"] for one in runs]
     if None in rounds:
         return "not reached"
-    return f"{np.mean(rounds):.0f}" + (f" ± {np.std(rounds, ddof=1):.0f}" if len(rounds) > 1 else "")
+    return f"{np.mean(rounds):.0f}" + (
+        f" ± {np.std(rounds, ddof=1):.0f}" if len(rounds) > 1 else ""
+    )
 
 
 def slower(found: dict[str, list[dict]]) -> str:
-    """What takes more rounds than table 1 prints, in a sentence. The paper's are one run each, not to be tested."""
+    """What takes more rounds than table 1 prints, in a sentence.
+
+    The paper's are one run each, not to be tested.
+    """
     said = []
     for name, runs in found.items():
-        cell, rounds = CELLS[name], [one["rounds"] for one in runs]
+        cell = CELLS[name]
+        rounds = [one["rounds"] for one in runs]
         if None in rounds:
             said.append(f"{cell.title}, which does not always get there")
         elif np.mean(rounds) > published()[cell.paper[0]]["mean"]:
             figures = " and ".join(f"{published()[figure]['mean']:,}" for figure in cell.paper)
             each = ", ".join(f"{one:.1f}" for one in rounds)
             said.append(
-                f"{cell.title}: {rounds_of(runs)} over {len(rounds)} seeds ({each}) for {figures}, one run each"
+                f"{cell.title}: {rounds_of(runs)} over {len(rounds)} seeds ({each}) for {figures}, "
+                "one run each"
             )
     return f"More rounds than the paper: {'; '.join(said) or 'no cell'}."
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tune", action="store_true", help="choose the rates, and measure nothing")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--seeds", nargs="+", type=int)

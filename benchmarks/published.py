@@ -1,4 +1,5 @@
-"""Figures that others have published, each with its source and its setting: results/published.json."""
+"""Figures that others have published, each with its source and its setting:
+results/published.json."""
 
 import json
 from pathlib import Path

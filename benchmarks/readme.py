@@ -1,4 +1,5 @@
-"""Puts the tables of benchmarks/results into README.md and benchmarks/README.md, between their <!-- name --> marks.
+"""Puts the tables of benchmarks/results into README.md and benchmarks/README.md, between their <!--
+name --> marks.
 
 python benchmarks/readme.py
 """
@@ -31,25 +32,38 @@ def read(name: str) -> dict:
 
 def tables() -> dict[str, str]:
     """Mark -> Markdown."""
-    found = {"speed": speed(read("round_time")["rows"]), "default": default_run.table(read("default_run"))}
-    for name, table in (("round_time", round_time.table), ("peers", round_time.table),
-                        ("time_to_target", time_to_target.table)):  # fmt: skip
+    found = {
+        "speed": speed(read("round_time")["rows"]),
+        "default": default_run.table(read("default_run")),
+    }
+    for name, table in (
+        ("round_time", round_time.table),
+        ("peers", round_time.table),
+        ("time_to_target", time_to_target.table),
+    ):
         if not (RESULTS / f"{name}.json").exists():
             continue  # its place stays empty
         result = read(name)
         found[name] = f"{table(result['rows'])}\n\n({result['machine']}.)"
-    for name, table, key in (("niid_bench", niid_bench.table, "rows"), ("algorithms", algorithms.table, "results"),
-                             ("adversity", adversity.table, "rows")):  # fmt: skip
+    for name, table, key in (
+        ("niid_bench", niid_bench.table, "rows"),
+        ("algorithms", algorithms.table, "results"),
+        ("adversity", adversity.table, "rows"),
+    ):
         rows = read(name)[key]
         found[name] = f"{table(rows)}\n\n({machines(rows)}.)"
     rows = read("paper")["rows"]
-    found["paper"] = f"{paper.table(rows)}\n\n({machines([run for row in rows for run in row['runs']])}.)"
+    found["paper"] = (
+        f"{paper.table(rows)}\n\n({machines([run for row in rows for run in row['runs']])}.)"
+    )
     if (RESULTS / "hosts.json").exists():
         several = read("hosts")
         found["hosts"] = f"{hosts.cost_table(several['costs'])}\n\n({several['machine']}.)"
         found["hosts_rows"] = f"{hosts.row_table(several['rows'])}\n\n({several['machine']}.)"
         found["hosts_calculation"] = hosts.calculation(several, read("scaling")["rows"])
-    found["tuning"] = "\n\n".join(csv_table(RESULTS / f"{name}.csv") for name in ("tuning", "optimizers"))
+    found["tuning"] = "\n\n".join(
+        csv_table(RESULTS / f"{name}.csv") for name in ("tuning", "optimizers")
+    )
     startup = read("startup")
     rows = sorted(startup["seconds"].items(), key=lambda row: -row[1])
     rows = [*[row for row in rows if row[1] >= 0.1], ("the whole run", startup["total_s"])]
@@ -59,7 +73,10 @@ def tables() -> dict[str, str]:
 
 
 def csv_table(path: Path) -> str:
-    """A CSV file as Markdown, and below it where it was measured: its column `machine`. Its `commit` isn't shown."""
+    """A CSV file as Markdown, and below it where it was measured: its column `machine`.
+
+    Its `commit` isn't shown.
+    """
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     names = [name for name in rows[0] if name not in ("machine", "commit")]
@@ -69,15 +86,22 @@ def csv_table(path: Path) -> str:
 
 def speed(rows: list[dict]) -> str:
     """README's sentence on the time of a round."""
-    medians = {(row["work"].partition(",")[0], row["name"]): statistics.median(row["seconds"]) for row in rows}
+    medians = {
+        (row["work"].partition(",")[0], row["name"]): statistics.median(row["seconds"])
+        for row in rows
+    }
     works = dict.fromkeys(work for work, _ in medians)
     ratios = [medians[work, "ours"] / medians[work, "floor"] for work in works]
     ours, stock, usual = (medians["mlp", name] for name in ("ours", "stock-tff", "usual-tff"))
-    low, high, by_id, by_data = min(ratios), max(ratios), stock / ours, usual / ours
+    low = min(ratios)
+    high = max(ratios)
+    by_id = stock / ours
+    by_data = usual / ours
     text = (
-        f"A round takes {low:.2f} to {high:.2f} times what a hand-written TensorFlow loop on two threads takes, and "
-        f"{by_id:.1f} times less than TFF's own FedAvg by client id, {by_data:.0f} times less than TFF code as most "
-        f"people write it (`mlp`, 10 × 6,000 images: {ours:.2f}, {stock:.2f} and {usual:.2f} s)."
+        f"A round takes {low:.2f} to {high:.2f} times what a hand-written TensorFlow loop on two "
+        f"threads takes, and {by_id:.1f} times less than TFF's own FedAvg by client id, "
+        f"{by_data:.0f} times less than TFF code as most people write it (`mlp`, 10 × 6,000 "
+        f"images: {ours:.2f}, {stock:.2f} and {usual:.2f} s)."
     )
     return "\n".join(textwrap.wrap(text, 120))
 
@@ -93,6 +117,8 @@ def fill(text: str) -> str:
 
 
 if __name__ == "__main__":
-    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
     for path in READMES:
         path.write_text(fill(path.read_text()))

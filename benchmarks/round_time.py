@@ -1,12 +1,16 @@
-"""Seconds of one FedAvg round, ours against a floor, TFF's stock ways and a Keras loop: side by side, interleaved.
+"""Seconds of one FedAvg round, ours against a floor, TFF's stock ways and a Keras loop: side by
+side, interleaved.
 
-    python benchmarks/round_time.py                     # every work, 9 rounds each; writes results/round_time.json
-    python benchmarks/round_time.py --works mlp         # the one work of the table's first part
+    # every work, 9 rounds each; writes results/round_time.json
+    python benchmarks/round_time.py
+    # the one work of the table's first part
+    python benchmarks/round_time.py --works mlp
 
-Each contender is a process of its own, with the thread settings its users have, and does the same work: the same IID
-clients, model, initial weights, learning rate, batch size and one local epoch in an order of its own. The driver asks
-them for a round in turn, so that a noisy minute hits all of them. The CPU-seconds and the memory are those of the
-contender's whole process tree; the memory is the sum of its processes' peaks. Test accuracies must agree to a point.
+Each contender is a process of its own, with the thread settings its users have, and does the same
+work: the same IID clients, model, initial weights, learning rate, batch size and one local epoch in
+an order of its own. The driver asks them for a round in turn, so that a noisy minute hits all of
+them. The CPU-seconds and the memory are those of the contender's whole process tree; the memory is
+the sum of its processes' peaks. Test accuracies must agree to a point.
 """
 
 import argparse
@@ -39,22 +43,33 @@ WORKS = {  # images a client, and what differs from the default configuration
 
 
 class Work:
-    """What every contender gets: configuration, clients' images and labels, shard files, a model to evaluate with."""
+    """What every contender gets: configuration, clients' images and labels, shard files, a model to
+    evaluate with."""
 
     def __init__(self, name: str):
         images, changes = WORKS[name]
-        config = fl.Config().but(partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes)
+        config = fl.Config().but(
+            partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes
+        )
         full = fl.load_dataset(config.data)
-        train = fl.Split(full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS])
-        dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {images * CLIENTS}")
-        self.config, self.training = config, fl.own_values(config)
+        train = fl.Split(
+            full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS]
+        )
+        dataset = fl.Dataset(
+            full.name, train, full.test, False, f"{full.digest} first {images * CLIENTS}"
+        )
+        self.config = config
+        self.training = fl.own_values(config)
         self.dataset, self.partition, self.shards, self.process, _ = fl.prepare(config, dataset)
 
     def client_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(images float32[n,28,28,1] in 0..1, labels int32[n]) of each client."""
         train = self.dataset.train
         return [
-            (train.images[part][..., None].astype(np.float32) / 255, train.labels[part].astype(np.int32))
+            (
+                train.images[part][..., None].astype(np.float32) / 255,
+                train.labels[part].astype(np.int32),
+            )
             for part in self.partition.parts
         ]
 
@@ -63,31 +78,53 @@ class Work:
 
     def export(self) -> Path:
         """The work as a file for the peers, which know nothing of TensorFlow."""
-        path, test = Path(tempfile.mkdtemp(prefix="work-")) / "work.npz", self.dataset.test
-        weights = {f"weight{number}": w for number, w in enumerate(self.keras_model().get_weights())}
-        np.savez(path, images=self.dataset.train.images, labels=self.dataset.train.labels, test_images=test.images,
-                 test_labels=test.labels, indices=np.concatenate(self.partition.parts), sizes=self.partition.sizes,
-                 batch=self.training.batch_size, rate=self.training.client_lr, epochs=1, cohort=CLIENTS, seed=0,
-                 **weights)  # fmt: skip
+        path = Path(tempfile.mkdtemp(prefix="work-")) / "work.npz"
+        test = self.dataset.test
+        weights = {
+            f"weight{number}": w for number, w in enumerate(self.keras_model().get_weights())
+        }
+        np.savez(
+            path,
+            images=self.dataset.train.images,
+            labels=self.dataset.train.labels,
+            test_images=test.images,
+            test_labels=test.labels,
+            indices=np.concatenate(self.partition.parts),
+            sizes=self.partition.sizes,
+            batch=self.training.batch_size,
+            rate=self.training.client_lr,
+            epochs=1,
+            cohort=CLIENTS,
+            seed=0,
+            **weights,
+        )
         return path
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
-        evaluate = fl.build_evaluator(self.config, self.dataset)  # now: TFF's own way spoils models made before
-        return evaluate(fl.tff.learning.models.ModelWeights([np.asarray(w) for w in weights], [])).accuracy
+        # now: TFF's own way spoils models made before
+        evaluate = fl.build_evaluator(self.config, self.dataset)
+        return evaluate(
+            fl.tff.learning.models.ModelWeights([np.asarray(w) for w in weights], [])
+        ).accuracy
 
 
-# Each contender is a generator: it sets up, then does a round each time it is asked, and yields the global weights.
+# Each contender is a generator: it sets up, then does a round each time it is asked, and yields the
+# global weights.
 
 
 def floor(work: Work) -> Iterator[list[np.ndarray]]:
-    """A hand-written TensorFlow graph loop a client, clients on two Python threads, mean in NumPy: no TFF at all."""
-    tf, batch = fl.tf, work.training.batch_size
+    """A hand-written TensorFlow graph loop a client, clients on two Python threads, mean in NumPy:
+    no TFF at all."""
+    tf = fl.tf
+    batch = work.training.batch_size
 
     def logits_of(weights, x):
         for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
             last = kernel is weights[-2]
             if len(kernel.shape) == 4:
-                x = tf.nn.max_pool2d(tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME") + bias), 2, 2, "VALID")
+                x = tf.nn.max_pool2d(
+                    tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME") + bias), 2, 2, "VALID"
+                )
             else:
                 x = tf.reshape(x, [-1, kernel.shape[0]]) @ kernel + bias
                 x = x if last else tf.nn.relu(x)
@@ -107,12 +144,17 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
                 )
                 loss = tf.reduce_mean(losses)
             gradients = tape.gradient(loss, weights)
-            weights = tuple(w - work.training.client_lr * g for w, g in zip(weights, gradients, strict=True))
+            weights = tuple(
+                w - work.training.client_lr * g for w, g in zip(weights, gradients, strict=True)
+            )
         return weights
 
     train_set = work.dataset.train
     data = [
-        (tf.constant(train_set.images[p][..., None]), tf.constant(train_set.labels[p].astype(np.int32)))
+        (
+            tf.constant(train_set.images[p][..., None]),
+            tf.constant(train_set.labels[p].astype(np.int32)),
+        )
         for p in work.partition.parts
     ]
     weights = tuple(tf.constant(w) for w in work.keras_model().get_weights())
@@ -120,7 +162,8 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
         while True:
             trained = list(pool.map(lambda client, w=weights: train(w, *client), data))
             weights = tuple(
-                tf.constant(np.mean([w.numpy() for w in layer], axis=0)) for layer in zip(*trained, strict=True)
+                tf.constant(np.mean([w.numpy() for w in layer], axis=0))
+                for layer in zip(*trained, strict=True)
             )
             yield list(weights)
 
@@ -129,13 +172,16 @@ def ours(work: Work) -> Iterator[list[np.ndarray]]:
     with fl.Worker(CLIENTS):
         state = work.process.initialize()
         while True:
-            state, _, _ = work.process.next(state, [np.array([client]) for client in range(CLIENTS)])
+            state, _, _ = work.process.next(
+                state, [np.array([client]) for client in range(CLIENTS)]
+            )
             yield list(state.global_model_weights.trainable)
 
 
 def stock(work: Work):
     """TFF's own FedAvg, as its tutorials build it."""
-    tf, optimizers = fl.tf, fl.tff.learning.optimizers
+    tf = fl.tf
+    optimizers = fl.tff.learning.optimizers
     batch = (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return fl.tff.learning.algorithms.build_weighted_fed_avg(
@@ -147,7 +193,9 @@ def stock(work: Work):
 
 def stock_tff(work: Work) -> Iterator[list[np.ndarray]]:
     """TFF's FedAvg by client id: the worker reads the shard files through tf.data."""
-    tf, tff, batch = fl.tf, fl.tff, work.training.batch_size
+    tf = fl.tf
+    tff = fl.tff
+    batch = work.training.batch_size
 
     def decode(records):
         rows = tf.io.decode_raw(records, tf.uint8)
@@ -156,17 +204,24 @@ def stock_tff(work: Work) -> Iterator[list[np.ndarray]]:
     @tff.tensorflow.computation(tff.TensorType(np.int64))
     def client_dataset(client):
         path = tf.strings.join([f"{work.shards}/", tf.strings.as_string(client), ".bin"])
-        records = tf.data.FixedLengthRecordDataset(path, fl.RECORD_BYTES, footer_bytes=fl.FOOTER_BYTES)
+        records = tf.data.FixedLengthRecordDataset(
+            path, fl.RECORD_BYTES, footer_bytes=fl.FOOTER_BYTES
+        )
         return records.shuffle(len(work.partition.parts[0])).batch(batch).map(decode)
 
-    process = tff.simulation.compose_dataset_computation_with_learning_process(client_dataset, stock(work))
+    process = tff.simulation.compose_dataset_computation_with_learning_process(
+        client_dataset, stock(work)
+    )
     return learning_process(process, list(range(CLIENTS)))
 
 
 def usual_tff(work: Work) -> Iterator[list[np.ndarray]]:
-    """TFF's FedAvg as most code has it: each client's tensors as a tf.data.Dataset, passed to `next`."""
+    """TFF's FedAvg as most code has it: each client's tensors as a tf.data.Dataset, passed to
+    `next`."""
     data = [
-        fl.tf.data.Dataset.from_tensor_slices(arrays).shuffle(len(arrays[1])).batch(work.training.batch_size)
+        fl.tf.data.Dataset.from_tensor_slices(arrays)
+        .shuffle(len(arrays[1]))
+        .batch(work.training.batch_size)
         for arrays in work.client_arrays()
     ]
     return learning_process(stock(work), data)
@@ -181,8 +236,10 @@ def learning_process(process, clients) -> Iterator[list[np.ndarray]]:
 
 
 def keras_fit(work: Work) -> Iterator[list[np.ndarray]]:
-    """What the popular scripts do: a freshly compiled Keras model a client, `fit`, mean in NumPy."""
-    weights, arrays = work.keras_model().get_weights(), work.client_arrays()
+    """What the popular scripts do: a freshly compiled Keras model a client, `fit`, mean in
+    NumPy."""
+    weights = work.keras_model().get_weights()
+    arrays = work.client_arrays()
     while True:
         trained = []
         for x, y in arrays:
@@ -196,7 +253,8 @@ def keras_fit(work: Work) -> Iterator[list[np.ndarray]]:
         yield weights
 
 
-PEERS = {  # name -> its script in peers/; its environment is .peers/<first word of the script's name>
+# name -> its script in peers/; its environment is .peers/<first word of the script's name>
+PEERS = {
     "floor-jax": "jax_floor.py",
     "torch-loop": "torch_loop.py",
     "flower": "flower.py",
@@ -204,7 +262,13 @@ PEERS = {  # name -> its script in peers/; its environment is .peers/<first word
     "pfl-research": "pfl_loop.py",
     "blazefl": "blazefl_threads.py",
 }
-CONTENDERS = {"floor": floor, "ours": ours, "stock-tff": stock_tff, "usual-tff": usual_tff, "keras-fit": keras_fit}
+CONTENDERS = {
+    "floor": floor,
+    "ours": ours,
+    "stock-tff": stock_tff,
+    "usual-tff": usual_tff,
+    "keras-fit": keras_fit,
+}
 
 
 def contend(name: str, work_name: str) -> None:
@@ -225,7 +289,8 @@ def contend(name: str, work_name: str) -> None:
 
 
 def peer_python(name: str) -> Path:
-    """The Python of the peer's own environment, which `python benchmarks/peers.py --install` makes."""
+    """The Python of the peer's own environment, which `python benchmarks/peers.py --install`
+    makes."""
     return ROOT / ".peers" / PEERS[name].partition("_")[0].removesuffix(".py") / "bin" / "python"
 
 
@@ -233,18 +298,30 @@ THREADS = {"floor": {"TF_NUM_INTRAOP_THREADS": "1"}}  # its two clients at a tim
 
 
 class Contender:
-    """The driver's side: starts the process, asks for rounds, and reads its tree's CPU time and memory."""
+    """The driver's side: starts the process, asks for rounds, and reads its tree's CPU time and
+    memory."""
 
     def __init__(self, name: str, work: str):
-        self.name, self.seconds, self.cpu, self.seen = name, [], [], []
+        self.name = name
+        self.seconds = []
+        self.cpu = []
+        self.seen = []
         command = [sys.executable, __file__, "--contender", name, "--works", work]
         if name in PEERS:
             script = ROOT / "benchmarks" / "peers" / PEERS[name]
             command = [str(peer_python(name)), str(script), str(Work(work).export())]
         self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-            env={**os.environ, "PYTHONPATH": str(ROOT / "benchmarks" / "peers"), **THREADS.get(name, {})},
-        )  # fmt: skip
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={
+                **os.environ,
+                "PYTHONPATH": str(ROOT / "benchmarks" / "peers"),
+                **THREADS.get(name, {}),
+            },
+        )
 
     def ask(self, what: str) -> float:
         with contextlib.suppress(BrokenPipeError):
@@ -314,7 +391,9 @@ def measure(work: str, names: list[str], rounds: int) -> list[dict]:
             contender.end()
     accuracies = [row["accuracy"] for row in rows]
     if max(accuracies) - min(accuracies) > 0.01:
-        raise SystemExit(f"{work}: not the same work, accuracies are {dict(zip(names, accuracies, strict=True))}")
+        raise SystemExit(
+            f"{work}: not the same work, accuracies are {dict(zip(names, accuracies, strict=True))}"
+        )
     return rows
 
 
@@ -325,24 +404,37 @@ def title(work: str) -> str:
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown, times relative to the floor and to ours."""
-    lines = ["| work | contender | s / round, median (min to max) | × floor | × ours | CPU-s | peak MiB | accuracy |",
-             "| --- | --- | --- | --- | --- | --- | --- | --- |"]  # fmt: skip
+    lines = [
+        "| work | contender | s / round, median (min to max) | × floor | × ours | CPU-s | peak "
+        "MiB | accuracy |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
     for row in rows:
-        same = {r["name"]: statistics.median(r["seconds"]) for r in rows if r["work"] == row["work"]}
-        seconds, spread = same[row["name"]], f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
-        floor, own = seconds / same["floor"], seconds / same["ours"]
+        same = {
+            r["name"]: statistics.median(r["seconds"]) for r in rows if r["work"] == row["work"]
+        }
+        seconds = same[row["name"]]
+        spread = f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
+        floor = seconds / same["floor"]
+        own = seconds / same["ours"]
         lines.append(
-            f"| {row['work']} | {row['name']} | {seconds:.3f} ({spread}) | "
-            f"{floor:.2f} | {own:.2f} | {row['cpu_s']:.2f} | {row['peak_mib']:,} | {row['accuracy']:.2%} |"
+            f"| {row['work']} | {row['name']} | {seconds:.3f} ({spread}) | {floor:.2f} | {own:.2f} "
+            f"| {row['cpu_s']:.2f} | {row['peak_mib']:,} | {row['accuracy']:.2%} |"
         )
     return "\n".join(lines)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
-    parser.add_argument("--contenders", nargs="+", choices=[*CONTENDERS, *PEERS],
-                        help="by default all but the peers, and floor-jax on mlp where it is installed")  # fmt: skip
+    parser.add_argument(
+        "--contenders",
+        nargs="+",
+        choices=[*CONTENDERS, *PEERS],
+        help="by default all but the peers, and floor-jax on mlp where it is installed",
+    )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     options = parser.parse_args()

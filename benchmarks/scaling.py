@@ -1,4 +1,5 @@
-"""Seconds a round and memory against the number of clients, each with a few images: ours, from 10 to 10,000.
+"""Seconds a round and memory against the number of clients, each with a few images: ours, from 10
+to 10,000.
 
 python benchmarks/scaling.py    # a minute; writes results/scaling.json and images/scaling.png
 """
@@ -23,11 +24,14 @@ from machine import machine, made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
 PICTURE = ROOT / "images" / "scaling.png"
-CLIENTS, IMAGES, ROUNDS = (10, 100, 1000, 10_000), 6, 9
+CLIENTS = (10, 100, 1000, 10_000)
+IMAGES = 6
+ROUNDS = 9
 
 
 def measure(num_clients: int) -> dict[str, float]:
-    """Medians over ROUNDS rounds of `num_clients` clients with IMAGES images each, after one to warm up."""
+    """Medians over ROUNDS rounds of `num_clients` clients with IMAGES images each, after one to
+    warm up."""
     config = fl.Config().but(
         model="mlp",
         partition="iid",
@@ -37,7 +41,8 @@ def measure(num_clients: int) -> dict[str, float]:
         rounds=ROUNDS + 1,
         cache=str(ROOT / ".cache"),
     )
-    full, total = fl.load_dataset(config.data), num_clients * IMAGES
+    full = fl.load_dataset(config.data)
+    total = num_clients * IMAGES
     train = fl.Split(full.train.images[:total], full.train.labels[:total])
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
     began = time.perf_counter()
@@ -47,9 +52,17 @@ def measure(num_clients: int) -> dict[str, float]:
     prepared = time.perf_counter() - began
     process = fl.prepare(config, dataset, partition).process
     nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0])
-    records = [record for _, record, _ in fl.run_rounds(config, partition.sizes, process, lambda _: nothing)]
+    records = [
+        record
+        for _, record, _ in fl.run_rounds(config, partition.sizes, process, lambda _: nothing)
+    ]
     seconds = [record.seconds for record in records[1:]]
-    return {"clients": num_clients, "images": IMAGES, "prepare_s": round(prepared, 2), "seconds": seconds}
+    return {
+        "clients": num_clients,
+        "images": IMAGES,
+        "prepare_s": round(prepared, 2),
+        "seconds": seconds,
+    }
 
 
 def plot(rows: list[dict]) -> None:
@@ -58,7 +71,9 @@ def plot(rows: list[dict]) -> None:
     figure = plots.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
     clients = [row["clients"] for row in rows]
     seconds, memory = figure.subplots(1, 2)
-    seconds.loglog(clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=fl.BLUE)
+    seconds.loglog(
+        clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=fl.BLUE
+    )
     seconds.set(xlabel="clients a round", ylabel="seconds a round")
     memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=fl.ORANGE)
     memory.set(
@@ -72,13 +87,18 @@ def plot(rows: list[dict]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)  # one size, in a process of its own
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    # one size, in a process of its own
+    parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)
     if clients := parser.parse_args().clients:
         return print(json.dumps(measure(clients)), flush=True)
     rows = []
     for clients in CLIENTS:
-        child = psutil.Popen([sys.executable, __file__, "--clients", str(clients)], stdout=subprocess.PIPE, text=True)
+        child = psutil.Popen(
+            [sys.executable, __file__, "--clients", str(clients)], stdout=subprocess.PIPE, text=True
+        )
         peak = 0
         while child.poll() is None:  # the worker's peak must be read while it lives
             try:

@@ -1,4 +1,5 @@
-"""Where the seconds of a run go, from the command to the last file: the default run, or another by its flags.
+"""Where the seconds of a run go, from the command to the last file: the default run, or another by
+its flags.
 
     python benchmarks/startup.py                            # the default run
     python benchmarks/startup.py --model mlp --rounds 2     # any flags of the script
@@ -46,14 +47,14 @@ def main() -> None:
             finally:
                 spent[name] += time.perf_counter() - start
 
-        return call  # fmt: skip
+        return call
 
     def first(function):
         def call(*arguments):
             first_round.append(time.perf_counter() - began)
             return function(*arguments)
 
-        return call  # fmt: skip
+        return call
 
     for name in SPINE:
         setattr(fl, name, timed(name, getattr(fl, name)))
@@ -68,11 +69,17 @@ def main() -> None:
     total = time.perf_counter() - began
     spent["everything else"] = total - sum(spent.values())
     rows = {name: round(seconds, 2) for name, seconds in spent.items()}
-    times = {"first_round_starts_after_s": round(first_round[0], 2), "total_s": round(total, 2), "seconds": rows}
+    times = {
+        "first_round_starts_after_s": round(first_round[0], 2),
+        "total_s": round(total, 2),
+        "seconds": rows,
+    }
     result = {**made_by(), **times}
     print(json.dumps(result, indent=1))
     if not flags:
-        (ROOT / "benchmarks" / "results" / "startup.json").write_text(json.dumps(result, indent=1) + "\n")
+        (ROOT / "benchmarks" / "results" / "startup.json").write_text(
+            json.dumps(result, indent=1) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -1,11 +1,15 @@
-"""From the command to a test accuracy, start-up and evaluation of every round included: us and what a user would pick.
+"""From the command to a test accuracy, start-up and evaluation of every round included: us and what
+a user would pick.
 
-    PATH=…/python3.13/bin:$PATH python benchmarks/peers.py --install    # once; the newer Python is for BlazeFL
-    python benchmarks/time_to_target.py                                 # every work and peer, 3 seeds, 40 minutes
+    # once; the newer Python is for BlazeFL
+    PATH=…/python3.13/bin:$PATH python benchmarks/peers.py --install
+    # every work and peer, 3 seeds, 40 minutes
+    python benchmarks/time_to_target.py
     python benchmarks/time_to_target.py --works 2nn --contenders ours fedjax
 
-Writes results/time_to_target.json. All contenders have the split, initial weights, batch, rate and epochs of our run
-with that seed, and sample clients by their own means. They run interleaved: seed by seed, each as a process of its own.
+Writes results/time_to_target.json. All contenders have the split, initial weights, batch, rate and
+epochs of our run with that seed, and sample clients by their own means. They run interleaved: seed
+by seed, each as a process of its own.
 """
 
 import argparse
@@ -29,7 +33,10 @@ from machine import made_by
 
 RESULTS = round_time.ROOT / "benchmarks" / "results" / "time_to_target.json"
 SEEDS = (0, 1, 2)
-CELL = "--model 2nn --partition iid --num-clients 100 --clients-per-round 10 --local-epochs 1 --batch-size 10"
+CELL = (
+    "--model 2nn --partition iid --num-clients 100 --clients-per-round 10 --local-epochs 1 "
+    "--batch-size 10"
+)
 WORKS = {  # title, target, flags
     "2nn": (
         "McMahan et al.'s 2NN, IID: 100 clients, C = 0.1, E = 1, B = 10, rate 0.1",
@@ -42,27 +49,45 @@ LIMIT = 180  # seconds, after which a contender is ended
 
 
 def export(flags: str, seed: int, folder: Path) -> Path:
-    """The work of our run with `flags`, as a file for the peers, which know nothing of TensorFlow."""
+    """The work of our run with `flags`, as a file for the peers, which know nothing of
+    TensorFlow."""
     fl = round_time.fl
     config = fl.parse(f"{flags} --seed {seed}")
     dataset = fl.load_dataset(config.data)
-    partition, training = fl.make_partition(dataset, config), fl.own_values(config)
+    partition = fl.make_partition(dataset, config)
+    training = fl.own_values(config)
     model = fl.build_model(training.model, dataset.num_classes, seed)
     weights = {f"weight{number}": w for number, w in enumerate(model.get_weights())}
-    path, test = folder / f"work-{seed}.npz", dataset.test
-    np.savez(path, images=dataset.train.images, labels=dataset.train.labels, test_images=test.images,
-             test_labels=test.labels, indices=np.concatenate(partition.parts), sizes=partition.sizes,
-             batch=training.batch_size, rate=training.client_lr, epochs=training.local_epochs,
-             cohort=training.clients_per_round or len(partition.parts), seed=seed, **weights)  # fmt: skip
+    path = folder / f"work-{seed}.npz"
+    test = dataset.test
+    np.savez(
+        path,
+        images=dataset.train.images,
+        labels=dataset.train.labels,
+        test_images=test.images,
+        test_labels=test.labels,
+        indices=np.concatenate(partition.parts),
+        sizes=partition.sizes,
+        batch=training.batch_size,
+        rate=training.client_lr,
+        epochs=training.local_epochs,
+        cohort=training.clients_per_round or len(partition.parts),
+        seed=seed,
+        **weights,
+    )
     return path
 
 
 class Tree(threading.Thread):
-    """Looks at a process and its children four times a second: their CPU-seconds and the peaks of their memory."""
+    """Looks at a process and its children four times a second: their CPU-seconds and the peaks of
+    their memory."""
 
     def __init__(self, pid: int):
         super().__init__(daemon=True)
-        self.root, self.cpu, self.mib, self.ended = psutil.Process(pid), {}, {}, threading.Event()
+        self.root = psutil.Process(pid)
+        self.cpu = {}
+        self.mib = {}
+        self.ended = threading.Event()
         self.seen = set()
 
     def run(self) -> None:
@@ -77,13 +102,20 @@ class Tree(threading.Thread):
 
 
 def run(command: list[str], folder: Path) -> dict:
-    """Seconds to the line of the last round and to the end of the process, rounds, accuracy, CPU and memory."""
+    """Seconds to the line of the last round and to the end of the process, rounds, accuracy, CPU
+    and memory."""
     began = time.perf_counter()
     process = subprocess.Popen(
-        command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, start_new_session=True,
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
         env={**os.environ, "PYTHONPATH": str(round_time.ROOT / "benchmarks" / "peers")},
-    )  # fmt: skip
-    tree, figures = Tree(process.pid), {}
+    )
+    tree = Tree(process.pid)
+    figures = {}
     tree.start()
     limit = threading.Timer(LIMIT, process.kill)
     limit.start()
@@ -92,7 +124,11 @@ def run(command: list[str], folder: Path) -> dict:
         theirs = re.match(r"(\d+) ([\d.]+)$", line)
         if found := ours or theirs:
             accuracy = float(found[2]) / (100 if ours else 1)
-            figures = {"target_s": time.perf_counter() - began, "rounds": int(found[1]), "accuracy": accuracy}
+            figures = {
+                "target_s": time.perf_counter() - began,
+                "rounds": int(found[1]),
+                "accuracy": accuracy,
+            }
     _, _, usage = os.wait4(process.pid, 0)
     figures["total_s"] = time.perf_counter() - began
     limit.cancel()
@@ -102,7 +138,10 @@ def run(command: list[str], folder: Path) -> dict:
         with contextlib.suppress(psutil.NoSuchProcess):
             left.send_signal(signal.SIGKILL)
     figures["cpu_s"] = max(sum(tree.cpu.values()), usage.ru_utime + usage.ru_stime)
-    return {**{k: round(v, 4) for k, v in figures.items()}, "peak_mib": round(sum(tree.mib.values()))}
+    return {
+        **{k: round(v, 4) for k, v in figures.items()},
+        "peak_mib": round(sum(tree.mib.values())),
+    }
 
 
 def contest(work: str, names: list[str], seeds: list[int]) -> list[dict]:
@@ -110,14 +149,25 @@ def contest(work: str, names: list[str], seeds: list[int]) -> list[dict]:
     rows = [{"work": title, "target": target, "name": name, "runs": []} for name in names]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        ours = [sys.executable, str(round_time.ROOT / "federated_learning.py"), *flags.split(), "--rounds", "500",
-                "--target-accuracy", str(target), "--cache", str(round_time.ROOT / ".cache")]  # fmt: skip
+        ours = [
+            sys.executable,
+            str(round_time.ROOT / "federated_learning.py"),
+            *flags.split(),
+            "--rounds",
+            "500",
+            "--target-accuracy",
+            str(target),
+            "--cache",
+            str(round_time.ROOT / ".cache"),
+        ]
         for seed in seeds:
             file = export(flags, seed, folder)
             for row in rows:
                 command = [*ours, "--seed", str(seed)]
                 if row["name"] != "ours":
-                    script = round_time.ROOT / "benchmarks" / "peers" / round_time.PEERS[row["name"]]
+                    script = (
+                        round_time.ROOT / "benchmarks" / "peers" / round_time.PEERS[row["name"]]
+                    )
                     python = str(round_time.peer_python(row["name"]))
                     command = [python, str(script), str(file), "--target", str(target)]
                 figures = run(command, folder)
@@ -130,39 +180,65 @@ def contest(work: str, names: list[str], seeds: list[int]) -> list[dict]:
 
 def table(rows: list[dict]) -> str:
     """The rows as Markdown, the fastest of a work first."""
-    names = ["work", "contender", "s to the target, by seed", "s, median", "× ours", "s to the end", "rounds", "CPU-s",
-             "peak MiB"]  # fmt: skip
+    names = [
+        "work",
+        "contender",
+        "s to the target, by seed",
+        "s, median",
+        "× ours",
+        "s to the end",
+        "rounds",
+        "CPU-s",
+        "peak MiB",
+    ]
     lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
 
     def median(row, figure):
-        return statistics.median(one[figure] if one.get("reached", True) else float("inf") for one in row["runs"])
+        return statistics.median(
+            one[figure] if one.get("reached", True) else float("inf") for one in row["runs"]
+        )
 
     for work in dict.fromkeys(row["work"] for row in rows):
-        same = sorted((row for row in rows if row["work"] == work), key=lambda row: median(row, "target_s"))
+        same = sorted(
+            (row for row in rows if row["work"] == work), key=lambda row: median(row, "target_s")
+        )
         own = next(median(row, "target_s") for row in same if row["name"] == "ours")
         for row in same:
             times = ", ".join(
-                f"{one['target_s']:.1f}" if one.get("reached", True) else f"not in {LIMIT}" for one in row["runs"]
+                f"{one['target_s']:.1f}" if one.get("reached", True) else f"not in {LIMIT}"
+                for one in row["runs"]
             )
             rounds = ", ".join(str(one.get("rounds", "none")) for one in row["runs"])
             s, end = (median(row, name) for name in ("target_s", "total_s"))
-            median_s = f"{s:.1f} | {s / own:.2f} | {end:.1f}" if s < LIMIT else f"> {LIMIT} | > {LIMIT / own:.1f} | –"
-            lines.append(f"| {work}, to {row['target']:.1%} | {row['name']} | {times} | {median_s} | {rounds} | "
-                         f"{statistics.median(one['cpu_s'] for one in row['runs']):.0f} | "
-                         f"{statistics.median(one['peak_mib'] for one in row['runs']):,.0f} |")  # fmt: skip
+            median_s = (
+                f"{s:.1f} | {s / own:.2f} | {end:.1f}"
+                if s < LIMIT
+                else f"> {LIMIT} | > {LIMIT / own:.1f} | –"
+            )
+            lines.append(
+                f"| {work}, to {row['target']:.1%} | {row['name']} | {times} | {median_s} | "
+                f"{rounds} | {statistics.median(one['cpu_s'] for one in row['runs']):.0f} | "
+                f"{statistics.median(one['peak_mib'] for one in row['runs']):,.0f} |"
+            )
     return "\n".join(lines)
 
 
 def main() -> None:
     names = ["ours", *round_time.PEERS]
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     options = parser.parse_args()
-    missing = [n for n in options.contenders if n != "ours" and not round_time.peer_python(n).exists()]
+    missing = [
+        n for n in options.contenders if n != "ours" and not round_time.peer_python(n).exists()
+    ]
     if missing:
-        raise SystemExit(f"{', '.join(missing)} not installed; first: python benchmarks/peers.py --install")
+        raise SystemExit(
+            f"{', '.join(missing)} not installed; first: python benchmarks/peers.py --install"
+        )
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for work in options.works:
         measured = contest(work, options.contenders, options.seeds)

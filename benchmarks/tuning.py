@@ -1,7 +1,10 @@
-"""How the defaults and the preset `fast` were chosen: on 10,000 held-out training images, no test image looked at.
+"""How the defaults and the preset `fast` were chosen: on 10,000 held-out training images, no test
+image looked at.
 
-    python benchmarks/tuning.py                 # the default's epochs and rate; results/tuning.csv, 25 minutes
-    python benchmarks/tuning.py --optimizers    # client optimizers beside it; results/optimizers.csv, half an hour
+    # the default's epochs and rate; results/tuning.csv, 25 minutes
+    python benchmarks/tuning.py
+    # client optimizers beside it; results/optimizers.csv, half an hour
+    python benchmarks/tuning.py --optimizers
 
 What is already in runs/tuning is not run again.
 """
@@ -25,7 +28,8 @@ OPTIMIZERS = [  # the best of some thirty tried with seed 0
     "--client-optimizer sgd",
     "--client-optimizer momentum --local-epochs 2 --batch-size 16 --client-lr 0.02",
     f"{ADAM} --batch-size 32 --client-lr 0.003",
-    f"{ADAM} --batch-size 32 --client-lr 0.003 --client-schedule inverse-sqrt",  # `fast`: three times it still learns
+    # `fast`: three times it still learns
+    f"{ADAM} --batch-size 32 --client-lr 0.003 --client-schedule inverse-sqrt",
     f"{ADAM} --batch-size 32 --client-lr 0.005 --client-schedule inverse-sqrt",
     f"{ADAM} --batch-size 64 --client-lr 0.005 --client-schedule inverse-sqrt",
 ]
@@ -38,7 +42,8 @@ def measure(flags: str, seed: int) -> dict:
 
 
 def figures(flags: str) -> dict[str, float]:
-    """Held-out accuracy in percent after the first and the last round, and the seconds that the rounds take."""
+    """Held-out accuracy in percent after the first and the last round, and the seconds that the
+    rounds take."""
     runs = [[row for row in measure(flags, seed)["rounds"]] for seed in SEEDS]
     last, first = ([100 * run[place]["test_accuracy"] for run in runs] for place in (-1, 0))
     seconds = [sum(row["seconds"] for row in run) for run in runs]
@@ -51,16 +56,25 @@ def figures(flags: str) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--optimizers", action="store_true")
     rows = []
     if parser.parse_args().optimizers:
-        path, settings = RESULTS / "optimizers.csv", [{"flags": flags} for flags in OPTIMIZERS]
+        path = RESULTS / "optimizers.csv"
+        settings = [{"flags": flags} for flags in OPTIMIZERS]
     else:
         path = RESULTS / "tuning.csv"
-        settings = [dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())]
+        settings = [
+            dict(zip(GRID, values, strict=True)) for values in itertools.product(*GRID.values())
+        ]
     for setting in settings:
-        words = [f"--{name.replace('_', '-')} {value:g}" for name, value in setting.items() if name != "flags"]
+        words = [
+            f"--{name.replace('_', '-')} {value:g}"
+            for name, value in setting.items()
+            if name != "flags"
+        ]
         score = figures(setting.get("flags") or " ".join(words))
         rows.append({**setting, **score, **made_by()})
         print(rows[-1], flush=True)

@@ -1,7 +1,9 @@
-"""What holds a run, and never changes its numbers: command line, files, run folder, TFF's worker, comparison, plots.
+"""What holds a run, and never changes its numbers: command line, files, run folder, TFF's worker,
+comparison, plots.
 
-Nothing here imports the script: it is given plain numbers, dicts, arrays and functions. Whatever imports a module of
-this package gets, first of all, one line instead of a traceback where TensorFlow Federated cannot run.
+Nothing here imports the script: it is given plain numbers, dicts, arrays and functions. Whatever
+imports a module of this package gets, first of all, one line instead of a traceback where
+TensorFlow Federated cannot run.
 """
 
 import importlib.util
@@ -12,11 +14,21 @@ import sys
 from harness.stopping import listen
 
 SCRIPT = "federated_learning.py"
-PACKAGES = ("numpy", "grpc", "tqdm", "tyro", "matplotlib", "sklearn", "tensorflow", "tensorflow_federated")
+PACKAGES = (
+    "numpy",
+    "grpc",
+    "tqdm",
+    "tyro",
+    "matplotlib",
+    "sklearn",
+    "tensorflow",
+    "tensorflow_federated",
+)
 
 
 def refuse(reason):
-    """End the script with one line and exit code 2, or an import of it with an ImportError of that line."""
+    """End the script with one line and exit code 2, or an import of it with an ImportError of that
+    line."""
     if not is_main():
         raise ImportError(reason)
     print(f"{SCRIPT}: {reason}", file=sys.stderr)
@@ -32,17 +44,20 @@ def check_environment():
     """Refuse another Python or system than TFF 0.87 has a wheel for, and missing packages."""
     if sys.version_info[:2] != (3, 11) or sys.platform != "linux" or platform.machine() != "x86_64":
         refuse(
-            f"Python {platform.python_version()} on {sys.platform} {platform.machine()} cannot run TensorFlow "
-            f"Federated 0.87, which needs Python 3.11 on Linux x86-64; there `uv run {SCRIPT}`, or `make run`, sets "
-            "everything up"
+            f"Python {platform.python_version()} on {sys.platform} {platform.machine()} cannot run "
+            "TensorFlow Federated 0.87, which needs Python 3.11 on Linux x86-64; there `uv run "
+            f"{SCRIPT}`, or `make run`, sets everything up"
         )
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
-            refuse(f"{package} is not installed; `uv run {SCRIPT}`, or `make run`, sets everything up")
+            refuse(
+                f"{package} is not installed; `uv run {SCRIPT}`, or `make run`, sets everything up"
+            )
 
 
 def open_streams():
-    """Make standard input, output and error usable: closed ones are /dev/null, and no character fails in them."""
+    """Make standard input, output and error usable: closed ones are /dev/null, and no character
+    fails in them."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(descriptor)
@@ -57,10 +72,14 @@ if is_main():
     open_streams()
     listen()
 check_environment()
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # read when TensorFlow and gRPC load, by us or by somebody else
+# read when TensorFlow and gRPC load, by us or by somebody else
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("GRPC_VERBOSITY", "NONE")
-# TensorFlow uses oneDNN of its own accord only with AVX-512 VNNI; processors with AVX2 are 2.4 times as fast by it.
+# TensorFlow uses oneDNN of its own accord only with AVX-512 VNNI; processors with AVX2 are 2.4
+# times as fast by it.
 os.environ["TF_ENABLE_ONEDNN_OPTS"] = "1"
 if is_main():
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's threads would spin beside the worker's
-    os.environ["MPLBACKEND"] = "agg"  # a notebook's `!` command inherits a backend that may not be installed here
+    # NumPy's threads would spin beside the worker's
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+    # a notebook's `!` command inherits a backend that may not be installed here
+    os.environ["MPLBACKEND"] = "agg"

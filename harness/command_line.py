@@ -1,4 +1,5 @@
-"""The command line: from words to a configuration, from errors to one line and an exit code, and what a run says."""
+"""The command line: from words to a configuration, from errors to one line and an exit code, and
+what a run says."""
 
 from __future__ import annotations
 
@@ -27,26 +28,42 @@ Answer = TypeVar("Answer")
 
 
 class RunFailed(Exception):
-    """The run cannot go on, through no mistake of the user's: one line, exit code 1; it can be resumed."""
+    """The run cannot go on, through no mistake of the user's: one line, exit code 1; it can be
+    resumed."""
 
 
-def read_flags(kind: type[Answer], words: Sequence[str] | None, default: Answer | None, about: str) -> Answer:
-    """Return the configuration of class `kind` that `words` ask for; what they do not name is that of `default`.
+def read_flags(
+    kind: type[Answer], words: Sequence[str] | None, default: Answer | None, about: str
+) -> Answer:
+    """Return the configuration of class `kind` that `words` ask for; what they do not name is that
+    of `default`.
 
-    Raises UserError for what is no flag, or no value of it, and for an empty text: what an unset variable leaves of
-    `--data "$DATA"`.
+    Raises UserError for what is no flag, or no value of it, and for an empty text: what an unset
+    variable leaves of `--data "$DATA"`.
     """
     words = list(sys.argv[1:] if words is None else words)
     for before, word in itertools.pairwise(["", *words]):
-        if (flag := before if word == "" else word.removesuffix("=")) != word and flag.startswith("--"):
-            raise UserError(f"{flag} '' is empty, as an unset variable leaves it; give a value, or drop the flag")
+        if (flag := before if word == "" else word.removesuffix("=")) != word and flag.startswith(
+            "--"
+        ):
+            raise UserError(
+                f"{flag} '' is empty, as an unset variable leaves it; give a value, or drop the "
+                "flag"
+            )
     explain(kind)
     flat_names = (tyro.conf.OmitArgPrefixes,)  # --alpha, not --partitioning.alpha
     said = io.StringIO()
     with taking(sys.stdout):
         try:
             with contextlib.redirect_stderr(said):
-                return tyro.cli(kind, args=words, default=default, prog=SCRIPT, description=about, config=flat_names)
+                return tyro.cli(
+                    kind,
+                    args=words,
+                    default=default,
+                    prog=SCRIPT,
+                    description=about,
+                    config=flat_names,
+                )
         except SystemExit as leaving:
             if leaving.code:
                 raise UserError(in_a_line(said.getvalue())) from None
@@ -57,24 +74,34 @@ def read_flags(kind: type[Answer], words: Sequence[str] | None, default: Answer 
 
 
 def in_a_line(framed: str) -> str:
-    """Return tyro's message about a mistake, a title and sections in a frame, as one line: what is wrong, and the flags
-    with their ranges that it shows as the cure."""
+    """Return tyro's message about a mistake, a title and sections in a frame, as one line: what is
+    wrong, and the flags with their ranges that it shows as the cure."""
     lines = [line.strip("│╭╮╰╯─|+ ") for line in framed.splitlines()]
-    lines = [line if line.strip("-") else "" for line in lines]  # an output without Unicode has rules of -----
-    first, *sections = [list(section) for filled, section in itertools.groupby(lines, bool) if filled]
+    # an output without Unicode has rules of -----
+    lines = [line if line.strip("-") else "" for line in lines]
+    first, *sections = [
+        list(section) for filled, section in itertools.groupby(lines, bool) if filled
+    ]
     wrong = " ".join(first[1:] or sections[0]).rstrip(".")
     flags = [line.split(" {")[0] for line in lines if line.startswith("--")]
     return f"{wrong}; {'choose ' + ', or '.join(flags) if flags else 'see --help'}"
 
 
 def explain(theme: type[Theme]) -> None:
-    """Give `--help` the docstring under each field as one paragraph; tyro itself breaks it where the source does."""
+    """Give `--help` the docstring under each field as one paragraph; tyro itself breaks it where
+    the source does."""
     module = ast.parse(Path(sys.modules[theme.__module__].__file__).read_bytes())
-    (body,) = (node.body for node in module.body if isinstance(node, ast.ClassDef) and node.name == theme.__name__)
+    (body,) = (
+        node.body
+        for node in module.body
+        if isinstance(node, ast.ClassDef) and node.name == theme.__name__
+    )
     fields = theme.__dataclass_fields__
     for node, below in itertools.pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr):
-            fields[node.target.id].metadata = {"help": " ".join(ast.literal_eval(below.value).split())}
+            fields[node.target.id].metadata = {
+                "help": " ".join(ast.literal_eval(below.value).split())
+            }
     for inner in hints(theme).values():
         if isinstance(inner, type) and issubclass(inner, Theme):
             explain(inner)
@@ -86,9 +113,12 @@ def read_saved(folder: str, default: Theme) -> Any:
     fields = read_json(path)
     unknown = fields.keys() ^ default.flat().keys()
     if unknown:
-        raise UserError(f"{path}: the field {min(unknown)!r:.60} is unknown or missing; restore the file")
+        raise UserError(
+            f"{path}: the field {min(unknown)!r:.60} is unknown or missing; restore the file"
+        )
     split = path.with_name("partition.json")
-    if fields["partition_file"] and "indices" in read_json(split):  # as the run got it, wherever that file is now
+    # as the run got it, wherever that file is now
+    if fields["partition_file"] and "indices" in read_json(split):
         fields["partition_file"] = str(split)
     try:
         return default.but(**{**fields, "resume": folder})
@@ -97,26 +127,33 @@ def read_saved(folder: str, default: Theme) -> Any:
 
 
 def check_resumed(config: Theme, saved: Theme, rows: dict[str, str] | None = None) -> None:
-    """Raise UserError where a run is to be resumed with another configuration than its own, or by another program.
+    """Raise UserError where a run is to be resumed with another configuration than its own, or by
+    another program.
 
     `rows` are the hashes of the rows in use; None before they are known.
     """
-    ours, theirs, folder = identity(config), identity(saved), config.flat()["resume"]
+    ours = identity(config)
+    theirs = identity(saved)
+    folder = config.flat()["resume"]
     last = read_programs(place(folder))[-1]
     names = ", ".join(changed(last, last["rows"] if rows is None else rows))
     if names and not config.flat()["accept_changes"]:
         raise UserError(
-            f"resume={folder!r:.200}: another program made this run ({names:.200} changed since); restore it, "
-            "start a new run, or go on all the same with --accept-changes"
+            f"resume={folder!r:.200}: another program made this run ({names:.200} changed since); "
+            "restore it, start a new run, or go on all the same with --accept-changes"
         )
     for field in sorted(ours):
         if ours[field] != theirs[field]:
             raise UserError(
-                f"{field}={ours[field]!r} differs from {theirs[field]!r} of {folder}; drop the flag, or start a new run"
+                f"{field}={ours[field]!r} differs from {theirs[field]!r} of {folder}; drop the "
+                "flag, or start a new run"
             )
-    rounds, done = config.flat()["rounds"], saved.flat()["rounds"]
+    rounds = config.flat()["rounds"]
+    done = saved.flat()["rounds"]
     if rounds < done:
-        raise UserError(f"rounds={rounds} is fewer than the {done} of {folder}; choose more, or drop it")
+        raise UserError(
+            f"rounds={rounds} is fewer than the {done} of {folder}; choose more, or drop it"
+        )
 
 
 def attempt(function: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -133,7 +170,8 @@ def attempt(function: Callable[..., Answer], *arguments: Any) -> Answer:
         stopping.heard()
         if not stopping.asked:
             raise
-        os._exit(128 + stopping.asked)  # all is written; Python's own way out meets TensorFlow's threads, and may abort
+        # all is written; Python's own way out meets TensorFlow's threads, and may abort
+        os._exit(128 + stopping.asked)
 
 
 def say(text: str, stream: Any = None) -> None:
@@ -146,7 +184,8 @@ def say(text: str, stream: Any = None) -> None:
 
 @contextlib.contextmanager
 def taking(stream: Any) -> Iterator[None]:
-    """Go on without a stream that takes no more, as a run's files are what counts; a full disk is told on stderr."""
+    """Go on without a stream that takes no more, as a run's files are what counts; a full disk is
+    told on stderr."""
     try:
         yield
     except OSError as error:
@@ -158,8 +197,11 @@ def taking(stream: Any) -> Iterator[None]:
 
 
 def printable(text: str) -> str:
-    """Return `text` with no character in it that would steer a terminal; names of files may have any."""
-    return "".join(char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text)
+    """Return `text` with no character in it that would steer a terminal; names of files may have
+    any."""
+    return "".join(
+        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 def notice(text: str) -> None:
@@ -168,10 +210,12 @@ def notice(text: str) -> None:
 
 
 class Progress:
-    """A live display of rounds done and seconds spent, on stderr; nothing where that is no terminal."""
+    """A live display of rounds done and seconds spent, on stderr; nothing where that is no
+    terminal."""
 
     def __init__(self, rounds: int, done: int, timed: bool = True):
-        """`rounds` in all, of which a resumed run has `done` some already; not `timed`, it shows no seconds."""
+        """`rounds` in all, of which a resumed run has `done` some already; not `timed`, it shows no
+        seconds."""
         self.bar = tqdm.tqdm(
             desc="rounds",
             unit="round",

@@ -23,40 +23,66 @@ import numpy as np
 
 
 def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
-    """Run every value and seed that `config` compares; return the folder with comparison.csv and its plot.
+    """Run every value and seed that `config` compares; return the folder with comparison.csv and
+    its plot.
 
-    comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was compared. All runs are
-    checked before the first begins: check(config) returns a run's default name, its partition's hash, and the
-    hashes of its rows; run(config) makes it, with its `records`. Raises UserError for what any of them would be
-    refused for.
+    comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was
+    compared. All runs are checked before the first begins: check(config) returns a run's default
+    name, its partition's hash, and the hashes of its rows; run(config) makes it, with its
+    `records`. Raises UserError for what any of them would be refused for.
     """
     field, names = compared(config)
     seeds = config.comparison.seeds
     made = [(name, config.seed + number) for name in names for number in range(seeds)]
-    singles = [named(config.only_used(**{field: name}, seed=seed, compare="", seeds=1), check) for name, seed in made]
+    singles = [
+        named(config.only_used(**{field: name}, seed=seed, compare="", seeds=1), check)
+        for name, seed in made
+    ]
     earlier = [read_earlier(single) for single in singles]
-    target, runs = config.run.target_accuracy, [single.run.name for single in singles]
-    what = {"field": field, "values": names, "seeds": seeds, "runs": runs, "target_accuracy": target}
+    target = config.run.target_accuracy
+    runs = [single.run.name for single in singles]
+    what = {
+        "field": field,
+        "values": names,
+        "seeds": seeds,
+        "runs": runs,
+        "target_accuracy": target,
+    }
     folder = find_folder(place(config.run.runs), config.run.name, what)
-    rows, curves = [], {name: [] for name in names}
+    rows = []
+    curves = {name: [] for name in names}
     spent: dict[str, list[list[float | None]]] = {name: [] for name in names}
-    for number, ((name, seed), single, records) in enumerate(zip(made, singles, earlier, strict=True), 1):
+    for number, ((name, seed), single, records) in enumerate(
+        zip(made, singles, earlier, strict=True), 1
+    ):
         say(f"\n[{number}/{len(singles)}] {field} {name}, seed {seed}")
         records = complete(single, records, run)
         rows += [{field: name, "seed": seed, **record.figures()} for record in records]
         curves[name].append(np.array([record.test_accuracy for record in records]))
         spent[name].append([record.epsilon for record in records])
     if target:
-        ends = {name: [rounds_to_target(curve, target) for curve in several] for name, several in curves.items()}
+        ends = {
+            name: [rounds_to_target(curve, target) for curve in several]
+            for name, several in curves.items()
+        }
         shown = {name: f"{name}{largest(several)}" for name, several in spent.items()}
         picture = plot_rounds_to_target(renamed(curves, shown), renamed(ends, shown), target, note)
         said = [f"target accuracy {target:.2%}: {tell_rounds(needed)}" for needed in ends.values()]
     else:
-        rounds = min(len(curve) for several in curves.values() for curve in several)  # a privacy budget may end a run
-        table = {name: np.array([curve[:rounds] for curve in several]) for name, several in curves.items()}
-        shown = {name: f"{name}{largest([one[:rounds] for one in several])}" for name, several in spent.items()}
+        # a privacy budget may end a run
+        rounds = min(len(curve) for several in curves.values() for curve in several)
+        table = {
+            name: np.array([curve[:rounds] for curve in several])
+            for name, several in curves.items()
+        }
+        shown = {
+            name: f"{name}{largest([one[:rounds] for one in several])}"
+            for name, several in spent.items()
+        }
         picture = plot_comparison(renamed(table, shown), note)
-        said = [f"{tell_last(values)} after {counted(rounds, 'round')}" for values in table.values()]
+        said = [
+            f"{tell_last(values)} after {counted(rounds, 'round')}" for values in table.values()
+        ]
         ends = {name: 100 * values[:, -1] for name, values in table.items()}
     write_file(folder / "comparison.csv", csv_table(rows))
     write_file(folder / "comparison.png", to_png(picture))
@@ -69,7 +95,8 @@ def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
 
 
 def largest(spent: Sequence[Sequence[float | None]]) -> str:
-    """Return the epsilon of a row behind its name, the largest of its seeds; nothing of a row that is not private."""
+    """Return the epsilon of a row behind its name, the largest of its seeds; nothing of a row that
+    is not private."""
     last = [one[-1] for one in spent if one[-1] is not None]
     return f" (ε {max(last):.1f})" if last else ""
 
@@ -80,7 +107,8 @@ def renamed(table: dict[str, Any], shown: dict[str, str]) -> dict[str, Any]:
 
 
 def differences(ends: dict[str, Sequence[Any]], usual: str, unit: str) -> dict[str, str]:
-    """Return name -> how far its `ends`, one of each seed, are from those of the row `usual`, or without it the first.
+    """Return name -> how far its `ends`, one of each seed, are from those of the row `usual`, or
+    without it the first.
 
     Where a seed has no end, as it did not reach the target, nothing can be said.
     """
@@ -95,7 +123,8 @@ def caption(first: int, seeds: int) -> str:
 
 
 def named(config: Theme, check: Callable) -> Theme:
-    """Return the configuration of a single run, checked, with a name that stands for all that its numbers depend on."""
+    """Return the configuration of a single run, checked, with a name that stands for all that its
+    numbers depend on."""
     name, partition, rows = check(config)
     depends = digits([identity(config), config.training.rounds, partition, program(), rows])
     name = f"{name}-{config.aggregation.aggregator}"
@@ -112,10 +141,16 @@ def tell_earlier(single: Theme, name: str, partition: str, rows: dict[str, str])
     for folder in sorted(runs.glob(f"{glob.escape(name)}-{'?' * 8}")):
         try:
             saved = read_saved(str(folder), single)
-            same = identity(saved) == identity(single) and saved.training.rounds == single.training.rounds
+            same = (
+                identity(saved) == identity(single)
+                and saved.training.rounds == single.training.rounds
+            )
             if same and read_json(folder / "partition.json").get("hash") == partition:
                 names = changed(read_programs(folder)[-1], rows)
-                say(f"{folder} was made by another program ({', '.join(names)} changed): it is made again")
+                say(
+                    f"{folder} was made by another program ({', '.join(names)} changed): it is "
+                    "made again"
+                )
         except UserError:
             continue  # of an earlier version, or damaged: it is another run
 
@@ -126,7 +161,8 @@ def digits(content: Any) -> str:
 
 
 def find_folder(runs: Path, name: str, what: dict[str, Any]) -> Path:
-    """Return the folder of the comparison `what`, made where it is new; a name that something else has gets -2, -3."""
+    """Return the folder of the comparison `what`, made where it is new; a name that something else
+    has gets -2, -3."""
     name = name or f"compare-{'-'.join(what['values'])[:100]}-{digits(what)}"
     for folder in numbered(runs / name):
         if not folder.exists():
@@ -151,12 +187,19 @@ def read_earlier(config: Theme) -> list | None:
         lines = [json.dumps(row) for row in read_json(folder / "metrics.json")["rounds"]]
         records = read_records(lines, len(lines))
     except DAMAGE as error:
-        raise UserError(f"{folder / 'metrics.json'} does not hold the rounds; remove the folder") from error
-    return records if len(records) == config.training.rounds or reached(records, config.run.target_accuracy) else None
+        raise UserError(
+            f"{folder / 'metrics.json'} does not hold the rounds; remove the folder"
+        ) from error
+    return (
+        records
+        if len(records) == config.training.rounds or reached(records, config.run.target_accuracy)
+        else None
+    )
 
 
 def complete(config: Any, records: list | None, run: Callable) -> list:
-    """Return the records of the run, which is made, or goes on, where they are not there already."""
+    """Return the records of the run, which is made, or goes on, where they are not there
+    already."""
     folder = place(config.run.runs) / config.run.name
     if records:
         say(f"{folder} is there already")

@@ -1,7 +1,9 @@
-"""A configuration made of themes: what its fields may hold, and copies of it with some of them replaced.
+"""A configuration made of themes: what its fields may hold, and copies of it with some of them
+replaced.
 
-A theme is a frozen dataclass of numbers, texts and choices, each a flag of the command line. Field names are unique
-over all themes, so that a field goes by its name alone: `config.but(alpha=0.1, seed=3)`.
+A theme is a frozen dataclass of numbers, texts and choices, each a flag of the command line. Field
+names are unique over all themes, so that a field goes by its name alone: `config.but(alpha=0.1,
+seed=3)`.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ import tyro
 
 
 class UserError(Exception):
-    """A mistake of the user's: printed as one line that names field, value and remedy; exit code 2."""
+    """A mistake of the user's: printed as one line that names field, value and remedy; exit code
+    2."""
 
 
 class Range(NamedTuple):
@@ -52,7 +55,10 @@ def hints(theme: type) -> dict[str, Any]:
 
 
 class Theme:
-    """Base of the frozen dataclasses that hold the fields, or other themes. Making one checks each field."""
+    """Base of the frozen dataclasses that hold the fields, or other themes.
+
+    Making one checks each field.
+    """
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type or range."""
@@ -68,7 +74,8 @@ class Theme:
                 found |= value.flat()
             else:
                 real_number = float in typing.get_args(hints(type(self))[field])
-                found[field] = float(value) if real_number else value  # 1 and 1.0 are one configuration
+                # 1 and 1.0 are one configuration
+                found[field] = float(value) if real_number else value
         return found
 
     def changed(self) -> dict[str, Any]:
@@ -81,20 +88,28 @@ class Theme:
         return {name: value for name, value in self.flat().items() if name in names}
 
     def but(self, **changes: Any) -> Self:
-        """Return a copy with the fields of these names replaced. Raise UserError for a wrong name or value."""
+        """Return a copy with the fields of these names replaced.
+
+        Raise UserError for a wrong name or value.
+        """
         known = self.flat()
         for field in changes.keys() - known.keys():
-            raise UserError(f"{field!r:.60} is no field of the configuration; choose from {', '.join(known)}")
+            raise UserError(
+                f"{field!r:.60} is no field of the configuration; choose from {', '.join(known)}"
+            )
         replaced = {}
         for field, value in vars(self).items():
             if isinstance(value, Theme):
-                replaced[field] = value.but(**{name: changes[name] for name in changes.keys() & value.flat().keys()})
+                replaced[field] = value.but(
+                    **{name: changes[name] for name in changes.keys() & value.flat().keys()}
+                )
             elif field in changes:
                 replaced[field] = changes[field]
         return dataclasses.replace(self, **replaced)
 
     def only_used(self, **changes: Any) -> Self:
-        """Return a copy with these fields replaced, and each that then has no effect at its default; here, none is."""
+        """Return a copy with these fields replaced, and each that then has no effect at its
+        default; here, none is."""
         return self.but(**changes)
 
     def choices(self, field: str) -> tuple[str, ...]:
@@ -102,7 +117,9 @@ class Theme:
         if field in vars(self):
             return typing.get_args(hints(type(self))[field])
         return next(
-            theme.choices(field) for theme in vars(self).values() if isinstance(theme, Theme) and field in theme.flat()
+            theme.choices(field)
+            for theme in vars(self).values()
+            if isinstance(theme, Theme) and field in theme.flat()
         )
 
 
@@ -111,12 +128,15 @@ def check_value(field: str, value: Any, hint: Any) -> None:
     choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
     remedy = f"choose {', '.join(choices)}" if choices else "give a text without a null character"
     if hint is bool:
-        valid, remedy = isinstance(value, bool), "choose True or False"
+        valid = isinstance(value, bool)
+        remedy = "choose True or False"
     elif hint is str or choices:
         valid = isinstance(value, str) and "\0" not in value and (not choices or value in choices)
     else:
         kind, span, _ = typing.get_args(hint)
-        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(
+            value, bool
+        )
         valid = number and span.low <= value <= span.high
         remedy = f"choose a {'whole ' if kind is int else ''}number in {span.low:g}..{span.high:g}"
     if not valid:

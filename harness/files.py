@@ -1,4 +1,5 @@
-"""Files that are whole or not there: written under another name and renamed, or appended to line by line."""
+"""Files that are whole or not there: written under another name and renamed, or appended to line by
+line."""
 
 from __future__ import annotations
 
@@ -45,12 +46,16 @@ DAMAGE = (
 
 
 def place(path: str) -> Path:
-    """Return the path that a flag names; where nobody's home is meant by its `~`, that is a name like any other."""
+    """Return the path that a flag names; where nobody's home is meant by its `~`, that is a name
+    like any other."""
     return Path(os.path.expanduser(path))
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what is in a regular file. Raise OSError for anything else: a pipe would be waited for, without end."""
+    """Return what is in a regular file.
+
+    Raise OSError for anything else: a pipe would be waited for, without end.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
@@ -69,10 +74,11 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
-    """Make `path` hold all of `data`, or what it held before, whenever we are killed; with `sync` a power cut too.
+    """Make `path` hold all of `data`, or what it held before, whenever we are killed; with `sync` a
+    power cut too.
 
-    The name that is written first cannot be guessed, and a link in its place is not followed: in a folder that others
-    can write, nobody leads us to another file.
+    The name that is written first cannot be guessed, and a link in its place is not followed: in a
+    folder that others can write, nobody leads us to another file.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
     with writing(path):
@@ -96,7 +102,10 @@ def write_all(descriptor: int, data: bytes) -> None:
 
 
 def append(path: Path, text: str, sync: bool = False) -> None:
-    """Add `text` to the file; where that fails half-way, the file is as it was. `sync` is against a power cut."""
+    """Add `text` to the file; where that fails half-way, the file is as it was.
+
+    `sync` is against a power cut.
+    """
     with writing(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         size = os.fstat(descriptor).st_size
@@ -120,7 +129,10 @@ def numbered(folder: Path) -> Iterator[Path]:
 
 def briefly(error: BaseException) -> str:
     """Return what an error says, on one line that is not long."""
-    return " ".join(f"{getattr(error, 'strerror', None) or error}".split())[:80] or type(error).__name__
+    return (
+        " ".join(f"{getattr(error, 'strerror', None) or error}".split())[:80]
+        or type(error).__name__
+    )
 
 
 @contextlib.contextmanager
@@ -132,7 +144,9 @@ def lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{folder} is in use by a run that is going on; wait for its end") from error
+            raise UserError(
+                f"{folder} is in use by a run that is going on; wait for its end"
+            ) from error
         yield
     finally:
         os.close(descriptor)
@@ -164,7 +178,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
-        raise UserError(f"cannot read {path} ({reason}); resume takes the folder of a run") from error
+        raise UserError(
+            f"cannot read {path} ({reason}); resume takes the folder of a run"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object; resume takes the folder of a run")
     return content

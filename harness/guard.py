@@ -1,18 +1,20 @@
-"""Runs TFF's worker, hides it, and relays a listening Unix socket to it: a program of its own, for a bare Python.
+"""Runs TFF's worker, hides it, and relays a listening Unix socket to it: a program of its own, for
+a bare Python.
 
     python3 -ISc GUARD PARENT DOOR BINARY ISOLATED CLIENTS_AT_ONCE FOLDER
 
-TFF's worker listens on all interfaces, lets anybody in, runs any graph it is sent, and stays when its user ends. In a
-network namespace of its own only this process reaches it; and the kernel kills this process when PARENT ends, however
-that is, `kill -9` included, and the worker when this process ends. (A preexec_fn of the parent would do for that, but
-may deadlock in a process with threads, which TensorFlow makes of ours.)
+TFF's worker listens on all interfaces, lets anybody in, runs any graph it is sent, and stays when
+its user ends. In a network namespace of its own only this process reaches it; and the kernel kills
+this process when PARENT ends, however that is, `kill -9` included, and the worker when this process
+ends. (A preexec_fn of the parent would do for that, but may deadlock in a process with threads,
+which TensorFlow makes of ours.)
 
-DOOR is a listening socket's descriptor. On another machine it is the path of a socket to be made, in a folder that only
-this user can enter, both gone once somebody is in; and PARENT is 0: then this process lives as long as bytes come to
-its standard input.
+DOOR is a listening socket's descriptor. On another machine it is the path of a socket to be made,
+in a folder that only this user can enter, both gone once somebody is in; and PARENT is 0: then this
+process lives as long as bytes come to its standard input.
 
-It prints the worker's process id once it answers, or in one line what it cannot do, and from then on twice a second the
-processor time, in ticks, that the worker has spent.
+It prints the worker's process id once it answers, or in one line what it cannot do, and from then
+on twice a second the processor time, in ticks, that the worker has spent.
 """
 
 import ctypes
@@ -28,12 +30,25 @@ import time
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
-CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
-SIOCSIFFLAGS, IFF_UP = 0x8914, 1
-SILENCE = 20.0  # seconds without a byte from a parent on another machine, after which it counts as gone
+CLONE_NEWUSER = 0x10000000
+CLONE_NEWNET = 0x40000000
+SIOCSIFFLAGS = 0x8914
+IFF_UP = 1
+# seconds without a byte from a parent on another machine, after which it counts as gone
+SILENCE = 20.0
 BETWEEN = 0.5  # seconds
 THREADS = 2  # of all clients that train at once, as on a machine of two cores
-DECIDING = ("TF_", "XLA_", "DNNL_", "ONEDNN_", "MKL_", "OMP_", "KMP_", "GOMP_")  # variables that kernels follow
+# variables that kernels follow
+DECIDING = (
+    "TF_",
+    "XLA_",
+    "DNNL_",
+    "ONEDNN_",
+    "MKL_",
+    "OMP_",
+    "KMP_",
+    "GOMP_",
+)
 
 
 def die_with(process):
@@ -44,15 +59,25 @@ def die_with(process):
 
 
 def isolate():
-    """Move into user and network namespaces of our own, with the loopback interface up. Raise OSError where refused."""
-    user, group = os.getuid(), os.getgid()
+    """Move into user and network namespaces of our own, with the loopback interface up.
+
+    Raise OSError where refused.
+    """
+    user = os.getuid()
+    group = os.getgid()
     if LIBC.unshare(CLONE_NEWUSER | CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{user} {user} 1"), ("gid_map", f"{group} {group} 1")):
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{user} {user} 1"),
+        ("gid_map", f"{group} {group} 1"),
+    ):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
     with socket.socket() as any_socket:
-        fcntl.ioctl(any_socket, SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(24, "little"))
+        fcntl.ioctl(
+            any_socket, SIOCSIFFLAGS, b"lo".ljust(16, b"\0") + IFF_UP.to_bytes(24, "little")
+        )
 
 
 def free_port():
@@ -96,7 +121,8 @@ def relay(listener, path, port):
     """Accept connections and pump each to the worker and back."""
     with listener:
         while True:
-            outside, inside = listener.accept()[0], socket.create_connection(("127.0.0.1", port))
+            outside = listener.accept()[0]
+            inside = socket.create_connection(("127.0.0.1", port))
             close_door(path)
             inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, sink in ((outside, inside), (inside, outside)):
@@ -124,15 +150,22 @@ def wait_until_it_answers(worker, port):
 
 
 def worker_environment(clients_at_once):
-    """Return the worker's environment: of the user's nothing that numbers follow, and of ours all that they do.
+    """Return the worker's environment: of the user's nothing that numbers follow, and of ours all
+    that they do.
 
-    The threads within one op decide how it splits its sums. They are as many on every machine, whatever its cores;
-    clients train side by side as it is, so that only a client alone has two.
+    The threads within one op decide how it splits its sums. They are as many on every machine,
+    whatever its cores; clients train side by side as it is, so that only a client alone has two.
     """
     own = {name: value for name, value in os.environ.items() if not name.startswith(DECIDING)}
     threads = max(1, THREADS // clients_at_once)
-    # TensorFlow uses oneDNN of its own accord only with AVX-512 VNNI; processors with AVX2 are 2.4 times as fast by it.
-    return {**own, "TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": str(threads), "TF_CPP_MIN_LOG_LEVEL": "2"}
+    # TensorFlow uses oneDNN of its own accord only with AVX-512 VNNI; processors with AVX2 are 2.4
+    # times as fast by it.
+    return {
+        **own,
+        "TF_ENABLE_ONEDNN_OPTS": "1",
+        "TF_NUM_INTRAOP_THREADS": str(threads),
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
 
 
 def listen_to_parent(worker, path):
@@ -169,11 +202,16 @@ def main(parent, door, binary, isolated, clients_at_once, folder):
         port = free_port()
     if parent:
         die_with(parent)
-    me, env = os.getpid(), worker_environment(clients_at_once)
+    me = os.getpid()
+    env = worker_environment(clients_at_once)
     listener, path = open_door(door)
     try:
         worker = subprocess.Popen(
-            [binary, f"--port={port}"], stdin=subprocess.DEVNULL, stdout=2, env=env, preexec_fn=lambda: die_with(me)
+            [binary, f"--port={port}"],
+            stdin=subprocess.DEVNULL,
+            stdout=2,
+            env=env,
+            preexec_fn=lambda: die_with(me),
         )
     except OSError as error:
         close_door(path)

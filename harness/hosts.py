@@ -1,8 +1,10 @@
-"""Other machines, by ssh and rsync: what is asked of them, what is sent there, and what is said where they refuse.
+"""Other machines, by ssh and rsync: what is asked of them, what is sent there, and what is said
+where they refuse.
 
-A host needs sshd, a python3, rsync, and Linux on x86-64; nothing is installed there by hand. It gets TFF's worker,
-once, and the shards of its own clients. OpenSSH brings authentication, encryption and the end of what it started; the
-way to the worker is a Unix socket on both sides, so no port is open to a network.
+A host needs sshd, a python3, rsync, and Linux on x86-64; nothing is installed there by hand. It
+gets TFF's worker, once, and the shards of its own clients. OpenSSH brings authentication,
+encryption and the end of what it started; the way to the worker is a Unix socket on both sides, so
+no port is open to a network.
 """
 
 from __future__ import annotations
@@ -21,13 +23,22 @@ from harness.fields import UserError
 HERE = "localhost"
 HEARTBEAT = 5.0  # seconds between two bytes to a guard, which takes four times that for our end
 SSH = [
-    "ssh", "-T", "-oBatchMode=yes", "-oConnectTimeout=10", "-oControlPath=none", "-oControlMaster=no",
-    "-oServerAliveInterval=5", "-oServerAliveCountMax=3", "-oForwardAgent=no", "-oForwardX11=no",
-]  # fmt: skip
+    "ssh",
+    "-T",
+    "-oBatchMode=yes",
+    "-oConnectTimeout=10",
+    "-oControlPath=none",
+    "-oControlMaster=no",
+    "-oServerAliveInterval=5",
+    "-oServerAliveCountMax=3",
+    "-oForwardAgent=no",
+    "-oForwardX11=no",
+]
 ALONE = "-oClearAllForwardings=yes"  # those of the user's own configuration
 CONNECT_SECONDS = 30
 OLDEST_GLIBC = (2, 29)
-# What is asked of a host, in its own Python; it answers with a line of JSON: what is wrong, or nothing.
+# What is asked of a host, in its own Python; it answers with a line of JSON: what is wrong, or
+# nothing.
 PROBE = """
 import ctypes, json, os, platform, shutil, sys
 folder, oldest, wrong = sys.argv[1], tuple(map(int, sys.argv[2].split("."))), ""
@@ -36,51 +47,74 @@ try:
     if not os.access(folder, os.W_OK | os.X_OK):
         wrong = "cannot write %s; choose another --workers-cache" % os.path.abspath(folder)
 except OSError as error:
-    wrong = "cannot make %s (%s); choose another --workers-cache" % (os.path.abspath(folder), error.strerror)
+    wrong = "cannot make %s (%s); choose another --workers-cache"
+    wrong = wrong % (os.path.abspath(folder), error.strerror)
 name, version = platform.libc_ver()
 if (sys.platform, platform.machine()) != ("linux", "x86_64"):
     wrong = "is %s on %s; TFF's worker needs Linux on x86-64" % (sys.platform, platform.machine())
 elif name != "glibc" or tuple(map(int, version.split(".")[:2])) < oldest:
-    wrong = "has %s %s; TFF's worker needs glibc %s or later" % (name or "no glibc", version, sys.argv[2])
+    wrong = "has %s %s; TFF's worker needs glibc %s or later"
+    wrong = wrong % (name or "no glibc", version, sys.argv[2])
 elif shutil.which("rsync") is None:
     wrong = "has no rsync; install it there"
 elif ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000):
-    wrong = ("forbids network namespaces, without which others there could reach TFF's worker; allow them "
-             "(sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces), or leave the host out")
+    wrong = ("forbids network namespaces, without which others there could reach TFF's worker; "
+             "allow them (sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces), "
+             "or leave the host out")
 print(json.dumps(wrong))
 """
 REFUSALS = {  # words of ssh's, and the remedy; the first that is found counts
-    "Could not resolve hostname": "its name does not resolve; check it, or give it an address in ~/.ssh/config",
-    "Connection refused": "no sshd answers there (connection refused); start it, or name its port in ~/.ssh/config",
-    "REMOTE HOST IDENTIFICATION HAS CHANGED": "its host key has changed; see that it is the right machine, then "
-    "`ssh-keygen -R {host}`",
-    "Host key verification failed": "its host key is not known here; run `ssh {host}` once by hand and compare it",
-    "Permission denied": "it does not let us in (permission denied), and no password is ever asked for; "
-    "`ssh-copy-id {host}`, or load the key into ssh-agent",
-    "timed out": "it does not answer (timed out); see that it is up, and that no firewall stands between",
+    "Could not resolve hostname": (
+        "its name does not resolve; check it, or give it an address in ~/.ssh/config"
+    ),
+    "Connection refused": (
+        "no sshd answers there (connection refused); start it, or name its port in ~/.ssh/config"
+    ),
+    "REMOTE HOST IDENTIFICATION HAS CHANGED": (
+        "its host key has changed; see that it is the right machine, then `ssh-keygen -R {host}`"
+    ),
+    "Host key verification failed": (
+        "its host key is not known here; run `ssh {host}` once by hand and compare it"
+    ),
+    "Permission denied": (
+        "it does not let us in (permission denied), and no password is ever asked for; "
+        "`ssh-copy-id {host}`, or load the key into ssh-agent"
+    ),
+    "timed out": (
+        "it does not answer (timed out); see that it is up, and that no firewall stands between"
+    ),
     "No route to host": "there is no way to it (no route to host); see that it is up",
-    "open failed": "its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes in its sshd_config",
+    "open failed": (
+        "its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes in its sshd_config"
+    ),
 }
 
 
 def read_hosts(names: str) -> tuple[str, ...]:
-    """Return the host names in `workers`, commas between. Raise UserError for one that is not plain."""
+    """Return the host names in `workers`, commas between.
+
+    Raise UserError for one that is not plain.
+    """
     hosts = tuple(name.strip() for name in names.split(","))
     for host in hosts:
         if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.-]*", host):
             raise UserError(
-                f"workers={names!r:.60}: {host!r:.40} is no host's name; give names as ssh knows them, such as "
-                "localhost,hostA,me@hostB (ports and the like stand in ~/.ssh/config)"
+                f"workers={names!r:.60}: {host!r:.40} is no host's name; give names as ssh knows "
+                "them, such as localhost,hostA,me@hostB (ports and the like stand in "
+                "~/.ssh/config)"
             )
     return hosts
 
 
 def check_folder(path: str) -> str:
-    """Return the folder on the hosts. Raise UserError where a shell there might read it as something else."""
+    """Return the folder on the hosts.
+
+    Raise UserError where a shell there might read it as something else.
+    """
     if not re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*", path):
         raise UserError(
-            f"workers_cache={path!r:.60} is not a plain path; choose letters, digits, and . _ - / (a relative one "
-            "begins at the home folder there)"
+            f"workers_cache={path!r:.60} is not a plain path; choose letters, digits, and . _ - / "
+            "(a relative one begins at the home folder there)"
         )
     return path
 
@@ -90,7 +124,11 @@ def explain(host: str, words: str) -> str:
     for said, remedy in REFUSALS.items():
         if said in words:
             return f"{host}: {remedy.format(host=host)}"
-    lines = [line for line in words.splitlines() if line.strip() and not line.startswith("Warning: Permanently added")]
+    lines = [
+        line
+        for line in words.splitlines()
+        if line.strip() and not line.startswith("Warning: Permanently added")
+    ]
     return f"{host}: {lines[-1].strip()}" if lines else ""
 
 
@@ -106,49 +144,99 @@ def explain_guard(host: str, line: str) -> str:
 
 
 def ask(host: str, code: str, *words: str) -> str:
-    """Return what Python `code` prints on the host. Raise UserError, in one line, where it cannot be run there."""
-    command = [*SSH, ALONE, "--", host, shlex.join(["python3", "-ISc", 'exec(__import__("sys").stdin.read())', *words])]
+    """Return what Python `code` prints on the host.
+
+    Raise UserError, in one line, where it cannot be run there.
+    """
+    command = [
+        *SSH,
+        ALONE,
+        "--",
+        host,
+        shlex.join(["python3", "-ISc", 'exec(__import__("sys").stdin.read())', *words]),
+    ]
     try:
-        done = subprocess.run(command, input=code, capture_output=True, text=True, timeout=CONNECT_SECONDS)
+        done = subprocess.run(
+            command, input=code, capture_output=True, text=True, timeout=CONNECT_SECONDS
+        )
     except FileNotFoundError as error:
-        raise UserError("workers needs ssh, which is not installed here; install openssh-client") from error
+        raise UserError(
+            "workers needs ssh, which is not installed here; install openssh-client"
+        ) from error
     except subprocess.TimeoutExpired as error:
         raise UserError(f"{host}: {REFUSALS['timed out']}") from error
     if done.returncode == 127 or "python3: not found" in done.stderr:
         raise UserError(f"{host}: it has no python3; install one there, any version will do")
     if done.returncode:
-        raise UserError(explain(host, done.stderr) or f"{host}: ssh ended with status {done.returncode}")
+        raise UserError(
+            explain(host, done.stderr) or f"{host}: ssh ended with status {done.returncode}"
+        )
     return done.stdout
 
 
 def check(host: str, cache: str) -> None:
-    """Raise UserError, in one line that names the host and the remedy, where it cannot run TFF's worker."""
+    """Raise UserError, in one line that names the host and the remedy, where it cannot run TFF's
+    worker."""
     answer = ask(host, PROBE, cache, ".".join(map(str, OLDEST_GLIBC))).strip().splitlines()
     try:
         wrong = json.loads(answer[-1])
     except (ValueError, IndexError) as error:
         said = " ".join(answer)[:80]
-        raise UserError(f"{host}: its python3 answered {said!r}; see that `ssh {host} python3` works") from error
+        raise UserError(
+            f"{host}: its python3 answered {said!r}; see that `ssh {host} python3` works"
+        ) from error
     if wrong:
-        raise UserError(f"{host} {wrong}" if wrong.startswith(("is ", "has ", "forbids ")) else f"{host}: {wrong}")
+        raise UserError(
+            f"{host} {wrong}"
+            if wrong.startswith(("is ", "has ", "forbids "))
+            else f"{host}: {wrong}"
+        )
 
 
-def send(host: str, source: Path, names: Sequence[str], target: str, checked: bool = False) -> Iterator[int]:
-    """Copy the files `names` of the folder `source` into `target` on the host; yield the bytes of those done so far.
+def send(
+    host: str, source: Path, names: Sequence[str], target: str, checked: bool = False
+) -> Iterator[int]:
+    """Copy the files `names` of the folder `source` into `target` on the host; yield the bytes of
+    those done so far.
 
-    What is there already stays; `checked` compares contents, not only sizes and times. Raise UserError where it fails.
+    What is there already stays; `checked` compares contents, not only sizes and times. Raise
+    UserError where it fails.
     """
     ssh = shlex.join([*SSH, ALONE])
-    flags = ["-rptW", "-s", "--files-from=-", "--info=progress2", "--outbuf=N", "--no-inc-recursive"]
-    command = ["rsync", *flags, *(["-c"] if checked else []), "-e", ssh, "--", f"{source}/", f"{host}:{target}/"]
+    flags = [
+        "-rptW",
+        "-s",
+        "--files-from=-",
+        "--info=progress2",
+        "--outbuf=N",
+        "--no-inc-recursive",
+    ]
+    command = [
+        "rsync",
+        *flags,
+        *(["-c"] if checked else []),
+        "-e",
+        ssh,
+        "--",
+        f"{source}/",
+        f"{host}:{target}/",
+    ]
     try:
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
         )
     except FileNotFoundError as error:
         raise UserError("workers needs rsync, which is not installed here; install it") from error
     try:
-        with contextlib.suppress(BrokenPipeError), process.stdin as pipe:  # where it has ended, its own words say why
+        # where it has ended, its own words say why
+        with (
+            contextlib.suppress(BrokenPipeError),
+            process.stdin as pipe,
+        ):
             pipe.write("\n".join(names).encode() + b"\n")
         text = b""
         while part := process.stdout.read1(4096):
@@ -158,21 +246,35 @@ def send(host: str, source: Path, names: Sequence[str], target: str, checked: bo
         words = process.stderr.read().decode(errors="replace")
         if process.wait():
             said = explain(host, words) or f"{host}: rsync ended with status {process.returncode}"
-            raise UserError(f"{said}; see that there is room in {target} there" if "No space" in words else said)
+            raise UserError(
+                f"{said}; see that there is room in {target} there" if "No space" in words else said
+            )
     finally:
         process.kill()
         process.wait()
 
 
 def guard_command(host: str, door: str, guard: str, clients_at_once: int, cache: str) -> list[str]:
-    """Return the words that start TFF's worker and its guard on the host, the Unix socket `door` here leading there.
+    """Return the words that start TFF's worker and its guard on the host, the Unix socket `door`
+    here leading there.
 
     The guard's text, and then a byte now and then, are read from standard input.
     """
     token = secrets.token_hex(8)
-    there, size = f"/tmp/fl-{token}/door", len(guard.encode())
+    there = f"/tmp/fl-{token}/door"
+    size = len(guard.encode())
     code = f'exec(__import__("sys").stdin.buffer.read({size}))'
-    words = ["python3", "-ISc", code, "0", there, "./worker_binary", "yes", str(clients_at_once), cache]
+    words = [
+        "python3",
+        "-ISc",
+        code,
+        "0",
+        there,
+        "./worker_binary",
+        "yes",
+        str(clients_at_once),
+        cache,
+    ]
     return [
         *SSH,
         "-oClearAllForwardings=no",

@@ -1,4 +1,5 @@
-"""Flags that change none of a run's numbers: where it writes, how it is watched, and what it is compared with."""
+"""Flags that change none of a run's numbers: where it writes, how it is watched, and what it is
+compared with."""
 
 from __future__ import annotations
 
@@ -12,14 +13,15 @@ from harness.hosts import HERE, check_folder, read_hosts
 
 @dataclass(frozen=True)
 class Run(Theme):
-    """The run's files, and the processes that train. None of these flags changes a round's numbers, but for the number
-    of workers their last bits."""
+    """The run's files, and the processes that train. None of these flags changes a round's numbers,
+    but for the number of workers their last bits."""
 
     resume: str = ""
-    """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else is as it was."""
+    """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else
+    is as it was."""
     accept_changes: bool = False
-    """With --resume: go on though the program, or TensorFlow, TFF or NumPy, has changed since the run's last round.
-    Captions and metrics.json say so."""
+    """With --resume: go on though the program, or TensorFlow, TFF or NumPy, has changed since the
+    run's last round. Captions and metrics.json say so."""
     runs: str = "runs"
     """Folder in which the run's own folder is made."""
     name: str = ""
@@ -27,21 +29,26 @@ class Run(Theme):
     cache: str = ".cache"
     """Folder in which the clients' shard files are kept and reused."""
     target_accuracy: Probability = 0.0
-    """The run ends after the first round with this test accuracy, 0..1; 0: it does all its rounds. metrics.json tells
-    rounds_to_target as McMahan et al. 2017 count them: the best so far, a straight line between rounds. A comparison
-    compares them."""
+    """The run ends after the first round with this test accuracy, 0..1; 0: it does all its rounds.
+    metrics.json tells rounds_to_target as McMahan et al. 2017 count them: the best so far, a
+    straight line between rounds. A comparison compares them."""
     baselines: bool = False
-    """After the rounds, let the same process train on all images in one place, and each client alone, for as many local
-    epochs; say what federation is worth, and who gains by it. Takes about four times as long as the run."""
+    """After the rounds, let the same process train on all images in one place, and each client
+    alone, for as many local epochs; say what federation is worth, and who gains by it. Takes about
+    four times as long as the run."""
     patience: real(1, 86_400) = 60
-    """Seconds without any progress after which TFF's worker counts as hung, and the round is done again."""
+    """Seconds without any progress after which TFF's worker counts as hung, and the round is done
+    again."""
     workers: str = HERE
-    """Hosts that train, by name and with commas between, over ssh: localhost,hostA,me@hostB. Client k is the k-th's,
-    beginning again after the last, and its shard goes there alone. Their number changes the weights' last bits."""
+    """Hosts that train, by name and with commas between, over ssh: localhost,hostA,me@hostB. Client
+    k is the k-th's, beginning again after the last, and its shard goes there alone. Their number
+    changes the weights' last bits."""
     workers_cache: str = ".cache/federated_learning"
-    """Folder on the hosts for TFF's worker and the shards; a relative one begins at the home folder there."""
+    """Folder on the hosts for TFF's worker and the shards; a relative one begins at the home folder
+    there."""
     tensorboard: bool = False
-    """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard --logdir runs."""
+    """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
+    --logdir runs."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a name that no folder can have."""
@@ -49,8 +56,16 @@ class Run(Theme):
         read_hosts(self.workers)
         check_folder(self.workers_cache)
         name = self.name
-        if name in (".", "..") or "/" in name or not name.isprintable() or len(os.fsencode(name)) > 200:
-            raise UserError(f"name={self.name[:50]!r} is not a folder's name; choose up to 200 letters, digits, - or _")
+        if (
+            name in (".", "..")
+            or "/" in name
+            or not name.isprintable()
+            or len(os.fsencode(name)) > 200
+        ):
+            raise UserError(
+                f"name={self.name[:50]!r} is not a folder's name; choose up to 200 letters, "
+                "digits, - or _"
+            )
 
     @property
     def hosts(self) -> tuple[str, ...]:
@@ -68,11 +83,12 @@ class Comparison(Theme):
     """Several runs in one plot and one table. A run that is there already is not run again."""
 
     compare: str = ""
-    """Names of algorithms, or partitions, aggregators, models or attacks, with commas between: each is run, on the same
-    split and seed, and one plot shows all."""
+    """Names of algorithms, or partitions, aggregators, models or attacks, with commas between: each
+    is run, on the same split and seed, and one plot shows all."""
     seeds: Count = 1
-    """Seeds that are run and compared, from `seed` on: mean and standard deviation, and whether they tell a row from
-    the usual one, or the first (paired t-test over the seeds, with Holm's correction for several rows)."""
+    """Seeds that are run and compared, from `seed` on: mean and standard deviation, and whether
+    they tell a row from the usual one, or the first (paired t-test over the seeds, with Holm's
+    correction for several rows)."""
 
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")
@@ -82,31 +98,43 @@ BY_CONTENT = ("data", "data_name", "transpose", "partition_file")
 
 
 def identity(config: Theme) -> dict[str, Any]:
-    """Return field -> value of all that a run's numbers depend on, but for the data and how far it goes.
+    """Return field -> value of all that a run's numbers depend on, but for the data and how far it
+    goes.
 
     A field that has no effect, such as prox_mu with fedavg, is at its default.
     """
     config = config.only_used()
     ignored = {*Run().flat(), *Comparison().flat(), *HOW_FAR, *BY_CONTENT}
-    hosts = len(read_hosts(config.flat()["workers"]))  # the sums, and so the last bits, follow their number alone
-    return {**{field: value for field, value in config.flat().items() if field not in ignored}, "workers": hosts}
+    # the sums, and so the last bits, follow their number alone
+    hosts = len(read_hosts(config.flat()["workers"]))
+    return {
+        **{field: value for field, value in config.flat().items() if field not in ignored},
+        "workers": hosts,
+    }
 
 
 def compared(config: Theme) -> tuple[str, list[str]] | None:
-    """Return (field, its values) that are to be compared; None for a single run. Raise UserError for other names."""
+    """Return (field, its values) that are to be compared; None for a single run.
+
+    Raise UserError for other names.
+    """
     flat = config.flat()
     if not flat["compare"] and flat["seeds"] == 1:
         return None
     if flat["resume"]:
         raise UserError(
-            f"resume={flat['resume']!r:.60} does not go with compare or seeds, which resume their runs by themselves; "
-            "drop one of the two"
+            f"resume={flat['resume']!r:.60} does not go with compare or seeds, which resume their "
+            "runs by themselves; drop one of the two"
         )
-    names = [name.strip() for name in flat["compare"].split(",")] if flat["compare"] else [flat["algorithm"]]
+    names = (
+        [name.strip() for name in flat["compare"].split(",")]
+        if flat["compare"]
+        else [flat["algorithm"]]
+    )
     field = next((field for field in COMPARABLE if set(names) <= set(config.choices(field))), None)
     if field is None or len(set(names)) < len(names):
         raise UserError(
-            f"compare={flat['compare']!r:.60} does not name different rows of one table, with commas between; choose "
-            f"from {', '.join(COMPARABLE)}, such as fedavg,fedprox"
+            f"compare={flat['compare']!r:.60} does not name different rows of one table, with "
+            f"commas between; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox"
         )
     return field, names

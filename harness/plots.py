@@ -19,25 +19,35 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
 
-BLUE, ORANGE, GREY = "#0b6fa4", "#d1495b", "#5c6770"
+BLUE = "#0b6fa4"
+ORANGE = "#d1495b"
+GREY = "#5c6770"
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
 
-default_style = matplotlib.style.context("default")  # whatever the user's matplotlibrc says; a decorator
+# whatever the user's matplotlibrc says; a decorator
+default_style = matplotlib.style.context("default")
 
 
 def new_figure(width: float, height: float, title: str, note: str) -> Figure:
-    """Return a Figure with its title, and in small print below it what it was made on. Sizes are inches."""
+    """Return a Figure with its title, and in small print below it what it was made on.
+
+    Sizes are inches.
+    """
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    note = note.replace("$", r"\$").replace(" = ", "\xa0=\xa0")  # a lone $ would start a formula; "E = 3" in a line
+    # a lone $ would start a formula; "E = 3" in a line
+    note = note.replace("$", r"\$").replace(" = ", "\xa0=\xa0")
     note = "\n".join(textwrap.wrap(note, int(17 * width))).replace("\xa0", " ")
     figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
 
 def joined(parts: Iterable[str]) -> str:
-    """Return a caption of its parts, those that are empty left out; what is one is said as one: "1 label a client"."""
-    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", " · ".join(filter(None, parts)))
+    """Return a caption of its parts, those that are empty left out; what is one is said as one: "1
+    label a client"."""
+    return re.sub(
+        r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", " · ".join(filter(None, parts))
+    )
 
 
 def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
@@ -54,7 +64,8 @@ def whole_rounds(axes: Any) -> None:
 
 @default_style
 def to_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file's bytes, the same for the same figure on one processor, which it names."""
+    """Return the figure as a PNG file's bytes, the same for the same figure on one processor, which
+    it names."""
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None, "Source": processor()})
     return png.getvalue()
@@ -66,9 +77,15 @@ def label_of(names: Sequence[Any], place: float, _: int) -> str:
 
 
 def plot_matrix(
-    axes: Any, matrix: np.ndarray, shade: np.ndarray, shade_name: str, columns: Sequence = (), rows: Sequence = ()
+    axes: Any,
+    matrix: np.ndarray,
+    shade: np.ndarray,
+    shade_name: str,
+    columns: Sequence = (),
+    rows: Sequence = (),
 ) -> None:
-    """Draw `matrix` int64[R,C] as cells shaded by `shade`; each carries its number where there are few.
+    """Draw `matrix` int64[R,C] as cells shaded by `shade`; each carries its number where there are
+    few.
 
     `columns` and `rows` name them where they are not called by their numbers.
     """
@@ -83,18 +100,28 @@ def plot_matrix(
         for (row, column), count in np.ndenumerate(matrix):
             dark = shade[row, column] > 0.55 * shade.max()
             text = f"{count:,}" if count else "·"
-            axes.text(column, row, text, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+            axes.text(
+                column,
+                row,
+                text,
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="white" if dark else "black",
+            )
 
 
 @default_style
 def plot_partition(counts: np.ndarray, note: str, classes: Sequence[int] = ()) -> Figure:
-    """Draw label counts int64[K,C]: a row a client, a column a label, of which `classes` are the names."""
+    """Draw label counts int64[K,C]: a row a client, a column a label, of which `classes` are the
+    names."""
     measured = skew(counts)
-    few, many = counts.sum(axis=1).min(), counts.sum(axis=1).max()
+    few = counts.sum(axis=1).min()
+    many = counts.sum(axis=1).max()
     title = f"{counted(counts.shape[0], 'client')} of {few:,} to {many:,} images"
     skewness = (
-        f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, mean) · "
-        f"effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
+        f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, "
+        f"mean) · effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
         f"Gini coefficient of the sizes {measured['size_gini']:.2f}"
     )
     figure = new_figure(7, 5.2, title, f"{note} · {skewness}")
@@ -106,8 +133,10 @@ def plot_partition(counts: np.ndarray, note: str, classes: Sequence[int] = ()) -
 
 @default_style
 def plot_confusion(confusion: np.ndarray, note: str, classes: Sequence[int] = ()) -> Figure:
-    """Draw the confusion matrix int64[C,C]: counts, shaded by the share of errors in the row, so that errors show."""
-    total, right = confusion.sum(), np.trace(confusion)
+    """Draw the confusion matrix int64[C,C]: counts, shaded by the share of errors in the row, so
+    that errors show."""
+    total = confusion.sum()
+    right = np.trace(confusion)
     figure = new_figure(7, 6.4, f"{total - right:,} of {total:,} test images misclassified", note)
     axes = figure.subplots()
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
@@ -119,13 +148,15 @@ def plot_confusion(confusion: np.ndarray, note: str, classes: Sequence[int] = ()
 
 @default_style
 def plot_cost(records: Sequence[RoundRecord], note: str) -> Figure:
-    """Draw test accuracy against the megabytes, 10^6 bytes, that server and clients have sent, a point a round."""
+    """Draw test accuracy against the megabytes, 10^6 bytes, that server and clients have sent, a
+    point a round."""
     megabytes = np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
     share = 100 * sum(record.bytes_up for record in records) / max(1e6 * megabytes[-1], 1)
     title = f"{megabytes[-1]:,.1f} MB in {counted(len(records), 'round')}"
     figure = new_figure(7, 4.2, title, f"{note} · {share:.0f} % of the bytes go up")
     axes = figure.subplots()
-    accuracies, marker = [100 * record.test_accuracy for record in records], "o" if len(records) <= 50 else None
+    accuracies = [100 * record.test_accuracy for record in records]
+    marker = "o" if len(records) <= 50 else None
     axes.plot(megabytes, accuracies, color=BLUE, marker=marker, ms=4)
     axes.set(xlabel="sent down and up so far (MB)", ylabel="test accuracy (%)", xlim=(0, None))
     plain(axes)
@@ -134,17 +165,27 @@ def plot_cost(records: Sequence[RoundRecord], note: str) -> Figure:
 
 @default_style
 def plot_misclassified(
-    images: np.ndarray, labels: np.ndarray, predictions: np.ndarray, note: str, classes: Sequence[int] = ()
+    images: np.ndarray,
+    labels: np.ndarray,
+    predictions: np.ndarray,
+    note: str,
+    classes: Sequence[int] = (),
 ) -> Figure:
-    """Draw the first 18 of `images` uint8[N,28,28] that are predicted wrong: index, true and predicted label."""
+    """Draw the first 18 of `images` uint8[N,28,28] that are predicted wrong: index, true and
+    predicted label."""
     most = 18
-    wrong, names = np.flatnonzero(predictions != labels), classes or range(256)
-    figure = new_figure(9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", note)
+    wrong = np.flatnonzero(predictions != labels)
+    names = classes or range(256)
+    figure = new_figure(
+        9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", note
+    )
     for axes, index in itertools.zip_longest(figure.subplots(3, most // 3).flat, wrong[:most]):
         axes.axis("off")
         if index is not None:
             axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=255)
-            axes.set_title(f"#{index}: {names[labels[index]]}, not {names[predictions[index]]}", fontsize=8)
+            axes.set_title(
+                f"#{index}: {names[labels[index]]}, not {names[predictions[index]]}", fontsize=8
+            )
     return figure
 
 
@@ -155,42 +196,67 @@ def only_2_and_5(value: float, _: int) -> str:
 
 @default_style
 def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Figure:
-    """Draw test error against the round on a log scale, a line a name: `curves` are accuracies float[seeds,rounds]."""
+    """Draw test error against the round on a log scale, a line a name: `curves` are accuracies
+    float[seeds,rounds]."""
     seeds = len(next(iter(curves.values())))
-    figure = new_figure(9, 4.8, f"Test error, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", note)
+    figure = new_figure(
+        9, 4.8, f"Test error, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", note
+    )
     axes = error_axes(figure)
     for (name, accuracies), marker in zip(curves.items(), itertools.cycle("os^vDPX*<>")):
-        errors, rounds = 100 * (1 - accuracies), np.arange(1, accuracies.shape[1] + 1)
+        errors = 100 * (1 - accuracies)
+        rounds = np.arange(1, accuracies.shape[1] + 1)
         mean = errors.mean(axis=0)
         label = f"{name}: {100 - mean[-1]:.2f} %"
         if seeds > 1:
             spread = errors.std(axis=0, ddof=1)
             label = f"{name}: {100 - mean[-1]:.2f} ± {spread[-1]:.2f} %"
-            axes.fill_between(rounds, np.maximum(mean - spread, mean / 10), mean + spread, alpha=0.15, lw=0)
-        axes.plot(rounds, mean, marker=marker, ms=4, markevery=max(1, len(rounds) // 10), label=label)
-    figure.legend(frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center")
+            axes.fill_between(
+                rounds, np.maximum(mean - spread, mean / 10), mean + spread, alpha=0.15, lw=0
+            )
+        axes.plot(
+            rounds, mean, marker=marker, ms=4, markevery=max(1, len(rounds) // 10), label=label
+        )
+    figure.legend(
+        frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center"
+    )
     return figure
 
 
 @default_style
 def plot_rounds_to_target(
-    curves: dict[str, Sequence[np.ndarray]], needed: dict[str, Sequence[float | None]], target: float, note: str
+    curves: dict[str, Sequence[np.ndarray]],
+    needed: dict[str, Sequence[float | None]],
+    target: float,
+    note: str,
 ) -> Figure:
     """Draw test error against the round until it is that of `target`, a line a seed.
 
-    Accuracies are float[rounds]; `needed` are the rounds to the target of each seed, None where it did not get there.
+    Accuracies are float[rounds]; `needed` are the rounds to the target of each seed, None where it
+    did not get there.
     """
     seeds = len(next(iter(curves.values())))
     figure = new_figure(9, 4.8, f"Rounds to {100 * target:.4g} %, {counted(seeds, 'seed')}", note)
     axes = error_axes(figure)
-    for (number, (name, several)), marker in zip(enumerate(curves.items()), itertools.cycle("os^vDPX*<>")):
+    for (number, (name, several)), marker in zip(
+        enumerate(curves.items()), itertools.cycle("os^vDPX*<>")
+    ):
         told = f"{name}: {tell_rounds(needed[name])}"
         for label, accuracies in itertools.zip_longest([told], several, fillvalue=""):
-            rounds, every = np.arange(1, len(accuracies) + 1), max(1, len(accuracies) // 10)
-            style = {"marker": marker, "ms": 4, "markevery": every, "lw": 1.2, "color": f"C{number % 10}"}
+            rounds = np.arange(1, len(accuracies) + 1)
+            every = max(1, len(accuracies) // 10)
+            style = {
+                "marker": marker,
+                "ms": 4,
+                "markevery": every,
+                "lw": 1.2,
+                "color": f"C{number % 10}",
+            }
             axes.plot(rounds, 100 * (1 - accuracies), label=label, **style)
     axes.axhline(100 * (1 - target), color=GREY, lw=1, ls=":")
-    figure.legend(frameon=False, fontsize=9, title="rounds to the target", loc="outside right center")
+    figure.legend(
+        frameon=False, fontsize=9, title="rounds to the target", loc="outside right center"
+    )
     return figure
 
 
@@ -207,7 +273,8 @@ def error_axes(figure: Figure) -> Any:
 
 @default_style
 def plot_baselines(rows: Sequence[dict[str, Any]], note: str) -> Figure:
-    """Draw test error against passes over the images: federated, all images in one place, each client alone.
+    """Draw test error against passes over the images: federated, all images in one place, each
+    client alone.
 
     `rows` are those of baselines.csv.
     """
@@ -224,39 +291,77 @@ def plot_baselines(rows: Sequence[dict[str, Any]], note: str) -> Figure:
                 points.setdefault(row["epochs"], []).append(100 * (1 - row["test_accuracy"]))
         mean = [float(np.mean(errors)) for errors in points.values()]
         label = f"{title}: {100 - mean[-1]:.2f} %"
-        axes.plot(list(points), mean, style, color=color, marker="o" if len(points) <= 50 else None, ms=4, label=label)
+        axes.plot(
+            list(points),
+            mean,
+            style,
+            color=color,
+            marker="o" if len(points) <= 50 else None,
+            ms=4,
+            label=label,
+        )
         if name == "alone":
             low, high = ([end(errors) for errors in points.values()] for end in (min, max))
-            axes.fill_between(list(points), low, high, color=color, alpha=0.15, lw=0, label="lowest to highest")
+            axes.fill_between(
+                list(points), low, high, color=color, alpha=0.15, lw=0, label="lowest to highest"
+            )
     axes.set(xlabel="local epochs, passes over the images", ylabel="test error (%)", yscale="log")
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
     axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
     plain(axes, "both")
-    figure.legend(frameon=False, fontsize=9, title="accuracy in the end", loc="outside right center")
+    figure.legend(
+        frameon=False, fontsize=9, title="accuracy in the end", loc="outside right center"
+    )
     return figure
 
 
 @default_style
 def plot_gain(rows: Sequence[Any], note: str) -> Figure:
-    """Draw what the global model, and the same after a local epoch, bring each client, against its label skew.
+    """Draw what the global model, and the same after a local epoch, bring each client, against its
+    label skew.
 
-    `rows` have client, skew, federated, alone and tuned; gains are over the client's own model, on its own label mix.
+    `rows` have client, skew, federated, alone and tuned; gains are over the client's own model, on
+    its own label mix.
     """
     losers = sum(row.gain < 0 for row in rows)
-    figure = new_figure(9, 4.8, f"Who gains: {losers} of {len(rows)} clients lose by taking part", note)
+    figure = new_figure(
+        9, 4.8, f"Who gains: {losers} of {len(rows)} clients lose by taking part", note
+    )
     axes = figure.subplots()
     skews = [row.skew for row in rows]
     tuned = [100 * (row.tuned - row.alone) for row in rows]
     axes.axhline(0, color=GREY, lw=1)
-    axes.scatter(skews, [100 * row.gain for row in rows], color=BLUE, s=28, label="the global model", zorder=3)
-    axes.scatter(skews, tuned, color=ORANGE, marker="^", s=28, label="the same after a local epoch of its own")
+    axes.scatter(
+        skews,
+        [100 * row.gain for row in rows],
+        color=BLUE,
+        s=28,
+        label="the global model",
+        zorder=3,
+    )
+    axes.scatter(
+        skews,
+        tuned,
+        color=ORANGE,
+        marker="^",
+        s=28,
+        label="the same after a local epoch of its own",
+    )
     if len(rows) <= ANNOTATED:
         for row in rows:
             place = (row.skew, 100 * row.gain)
-            axes.annotate(str(row.client), place, xytext=(5, 3), textcoords="offset points", fontsize=8, color=GREY)
+            axes.annotate(
+                str(row.client),
+                place,
+                xytext=(5, 3),
+                textcoords="offset points",
+                fontsize=8,
+                color=GREY,
+            )
     axes.set(xlabel="the client's label skew (total-variation distance to all clients' labels)")
     axes.set(ylabel="gain over its own model,\non its own label mix (percentage points)")
-    axes.set_yscale("symlog", linthresh=2)  # a client whose own model never learned gains fifty times the others
+    # a client whose own model never learned gains fifty times the others
+    axes.set_yscale("symlog", linthresh=2)
     most = np.nanmax(np.abs([1, *tuned, *(100 * row.gain for row in rows)]))
     ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100) if tick < 2.5 * most]
     axes.set_yticks(sorted({*ticks, *(-tick for tick in ticks)}))
@@ -268,11 +373,16 @@ def plot_gain(rows: Sequence[Any], note: str) -> Figure:
 
 
 @default_style
-def plot_mixed_confusion(mixed: np.ndarray, title: str, note: str, classes: Sequence[int] = ()) -> Figure:
-    """Draw the confusion matrix float64[C,C] of 1,000 test images in a client's label mix, shaded by the errors."""
+def plot_mixed_confusion(
+    mixed: np.ndarray, title: str, note: str, classes: Sequence[int] = ()
+) -> Figure:
+    """Draw the confusion matrix float64[C,C] of 1,000 test images in a client's label mix, shaded
+    by the errors."""
     figure = new_figure(7, 6.4, title, f"{note} · per 1,000 test images in the client's label mix")
     axes = figure.subplots()
     errors = np.where(np.eye(len(mixed), dtype=bool), 0, mixed)
-    plot_matrix(axes, mixed.round().astype(int), errors, "errors (of 1,000 images)", classes, classes)
+    plot_matrix(
+        axes, mixed.round().astype(int), errors, "errors (of 1,000 images)", classes, classes
+    )
     axes.set(xlabel="predicted label", ylabel="true label")
     return figure

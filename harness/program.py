@@ -1,7 +1,9 @@
-"""What made a run's numbers: the program's own source, the versions of what computes, the git commit, the processor.
+"""What made a run's numbers: the program's own source, the versions of what computes, the git
+commit, the processor.
 
-A run is told by its flags only as long as the program is the same. So its folder holds program.json, a list of what
-went on with it, and a run that another program began is not gone on with, or read as a result, without a word.
+A run is told by its flags only as long as the program is the same. So its folder holds
+program.json, a list of what went on with it, and a run that another program began is not gone on
+with, or read as a result, without a word.
 """
 
 from __future__ import annotations
@@ -26,10 +28,16 @@ from harness.files import read_json
 
 PROGRAMS = "program.json"  # in a run's folder
 ROOT = Path(__file__).resolve().parent.parent
-# Of the harness, what has a hand in the numbers: the worker and its settings, the merging of hosts, a record's means.
+# Of the harness, what has a hand in the numbers: the worker and its settings, the merging of hosts,
+# a record's means.
 IN_HARNESS = ("__init__", "guard", "records", "rounds", "settings", "worker")
 COMPUTING = ("numpy", "scipy", "tensorflow", "tensorflow-federated")
-VECTORS = {"avx512_vnni": "AVX-512 VNNI", "avx512f": "AVX-512", "avx2": "AVX2"}  # oneDNN has kernels for each
+# oneDNN has kernels for each
+VECTORS = {
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512f": "AVX-512",
+    "avx2": "AVX2",
+}
 
 
 def read_sources() -> dict[str, bytes]:
@@ -39,16 +47,21 @@ def read_sources() -> dict[str, bytes]:
     return {str(path.relative_to(ROOT)): path.read_bytes() for path in paths if path.is_file()}
 
 
-SOURCES = read_sources()  # now, as it is imported: a file may be edited while a notebook goes on with what it has
+# now, as it is imported: a file may be edited while a notebook goes on with what it has
+SOURCES = read_sources()
 
 
 FILES = {str(ROOT / name) for name in SOURCES}
 
 
 def meaning(node: Any) -> Any:
-    """Return a syntax tree as nested lists: without layout and comments, which it has not, and without docstrings."""
+    """Return a syntax tree as nested lists: without layout and comments, which it has not, and
+    without docstrings."""
     if isinstance(node, ast.AST):
-        return [type(node).__name__, *[meaning(getattr(node, field, None)) for field in node._fields]]
+        return [
+            type(node).__name__,
+            *[meaning(getattr(node, field, None)) for field in node._fields],
+        ]
     if isinstance(node, list):
         return [meaning(item) for item in node if not is_text(item)]
     return repr(node)
@@ -56,12 +69,17 @@ def meaning(node: Any) -> Any:
 
 def is_text(node: Any) -> bool:
     """Return whether a statement is a string that stands by itself, as docstrings do."""
-    return type(node) is ast.Expr and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
+    return (
+        type(node) is ast.Expr
+        and isinstance(node.value, ast.Constant)
+        and isinstance(node.value.value, str)
+    )
 
 
 @functools.cache
 def hash_source(source: bytes | str) -> str:
-    """Return a hash of what a source does; of one that is being edited, and is no Python yet, of its text."""
+    """Return a hash of what a source does; of one that is being edited, and is no Python yet, of
+    its text."""
     try:
         return digest(meaning(ast.parse(source)))
     except SyntaxError:
@@ -74,9 +92,11 @@ def digest(content: Any) -> str:
 
 
 def program() -> dict[str, dict[str, str]]:
-    """Return what the numbers follow from beside the flags: files -> hash of their meaning, packages -> version.
+    """Return what the numbers follow from beside the flags: files -> hash of their meaning,
+    packages -> version.
 
-    A file that was edited after it was loaded, and may have been loaded again, is neither the one nor the other.
+    A file that was edited after it was loaded, and may have been loaded again, is neither the one
+    nor the other.
     """
     now = read_sources()
     files = {name: hash_source(source) for name, source in SOURCES.items()}
@@ -87,7 +107,8 @@ def program() -> dict[str, dict[str, str]]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return package -> version; of one that came under another name, as tensorflow-cpu does, "unknown"."""
+    """Return package -> version; of one that came under another name, as tensorflow-cpu does,
+    "unknown"."""
     found = {}
     for package in COMPUTING:
         try:
@@ -104,24 +125,30 @@ def edited(now: dict[str, bytes] | None = None) -> list[str]:
 
 
 def tell_edited() -> list[str]:
-    """Return a remark on files that were edited while a notebook, or another program, goes on with what it loaded."""
+    """Return a remark on files that were edited while a notebook, or another program, goes on with
+    what it loaded."""
     names = edited()
     if not names:
         return []
-    return [f"{', '.join(names)} changed on the disk after loading; start Python again to be sure what is run"]
+    return [
+        f"{', '.join(names)} changed on the disk after loading; start Python again to be sure what "
+        "is run"
+    ]
 
 
 def hash_rows(rows: dict[str, Any]) -> dict[str, str]:
-    """Return field -> hash of what a row holds beside the program's own functions, which its files stand for.
+    """Return field -> hash of what a row holds beside the program's own functions, which its files
+    stand for.
 
-    A notebook may put a number, or a function of its own, into a table. What that calls, or closes over, is not looked
-    at.
+    A notebook may put a number, or a function of its own, into a table. What that calls, or closes
+    over, is not looked at.
     """
     return {field: digest(list(row_content(row))) for field, row in rows.items()}
 
 
 def row_content(thing: Any) -> Iterator[Any]:
-    """Yield the constants in a row, and the code of functions and classes that stand in no file of the program."""
+    """Yield the constants in a row, and the code of functions and classes that stand in no file of
+    the program."""
     if isinstance(thing, bool | int | float | str):
         yield repr(thing)
     elif isinstance(thing, functools.partial):
@@ -132,8 +159,14 @@ def row_content(thing: Any) -> Iterator[Any]:
     elif isinstance(thing, type):
         for base in thing.__mro__:
             module = sys.modules.get(base.__module__)  # a notebook's own has no file
-            if base.__module__ != "builtins" and not is_known(getattr(module, "__file__", None) or ""):
-                yield [repr(value) for value in vars(base).values() if isinstance(value, int | float | str | dict)]
+            if base.__module__ != "builtins" and not is_known(
+                getattr(module, "__file__", None) or ""
+            ):
+                yield [
+                    repr(value)
+                    for value in vars(base).values()
+                    if isinstance(value, int | float | str | dict)
+                ]
                 yield from row_content(tuple(vars(base).values()))
     elif isinstance(thing, types.FunctionType) and not is_known(thing.__code__.co_filename):
         yield code_meaning(thing.__code__)
@@ -146,7 +179,10 @@ def is_known(file: str) -> bool:
 
 def code_meaning(code: types.CodeType) -> list[Any]:
     """Return what compiled code does, as JSON content: its instructions, names and constants."""
-    constants = [code_meaning(inner) if isinstance(inner, types.CodeType) else repr(inner) for inner in code.co_consts]
+    constants = [
+        code_meaning(inner) if isinstance(inner, types.CodeType) else repr(inner)
+        for inner in code.co_consts
+    ]
     return [code.co_code.hex(), code.co_names, constants]
 
 
@@ -169,20 +205,27 @@ def program_hash(described: dict[str, Any]) -> str:
 
 
 def read_programs(folder: Path) -> list[dict[str, Any]]:
-    """Return the descriptions in a run's program.json. Raise UserError where it holds something else."""
+    """Return the descriptions in a run's program.json.
+
+    Raise UserError where it holds something else.
+    """
     programs = read_json(folder / PROGRAMS).get("programs")
     kinds = {"files": dict, "versions": dict, "rows": dict, "processor": str, "from_round": int}
     good = isinstance(programs, list) and all(
-        isinstance(one, dict) and all(isinstance(one.get(name), kind) for name, kind in kinds.items())
+        isinstance(one, dict)
+        and all(isinstance(one.get(name), kind) for name, kind in kinds.items())
         for one in programs
     )
     if not good or not programs:
-        raise UserError(f"{folder / PROGRAMS} does not say by what program the run was made; restore the file")
+        raise UserError(
+            f"{folder / PROGRAMS} does not say by what program the run was made; restore the file"
+        )
     return programs
 
 
 def changed(saved: dict[str, Any], rows: dict[str, str]) -> list[str]:
-    """Return the files, packages and rows in which this program differs from one described before, sorted."""
+    """Return the files, packages and rows in which this program differs from one described before,
+    sorted."""
     names = []
     for kind, ours in {**program(), "rows": rows}.items():
         theirs = saved.get(kind) or {}
@@ -192,27 +235,38 @@ def changed(saved: dict[str, Any], rows: dict[str, str]) -> list[str]:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of the project's own git repository, with "-dirty" if the code differs; None without one."""
+    """Return the commit of the project's own git repository, with "-dirty" if the code differs;
+    None without one."""
     try:
         top = git("rev-parse", "--show-toplevel")
         if Path(top).resolve() != ROOT:
             return None
-        return git("rev-parse", "HEAD") + ("-dirty" if git("status", "--porcelain", "--", *SOURCES) else "")
+        return git("rev-parse", "HEAD") + (
+            "-dirty" if git("status", "--porcelain", "--", *SOURCES) else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
 
 def git(*words: str) -> str:
-    """Return what git says in the project's folder. Raise an OSError or a SubprocessError where it does not."""
-    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10)
+    """Return what git says in the project's folder.
+
+    Raise an OSError or a SubprocessError where it does not.
+    """
+    done = subprocess.run(
+        ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
+    )
     return done.stdout.strip()
 
 
 @functools.cache
 def processor() -> str:
-    """Return the processor's name and the vectors that its kernels use, which the last bits of a sum follow."""
+    """Return the processor's name and the vectors that its kernels use, which the last bits of a
+    sum follow."""
     with open("/proc/cpuinfo") as file:
         about = dict(re.split(r"\s*:\s*", line.strip(), maxsplit=1) for line in file if ":" in line)
     flags = about.get("flags", "").split()
     vectors = next((name for flag, name in VECTORS.items() if flag in flags), "SSE")
-    return f"{about.get('model name', 'x86-64')} with {vectors}, {len(os.sched_getaffinity(0))} cores"
+    return (
+        f"{about.get('model name', 'x86-64')} with {vectors}, {len(os.sched_getaffinity(0))} cores"
+    )

@@ -1,4 +1,5 @@
-"""What came out in the end: figures by class, the weights' identity, metrics.json, the closing lines."""
+"""What came out in the end: figures by class, the weights' identity, metrics.json, the closing
+lines."""
 
 from __future__ import annotations
 
@@ -26,12 +27,15 @@ def weights_sha256(weights: Sequence[Any]) -> str:
 
 
 def skew(counts: np.ndarray) -> dict[str, float]:
-    """Return how far label counts int64[K,C] are from IID: 0, C and 0 for clients that are alike and balanced.
+    """Return how far label counts int64[K,C] are from IID: 0, C and 0 for clients that are alike
+    and balanced.
 
-    The mean total-variation distance of a client's label distribution to the pooled one, the mean effective number of
-    classes (the exponential of the entropy in nats), and the Gini coefficient of the clients' sizes.
+    The mean total-variation distance of a client's label distribution to the pooled one, the mean
+    effective number of classes (the exponential of the entropy in nats), and the Gini coefficient
+    of the clients' sizes.
     """
-    shares, pooled = counts / counts.sum(axis=1, keepdims=True), counts.sum(axis=0) / counts.sum()
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    pooled = counts.sum(axis=0) / counts.sum()
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     sizes = np.sort(counts.sum(axis=1))
     ranks = 2 * np.arange(1, len(sizes) + 1) - len(sizes) - 1
@@ -43,9 +47,11 @@ def skew(counts: np.ndarray) -> dict[str, float]:
 
 
 def manifest(dataset: Any, partition: Any, kind: str, seed: int, private: bool) -> dict[str, Any]:
-    """Return what partition.json holds: what was split how and, but for differential privacy, what each client has.
+    """Return what partition.json holds: what was split how and, but for differential privacy, what
+    each client has.
 
-    `dataset` has name, digest and classes, `partition` parts, counts, filled and digest; `kind` is the row's name.
+    `dataset` has name, digest and classes, `partition` parts, counts, filled and digest; `kind` is
+    the row's name.
     """
     indices = [part.tolist() for part in partition.parts]
     of_clients = {
@@ -66,11 +72,14 @@ def manifest(dataset: Any, partition: Any, kind: str, seed: int, private: bool) 
 
 
 def class_report(confusion: np.ndarray, classes: Sequence[int]) -> dict[str, Any]:
-    """Return scikit-learn's report on a confusion matrix int64[C,C], rows true: by class, and means.
+    """Return scikit-learn's report on a confusion matrix int64[C,C], rows true: by class, and
+    means.
 
     Classes without test images are left out, of the means too.
     """
-    true, predicted = (np.repeat(places.ravel(), confusion.ravel()) for places in np.indices(confusion.shape))
+    true, predicted = (
+        np.repeat(places.ravel(), confusion.ravel()) for places in np.indices(confusion.shape)
+    )
     tested = np.flatnonzero(confusion.sum(axis=1))
     names = [str(classes[place]) for place in tested]
     return sklearn.metrics.classification_report(
@@ -79,11 +88,20 @@ def class_report(confusion: np.ndarray, classes: Sequence[int]) -> dict[str, Any
 
 
 def describe(
-    weights: Sequence[Any], evaluation: Any, records: Sequence[Any], classes: Sequence[int], target: float = 0
+    weights: Sequence[Any],
+    evaluation: Any,
+    records: Sequence[Any],
+    classes: Sequence[int],
+    target: float = 0,
 ) -> dict[str, Any]:
-    """Return what metrics.json holds of the outcome; `evaluation` has accuracy, loss and confusion."""
+    """Return what metrics.json holds of the outcome; `evaluation` has accuracy, loss and
+    confusion."""
     return {
-        "versions": {"python": platform.python_version(), "tensorflow": tf.__version__, "tff": tff.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "tensorflow": tf.__version__,
+            "tff": tff.__version__,
+        },
         "weights_sha256": weights_sha256(weights),
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
@@ -104,7 +122,9 @@ def counted(number: int, noun: str) -> str:
 
 def with_fields(name: str, fields: dict[str, Any]) -> str:
     """Return a row's name with the fields that it uses, for captions: "krum, tolerated 3"."""
-    return ", ".join([name, *(f"{field.replace('_', ' ')} {value:g}" for field, value in fields.items())])
+    return ", ".join(
+        [name, *(f"{field.replace('_', ' ')} {value:g}" for field, value in fields.items())]
+    )
 
 
 def tell_privacy(epsilon: float | None, delta: float) -> str:
@@ -118,7 +138,9 @@ def tell_target(target: float | None, rounds: float | None) -> str:
     """Return the closing line on the target accuracy, if there is one."""
     if not target:
         return ""
-    return f"\ntarget accuracy {target:.2%} " + (f"after {rounds:.1f} rounds" if rounds else "not reached")
+    return f"\ntarget accuracy {target:.2%} " + (
+        f"after {rounds:.1f} rounds" if rounds else "not reached"
+    )
 
 
 def tell_last(accuracies: np.ndarray) -> str:
@@ -128,7 +150,8 @@ def tell_last(accuracies: np.ndarray) -> str:
 
 
 def tell_rounds(needed: Sequence[float | None]) -> str:
-    """Return how many rounds the seeds needed to the target, None without end: mean ± sd of those that got there."""
+    """Return how many rounds the seeds needed to the target, None without end: mean ± sd of those
+    that got there."""
     there = [rounds for rounds in needed if rounds]
     if not there:
         return "not reached"
@@ -140,7 +163,8 @@ def tell_rounds(needed: Sequence[float | None]) -> str:
 def paired(own: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
     """Return (mean of other - own, p of the paired t-test) over float[seeds] each.
 
-    Where all differ by the same, there is no spread to test with: p is 0, or 1 if the difference is 0.
+    Where all differ by the same, there is no spread to test with: p is 0, or 1 if the difference is
+    0.
     """
     difference = np.subtract(other, own)
     if np.ptp(difference) < 1e-9:
@@ -149,7 +173,8 @@ def paired(own: Sequence[float], other: Sequence[float]) -> tuple[float, float]:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return the p of several tests made together, each adjusted by Holm (1979), in the order given."""
+    """Return the p of several tests made together, each adjusted by Holm (1979), in the order
+    given."""
     order = np.argsort(ps, kind="stable")
     adjusted = np.empty(len(ps))
     steps = [(len(ps) - rank) * ps[test] for rank, test in enumerate(order)]
@@ -158,10 +183,11 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def tell_differences(ends: dict[str, Sequence[float]], first: str, unit: str) -> dict[str, str]:
-    """Return row -> how far it is from the row `first`, seed by seed, and whether so many seeds tell the two apart.
+    """Return row -> how far it is from the row `first`, seed by seed, and whether so many seeds
+    tell the two apart.
 
-    `ends` are figures float[seeds] by row. With three rows and more each p is adjusted for all of them; of one seed
-    nothing can be said.
+    `ends` are figures float[seeds] by row. With three rows and more each p is adjusted for all of
+    them; of one seed nothing can be said.
     """
     others = [name for name in ends if name != first]
     tests = [paired(ends[first], ends[name]) for name in others]
@@ -183,14 +209,21 @@ def tell_differences(ends: dict[str, Sequence[float]], first: str, unit: str) ->
 
 def summarize(metrics: dict[str, Any], written: Sequence[Path]) -> None:
     """Say what came out, on what, and where it lies: the closing lines."""
-    report, total = metrics["report"], np.sum(metrics["confusion"])
+    report = metrics["report"]
+    total = np.sum(metrics["confusion"])
     means = report["macro avg"]
-    scores = {label: report[label]["f1-score"] for label in map(str, metrics["classes"]) if label in report}
+    scores = {
+        label: report[label]["f1-score"]
+        for label in map(str, metrics["classes"])
+        if label in report
+    }
     hardest = sorted(scores, key=scores.get)[:3]
     say(
-        f"\nfinal test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, {total:,} test images, after "
-        f"{counted(len(metrics['rounds']), 'round')}\nmean over classes: precision {means['precision']:.2%}, recall "
-        f"{means['recall']:.2%}, F1 {means['f1-score']:.2%}; lowest F1: "
+        f"\nfinal test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, {total:,} "
+        "test images, after "
+        f"{counted(len(metrics['rounds']), 'round')}\nmean over classes: precision "
+        f"{means['precision']:.2%}, recall {means['recall']:.2%}, F1 {means['f1-score']:.2%}; "
+        "lowest F1: "
         + ", ".join(f"{label} ({scores[label]:.2%})" for label in hardest)
         + tell_privacy(metrics["epsilon"], metrics["config"]["delta"])
         + tell_target(metrics["target_accuracy"], metrics["rounds_to_target"])

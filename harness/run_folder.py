@@ -1,7 +1,9 @@
-"""A run's own folder: opened once, written once a round, closed once. It is handed all that it writes.
+"""A run's own folder: opened once, written once a round, closed once. It is handed all that it
+writes.
 
-A kill at any moment leaves a state to go on from: the tables get a round's row first, its checkpoint comes last, and
-`load` goes back to the newest checkpoint whose rounds the tables hold, and cuts them there.
+A kill at any moment leaves a state to go on from: the tables get a round's row first, its
+checkpoint comes last, and `load` goes back to the newest checkpoint whose rounds the tables hold,
+and cuts them there.
 """
 
 from __future__ import annotations
@@ -52,21 +54,28 @@ class RunFolder:
     """The files of one run."""
 
     def __init__(self, path: Path, tensorboard: bool, rows: dict[str, str] | None = None):
-        """`rows` are the hashes of the rows in use; the folder itself says what programs made its rounds so far."""
-        self.path, self.program = path, describe_program(rows or {})
+        """`rows` are the hashes of the rows in use; the folder itself says what programs made its
+        rounds so far."""
+        self.path = path
+        self.program = describe_program(rows or {})
         self.programs = read_programs(path) if (path / PROGRAMS).exists() else []
         self.events = tf.summary.create_file_writer(str(path)) if tensorboard else None
-        self.key, self.specs = "", ()
+        self.key = ""
+        self.specs = ()
         self.journal = path / "rounds_begun.txt"  # of a private run
 
     def log(self, private: bool) -> Path:
-        """Return where TFF's worker writes what it prints: of a private run nowhere, as it may name a client's file."""
+        """Return where TFF's worker writes what it prints: of a private run nowhere, as it may name
+        a client's file."""
         return Path(os.devnull) if private else self.path / "worker.log"
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, config: Any, name: str, manifest: dict, rows: dict[str, str]) -> Iterator[RunFolder]:
-        """Hold the run's folder: a new one with config.json and partition.json in it, or that of the run to resume.
+    def open(
+        cls, config: Any, name: str, manifest: dict, rows: dict[str, str]
+    ) -> Iterator[RunFolder]:
+        """Hold the run's folder: a new one with config.json and partition.json in it, or that of
+        the run to resume.
 
         `rows` are the hashes of the rows in use.
         """
@@ -76,8 +85,8 @@ class RunFolder:
             check_resumed(config, read_saved(run.resume, type(config)()), rows)
             if read_json(path / "partition.json").get("hash") != manifest["hash"]:
                 raise UserError(
-                    f"resume={run.resume!r:.200}: its data or its partition.json has changed; restore it, or name the "
-                    "data by --data"
+                    f"resume={run.resume!r:.200}: its data or its partition.json has changed; "
+                    "restore it, or name the data by --data"
                 )
         else:
             programs = [describe_program(rows) | {"from_round": 1}]
@@ -90,28 +99,38 @@ class RunFolder:
         line = f"notice: stopped before a new round was done; {go_on(path)}"
         with stopping.saying(line), lock(path):
             # It may have more rounds now.
-            write_file(path / "config.json", to_json(config.but(resume="", accept_changes=False).flat()))
+            write_file(
+                path / "config.json", to_json(config.but(resume="", accept_changes=False).flat())
+            )
             yield cls(path, run.tensorboard, rows)
 
     def load(self, identity: list, state_type: Any) -> tuple[Any, list[RoundRecord]]:
-        """Return (state, records) of the newest checkpoint that the tables reach, (None, []) where nothing was done.
+        """Return (state, records) of the newest checkpoint that the tables reach, (None, []) where
+        nothing was done.
 
-        `identity` is what a checkpoint belongs to beside the state's names and shapes in `state_type`, a TFF type.
+        `identity` is what a checkpoint belongs to beside the state's names and shapes in
+        `state_type`, a TFF type.
         """
         self.specs = tff.types.type_to_tf_tensor_specs(state_type.member)
         self.key = json.dumps([*identity, str(state_type)], sort_keys=True)
-        lines, wrong = read_lines(self.path / "rounds.jsonl"), ""
+        lines = read_lines(self.path / "rounds.jsonl")
+        wrong = ""
         for checkpoint in self.checkpoints():
             try:
                 state = self.read_checkpoint(checkpoint)
                 done = int(checkpoint.stem.removeprefix("round-"))
             except DAMAGE as error:
-                notice(f"{checkpoint} is damaged ({briefly(error)}); going back to the one before it")
+                notice(
+                    f"{checkpoint} is damaged ({briefly(error)}); going back to the one before it"
+                )
                 continue
             try:
                 records = read_records(lines, done)
             except DAMAGE as error:
-                wrong = f"{self.path / 'rounds.jsonl'} does not hold rounds 1..{done} ({briefly(error)}); restore it"
+                wrong = (
+                    f"{self.path / 'rounds.jsonl'} does not hold rounds 1..{done} "
+                    f"({briefly(error)}); restore it"
+                )
                 continue
             self.write_tables(records)
             self.note_program(done)
@@ -123,19 +142,27 @@ class RunFolder:
         return None, []
 
     def note_program(self, done: int) -> None:
-        """Add this program to the run's list where the rounds after the `done` are the first of its own."""
+        """Add this program to the run's list where the rounds after the `done` are the first of its
+        own."""
         programs = [program for program in self.programs if program["from_round"] <= max(done, 1)]
         if not programs or done == 0:
             programs = [self.program | {"from_round": 1}]
-        elif not same_program(programs[-1], self.program) or programs[-1]["processor"] != self.program["processor"]:
+        elif (
+            not same_program(programs[-1], self.program)
+            or programs[-1]["processor"] != self.program["processor"]
+        ):
             if same_program(programs[-1], self.program):
-                notice(f"{self.path} was begun on {programs[-1]['processor']}; the last bits may differ on this one")
+                notice(
+                    f"{self.path} was begun on {programs[-1]['processor']}; the last bits may "
+                    "differ on this one"
+                )
             programs.append(self.program | {"from_round": done + 1})
         self.programs = programs
         write_file(self.path / PROGRAMS, to_json({"programs": programs}))
 
     def program_note(self) -> str:
-        """Return what is said of a run that was gone on with by another program; of any other nothing."""
+        """Return what is said of a run that was gone on with by another program; of any other
+        nothing."""
         pairs = itertools.pairwise(self.programs)
         rounds = [str(new["from_round"] - 1) for old, new in pairs if not same_program(old, new)]
         return f"program changed after round {', '.join(rounds)}" if rounds else ""
@@ -146,7 +173,9 @@ class RunFolder:
 
     def write_tables(self, records: list[RoundRecord]) -> None:
         """Make rounds.jsonl and metrics.csv hold these records and nothing else."""
-        write_file(self.path / "rounds.jsonl", "".join(json_line(vars(record)) for record in records))
+        write_file(
+            self.path / "rounds.jsonl", "".join(json_line(vars(record)) for record in records)
+        )
         write_file(self.path / "metrics.csv", csv_table(record.figures() for record in records))
 
     def save_round(self, record: RoundRecord, state: Any, confusion_plot: Callable) -> None:
@@ -155,9 +184,13 @@ class RunFolder:
         header = csv_line(row) if record.round == 1 else ""
         append(self.path / "metrics.csv", header + csv_line(row.values()))
         append(self.path / "rounds.jsonl", json_line(vars(record)))
-        leaves = {f"leaf{number}": to_array(leaf) for number, leaf in enumerate(tf.nest.flatten(state))}
+        leaves = {
+            f"leaf{number}": to_array(leaf) for number, leaf in enumerate(tf.nest.flatten(state))
+        }
         npz = io.BytesIO()
-        np.savez(npz, key=np.array(self.key), program=np.array(program_hash(self.program)), **leaves)
+        np.savez(
+            npz, key=np.array(self.key), program=np.array(program_hash(self.program)), **leaves
+        )
         folder = self.path / "checkpoints"
         with writing(folder):
             folder.mkdir(exist_ok=True)
@@ -172,7 +205,8 @@ class RunFolder:
             write_events(self.events, record.round, row, confusion_plot)
 
     def hide_times(self) -> None:
-        """Give all files the date of the run's start: those of a private round tell how many images its cohort has."""
+        """Give all files the date of the run's start: those of a private round tell how many images
+        its cohort has."""
         began = (self.path / "partition.json").stat().st_mtime_ns
         for path in [self.path, *self.path.rglob("*")]:
             os.utime(path, ns=(began, began))
@@ -182,22 +216,34 @@ class RunFolder:
         return sorted((self.path / "checkpoints").glob("round-*.npz"), reverse=True)
 
     def read_checkpoint(self, path: Path) -> Any:
-        """Return the state in a checkpoint. No code is run from it. Raise UserError where it belongs to another run."""
+        """Return the state in a checkpoint.
+
+        No code is run from it. Raise UserError where it belongs to another run.
+        """
         specs = tf.nest.flatten(self.specs)
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as npz:
             if npz["key"].item() != self.key:
-                reason = "is of another configuration, split or model; remove it or restore the run's folder"
+                reason = (
+                    "is of another configuration, split or model; remove it or restore the run's "
+                    "folder"
+                )
                 raise UserError(f"{path} {reason}")
             if npz["program"].item() not in map(program_hash, self.programs):
-                raise UserError(f"{path} is of a program that {PROGRAMS} does not name; restore the run's folder")
+                raise UserError(
+                    f"{path} is of a program that {PROGRAMS} does not name; restore the run's "
+                    "folder"
+                )
             leaves = [from_array(npz[f"leaf{number}"], spec) for number, spec in enumerate(specs)]
         return tf.nest.pack_sequence_as(self.specs, leaves)
 
-    def finish(self, metrics: dict, model: Any, pictures: dict[str, Callable], shown: bool) -> list[Path]:
-        """Write metrics.json, the Keras model and the pictures, if they are to be `shown` also into ./images.
+    def finish(
+        self, metrics: dict, model: Any, pictures: dict[str, Callable], shown: bool
+    ) -> list[Path]:
+        """Write metrics.json, the Keras model and the pictures, if they are to be `shown` also into
+        ./images.
 
-        Return the paths. `pictures` are functions that draw: one that fails is a notice, as all that matters is there
-        by then.
+        Return the paths. `pictures` are functions that draw: one that fails is a notice, as all
+        that matters is there by then.
         """
         write_file(self.path / "metrics.json", to_json(metrics | self.made_by()))
         write_file(self.path / "global_model.keras", keras_bytes(model, self.path))
@@ -205,11 +251,18 @@ class RunFolder:
         drawn = self.draw(pictures, folders)
         if metrics["epsilon"] is not None:
             self.hide_times()
-        names = ("metrics.json", "global_model.keras", "config.json", "partition.json", "metrics.csv")
+        names = (
+            "metrics.json",
+            "global_model.keras",
+            "config.json",
+            "partition.json",
+            "metrics.csv",
+        )
         return [*drawn, *(self.path / name for name in names)]
 
     def draw(self, pictures: dict[str, Callable], folders: Sequence[Path] = ()) -> list[Path]:
-        """Write the pictures into `folders`, or the run's own, as far as they can be drawn; return the paths."""
+        """Write the pictures into `folders`, or the run's own, as far as they can be drawn; return
+        the paths."""
         drawn = []
         for folder in folders:
             with writing(folder):
@@ -227,12 +280,16 @@ class RunFolder:
 
 
 def to_array(leaf: Any) -> np.ndarray:
-    """Return a leaf of TFF's state as a checkpoint holds it: a text, such as those in dp's state, as its bytes."""
+    """Return a leaf of TFF's state as a checkpoint holds it: a text, such as those in dp's state,
+    as its bytes."""
     return np.frombuffer(leaf, np.uint8) if isinstance(leaf, bytes) else np.asarray(leaf)
 
 
 def from_array(array: np.ndarray, spec: Any) -> Any:
-    """Return the leaf that `to_array` was given, of the tf.TensorSpec. Raise ValueError where it is of another."""
+    """Return the leaf that `to_array` was given, of the tf.TensorSpec.
+
+    Raise ValueError where it is of another.
+    """
     text = spec.dtype == tf.string and spec.shape.rank == 0
     wanted = (None, np.uint8) if text else (tuple(spec.shape), spec.dtype.as_numpy_dtype)
     if array.dtype != wanted[1] or wanted[0] not in (None, array.shape):
@@ -241,9 +298,13 @@ def from_array(array: np.ndarray, spec: Any) -> Any:
 
 
 def default_name(config: Any, dataset: Any) -> str:
-    """Return what a run's folder is called where the user does not say; `dataset` has `original`."""
-    data = "other" if config.data.dataset == "mnist" and not dataset.original else config.data.dataset
-    return f"{data}-{config.partition}-{config.optimization.algorithm}-{config.training.model}-seed{config.seed}"
+    """Return what a run's folder is called where the user does not say; `dataset` has
+    `original`."""
+    data = (
+        "other" if config.data.dataset == "mnist" and not dataset.original else config.data.dataset
+    )
+    parts = [data, config.partition, config.optimization.algorithm, config.training.model]
+    return "-".join([*parts, f"seed{config.seed}"])
 
 
 def go_on(path: Path) -> str:
@@ -252,7 +313,8 @@ def go_on(path: Path) -> str:
 
 
 def make_folder(runs: Path, name: str, files: dict[str, str]) -> Path:
-    """Make a new folder in `runs` with these files in it, all at once; a name that is taken gets -2, -3, ..."""
+    """Make a new folder in `runs` with these files in it, all at once; a name that is taken gets
+    -2, -3, ..."""
     with writing(runs):
         runs.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
@@ -261,10 +323,13 @@ def make_folder(runs: Path, name: str, files: dict[str, str]) -> Path:
         write_file(made / file, text)
     for folder in numbered(runs / name):
         try:
-            return made.rename(folder)  # with all files in it, or not at all where the name is taken
+            # with all files in it, or not at all where the name is taken
+            return made.rename(folder)
         except OSError as error:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise UserError(f"cannot make {folder}: {error.strerror}; choose another folder") from error
+                raise UserError(
+                    f"cannot make {folder}: {error.strerror}; choose another folder"
+                ) from error
     raise AssertionError("unreachable")
 
 
@@ -282,7 +347,9 @@ def read_lines(path: Path) -> list[str]:
         return []
 
 
-def write_events(events: Any, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:
+def write_events(
+    events: Any, round_num: int, row: dict[str, Any], confusion_plot: Callable
+) -> None:
     """Add the round's figures and its confusion matrix to the TensorBoard `events`."""
     with events.as_default(step=round_num):
         for name, value in row.items():
@@ -293,7 +360,8 @@ def write_events(events: Any, round_num: int, row: dict[str, Any], confusion_plo
 
 
 def keras_bytes(model: Any, folder: Path) -> bytes:
-    """Return the Keras model as a .keras file's bytes, by way of a file in `folder`: Keras knows no other."""
+    """Return the Keras model as a .keras file's bytes, by way of a file in `folder`: Keras knows no
+    other."""
     with writing(folder), tempfile.TemporaryDirectory(prefix=".keras-", dir=folder) as made:
         path = Path(made) / ".model.keras"
         model.save(path)

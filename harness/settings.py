@@ -1,7 +1,9 @@
-"""What TensorFlow and Keras are told while a run computes in this process, whatever the user has told them.
+"""What TensorFlow and Keras are told while a run computes in this process, whatever the user has
+told them.
 
-A setting of Keras in ~/.keras/keras.json, or of TensorFlow in an earlier cell of a notebook, would change a run's
-weights in silence, or end in a traceback that names something else. Afterwards everything is as it was.
+A setting of Keras in ~/.keras/keras.json, or of TensorFlow in an earlier cell of a notebook, would
+change a run's weights in silence, or end in a traceback that names something else. Afterwards
+everything is as it was.
 """
 
 from __future__ import annotations
@@ -11,16 +13,23 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import tensorflow as tf
-from tensorflow.python.framework import config as tf_config  # the one place that can take determinism back
+
+# the one place that can take determinism back
+from tensorflow.python.framework import (
+    config as tf_config,
+)
 
 
 def set_determinism(wanted: bool) -> None:
-    """Choose the kernels and formulas that TF_DETERMINISTIC_OPS and enable_op_determinism choose, or the usual ones."""
+    """Choose the kernels and formulas that TF_DETERMINISTIC_OPS and enable_op_determinism choose,
+    or the usual ones."""
     (tf_config.enable_op_determinism if wanted else tf_config.disable_op_determinism)()
 
 
 keras = tf.keras
-SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  # how it is asked for, set, and to what
+SETTINGS: tuple[
+    tuple[Callable[[], Any], Callable[[Any], None], Any], ...
+] = (  # how it is asked for, set, and to what
     (keras.backend.floatx, keras.backend.set_floatx, "float32"),
     (keras.backend.image_data_format, keras.backend.set_image_data_format, "channels_last"),
     (keras.mixed_precision.global_policy, keras.mixed_precision.set_global_policy, "float32"),
@@ -31,7 +40,8 @@ SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (  
 
 @contextlib.contextmanager
 def documented_settings() -> Iterator[None]:
-    """Compute as documented inside, as a context or a decorator: float32, channels last, graphs, the usual kernels."""
+    """Compute as documented inside, as a context or a decorator: float32, channels last, graphs,
+    the usual kernels."""
     before = [ask() for ask, _, _ in SETTINGS]
     try:
         for _, choose, value in SETTINGS:

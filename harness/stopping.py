@@ -1,9 +1,10 @@
 """Ctrl-C and SIGTERM: a wish to stop that no library can swallow.
 
-Python raises KeyboardInterrupt wherever the main thread happens to be. In a library's callback, finalizer or import it
-may get lost, or become another error, and the run would go on to its end. So, as long as there is nothing to save, the
-process ends at once, and the worker with it. From a run's first round on the exception is raised, and again each second
-until it has been heard; whatever error ends the run after that, it was the user who ended it.
+Python raises KeyboardInterrupt wherever the main thread happens to be. In a library's callback,
+finalizer or import it may get lost, or become another error, and the run would go on to its end.
+So, as long as there is nothing to save, the process ends at once, and the worker with it. From a
+run's first round on the exception is raised, and again each second until it has been heard;
+whatever error ends the run after that, it was the user who ended it.
 """
 
 import contextlib
@@ -18,7 +19,8 @@ last_words = b""  # said where the process ends at once
 
 
 def listen():
-    """End the process at once on Ctrl-C and SIGTERM, but where they are ignored, as nohup and a shell's & have it."""
+    """End the process at once on Ctrl-C and SIGTERM, but where they are ignored, as nohup and a
+    shell's & have it."""
     for number in SIGNALS:
         if signal.getsignal(number) is not signal.SIG_IGN:
             signal.signal(number, end)
@@ -27,13 +29,15 @@ def listen():
 def end(number, _):
     """Handle a signal while there is nothing to save: the kernel ends the worker with us."""
     with contextlib.suppress(OSError):
-        os.write(2, (b"\r\x1b[K" if os.isatty(2) else b"") + last_words)  # over the progress display
+        # over the progress display
+        os.write(2, (b"\r\x1b[K" if os.isatty(2) else b"") + last_words)
     os._exit(128 + number)
 
 
 @contextlib.contextmanager
 def saying(words):
-    """Say the line `words` where a signal ends the process at once inside; after it, a signal does so silently."""
+    """Say the line `words` where a signal ends the process at once inside; after it, a signal does
+    so silently."""
     global last_words
     last_words = f"{words}\n".encode(errors="replace")
     try:
@@ -46,7 +50,8 @@ def saying(words):
 
 
 def save_first():
-    """Raise KeyboardInterrupt from now on, where the process would else end at once: there is something to save."""
+    """Raise KeyboardInterrupt from now on, where the process would else end at once: there is
+    something to save."""
     for number in SIGNALS:
         if signal.getsignal(number) is end:
             signal.signal(number, ask)

@@ -41,11 +41,13 @@ CHANNEL_OPTIONS = [
     ("grpc.enable_http_proxy", 0),  # else localhost is dialled through the user's proxy
     ("grpc.client_idle_timeout_ms", 2**31 - 1),
 ]
-GUARD = Path(__file__).with_name("guard.py").read_text("utf-8")  # now: the file may be edited while a run goes on
+# now: the file may be edited while a run goes on
+GUARD = Path(__file__).with_name("guard.py").read_text("utf-8")
 
 
 class WorkerLost(Exception):
-    """TFF's worker ended, or hung and was ended, while it was needed. (TFF itself would ask it again, without end.)"""
+    """TFF's worker ended, or hung and was ended, while it was needed. (TFF itself would ask it
+    again, without end.)"""
 
 
 class Unreachable(RunFailed):
@@ -58,7 +60,8 @@ def serialize(computation: Any) -> bytes:
 
 
 def plain_sums(computation: Any) -> Any:
-    """Return the computation with plain sums for secure ones, as TFF has no cryptography of its own to run them."""
+    """Return the computation with plain sums for secure ones, as TFF has no cryptography of its own
+    to run them."""
     if b"federated_secure_sum" not in serialize(computation):
         return computation
     plain = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
@@ -66,12 +69,17 @@ def plain_sums(computation: Any) -> Any:
 
 
 def compile_for_worker(computation: Any) -> Any:
-    """Return TFF's native form of a computation. TFF's own way inlines every function, those NOT_INLINED too."""
-    content, computation = serialize(computation), plain_sums(computation)
+    """Return TFF's native form of a computation.
+
+    TFF's own way inlines every function, those NOT_INLINED too.
+    """
+    content = serialize(computation)
+    computation = plain_sums(computation)
     if NOT_INLINED.encode() not in content:
         return tff.backends.native.desugar_and_transform_to_native(computation)
-    module = "tensorflow_federated.python.core.environments.tensorflow_backend.tensorflow_tree_transformations"
-    block, _ = importlib.import_module(module).replace_intrinsics_with_bodies(computation.to_building_block())
+    backend = "tensorflow_federated.python.core.environments.tensorflow_backend"
+    transformations = importlib.import_module(f"{backend}.tensorflow_tree_transformations")
+    block, _ = transformations.replace_intrinsics_with_bodies(computation.to_building_block())
     grappler = tf.compat.v1.ConfigProto()
     options = grappler.graph_options.rewrite_options
     options.memory_optimization = options.constant_folding = options.AGGRESSIVE
@@ -84,10 +92,12 @@ def compile_for_worker(computation: Any) -> Any:
 
 
 class Stub(tff.framework.RemoteExecutorGrpcStub):
-    """TFF's way to a worker. What is disposed of in one that has ended is gone already: no error, and no traceback.
+    """TFF's way to a worker. What is disposed of in one that has ended is gone already: no error,
+    and no traceback.
 
-    TFF disposes of values in finalizers, which run in whichever thread collects garbage. A thread that watches must not
-    wait for the worker, which may be the one that hangs: what it finds stays there until the worker's end.
+    TFF disposes of values in finalizers, which run in whichever thread collects garbage. A thread
+    that watches must not wait for the worker, which may be the one that hangs: what it finds stays
+    there until the worker's end.
     """
 
     def dispose(self, request: Any) -> None:
@@ -104,7 +114,8 @@ class Stub(tff.framework.RemoteExecutorGrpcStub):
 
 
 class Executor(tff.framework.RemoteExecutor):
-    """Sends a computation once, where TFF sends it again for each call of it: 5 ms and 130 kB a round."""
+    """Sends a computation once, where TFF sends it again for each call of it: 5 ms and 130 kB a
+    round."""
 
     def __init__(self, stub: Stub, cardinalities: dict[Any, int]):
         super().__init__(stub)
@@ -121,11 +132,14 @@ class Executor(tff.framework.RemoteExecutor):
 
 
 class Compiler:
-    """compile_for_worker, once for each computation, whichever of several workers, or fresh ones, it is for."""
+    """compile_for_worker, once for each computation, whichever of several workers, or fresh ones,
+    it is for."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.done: dict[int, tuple[Any, Any]] = {}  # a computation stays, so that its id is no other's
+        self.done: dict[
+            int, tuple[Any, Any]
+        ] = {}  # a computation stays, so that its id is no other's
 
     def __call__(self, computation: Any) -> Any:
         with self.lock:
@@ -135,7 +149,8 @@ class Compiler:
 
 
 def build_context(connect: Callable, compiler: Callable = compile_for_worker) -> Any:
-    """Return TFF's native execution context with the executor that connect(cardinalities) returns."""
+    """Return TFF's native execution context with the executor that connect(cardinalities)
+    returns."""
     return tff.framework.SyncExecutionContext(
         executor_fn=tff.framework.ResourceManagingExecutorFactory(connect),
         compiler_fn=compiler,
@@ -150,9 +165,11 @@ def nowhere(cardinalities: dict[Any, int]) -> Any:
 
 
 def replace_default_context() -> None:
-    """Put a context that refuses in the place of TFF's own, which would start a worker that outlives us.
+    """Put a context that refuses in the place of TFF's own, which would start a worker that
+    outlives us.
 
-    TFF's also prints a traceback from its finalizer where it is still there when Python takes its modules apart.
+    TFF's also prints a traceback from its finalizer where it is still there when Python takes its
+    modules apart.
     """
     tff.framework.set_default_context(build_context(nowhere))
 
@@ -162,7 +179,8 @@ atexit.register(replace_default_context)
 
 @contextlib.contextmanager
 def private_folder() -> Iterator[str]:
-    """Make a folder that only this user can enter, and give it a path that is short and plain, wherever it is.
+    """Make a folder that only this user can enter, and give it a path that is short and plain,
+    wherever it is.
 
     A socket's path has at most 107 characters, and gRPC reads `%`, `?` and `#` in it as a URL's.
     """
@@ -179,15 +197,19 @@ def private_folder() -> Iterator[str]:
 def open_log(path: str | Path) -> Any:
     """Return the file that the worker prints to. Raise UserError where it cannot be written."""
     with writing(Path(path)):
-        return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666), "ab")
+        return os.fdopen(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666), "ab"
+        )
 
 
 class Worker(grpc.UnaryUnaryClientInterceptor):
-    """TFF's worker as a context manager: TFF computations called inside run in it, and it never outlives us.
+    """TFF's worker as a context manager: TFF computations called inside run in it, and it never
+    outlives us.
 
-    `bytes_sent` and `bytes_received` count the messages to and from it. A worker that does nothing about a request for
-    `patience` seconds of wall time is ended. WorkerLost is raised where it ends before its time. On another machine,
-    `host`, it runs in `folder` there, to which worker and shards were sent; without one in `folder` here.
+    `bytes_sent` and `bytes_received` count the messages to and from it. A worker that does nothing
+    about a request for `patience` seconds of wall time is ended. WorkerLost is raised where it ends
+    before its time. On another machine, `host`, it runs in `folder` there, to which worker and
+    shards were sent; without one in `folder` here.
     """
 
     def __init__(
@@ -199,8 +221,12 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         folder: str | Path = "/",
         compiler: Compiler | None = None,
     ):
-        self.clients_at_once, self.log, self.patience = clients_at_once, log, patience
-        self.host, self.folder, self.compiler = host, folder, compiler or Compiler()
+        self.clients_at_once = clients_at_once
+        self.log = log
+        self.patience = patience
+        self.host = host
+        self.folder = folder
+        self.compiler = compiler or Compiler()
         self.bytes_sent = self.bytes_received = 0
         self.here = host == hosts.HERE
         self.name = "TFF's worker" if self.here else f"TFF's worker on {host}"
@@ -215,23 +241,37 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     def __exit__(self, *error: Any) -> None:
         stopping.heard()
-        self.end()  # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit, waiting
+        # first: a worker still training after Ctrl-C would keep TFF's threads, and so our exit,
+        # waiting
+        self.end()
         self._installed.__exit__(*error)
 
     def open(self) -> None:
-        """Start worker and guard. Raises RunFailed, or UserError for what the user must do on another machine."""
-        self._reason, self._last_words = "ended", ""
+        """Start worker and guard.
+
+        Raises RunFailed, or UserError for what the user must do on another machine.
+        """
+        self._reason = "ended"
+        self._last_words = ""
         replace_default_context()
         try:
             channel = self._start(isolated=True)
         except PermissionError as error:
-            notice(f"{error}: others on this machine's network can reach TFF's worker while it runs")
+            notice(
+                f"{error}: others on this machine's network can reach TFF's worker while it runs"
+            )
             channel = self._start(isolated=False)
         self.stub = stub = Stub(channel)
-        self.context = build_context(lambda cardinalities: Executor(stub, cardinalities), self.compiler)
-        threading.Thread(target=self._watch, args=(self.process, self.pid), daemon=True, name=WATCH).start()
+        self.context = build_context(
+            lambda cardinalities: Executor(stub, cardinalities), self.compiler
+        )
+        threading.Thread(
+            target=self._watch, args=(self.process, self.pid), daemon=True, name=WATCH
+        ).start()
 
-    def round(self, what: str, process: Any, state: Any, groups: Sequence[np.ndarray]) -> tuple[Any, Any, Any]:
+    def round(
+        self, what: str, process: Any, state: Any, groups: Sequence[np.ndarray]
+    ) -> tuple[Any, Any, Any]:
         """Return what the process's `next` does with these groups of clients: a round."""
         return self.call(what, process.next, state, groups)
 
@@ -244,10 +284,11 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         return {"wire_down": None, "wire_up": None}
 
     def call(self, what: str, function: Callable, *arguments: Any) -> Any:
-        """Return function(*arguments), a TFF computation, done again on a fresh worker where that is lost.
+        """Return function(*arguments), a TFF computation, done again on a fresh worker where that
+        is lost.
 
-        A round is a pure function of state and clients. Raises RunFailed, which names `what`, after three losses, or
-        where the worker itself cannot.
+        A round is a pure function of state and clients. Raises RunFailed, which names `what`, after
+        three losses, or where the worker itself cannot.
         """
         for attempt in range(1, ATTEMPTS + 1):
             try:
@@ -261,11 +302,16 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         raise AssertionError("unreachable")
 
     def invoke(self, what: str, function: Callable, *arguments: Any) -> Any:
-        """Return function(*arguments), from any thread. Raises WorkerLost, or RunFailed for the worker's own error."""
+        """Return function(*arguments), from any thread.
+
+        Raises WorkerLost, or RunFailed for the worker's own error.
+        """
         try:
             with tff.framework.get_context_stack().install(self.context):
                 return function(*arguments)
-        except grpc.RpcError as error:  # the worker's own error, such as a shard file that it cannot read
+        except (
+            grpc.RpcError
+        ) as error:  # the worker's own error, such as a shard file that it cannot read
             reason = error.details().partition("\n")[0].removeprefix("Failed to run computation: ")
             raise RunFailed(f"{what}: {self.name} cannot train: {reason}") from error
 
@@ -276,10 +322,24 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 door.bind(f"{folder}/door")
                 door.listen()
                 binary = Path(tff.__file__).parent / "data" / "worker_binary"
-                words = [str(os.getpid()), str(door.fileno()), str(binary), "yes" if isolated else ""]
-                command = [sys.executable, "-ISc", GUARD, *words, str(self.clients_at_once), str(self.folder)]
+                words = [
+                    str(os.getpid()),
+                    str(door.fileno()),
+                    str(binary),
+                    "yes" if isolated else "",
+                ]
+                command = [
+                    sys.executable,
+                    "-ISc",
+                    GUARD,
+                    *words,
+                    str(self.clients_at_once),
+                    str(self.folder),
+                ]
             else:
-                command = hosts.guard_command(self.host, f"{folder}/door", GUARD, self.clients_at_once, self.folder)
+                command = hosts.guard_command(
+                    self.host, f"{folder}/door", GUARD, self.clients_at_once, self.folder
+                )
             with open_log(self.log) as log:
                 self.process = subprocess.Popen(
                     command,
@@ -291,7 +351,9 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 )
             try:
                 if not self.here:
-                    threading.Thread(target=self._keep_alive, args=(self.process,), daemon=True, name=WATCH).start()
+                    threading.Thread(
+                        target=self._keep_alive, args=(self.process,), daemon=True, name=WATCH
+                    ).start()
                     self._words = threading.Thread(
                         target=self._keep_words, args=(self.process,), daemon=True, name=WATCH
                     )
@@ -303,29 +365,41 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 self.process.kill()
                 self.process.wait()
                 raise
-        # The folder is gone now: nobody else gets in. The channel is never closed: TFF's stub subscribes to it, and
-        # closing prints an error from gRPC's thread.
+        # The folder is gone now: nobody else gets in. The channel is never closed: TFF's stub
+        # subscribes to it, and closing prints an error from gRPC's thread.
         return grpc.intercept_channel(channel, self)
 
     def _wait_until_ready(self) -> int:
         """Return the worker's process id, as the guard tells it once the worker answers."""
         poll = select.poll()  # unlike select, it takes any file descriptor
         poll.register(self.process.stdout, select.POLLIN)
-        line = self.process.stdout.readline().decode().strip() if poll.poll(1000 * START_SECONDS) else ""
+        line = (
+            self.process.stdout.readline().decode().strip()
+            if poll.poll(1000 * START_SECONDS)
+            else ""
+        )
         if line.startswith("cannot isolate") and self.here:
             raise PermissionError(line)
         if not line.isdigit():
             if not self.here:
                 self._words.join(1)  # they may be on their way
-                said = hosts.explain_guard(self.host, line) if line else hosts.explain(self.host, self._last_words)
+                said = (
+                    hosts.explain_guard(self.host, line)
+                    if line
+                    else hosts.explain(self.host, self._last_words)
+                )
                 if said:
                     raise Unreachable(said)
             raise Unreachable(f"{self.name} did not start{line and f': {line}'}; see {self.log}")
         return int(line)
 
     def _wait_until_open(self, channel: grpc.Channel) -> None:
-        """Return once gRPC has a connection. Raises RunFailed, at once where ssh says that it forwards nothing."""
-        ready, end = grpc.channel_ready_future(channel), time.monotonic() + START_SECONDS
+        """Return once gRPC has a connection.
+
+        Raises RunFailed, at once where ssh says that it forwards nothing.
+        """
+        ready = grpc.channel_ready_future(channel)
+        end = time.monotonic() + START_SECONDS
         while True:
             try:
                 return ready.result(0.25)
@@ -333,7 +407,9 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 if "open failed" in self._last_words:
                     raise UserError(hosts.explain(self.host, self._last_words)) from error
                 if time.monotonic() > end or self.process.poll() is not None:
-                    raise Unreachable(f"{self.name} did not answer in {START_SECONDS} s; see {self.log}") from error
+                    raise Unreachable(
+                        f"{self.name} did not answer in {START_SECONDS} s; see {self.log}"
+                    ) from error
 
     @property
     def ended(self) -> bool:
@@ -349,14 +425,16 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 if self.here:
                     os.kill(self.pid, signal.SIGKILL)
                 else:
-                    self.process.stdin.close()  # the guard ends the worker, and ssh ends with the guard
+                    # the guard ends the worker, and ssh ends with the guard
+                    self.process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(5)  # the guard ends with the worker
         self.process.kill()
         self.process.wait()
 
     def intercept_unary_unary(self, continuation: Callable, details: Any, request: Any) -> Any:
-        """See every request to the worker: count its bytes, and end the wait for a worker that has ended."""
+        """See every request to the worker: count its bytes, and end the wait for a worker that has
+        ended."""
         self.bytes_sent += request.ByteSize()
         self._requests.add(request_id := object())
         try:
@@ -373,14 +451,18 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     def _watch(self, process: subprocess.Popen, pid: int) -> None:
         """End a worker that spends no processor time on a request for `patience` seconds."""
-        spent, since, poll = b"", time.monotonic(), select.poll()
+        spent = b""
+        since = time.monotonic()
+        poll = select.poll()
         poll.register(process.stdout, select.POLLIN)
         while process.poll() is None:
-            ticks = process.stdout.readline() if poll.poll(500) else spent  # a guard that says nothing makes no headway
+            # a guard that says nothing makes no headway
+            ticks = process.stdout.readline() if poll.poll(500) else spent
             if not ticks:
                 return
             if ticks != spent or not self._requests:
-                spent, since = ticks, time.monotonic()
+                spent = ticks
+                since = time.monotonic()
             elif time.monotonic() - since > self.patience:
                 self._reason = f"hung for {self.patience:g} s and was ended"
                 with contextlib.suppress(ProcessLookupError):
@@ -396,7 +478,8 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 time.sleep(hosts.HEARTBEAT)
 
     def _keep_words(self, process: subprocess.Popen) -> None:
-        """Copy to the log what ssh and the worker on the other machine say, and keep the last lines."""
+        """Copy to the log what ssh and the worker on the other machine say, and keep the last
+        lines."""
         with contextlib.suppress(OSError), open_log(self.log) as log:
             for line in process.stderr:
                 log.write(line)

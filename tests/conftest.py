@@ -6,14 +6,16 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import federated_learning as fl  # before TensorFlow: it quiets that, here and in the tests' processes
+# before TensorFlow: it quiets that, here and in the tests' processes
+import federated_learning as fl
 
 import psutil
 import pytest
 from reference import tanh_layers
 from runs import SCRIPT, configure
 
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # these tests go on behind nohup or &: what they start would
+# these tests go on behind nohup or &: what they start would
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignore Ctrl-C too, as it should
 
 
@@ -35,11 +37,20 @@ def worker():
 
 @pytest.fixture
 def federation(worker, digits, tmp_path, monkeypatch):
-    """make(**flags) -> (config, the experiment on digits); the model 2nn is a small one with tanh."""
+    """make(**flags) -> (config, the experiment on digits); the model 2nn is a small one with
+    tanh."""
 
     def make(**flags):
         monkeypatch.setitem(fl.MODELS, "2nn", tanh_layers)
-        config = configure(**{"dataset": "digits", "model": "2nn", "num_clients": 3, "cache": str(tmp_path), **flags})
+        config = configure(
+            **{
+                "dataset": "digits",
+                "model": "2nn",
+                "num_clients": 3,
+                "cache": str(tmp_path),
+                **flags,
+            }
+        )
         return config, fl.prepare(config, digits)
 
     return make
@@ -64,7 +75,10 @@ LONG = {"test_notebook.py", "test_faults.py", "test_hosts.py"}  # with a test of
 
 
 def pytest_collection_modifyitems(items):
-    """Marks `slow` what starts a process: `make quick` leaves it out. The long modules begin, lest one ends alone."""
+    """Marks `slow` what starts a process: `make quick` leaves it out.
+
+    The long modules begin, lest one ends alone.
+    """
     items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
         if STARTERS & set(item.function.__code__.co_names) or STARTED & set(item.fixturenames):

@@ -1,4 +1,5 @@
-"""Other machines for tests: network namespaces of this one, each with its own sshd, folder, and link to us."""
+"""Other machines for tests: network namespaces of this one, each with its own sshd, folder, and
+link to us."""
 
 import contextlib
 import getpass
@@ -25,7 +26,9 @@ def why_not() -> str:
         return f"{', '.join(missing)} not installed"
     if os.getuid() != 0:
         return "network namespaces with links between them are made by root alone"
-    done = subprocess.run([tool("ip"), "netns", "add", f"fl-try-{os.getpid()}"], capture_output=True, text=True)
+    done = subprocess.run(
+        [tool("ip"), "netns", "add", f"fl-try-{os.getpid()}"], capture_output=True, text=True
+    )
     if done.returncode:
         return f"no network namespaces here: {done.stderr.strip()}"
     subprocess.run([tool("ip"), "netns", "delete", f"fl-try-{os.getpid()}"], check=True)
@@ -41,13 +44,19 @@ def ip(*words: str) -> None:
 
 
 class Machine:
-    """A network namespace with an sshd, where `there` is a folder of its own and Python's environment is hidden."""
+    """A network namespace with an sshd, where `there` is a folder of its own and Python's
+    environment is hidden."""
 
     def __init__(self, folder: Path, name: str, number: int):
-        self.folder, self.name, self.number = folder, name, number
-        self.space, self.link = f"fl{os.getpid()}-{number}", f"fl{os.getpid() % 100000}v{number}"
-        net = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 60 * 4 + number}"  # another run has another
-        self.gateway, self.address = f"{net}.1", f"{net}.2"
+        self.folder = folder
+        self.name = name
+        self.number = number
+        self.space = f"fl{os.getpid()}-{number}"
+        self.link = f"fl{os.getpid() % 100000}v{number}"
+        # another run has another
+        net = f"10.{100 + os.getpid() % 100}.{os.getpid() // 100 % 60 * 4 + number}"
+        self.gateway = f"{net}.1"
+        self.address = f"{net}.2"
         self.own = folder / f"on-{name}"  # what the machine sees as `there`
         self.own.mkdir()
 
@@ -64,24 +73,46 @@ class Machine:
     def start(self, *settings: str, noexec: bool = False) -> None:
         """Start its sshd, with more lines of sshd_config; Python's environment is hidden there."""
         lines = [
-            f"ListenAddress {self.address}", "Port 22", f"HostKey {self.folder}/host_key", "PidFile none",
-            f"AuthorizedKeysFile {self.folder}/user_key.pub", "StrictModes no", "UsePAM no", f"SetEnv PATH={PATH}",
-            "PasswordAuthentication no", "KbdInteractiveAuthentication no", "MaxStartups 100", *settings,
-        ]  # fmt: skip
+            f"ListenAddress {self.address}",
+            "Port 22",
+            f"HostKey {self.folder}/host_key",
+            "PidFile none",
+            f"AuthorizedKeysFile {self.folder}/user_key.pub",
+            "StrictModes no",
+            "UsePAM no",
+            f"SetEnv PATH={PATH}",
+            "PasswordAuthentication no",
+            "KbdInteractiveAuthentication no",
+            "MaxStartups 100",
+            *settings,
+        ]
         config = self.folder / f"sshd_config_{self.name}"
         config.write_text("\n".join(lines) + "\n")
         Path("/run/sshd").mkdir(exist_ok=True)
         hidden = {sys.prefix, str(Path(tff.__file__).parent)}
-        mounts = "".join(f"mount -t tmpfs none {path}; " for path in sorted(hidden, key=len, reverse=True))
+        mounts = "".join(
+            f"mount -t tmpfs none {path}; " for path in sorted(hidden, key=len, reverse=True)
+        )
         there = self.folder / "there"
         bind = f"mount --bind {self.own} {there}; mount -o remount,bind,{'no' * noexec}exec {there}"
         script = f"set -e; {mounts} {bind}; exec {tool('sshd')} -D -e -f {config}"
         self.log = (self.folder / f"sshd_{self.name}.log").open("ab")
-        apart = [tool("ip"), "netns", "exec", self.space, tool("unshare"), "-m", "--propagation", "private"]
+        apart = [
+            tool("ip"),
+            "netns",
+            "exec",
+            self.space,
+            tool("unshare"),
+            "-m",
+            "--propagation",
+            "private",
+        ]
         self.sshd = subprocess.Popen(
             [*apart, "sh", "-c", script],
-            stdin=subprocess.DEVNULL, stdout=self.log, stderr=self.log,
-        )  # fmt: skip
+            stdin=subprocess.DEVNULL,
+            stdout=self.log,
+            stderr=self.log,
+        )
         wait_for_port(self)
 
     def stop(self) -> None:
@@ -134,15 +165,24 @@ def wait_for_port(machine: Machine) -> None:
 
 @contextlib.contextmanager
 def machines(folder: Path, *names: str) -> Iterator[tuple[list[Machine], dict[str, str]]]:
-    """Yields machines of these names and the environment in which `ssh NAME` reaches them; ends and removes them."""
+    """Yields machines of these names and the environment in which `ssh NAME` reaches them; ends and
+    removes them."""
     for key in ("host_key", "user_key"):
-        subprocess.run([tool("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)], check=True)
+        subprocess.run(
+            [tool("ssh-keygen"), "-q", "-t", "ed25519", "-N", "", "-f", str(folder / key)],
+            check=True,
+        )
     (folder / "there").mkdir()
     made = [Machine(folder, name, number) for number, name in enumerate(names, 1)]
     public = (folder / "host_key.pub").read_text().rpartition(" ")[0]
-    (folder / "known_hosts").write_text("".join(f"{machine.address} {public}\n" for machine in made))
+    (folder / "known_hosts").write_text(
+        "".join(f"{machine.address} {public}\n" for machine in made)
+    )
     common = f"User {getpass.getuser()}\nIdentityFile {folder}/user_key\nIdentitiesOnly yes\n"
-    common += f"UserKnownHostsFile {folder}/known_hosts\nGlobalKnownHostsFile none\nStrictHostKeyChecking yes\n"
+    common += (
+        f"UserKnownHostsFile {folder}/known_hosts\nGlobalKnownHostsFile "
+        "none\nStrictHostKeyChecking yes\n"
+    )
     text = "".join(f"Host {machine.name}\nHostName {machine.address}\n{common}" for machine in made)
     text += f"Host closed\nHostName {made[0].address}\nPort 9\n{common}"
     other = (folder / "user_key.pub").read_text().rpartition(" ")[0]  # not the machine's
@@ -151,7 +191,8 @@ def machines(folder: Path, *names: str) -> Iterator[tuple[list[Machine], dict[st
     text += f"Host changed\nHostName {made[0].address}\n{changed}"
     (folder / "ssh_config").write_text(text)
     (folder / "bin").mkdir()
-    wrapper = folder / "bin" / "ssh"  # ssh reads the configuration of the account's home, wherever HOME points
+    # ssh reads the configuration of the account's home, wherever HOME points
+    wrapper = folder / "bin" / "ssh"
     wrapper.write_text(f'#!/bin/sh\nexec {tool("ssh")} -F {folder}/ssh_config "$@"\n')
     wrapper.chmod(0o755)
     up = []

@@ -1,4 +1,5 @@
-"""What tests compare with: a client's batches by the documented rule, and federated learning in NumPy, float64."""
+"""What tests compare with: a client's batches by the documented rule, and federated learning in
+NumPy, float64."""
 
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import tensorflow_federated as tff
 
 
 def tanh_layers():
-    """784-16-C. A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64."""
+    """784-16-C.
+
+    A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64.
+    """
     return fl.dense(16, activation="tanh")
 
 
@@ -42,11 +46,14 @@ def largest_difference(some, others):
 
 
 def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
-    """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule, eagerly."""
-    records = np.frombuffer((shards / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8).reshape(
-        -1, fl.RECORD_BYTES
+    """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule,
+    eagerly."""
+    records = np.frombuffer(
+        (shards / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8
+    ).reshape(-1, fl.RECORD_BYTES)
+    key = tf.random.experimental.stateless_fold_in(
+        tf.constant([config.seed, client], tf.int64), np.int64(round_num)
     )
-    key = tf.random.experimental.stateless_fold_in(tf.constant([config.seed, client], tf.int64), np.int64(round_num))
     training = fl.own_values(config)
     for epoch in range(training.local_epochs):
         epoch_key = tf.random.experimental.stateless_fold_in(key, np.int64(epoch))
@@ -54,11 +61,15 @@ def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
         size = training.batch_size or len(records)
         for start in range(0, len(records), size):
             chosen = records[order[start : start + size]]
-            yield chosen[:, :-1].reshape(-1, 28, 28, 1) / np.float32(255), chosen[:, -1].astype(np.int32)
+            yield (
+                chosen[:, :-1].reshape(-1, 28, 28, 1) / np.float32(255),
+                chosen[:, -1].astype(np.int32),
+            )
 
 
 def numpy_gradients(weights, images, labels):
-    """Those of the mean cross-entropy of softmax regression on a tanh layer, written out, in float64."""
+    """Those of the mean cross-entropy of softmax regression on a tanh layer, written out, in
+    float64."""
     w1, b1, w2, b2 = weights
     x = images.reshape(len(images), -1).astype(np.float64)
     hidden = np.tanh(x @ w1 + b1)
@@ -72,12 +83,17 @@ def numpy_gradients(weights, images, labels):
 
 def numpy_sgd_step(weights, images, labels, rate):
     """w - rate * gradient."""
-    return [w - rate * g for w, g in zip(weights, numpy_gradients(weights, images, labels), strict=True)]
+    return [
+        w - rate * g for w, g in zip(weights, numpy_gradients(weights, images, labels), strict=True)
+    ]
 
 
 def weighted_mean(layers, sizes):
     """sum_k (n_k / n) x_k of the lists of arrays x_k."""
-    return [sum(n * x for n, x in zip(sizes, xs, strict=True)) / sum(sizes) for xs in zip(*layers, strict=True)]
+    return [
+        sum(n * x for n, x in zip(sizes, xs, strict=True)) / sum(sizes)
+        for xs in zip(*layers, strict=True)
+    ]
 
 
 def factor(schedule, round_num, config):
@@ -87,14 +103,23 @@ def factor(schedule, round_num, config):
 
 
 def client_rate(config, round_num):
-    return fl.own_values(config).client_lr * factor(config.optimization.client_schedule, round_num, config)
+    return fl.own_values(config).client_lr * factor(
+        config.optimization.client_schedule, round_num, config
+    )
 
 
 def server_rate(config, round_num):
-    return fl.own_values(config).server_lr * factor(config.optimization.server_schedule, round_num, config)
+    return fl.own_values(config).server_lr * factor(
+        config.optimization.server_schedule, round_num, config
+    )
 
 
-COHORTS = [[0, 1, 2], [0, 2], [1, 2]]  # one client stays away in the second round, another in the third
+# one client stays away in the second round, another in the third
+COHORTS = [
+    [0, 1, 2],
+    [0, 2],
+    [1, 2],
+]
 
 
 def numpy_local(config, shards, client, round_num, weights, rate=None, correct=lambda g, w: g):
@@ -102,7 +127,10 @@ def numpy_local(config, shards, client, round_num, weights, rate=None, correct=l
     steps = 0
     for images, labels in batches_of(config, shards, client, round_num):
         gradients = correct(numpy_gradients(weights, images, labels), weights)
-        weights = [w - (rate or client_rate(config, round_num)) * g for w, g in zip(weights, gradients, strict=True)]
+        weights = [
+            w - (rate or client_rate(config, round_num)) * g
+            for w, g in zip(weights, gradients, strict=True)
+        ]
         steps += 1
     return weights, steps
 
@@ -120,13 +148,20 @@ def plus(*lists):
 
 
 def numpy_scaffold(config, shards, sizes, weights):
-    """Karimireddy et al. 2020, Algorithm 1, option II, with means weighted by n_k; yields the weights."""
+    """Karimireddy et al. 2020, Algorithm 1, option II, with means weighted by n_k; yields the
+    weights."""
     controls = [times(0.0, weights) for _ in sizes]
     for round_num, cohort in enumerate(COHORTS, 1):
-        c, trained = weighted_mean(controls, sizes), []
+        c = weighted_mean(controls, sizes)
+        trained = []
         for k in cohort:
             local, steps = numpy_local(
-                config, shards, k, round_num, weights, correct=lambda g, w, k=k, c=c: plus(g, c, times(-1, controls[k]))
+                config,
+                shards,
+                k,
+                round_num,
+                weights,
+                correct=lambda g, w, k=k, c=c: plus(g, c, times(-1, controls[k])),
             )
             trained.append((k, local, steps))
         for k, local, steps in trained:
@@ -137,9 +172,12 @@ def numpy_scaffold(config, shards, sizes, weights):
 
 
 def numpy_feddyn(config, shards, sizes, weights):
-    """Acar et al. 2021, Algorithm 1, with means weighted by n_k (with shards of one size, the paper's own)."""
-    alpha, shares = config.optimization.dyn_alpha, np.array(sizes) / sum(sizes)
-    own, h = [times(0.0, weights) for _ in sizes], times(0.0, weights)
+    """Acar et al. 2021, Algorithm 1, with means weighted by n_k (with shards of one size, the
+    paper's own)."""
+    alpha = config.optimization.dyn_alpha
+    shares = np.array(sizes) / sum(sizes)
+    own = [times(0.0, weights) for _ in sizes]
+    h = times(0.0, weights)
     for round_num, cohort in enumerate(COHORTS, 1):
         trained = {}
         for k in cohort:
@@ -157,7 +195,8 @@ def numpy_feddyn(config, shards, sizes, weights):
 
 
 def numpy_fednova(config, shards, sizes, weights):
-    """Wang et al. 2020, equation 11 with plain local SGD: w <- w - tau * sum_k p_k (w - w_k) / tau_k."""
+    """Wang et al. 2020, equation 11 with plain local SGD: w <- w - tau * sum_k p_k (w - w_k) /
+    tau_k."""
     for round_num, cohort in enumerate(COHORTS, 1):
         local = [numpy_local(config, shards, k, round_num, weights) for k in cohort]
         shares = np.array([sizes[k] for k in cohort]) / sum(sizes[k] for k in cohort)
@@ -174,13 +213,16 @@ def numpy_fedprox(config, shards, sizes, weights):
         def pull(g, w, w0=weights):
             return plus(g, times(config.optimization.prox_mu, minus(w, w0)))
 
-        local = [numpy_local(config, shards, k, round_num, weights, correct=pull)[0] for k in cohort]
+        local = [
+            numpy_local(config, shards, k, round_num, weights, correct=pull)[0] for k in cohort
+        ]
         weights = weighted_mean(local, [sizes[k] for k in cohort])
         yield weights
 
 
 def numpy_mimelite(config, shards, sizes, weights):
-    """Karimireddy et al. 2021, Algorithm 3, with momentum: v stands still on the clients, and moves on the server."""
+    """Karimireddy et al. 2021, Algorithm 3, with momentum: v stands still on the clients, and moves
+    on the server."""
     v = times(0.0, weights)
     whole = config.but(batch_size=0, local_epochs=1)
     for round_num, cohort in enumerate(COHORTS, 1):
@@ -188,7 +230,9 @@ def numpy_mimelite(config, shards, sizes, weights):
         def push(g, w, v=v):
             return plus(g, times(config.optimization.server_momentum, v))
 
-        local = [numpy_local(config, shards, k, round_num, weights, correct=push)[0] for k in cohort]
+        local = [
+            numpy_local(config, shards, k, round_num, weights, correct=push)[0] for k in cohort
+        ]
         full = [numpy_gradients(weights, *next(batches_of(whole, shards, k, 1))) for k in cohort]
         counts = [sizes[k] for k in cohort]
         v = plus(times(config.optimization.server_momentum, v), weighted_mean(full, counts))
@@ -197,15 +241,23 @@ def numpy_mimelite(config, shards, sizes, weights):
 
 
 def numpy_fedsgd(config, shards, sizes, weights):
-    """McMahan et al. 2017, section 2: w <- w - eta sum_k (n_k / n) g_k, g_k over the whole shard."""
+    """McMahan et al. 2017, section 2: w <- w - eta sum_k (n_k / n) g_k, g_k over the whole
+    shard."""
     for round_num, cohort in enumerate(COHORTS, 1):
-        g = [numpy_gradients(weights, *next(batches_of(config, shards, k, round_num))) for k in cohort]
-        weights = minus(weights, times(fl.own_values(config).client_lr, weighted_mean(g, [sizes[k] for k in cohort])))
+        g = [
+            numpy_gradients(weights, *next(batches_of(config, shards, k, round_num)))
+            for k in cohort
+        ]
+        weights = minus(
+            weights,
+            times(fl.own_values(config).client_lr, weighted_mean(g, [sizes[k] for k in cohort])),
+        )
         yield weights
 
 
 def server(rule):
-    """A NumPy algorithm: FedAvg's mean update d goes through `rule(weights, d, state, t, config)`."""
+    """A NumPy algorithm: FedAvg's mean update d goes through `rule(weights, d, state, t,
+    config)`."""
 
     def algorithm(config, shards, sizes, weights):
         state = {}
@@ -228,7 +280,9 @@ def momentum(w, d, state, t, config):
 
 def adagrad(w, d, state, t, config):
     state["v"] = state.get("v", 1e-6) + d**2
-    return w - server_rate(config, t) * d / np.sqrt(state["v"] + (config.optimization.server_epsilon**2 or 1e-6))
+    return w - server_rate(config, t) * d / np.sqrt(
+        state["v"] + (config.optimization.server_epsilon**2 or 1e-6)
+    )
 
 
 def adam(w, d, state, t, config, yogi=False):
@@ -237,7 +291,9 @@ def adam(w, d, state, t, config, yogi=False):
     state["m"] = 0.9 * state.get("m", 0) + 0.1 * d
     state["v"] = v + 0.01 * np.sign(d**2 - v) * d**2 if yogi else 0.99 * v + 0.01 * d**2
     rate = server_rate(config, t) * np.sqrt(1 - 0.99**t) / (1 - 0.9**t)
-    return w - rate * state["m"] / (np.sqrt(state["v"]) + (config.optimization.server_epsilon or 1e-3))
+    return w - rate * state["m"] / (
+        np.sqrt(state["v"]) + (config.optimization.server_epsilon or 1e-3)
+    )
 
 
 NUMPY = {

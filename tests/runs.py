@@ -1,4 +1,5 @@
-"""Configurations, runs of the script as a user starts them, what they leave, and TFF's worker among their children."""
+"""Configurations, runs of the script as a user starts them, what they leave, and TFF's worker among
+their children."""
 
 import contextlib
 import io
@@ -30,13 +31,20 @@ def command(*flags: str) -> list[str]:
 def run_script(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
     """The script's run in `folder` with `flags`, its output captured."""
     return subprocess.run(
-        command(*flags), cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=SECONDS
+        command(*flags),
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
 
 
 def call_script(folder: Path, *flags: str) -> subprocess.CompletedProcess:
-    """The same in this process, which has TensorFlow already: for what isn't about the process itself."""
-    out, err = io.StringIO(), io.StringIO()
+    """The same in this process, which has TensorFlow already: for what isn't about the process
+    itself."""
+    out = io.StringIO()
+    err = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
             fl.attempt(fl.main, fl.attempt(fl.parse, flags))
@@ -49,15 +57,24 @@ def call_script(folder: Path, *flags: str) -> subprocess.CompletedProcess:
 def run_code(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess:
     """What Python does with `code` in `folder`; the script can be imported."""
     return subprocess.run(
-        [sys.executable, "-c", code, *words], cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, timeout=SECONDS,
-    )  # fmt: skip
+        [sys.executable, "-c", code, *words],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
 
 
 def start(folder: Path, *flags: str, **options) -> subprocess.Popen:
     """A run in `folder` that is going on."""
     return subprocess.Popen(
-        command(*flags), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command(*flags),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
 
 

@@ -6,7 +6,15 @@ from variants.adversity import ATTACKS, Adversary, choose_attackers, drop_out
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import alone, batches_of, largest_difference, numpy_sgd_step, told_by, weighted_mean, weights_of
+from reference import (
+    alone,
+    batches_of,
+    largest_difference,
+    numpy_sgd_step,
+    told_by,
+    weighted_mean,
+    weights_of,
+)
 from runs import configure
 
 
@@ -17,7 +25,9 @@ def rounds(federation, digits, **flags):
 
 
 def reporting(config, round_num, clients):
-    return drop_out(clients, config.adversity, config.partitioning.num_clients, config.seed, round_num)
+    return drop_out(
+        clients, config.adversity, config.partitioning.num_clients, config.seed, round_num
+    )
 
 
 def test_dropouts_are_a_function_of_seed_round_and_client():
@@ -28,7 +38,8 @@ def test_dropouts_are_a_function_of_seed_round_and_client():
         left = reporting(config, round_num, drawn)
         everyone = set(reporting(config, round_num, range(100)))
         assert left == [k for k in drawn if k in everyone]  # whoever else is drawn
-        reported, total = reported + len(left), total + len(drawn)
+        reported = reported + len(left)
+        total = total + len(drawn)
     assert abs(reported / total - 0.7) < 0.022  # 3 standard deviations of 4,000 draws
     assert reporting(config.but(dropout=0), 1, [3, 5]) == [3, 5]
 
@@ -36,13 +47,19 @@ def test_dropouts_are_a_function_of_seed_round_and_client():
 def test_poisson_cohorts_have_their_mean():
     config = configure(num_clients=1000, clients_per_round=50, sampling="poisson")
     sizes = [len(fl.sample_clients(config, round_num)) for round_num in range(1, 201)]
-    assert abs(np.mean(sizes) - 50) < 1.5 and 36 < np.var(sizes) < 62  # 50 * 0.95 = 47.5, as independent draws have it
+    # 50 * 0.95 = 47.5, as independent draws have it
+    assert abs(np.mean(sizes) - 50) < 1.5 and 36 < np.var(sizes) < 62
     assert fl.sample_clients(config, 3) == fl.sample_clients(config, 3)
 
 
 @pytest.mark.slow
 def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(federation, digits):
-    flags = {"dropout": 0.7, "rounds": 8, "seed": 2}  # of 3 clients: nobody reports with probability 0.34
+    # of 3 clients: nobody reports with probability 0.34
+    flags = {
+        "dropout": 0.7,
+        "rounds": 8,
+        "seed": 2,
+    }
     config, (_, partition, _, process, _) = federation(**flags)
     state = process.initialize()
     empty = 0
@@ -53,8 +70,12 @@ def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(fede
             state, _, _ = process.next(state, alone(left))
         else:
             empty += 1
-            state = state._replace(client_work=state.client_work._replace(round=np.int64(record.round)))
-            assert np.isnan(record.train_loss) and "no client reported" in record.trouble([], 0.1, False)
+            state = state._replace(
+                client_work=state.client_work._replace(round=np.int64(record.round))
+            )
+            assert np.isnan(record.train_loss) and "no client reported" in record.trouble(
+                [], 0.1, False
+            )
         assert largest_difference(weights_of(new), weights_of(state)) == 0
         assert int(new.client_work.round) == record.round
     assert 0 < empty < 8
@@ -68,10 +89,10 @@ def test_stragglers_do_a_share_of_their_steps(federation, digits):
         for row in record.clients:
             full = 4 * -(-partition.sizes[row["client"]] // config.training.batch_size)
             assert 1 <= row["steps"] <= full
-            late, seen = late + (row["steps"] < full), seen + 1
-    assert (
-        seen == 100 and 22 <= late <= 54
-    )  # 40 expected, less the few whose share is nearly all; 3 standard deviations
+            late = late + (row["steps"] < full)
+            seen = seen + 1
+    # 40 expected, less the few whose share is nearly all; 3 standard deviations
+    assert seen == 100 and 22 <= late <= 54
 
 
 def test_a_stragglers_share_is_uniform():
@@ -79,7 +100,9 @@ def test_a_stragglers_share_is_uniform():
     behaviour = Adversary(configure(stragglers=1.0).adversity, np.zeros(0, np.int64), 10)
     keys = [tf.constant([seed, 7], tf.int64) for seed in range(600)]
     shares = np.array([int(behaviour.budget(tf.constant(10_000), key)) / 10_000 for key in keys])
-    assert shares.mean() == pytest.approx(1 / 2, abs=0.05) and (shares**2).mean() == pytest.approx(1 / 3, abs=0.05)
+    assert shares.mean() == pytest.approx(1 / 2, abs=0.05) and (shares**2).mean() == pytest.approx(
+        1 / 3, abs=0.05
+    )
 
 
 def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
@@ -95,21 +118,33 @@ def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
             weights = numpy_sgd_step(weights, images, labels, fl.own_values(config).client_lr)
         images, labels = batches[-1]  # of which it does the first few
         rate = fl.own_values(config).client_lr
-        options = [numpy_sgd_step(weights, images[:n], labels[:n], rate) for n in range(1, len(labels) + 1)]
+        options = [
+            numpy_sgd_step(weights, images[:n], labels[:n], rate) for n in range(1, len(labels) + 1)
+        ]
         assert min(largest_difference(weights_of(new), option) for option in options) < 1e-5
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_attackers_send_what_the_attack_says(federation, digits, attack):
-    flags = {"num_clients": 5, "byzantine": 2, "attack": attack, "local_epochs": 1, "client_lr": 0.05}
+    flags = {
+        "num_clients": 5,
+        "byzantine": 2,
+        "attack": attack,
+        "local_epochs": 1,
+        "client_lr": 0.05,
+    }
     config, (_, partition, shards, process, _) = federation(**flags)
     honest = federation(**{**flags, "byzantine": 0})[1].process
-    state, bad = process.initialize(), choose_attackers(config.adversity, 5, config.seed).tolist()
+    state = process.initialize()
+    bad = choose_attackers(config.adversity, 5, config.seed).tolist()
     assert len(set(bad)) == 2 and bad == sorted(bad)
     initial = weights_of(state)
     updates = []
     for k in range(5):
-        update = [a - b for a, b in zip(initial, weights_of(honest.next(state, alone([k]))[0]), strict=True)]
+        update = [
+            a - b
+            for a, b in zip(initial, weights_of(honest.next(state, alone([k]))[0]), strict=True)
+        ]
         if k in bad and attack == "sign-flip":
             update = [-u for u in update]
         if k in bad and attack == "scaled":
@@ -117,7 +152,9 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
         if k in bad and attack == "label-flip":
             weights = [w.astype(float) for w in initial]
             for images, labels in batches_of(config, shards, k, 1):
-                weights = numpy_sgd_step(weights, images, 9 - labels, fl.own_values(config).client_lr)
+                weights = numpy_sgd_step(
+                    weights, images, 9 - labels, fl.own_values(config).client_lr
+                )
             update = [a - b for a, b in zip(initial, weights, strict=True)]
         updates.append(update)
     sizes = partition.sizes.tolist()
@@ -125,11 +162,15 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
     ours = [a - b for a, b in zip(initial, weights_of(new), strict=True)]
     if attack == "nan":  # left out
         sizes = [0 if k in bad else n for k, n in enumerate(sizes)]
-        assert [row["client"] for row in told_by(alone(range(5)), reports) if not row["finite"]] == bad
+        assert [
+            row["client"] for row in told_by(alone(range(5)), reports) if not row["finite"]
+        ] == bad
     if attack == "gaussian":
         for k in bad:
             sent, _, _ = process.next(state, alone([k]))
-            noise = np.concatenate([(a - b).ravel() for a, b in zip(initial, weights_of(sent), strict=True)])
+            noise = np.concatenate(
+                [(a - b).ravel() for a, b in zip(initial, weights_of(sent), strict=True)]
+            )
             own = np.concatenate([u.ravel() for u in updates[k]])
             assert noise.std() == pytest.approx(10 * np.sqrt((own**2).mean()), rel=0.03)
             updates[k] = [a - b for a, b in zip(initial, weights_of(sent), strict=True)]
@@ -143,11 +184,27 @@ def test_a_rounds_bytes(federation, digits):
     for more, down, up in [
         ({}, 4 * model + 8, 4 * model + 20),
         ({"algorithm": "scaffold"}, 8 * model + 8, 8 * model + 20),
-        ({"algorithm": "mimelite"}, 8 * model + 8, 8 * model + 20),  # momentum down, the shard's gradient up
-        ({"algorithm": "feddyn"}, 4 * model + 8, 4 * model + 20),  # a device keeps its gradient, the server h
-        ({"aggregator": "clipping"}, 4 * model + 12, 4 * model + 24),  # a norm down, whether it was below it up
+        (
+            {"algorithm": "mimelite"},
+            8 * model + 8,
+            8 * model + 20,
+        ),  # momentum down, the shard's gradient up
+        (
+            {"algorithm": "feddyn"},
+            4 * model + 8,
+            4 * model + 20,
+        ),  # a device keeps its gradient, the server h
+        (
+            {"aggregator": "clipping"},
+            4 * model + 12,
+            4 * model + 24,
+        ),  # a norm down, whether it was below it up
         ({"aggregator": "zeroing"}, 4 * model + 12, 4 * model + 24),
-        ({"model": "mlp", "aggregator": "compressed"}, 4 * 101_770 + 8, 114_696 + 4 * (128 + 1280 + 10) + 20),
+        (
+            {"model": "mlp", "aggregator": "compressed"},
+            4 * 101_770 + 8,
+            114_696 + 4 * (128 + 1280 + 10) + 20,
+        ),
     ]:
         ((_, record),) = rounds(federation, digits, **flags, **more)
         assert 0 < record.dropped < 6

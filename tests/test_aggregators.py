@@ -1,4 +1,5 @@
-"""Each row of AGGREGATORS against NumPy on the clients' own updates, or against TFF's FedAvg with the same part."""
+"""Each row of AGGREGATORS against NumPy on the clients' own updates, or against TFF's FedAvg with
+the same part."""
 
 import federated_learning as fl
 from harness.fields import UserError
@@ -18,12 +19,17 @@ CLIENTS = 7
 
 @pytest.fixture
 def updates(federation):
-    """(initial weights, each client's w - w_k as lists of arrays, n_k), from a mean over that client alone."""
+    """(initial weights, each client's w - w_k as lists of arrays, n_k), from a mean over that
+    client alone."""
     _, (_, partition, _, process, _) = federation(num_clients=CLIENTS)
     state = process.initialize()
     initial = weights_of(state)
     trained = [weights_of(process.next(state, alone([k]))[0]) for k in range(CLIENTS)]
-    return initial, [[a - b for a, b in zip(initial, w, strict=True)] for w in trained], partition.sizes.tolist()
+    return (
+        initial,
+        [[a - b for a, b in zip(initial, w, strict=True)] for w in trained],
+        partition.sizes.tolist(),
+    )
 
 
 def aggregated(federation, groups=None, **flags):
@@ -39,7 +45,8 @@ def flat(update):
 
 
 def numpy_krum(rows, attackers, chosen):
-    """Blanchard et al. 2017, section 4: the sum of squared distances to the m - f - 2 nearest others."""
+    """Blanchard et al. 2017, section 4: the sum of squared distances to the m - f - 2 nearest
+    others."""
     scores = []
     for i, row in enumerate(rows):
         others = sorted(((row - other) ** 2).sum() for j, other in enumerate(rows) if j != i)
@@ -59,7 +66,9 @@ RULES = {
 @pytest.mark.parametrize("groups", [None, [[0, 1, 4], [2, 3], [5, 6]]])
 def test_robust_rules_equal_numpys(federation, updates, rule, groups):
     flags, numpy_rule = RULES[rule]
-    ours = aggregated(federation, groups and [np.array(g) for g in groups], aggregator=rule, **flags)
+    ours = aggregated(
+        federation, groups and [np.array(g) for g in groups], aggregator=rule, **flags
+    )
     assert np.abs(flat(ours) - numpy_rule([flat(u) for u in updates[1]])).max() < 1e-6
 
 
@@ -67,12 +76,18 @@ def test_a_robust_rule_leaves_out_a_client_that_diverged(federation, updates):
     rows = np.stack([flat(u) for u in updates[1]]).astype(np.float32)
     rows[2] = 1e9
     weights = np.array([5, 5, 0, 5, 5, 5, 5], np.float32)
-    for rule in (aggregators.median, lambda r: aggregators.trimmed_mean(r, 0.2), lambda r: aggregators.krum(r, 1)):
+    for rule in (
+        aggregators.median,
+        lambda r: aggregators.trimmed_mean(r, 0.2),
+        lambda r: aggregators.krum(r, 1),
+    ):
         process = aggregators.RowRule(rule).create(
             tff.TensorType(np.float32, [None, rows.shape[1]]), tff.TensorType(np.float32, [None])
         )
         left = process.next(process.initialize(), [rows], [weights]).result
-        others = process.next(process.initialize(), [np.delete(rows, 2, axis=0)], [np.full(6, 5, np.float32)]).result
+        others = process.next(
+            process.initialize(), [np.delete(rows, 2, axis=0)], [np.full(6, 5, np.float32)]
+        ).result
         nobody = process.next(process.initialize(), [rows], [np.zeros(7, np.float32)]).result
         assert np.array_equal(left, others) and not nobody.any()
 
@@ -83,29 +98,41 @@ def quantile(estimate, share_below, target, rate):
 
 
 def numpy_clipping(updates, sizes, norm):
-    """(mean of the updates cut to the norm, the next norm): its target is the quantile 0.8, its rate 0.2."""
+    """(mean of the updates cut to the norm, the next norm): its target is the quantile 0.8, its
+    rate 0.2."""
     lengths = [np.linalg.norm(flat(u)) for u in updates]
     cut = [times(min(1, norm / length), u) for u, length in zip(updates, lengths, strict=True)]
     return weighted_mean(cut, sizes), quantile(norm, np.mean(np.array(lengths) <= norm), 0.8, 0.2)
 
 
 def numpy_zeroing(updates, sizes, norm):
-    """The same of updates that are 0 where their largest number is above 2 norm + 1; quantile 0.98, rate log 10."""
+    """The same of updates that are 0 where their largest number is above 2 norm + 1; quantile 0.98,
+    rate log 10."""
     largest = np.array([np.abs(flat(u)).max() for u in updates])
     kept = [times(float(top <= 2 * norm + 1), u) for u, top in zip(updates, largest, strict=True)]
     return weighted_mean(kept, sizes), quantile(norm, np.mean(largest <= norm), 0.98, np.log(10))
 
 
-@pytest.mark.parametrize(("name", "rule", "first_norm", "flags"), [
-    ("clipping", numpy_clipping, 1.0, {"client_lr": 0.05}),
-    ("clipping", numpy_clipping, 1.0, {"client_lr": 0.3}),
-    ("zeroing", numpy_zeroing, 10.0, {"byzantine": 2, "attack": "scaled", "attack_scale": 1e3, "client_lr": 0.05}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "rule", "first_norm", "flags"),
+    [
+        ("clipping", numpy_clipping, 1.0, {"client_lr": 0.05}),
+        ("clipping", numpy_clipping, 1.0, {"client_lr": 0.3}),
+        (
+            "zeroing",
+            numpy_zeroing,
+            10.0,
+            {"byzantine": 2, "attack": "scaled", "attack_scale": 1e3, "client_lr": 0.05},
+        ),
+    ],
+)
 def test_adaptive_clipping_and_zeroing_equal_numpys(federation, name, rule, first_norm, flags):
     """Three rounds, so that the norm that adapts is the one that cuts."""
     _, (_, partition, _, plain, _) = federation(num_clients=CLIENTS, **flags)
     process = federation(num_clients=CLIENTS, aggregator=name, **flags)[1].process
-    state, alone_state, norm = process.initialize(), plain.initialize(), first_norm
+    state = process.initialize()
+    alone_state = plain.initialize()
+    norm = first_norm
     for _ in range(3):
         before = weights_of(state)
         alone_state = alone_state._replace(
@@ -119,9 +146,14 @@ def test_adaptive_clipping_and_zeroing_equal_numpys(federation, name, rule, firs
 
 
 @pytest.mark.parametrize("aggregator", ["clipping", "zeroing"])
-def test_a_client_that_is_left_out_is_left_out_of_the_adaptive_norm_too(federation, worker, aggregator):
-    config, (_, partition, _, process, _) = federation(aggregator=aggregator, num_clients=5, byzantine=1, attack="nan")
-    before, row = process.initialize(), fl.AGGREGATORS[aggregator]
+def test_a_client_that_is_left_out_is_left_out_of_the_adaptive_norm_too(
+    federation, worker, aggregator
+):
+    config, (_, partition, _, process, _) = federation(
+        aggregator=aggregator, num_clients=5, byzantine=1, attack="nan"
+    )
+    before = process.initialize()
+    row = fl.AGGREGATORS[aggregator]
     after, told = fl.train_cohort(worker, process, before, range(5), partition.sizes, row)
     good = [report["client"] for report in told if report["finite"]]
     expected, _, _ = process.next(before, alone(good))
@@ -132,20 +164,27 @@ def test_a_client_that_is_left_out_is_left_out_of_the_adaptive_norm_too(federati
 
 def test_secure_sums_give_the_mean(federation, updates):
     _, each, sizes = updates
-    assert largest_difference(aggregated(federation, aggregator="secure"), weighted_mean(each, sizes)) < 1e-6
+    assert (
+        largest_difference(aggregated(federation, aggregator="secure"), weighted_mean(each, sizes))
+        < 1e-6
+    )
 
 
 def test_compression_is_within_half_a_step_of_its_255(federation):
-    """Each client's tensor is rounded to the nearest of 256 values from its lowest to its highest."""
+    """Each client's tensor is rounded to the nearest of 256 values from its lowest to its
+    highest."""
     flags = {"num_clients": CLIENTS, "model": "mlp"}
     _, (_, partition, _, process, _) = federation(**flags)
     state = process.initialize()
-    initial, sizes = weights_of(state), partition.sizes
+    initial = weights_of(state)
+    sizes = partition.sizes
     each = [minus(initial, weights_of(process.next(state, alone([k]))[0])) for k in range(CLIENTS)]
-    exact, ours = weighted_mean(each, sizes.tolist()), aggregated(federation, aggregator="compressed", model="mlp")
+    exact = weighted_mean(each, sizes.tolist())
+    ours = aggregated(federation, aggregator="compressed", model="mlp")
     kernel, *small = [np.abs(a - b).max() for a, b in zip(exact, ours, strict=True)]
     bound = np.average([np.ptp(update[0]) / 255 / 2 for update in each], weights=sizes)
-    assert 0.2 * bound < kernel < 1.01 * bound and max(small) < 1e-6  # with 6 bits it would be four times the bound
+    # with 6 bits it would be four times the bound
+    assert 0.2 * bound < kernel < 1.01 * bound and max(small) < 1e-6
 
 
 def test_compression_starts_above_20_000_numbers_and_packs_as_counted():
@@ -166,7 +205,8 @@ def test_compression_starts_above_20_000_numbers_and_packs_as_counted():
 
 
 def test_dp_without_noise_is_the_mean_of_clipped_updates(federation, updates):
-    """TFF's first clipping norm is 0.1, its noise z' * 0.1 / m a number, z' = (z**-2 - (0.1 m)**-2)**-0.5."""
+    """TFF's first clipping norm is 0.1, its noise z' * 0.1 / m a number, z' = (z**-2 - (0.1
+    m)**-2)**-0.5."""
     clipped = [flat(u) * min(1, 0.1 / np.linalg.norm(flat(u))) for u in updates[1]]
     ours = flat(aggregated(federation, aggregator="dp", noise_multiplier=0.02))
     sigma = 0.1 * (0.02**-2 - (0.1 * CLIENTS) ** -2) ** -0.5 / CLIENTS
@@ -175,45 +215,53 @@ def test_dp_without_noise_is_the_mean_of_clipped_updates(federation, updates):
 
 
 def test_dps_norm_adapts(federation):
-    """Andrew et al. 2021: C <- C exp(-0.2 (b - 0.5)), b the share of norms below C with noise of 0.05 m on its count.
+    """Andrew et al. 2021: C <- C exp(-0.2 (b - 0.5)), b the share of norms below C with noise of
+    0.05 m on its count.
 
-    All updates are longer than the first norms, 0.1 and what follows, so b is 0 but for the noise; and what is cut is
-    cut to the norm of its round.
+    All updates are longer than the first norms, 0.1 and what follows, so b is 0 but for the noise;
+    and what is cut is cut to the norm of its round.
     """
     flags = {"aggregator": "dp", "num_clients": 20, "noise_multiplier": 0.02, "client_lr": 0.3}
     process = federation(**flags)[1].process
-    state, norms = process.initialize(), []
+    state = process.initialize()
+    norms = []
     for _ in range(4):
         norms.append(float(state.aggregator.query_state.numerator_state.sum_state.l2_norm_clip))
         before = weights_of(state)
         state, _, _ = process.next(state, alone(range(20)))
         moved = np.linalg.norm(flat(minus(before, weights_of(state))))
-        assert 0.1 * norms[-1] < moved < 1.3 * norms[-1]  # a mean of 20 updates of that length, and a little noise
+        # a mean of 20 updates of that length, and a little noise
+        assert 0.1 * norms[-1] < moved < 1.3 * norms[-1]
     steps = np.diff(np.log(norms))
     assert norms[0] == pytest.approx(0.1) and np.abs(steps - 0.2 * 0.5).max() < 0.2 * 4 / 20
     assert norms[3] > 1.2 * norms[0]
 
 
 def test_medians_and_krums_neighbours_by_hand():
-    """Of an even number the mean of the middle two; of m rows the m - f - 2 nearest others of each, not one more."""
+    """Of an even number the mean of the middle two; of m rows the m - f - 2 nearest others of each,
+    not one more."""
     rows = np.array([[1.0, 10], [2, 30], [4, 20], [9, 90]], np.float32)
     assert aggregators.median(rows).numpy().tolist() == [3.0, 25.0]
-    rng, differ = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    differ = 0
     for _ in range(50):
         rows = rng.normal(size=(8, 3)).astype(np.float32)
         expected = numpy_krum(rows.astype(float), 2, 1)
         assert np.allclose(aggregators.krum(rows, 2), expected)
-        differ += not np.allclose(numpy_krum(rows.astype(float), 1, 1), expected)  # one neighbour more
+        # one neighbour more
+        differ += not np.allclose(numpy_krum(rows.astype(float), 1, 1), expected)
     assert differ > 10
 
 
 def test_secure_sums_are_not_cut_for_large_clients():
-    """A client of 120,000 images: bounds of 1e5 on n_k made 1.2 times the update of it, in silence."""
+    """A client of 120,000 images: bounds of 1e5 on n_k made 1.2 times the update of it, in
+    silence."""
     factory = aggregators.secure(aggregators.Federation(cohort=2, most_images=120_000))
     kind = tff.to_type([tff.TensorType(np.float32, [3])])
     plain = plain_sums(factory.create(kind, tff.TensorType(np.float32)).next)
     process = factory.create(kind, tff.TensorType(np.float32))
-    updates, sizes = [[np.float32([0.5, -2, 3])], [np.float32([1, 4, -3])]], [120_000.0, 60_000.0]
+    updates = [[np.float32([0.5, -2, 3])], [np.float32([1, 4, -3])]]
+    sizes = [120_000.0, 60_000.0]
     mean = plain(process.initialize(), updates, sizes).result
     expected = (np.multiply(120_000, updates[0][0]) + np.multiply(60_000, updates[1][0])) / 180_000
     assert np.abs(mean[0] - expected).max() < 1e-4
@@ -222,7 +270,10 @@ def test_secure_sums_are_not_cut_for_large_clients():
 def test_what_cannot_be_aggregated_is_refused():
     for flags, message in [
         ({"aggregator": "krum", "num_clients": 8}, "tolerated=3 of 8 clients .* choose at most 2"),
-        ({"aggregator": "dp", "noise_multiplier": 1}, "noise_multiplier=1.0 is too high .* less than 1"),
+        (
+            {"aggregator": "dp", "noise_multiplier": 1},
+            "noise_multiplier=1.0 is too high .* less than 1",
+        ),
         ({"aggregator": "median", "algorithm": "fednova"}, "aggregator='median' does not go with"),
     ]:
         with pytest.raises(UserError, match=message):
@@ -231,10 +282,12 @@ def test_what_cannot_be_aggregated_is_refused():
 
 @pytest.mark.parametrize("size", [1e4, 1e6, 1e20])
 def test_krum_chooses_as_float64_does_whatever_attackers_send(size):
-    """Six honest rows near each other, three of `size`: rounding in float32 must not choose among the honest."""
+    """Six honest rows near each other, three of `size`: rounding in float32 must not choose among
+    the honest."""
     for seed in range(10):
         rng = np.random.default_rng(seed)
-        honest, attacks = rng.normal(0, 1e-2, (6, 500)), rng.normal(0, 1, (3, 500)) * size
+        honest = rng.normal(0, 1e-2, (6, 500))
+        attacks = rng.normal(0, 1, (3, 500)) * size
         rows = np.concatenate([honest, attacks]).astype(np.float32)
         expected = numpy_krum(rows.astype(np.float64), 3, 1)
         assert np.array_equal(aggregators.krum(rows, 3).numpy(), expected.astype(np.float32)), seed

@@ -23,7 +23,8 @@ from reference import (
 )
 from runs import configure
 
-RATE = 0.05  # with 0.2 local training is unstable here, and a last-bit difference grows to 0.1 in 90 steps
+# with 0.2 local training is unstable here, and a last-bit difference grows to 0.1 in 90 steps
+RATE = 0.05
 FLAGS = {
     "fedprox": {"prox_mu": 0.5},
     "fedavgm": {"server_lr": 0.5},
@@ -35,11 +36,24 @@ FLAGS = {
 }
 
 
-SERVER = {"server_schedule": "exponential", "lr_decay": 0.5}  # of the server's rate, with other servers than SGD
-CLIENT = {"client_schedule": "exponential", "lr_decay": 0.5}  # of the rate that a client's memory is made with
+# of the server's rate, with other servers than SGD
+SERVER = {
+    "server_schedule": "exponential",
+    "lr_decay": 0.5,
+}
+# of the rate that a client's memory is made with
+CLIENT = {
+    "client_schedule": "exponential",
+    "lr_decay": 0.5,
+}
 TAU = {"server_epsilon": 0.02}
 CASES = [(algorithm, {}) for algorithm in fl.ALGORITHMS]
-CASES += [("fedadagrad", TAU), ("fedadam", SERVER), ("scaffold", CLIENT)]  # one of each kind in `make test`
+# one of each kind in `make test`
+CASES += [
+    ("fedadagrad", TAU),
+    ("fedadam", SERVER),
+    ("scaffold", CLIENT),
+]
 MORE = [("fedadam", TAU), ("fedyogi", TAU), ("fedavgm", SERVER), ("fedadagrad", SERVER)]
 MORE += [("mimelite", CLIENT), ("feddyn", CLIENT), ("fednova", CLIENT)]
 CASES += [pytest.param(*case, marks=pytest.mark.thorough) for case in MORE]
@@ -47,10 +61,17 @@ CASES += [pytest.param(*case, marks=pytest.mark.thorough) for case in MORE]
 
 @pytest.mark.parametrize(("algorithm", "more"), CASES)
 def test_three_rounds_equal_numpys(federation, algorithm, more):
-    flags = {"algorithm": algorithm, "client_lr": RATE, **FLAGS.get(algorithm, {"local_epochs": 2}), **more}
+    flags = {
+        "algorithm": algorithm,
+        "client_lr": RATE,
+        **FLAGS.get(algorithm, {"local_epochs": 2}),
+        **more,
+    }
     config, (_, partition, shards, process, _) = federation(**flags)
     state = process.initialize()
-    expected = NUMPY[algorithm](config, shards, partition.sizes.tolist(), [w.astype(float) for w in weights_of(state)])
+    expected = NUMPY[algorithm](
+        config, shards, partition.sizes.tolist(), [w.astype(float) for w in weights_of(state)]
+    )
     for cohort, weights in zip(COHORTS, expected, strict=True):
         before = weights_of(state)
         again, _, _ = process.next(state, alone(cohort))  # as after a lost worker
@@ -61,7 +82,8 @@ def test_three_rounds_equal_numpys(federation, algorithm, more):
 
 
 def test_a_server_step_is_taken_without_any_memory_too(federation, monkeypatch):
-    """A subclass that keeps nothing and halves the mean update: w - (w - w') / 2 where FedAvg has w'."""
+    """A subclass that keeps nothing and halves the mean update: w - (w - w') / 2 where FedAvg has
+    w'."""
 
     class Half(fl.Algorithm):
         def server_step(self, mean, kept):
@@ -87,9 +109,11 @@ def test_fedprox_without_pull_is_fedavg(federation):
 
 @pytest.mark.parametrize("algorithm", ["fedprox", "mimelite"])
 def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
-    """TFF 0.87's FedProx adds mu * (w_0 - w) to the gradient (proximal_client_work.py, line 202): away from w_0.
+    """TFF 0.87's FedProx adds mu * (w_0 - w) to the gradient (proximal_client_work.py, line 202):
+    away from w_0.
 
-    So ours equals it with the two exchanged, and not as it is; the NumPy test above holds ours to the paper.
+    So ours equals it with the two exchanged, and not as it is; the NumPy test above holds ours to
+    the paper.
     """
     if algorithm == "fedprox":
 
@@ -101,16 +125,23 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
     flags = {"algorithm": algorithm, "local_epochs": 1, "prox_mu": 0.3}
     flags |= {"server_momentum": 0.7, "client_lr": RATE}
     config, (_, _, shards, process, _) = federation(**flags)
-    model, optimizers = functional_model(config), tff.learning.optimizers
+    model = functional_model(config)
+    optimizers = tff.learning.optimizers
     if algorithm == "fedprox":
         stock = tff.learning.algorithms.build_weighted_fed_prox(
-            model, 0.3, optimizers.build_sgdm(fl.own_values(config).client_lr), optimizers.build_sgdm(1.0)
+            model,
+            0.3,
+            optimizers.build_sgdm(fl.own_values(config).client_lr),
+            optimizers.build_sgdm(1.0),
         )
     else:
         stock = tff.learning.algorithms.build_weighted_mime_lite(
-            model, optimizers.build_sgdm(fl.own_values(config).client_lr, 0.7), optimizers.build_sgdm(1.0)
+            model,
+            optimizers.build_sgdm(fl.own_values(config).client_lr, 0.7),
+            optimizers.build_sgdm(1.0),
         )
-    ours, theirs = process.initialize(), stock.initialize()
+    ours = process.initialize()
+    theirs = stock.initialize()
     for round_num in (1, 2, 3):
         data = [list(batches_of(config, shards, client, round_num)) for client in range(3)]
         theirs = stock.next(theirs, data).state
@@ -118,14 +149,20 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
         assert largest_difference(weights_of(ours), weights_of(theirs)) < 1e-5
 
 
-@pytest.mark.parametrize(("schedule", "factors"), [
-    ("exponential", [1, 0.5, 0.25]), ("inverse-sqrt", [1, 2**-0.5, 3**-0.5]), ("cosine", [1, 0.75, 0.25]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("schedule", "factors"),
+    [
+        ("exponential", [1, 0.5, 0.25]),
+        ("inverse-sqrt", [1, 2**-0.5, 3**-0.5]),
+        ("cosine", [1, 0.75, 0.25]),
+    ],
+)
 def test_schedules_change_the_learning_rates(federation, schedule, factors):
     shared = {"lr_decay": 0.5, "lr_horizon": 3, "local_epochs": 1}
     config, (_, partition, shards, clients, _) = federation(client_schedule=schedule, **shared)
     servers = federation(server_schedule=schedule, **shared)[1].process
-    ours, theirs = clients.initialize(), servers.initialize()
+    ours = clients.initialize()
+    theirs = servers.initialize()
     for round_num, factor in enumerate(factors, 1):
         rate = fl.own_values(config).client_lr
         for process, state, client_rate, server_rate in (
@@ -134,7 +171,9 @@ def test_schedules_change_the_learning_rates(federation, schedule, factors):
         ):
             w = weights_of(state)
             local = [numpy_local(config, shards, k, round_num, w, client_rate)[0] for k in range(3)]
-            expected = minus(w, times(server_rate, minus(w, weighted_mean(local, partition.sizes.tolist()))))
+            expected = minus(
+                w, times(server_rate, minus(w, weighted_mean(local, partition.sizes.tolist())))
+            )
             new, _, _ = process.next(state, alone([0, 1, 2]))
             assert largest_difference(weights_of(new), expected) < 1e-5
             ours, theirs = (new, theirs) if process is clients else (ours, new)
@@ -157,9 +196,11 @@ def test_many_clients_in_groups_remember_the_same(federation):
     config, (_, partition, _, process, _) = federation(algorithm="scaffold", num_clients=50)
     groups = fl.group_clients(list(range(50)), partition.sizes, "sums")
     assert len(groups) == 32
-    one, other = process.initialize(), process.initialize()
+    one = process.initialize()
+    other = process.initialize()
     for _ in range(2):
-        one, other = process.next(one, groups)[0], process.next(other, alone(range(50)))[0]
+        one = process.next(one, groups)[0]
+        other = process.next(other, alone(range(50)))[0]
     assert np.abs(one.client_work.memory - other.client_work.memory).max() < 1e-5
     assert largest_difference(weights_of(one), weights_of(other)) < 1e-6
 
@@ -167,7 +208,8 @@ def test_many_clients_in_groups_remember_the_same(federation):
 def test_an_algorithm_is_what_it_is_defined_by():
     training = fl.own_values(configure(algorithm="fedsgd"))
     assert (training.local_epochs, training.batch_size) == (1, 0)
-    own = fl.own_values(configure(algorithm="fedsgd").but(algorithm="fedavg"))  # nothing of fedsgd stays behind
+    # nothing of fedsgd stays behind
+    own = fl.own_values(configure(algorithm="fedsgd").but(algorithm="fedavg"))
     assert (own.local_epochs, own.batch_size) == (3, 16)
     assert {name: row.fixed for name, row in fl.ALGORITHMS.items() if row.fixed} == FIXED
     with pytest.raises(UserError, match="local_epochs=5 clashes with algorithm='fedsgd'"):
@@ -175,13 +217,18 @@ def test_an_algorithm_is_what_it_is_defined_by():
 
 
 def test_more_memory_than_a_gibibyte_is_refused(digits, tmp_path):
-    config = configure(dataset="digits", model="cnn", num_clients=1000, algorithm="scaffold", cache=str(tmp_path))
-    with pytest.raises(UserError, match="num_clients makes 1,001 rows .* 6.2 GiB, .* at most 160 clients"):
+    config = configure(
+        dataset="digits", model="cnn", num_clients=1000, algorithm="scaffold", cache=str(tmp_path)
+    )
+    with pytest.raises(
+        UserError, match="num_clients makes 1,001 rows .* 6.2 GiB, .* at most 160 clients"
+    ):
         fl.build_process(config, 10, tmp_path, np.ones(1000))
 
 
 def test_feddyns_h_is_the_mean_gradient_of_all_clients():
-    """Acar et al. 2021: h <- h - alpha sum_k (w_k - w) / K and g_k <- g_k - alpha (w_k - w), both 0 at first."""
+    """Acar et al. 2021: h <- h - alpha sum_k (w_k - w) / K and g_k <- g_k - alpha (w_k - w), both 0
+    at first."""
     algorithm = fl.ALGORITHMS["feddyn"](Optimization(dyn_alpha=0.5), np.array([10, 10]))
     kept = np.array([[0.0, 0.0], [1.0, 3.0]], np.float32)  # client 1 had w - w_1 = (2, 6) once
     (update,) = algorithm.server_step((np.array([1.0, 1.0], np.float32),), kept)

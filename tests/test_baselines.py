@@ -1,4 +1,5 @@
-"""The baselines: rounds of one client are local training, told exactly and kept as they come; who gains, by hand."""
+"""The baselines: rounds of one client are local training, told exactly and kept as they come; who
+gains, by hand."""
 
 import csv
 import json
@@ -16,12 +17,24 @@ import pytest
 from reference import largest_difference, numpy_local, weights_of
 from runs import configure, run_script, start
 
-FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--num-clients", "3", "--name", "run")
+FLAGS = (
+    "--dataset",
+    "digits",
+    "--model",
+    "mlp",
+    "--rounds",
+    "2",
+    "--num-clients",
+    "3",
+    "--name",
+    "run",
+)
 
 
 @pytest.fixture
 def learners(federation):
-    """make(**flags) -> (learners by (kind, client), the experiments they are of, the federation's own)."""
+    """make(**flags) -> (learners by (kind, client), the experiments they are of, the federation's
+    own)."""
 
     def make(rounds=2, **flags):
         config, experiment = federation(**flags)
@@ -31,22 +44,32 @@ def learners(federation):
             made.append((arguments[0], fl.prepare(*arguments)))
             return made[-1][1]
 
-        tools = baselines.Tools(prepare, partial(fl.build_evaluator, config), partial(fl.as_seen, config))
+        tools = baselines.Tools(
+            prepare, partial(fl.build_evaluator, config), partial(fl.as_seen, config)
+        )
         found = baselines.build_learners(config, fl.own_values(config), experiment, rounds, tools)
         return {(one.kind, one.client): one for one in found}, made, experiment
 
     return make
 
 
-@pytest.mark.parametrize("kind, client, at", [("centralized", -1, 0), ("alone", 1, 1), ("tuned", 2, 2)])
+@pytest.mark.parametrize(
+    "kind, client, at", [("centralized", -1, 0), ("alone", 1, 1), ("tuned", 2, 2)]
+)
 def test_learning_by_oneself_equals_numpys(learners, worker, kind, client, at):
-    """Each round is the client's local epochs from its own last weights; tuning one epoch from the global model."""
-    found, made, federated = learners(client_lr=0.05, local_epochs=2, algorithm="fedavgm", aggregator="median")
-    learner, (config, experiment) = found[kind, client], made[at]
+    """Each round is the client's local epochs from its own last weights; tuning one epoch from the
+    global model."""
+    found, made, federated = learners(
+        client_lr=0.05, local_epochs=2, algorithm="fedavgm", aggregator="median"
+    )
+    learner = found[kind, client]
+    (config, experiment) = made[at]
     start = federated.process.initialize().global_model_weights if kind == "tuned" else None
     weights = [w.astype(float) for w in weights_of(experiment.process.initialize())]
     steps = list(learner.train(worker, start))
-    assert len(steps) == (1 if kind == "tuned" else 2) and config.training.local_epochs == len(steps)
+    assert len(steps) == (1 if kind == "tuned" else 2) and config.training.local_epochs == len(
+        steps
+    )
     for round_num, (accuracy, trained) in enumerate(steps, 1):
         weights, _ = numpy_local(config, experiment.shards, max(client, 0), round_num, weights)
         assert largest_difference(trained.trainable, weights) < 2e-5
@@ -55,18 +78,26 @@ def test_learning_by_oneself_equals_numpys(learners, worker, kind, client, at):
         assert experiment.partition.sizes.tolist() == [federated.partition.sizes.sum()]
 
 
-@pytest.mark.parametrize(("flags", "rate"), [
-    ({"algorithm": "mimelite"}, 0.2), ({"algorithm": "scaffold", "client_lr": 0.01}, 0.2), ({"client_lr": 0.3}, 0.3),
-    ({"algorithm": "fedprox"}, 0.2), ({"algorithm": "fedadam", "client_optimizer": "adam"}, 0.001),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "rate"),
+    [
+        ({"algorithm": "mimelite"}, 0.2),
+        ({"algorithm": "scaffold", "client_lr": 0.01}, 0.2),
+        ({"client_lr": 0.3}, 0.3),
+        ({"algorithm": "fedprox"}, 0.2),
+        ({"algorithm": "fedadam", "client_optimizer": "adam"}, 0.001),
+    ],
+)
 def test_who_learns_alone_has_fedavgs_rate(flags, rate):
-    """mimelite's default of 0.0005 left clients alone at 16 % where they get 43, and turned who gains around."""
+    """mimelite's default of 0.0005 left clients alone at 16 % where they get 43, and turned who
+    gains around."""
     config = configure(**flags)
     assert baselines.plain_training(config, fl.own_values(config))["client_lr"] == rate
 
 
 def test_as_long_is_as_many_passes_over_the_images(learners):
-    """20 rounds of 1 client of 4 pass E / 4 times each over all images: so do 5 rounds of one with all."""
+    """20 rounds of 1 client of 4 pass E / 4 times each over all images: so do 5 rounds of one with
+    all."""
     found, _, _ = learners(rounds=20, num_clients=4, clients_per_round=1)
     assert found["centralized", -1].rounds == found["alone", 3].rounds == 5
 
@@ -86,9 +117,12 @@ def test_a_client_that_sees_shifted_images_is_asked_on_such(learners, worker, di
 
 
 def test_accuracy_on_a_label_mix_is_that_on_images_in_this_mix():
-    """Three images of label 0, of which two are right, and two of label 1, one right; the client has 3 : 4 of them."""
+    """Three images of label 0, of which two are right, and two of label 1, one right; the client
+    has 3 : 4 of them."""
     confusion = np.array([[2, 1, 0], [0, 1, 1], [0, 0, 0]])
-    assert baselines.on_mix(confusion, np.array([3, 4, 0])) == pytest.approx((3 * 2 / 3 + 4 * 1 / 2) / 7)
+    assert baselines.on_mix(confusion, np.array([3, 4, 0])) == pytest.approx(
+        (3 * 2 / 3 + 4 * 1 / 2) / 7
+    )
     mixed = baselines.mix_rows(confusion, np.array([3, 4, 0]))
     assert np.allclose(mixed, [[1000 * 2 / 7, 1000 / 7, 0], [0, 2000 / 7, 2000 / 7], [0, 0, 0]])
 
@@ -114,16 +148,31 @@ def test_who_gains_and_how_skewed_they_are():
 def test_the_pictures_show_the_rows():
     gain = plots.plot_gain(rows_of_three_clients(), "note")
     points, _ = gain.axes[0].collections
-    assert np.allclose(points.get_offsets(), [(0.5, -30), (0, 10), (0.5, 10)]) and "1 of 3" in gain.get_suptitle()
-    rows = [{"learner": "federated", "epochs": 3.0 * n, "test_accuracy": 1 - 0.1 / n} for n in (1, 2)]
+    assert (
+        np.allclose(points.get_offsets(), [(0.5, -30), (0, 10), (0.5, 10)])
+        and "1 of 3" in gain.get_suptitle()
+    )
+    rows = [
+        {"learner": "federated", "epochs": 3.0 * n, "test_accuracy": 1 - 0.1 / n} for n in (1, 2)
+    ]
     rows += [{"learner": "centralized", "epochs": 3, "test_accuracy": 0.99}]
-    rows += [{"learner": "alone", "epochs": 3, "test_accuracy": accuracy} for accuracy in (0.4, 0.8)]
-    lines = {line.get_label().partition(":")[0]: line for line in plots.plot_baselines(rows, "note").axes[0].lines}
-    assert lines["federated"].get_xydata().tolist() == [[3, pytest.approx(10)], [6, pytest.approx(5)]]
+    rows += [
+        {"learner": "alone", "epochs": 3, "test_accuracy": accuracy} for accuracy in (0.4, 0.8)
+    ]
+    lines = {
+        line.get_label().partition(":")[0]: line
+        for line in plots.plot_baselines(rows, "note").axes[0].lines
+    }
+    assert lines["federated"].get_xydata().tolist() == [
+        [3, pytest.approx(10)],
+        [6, pytest.approx(5)],
+    ]
     assert lines["each alone"].get_ydata() == pytest.approx([40])
 
 
-@pytest.mark.parametrize("flags", [{"aggregator": "dp"}, {"compare": "fedavg,fedprox"}, {"seeds": 2}])
+@pytest.mark.parametrize(
+    "flags", [{"aggregator": "dp"}, {"compare": "fedavg,fedprox"}, {"seeds": 2}]
+)
 def test_what_baselines_do_not_go_with(flags):
     with pytest.raises(UserError, match="baselines=True does not go with"):
         configure(baselines=True, **flags)
@@ -133,10 +182,15 @@ def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path)
     done = run_script(tmp_path, *FLAGS, "--baselines")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "run"
-    tables = {name: (folder / name).read_bytes() for name in ("baselines.csv", "clients.csv", "baselines.png")}
+    tables = {
+        name: (folder / name).read_bytes()
+        for name in ("baselines.csv", "clients.csv", "baselines.png")
+    }
     with (folder / "baselines.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["learner"] for row in rows] == ["federated"] * 2 + ["centralized"] * 2 + ["alone"] * 6
+    assert [row["learner"] for row in rows] == ["federated"] * 2 + ["centralized"] * 2 + [
+        "alone"
+    ] * 6
     assert [float(row["epochs"]) for row in rows[:4]] == [3, 6, 3, 6]
     last = [float(row["test_accuracy"]) for row in rows if row["epochs"] in ("6", "6.0")]
     for name, accuracy in zip(
@@ -161,21 +215,53 @@ def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path)
 
 
 def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, capsys):
-    (images, labels), (x, y) = digits.train, digits.test
-    few, tested = labels < 3, (y == 0) | (y == 2)
-    np.savez(tmp_path / "no1.npz", x_train=images[few], y_train=labels[few], x_test=x[tested], y_test=y[tested])
-    flags = {"model": "mlp", "rounds": 1, "num_clients": 3, "partition": "labels-per-client", "labels_per_client": 1}
-    places = {"data": str(tmp_path / "no1.npz"), "runs": str(tmp_path), "cache": str(tmp_path), "name": "run"}
+    (images, labels) = digits.train
+    (x, y) = digits.test
+    few = labels < 3
+    tested = (y == 0) | (y == 2)
+    np.savez(
+        tmp_path / "no1.npz",
+        x_train=images[few],
+        y_train=labels[few],
+        x_test=x[tested],
+        y_test=y[tested],
+    )
+    flags = {
+        "model": "mlp",
+        "rounds": 1,
+        "num_clients": 3,
+        "partition": "labels-per-client",
+        "labels_per_client": 1,
+    }
+    places = {
+        "data": str(tmp_path / "no1.npz"),
+        "runs": str(tmp_path),
+        "cache": str(tmp_path),
+        "name": "run",
+    }
     fl.run(configure(**flags, **places, baselines=True))
-    said, rows = capsys.readouterr(), list(csv.DictReader((tmp_path / "run" / "clients.csv").open()))
+    said = capsys.readouterr()
+    rows = list(csv.DictReader((tmp_path / "run" / "clients.csv").open()))
     (unknown,) = (row for row in rows if row["federated"] == "nan")
     known = [100 * float(row["federated"]) for row in rows if row != unknown]
     assert unknown["gain"] == "nan" and "no test image has: 1 client;" in said.err
-    assert f"global model   {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%" in said.out
+    assert (
+        f"global model   {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%"
+        in said.out
+    )
     assert "of 2 clients lose" in said.out
-    (tmp_path / "only1.json").write_text(json.dumps({"indices": [np.flatnonzero(labels[few] == 1).tolist()]}))
-    flags = {"model": "mlp", "rounds": 1, "num_clients": 1, "partition_file": str(tmp_path / "only1.json")}
-    with pytest.raises(UserError, match="baselines=True: no test image has a label that a client holds"):
+    (tmp_path / "only1.json").write_text(
+        json.dumps({"indices": [np.flatnonzero(labels[few] == 1).tolist()]})
+    )
+    flags = {
+        "model": "mlp",
+        "rounds": 1,
+        "num_clients": 1,
+        "partition_file": str(tmp_path / "only1.json"),
+    }
+    with pytest.raises(
+        UserError, match="baselines=True: no test image has a label that a client holds"
+    ):
         fl.run(configure(**flags, **places, baselines=True))
 
 

@@ -6,7 +6,14 @@ from variants.algorithms import CLIENT_OPTIMIZERS
 
 import numpy as np
 import pytest
-from reference import alone, batches_of, largest_difference, numpy_gradients, weighted_mean, weights_of
+from reference import (
+    alone,
+    batches_of,
+    largest_difference,
+    numpy_gradients,
+    weighted_mean,
+    weights_of,
+)
 from runs import configure
 
 
@@ -32,14 +39,19 @@ def adam(rate, g, kept, step):
     """Kingma and Ba 2015, section 2's form of the bias correction"""
     kept["m"] = 0.9 * kept.get("m", 0) + 0.1 * g
     kept["v"] = 0.999 * kept.get("v", 0) + 0.001 * g**2
-    return rate * np.sqrt(1 - 0.999**step) / (1 - 0.9**step) * kept["m"] / (np.sqrt(kept["v"]) + 1e-7)
+    return (
+        rate * np.sqrt(1 - 0.999**step) / (1 - 0.9**step) * kept["m"] / (np.sqrt(kept["v"]) + 1e-7)
+    )
 
 
 def yogi(rate, g, kept, step):
     """Zaheer et al. 2018, the second moment from 1e-6 on"""
-    kept["m"], v = 0.9 * kept.get("m", 0) + 0.1 * g, kept.get("v", 1e-6)
+    kept["m"] = 0.9 * kept.get("m", 0) + 0.1 * g
+    v = kept.get("v", 1e-6)
     kept["v"] = v + 0.001 * np.sign(g**2 - v) * g**2
-    return rate * np.sqrt(1 - 0.999**step) / (1 - 0.9**step) * kept["m"] / (np.sqrt(kept["v"]) + 1e-3)
+    return (
+        rate * np.sqrt(1 - 0.999**step) / (1 - 0.9**step) * kept["m"] / (np.sqrt(kept["v"]) + 1e-3)
+    )
 
 
 def sgd(rate, g, kept, step):
@@ -51,10 +63,16 @@ RULES = {rule.__name__: rule for rule in (sgd, momentum, adagrad, rmsprop, adam,
 
 def local(config, shards, client, round_num, weights):
     """(the client's weights after its local steps, their number)"""
-    rate, decay = fl.own_values(config).client_lr, config.optimization.weight_decay
-    kept, step = [{} for _ in weights], 0  # anew in every round
+    rate = fl.own_values(config).client_lr
+    decay = config.optimization.weight_decay
+    # anew in every round
+    kept = [{} for _ in weights]
+    step = 0
     for step, (images, labels) in enumerate(batches_of(config, shards, client, round_num), 1):
-        gradients = [g + decay * w for g, w in zip(numpy_gradients(weights, images, labels), weights, strict=True)]
+        gradients = [
+            g + decay * w
+            for g, w in zip(numpy_gradients(weights, images, labels), weights, strict=True)
+        ]
         rule = RULES[config.optimization.client_optimizer]
         moves = [rule(rate, g, own, step) for g, own in zip(gradients, kept, strict=True)]
         weights = [w - move for w, move in zip(weights, moves, strict=True)]
@@ -64,7 +82,12 @@ def local(config, shards, client, round_num, weights):
 @pytest.mark.parametrize("weight_decay", [0, 0.01])
 @pytest.mark.parametrize("name", CLIENT_OPTIMIZERS)
 def test_local_steps_equal_numpys(federation, name, weight_decay):
-    flags = {"client_optimizer": name, "weight_decay": weight_decay, "batch_size": 64, "local_epochs": 2}
+    flags = {
+        "client_optimizer": name,
+        "weight_decay": weight_decay,
+        "batch_size": 64,
+        "local_epochs": 2,
+    }
     config, (_, partition, shards, process, _) = federation(**flags)
     state = process.initialize()
     expected = [w.astype(float) for w in weights_of(state)]
@@ -76,13 +99,20 @@ def test_local_steps_equal_numpys(federation, name, weight_decay):
 
 
 def test_fednova_divides_by_what_momentum_makes_of_the_steps(federation):
-    """Wang et al. 2020, section 3.1: the weight of the gradient i steps before the last is 1 + m + ... + m ** i."""
+    """Wang et al. 2020, section 3.1: the weight of the gradient i steps before the last is 1 + m +
+    ... + m ** i."""
     config, (_, partition, shards, process, _) = federation(
-        algorithm="fednova", client_optimizer="momentum", partition="quantity", batch_size=64, local_epochs=1
+        algorithm="fednova",
+        client_optimizer="momentum",
+        partition="quantity",
+        batch_size=64,
+        local_epochs=1,
     )
     state = process.initialize()
     initial = [w.astype(float) for w in weights_of(state)]
-    sizes, updates, norms = partition.sizes.tolist(), [], []
+    sizes = partition.sizes.tolist()
+    updates = []
+    norms = []
     for client in range(3):
         trained, steps = local(config, shards, client, 1, initial)
         norms.append(sum(0.9**j for i in range(steps) for j in range(i + 1)))
@@ -95,13 +125,21 @@ def test_fednova_divides_by_what_momentum_makes_of_the_steps(federation):
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "mimelite", "feddyn", "fednova"])
 def test_rules_for_plain_sgd_refuse_another_optimizer(algorithm):
-    with pytest.raises(UserError, match=f"client_optimizer='adam' does not go with algorithm='{algorithm}'"):
+    with pytest.raises(
+        UserError, match=f"client_optimizer='adam' does not go with algorithm='{algorithm}'"
+    ):
         configure(algorithm=algorithm, client_optimizer="adam")
     with pytest.raises(UserError, match="weight_decay=0.1 does not go with algorithm='mimelite'"):
         configure(algorithm="mimelite", weight_decay=0.1)
 
 
 def test_an_optimizers_own_rate_is_taken_where_none_is_given():
-    assert fl.own_values(configure(client_optimizer="adam")).client_lr == CLIENT_OPTIMIZERS["adam"].rate
+    assert (
+        fl.own_values(configure(client_optimizer="adam")).client_lr
+        == CLIENT_OPTIMIZERS["adam"].rate
+    )
     assert fl.own_values(configure(client_optimizer="adam", client_lr=0.5)).client_lr == 0.5
-    assert fl.own_values(configure(algorithm="scaffold")).client_lr == fl.ALGORITHMS["scaffold"].client_lr
+    assert (
+        fl.own_values(configure(algorithm="scaffold")).client_lr
+        == fl.ALGORITHMS["scaffold"].client_lr
+    )

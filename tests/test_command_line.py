@@ -1,4 +1,7 @@
-"""Trouble around a run: full disks, vanished folders, odd names, closed pipes. Errors help, and nothing is lost."""
+"""Trouble around a run: full disks, vanished folders, odd names, closed pipes.
+
+Errors help, and nothing is lost.
+"""
 
 import json
 import os
@@ -20,7 +23,12 @@ LONG = (*QUICK[:-1], "100000")
 def started(folder, *flags, **options):
     """A run in `folder`, after its first round."""
     process = subprocess.Popen(
-        command(*flags), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, **options
+        command(*flags),
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
     )
     next(line for line in process.stdout if line.startswith("round "))
     return process
@@ -28,14 +36,24 @@ def started(folder, *flags, **options):
 
 @pytest.mark.parametrize(("kilobytes", "named"), [(60, "shards-"), (300, "checkpoints")])
 def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named):
-    """A limit on the size of a file stands for the disk's: a shard, then a checkpoint, does not fit."""
+    """A limit on the size of a file stands for the disk's: a shard, then a checkpoint, does not
+    fit."""
     limit = kilobytes * 1024
     done = subprocess.run(
-        command(*QUICK, "--name", "run"), cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS,
+        command(*QUICK, "--name", "run"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )  # fmt: skip
+    )
     last = done.stderr.splitlines()[-1]
-    assert done.returncode == 2 and "cannot write" in last and named in last and "File too large" in last, done.stderr
+    assert (
+        done.returncode == 2
+        and "cannot write" in last
+        and named in last
+        and "File too large" in last
+    ), done.stderr
     assert "Traceback" not in done.stderr
     again = run_script(tmp_path, "--resume", "runs/run")  # the disk has room again
     assert again.returncode == 0 and "after 2 rounds" in again.stdout, again.stderr
@@ -46,7 +64,11 @@ def test_a_vanished_run_folder_ends_the_run_with_its_name(tmp_path):
     worker = worker_of(process)
     shutil.rmtree(tmp_path / "runs")
     _, errors = process.communicate(timeout=60)
-    assert process.returncode == 2 and "runs/run" in errors.splitlines()[-1] and "Traceback" not in errors
+    assert (
+        process.returncode == 2
+        and "runs/run" in errors.splitlines()[-1]
+        and "Traceback" not in errors
+    )
     assert gone(worker)
 
 
@@ -60,7 +82,9 @@ def test_an_unwritable_folder_is_refused(tmp_path, place):
 def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
     (tmp_path / "runs").write_text("")
     done = call_script(tmp_path, *QUICK)
-    assert done.returncode == 2 and "runs" in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and "runs" in done.stderr and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
 
 
 @pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -100,23 +124,34 @@ def test_divergence_is_announced_and_recorded(tmp_path):
 def test_odd_folders_and_a_home_that_cannot_be_written(tmp_path):
     (folder := tmp_path / "Föderiertes Lernen").mkdir()
     (temporary := tmp_path / f"a%20b#c?d{82 * 'x'}").mkdir()
-    done = run_script(folder, *QUICK, "--name", "täglich 1", HOME="/proc/nobody", TMPDIR=str(temporary))
-    assert done.returncode == 0 and (folder / "runs" / "täglich 1" / "global_model.keras").exists(), done.stderr
+    done = run_script(
+        folder, *QUICK, "--name", "täglich 1", HOME="/proc/nobody", TMPDIR=str(temporary)
+    )
+    assert (
+        done.returncode == 0 and (folder / "runs" / "täglich 1" / "global_model.keras").exists()
+    ), done.stderr
     assert list(temporary.iterdir()) == []
 
 
 def test_two_runs_at_once_in_one_folder(tmp_path):
-    both = [subprocess.Popen(command(*QUICK), cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)]
+    both = [
+        subprocess.Popen(command(*QUICK), cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)
+    ]
     assert [process.wait(SECONDS) for process in both] == [0, 0]
     runs = sorted((tmp_path / "runs").iterdir())
-    assert [run.name for run in runs] == ["digits-dirichlet-fedavg-mlp-seed0", "digits-dirichlet-fedavg-mlp-seed0-2"]
+    assert [run.name for run in runs] == [
+        "digits-dirichlet-fedavg-mlp-seed0",
+        "digits-dirichlet-fedavg-mlp-seed0-2",
+    ]
     shas = {json.loads((run / "metrics.json").read_text())["weights_sha256"] for run in runs}
     assert len(shas) == 1
 
 
 def test_output_closed_early(tmp_path):
     line = f"{shlex.join(command(*QUICK, '--name', 'run'))} | head -1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.stdout.splitlines()[-1] == "0" and "BrokenPipe" not in done.stderr
     assert (tmp_path / "runs" / "run" / "global_model.keras").exists()
 
@@ -124,7 +159,9 @@ def test_output_closed_early(tmp_path):
 def test_a_missing_or_odd_resume_folder_is_refused(tmp_path):
     for folder in ("nowhere", str(tmp_path), "/dev/null", "ümlaut"):
         done = call_script(tmp_path, "--resume", folder)
-        assert done.returncode == 2 and folder in done.stderr and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and folder in done.stderr and done.stderr.count("\n") == 1, (
+            done.stderr
+        )
 
 
 def test_runs_are_stopped_at_any_moment_of_their_start(tmp_path):
@@ -139,12 +176,19 @@ def test_runs_are_stopped_at_any_moment_of_their_start(tmp_path):
         _, errors = process.communicate(timeout=10)
         assert process.returncode == code and errors.count("\n") <= 1, errors
         if "goes on" in errors:  # and it does
-            assert shlex.split(errors.partition("; ")[2])[:4] == ["python", SCRIPT.name, "--resume", "runs/run"]
+            assert shlex.split(errors.partition("; ")[2])[:4] == [
+                "python",
+                SCRIPT.name,
+                "--resume",
+                "runs/run",
+            ]
 
 
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     """As nohup has it, and a shell for what it starts with &."""
-    process = start(tmp_path, *QUICK, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN))
+    process = start(
+        tmp_path, *QUICK, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_IGN)
+    )
     time.sleep(1)
     process.send_signal(signal.SIGINT)
     assert process.wait(SECONDS) == 0
@@ -153,15 +197,21 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
 @pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1"])
 def test_output_that_goes_nowhere(tmp_path, closed):
     line = f"{shlex.join(command(*QUICK, '--name', 'run'))} {closed}"
-    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.returncode == 0 and (tmp_path / "runs" / "run" / "metrics.json").exists()
-    told = "notice: standard output takes no more (No space left on device); the rest goes nowhere\n"
+    told = (
+        "notice: standard output takes no more (No space left on device); the rest goes nowhere\n"
+    )
     assert done.stderr == (told if closed == ">/dev/full" else "")
 
 
 def test_help_on_a_full_disk_is_one_line(tmp_path):
     line = f"{shlex.join(command('--help'))} >/dev/full"
-    done = subprocess.run(["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "takes no more" in done.stderr
 
 
@@ -205,7 +255,9 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, flags):
     (tmp_path / "file").write_text("")
     (tmp_path / "deep.json").write_text("[" * 100_000)
     done = call_script(tmp_path, *flags)
-    assert done.returncode == 2 and REFUSED[flags] in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert (
+        done.returncode == 2 and REFUSED[flags] in done.stderr and done.stderr.count("\n") == 1
+    ), done.stderr
     assert done.stderr.rstrip("\n").isprintable()
 
 
@@ -214,13 +266,22 @@ def test_a_log_that_cannot_be_written_is_told_as_that(tmp_path):
     (tmp_path / "runs" / "run" / "worker.log").unlink()
     (tmp_path / "runs" / "run" / "worker.log").mkdir()
     done = call_script(tmp_path, "--resume", "runs/run", "--rounds", "3")
-    assert done.returncode == 2 and "worker.log: Is a directory" in done.stderr and "network" not in done.stderr
+    assert (
+        done.returncode == 2
+        and "worker.log: Is a directory" in done.stderr
+        and "network" not in done.stderr
+    )
 
 
 def test_pictures_are_the_same_whatever_matplotlibs_settings(tmp_path):
     flags = ("--name", "run")
-    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nsavefig.format: svg\nfont.size: 30\n")
-    odd = {"MPLBACKEND": "module://matplotlib_inline.backend_inline", "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    (tmp_path / "matplotlibrc").write_text(
+        "text.usetex: True\nsavefig.format: svg\nfont.size: 30\n"
+    )
+    odd = {
+        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        "MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+    }
     runs = []
     for name, environment in (("plain", {}), ("odd", odd)):
         (folder := tmp_path / name).mkdir()

@@ -28,14 +28,28 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     assert done.returncode == 0 and "[4/4] algorithm scaffold, seed 1" in done.stdout, done.stderr
     rows = table(tmp_path)
     assert [(row["algorithm"], row["seed"], row["round"]) for row in rows] == [
-        (name, seed, round_num) for name in ("fedavg", "scaffold") for seed in "01" for round_num in "12"
+        (name, seed, round_num)
+        for name in ("fedavg", "scaffold")
+        for seed in "01"
+        for round_num in "12"
     ]
-    assert call_script(tmp_path, *FLAGS, "--name", "alone", "--seed", "1", "--algorithm", "scaffold").returncode == 0
-    alone = list(csv.DictReader((tmp_path / "runs" / "alone" / "metrics.csv").read_text().splitlines()))
+    assert (
+        call_script(
+            tmp_path, *FLAGS, "--name", "alone", "--seed", "1", "--algorithm", "scaffold"
+        ).returncode
+        == 0
+    )
+    alone = list(
+        csv.DictReader((tmp_path / "runs" / "alone" / "metrics.csv").read_text().splitlines())
+    )
     for ours, theirs in zip(rows[-2:], alone, strict=True):
         assert {**theirs, "seconds": ours["seconds"]} == {name: ours[name] for name in theirs}
     last, other = (
-        [100 * float(row["test_accuracy"]) for row in rows if row["algorithm"] == name and row["round"] == "2"]
+        [
+            100 * float(row["test_accuracy"])
+            for row in rows
+            if row["algorithm"] == name and row["round"] == "2"
+        ]
         for name in ("fedavg", "scaffold")
     )
     assert f"{np.mean(last):.2f}% ± {np.std(last, ddof=1):.2f}%" in done.stdout
@@ -43,32 +57,43 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     assert f"rounds{told['scaffold']}\n" in done.stdout
     splits = {
         seed: {
-            json.loads(path.read_text())["hash"] for path in (tmp_path / "runs").glob(f"*seed{seed}-*/partition.json")
+            json.loads(path.read_text())["hash"]
+            for path in (tmp_path / "runs").glob(f"*seed{seed}-*/partition.json")
         }
         for seed in "01"
     }
-    assert [len(hashes) for hashes in splits.values()] == [1, 1]  # the same split for both algorithms
+    # the same split for both algorithms
+    assert [len(hashes) for hashes in splits.values()] == [
+        1,
+        1,
+    ]
     (interrupted,) = (tmp_path / "runs").glob("*-scaffold-*seed0-*")
     (interrupted / "metrics.json").unlink()
     (interrupted / "checkpoints" / "round-000002.npz").unlink()
     again = call_script(tmp_path, *flags)
     assert again.returncode == 0 and again.stdout.count("is there already") == 3, again.stderr
     assert again.stdout.count("round 2/2") == 1 and "round 1/2" not in again.stdout
-    assert [row | {"seconds": 0} for row in table(tmp_path)] == [row | {"seconds": 0} for row in rows]
+    assert [row | {"seconds": 0} for row in table(tmp_path)] == [
+        row | {"seconds": 0} for row in rows
+    ]
 
 
 def test_the_comparisons_plot_draws_means_and_standard_deviations():
     curves = {"one": np.array([[0.5, 0.8], [0.7, 0.9]]), "two": np.array([[0.1, 0.2]] * 2)}
     figure = plots.plot_comparison(curves, "note")
     first, second = figure.axes[0].lines
-    assert first.get_ydata() == pytest.approx([40, 15]) and second.get_ydata() == pytest.approx([90, 80])
+    assert first.get_ydata() == pytest.approx([40, 15]) and second.get_ydata() == pytest.approx(
+        [90, 80]
+    )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        f"one: 85.00 ± {5 * np.sqrt(2):.2f} %", "two: 20.00 ± 0.00 %",
-    ]  # fmt: skip
+        f"one: 85.00 ± {5 * np.sqrt(2):.2f} %",
+        "two: 20.00 ± 0.00 %",
+    ]
 
 
 def test_a_difference_is_tested_seed_by_seed():
-    """Student's t of d = 1, 2, 3 is 2 / (1 / sqrt 3); with two degrees of freedom p = 1 - t / sqrt(2 + t ** 2)."""
+    """Student's t of d = 1, 2, 3 is 2 / (1 / sqrt 3); with two degrees of freedom p = 1 - t /
+    sqrt(2 + t ** 2)."""
     t = 2 * np.sqrt(3)
     assert paired([5, 6, 7], [6, 8, 10]) == pytest.approx((2, 1 - t / np.sqrt(2 + t**2)))
     assert paired([5, 6], [5, 6]) == (0, 1) and paired([5, 6], [4, 5]) == (-1, 0)
@@ -76,16 +101,27 @@ def test_a_difference_is_tested_seed_by_seed():
     def told(own, other):
         return tell_differences({"a": own, "b": other}, "a", "points")["b"]
 
-    assert told([5, 6, 7], [6, 8, 10]) == "; +2.00 points vs a, not told apart by 3 seeds (paired t-test, p 0.074)"
-    assert told([5, 6, 7], [6, 7.1, 8]).startswith("; +1.03 points vs a, told apart by 3 seeds (paired t-test, p 0.00")
+    assert (
+        told([5, 6, 7], [6, 8, 10])
+        == "; +2.00 points vs a, not told apart by 3 seeds (paired t-test, p 0.074)"
+    )
+    assert told([5, 6, 7], [6, 7.1, 8]).startswith(
+        "; +1.03 points vs a, told apart by 3 seeds (paired t-test, p 0.00"
+    )
     assert told([5, 6], [4, 5]) == "; -1.00 points vs a with every seed" and told([5], [6]) == ""
 
 
 def test_several_rows_are_told_apart_by_holms_correction():
-    """Holm 1979: the smallest of m times m, the next times m - 1, ..., never less than the one before, at most 1."""
+    """Holm 1979: the smallest of m times m, the next times m - 1, ..., never less than the one
+    before, at most 1."""
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1, 1] and holm([]) == []
-    rows = {"a": [5, 6, 7, 8], "b": [6, 7.1, 8.2, 9], "c": [5.4, 6.6, 7.1, 8.5], "d": [5, 6, 7.1, 7.9]}
+    rows = {
+        "a": [5, 6, 7, 8],
+        "b": [6, 7.1, 8.2, 9],
+        "c": [5.4, 6.6, 7.1, 8.5],
+        "d": [5, 6, 7.1, 7.9],
+    }
     alone = {name: paired(rows["a"], rows[name])[1] for name in "bcd"}
     told = tell_differences(rows, "a", "points")
     assert alone["c"] < 0.05 < 2 * alone["c"]  # by itself it would be told apart
@@ -101,48 +137,87 @@ def test_rows_are_told_against_the_usual_one_where_every_seed_has_an_end():
 
 
 def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
-    """0.6 is crossed half-way from 0.5 to 0.7 (round 1.5), and with the first 0.9 (a quarter from 0.5 to it: 1.25)."""
+    """0.6 is crossed half-way from 0.5 to 0.7 (round 1.5), and with the first 0.9 (a quarter from
+    0.5 to it: 1.25)."""
     curves = {
         "fast": [np.array([0.5, 0.7]), np.array([0.5, 0.9])],
         "half": [np.array([0.5, 0.7]), np.array([0.1, 0.2])],
     }
-    needed = {name: [rounds_to_target(curve, 0.6) for curve in several] for name, several in curves.items()}
+    needed = {
+        name: [rounds_to_target(curve, 0.6) for curve in several]
+        for name, several in curves.items()
+    }
     told = {name: tell_rounds(several) for name, several in needed.items()}
-    assert told == {"fast": f"1.4 ± {0.25 / np.sqrt(2):.1f} rounds", "half": "1.5 rounds, 1 of 2 seeds"}
+    assert told == {
+        "fast": f"1.4 ± {0.25 / np.sqrt(2):.1f} rounds",
+        "half": "1.5 rounds, 1 of 2 seeds",
+    }
     assert tell_rounds([None, None]) == "not reached"
     figure = plots.plot_rounds_to_target(curves, needed, 0.6, "note")
     *lines, target = figure.axes[0].lines
-    assert lines[1].get_ydata() == pytest.approx([50, 10]) and len(lines) == 4 and set(target.get_ydata()) == {40}
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == [f"{name}: {told[name]}" for name in curves]
+    assert (
+        lines[1].get_ydata() == pytest.approx([50, 10])
+        and len(lines) == 4
+        and set(target.get_ydata()) == {40}
+    )
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        f"{name}: {told[name]}" for name in curves
+    ]
 
 
 def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
     """Each run ends where it gets there, and none is cut to the length of another."""
     monkeypatch.chdir(tmp_path)
-    fl.compare(fl.parse([*FLAGS, "--rounds", "8", "--compare", "fedavg,fedsgd", "--target-accuracy", "0.8"]))
+    fl.compare(
+        fl.parse(
+            [*FLAGS, "--rounds", "8", "--compare", "fedavg,fedsgd", "--target-accuracy", "0.8"]
+        )
+    )
     said = capsys.readouterr().out
     rows = table(tmp_path)
     for name in ("fedavg", "fedsgd"):
         curve = [float(row["test_accuracy"]) for row in rows if row["algorithm"] == name]
-        assert f"{name:20} target accuracy 80.00%: {tell_rounds([rounds_to_target(curve, 0.8)])}" in said
+        assert (
+            f"{name:20} target accuracy 80.00%: {tell_rounds([rounds_to_target(curve, 0.8)])}"
+            in said
+        )
         assert (len(curve) < 8) == (name == "fedavg") and (curve[-1] >= 0.8) == (name == "fedavg")
-    lower = fl.compare(fl.parse([*FLAGS, "--rounds", "8", "--compare", "fedavg,fedsgd", "--target-accuracy", "0.7"]))
-    assert len(list(lower.parent.glob("compare-*"))) == 2  # the runs are there already, the picture is another
+    lower = fl.compare(
+        fl.parse(
+            [*FLAGS, "--rounds", "8", "--compare", "fedavg,fedsgd", "--target-accuracy", "0.7"]
+        )
+    )
+    # the runs are there already, the picture is another
+    assert len(list(lower.parent.glob("compare-*"))) == 2
 
 
 def test_what_is_compared_stands_in_the_caption(digits):
     config = configure(dataset="digits", compare="mean,median", seeds=3, seed=4)
     note = fl.caption(config, digits)
     assert "aggregators compared: mean; median ·" in note and "seeds 4 to 6" in note
-    assert compared(configure(seeds=2)) == ("algorithm", ["fedavg"]) and compared(fl.Config()) is None
+    assert (
+        compared(configure(seeds=2)) == ("algorithm", ["fedavg"]) and compared(fl.Config()) is None
+    )
     with pytest.raises(UserError, match="drop one of the two"):
         configure(compare="fedavg,fedprox", resume="runs/x")
 
 
 def test_a_budget_that_allows_no_round_is_a_mistake(tmp_path):
-    flags = ("--aggregator", "dp", "--epsilon-budget", "0.1", "--dataset", "digits", "--model", "mlp")
+    flags = (
+        "--aggregator",
+        "dp",
+        "--epsilon-budget",
+        "0.1",
+        "--dataset",
+        "digits",
+        "--model",
+        "mlp",
+    )
     done = call_script(tmp_path, *flags)
-    assert done.returncode == 2 and "epsilon_budget=0.1 allows no round" in done.stderr.splitlines()[-1]
+    assert (
+        done.returncode == 2
+        and "epsilon_budget=0.1 allows no round" in done.stderr.splitlines()[-1]
+    )
 
 
 def test_a_name_that_another_comparison_has_is_not_overwritten(tmp_path, monkeypatch):
@@ -157,8 +232,12 @@ def test_a_name_that_another_comparison_has_is_not_overwritten(tmp_path, monkeyp
 
 
 REFUSED = {
-    "--partition iid,labels-per-client --num-clients 4 --labels-per-client 2": "leave some of the 10 labels to nobody",
-    "--algorithm fedavg,scaffold --model cnn --num-clients 500": "GiB, that algorithm='scaffold' keeps",
+    "--partition iid,labels-per-client --num-clients 4 --labels-per-client 2": (
+        "leave some of the 10 labels to nobody"
+    ),
+    "--algorithm fedavg,scaffold --model cnn --num-clients 500": (
+        "GiB, that algorithm='scaffold' keeps"
+    ),
     "--aggregator mean,dp --epsilon-budget 0.001": "allows no round",
 }
 

@@ -1,7 +1,9 @@
-"""Each change that a run makes on the disk fails, is done by half, or the run is killed before or after it.
+"""Each change that a run makes on the disk fails, is done by half, or the run is killed before or
+after it.
 
-Whatever it was, the run then goes on to the files of one that nothing happened to, bit for bit. Training is left out:
-rounds are replayed from one real run, as they are a pure function of the state that they start from.
+Whatever it was, the run then goes on to the files of one that nothing happened to, bit for bit.
+Training is left out: rounds are replayed from one real run, as they are a pure function of the
+state that they start from.
 """
 
 import errno
@@ -28,19 +30,28 @@ class Killed(BaseException):
 
 
 class Disk:
-    """Stands between the script and the operating system's calls that change files below `root`, and counts them."""
+    """Stands between the script and the operating system's calls that change files below `root`,
+    and counts them."""
 
     def __init__(self, monkeypatch, root):
-        self.root, self.calls, self.descriptors = str(root), [], set()
+        self.root = str(root)
+        self.calls = []
+        self.descriptors = set()
         self.real = {name: getattr(os, name) for name in CHANGES}
-        self.at, self.fault, self.broken = -1, "", ""
+        self.at = -1
+        self.fault = ""
+        self.broken = ""
         for name in CHANGES:
             monkeypatch.setattr(os, name, self.between(name))
 
     def between(self, name):
         def call(where, *arguments, **keywords):
             reading = name == "open" and not arguments[0] & os.O_CREAT
-            ours = where in self.descriptors if isinstance(where, int) else os.fspath(where).startswith(self.root)
+            ours = (
+                where in self.descriptors
+                if isinstance(where, int)
+                else os.fspath(where).startswith(self.root)
+            )
             if reading or not ours:
                 return self.real[name](where, *arguments, **keywords)
             return self.disturb(name, where, *arguments, **keywords)
@@ -74,7 +85,9 @@ class Disk:
 def rounds(digits, tmp_path_factory):
     """(configuration, its experiment, what its rounds yield), from a real run."""
     folder = tmp_path_factory.mktemp("rounds")
-    config = configure(dataset="digits", model="mlp", num_clients=2, rounds=ROUNDS, name="run", cache=str(folder))
+    config = configure(
+        dataset="digits", model="mlp", num_clients=2, rounds=ROUNDS, name="run", cache=str(folder)
+    )
     experiment = fl.prepare(config, digits)
     parts = experiment.partition.sizes, experiment.process, experiment.evaluate
     return config, experiment, list(fl.run_rounds(config, *parts))
@@ -82,13 +95,15 @@ def rounds(digits, tmp_path_factory):
 
 @pytest.fixture
 def go(rounds, monkeypatch, tmp_path):
-    """go(name) makes a run in the folder `name`, or goes on with it, and returns what it leaves: name -> bytes."""
+    """go(name) makes a run in the folder `name`, or goes on with it, and returns what it leaves:
+    name -> bytes."""
     config, experiment, yielded = rounds
 
     def replay(config, sizes, process, evaluate, state=None, **places):
         done = int(state.client_work.round) if state else 0
         if done:
-            ours, theirs = state.global_model_weights, yielded[done - 1][0].global_model_weights
+            ours = state.global_model_weights
+            theirs = yielded[done - 1][0].global_model_weights
             assert weights_sha256(ours.trainable) == weights_sha256(theirs.trainable)
         yield from yielded[done : config.training.rounds]
 
@@ -100,7 +115,13 @@ def go(rounds, monkeypatch, tmp_path):
     monkeypatch.setattr(fl, "build_evaluator", lambda *_: experiment.evaluate)
     monkeypatch.setattr(run_folder, "keras_bytes", lambda *_: b"a model")
     monkeypatch.setattr(run_folder, "to_png", lambda _: b"a picture")
-    for plot in ("plot_partition", "plot_convergence", "plot_cost", "plot_confusion", "plot_misclassified"):
+    for plot in (
+        "plot_partition",
+        "plot_convergence",
+        "plot_cost",
+        "plot_confusion",
+        "plot_misclassified",
+    ):
         monkeypatch.setattr(fl, plot, nothing)
 
     def run(name):
@@ -111,7 +132,8 @@ def go(rounds, monkeypatch, tmp_path):
         return {
             str(path.relative_to(root)): path.read_bytes().replace(str(root).encode(), b"")
             for path in sorted(root.rglob("*"))
-            if path.is_file() and not any(part.startswith(".") for part in path.relative_to(root).parts)
+            if path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(root).parts)
         }
 
     return run
@@ -122,7 +144,8 @@ def test_every_change_of_the_disk_may_go_wrong(go, tmp_path, monkeypatch):
         whole = Disk(patch, tmp_path)
         expected = go("whole")
     assert (
-        len(whole.calls) > 60 and {"runs/run/metrics.json", "runs/run/checkpoints/round-000002.npz"} < expected.keys()
+        len(whole.calls) > 60
+        and {"runs/run/metrics.json", "runs/run/checkpoints/round-000002.npz"} < expected.keys()
     )
     for fault in FAULTS:
         for at, name in enumerate(whole.calls):
@@ -131,7 +154,8 @@ def test_every_change_of_the_disk_may_go_wrong(go, tmp_path, monkeypatch):
             root = tmp_path / f"{fault.replace(' ', '-')}-{at}"
             with monkeypatch.context() as patch:
                 disk = Disk(patch, tmp_path)
-                disk.at, disk.fault = at, fault
+                disk.at = at
+                disk.fault = fault
                 try:
                     go(root.name)
                 except UserError as error:

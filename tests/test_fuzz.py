@@ -1,6 +1,7 @@
 """Whatever is in the files that the script reads: it is taken, or refused in one line.
 
-MUTATIONS=50000 python -m pytest tests/test_fuzz.py tries more than 2,000, the same ones from run to run.
+MUTATIONS=50000 python -m pytest tests/test_fuzz.py tries more than 2,000, the same ones from run to
+run.
 """
 
 import gzip
@@ -26,52 +27,88 @@ from runs import configure
 MUTATIONS = int(os.environ.get("MUTATIONS", "2000"))
 STATE = np.arange(3, dtype=np.float32)
 STATE_TYPE = tff.FederatedType(tff.TensorType(np.float32, [3]), tff.SERVER)
-VALUES = ["null", "true", "-1", "1e999", "0.5", '"x"', '"\\u001b[31m"', "[]", "{}", "[[[]]]", "9" * 400, "[" * 5000]
+VALUES = [
+    "null",
+    "true",
+    "-1",
+    "1e999",
+    "0.5",
+    '"x"',
+    '"\\u001b[31m"',
+    "[]",
+    "{}",
+    "[[[]]]",
+    "9" * 400,
+    "[" * 5000,
+]
 
 
 def mutate(content: bytes, rng: random.Random) -> bytes:
-    """`content` with a byte or a stretch of it changed, or for JSON a value in the place of another."""
-    place, length = rng.randrange(len(content)), rng.choice([1, 1, 4, 50])
+    """`content` with a byte or a stretch of it changed, or for JSON a value in the place of
+    another."""
+    place = rng.randrange(len(content))
+    length = rng.choice([1, 1, 4, 50])
     tokens = list(re.finditer(rb'-?\d+(\.\d+)?(e-?\d+)?|"[^"]*"|null|true|false', content[:20_000]))
     if content[:1] == b"{" and tokens and rng.random() < 0.7:
         token = rng.choice(tokens)
         return content[: token.start()] + rng.choice(VALUES).encode() + content[token.end() :]
-    before, changed, after = content[:place], content[place : place + length], content[place + length :]
-    return rng.choice([
-        before + bytes(byte ^ 1 << rng.randrange(8) for byte in changed) + after,
-        before + rng.randbytes(length) + after,
-        before,
-        before + after,
-        before + changed + changed + after,
-        before + bytes(length) + after,
-    ])  # fmt: skip
+    before = content[:place]
+    changed = content[place : place + length]
+    after = content[place + length :]
+    return rng.choice(
+        [
+            before + bytes(byte ^ 1 << rng.randrange(8) for byte in changed) + after,
+            before + rng.randbytes(length) + after,
+            before,
+            before + after,
+            before + changed + changed + after,
+            before + bytes(length) + after,
+        ]
+    )
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, digits):
     """A run's folder and data files, each in all the forms that are read, and small."""
     folder = tmp_path_factory.mktemp("fuzz")
-    few, config = {}, configure(dataset="digits", num_clients=4, rounds=2, cache=str(folder / "cache"))
+    few = {}
+    config = configure(dataset="digits", num_clients=4, rounds=2, cache=str(folder / "cache"))
     for part, split in (("train", digits.train), ("test", digits.test)):
         few |= {f"x_{part}": split.images[:40], f"y_{part}": split.labels[:40]}
     np.savez(folder / "data.npz", **few)
     np.savez_compressed(folder / "packed.npz", **few)
     (folder / "idx").mkdir()
-    for name, array in zip(("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"),
-                           few.values(), strict=True):  # fmt: skip
-        content = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+    for name, array in zip(
+        ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"),
+        few.values(),
+        strict=True,
+    ):
+        content = (
+            bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
+        )
         (folder / "idx" / f"{name}-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
     partition = fl.make_partition(digits, config)
     split = manifest(digits, partition, "dirichlet", 0, private=False)
     evaluation = Evaluation(1.0, 0.5, np.zeros(2, np.uint8), np.eye(10, dtype=int))
-    rows = [{"client": 0, "examples": 3.0, "loss": float("nan"), "accuracy": 0.5, "steps": 1.0, "finite": True}]
+    rows = [
+        {
+            "client": 0,
+            "examples": 3.0,
+            "loss": float("nan"),
+            "accuracy": 0.5,
+            "steps": 1.0,
+            "finite": True,
+        }
+    ]
     with RunFolder.open(config.but(runs=str(folder), name="run"), "run", split, {}) as run:
         run.load([partition.digest], STATE_TYPE)
         figures = {"dropped": 0, "bytes_down": 1, "bytes_up": 1, "epsilon": None, "seconds": 1.0}
         records = [make_record(number, rows, evaluation, **figures) for number in (1, 2)]
         for record in records:
             run.save_round(record, STATE, None)
-    (folder / "run" / "metrics.json").write_text(to_json(describe([STATE], evaluation, records, range(10))))
+    (folder / "run" / "metrics.json").write_text(
+        to_json(describe([STATE], evaluation, records, range(10)))
+    )
     (folder / "run" / "rounds_begun.txt").write_text("1\n2\n")
     return folder
 
@@ -107,7 +144,11 @@ def load(folder: Path, _) -> None:
 
 def split_again(folder: Path, digits) -> None:
     """What `--partition-file` reads."""
-    flags = {"dataset": "digits", "num_clients": 4, "partition_file": str(folder / "run" / "partition.json")}
+    flags = {
+        "dataset": "digits",
+        "num_clients": 4,
+        "partition_file": str(folder / "run" / "partition.json"),
+    }
     fl.make_partition(digits, configure(**flags))
 
 
@@ -130,10 +171,13 @@ READERS = {
 
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_in_a_file_is_taken_or_refused_in_one_line(folder, digits, capsys, name):
-    read, path = READERS[name], folder / name.strip()
+    read = READERS[name]
+    path = folder / name.strip()
     everything = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     read(folder, digits)  # as it is, nothing is refused
-    whole, rng, refused = path.read_bytes(), random.Random(name), 0
+    whole = path.read_bytes()
+    rng = random.Random(name)
+    refused = 0
     for number in range(MUTATIONS // len(READERS) + 1):
         content = mutate(whole, rng)
         for other, before in everything.items():
@@ -146,7 +190,9 @@ def test_what_is_in_a_file_is_taken_or_refused_in_one_line(folder, digits, capsy
             refused += 1
             assert str(error).isprintable() and len(str(error)) < 700, (number, str(error))
         except Exception as error:
-            raise AssertionError(f"mutation {number}: {error!r}, not one line; content {content[:300]!r}") from error
+            raise AssertionError(
+                f"mutation {number}: {error!r}, not one line; content {content[:300]!r}"
+            ) from error
     path.write_bytes(whole)
     said = capsys.readouterr().err
     assert (refused > 0 or "going back to the one before it" in said) and "\x1b" not in said

@@ -1,4 +1,5 @@
-"""Rounds over several hosts: machines with their own sshd, links that are cut, and what a host that refuses is told."""
+"""Rounds over several hosts: machines with their own sshd, links that are cut, and what a host that
+refuses is told."""
 
 import json
 import os
@@ -17,7 +18,18 @@ import pytest
 from machines import machines, tool, why_not
 from runs import SECONDS, command, configure, start, wait_for_round
 
-RUN = ("--dataset", "digits", "--model", "mlp", "--rounds", "20", "--num-clients", "6", "--local-epochs", "15")
+RUN = (
+    "--dataset",
+    "digits",
+    "--model",
+    "mlp",
+    "--rounds",
+    "20",
+    "--num-clients",
+    "6",
+    "--local-epochs",
+    "15",
+)
 REASON = why_not()
 needs_machines = pytest.mark.skipif(bool(REASON), reason=REASON)
 
@@ -36,7 +48,11 @@ def undisturbed(tmp_path_factory):
     """metrics.json of RUN on two workers here."""
     folder = tmp_path_factory.mktemp("here")
     done = subprocess.run(
-        command(*RUN, "--workers", "localhost,localhost"), cwd=folder, capture_output=True, text=True, timeout=SECONDS
+        command(*RUN, "--workers", "localhost,localhost"),
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     assert done.returncode == 0, done.stderr
     return outcome(folder)
@@ -66,7 +82,9 @@ def none_left(pair, seconds=25):
     """Whether nothing of ours runs on any machine, within so many seconds."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        if not any(machine.processes(name) for machine in pair[0] for name in ("worker_binary", "python3")):
+        if not any(
+            machine.processes(name) for machine in pair[0] for name in ("worker_binary", "python3")
+        ):
             return True
         time.sleep(0.1)
     return False
@@ -81,12 +99,17 @@ def wait_for_worker(machine):
     raise AssertionError("no worker appeared")
 
 
-def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(tmp_path, pair, undisturbed):
+def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(
+    tmp_path, pair, undisturbed
+):
     code, said, errors = finish(begin(tmp_path, pair))
     assert code == 0 and errors == [], errors
     assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
     assert "hostA: TFF's worker and 3 shards are there" in said
-    assert [machine.shards() for machine in pair[0]] == [["0.bin", "2.bin", "4.bin"], ["1.bin", "3.bin", "5.bin"]]
+    assert [machine.shards() for machine in pair[0]] == [
+        ["0.bin", "2.bin", "4.bin"],
+        ["1.bin", "3.bin", "5.bin"],
+    ]
     assert none_left(pair, 2)
 
 
@@ -99,11 +122,18 @@ def test_the_bytes_in_the_table_are_those_of_the_links(tmp_path, pair):
     links = np.sum([machine.counted() for machine in pair[0]], axis=0) - np.sum(before, axis=0)
     rounds = json.loads((tmp_path / "runs" / "counted" / "metrics.json").read_text())["rounds"]
     told = np.sum([(record["wire_down"], record["wire_up"]) for record in rounds], axis=0)
-    assert (told > 5_000_000).all() and (links > told).all() and (links < 1.05 * told).all(), (links, told)
+    assert (told > 5_000_000).all() and (links > told).all() and (links < 1.05 * told).all(), (
+        links,
+        told,
+    )
 
 
 def kill_ssh(process, machine):
-    (ssh,) = [child for child in children(process) if child.name() == "ssh" and machine.name in child.cmdline()]
+    (ssh,) = [
+        child
+        for child in children(process)
+        if child.name() == "ssh" and machine.name in child.cmdline()
+    ]
     ssh.kill()
 
 
@@ -127,16 +157,25 @@ def children(process):
 
 @pytest.mark.parametrize(
     ("harm", "said"),
-    [(kill_ssh, "ended"), (kill_worker, "ended"), (stop_worker, "hung for 3 s"), (cut_for_five_seconds, "")],
+    [
+        (kill_ssh, "ended"),
+        (kill_worker, "ended"),
+        (stop_worker, "hung for 3 s"),
+        (cut_for_five_seconds, ""),
+    ],
 )
-def test_what_is_lost_is_done_again_and_the_end_is_the_same(tmp_path, pair, undisturbed, harm, said):
+def test_what_is_lost_is_done_again_and_the_end_is_the_same(
+    tmp_path, pair, undisturbed, harm, said
+):
     process = begin(tmp_path, pair, *RUN, "--patience", "3" if harm is stop_worker else "60")
     wait_for_round(process)
     harm(process, pair[0][1])
     assert process.poll() is None  # it was in the middle
     code, _, errors = finish(process)
     assert code == 0, errors
-    assert len(errors) == bool(said) and all(said in line and "hostB" in line for line in errors), errors
+    assert len(errors) == bool(said) and all(said in line and "hostB" in line for line in errors), (
+        errors
+    )
     assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
     assert none_left(pair, 2)
 
@@ -159,7 +198,9 @@ def test_a_host_gone_for_good_is_taken_over_and_the_end_is_the_same(tmp_path, pa
 
 
 @needs_machines
-def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_many_others(tmp_path, pair, undisturbed):
+def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_many_others(
+    tmp_path, pair, undisturbed
+):
     process = begin(tmp_path, pair, hosts="hostA,hostA")
     wait_for_round(process)
     pair[0][0].stop()
@@ -167,13 +208,19 @@ def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_ma
         code, _, errors = finish(process)
     finally:
         pair[0][0].start()
-    assert code == 1 and "and no other host is left" in errors[-1] and "Traceback" not in "".join(errors), errors
+    assert (
+        code == 1
+        and "and no other host is left" in errors[-1]
+        and "Traceback" not in "".join(errors)
+    ), errors
     (run,) = (tmp_path / "runs").iterdir()
     resumed = ("--resume", str(run))
     code, _, errors = finish(begin(tmp_path, pair, *resumed, hosts="hostB"))
     assert code == 2 and "workers=1 differs from 2" in errors[0], errors
     code, _, errors = finish(begin(tmp_path, pair, *resumed, hosts="hostB,localhost"))
-    assert code == 0 and outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"], errors
+    assert code == 0 and outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"], (
+        errors
+    )
 
 
 @needs_machines
@@ -203,7 +250,8 @@ def test_ctrl_c_keeps_the_rounds_done_and_leaves_nothing(tmp_path, pair):
 
 @needs_machines
 def test_nobody_else_gets_in(tmp_path, pair):
-    """While rounds go on no host listens at another port than sshd's, and the sockets' folders are this user's."""
+    """While rounds go on no host listens at another port than sshd's, and the sockets' folders are
+    this user's."""
     doors = "fl-" + 16 * "?"  # those of hosts
     before = set(Path("/tmp").glob(doors))
     process = begin(tmp_path, pair, *RUN, "--rounds", "100000")
@@ -211,12 +259,18 @@ def test_nobody_else_gets_in(tmp_path, pair):
     try:
         for machine in pair[0]:
             inside = [tool("ip"), "netns", "exec", machine.space]
-            told = subprocess.run([*inside, tool("ss"), "-Hltn"], capture_output=True, text=True, check=True)
-            assert [line.split()[3] for line in told.stdout.splitlines()] == [f"{machine.address}:22"]
+            told = subprocess.run(
+                [*inside, tool("ss"), "-Hltn"], capture_output=True, text=True, check=True
+            )
+            assert [line.split()[3] for line in told.stdout.splitlines()] == [
+                f"{machine.address}:22"
+            ]
             with pytest.raises(ConnectionRefusedError):
                 socket.create_connection((machine.address, 8000), timeout=2)
             worker = wait_for_worker(machine)
-            assert os.readlink(f"/proc/{worker.pid}/ns/net") != os.readlink(f"/proc/{machine.sshd.pid}/ns/net")
+            assert os.readlink(f"/proc/{worker.pid}/ns/net") != os.readlink(
+                f"/proc/{machine.sshd.pid}/ns/net"
+            )
         assert set(Path("/tmp").glob(doors)) <= before  # closed behind us
     finally:
         process.kill()
@@ -231,7 +285,9 @@ def test_another_user_does_not_come_to_the_door(tmp_path):
         there = Path(here).resolve()
         (there / "door").touch()
         assert there.stat().st_mode & 0o777 == 0o700
-        done = subprocess.run(["cat", str(there / "door")], user=65534, capture_output=True, text=True)
+        done = subprocess.run(
+            ["cat", str(there / "door")], user=65534, capture_output=True, text=True
+        )
         assert "Permission denied" in done.stderr
     listener, path = open_door(str(tmp_path / "fl-0" / "door"))
     assert Path(path).parent.stat().st_mode & 0o777 == 0o700
@@ -241,11 +297,19 @@ def test_another_user_does_not_come_to_the_door(tmp_path):
 
 
 def refuse(tmp_path, pair, host, **environment):
-    """What a run over `host` says, in its one line; it ends with exit code 2 before anything trains."""
-    process = start(tmp_path, *RUN, *over(pair, f"{host},localhost"), env={**os.environ, **pair[1], **environment})
+    """What a run over `host` says, in its one line; it ends with exit code 2 before anything
+    trains."""
+    process = start(
+        tmp_path,
+        *RUN,
+        *over(pair, f"{host},localhost"),
+        env={**os.environ, **pair[1], **environment},
+    )
     code, said, errors = finish(process, 60)
     assert code == 2 and "round" not in said.replace("a round", ""), (said, errors)
-    assert "Traceback" not in "".join(errors) and errors[-1].startswith("federated_learning.py: "), errors
+    assert "Traceback" not in "".join(errors) and errors[-1].startswith(
+        "federated_learning.py: "
+    ), errors
     return errors[-1]
 
 
@@ -257,7 +321,11 @@ def refuse(tmp_path, pair, host, **environment):
         ("changed", "changed: its host key has changed; see that it is the right machine"),
         ("nowhere.invalid", "nowhere.invalid: its name does not resolve"),
         ("closed", "closed: no sshd answers there (connection refused)"),
-        ("nobody@hostA", "nobody@hostA: it does not let us in (permission denied), and no password is ever asked"),
+        (
+            "nobody@hostA",
+            "nobody@hostA: it does not let us in (permission denied), and no password is ever "
+            "asked",
+        ),
     ],
 )
 def test_a_host_that_ssh_does_not_reach_is_refused_in_one_line(tmp_path, pair, host, said):
@@ -266,7 +334,8 @@ def test_a_host_that_ssh_does_not_reach_is_refused_in_one_line(tmp_path, pair, h
 
 @pytest.fixture
 def again(pair):
-    """again(*settings, **options) starts hostA's sshd anew with these; after the test it is as it was."""
+    """again(*settings, **options) starts hostA's sshd anew with these; after the test it is as it
+    was."""
 
     def restart(*settings, **options):
         pair[0][0].stop()
@@ -300,7 +369,9 @@ def test_what_an_sshd_forbids_is_told_with_the_remedy(tmp_path, pair, again, set
 def test_a_host_without_python_or_rsync_is_told(tmp_path, pair, again):
     empty = tmp_path / "path"
     empty.mkdir()
-    bare = f'ForceCommand exec /usr/bin/env -i PATH={empty} HOME=/ /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
+    bare = (
+        f'ForceCommand exec /usr/bin/env -i PATH={empty} HOME=/ /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
+    )
     again(bare)
     assert "hostA: it has no python3; install one there" in refuse(tmp_path, pair, "hostA")
     (empty / "python3").symlink_to("/usr/bin/python3")
@@ -310,13 +381,26 @@ def test_a_host_without_python_or_rsync_is_told(tmp_path, pair, again):
 @needs_machines
 def test_a_cache_that_cannot_be_made_or_run_in_is_told(tmp_path, pair, again):
     process = start(
-        tmp_path, *RUN, "--workers", "hostA,localhost", "--workers-cache", "/proc/no", env={**os.environ, **pair[1]}
+        tmp_path,
+        *RUN,
+        "--workers",
+        "hostA,localhost",
+        "--workers-cache",
+        "/proc/no",
+        env={**os.environ, **pair[1]},
     )
     code, _, errors = finish(process, 60)
-    assert code == 2 and "hostA: cannot make /proc/no" in errors[-1] and "--workers-cache" in errors[-1], errors
+    assert (
+        code == 2
+        and "hostA: cannot make /proc/no" in errors[-1]
+        and "--workers-cache" in errors[-1]
+    ), errors
     again(noexec=True)
     said = refuse(tmp_path, pair, "hostA")
-    assert "hostA: cannot start ./worker_binary (Permission denied)" in said and "--workers-cache" in said
+    assert (
+        "hostA: cannot start ./worker_binary (Permission denied)" in said
+        and "--workers-cache" in said
+    )
 
 
 @needs_machines
@@ -330,10 +414,22 @@ def test_a_host_that_does_not_answer_is_told(tmp_path, pair):
 
 
 def test_names_of_hosts_are_plain(tmp_path):
-    for names in ("-oProxyCommand=x,localhost", "host A", "", "a,,b", "a;b", "a:b", "me@-x", "$(x)"):
+    for names in (
+        "-oProxyCommand=x,localhost",
+        "host A",
+        "",
+        "a,,b",
+        "a;b",
+        "a:b",
+        "me@-x",
+        "$(x)",
+    ):
         with pytest.raises(UserError, match="workers=.* is no host's name"):
             configure(workers=names)
     for folder in ("a b", "-x", "$HOME", "", "a;b", "~/x"):
         with pytest.raises(UserError, match="workers_cache=.* is not a plain path"):
             configure(workers_cache=folder)
-    assert configure(workers="localhost, me@host-b.example").run.hosts == ("localhost", "me@host-b.example")
+    assert configure(workers="localhost, me@host-b.example").run.hosts == (
+        "localhost",
+        "me@host-b.example",
+    )

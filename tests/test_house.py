@@ -1,4 +1,5 @@
-"""The house keeps its order: three rooms, imports one way, a script that is read in a sitting, tables as told."""
+"""The house keeps its order: three rooms, imports one way, a script that is read in a sitting,
+tables as told."""
 
 import ast
 import statistics
@@ -32,12 +33,18 @@ def test_imports_point_one_way():
         for path in paths:
             names = set(imported(path))
             assert "federated_learning" not in names, path
-            assert room == "variants" or not any(name.partition(".")[0] == "variants" for name in names), path
+            assert room == "variants" or not any(
+                name.partition(".")[0] == "variants" for name in names
+            ), path
     assert not any(name.partition(".")[0] in ("tests", "benchmarks") for name in imported(SCRIPT))
 
 
 def test_the_script_is_read_in_one_sitting():
-    functions = [node.end_lineno - node.lineno + 1 for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
+    functions = [
+        node.end_lineno - node.lineno + 1
+        for node in ast.walk(TREE)
+        if isinstance(node, ast.FunctionDef)
+    ]
     assert max(functions) <= 75 and statistics.median(functions) <= 10
     assert sum(isinstance(node, ast.Lambda) for node in ast.walk(TREE)) <= 12
     for word in ("LazyLoader", "getsource", "object.__setattr__", "fmt: skip", "noqa"):
@@ -45,7 +52,8 @@ def test_the_script_is_read_in_one_sitting():
 
 
 def test_the_round_stands_in_one_place():
-    """Local training, the client, the group, the process, the loop: one after the other, nothing between them."""
+    """Local training, the client, the group, the process, the loop: one after the other, nothing
+    between them."""
     names = [node.name for node in TREE.body if isinstance(node, ast.FunctionDef | ast.ClassDef)]
     first = names.index("build_local_training")
     chain = ["build_local_training", "build_client", "build_group", "build_process", "run_rounds"]
@@ -60,8 +68,17 @@ def test_each_line_of_the_pseudo_code_is_named_beside_its_code():
 
 def test_choices_are_the_tables_rows():
     config = fl.Config()
-    tables = {"algorithm": fl.ALGORITHMS, "aggregator": fl.AGGREGATORS, "partition": fl.PARTITIONERS}
-    tables |= {"client_optimizer": fl.CLIENT_OPTIMIZERS, "model": fl.MODELS, "dataset": fl.DATASETS, "attack": ATTACKS}
+    tables = {
+        "algorithm": fl.ALGORITHMS,
+        "aggregator": fl.AGGREGATORS,
+        "partition": fl.PARTITIONERS,
+    }
+    tables |= {
+        "client_optimizer": fl.CLIENT_OPTIMIZERS,
+        "model": fl.MODELS,
+        "dataset": fl.DATASETS,
+        "attack": ATTACKS,
+    }
     tables |= {"preset": {"none", *PRESETS}}
     for field, table in tables.items():
         assert set(config.choices(field)) == set(table), field
@@ -73,15 +90,26 @@ def test_field_names_are_unique_over_all_themes():
 
 
 def test_the_table_of_uses_is_what_the_rows_say():
-    """Who uses a field: options.USES, which needs no TensorFlow, against the flags of the rows themselves."""
-    tables = {"partition": fl.PARTITIONERS, "algorithm": fl.ALGORITHMS, "aggregator": fl.AGGREGATORS}
+    """Who uses a field: options.USES, which needs no TensorFlow, against the flags of the rows
+    themselves."""
+    tables = {
+        "partition": fl.PARTITIONERS,
+        "algorithm": fl.ALGORITHMS,
+        "aggregator": fl.AGGREGATORS,
+    }
     for deciding, table in tables.items():
         users = {}
         for name, row in table.items():
             for field in {*row.flags, *getattr(row, "shift_flags", ())} - {"partition_file"}:
                 users.setdefault(field, set()).add(name)
-        told = {field: set(uses[0].values) for field, uses in USES.items() if uses[0].deciding == (deciding,)}
-        assert users == {field: names for field, names in told.items() if field not in ("delta", *NOT_OF_A_ROW)}
+        told = {
+            field: set(uses[0].values)
+            for field, uses in USES.items()
+            if uses[0].deciding == (deciding,)
+        }
+        assert users == {
+            field: names for field, names in told.items() if field not in ("delta", *NOT_OF_A_ROW)
+        }
 
 
 NOT_OF_A_ROW = ("epsilon_budget", "public_cohorts")  # of the ledger, which every private row has
@@ -96,7 +124,10 @@ def test_but_replaces_fields_by_their_flat_names():
     assert (config.partitioning.alpha, config.seed, config.training.rounds) == (0.1, 3, 7)
     assert config.but(alpha=0.5, seed=0, rounds=5) == fl.Config()
     assert isinstance(configure(alpha=1).flat()["alpha"], float)  # 1 and 1.0 are one configuration
-    with pytest.raises(UserError, match="'alpah' is no field of the configuration; choose from seed, preset, dataset"):
+    with pytest.raises(
+        UserError,
+        match="'alpah' is no field of the configuration; choose from seed, preset, dataset",
+    ):
         configure(alpah=1)
 
 

@@ -1,4 +1,5 @@
-"""Layers of a model that somebody adds: what Keras promises of them holds in a federated round too."""
+"""Layers of a model that somebody adds: what Keras promises of them holds in a federated round
+too."""
 
 import federated_learning as fl
 from harness.fields import UserError
@@ -26,14 +27,18 @@ def trained(federation, monkeypatch):
         federated = federation(**flags)
         monkeypatch.setitem(fl.MODELS, "2nn", network)
         experiment = fl.prepare(federated[0])
-        return weights_of(experiment.process.next(experiment.process.initialize(), alone([0, 1, 2]))[0])
+        return weights_of(
+            experiment.process.next(experiment.process.initialize(), alone([0, 1, 2]))[0]
+        )
 
     return train
 
 
 def few(names, quick):
     """`make test` has a case of each kind, `make thorough` all."""
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.thorough) for name in names]
+    return [
+        name if name in quick else pytest.param(name, marks=pytest.mark.thorough) for name in names
+    ]
 
 
 @pytest.mark.parametrize("name", few(NETWORKS, {"dropout", "rotation"}))
@@ -44,12 +49,16 @@ def test_randomness_is_there_and_a_function_of_the_seed(trained, name):
 
 
 def test_dropout_drops_what_the_key_says():
-    """tf.nn's stateless dropout, called by hand with the layer's key: other units for another key, none by rate 0."""
-    x, key = tf.ones([4, 1000]), tf.constant([3, 5], tf.int64)
+    """tf.nn's stateless dropout, called by hand with the layer's key: other units for another key,
+    none by rate 0."""
+    x = tf.ones([4, 1000])
+    key = tf.constant([3, 5], tf.int64)
     fold = tf.random.experimental.stateless_fold_in
     dropped = layers.train_layer(keras.Dropout(0.25), x, key, 2)
     expected = tf.nn.experimental.stateless_dropout(x, 0.25, fold(fold(key, 2000), 1))
-    assert np.array_equal(dropped, expected) and np.mean(dropped == 0) == pytest.approx(0.25, abs=0.03)
+    assert np.array_equal(dropped, expected) and np.mean(dropped == 0) == pytest.approx(
+        0.25, abs=0.03
+    )
     assert not np.array_equal(dropped, layers.train_layer(keras.Dropout(0.25), x, key + 1, 2))
     assert not np.array_equal(dropped, layers.train_layer(keras.Dropout(0.25), x, key, 3))
 
@@ -57,14 +66,21 @@ def test_dropout_drops_what_the_key_says():
 def test_nothing_is_dropped_in_evaluation(monkeypatch, mnist):
     monkeypatch.setitem(fl.MODELS, "2nn", NETWORKS["dropout"])
     model = fl.build_model("2nn", 10, 0)
-    assert np.array_equal(model(fl.to_input(mnist.test.images[:9])), model(fl.to_input(mnist.test.images[:9])))
+    assert np.array_equal(
+        model(fl.to_input(mnist.test.images[:9])), model(fl.to_input(mnist.test.images[:9]))
+    )
 
 
 def test_weights_start_as_keras_initializers_have_them(monkeypatch):
-    """Ones for LayerNormalization, He's variance where it is asked for, Glorot's where nothing is; by the seed."""
+    """Ones for LayerNormalization, He's variance where it is asked for, Glorot's where nothing is;
+    by the seed."""
 
     def network():
-        return [keras.Conv2D(4, 3, kernel_initializer="he_normal"), keras.LayerNormalization(), *fl.dense(300)]
+        return [
+            keras.Conv2D(4, 3, kernel_initializer="he_normal"),
+            keras.LayerNormalization(),
+            *fl.dense(300),
+        ]
 
     monkeypatch.setitem(fl.MODELS, "2nn", network)
     model, again, other = (fl.build_model("2nn", 10, seed).get_weights() for seed in (0, 0, 1))
@@ -81,7 +97,9 @@ def test_the_rows_start_as_they_always_did(name):
     """Glorot uniform from (seed, position), zero biases."""
     for position, weight in enumerate(fl.build_model(name, 10, 3).get_weights()):
         glorot = tf.keras.initializers.GlorotUniform(seed=3 + 2**31 * position)
-        assert np.array_equal(weight, glorot(weight.shape) if weight.ndim > 1 else np.zeros_like(weight))
+        assert np.array_equal(
+            weight, glorot(weight.shape) if weight.ndim > 1 else np.zeros_like(weight)
+        )
 
 
 LOST = {
@@ -91,7 +109,9 @@ LOST = {
         2, 3, kernel_regularizer="l2"
     ),
     "activity_regularizer": lambda: keras.ActivityRegularization(0.1),
-    "kernel_constraint": lambda: keras.Conv2D(2, 3, kernel_constraint=tf.keras.constraints.MaxNorm(1)),
+    "kernel_constraint": lambda: keras.Conv2D(
+        2, 3, kernel_constraint=tf.keras.constraints.MaxNorm(1)
+    ),
     "not float32": lambda: keras.Conv2D(2, 3, dtype="float16"),
 }
 

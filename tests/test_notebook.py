@@ -1,4 +1,5 @@
-"""The notebook runs top to bottom, gives the script's numbers, defines nothing, and leaves no worker behind."""
+"""The notebook runs top to bottom, gives the script's numbers, defines nothing, and leaves no
+worker behind."""
 
 import ast
 import csv
@@ -27,14 +28,22 @@ def code_cells(notebook):
 
 @pytest.mark.timeout(1200)
 def test_it_gives_the_scripts_numbers(notebook, tmp_path):
-    (parameters,) = [cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])]
+    (parameters,) = [
+        cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
+    ]
     story = f"--dataset digits --model mlp --runs {tmp_path} --cache {tmp_path}"
-    parameters.source = f"config = fl.Config().but(**{SMALL}, cache={str(tmp_path)!r}); story = {story!r}"
+    parameters.source = (
+        f"config = fl.Config().but(**{SMALL}, cache={str(tmp_path)!r}); story = {story!r}"
+    )
     notebook.cells.append(nbformat.v4.new_code_cell("[vars(record) for record in records]"))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
 
-    flags = [word for name, value in SMALL.items() for word in ("--" + name.replace("_", "-"), str(value))]
+    flags = [
+        word
+        for name, value in SMALL.items()
+        for word in ("--" + name.replace("_", "-"), str(value))
+    ]
     assert run_script(tmp_path, *flags).returncode == 0
     (run,) = (tmp_path / "runs").iterdir()
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
@@ -45,9 +54,19 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path):
         for name in row.keys() - {"seconds"}:
             assert float(row[name]) == record[name]
 
-    pictures = [out for cell in code_cells(notebook) for out in cell.outputs if "image/png" in out.get("data", {})]
+    pictures = [
+        out
+        for cell in code_cells(notebook)
+        for out in cell.outputs
+        if "image/png" in out.get("data", {})
+    ]
     assert len(pictures) == 5 + 6  # of the run, and of the story
-    lines = [out["text"] for cell in code_cells(notebook) for out in cell.outputs if out.output_type == "stream"]
+    lines = [
+        out["text"]
+        for cell in code_cells(notebook)
+        for out in cell.outputs
+        if out.output_type == "stream"
+    ]
     assert sum(text.count("train loss") for text in lines) == 3
     assert sum(text.count("vs fedavg") for text in lines) == 2
 
@@ -55,7 +74,11 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path):
 def test_it_is_committed_with_its_outputs_from_real_mnist(notebook):
     cells = code_cells(notebook)
     assert all(cell.execution_count for cell in cells)
-    assert not any(out.output_type == "error" or out.get("name") == "stderr" for cell in cells for out in cell.outputs)
+    assert not any(
+        out.output_type == "error" or out.get("name") == "stderr"
+        for cell in cells
+        for out in cell.outputs
+    )
     text = "".join(out.get("text", "") for cell in cells for out in cell.outputs)
     assert text.count("train loss") == fl.Config().training.rounds and text.count("vs fedavg") == 2
 
@@ -77,11 +100,13 @@ def test_a_kernels_restart_leaves_no_worker(tmp_path):
     try:
         client.wait_for_ready(timeout=60)
         client.execute(
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl, time\n"
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl, "
+            "time\n"
             "with fl.Worker(1): time.sleep(1000)"
         )
         pid = kernel.provisioner.pid
-        worker, deadline = None, time.monotonic() + 60
+        worker = None
+        deadline = time.monotonic() + 60
         while worker is None and time.monotonic() < deadline:
             worker = find_worker(pid)
             time.sleep(0.05)

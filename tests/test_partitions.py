@@ -1,4 +1,5 @@
-"""Data and partition: the committed MNIST is MNIST; every split is disjoint, whole, seeded and as skewed as said."""
+"""Data and partition: the committed MNIST is MNIST; every split is disjoint, whole, seeded and as
+skewed as said."""
 
 import federated_learning as fl
 from harness.fields import UserError
@@ -16,7 +17,11 @@ SPLITS = sorted(fl.PARTITIONERS.keys() - {"file", "natural"})
 @pytest.mark.parametrize("partition", SPLITS)
 @pytest.mark.parametrize("num_clients", [1, 10, 1000])
 def test_split_is_disjoint_covering_and_a_function_of_the_seed(mnist, partition, num_clients):
-    flags = {"partition": partition, "num_clients": num_clients, "labels_per_client": 10 if num_clients == 1 else 2}
+    flags = {
+        "partition": partition,
+        "num_clients": num_clients,
+        "labels_per_client": 10 if num_clients == 1 else 2,
+    }
     config = configure(**flags)
     split = fl.make_partition(mnist, config)
     assert len(split.parts) == num_clients and min(map(len, split.parts)) >= 1
@@ -36,33 +41,49 @@ def test_every_client_gets_an_image_even_with_as_many_clients_as_images(digits, 
     assert split.sizes.tolist() == [1] * 1437
 
 
-@pytest.mark.parametrize(("clients", "labels"), [(10, 2), (100, 3), (7, 10), (1000, 2), (60_000, 1)])
+@pytest.mark.parametrize(
+    ("clients", "labels"), [(10, 2), (100, 3), (7, 10), (1000, 2), (60_000, 1)]
+)
 def test_clients_hold_exactly_so_many_labels(mnist, clients, labels):
     flags = {"partition": "labels-per-client", "num_clients": clients, "labels_per_client": labels}
     split = fl.make_partition(mnist, configure(**flags))
     assert ((split.counts > 0).sum(axis=1) == labels).all() and split.sizes.sum() == 60_000
     if clients == 100:  # not the same few sets of labels over and over: of 120 sets of three
         assert len({tuple(np.flatnonzero(row)) for row in split.counts}) > 40
-    if clients * labels <= 3000:  # many images a piece: a label's holders have the same number of its images
+    # many images a piece: a label's holders have the same number of its images
+    if clients * labels <= 3000:
         assert all(np.ptp(column[column > 0]) <= 1 for column in split.counts.T)
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    ({"num_clients": 10, "labels_per_client": 11}, "labels_per_client=11 exceeds the 10 labels; choose 1..10"),
-    ({"num_clients": 3, "labels_per_client": 2}, "choose at least 4"),
-    ({"num_clients": 1437, "labels_per_client": 2}, "choose fewer clients or labels"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"num_clients": 10, "labels_per_client": 11},
+            "labels_per_client=11 exceeds the 10 labels; choose 1..10",
+        ),
+        ({"num_clients": 3, "labels_per_client": 2}, "choose at least 4"),
+        ({"num_clients": 1437, "labels_per_client": 2}, "choose fewer clients or labels"),
+    ],
+)
 def test_impossible_numbers_of_labels_are_refused(digits, flags, message):
     with pytest.raises(UserError, match=message):
-        fl.make_partition(digits, configure(dataset="digits", partition="labels-per-client", **flags))
+        fl.make_partition(
+            digits, configure(dataset="digits", partition="labels-per-client", **flags)
+        )
 
 
 @pytest.mark.parametrize("seed", [0, 1, 42])
 def test_niid_benchs_splits_are_what_flowers_code_makes(mnist, seed):
     """Image for image, where the first draw leaves nobody without ten images."""
-    labels, flags = mnist.train.labels, {"seed": seed, "num_clients": 10}
-    dirichlet = fl.make_partition(mnist, configure(partition="capped-dirichlet", alpha=0.5, **flags)).parts
-    two = fl.make_partition(mnist, configure(partition="random-labels", labels_per_client=2, **flags)).parts
+    labels = mnist.train.labels
+    flags = {"seed": seed, "num_clients": 10}
+    dirichlet = fl.make_partition(
+        mnist, configure(partition="capped-dirichlet", alpha=0.5, **flags)
+    ).parts
+    two = fl.make_partition(
+        mnist, configure(partition="random-labels", labels_per_client=2, **flags)
+    ).parts
     for ours, theirs in (
         (dirichlet, flower_dirichlet(labels, 10, 0.5, seed)),
         (two, flower_labels(labels, 10, 2, seed)),
@@ -72,15 +93,23 @@ def test_niid_benchs_splits_are_what_flowers_code_makes(mnist, seed):
 
 def skews(dataset, seeds, **flags):
     """The mean over seeds of (total variation, effective classes, Gini)."""
-    partitions = [fl.make_partition(dataset, configure(seed=seed, num_clients=10, **flags)) for seed in range(seeds)]
+    partitions = [
+        fl.make_partition(dataset, configure(seed=seed, num_clients=10, **flags))
+        for seed in range(seeds)
+    ]
     return np.mean([list(skew(partition.counts).values()) for partition in partitions], axis=0)
 
 
 def test_whose_dirichlet_is_how_skewed(mnist):
-    """Over 30 seeds: NIID-Bench's caps make sizes alike and labels more skewed; by client, all have one size."""
+    """Over 30 seeds: NIID-Bench's caps make sizes alike and labels more skewed; by client, all have
+    one size."""
     plain = skews(mnist, 30, partition="dirichlet", alpha=0.5)
     capped = skews(mnist, 30, partition="capped-dirichlet", alpha=0.5, min_images=10)
-    assert plain == pytest.approx([0.436, 5.76, 0.205], rel=0.08) and capped[0] > plain[0] and capped[2] < plain[2]
+    assert (
+        plain == pytest.approx([0.436, 5.76, 0.205], rel=0.08)
+        and capped[0] > plain[0]
+        and capped[2] < plain[2]
+    )
     assert capped == pytest.approx([0.489, 5.05, 0.135], rel=0.08)
     by_client = skews(mnist, 3, partition="client-dirichlet", alpha=0.5)
     assert by_client[2] < 1e-4 and 0.3 < by_client[0] < 0.5
@@ -89,23 +118,32 @@ def test_whose_dirichlet_is_how_skewed(mnist):
 
 
 def test_dirichlet_shares_have_dirichlets_own_moments(mnist):
-    """A label's shares of K clients: means 1 / K, variances (K - 1) / (K ** 2 (K alpha + 1)), over 60 seeds x labels.
+    """A label's shares of K clients: means 1 / K, variances (K - 1) / (K ** 2 (K alpha + 1)), over
+    60 seeds x labels.
 
-    By client it is a client's shares of the C labels, which have the same moments with C, but for what is used up.
+    By client it is a client's shares of the C labels, which have the same moments with C, but for
+    what is used up.
     """
     for alpha in (0.1, 1.0):
         config = configure(partition="dirichlet", alpha=alpha, num_clients=5)
-        counts = np.stack([fl.make_partition(mnist, config.but(seed=seed)).counts for seed in range(60)])
+        counts = np.stack(
+            [fl.make_partition(mnist, config.but(seed=seed)).counts for seed in range(60)]
+        )
         shares = counts / counts.sum(axis=1, keepdims=True)  # (60, K, C)
         assert shares.mean(axis=(0, 2)) == pytest.approx([1 / 5] * 5, abs=0.05)
         assert shares.var() == pytest.approx(4 / (25 * (5 * alpha + 1)), rel=0.1)
     config = configure(partition="client-dirichlet", alpha=10.0, num_clients=20)
-    counts = np.concatenate([fl.make_partition(mnist, config.but(seed=seed)).counts for seed in range(3)])
-    assert (counts / counts.sum(axis=1, keepdims=True)).var() == pytest.approx(9 / (100 * 101), rel=0.2)
+    counts = np.concatenate(
+        [fl.make_partition(mnist, config.but(seed=seed)).counts for seed in range(3)]
+    )
+    assert (counts / counts.sum(axis=1, keepdims=True)).var() == pytest.approx(
+        9 / (100 * 101), rel=0.2
+    )
 
 
 def test_iid_is_shuffled(mnist):
-    """Label counts of a client of 600 images: a hypergeometric variance, n p (1 - p) (N - n) / (N - 1) a label."""
+    """Label counts of a client of 600 images: a hypergeometric variance, n p (1 - p) (N - n) / (N -
+    1) a label."""
     split = fl.make_partition(mnist, configure(partition="iid", num_clients=100))
     shares = np.bincount(mnist.train.labels) / 60_000
     expected = 600 * shares * (1 - shares) * (60_000 - 600) / 59_999
@@ -115,10 +153,14 @@ def test_iid_is_shuffled(mnist):
 
 
 def test_sizes_follow_the_power_law(mnist):
-    split = fl.make_partition(mnist, configure(partition="quantity", num_clients=10, size_exponent=1.5))
+    split = fl.make_partition(
+        mnist, configure(partition="quantity", num_clients=10, size_exponent=1.5)
+    )
     ranks = np.arange(1, 11) ** -1.5
     assert np.abs(np.sort(split.sizes)[::-1] - 60_000 * ranks / ranks.sum()).max() < 15
-    alike = fl.make_partition(mnist, configure(partition="quantity", num_clients=7, size_exponent=0))
+    alike = fl.make_partition(
+        mnist, configure(partition="quantity", num_clients=7, size_exponent=0)
+    )
     assert np.ptp(alike.sizes) <= 7
 
 
@@ -128,7 +170,10 @@ def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
         config = configure(partition="feature", num_clients=3, cache=str(tmp_path), **flags)
         partition = fl.make_partition(mnist, config)
         folder = fl.write_shards(mnist.train, partition, config)
-        files = [np.frombuffer((folder / f"{k}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8) for k in range(3)]
+        files = [
+            np.frombuffer((folder / f"{k}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8)
+            for k in range(3)
+        ]
         return [file.reshape(-1, 785) for file in files], partition
 
     turned, partition = shards(rotation=90)
@@ -136,12 +181,18 @@ def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
     assert np.array_equal(turned[0][:, :-1].reshape(-1, 28, 28), np.rot90(own[0], 1, axes=(2, 1)))
     assert np.array_equal(turned[1][:, :-1].reshape(-1, 28, 28), own[1])
     assert np.array_equal(turned[2][:, :-1].reshape(-1, 28, 28), np.rot90(own[2], 1, axes=(1, 2)))
-    assert all((t[:, -1] == mnist.train.labels[p]).all() for t, p in zip(turned, partition.parts, strict=True))
+    assert all(
+        (t[:, -1] == mnist.train.labels[p]).all()
+        for t, p in zip(turned, partition.parts, strict=True)
+    )
     noisy, other = shards(rotation=0, noise=40)
     assert other.digest != partition.digest  # other shard files
-    grey = (own[2] > 100) & (own[2] < 155)  # nothing is cut off at 0 or 255 within 2.5 standard deviations
+    # nothing is cut off at 0 or 255 within 2.5 standard deviations
+    grey = (own[2] > 100) & (own[2] < 155)
     assert np.array_equal(noisy[0][:, :-1].reshape(-1, 28, 28), own[0])
-    assert np.std((noisy[2][:, :-1].reshape(-1, 28, 28) - own[2].astype(float))[grey]) == pytest.approx(40, rel=0.02)
+    assert np.std(
+        (noisy[2][:, :-1].reshape(-1, 28, 28) - own[2].astype(float))[grey]
+    ) == pytest.approx(40, rel=0.02)
 
 
 def test_a_saved_split_is_replayed(digits, tmp_path):
@@ -164,14 +215,25 @@ def test_a_saved_split_is_replayed(digits, tmp_path):
         with pytest.raises(UserError, match=message):
             fl.make_partition(digits, again.but(num_clients=clients))
     with pytest.raises(UserError, match="No such file"):
-        fl.make_partition(digits, configure(dataset="digits", partition_file=str(tmp_path / "none")))
+        fl.make_partition(
+            digits, configure(dataset="digits", partition_file=str(tmp_path / "none"))
+        )
 
 
 def test_skew_figures_of_a_split_done_by_hand():
     alike = skew(np.array([[5, 5], [5, 5]]))
-    assert alike == {"mean_total_variation": 0, "effective_classes": pytest.approx(2), "size_gini": 0}
-    apart = skew(np.array([[9, 0], [0, 3]]))  # pooled 3/4, 1/4; distances 1/4 and 3/4; sizes 9 and 3: (9-3)/(2*12)
-    assert apart == {"mean_total_variation": 0.5, "effective_classes": pytest.approx(1), "size_gini": 0.25}
+    assert alike == {
+        "mean_total_variation": 0,
+        "effective_classes": pytest.approx(2),
+        "size_gini": 0,
+    }
+    # pooled 3/4, 1/4; distances 1/4 and 3/4; sizes 9 and 3: (9-3)/(2*12)
+    apart = skew(np.array([[9, 0], [0, 3]]))
+    assert apart == {
+        "mean_total_variation": 0.5,
+        "effective_classes": pytest.approx(1),
+        "size_gini": 0.25,
+    }
 
 
 def test_skew_orders_iid_dirichlet_shards(mnist):
@@ -186,7 +248,9 @@ def test_skew_orders_iid_dirichlet_shards(mnist):
 def test_shards_give_each_client_two_sorted_pieces(mnist):
     split = fl.make_partition(mnist, configure(partition="shards", num_clients=100))
     assert split.sizes.tolist() == [600] * 100
-    assert (split.counts > 0).sum(axis=1).max() <= 4  # two pieces of 300, each within one label or across a border
+    assert (split.counts > 0).sum(
+        axis=1
+    ).max() <= 4  # two pieces of 300, each within one label or across a border
 
 
 def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, tmp_path):
@@ -194,13 +258,15 @@ def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, t
     split = fl.make_partition(digits, config)
     folder = fl.write_shards(digits.train, split, config)
     for client, part in enumerate(split.parts):
-        records = np.frombuffer((folder / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8).reshape(
-            len(part), 785
-        )
+        records = np.frombuffer(
+            (folder / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8
+        ).reshape(len(part), 785)
         assert np.array_equal(records[:, :784].reshape(-1, 28, 28), digits.train.images[part])
         assert np.array_equal(records[:, 784], digits.train.labels[part])
-    whole, cut = folder / "0.bin", folder / "1.bin"
-    before, content = whole.stat().st_mtime_ns, cut.read_bytes()
+    whole = folder / "0.bin"
+    cut = folder / "1.bin"
+    before = whole.stat().st_mtime_ns
+    content = cut.read_bytes()
     cut.write_bytes(content[:-785])
     assert fl.write_shards(digits.train, split, config) == folder
     assert whole.stat().st_mtime_ns == before and cut.read_bytes() == content
@@ -220,7 +286,9 @@ def test_more_clients_than_images_are_refused(tmp_path):
 def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path):
     path = tmp_path / "partition.json"
     config = configure(dataset="digits", num_clients=5)
-    said = fl.manifest(digits, fl.make_partition(digits, config), config.partition, config.seed, private=False)
+    said = fl.manifest(
+        digits, fl.make_partition(digits, config), config.partition, config.seed, private=False
+    )
     for change, message in [
         ({"dataset_sha256": "00"}, "is a split of other data"),
         ({"label_counts": [[1] * 10] * 5}, "label_counts are not those of its indices"),
@@ -245,5 +313,6 @@ def test_a_least_number_of_images_is_drawn_for_or_refused(digits):
     assert 50 < skewed.filled <= (skewed.sizes == 1).sum()
     with pytest.raises(UserError, match="shards_per_client=20 of num_clients=100 .* choose 1..14"):
         fl.make_partition(
-            digits, configure(dataset="digits", partition="shards", num_clients=100, shards_per_client=20)
+            digits,
+            configure(dataset="digits", partition="shards", num_clients=100, shards_per_client=20),
         )

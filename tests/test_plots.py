@@ -16,11 +16,27 @@ NOTE = "a data set · 2 clients · seed 0"
 
 def record(round_num, train, test, own):
     rows = [
-        {"client": k, "examples": 10, "loss": loss, "accuracy": accuracy, "finite": math.isfinite(loss)}
+        {
+            "client": k,
+            "examples": 10,
+            "loss": loss,
+            "accuracy": accuracy,
+            "finite": math.isfinite(loss),
+        }
         for k, (loss, accuracy) in enumerate(own)
     ]
     sent = {"bytes_down": 2_000_000 * round_num, "bytes_up": 500_000}
-    return RoundRecord(round_num, *train, *test, left_out=0, dropped=0, **sent, epsilon=None, seconds=1.0, clients=rows)
+    return RoundRecord(
+        round_num,
+        *train,
+        *test,
+        left_out=0,
+        dropped=0,
+        **sent,
+        epsilon=None,
+        seconds=1.0,
+        clients=rows,
+    )
 
 
 RECORDS = [
@@ -48,12 +64,16 @@ def test_convergence_draws_the_records(panel, quantity, scale):
     train, test = axes.lines
     for line, name in ((train, "train"), (test, "test")):
         assert line.get_xdata().tolist() == [1, 2]
-        assert line.get_ydata() == pytest.approx([scale * getattr(r, f"{name}_{quantity}") for r in RECORDS])
+        assert line.get_ydata() == pytest.approx(
+            [scale * getattr(r, f"{name}_{quantity}") for r in RECORDS]
+        )
     band = axes.collections[0].get_paths()[0].vertices
     own = [[scale * row[quantity] for row in r.clients if row["finite"]] for r in RECORDS]
     for round_num, values in enumerate(own, 1):
         drawn = band[band[:, 0] == round_num, 1]
-        assert drawn.min() == pytest.approx(min(values)) and drawn.max() == pytest.approx(max(values))
+        assert drawn.min() == pytest.approx(min(values)) and drawn.max() == pytest.approx(
+            max(values)
+        )
     assert axes.get_xlabel() == "round" and ("nats" if panel == 0 else "%") in axes.get_ylabel()
     assert "75.00% after round 2" in figure.get_suptitle()
 
@@ -63,9 +83,17 @@ def test_confusion_draws_counts_and_shades_errors():
     figure = fl.plot_confusion(confusion, NOTE)
     assert texts(figure) == ["9", "1", "·", "2", "6", "2", "·", "·", "1,000"]
     shade = np.asarray(figure.axes[0].images[0].get_array())
-    assert shade.tolist() == [[0, 10, 0], [20, 0, 20], [0, 0, 0]]  # percent of the true label's images
+    # percent of the true label's images
+    assert shade.tolist() == [
+        [0, 10, 0],
+        [20, 0, 20],
+        [0, 0, 0],
+    ]
     assert "5 of 1,020" in figure.get_suptitle()
-    assert figure.axes[0].get_xlabel() == "predicted label" and figure.axes[0].get_ylabel() == "true label"
+    assert (
+        figure.axes[0].get_xlabel() == "predicted label"
+        and figure.axes[0].get_ylabel() == "true label"
+    )
 
 
 def test_partition_draws_counts_with_few_clients_and_a_map_with_many():
@@ -73,13 +101,15 @@ def test_partition_draws_counts_with_few_clients_and_a_map_with_many():
     figure = fl.plot_partition(counts, NOTE)
     assert texts(figure) == ["·", *map(str, range(1, 20))]
     assert "2 clients of 45 to 145 images" in figure.get_suptitle()
-    assert "Gini coefficient of the sizes 0.26" in figure.get_supxlabel().replace("\n", " ")  # (145 - 45) / (2 * 190)
+    # (145 - 45) / (2 * 190)
+    assert "Gini coefficient of the sizes 0.26" in figure.get_supxlabel().replace("\n", " ")
     many = fl.plot_partition(np.ones((1000, 10), int), NOTE)
     assert texts(many) == [] and many.axes[0].images[0].get_array().shape == (1000, 10)
 
 
 def test_misclassified_shows_the_wrong_ones_alone():
-    labels, images = np.arange(10, dtype=np.uint8), np.zeros((10, 28, 28), np.uint8)
+    labels = np.arange(10, dtype=np.uint8)
+    images = np.zeros((10, 28, 28), np.uint8)
     images[:, 0, 0] = np.arange(10)
     predictions = labels.copy()
     predictions[[2, 7]] = [3, 1]
@@ -92,19 +122,30 @@ def test_misclassified_shows_the_wrong_ones_alone():
 def test_every_plot_says_what_it_was_made_on(digits):
     config = configure(dataset="digits", seed=7, alpha=0.25, clients_per_round=4)
     note = fl.caption(config, digits)
-    for said in ("scikit-learn digits (not MNIST)", "10 clients, 4 a round", "Dirichlet(0.25)", "fedavg", "seed 7"):
+    for said in (
+        "scikit-learn digits (not MNIST)",
+        "10 clients, 4 a round",
+        "Dirichlet(0.25)",
+        "fedavg",
+        "seed 7",
+    ):
         assert said in note
     assert "lr 0.2 ·" in note  # plain averaging has no rate of the server worth a word
-    adaptive = fl.caption(configure(algorithm="fedadam", client_optimizer="momentum", server_lr=0.05), digits)
+    adaptive = fl.caption(
+        configure(algorithm="fedadam", client_optimizer="momentum", server_lr=0.05), digits
+    )
     assert "fedadam, client momentum 0.9, lr 0.02, server lr 0.05 ·" in adaptive
-    one = configure(num_clients=1, partition="labels-per-client", labels_per_client=1, byzantine=1, attack="nan")
+    one = configure(
+        num_clients=1, partition="labels-per-client", labels_per_client=1, byzantine=1, attack="nan"
+    )
     note = fl.caption(one, digits)
     assert "· 1 client, 1 a round · 1 label a client ·" in note and "· 1 attacker (nan) ·" in note
     figure = fl.plot_confusion(np.eye(10, dtype=int), note)
     assert figure.get_supxlabel().replace("\n", " ") == note
 
 
-SAID = {  # flags -> what they must change in the caption; together all that a run's numbers depend on
+# flags -> what they must change in the caption; together all that a run's numbers depend on
+SAID = {
     "alpha": "--alpha 0.1",
     "attack": "--byzantine 2 --attack nan",
     "attack_scale": "--byzantine 2 --attack scaled --attack-scale 3",
@@ -157,14 +198,25 @@ def test_a_caption_says_all_that_the_numbers_depend_on(digits):
 
 
 def test_a_caption_says_each_row_that_is_compared(digits):
-    note = fl.caption(fl.parse("--dataset digits --compare fedavg,scaffold,fedprox --prox-mu 0.1"), digits)
-    assert "algorithms compared: fedavg, lr 0.2; scaffold, lr 0.1; fedprox, prox mu 0.1, lr 0.2 ·" in note
-    note = fl.caption(fl.parse("--dataset digits --compare nan,scaled --byzantine 3 --seeds 2"), digits)
-    assert "attacks compared: 3 attackers (nan); 3 attackers (scaled, scale 10) · seeds 0 to 1" in note
+    note = fl.caption(
+        fl.parse("--dataset digits --compare fedavg,scaffold,fedprox --prox-mu 0.1"), digits
+    )
+    assert (
+        "algorithms compared: fedavg, lr 0.2; scaffold, lr 0.1; fedprox, prox mu 0.1, lr 0.2 ·"
+        in note
+    )
+    note = fl.caption(
+        fl.parse("--dataset digits --compare nan,scaled --byzantine 3 --seeds 2"), digits
+    )
+    assert (
+        "attacks compared: 3 attackers (nan); 3 attackers (scaled, scale 10) · seeds 0 to 1" in note
+    )
 
 
 def test_one_is_said_as_one():
-    assert plots.joined(["1 clients, 1 a round", "", "11 labels"]) == "1 client, 1 a round · 11 labels"
+    assert (
+        plots.joined(["1 clients, 1 a round", "", "11 labels"]) == "1 client, 1 a round · 11 labels"
+    )
     assert plots.joined(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
 
 
@@ -172,4 +224,6 @@ def test_convergence_has_a_line_at_the_target():
     lines = fl.plot_convergence(RECORDS, NOTE, target=0.7).axes[1].lines
     (target,) = [line for line in lines if line.get_label() == "target, 70%"]
     assert set(target.get_ydata()) == {70}
-    assert not any("target" in line.get_label() for line in fl.plot_convergence(RECORDS, NOTE).axes[1].lines)
+    assert not any(
+        "target" in line.get_label() for line in fl.plot_convergence(RECORDS, NOTE).axes[1].lines
+    )

@@ -8,33 +8,72 @@ import pytest
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_preset_is_its_flags(name):
-    assert fl.parse(f"--preset {name}").flat() == fl.parse(ROWS[name].flags).flat() | {"preset": name}
+    assert fl.parse(f"--preset {name}").flat() == fl.parse(ROWS[name].flags).flat() | {
+        "preset": name
+    }
     assert fl.parse(f"--rounds 7 --preset={name}").training.rounds == 7
     assert fl.Config().but(preset=name) == fl.parse(f"--preset {name}")
-    assert fl.Config().but(seed=3).but(preset=name, rounds=7) == fl.parse(f"--preset {name} --rounds 7 --seed 3")
+    assert fl.Config().but(seed=3).but(preset=name, rounds=7) == fl.parse(
+        f"--preset {name} --rounds 7 --seed 3"
+    )
 
 
 def test_a_run_says_where_its_experiment_stands():
-    """And what is not as there: flags beside the preset, or all of them where the constructor got its name alone."""
+    """And what is not as there: flags beside the preset, or all of them where the constructor got
+    its name alone."""
     there = "preset mcmahan-2nn-iid: McMahan et al. 2017, table 1: 87 rounds"
     assert published(fl.Config()) == []
     assert published(fl.parse("--preset mcmahan-2nn-iid --seed 4 --name a")) == [there]
     changed = fl.parse("--preset mcmahan-2nn-iid --rounds 5 --algorithm scaffold")
-    assert published(changed) == [f"{there}; not as there: rounds 5 for 1500, algorithm scaffold for fedavg"]
+    assert published(changed) == [
+        f"{there}; not as there: rounds 5 for 1500, algorithm scaffold for fedavg"
+    ]
     (remark,) = published(fl.Config(preset="mcmahan-2nn-iid"))
     assert "num_clients 10 for 100" in remark and "client_lr 0.0 for 0.2" in remark
 
 
-MCMAHAN = {"num_clients": 100, "clients_per_round": 10, "batch_size": 10}  # section 3: K = 100, C = 0.1, B = 10
-TWO_NN = {**MCMAHAN, "model": "2nn", "local_epochs": 1, "target_accuracy": 0.97, "client_lr": 0.2}  # table 1: E = 1
+# section 3: K = 100, C = 0.1, B = 10
+MCMAHAN = {
+    "num_clients": 100,
+    "clients_per_round": 10,
+    "batch_size": 10,
+}
+# table 1: E = 1
+TWO_NN = {
+    **MCMAHAN,
+    "model": "2nn",
+    "local_epochs": 1,
+    "target_accuracy": 0.97,
+    "client_lr": 0.2,
+}
 CNN = {**MCMAHAN, "model": "cnn", "local_epochs": 5, "target_accuracy": 0.99}  # table 1: E = 5
-# Flower's niid_bench, conf/fedavg_base.yaml and its README's table of hyperparameters: 10 of 10 clients.
-NIID = {"model": "lenet", "rounds": 50, "local_epochs": 10, "batch_size": 64, "client_lr": 0.01, "weight_decay": 1e-5}
+# Flower's niid_bench, conf/fedavg_base.yaml and its README's table of hyperparameters: 10 of 10
+# clients.
+NIID = {
+    "model": "lenet",
+    "rounds": 50,
+    "local_epochs": 10,
+    "batch_size": 64,
+    "client_lr": 0.01,
+    "weight_decay": 1e-5,
+}
 NIID |= {"client_optimizer": "momentum"}  # of 0.9, the flag's own
-# google-research/federated, optimization/docs/hyperparameters.md: 10 clients a round, B = 20, E = 1, powers of ten.
-REDDI = {"num_clients": 100, "clients_per_round": 10, "batch_size": 20, "local_epochs": 1, "model": "cnn"}
+# google-research/federated, optimization/docs/hyperparameters.md: 10 clients a round, B = 20, E =
+# 1, powers of ten.
+REDDI = {
+    "num_clients": 100,
+    "clients_per_round": 10,
+    "batch_size": 20,
+    "local_epochs": 1,
+    "model": "cnn",
+}
 REDDI |= {"partition": "shards", "rounds": 100}
-FAST = {"client_optimizer": "adam", "client_lr": 0.003, "client_schedule": "inverse-sqrt", "local_epochs": 2}
+FAST = {
+    "client_optimizer": "adam",
+    "client_lr": 0.003,
+    "client_schedule": "inverse-sqrt",
+    "local_epochs": 2,
+}
 PUBLISHED = {
     "fast": {**FAST, "batch_size": 32},
     "mcmahan-2nn-iid": {**TWO_NN, "partition": "iid", "rounds": 1500},
@@ -42,11 +81,20 @@ PUBLISHED = {
     "mcmahan-cnn-iid": {**CNN, "partition": "iid", "client_lr": 0.2, "rounds": 400},
     "mcmahan-cnn-noniid": {**CNN, "partition": "shards", "client_lr": 0.1, "rounds": 1200},
     "niid-bench-iid": {**NIID, "partition": "iid"},
-    "niid-bench-dirichlet": {**NIID, "partition": "capped-dirichlet", "min_images": 10},  # of 0.5, the flag's own
+    "niid-bench-dirichlet": {
+        **NIID,
+        "partition": "capped-dirichlet",
+        "min_images": 10,
+    },  # of 0.5, the flag's own
     "niid-bench-two-labels": {**NIID, "partition": "random-labels"},  # two, the flag's own
     "niid-bench-one-label": {**NIID, "partition": "random-labels", "labels_per_client": 1},
     "reddi-fedavg": {**REDDI, "client_lr": 0.1, "server_lr": 1.0},
-    "reddi-fedavgm": {**REDDI, "algorithm": "fedavgm", "client_lr": 0.0316, "server_lr": 0.316},  # momentum 0.9
+    "reddi-fedavgm": {
+        **REDDI,
+        "algorithm": "fedavgm",
+        "client_lr": 0.0316,
+        "server_lr": 0.316,
+    },  # momentum 0.9
     "reddi-fedadagrad": {**REDDI, "algorithm": "fedadagrad", "client_lr": 0.0316, "server_lr": 0.1},
     "reddi-fedadam": {**REDDI, "algorithm": "fedadam", "client_lr": 0.0316, "server_lr": 0.00316},
     "reddi-fedyogi": {**REDDI, "algorithm": "fedyogi", "client_lr": 0.0316, "server_lr": 0.00316},
@@ -58,7 +106,8 @@ PUBLISHED["reddi-fedadam"]["server_epsilon"] = PUBLISHED["reddi-fedyogi"]["serve
 
 @pytest.mark.parametrize("name", ROWS)
 def test_a_preset_is_what_its_source_says(name):
-    """All that differs from the default, written out: a rate ten times too high, or another split, is noticed."""
+    """All that differs from the default, written out: a rate ten times too high, or another split,
+    is noticed."""
     assert fl.Config().but(preset=name).changed() == PUBLISHED[name] | {"preset": name}
 
 
@@ -69,5 +118,9 @@ def test_reddis_presets_say_how_they_differ():
 
 def test_flags_of_a_resumed_run_are_its_own():
     words = ["--resume", "runs/a", "--preset", "seed-readme"]
-    assert expand(words) == words and expand(["--preset", "nothing"]) == ["--preset", "nothing"] and expand([]) == []
+    assert (
+        expand(words) == words
+        and expand(["--preset", "nothing"]) == ["--preset", "nothing"]
+        and expand([]) == []
+    )
     assert expand(["--preset", "seed-readme", "--seed", "1"])[:2] == ["--model", "mlp"]

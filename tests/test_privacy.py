@@ -1,4 +1,5 @@
-"""The epsilon ledger against dp-accounting called by hand, a published figure, and TFF's own float32 event."""
+"""The epsilon ledger against dp-accounting called by hand, a published figure, and TFF's own
+float32 event."""
 
 import csv
 import dataclasses
@@ -19,24 +20,45 @@ import tensorflow_federated as tff
 from runs import configure, run_script
 
 POISSON = configure(
-    aggregator="dp", num_clients=1000, clients_per_round=10, sampling="poisson", noise_multiplier=0.8, delta=1e-5
+    aggregator="dp",
+    num_clients=1000,
+    clients_per_round=10,
+    sampling="poisson",
+    noise_multiplier=0.8,
+    delta=1e-5,
 )
 
 
 def test_epsilon_is_dp_accountings():
     accountant = dp_accounting.rdp.RdpAccountant()
-    accountant.compose(dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(0.8)), 1000)
-    assert fl.ledger(POISSON).epsilon(range(1000)) == accountant.get_epsilon(1e-5) == pytest.approx(3.695, abs=1e-3)
+    accountant.compose(
+        dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(0.8)), 1000
+    )
+    assert (
+        fl.ledger(POISSON).epsilon(range(1000))
+        == accountant.get_epsilon(1e-5)
+        == pytest.approx(3.695, abs=1e-3)
+    )
     fixed = POISSON.but(sampling="fixed")
     replace_one = dp_accounting.NeighboringRelation.REPLACE_ONE
     accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=replace_one)
-    accountant.compose(dp_accounting.SampledWithoutReplacementDpEvent(1000, 10, dp_accounting.GaussianDpEvent(0.4)), 7)
-    assert fl.ledger(fixed).epsilon(range(7)) == accountant.get_epsilon(1e-5) > fl.ledger(POISSON).epsilon(range(7))
+    accountant.compose(
+        dp_accounting.SampledWithoutReplacementDpEvent(
+            1000, 10, dp_accounting.GaussianDpEvent(0.4)
+        ),
+        7,
+    )
+    assert (
+        fl.ledger(fixed).epsilon(range(7))
+        == accountant.get_epsilon(1e-5)
+        > fl.ledger(POISSON).epsilon(range(7))
+    )
     assert fl.ledger(POISSON).epsilon([]) == 0
 
 
 def renyi(alpha, q, sigma):
-    """Renyi divergence of order alpha of a Poisson-sampled Gaussian (Mironov et al. 2019, equation 9)."""
+    """Renyi divergence of order alpha of a Poisson-sampled Gaussian (Mironov et al. 2019, equation
+    9)."""
     terms = [
         math.comb(alpha, k) * (1 - q) ** (alpha - k) * q**k * math.exp((k * k - k) / (2 * sigma**2))
         for k in range(alpha + 1)
@@ -45,23 +67,33 @@ def renyi(alpha, q, sigma):
 
 
 def test_a_published_figure():
-    """Abadi et al. 2016, section 3.2: q = 0.01, sigma = 4, delta = 1e-5, T = 10,000 steps give epsilon = 1.26.
+    """Abadi et al. 2016, section 3.2: q = 0.01, sigma = 4, delta = 1e-5, T = 10,000 steps give
+    epsilon = 1.26.
 
-    Theirs is the bound T * renyi + log(1 / delta) / (alpha - 1); ours, of the same divergences, the tighter one of
-    Canonne et al. 2020, proposition 12.
+    Theirs is the bound T * renyi + log(1 / delta) / (alpha - 1); ours, of the same divergences, the
+    tighter one of Canonne et al. 2020, proposition 12.
     """
-    orders, log = range(2, 65), math.log
+    orders = range(2, 65)
+    log = math.log
     spent = {a: 10_000 * renyi(a, 0.01, 4) for a in orders}
     assert min(spent[a] + log(1e5) / (a - 1) for a in orders) == pytest.approx(1.26, abs=0.005)
     tighter = min(spent[a] + log((a - 1) / a) + (log(1e5) - log(a)) / (a - 1) for a in orders)
-    config = POISSON.but(clients_per_round=100, num_clients=10_000, noise_multiplier=4.0, rounds=10_000)
+    config = POISSON.but(
+        clients_per_round=100, num_clients=10_000, noise_multiplier=4.0, rounds=10_000
+    )
     assert fl.ledger(config).epsilon(range(10_000)) == pytest.approx(tighter, rel=0.01)
     assert tighter < 1.26
 
 
 def test_tffs_event_has_the_same_epsilon_but_only_in_python_floats(federation):
-    """TFF's event holds float32, with which dp-accounting 0.4.3 silently counts the first Gaussian alone."""
-    flags = {"num_clients": 20, "clients_per_round": 20, "noise_multiplier": 0.8, "aggregator": "dp"}
+    """TFF's event holds float32, with which dp-accounting 0.4.3 silently counts the first Gaussian
+    alone."""
+    flags = {
+        "num_clients": 20,
+        "clients_per_round": 20,
+        "noise_multiplier": 0.8,
+        "aggregator": "dp",
+    }
     process = federation(**flags)[1].process
     state, _, _ = process.next(process.initialize(), [np.array([k]) for k in range(20)])
     event = tff.aggregators.differential_privacy.extract_dp_event_from_state(state.aggregator)
@@ -76,67 +108,95 @@ def test_tffs_event_has_the_same_epsilon_but_only_in_python_floats(federation):
         return dp_accounting.rdp.RdpAccountant().compose(sampled, 1000).get_epsilon(1e-5)
 
     assert epsilon(as_floats) == pytest.approx(fl.ledger(POISSON).epsilon(range(1000)), rel=1e-3)
-    assert epsilon(event) < 0.8 * epsilon(as_floats)  # if it is no longer, the trap is gone, and this may go
+    # if it is no longer, the trap is gone, and this may go
+    assert epsilon(event) < 0.8 * epsilon(as_floats)
 
 
 def test_the_budget_ends_the_run_before_the_round_that_would_pass_it(federation, digits, capsys):
-    flags = {"num_clients": 30, "clients_per_round": 10, "aggregator": "dp", "rounds": 5, "sampling": "poisson"}
+    flags = {
+        "num_clients": 30,
+        "clients_per_round": 10,
+        "aggregator": "dp",
+        "rounds": 5,
+        "sampling": "poisson",
+    }
     config, (_, partition, _, process, _) = federation(**flags)
     spent = [fl.ledger(config).epsilon(range(t)) for t in range(1, 6)]
     config = config.but(epsilon_budget=(spent[1] + spent[2]) / 2)
     evaluate = fl.build_evaluator(config, digits)
     records = [record for _, record, _ in fl.run_rounds(config, partition.sizes, process, evaluate)]
-    assert [record.epsilon for record in records] == spent[:2] and f"ε {spent[1]:.2f}" in records[1].line(5)
+    assert [record.epsilon for record in records] == spent[:2] and f"ε {spent[1]:.2f}" in records[
+        1
+    ].line(5)
     assert f"round 3 would bring ε to {spent[2]:.2f}" in capsys.readouterr().err
     assert not tf.math.is_nan(records[1].test_loss)
 
 
 def test_public_cohorts_are_counted_without_amplification():
-    config = POISSON.but(public_cohorts=True, num_clients=20, clients_per_round=10, noise_multiplier=0.5)
+    config = POISSON.but(
+        public_cohorts=True, num_clients=20, clients_per_round=10, noise_multiplier=0.5
+    )
     drawn = np.concatenate([fl.sample_clients(config, t) for t in range(1, 8)])
     times = int(np.bincount(drawn).max())
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(dp_accounting.GaussianDpEvent(0.5), times)
     begun = range(1, 8)
     assert fl.ledger(config).epsilon(begun) == accountant.get_epsilon(1e-5)
-    assert fl.ledger(config).epsilon(begun) > fl.ledger(config.but(public_cohorts=False)).epsilon(begun)
+    assert fl.ledger(config).epsilon(begun) > fl.ledger(config.but(public_cohorts=False)).epsilon(
+        begun
+    )
     assert "public cohorts" in fl.ledger(config).assumption()
 
 
 def test_secret_cohorts_do_not_follow_from_the_seed():
     config = POISSON.but(clients_per_round=100)
     assert len({tuple(fl.sample_clients(config, 1)) for _ in range(5)}) == 5
-    assert len({tuple(fl.sample_clients(config.but(public_cohorts=True), 1)) for _ in range(5)}) == 1
+    assert (
+        len({tuple(fl.sample_clients(config.but(public_cohorts=True), 1)) for _ in range(5)}) == 1
+    )
 
 
 def test_an_empty_cohort_gets_its_noise(federation):
-    config, (_, partition, _, process, _) = federation(aggregator="dp", num_clients=20, noise_multiplier=0.5)
+    config, (_, partition, _, process, _) = federation(
+        aggregator="dp", num_clients=20, noise_multiplier=0.5
+    )
     row = fl.AGGREGATORS["dp"]
     state = process.initialize()
     with fl.Worker(1) as worker:
         new, told = fl.train_cohort(worker, process, state, [], partition.sizes, row)
     moved = np.concatenate([np.ravel(a) for a in new.global_model_weights.trainable])
     moved -= np.concatenate([np.ravel(a) for a in state.global_model_weights.trainable])
-    sigma = 0.1 * (0.5**-2 - (0.1 * 20) ** -2) ** -0.5 / 20  # as in test_aggregators: the first norm is 0.1
+    # as in test_aggregators: the first norm is 0.1
+    sigma = 0.1 * (0.5**-2 - (0.1 * 20) ** -2) ** -0.5 / 20
     assert told == [] and moved.std() == pytest.approx(sigma, rel=0.05)
 
 
 def test_what_attackers_send_is_clipped_as_all_is(federation):
-    """So that epsilon holds with them: updates 1e6 times as large move the mean of 7 by no more than the norm, 0.1."""
-    flags = {"num_clients": 7, "noise_multiplier": 0.02, "byzantine": 7, "attack": "scaled", "attack_scale": 1e6}
+    """So that epsilon holds with them: updates 1e6 times as large move the mean of 7 by no more
+    than the norm, 0.1."""
+    flags = {
+        "num_clients": 7,
+        "noise_multiplier": 0.02,
+        "byzantine": 7,
+        "attack": "scaled",
+        "attack_scale": 1e6,
+    }
     process = federation(aggregator="dp", **flags)[1].process
     state = process.initialize()
     new, _, _ = process.next(state, [np.array([client]) for client in range(7)])
     moved = np.concatenate([np.ravel(a) for a in new.global_model_weights.trainable])
     moved -= np.concatenate([np.ravel(a) for a in state.global_model_weights.trainable])
-    noise = 0.1 * (0.02**-2 - (0.1 * 7) ** -2) ** -0.5 / 7 * math.sqrt(moved.size)  # the expected norm, as above
+    # the expected norm, as above
+    noise = 0.1 * (0.02**-2 - (0.1 * 7) ** -2) ** -0.5 / 7 * math.sqrt(moved.size)
     assert noise < np.linalg.norm(moved) < 0.1 + 1.1 * noise
 
 
 def test_delta_is_the_users():
     """A Gaussian of z = 2, once: its epsilon at two deltas, the one far below the other."""
     flags = {"aggregator": "dp", "num_clients": 30, "sampling": "poisson", "noise_multiplier": 2.0}
-    told = {delta: fl.ledger(configure(**flags, delta=delta)).epsilon([1]) for delta in (1e-3, 1e-7)}
+    told = {
+        delta: fl.ledger(configure(**flags, delta=delta)).epsilon([1]) for delta in (1e-3, 1e-7)
+    }
     for delta, epsilon in told.items():
         accountant = dp_accounting.rdp.RdpAccountant().compose(dp_accounting.GaussianDpEvent(2.0))
         assert epsilon == accountant.get_epsilon(delta)
@@ -145,9 +205,17 @@ def test_delta_is_the_users():
 
 @pytest.mark.parametrize("cohort", [10, 50, 90, 99])
 def test_secret_cohorts_never_cost_more_than_a_client_in_every_round(cohort):
-    """Renyi accounting of a fixed size is so loose that 29 rounds of 90 of 100 clients were told far above it."""
-    flags = {"aggregator": "dp", "num_clients": 100, "clients_per_round": cohort, "noise_multiplier": 0.9}
-    accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE)
+    """Renyi accounting of a fixed size is so loose that 29 rounds of 90 of 100 clients were told
+    far above it."""
+    flags = {
+        "aggregator": "dp",
+        "num_clients": 100,
+        "clients_per_round": cohort,
+        "noise_multiplier": 0.9,
+    }
+    accountant = dp_accounting.rdp.RdpAccountant(
+        neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE
+    )
     plain = accountant.compose(dp_accounting.GaussianDpEvent(0.45), 29).get_epsilon(1e-5)
     told = fl.ledger(configure(**flags)).epsilon(range(1, 30))
     assert told <= plain and (told < plain) == (cohort == 10)
@@ -157,18 +225,27 @@ class Killed(Exception):
     """What stops a run at a moment of its round."""
 
 
-@pytest.mark.parametrize("moment", ["before training", "after training", "between the tables", "before the checkpoint"])
-def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(federation, tmp_path, monkeypatch, moment):
-    """Killed in round 2 and gone on with, again and again: epsilon is that of every round begun, never less."""
-    config, (_, partition, _, process, evaluate) = federation(aggregator="dp", num_clients=20, rounds=3)
-    ledger, draws = fl.ledger(config), []
+@pytest.mark.parametrize(
+    "moment", ["before training", "after training", "between the tables", "before the checkpoint"]
+)
+def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
+    federation, tmp_path, monkeypatch, moment
+):
+    """Killed in round 2 and gone on with, again and again: epsilon is that of every round begun,
+    never less."""
+    config, (_, partition, _, process, evaluate) = federation(
+        aggregator="dp", num_clients=20, rounds=3
+    )
+    ledger = fl.ledger(config)
+    draws = []
     place = {
         "between the tables": (run_folder, "json_line"),
         "before the checkpoint": (run_folder, "to_array"),
         "before training": (fl, "train_cohort"),
         "after training": (run_folder, "csv_line"),
     }[moment]
-    whole, train = getattr(*place), fl.train_cohort
+    whole = getattr(*place)
+    train = fl.train_cohort
 
     def counted(worker, process, state, *rest):
         draws.append(int(state.client_work.round) + 1)
@@ -185,7 +262,9 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(federation, 
 
         monkeypatch.setattr(fl, "train_cohort", counted)
         monkeypatch.setattr(*place, stopping)
-        for state, record, _ in fl.run_rounds(config, partition.sizes, process, evaluate, start, folder.journal):
+        for state, record, _ in fl.run_rounds(
+            config, partition.sizes, process, evaluate, start, folder.journal
+        ):
             folder.save_round(record, state, None)
             records.append(record)
         monkeypatch.setattr(*place, whole)
@@ -204,11 +283,16 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(federation, 
     with pytest.raises(UserError, match="rounds_begun.txt lacks round 1, so epsilon is not known"):
         longer = config.but(rounds=4)
         state = run_folder.RunFolder(tmp_path, tensorboard=False).load([], process.state_type)[0]
-        next(fl.run_rounds(longer, partition.sizes, process, evaluate, state, tmp_path / "rounds_begun.txt"))
+        next(
+            fl.run_rounds(
+                longer, partition.sizes, process, evaluate, state, tmp_path / "rounds_begun.txt"
+            )
+        )
 
 
 def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():
-    """README's errand "a metric": a field that somebody adds is not told unless it stands in PUBLIC."""
+    """README's errand "a metric": a field that somebody adds is not told unless it stands in
+    PUBLIC."""
 
     @dataclasses.dataclass(frozen=True)
     class WithNorm(RoundRecord):
@@ -216,10 +300,21 @@ def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():
         slowest: int = 3
         norms: list[float] = dataclasses.field(default_factory=lambda: [2.7])
 
-    told = dict.fromkeys(RoundRecord.__dataclass_fields__, 1) | {"clients": [{"client": 3}], "epsilon": 0.5}
+    told = dict.fromkeys(RoundRecord.__dataclass_fields__, 1) | {
+        "clients": [{"client": 3}],
+        "epsilon": 0.5,
+    }
     record = WithNorm(**told).published()
-    shown = {name for name, value in vars(record).items() if value not in (None, []) and value == value}
-    assert shown == set(PUBLIC) and {"seconds", "clients", "train_loss", "dropped", "wire_up"}.isdisjoint(PUBLIC)
+    shown = {
+        name for name, value in vars(record).items() if value not in (None, []) and value == value
+    }
+    assert shown == set(PUBLIC) and {
+        "seconds",
+        "clients",
+        "train_loss",
+        "dropped",
+        "wire_up",
+    }.isdisjoint(PUBLIC)
     assert math.isnan(record.update_norm) and record.slowest is None and record.norms == []
 
 
@@ -228,14 +323,27 @@ def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monke
     subclass = type("Mine", (fl.ALGORITHMS[algorithm],), {})
     monkeypatch.setitem(fl.ALGORITHMS, "fedprox", subclass)
     config = configure(dataset="digits", aggregator="dp", algorithm="fedprox", num_clients=20)
-    with pytest.raises(UserError, match="algorithm='fedprox': its clients send more .* epsilon would be false"):
+    with pytest.raises(
+        UserError, match="algorithm='fedprox': its clients send more .* epsilon would be false"
+    ):
         fl.prepare(config, digits)
     with pytest.raises(UserError, match="epsilon would be false"):
         fl.run(config)
 
 
 def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
-    flags = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
+    flags = (
+        "--dataset",
+        "digits",
+        "--model",
+        "mlp",
+        "--rounds",
+        "2",
+        "--num-clients",
+        "20",
+        "--aggregator",
+        "dp",
+    )
     done = run_script(tmp_path, *flags, "--name", "run")
     assert done.returncode == 0 and "train loss" not in done.stdout, done.stderr
     run = tmp_path / "runs" / "run"
@@ -245,7 +353,8 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     for word in ("indices", "label_counts", "skew", '"examples"', '"client"'):
         assert word not in text, word
     assert not re.search(r"\d s\b", done.stdout) and not (run / "worker.log").exists()
-    assert len({path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}) == 1  # no date tells a round's time
+    # no date tells a round's time
+    assert len({path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}) == 1
     assert {row["seconds"] for row in csv.DictReader((run / "metrics.csv").open())} == {"nan"}
     journal = (run / "rounds_begun.txt").read_text().split()
     spent = fl.ledger(configure(aggregator="dp", num_clients=20)).epsilon(range(1, 3))
@@ -253,7 +362,12 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     assert "a bound that protects hardly anybody" in done.stderr
     further = run_script(tmp_path, "--resume", str(run), "--rounds", "3")
     assert further.returncode == 0 and "damaged" not in further.stderr, further.stderr
-    assert [line.split()[1] for line in further.stdout.splitlines() if line.startswith("round ")] == ["3/3"]
+    assert [
+        line.split()[1] for line in further.stdout.splitlines() if line.startswith("round ")
+    ] == ["3/3"]
     assert not (run / "client_partition.png").exists()
     for record in json.loads((run / "metrics.json").read_text())["rounds"]:
-        assert record["clients"] == [] and record["train_loss"] is record["left_out"] is record["dropped"] is None
+        assert (
+            record["clients"] == []
+            and record["train_loss"] is record["left_out"] is record["dropped"] is None
+        )

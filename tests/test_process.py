@@ -1,4 +1,5 @@
-"""The federated process against arithmetic: TFF's own FedAvg, NumPy, single SGD steps, weighted means."""
+"""The federated process against arithmetic: TFF's own FedAvg, NumPy, single SGD steps, weighted
+means."""
 
 from typing import Any, NamedTuple
 
@@ -46,16 +47,20 @@ def test_rounds_equal_a_numpy_fedavg(federation):
         assert largest_difference(weights_of(state), expected) < 1e-5
 
 
-# After a last-bit difference max-pooling picks another pixel; at 0.1 that grows to 0.02 in a round, at 0.01 it dies.
+# After a last-bit difference max-pooling picks another pixel; at 0.1 that grows to 0.02 in a round,
+# at 0.01 it dies.
 @pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("small-cnn", 0.01), ("lenet", 0.01)])
 def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
-    config, (_, _, shards, process, _) = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
+    config, (_, _, shards, process, _) = federation(
+        model=model, local_epochs=1, batch_size=20, client_lr=rate
+    )
     stock = tff.learning.algorithms.build_weighted_fed_avg(
         functional_model(config),
         client_optimizer_fn=tff.learning.optimizers.build_sgdm(fl.own_values(config).client_lr),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
     )
-    ours, theirs = process.initialize(), stock.initialize()
+    ours = process.initialize()
+    theirs = stock.initialize()
     for round_num in (1, 2):
         data = [list(batches_of(config, shards, client, round_num)) for client in range(3)]
         theirs = stock.next(theirs, data).state
@@ -64,21 +69,32 @@ def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rat
 
 
 def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
-    config, (_, _, shards, process, _) = federation(num_clients=1, partition="iid", batch_size=0, local_epochs=1)
+    config, (_, _, shards, process, _) = federation(
+        num_clients=1, partition="iid", batch_size=0, local_epochs=1
+    )
     state = process.initialize()
     ((images, labels),) = batches_of(config, shards, 0, 1)
     rate = fl.own_values(config).client_lr
-    expected = numpy_sgd_step([w.astype(np.float64) for w in weights_of(state)], images, labels, rate)
+    expected = numpy_sgd_step(
+        [w.astype(np.float64) for w in weights_of(state)], images, labels, rate
+    )
     state, _, reports = process.next(state, alone([0]))
     assert largest_difference(weights_of(state), expected) < 1e-6
     assert told_by(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
 
 
 def test_with_one_step_a_round_the_split_is_nothing_to_the_weights(federation):
-    """sum_k (n_k / n) g_k is the gradient of all images: what benchmarks/README.md says of one label a client."""
+    """sum_k (n_k / n) g_k is the gradient of all images: what benchmarks/README.md says of one
+    label a client."""
     ends = []
     for split in ({"partition": "iid"}, {"partition": "labels-per-client", "labels_per_client": 1}):
-        flags = {"num_clients": 10, "algorithm": "fedadam", "client_lr": 1.0, "batch_size": 0, "local_epochs": 1}
+        flags = {
+            "num_clients": 10,
+            "algorithm": "fedadam",
+            "client_lr": 1.0,
+            "batch_size": 0,
+            "local_epochs": 1,
+        }
         _, (_, partition, _, process, _) = federation(**flags, **split)
         state = process.initialize()
         for _ in range(3):
@@ -95,7 +111,9 @@ def test_clients_are_weighted_by_their_numbers_of_examples(federation):
     each = [weights_of(process.next(state, alone([client]))[0]) for client in range(3)]
     together = weights_of(process.next(state, alone([0, 1, 2]))[0])
     shares = partition.sizes / partition.sizes.sum()
-    expected = [sum(s * w for s, w in zip(shares, layer, strict=True)) for layer in zip(*each, strict=True)]
+    expected = [
+        sum(s * w for s, w in zip(shares, layer, strict=True)) for layer in zip(*each, strict=True)
+    ]
     assert largest_difference(together, expected) < 1e-6
 
 
@@ -103,7 +121,8 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
     black = np.array(digits.train.images)
     config = configure(dataset="digits", model="mlp", num_clients=3, cache=str(tmp_path))
     partition = fl.make_partition(digits, config)
-    black[partition.parts[1]] = 0  # client 1's first-layer gradient is exactly 0, by which the row below knows it
+    # client 1's first-layer gradient is exactly 0, by which the row below knows it
+    black[partition.parts[1]] = 0
 
     class Poisoned(fl.Algorithm):
         def correct(self, gradients, weights, initial, sent):
@@ -111,8 +130,15 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
             return tuple(tf.where(bad, np.nan, g) for g in gradients)
 
     monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Poisoned)
-    dataset = make_dataset("black", {"x_train": black, "y_train": digits.train.labels,
-                                        "x_test": digits.test.images, "y_test": digits.test.labels})  # fmt: skip
+    dataset = make_dataset(
+        "black",
+        {
+            "x_train": black,
+            "y_train": digits.train.labels,
+            "x_test": digits.test.images,
+            "y_test": digits.test.labels,
+        },
+    )
     process = fl.prepare(config, dataset).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
     rows = told_by(alone([0, 1, 2]), reports)
@@ -120,14 +146,17 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
     others, _, _ = process.next(process.initialize(), alone([0, 2]))
     assert largest_difference(weights_of(state), weights_of(others)) < 1e-7
     evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
-    record = make_record(1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0)
+    record = make_record(
+        1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0
+    )
     assert record.left_out == 1 and np.isfinite(record.train_loss) and "left out" in record.line(5)
     nobody, _, _ = process.next(state, alone([1]))
     assert largest_difference(weights_of(nobody), weights_of(state)) == 0
 
 
 def test_a_reports_columns_go_by_name(federation, monkeypatch):
-    """One more column, in the last place and 1 for all, and a client that diverged still counts as such."""
+    """One more column, in the last place and 1 for all, and a client that diverged still counts as
+    such."""
 
     class LongerReport(NamedTuple):
         examples: Any
@@ -147,7 +176,9 @@ def test_a_reports_columns_go_by_name(federation, monkeypatch):
     process = experiment.process
     _, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
     rows = told_by(alone([0, 1, 2]), reports)
-    assert [row["finite"] for row in rows] == [False] * 3 and [row["weight_norm"] for row in rows] == [1.0] * 3
+    assert [row["finite"] for row in rows] == [False] * 3 and [
+        row["weight_norm"] for row in rows
+    ] == [1.0] * 3
 
 
 def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
@@ -162,7 +193,9 @@ def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
         logits = model(images)
         assert report["examples"] == partition.sizes[client]
         assert report["loss"] == pytest.approx(float(cross_entropy(labels, logits)), rel=1e-5)
-        assert report["accuracy"] == pytest.approx(np.mean(np.argmax(logits, axis=1) == labels), abs=1e-6)
+        assert report["accuracy"] == pytest.approx(
+            np.mean(np.argmax(logits, axis=1) == labels), abs=1e-6
+        )
 
 
 def test_bytes_to_the_worker_do_not_grow_with_the_images(federation, worker):
@@ -185,10 +218,11 @@ def test_clients_in_groups_give_the_weights_of_clients_alone(federation, worker)
     groups = fl.group_clients(clients, partition.sizes, needs="sums")
     assert len(groups) == fl.GROUPS["sums"] and sorted(np.concatenate(groups).tolist()) == clients
     filled = [partition.sizes[group].sum() for group in groups]
-    assert max(filled) - min(filled) <= partition.sizes[clients].max()  # balanced to within one client
-    assert [group.tolist() for group in fl.group_clients(clients, partition.sizes, needs="each")] == [
-        [k] for k in clients
-    ]
+    # balanced to within one client
+    assert max(filled) - min(filled) <= partition.sizes[clients].max()
+    assert [
+        group.tolist() for group in fl.group_clients(clients, partition.sizes, needs="each")
+    ] == [[k] for k in clients]
     grouped, _, in_groups = process.next(process.initialize(), groups)
     apart, _, each = process.next(process.initialize(), alone(clients))
     assert largest_difference(weights_of(grouped), weights_of(apart)) < 1e-6
@@ -207,7 +241,9 @@ def test_parameters_are_those_of_the_papers():
 
 
 def test_initial_weights_are_a_function_of_the_seed():
-    first, again, other = (fl.build_model("small-cnn", 10, seed).get_weights() for seed in (0, 0, 1))
+    first, again, other = (
+        fl.build_model("small-cnn", 10, seed).get_weights() for seed in (0, 0, 1)
+    )
     assert largest_difference(first, again) == 0 < largest_difference(first, other)
     kernel = first[4]  # dense, Glorot uniform: within sqrt(6 / (inputs + outputs)), and close to it
     assert 0.99 < np.abs(kernel).max() / np.sqrt(6 / sum(kernel.shape)) <= 1 and not first[5].any()
@@ -219,28 +255,43 @@ def test_cohorts_are_a_function_of_seed_and_round():
     assert drawn == [fl.sample_clients(config, round_num) for round_num in range(1, 101)]
     assert all(len(set(clients)) == 10 and clients == sorted(clients) for clients in drawn)
     assert len({tuple(clients) for clients in drawn}) == 100
-    assert set().union(*drawn) == set(range(100))  # a client stays away 100 times with probability 0.9^100 = 3e-5
+    # a client stays away 100 times with probability 0.9^100 = 3e-5
+    assert set().union(*drawn) == set(range(100))
     assert fl.sample_clients(fl.Config(), 7) == list(range(10))
 
 
 def test_the_workers_environment_is_the_same_on_every_machine(monkeypatch):
-    """A thread within an op, two of a client alone, whatever the cores; nothing of the user's that kernels follow."""
+    """A thread within an op, two of a client alone, whatever the cores; nothing of the user's that
+    kernels follow."""
     monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
     monkeypatch.setenv("TF_DETERMINISTIC_OPS", "1")
     monkeypatch.setenv("TF_ENABLE_ONEDNN_OPTS", "0")
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
-    threads = [int(worker_environment(clients)["TF_NUM_INTRAOP_THREADS"]) for clients in (1, 2, 3, 100)]
+    threads = [
+        int(worker_environment(clients)["TF_NUM_INTRAOP_THREADS"]) for clients in (1, 2, 3, 100)
+    ]
     assert threads == [2, 1, 1, 1]
-    ours = {name: value for name, value in worker_environment(3).items() if name.startswith(("TF_", "ONEDNN_"))}
-    assert ours == {"TF_ENABLE_ONEDNN_OPTS": "1", "TF_NUM_INTRAOP_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "2"}
+    ours = {
+        name: value
+        for name, value in worker_environment(3).items()
+        if name.startswith(("TF_", "ONEDNN_"))
+    }
+    assert ours == {
+        "TF_ENABLE_ONEDNN_OPTS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
+        "TF_CPP_MIN_LOG_LEVEL": "2",
+    }
 
 
 def test_evaluation_is_over_every_test_image(digits, monkeypatch):
-    """360 images in batches of 100: loss and accuracy of all, by NumPy on the model's own logits."""
+    """360 images in batches of 100: loss and accuracy of all, by NumPy on the model's own
+    logits."""
     monkeypatch.setattr(fl, "EVALUATION_BATCH", 100)
     config = configure(dataset="digits", model="mlp")
     model = fl.build_model("mlp", 10, 5)
-    evaluation = fl.build_evaluator(config, digits)(tff.learning.models.ModelWeights(tuple(model.get_weights()), ()))
+    evaluation = fl.build_evaluator(config, digits)(
+        tff.learning.models.ModelWeights(tuple(model.get_weights()), ())
+    )
     logits = model(digits.test.images[..., None] / np.float32(255)).numpy().astype(float)
     logs = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
     labels = digits.test.labels.astype(int)
@@ -252,10 +303,33 @@ def test_evaluation_is_over_every_test_image(digits, monkeypatch):
 def test_training_figures_are_weighted_by_examples():
     """100 examples with a loss of 1 and 300 with 2, and one that is left out: 700 / 400."""
     rows = [
-        {"client": 0, "examples": 100.0, "loss": 1.0, "accuracy": 0.2, "steps": 1.0, "finite": True},
-        {"client": 1, "examples": 300.0, "loss": 2.0, "accuracy": 0.6, "steps": 1.0, "finite": True},
-        {"client": 2, "examples": 900.0, "loss": 9.0, "accuracy": 0.0, "steps": 1.0, "finite": False},
+        {
+            "client": 0,
+            "examples": 100.0,
+            "loss": 1.0,
+            "accuracy": 0.2,
+            "steps": 1.0,
+            "finite": True,
+        },
+        {
+            "client": 1,
+            "examples": 300.0,
+            "loss": 2.0,
+            "accuracy": 0.6,
+            "steps": 1.0,
+            "finite": True,
+        },
+        {
+            "client": 2,
+            "examples": 900.0,
+            "loss": 9.0,
+            "accuracy": 0.0,
+            "steps": 1.0,
+            "finite": False,
+        },
     ]
     evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
-    record = make_record(1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0)
+    record = make_record(
+        1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0
+    )
     assert (record.train_loss, record.train_accuracy) == pytest.approx((1.75, 0.5))

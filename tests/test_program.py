@@ -1,4 +1,5 @@
-"""What made a run's numbers: an edited program is another, and its runs and rounds are not taken for ours."""
+"""What made a run's numbers: an edited program is another, and its runs and rounds are not taken
+for ours."""
 
 import functools
 import json
@@ -18,29 +19,43 @@ from runs import ROOT, SECONDS, configure
 TINY = "--dataset digits --model mlp --rounds 2 --local-epochs 1 --num-clients 4"
 
 
-@pytest.mark.parametrize(("before", "after", "same"), [
-    ("x = 1", "x = (\n 1)  # one", True),
-    ('"""Doc."""\nx = 1', "x = 1", True),
-    ('def f(a):\n    """Doc."""\n    return a', "def f(a): return a", True),
-    ('class A:\n    x: int = 1\n    """Help."""', "class A:\n    x: int = 1", True),
-    ("x = 1", "x = 1.0", False),
-    ("w + mu * (a - b)", "w + mu * (b - a)", False),
-    ("def f(a): return a", "def f(a): return -a", False),
-    ("x = 'text'", "x = 'other'", False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("before", "after", "same"),
+    [
+        ("x = 1", "x = (\n 1)  # one", True),
+        ('"""Doc."""\nx = 1', "x = 1", True),
+        ('def f(a):\n    """Doc."""\n    return a', "def f(a): return a", True),
+        ('class A:\n    x: int = 1\n    """Help."""', "class A:\n    x: int = 1", True),
+        ("x = 1", "x = 1.0", False),
+        ("w + mu * (a - b)", "w + mu * (b - a)", False),
+        ("def f(a): return a", "def f(a): return -a", False),
+        ("x = 'text'", "x = 'other'", False),
+    ],
+)
 def test_a_source_is_what_it_does(before, after, same):
     assert (program.hash_source(before) == program.hash_source(after)) == same
 
 
 def test_every_file_that_numbers_follow_from_is_looked_at():
     names = set(program.program()["files"])
-    assert {"federated_learning.py", "harness/worker.py", "harness/rounds.py", "harness/guard.py"} <= names
+    assert {
+        "federated_learning.py",
+        "harness/worker.py",
+        "harness/rounds.py",
+        "harness/guard.py",
+    } <= names
     assert {f"variants/{path.name}" for path in (ROOT / "variants").glob("*.py")} <= names
-    assert set(program.program()["versions"]) == {"numpy", "scipy", "tensorflow", "tensorflow-federated"}
+    assert set(program.program()["versions"]) == {
+        "numpy",
+        "scipy",
+        "tensorflow",
+        "tensorflow-federated",
+    }
 
 
 def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypatch):
-    """The script's own rows stand in its files; these stand nowhere but here, as in a notebook's cell."""
+    """The script's own rows stand in its files; these stand nowhere but here, as in a notebook's
+    cell."""
 
     class Slower(fl.Algorithm):
         client_lr = 0.1
@@ -53,17 +68,28 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
 
     usual = rows()
     assert rows(algorithm=Slower) != rows(algorithm=Faster) != usual
-    assert {field for field, value in rows(algorithm=Slower).items() if usual[field] != value} == {"algorithm"}
+    assert {field for field, value in rows(algorithm=Slower).items() if usual[field] != value} == {
+        "algorithm"
+    }
     assert rows(client_optimizer=fl.CLIENT_OPTIMIZERS["sgd"]._replace(rate=0.3)) != usual
-    assert rows(model=lambda: fl.dense(3)) == rows(model=lambda: fl.dense(3)) != rows(model=lambda: fl.dense(4))
+    assert (
+        rows(model=lambda: fl.dense(3))
+        == rows(model=lambda: fl.dense(3))
+        != rows(model=lambda: fl.dense(4))
+    )
     wide, narrow = (functools.partial(lambda cohort, width: width, width=width) for width in (1, 2))
     assert rows(aggregator=Aggregator(wide, "sums")) != rows(aggregator=Aggregator(narrow, "sums"))
 
 
 def test_a_file_edited_after_loading_is_neither_program(monkeypatch):
-    """As in a notebook that goes on, or loads it again: whatever it then runs, no earlier run is taken for it."""
-    before, name = program.program()["files"], "variants/algorithms.py"
-    now = {**program.SOURCES, name: program.SOURCES[name].replace(b"client_lr = 0.2 ", b"client_lr = 0.3 ")}
+    """As in a notebook that goes on, or loads it again: whatever it then runs, no earlier run is
+    taken for it."""
+    before = program.program()["files"]
+    name = "variants/algorithms.py"
+    now = {
+        **program.SOURCES,
+        name: program.SOURCES[name].replace(b"client_lr = 0.2 ", b"client_lr = 0.3 "),
+    }
     assert program.tell_edited() == [] and now[name] != program.SOURCES[name]
     monkeypatch.setattr(program, "read_sources", lambda: now)
     after = program.program()["files"]
@@ -100,9 +126,14 @@ def test_an_edited_program_gets_its_own_numbers(copy):
     script.write_text(commented)
     again = call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1")
     assert again.stdout.count("is there already") == 2 and accuracies(again) == first
-    script.write_text(commented.replace('"mlp": lambda: dense(128)', '"mlp": lambda: dense(64, 64)'))
+    script.write_text(
+        commented.replace('"mlp": lambda: dense(128)', '"mlp": lambda: dense(64, 64)')
+    )
     edited = call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1")
-    assert edited.stdout.count("by another program (federated_learning.py changed): it is made again") == 2
+    assert (
+        edited.stdout.count("by another program (federated_learning.py changed): it is made again")
+        == 2
+    )
     shutil.rmtree(folder / "runs")
     fresh = accuracies(call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1"))
     assert accuracies(edited) == fresh != first
@@ -112,14 +143,21 @@ def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):
     folder, call = copy
     assert call(f"{TINY} --name run").returncode == 0
     optimizer = folder / "variants" / "algorithms.py"
-    optimizer.write_text(optimizer.read_text().replace("    client_lr = 0.2 ", "    client_lr = 0.02 "))
+    optimizer.write_text(
+        optimizer.read_text().replace("    client_lr = 0.2 ", "    client_lr = 0.02 ")
+    )
     refused = call("--resume runs/run --rounds 4")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
-    assert "(variants/algorithms.py changed since); restore it, start a new run, or go on" in refused.stderr
+    assert (
+        "(variants/algorithms.py changed since); restore it, start a new run, or go on"
+        in refused.stderr
+    )
     done = call("--resume runs/run --rounds 4 --accept-changes")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((folder / "runs" / "run" / "metrics.json").read_text())
-    made_by = [(one["from_round"], one["files"]["variants/algorithms.py"]) for one in metrics["programs"]]
+    made_by = [
+        (one["from_round"], one["files"]["variants/algorithms.py"]) for one in metrics["programs"]
+    ]
     assert [first for first, _ in made_by] == [1, 3] and made_by[0][1] != made_by[1][1]
     assert metrics["program_note"] == "program changed after round 2"
     assert call("--resume runs/run --rounds 5").returncode == 0  # it is this program's now

@@ -19,7 +19,8 @@ TEXTS = README + MEASURED + fl.__doc__ + (ROOT / "Dockerfile").read_text()
 
 
 def commands(start):
-    """The lines of README's code blocks and of the script's docstring that start so, without comments."""
+    """The lines of README's code blocks and of the script's docstring that start so, without
+    comments."""
     found = re.findall(rf"^(?:#  )? *({start}.*)$", TEXTS, re.MULTILINE)
     return sorted({" ".join(shlex.split(line, comments=True)) for line in found})
 
@@ -37,7 +38,9 @@ def test_every_command_of_the_script_parses(line):
 
 @pytest.mark.parametrize("line", commands("make "))
 def test_every_make_target_exists(line):
-    subprocess.run(["make", "--dry-run", *shlex.split(line)[1:]], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        ["make", "--dry-run", *shlex.split(line)[1:]], cwd=ROOT, check=True, capture_output=True
+    )
 
 
 @pytest.mark.parametrize("line", commands("python benchmarks/"))
@@ -64,10 +67,14 @@ def test_every_published_figure_has_its_source_and_setting(monkeypatch):
     from published import published
 
     figures = published()
-    assert len(figures) == 16 + 8 + 4 + 1 + 5  # Flower, McMahan et al., FedLab, FLfedavgR, Reddi et al.
+    # Flower, McMahan et al., FedLab, FLfedavgR, Reddi et al.
+    assert len(figures) == 16 + 8 + 4 + 1 + 5
     for name, figure in figures.items():
         assert set(figure["source"]) == {"repository", "commit", "file", "place"}, name
-        assert all(len(value) > 1 for value in figure["source"].values()) and len(figure["setting"]) > 20, name
+        assert (
+            all(len(value) > 1 for value in figure["source"].values())
+            and len(figure["setting"]) > 20
+        ), name
 
 
 def test_reddis_presets_have_the_published_rates(monkeypatch):
@@ -76,10 +83,13 @@ def test_reddis_presets_have_the_published_rates(monkeypatch):
     from published import published
 
     for name in ("fedavg", "fedavgm", "fedadagrad", "fedadam", "fedyogi"):
-        figure, config = published()[f"reddi {name}"], fl.parse(f"--preset reddi-{name}")
+        figure = published()[f"reddi {name}"]
+        config = fl.parse(f"--preset reddi-{name}")
         assert config.training.client_lr == pytest.approx(10 ** figure["client_lr"], rel=1e-3)
         assert config.training.server_lr == pytest.approx(10 ** figure["server_lr"], rel=1e-2)
-        assert config.optimization.server_epsilon == (10 ** figure["epsilon"] if figure["epsilon"] else 0)
+        assert config.optimization.server_epsilon == (
+            10 ** figure["epsilon"] if figure["epsilon"] else 0
+        )
 
 
 def test_figures_in_the_text_are_those_of_the_results():
@@ -88,20 +98,31 @@ def test_figures_in_the_text_are_those_of_the_results():
 
     said = " ".join((README + MEASURED).split())
     runs = [run for run in read("default_run")["runs"] if not run["flags"]]
-    accuracy, seconds = (np.mean([run[name] for run in runs]) for name in ("test_accuracy", "seconds"))
-    assert f"**{100 * accuracy:.1f} % after five rounds**, in {seconds:.0f} seconds on two cores" in said
+    accuracy, seconds = (
+        np.mean([run[name] for run in runs]) for name in ("test_accuracy", "seconds")
+    )
+    assert (
+        f"**{100 * accuracy:.1f} % after five rounds**, in {seconds:.0f} seconds on two cores"
+        in said
+    )
     most = read("scaling")["rows"][-1]
-    clients, median = most["clients"], np.median(most["seconds"])
-    each, memory = f"{1000 * median / clients:.2f} ms a client", f"{most['peak_mib']} MiB"
+    clients = most["clients"]
+    median = np.median(most["seconds"])
+    each = f"{1000 * median / clients:.2f} ms a client"
+    memory = f"{most['peak_mib']} MiB"
     assert f"{clients:,} clients take {median:.1f} s a round, {each}, and {memory}" in said
     parts = read("startup")["seconds"]
     assert f"the import of TensorFlow and TFF ({parts['imports: TensorFlow, TFF']:.1f} s)" in said
     assert f"the building of TFF's computations ({parts['build_process']:.1f} s)" in said
-    assert round(read("startup")["first_round_starts_after_s"]) == 5 and "first round starts five seconds after" in said
+    assert (
+        round(read("startup")["first_round_starts_after_s"]) == 5
+        and "first round starts five seconds after" in said
+    )
 
 
 def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
-    """The paper's first cell, seed 0: equal bits on the same machine, within 3 sd of the seeds on another."""
+    """The paper's first cell, seed 0: equal bits on the same machine, within 3 sd of the seeds on
+    another."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     from machine import machine
 
@@ -111,14 +132,17 @@ def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     spread = 3 * np.std([run["rounds"] for run in runs], ddof=1)
-    assert abs(metrics["rounds_to_target"] - np.mean([run["rounds"] for run in runs])) <= max(spread, 1)
+    assert abs(metrics["rounds_to_target"] - np.mean([run["rounds"] for run in runs])) <= max(
+        spread, 1
+    )
     if runs[0]["machine"] == machine():
         assert metrics["weights_sha256"] == runs[0]["sha256"]
 
 
 @pytest.mark.slow
 def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
-    """FedAvg's best after five rounds, and the mean without attackers; equal, or within 3 sd, as above."""
+    """FedAvg's best after five rounds, and the mean without attackers; equal, or within 3 sd, as
+    above."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import adversity
     import algorithms
@@ -129,16 +153,27 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
     (own,) = (row for row in result["rows"] if row["algorithm"] == "fedavg")
     cells = json.loads(adversity.RESULTS.read_text())["rows"]
     (cell,) = (
-        row for row in cells if (row["partition"], row["byzantine"], row["aggregator"]) == ("dirichlet", 0, "mean")
+        row
+        for row in cells
+        if (row["partition"], row["byzantine"], row["aggregator"]) == ("dirichlet", 0, "mean")
     )
     for module in (adversity, algorithms):
         monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(algorithms, "RUNS", tmp_path / "runs")
     for again, earlier, where in (
-        (algorithms.accuracy("mlp-5", "fedavg", own["rates"], 1, 0), own["tests"], result["machine"]),
-        (adversity.accuracy("dirichlet", "mean", 0, "none", 0), cell["accuracies"], cell["machine"]),
+        (
+            algorithms.accuracy("mlp-5", "fedavg", own["rates"], 1, 0),
+            own["tests"],
+            result["machine"],
+        ),
+        (
+            adversity.accuracy("dirichlet", "mean", 0, "none", 0),
+            cell["accuracies"],
+            cell["machine"],
+        ),
     ):
-        assert abs(again - np.mean(earlier)) <= max(3 * np.std(earlier, ddof=1), 0.3)  # another processor's last bits
+        # another processor's last bits
+        assert abs(again - np.mean(earlier)) <= max(3 * np.std(earlier, ddof=1), 0.3)
         assert where != machine() or again == pytest.approx(earlier[0])
 
 
@@ -148,41 +183,68 @@ def test_every_linked_file_exists(folder):
         assert (ROOT / folder / path).exists(), path
 
 
-ERRANDS = {"partitioner": "--partition parity", "algorithm": "--algorithm clipsgd", "model": "--model deep", "plot": ""}
+ERRANDS = {
+    "partitioner": "--partition parity",
+    "algorithm": "--algorithm clipsgd",
+    "model": "--model deep",
+    "plot": "",
+}
 
 
 def test_the_errands_of_change_it_are_done_by_what_stands_there(tmp_path):
-    """The first four, in a copy of the project: a run that uses them all, and the tests of `make quick` on them."""
+    """The first four, in a copy of the project: a run that uses them all, and the tests of `make
+    quick` on them."""
     for name in subprocess.run(
         ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, tmp_path / name)
     for what in ERRANDS:
-        block = re.search(rf"^\*\*An? {what}\*\*.*?```python\n(.*?)```", README, re.DOTALL | re.MULTILINE)[1]
+        block = re.search(
+            rf"^\*\*An? {what}\*\*.*?```python\n(.*?)```", README, re.DOTALL | re.MULTILINE
+        )[1]
         for piece in re.split(r"^# (?=\w+[/.])", block, flags=re.MULTILINE)[1:]:
             head, _, code = piece.partition("\n")
             insert(tmp_path, *head.split(", ", 1), code)
-    line = f"{sys.executable} federated_learning.py --dataset digits --rounds 1 --num-clients 4 --name run"
+    line = (
+        f"{sys.executable} federated_learning.py --dataset digits --rounds 1 --num-clients 4 "
+        "--name run"
+    )
     words = shlex.split(f"{line} {' '.join(ERRANDS.values())}")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0 and "even and odd digits apart · clipsgd" in done.stdout, done.stderr
+    assert done.returncode == 0 and "even and odd digits apart · clipsgd" in done.stdout, (
+        done.stderr
+    )
     assert (tmp_path / "runs" / "run" / "client_sizes.png").stat().st_size > 10_000
     chosen = "test_house or parity or clipsgd or deep"
-    words = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen]
+    words = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-m",
+        "not slow",
+        "-k",
+        chosen,
+    ]
     quick = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
     assert quick.returncode == 0 and " passed" in quick.stdout, quick.stdout[-3000:]
 
 
 def insert(folder, file, where, code):
-    """Puts `code` where README says: before a name's definition, or as the first thing in its brackets."""
-    path, (how, name) = folder / file, where.split(" ", 1)
+    """Puts `code` where README says: before a name's definition, or as the first thing in its
+    brackets."""
+    path = folder / file
+    (how, name) = where.split(" ", 1)
     text = path.read_text()
     if how == "before":
         place = re.search(rf"^(@.*\n)*(def |class )?{name}\b", text, re.MULTILINE).start()
         code += "\n\n"
     elif name.endswith("["):
-        place, code = text.index(name) + len(name), code.strip() + " "
+        place = text.index(name) + len(name)
+        code = code.strip() + " "
     else:
         place = text.index("\n", re.search(rf"^ *{name}\b.*= \w*[\[{{]", text, re.MULTILINE).end())
         code = "\n" + code.rstrip()

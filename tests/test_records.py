@@ -40,10 +40,22 @@ def test_what_counts_as_trouble():
 
 
 def test_a_run_that_never_leaves_chance_says_so():
-    figures = {"left_out": 0, "dropped": 0, "bytes_down": 0, "bytes_up": 0, "epsilon": None, "seconds": 1.0}
+    figures = {
+        "left_out": 0,
+        "dropped": 0,
+        "bytes_down": 0,
+        "bytes_up": 0,
+        "epsilon": None,
+        "seconds": 1.0,
+    }
 
     def record(round_num, accuracy):
-        losses = {"train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 2.3, "test_accuracy": accuracy}
+        losses = {
+            "train_loss": 1.0,
+            "train_accuracy": 0.5,
+            "test_loss": 2.3,
+            "test_accuracy": accuracy,
+        }
         return RoundRecord(round=round_num, clients=[{"client": 0}], **losses, **figures)
 
     stuck = [record(number, 0.1) for number in (1, 2, 3, 4)]
@@ -54,14 +66,27 @@ def test_a_run_that_never_leaves_chance_says_so():
 
 
 def test_what_lasts_is_told_when_it_begins_and_at_the_end():
-    figures = {"left_out": 0, "dropped": 0, "bytes_down": 0, "bytes_up": 0, "epsilon": None, "seconds": 1.0}
+    figures = {
+        "left_out": 0,
+        "dropped": 0,
+        "bytes_down": 0,
+        "bytes_up": 0,
+        "epsilon": None,
+        "seconds": 1.0,
+    }
     losses = {"train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 2.3}
     records = [
-        RoundRecord(round=number, clients=[{"client": 0}], test_accuracy=accuracy, **losses, **figures)
+        RoundRecord(
+            round=number, clients=[{"client": 0}], test_accuracy=accuracy, **losses, **figures
+        )
         for number, accuracy in enumerate([0.9, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1], 1)
     ]
     said = [r.trouble(records[:place], 0.1, last=r.round == 7) for place, r in enumerate(records)]
-    assert [number for number, text in enumerate(said, 1) if "fell back to chance" in text] == [2, 5, 7]
+    assert [number for number, text in enumerate(said, 1) if "fell back to chance" in text] == [
+        2,
+        5,
+        7,
+    ]
     assert not any(text for text in said if "fell back" not in text)
 
 
@@ -71,9 +96,12 @@ def test_classes_without_test_images_are_in_no_mean():
 
 
 def test_rounds_to_a_target_by_hand():
-    """The best so far, a straight line between rounds: 0.6 at round 2 and 0.8 at round 4 cross 0.7 at round 3.5."""
+    """The best so far, a straight line between rounds: 0.6 at round 2 and 0.8 at round 4 cross 0.7
+    at round 3.5."""
     curve = [0.4, 0.6, 0.5, 0.8]
-    assert rounds_to_target(curve, 0.7) == pytest.approx(3.5) and rounds_to_target(curve, 0.5) == pytest.approx(1.5)
+    assert rounds_to_target(curve, 0.7) == pytest.approx(3.5) and rounds_to_target(
+        curve, 0.5
+    ) == pytest.approx(1.5)
     assert rounds_to_target(curve, 0.3) == 1 and rounds_to_target(curve, 0.8) == 4
     assert rounds_to_target(curve, 0.9) is None and rounds_to_target(curve, 0) is None
     records = [SimpleNamespace(test_accuracy=accuracy) for accuracy in curve]

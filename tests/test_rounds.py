@@ -1,4 +1,5 @@
-"""Rounds over two workers here against those of one: every algorithm and aggregator, what travels, in which order."""
+"""Rounds over two workers here against those of one: every algorithm and aggregator, what travels,
+in which order."""
 
 import federated_learning as fl
 
@@ -21,12 +22,29 @@ def rounds_of(digits, folder, **flags):
     return weights_of(done[-1][0]), [record for _, record, _ in done]
 
 
-ALIKE = {"fedprox", "fedavgm", "fedadagrad", "fedyogi", "mimelite", "fedsgd", "trimmed-mean", "krum", "multi-krum"}
+ALIKE = {
+    "fedprox",
+    "fedavgm",
+    "fedadagrad",
+    "fedyogi",
+    "mimelite",
+    "fedsgd",
+    "trimmed-mean",
+    "krum",
+    "multi-krum",
+}
 ROWS = [{"algorithm": name} for name in fl.ALGORITHMS if name != "fedsgd"]
-ROWS += [{"aggregator": name} for name in fl.AGGREGATORS if name not in ("mean", "dp", "krum", "multi-krum")]
+ROWS += [
+    {"aggregator": name}
+    for name in fl.AGGREGATORS
+    if name not in ("mean", "dp", "krum", "multi-krum")
+]
 ROWS += [{"aggregator": name, "tolerated": 1} for name in ("krum", "multi-krum")]
 ROWS += [{"algorithm": "fedsgd", "local_epochs": 1}]
-ROWS = [pytest.param(row, marks=pytest.mark.thorough) if ALIKE & set(row.values()) else row for row in ROWS]
+ROWS = [
+    pytest.param(row, marks=pytest.mark.thorough) if ALIKE & set(row.values()) else row
+    for row in ROWS
+]
 ROWS += [{"algorithm": "scaffold", "clients_per_round": 3}, {"server_schedule": "cosine"}]
 ROWS += [{"client_optimizer": "adam", "dropout": 0.5, "byzantine": 1, "attack": "nan"}]
 
@@ -42,21 +60,29 @@ def test_two_workers_train_what_one_does(digits, tmp_path, row):
     together, others = rounds_of(digits, tmp_path, **row, workers=PAIR)
     assert largest_difference(alone, together) <= TOLERANCES.get(flags.get("aggregator"), 1e-6)
     for record, other in zip(records, others, strict=True):
-        assert [told["client"] for told in record.clients] == [told["client"] for told in other.clients]
-        assert [told["examples"] for told in record.clients] == [told["examples"] for told in other.clients]
+        assert [told["client"] for told in record.clients] == [
+            told["client"] for told in other.clients
+        ]
+        assert [told["examples"] for told in record.clients] == [
+            told["examples"] for told in other.clients
+        ]
     assert records[0].wire_down is None and others[0].wire_down > 0
 
 
 def test_three_workers_repeat_to_the_bit_where_a_cohort_leaves_one_out(digits, tmp_path):
-    """Sums follow the hosts' order, not that in which they are done; a host without a client of the round is idle."""
+    """Sums follow the hosts' order, not that in which they are done; a host without a client of the
+    round is idle."""
     flags = {"clients_per_round": 2, "workers": f"{PAIR},localhost", "algorithm": "scaffold"}
     first, again = (rounds_of(digits, tmp_path, **flags)[0] for _ in range(2))
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
-@pytest.mark.parametrize(("algorithm", "copies"), [("fedavg", 1), ("fedadam", 1), ("scaffold", 5), ("feddyn", 4)])
+@pytest.mark.parametrize(
+    ("algorithm", "copies"), [("fedavg", 1), ("fedadam", 1), ("scaffold", 5), ("feddyn", 4)]
+)
 def test_only_what_clients_need_travels(digits, tmp_path, algorithm, copies):
-    """Down go the weights to each of two hosts, of scaffold's rows those of 3 clients and c, and not Adam's moments."""
+    """Down go the weights to each of two hosts, of scaffold's rows those of 3 clients and c, and
+    not Adam's moments."""
     weights, (_, record) = rounds_of(digits, tmp_path, algorithm=algorithm, workers=PAIR)
     size = 4 * sum(w.size for w in weights)
     assert 2 * copies * size < record.wire_down < 2 * copies * size + 50_000
@@ -65,10 +91,14 @@ def test_only_what_clients_need_travels(digits, tmp_path, algorithm, copies):
 
 
 def test_privacy_is_accounted_for_alike(digits, tmp_path):
-    """Noise is never the same, so weights are not compared; they move by the clipped mean and the noise of dp."""
-    first, _ = rounds_of(digits, tmp_path, aggregator="mean", rounds=1, client_lr=1e-9, workers=PAIR)
+    """Noise is never the same, so weights are not compared; they move by the clipped mean and the
+    noise of dp."""
+    first, _ = rounds_of(
+        digits, tmp_path, aggregator="mean", rounds=1, client_lr=1e-9, workers=PAIR
+    )
     weights, records = rounds_of(digits, tmp_path, aggregator="dp", workers=PAIR)
     alone = rounds_of(digits, tmp_path, aggregator="dp")[1]
     assert [record.epsilon for record in records] == [record.epsilon for record in alone]
     assert 1e-3 < largest_difference(weights, first) < 1 and records[0].clients == []
-    assert records[0].wire_down is records[0].wire_up is None  # they would tell how many clients were drawn
+    # they would tell how many clients were drawn
+    assert records[0].wire_down is records[0].wire_up is None

@@ -1,6 +1,8 @@
-"""Nothing is lost: killed and resumed equals uninterrupted, damage is noticed, another run's files are refused.
+"""Nothing is lost: killed and resumed equals uninterrupted, damage is noticed, another run's files
+are refused.
 
-KILLS=20 python -m pytest tests/test_run_folder.py kills the script at 20 random moments instead of 3.
+KILLS=20 python -m pytest tests/test_run_folder.py kills the script at 20 random moments instead of
+3.
 """
 
 import csv
@@ -44,9 +46,13 @@ def outcome(run: Path):
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     """(folder of an uninterrupted run, the seconds that it took)"""
-    folder, began = tmp_path_factory.mktemp("whole"), time.monotonic()
+    folder = tmp_path_factory.mktemp("whole")
+    began = time.monotonic()
     done = run_script(folder, *FLAGS, "--rounds", str(ROUNDS), "--name", "run")
-    assert done.returncode == 0 and "weights sha256 " + outcome(folder / "runs" / "run")[2] in done.stdout
+    assert (
+        done.returncode == 0
+        and "weights sha256 " + outcome(folder / "runs" / "run")[2] in done.stdout
+    )
     return folder / "runs" / "run", time.monotonic() - began
 
 
@@ -55,7 +61,11 @@ def half(whole, tmp_path):
     """A copy of the whole run, as if its last three rounds had not been."""
     run = tmp_path / "runs" / "run"
     shutil.copytree(whole[0], run)
-    for name in ("metrics.json", "global_model.keras", *(f"checkpoints/round-{n:06d}.npz" for n in (5, 6))):
+    for name in (
+        "metrics.json",
+        "global_model.keras",
+        *(f"checkpoints/round-{n:06d}.npz" for n in (5, 6)),
+    ):
         (run / name).unlink()
     return run
 
@@ -66,18 +76,26 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         process = subprocess.Popen(
-            command(*FLAGS, "--rounds", str(ROUNDS), "--name", "run"), cwd=folder, stdout=subprocess.DEVNULL,
+            command(*FLAGS, "--rounds", str(ROUNDS), "--name", "run"),
+            cwd=folder,
+            stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
-        )  # fmt: skip
+        )
         time.sleep(moments.uniform(0.3, whole[1]))
-        below = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        below = (
+            psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        )
         process.kill()
         process.wait()
         run = folder / "runs" / "run"
         for path in folder.rglob("*"):
             if path.is_file() and not path.name.startswith("."):
                 check_whole(path)
-        flags = ("--resume", str(run)) if run.exists() else (*FLAGS, "--rounds", str(ROUNDS), "--name", "run")
+        flags = (
+            ("--resume", str(run))
+            if run.exists()
+            else (*FLAGS, "--rounds", str(ROUNDS), "--name", "run")
+        )
         done = run_script(folder, *flags)
         assert done.returncode == 0, done.stderr
         assert outcome(run) == outcome(whole[0])
@@ -90,7 +108,10 @@ def check_whole(path: Path):
     if path.suffix == ".json":
         json.loads(content)
     elif path.suffix == ".jsonl":
-        assert all(json.loads(line) for line in content.decode().splitlines()) and content[-1:] in (b"", b"\n")
+        assert all(json.loads(line) for line in content.decode().splitlines()) and content[-1:] in (
+            b"",
+            b"\n",
+        )
     elif path.suffix in (".npz", ".keras"):
         assert zipfile.ZipFile(path).testzip() is None
     elif path.suffix == ".png":
@@ -106,10 +127,17 @@ def check_whole(path: Path):
 def test_a_run_goes_on_where_it_stopped_and_can_be_extended(whole, half, tmp_path):
     done = call_script(tmp_path, "--resume", str(half))
     assert done.returncode == 0, done.stderr
-    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("round ")] == ["5/6", "6/6"]
+    assert [line.split()[1] for line in done.stdout.splitlines() if line.startswith("round ")] == [
+        "5/6",
+        "6/6",
+    ]
     assert outcome(half) == outcome(whole[0])
     longer = call_script(tmp_path, "--resume", str(half), "--rounds", "7")
-    assert longer.returncode == 0 and len(outcome(half)[0]) == 7 and outcome(half)[0][:6] == outcome(whole[0])[0]
+    assert (
+        longer.returncode == 0
+        and len(outcome(half)[0]) == 7
+        and outcome(half)[0][:6] == outcome(whole[0])[0]
+    )
     assert len(list((half / "checkpoints").iterdir())) == CHECKPOINTS_KEPT
 
 
@@ -130,15 +158,19 @@ OWN = "--model mlp --num-clients 4 --local-epochs 1"
 
 @pytest.fixture
 def own(tmp_path, digits, monkeypatch):
-    """A folder with data of one's own and a split, and a run of two rounds on them by relative paths."""
+    """A folder with data of one's own and a split, and a run of two rounds on them by relative
+    paths."""
     (here := tmp_path / "here").mkdir()
     monkeypatch.chdir(here)
-    (images, labels), (x, y) = digits.train, digits.test
+    (images, labels) = digits.train
+    (x, y) = digits.test
     np.savez("data.npz", x_train=images, y_train=labels, x_test=x, y_test=y)
     np.savez("other.npz", x_train=images[::-1], y_train=labels[::-1], x_test=x, y_test=y)
     parts = [part.tolist() for part in np.array_split(np.arange(len(labels)), 4)]
     Path("split.json").write_text(json.dumps({"indices": parts}))
-    whole = fl.run(fl.parse(f"{OWN} --rounds 3 --data data.npz --partition-file split.json --name whole"))
+    whole = fl.run(
+        fl.parse(f"{OWN} --rounds 3 --data data.npz --partition-file split.json --name whole")
+    )
     fl.run(fl.parse(f"{OWN} --rounds 2 --data data.npz --partition-file split.json --name run"))
     return here, weights_sha256(whole.state.global_model_weights.trainable)
 
@@ -147,14 +179,19 @@ def test_a_run_goes_on_wherever_its_data_and_split_have_moved(own, tmp_path, mon
     here, expected = own
     (there := tmp_path / "there").mkdir()
     monkeypatch.chdir(there)
-    with pytest.raises(UserError, match="is a split of other data .* give the same --dataset, --data"):
+    with pytest.raises(
+        UserError, match="is a split of other data .* give the same --dataset, --data"
+    ):
         fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3 --data {here}/other.npz"))
     shutil.copytree(here / "runs" / "run", there / "again")
-    resumed = fl.run(fl.parse("--resume again --rounds 3"))  # from another folder, and the run moved
+    # from another folder, and the run moved
+    resumed = fl.run(fl.parse("--resume again --rounds 3"))
     assert weights_sha256(resumed.state.global_model_weights.trainable) == expected
     (here / "data.npz").rename(there / "moved.npz")
     (here / "split.json").unlink()
-    with pytest.raises(UserError, match="data.npz' cannot be read .*; a run is resumed with --data NEW"):
+    with pytest.raises(
+        UserError, match="data.npz' cannot be read .*; a run is resumed with --data NEW"
+    ):
         fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3"))
     resumed = fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3 --data moved.npz"))
     assert weights_sha256(resumed.state.global_model_weights.trainable) == expected
@@ -168,13 +205,25 @@ def test_data_of_the_environment_are_kept_with_the_run(own, tmp_path, monkeypatc
     assert len(fl.run(fl.parse(f"--resume {own[0] / first.folder} --rounds 2")).records) == 2
 
 
-@pytest.mark.parametrize("flags", ["--alpha 0.4", "--seed 1", "--model 2nn", "--num-clients 5", "--client-lr 0.3",
-                                   "--dataset mnist", "--rounds 3"])  # fmt: skip
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--alpha 0.4",
+        "--seed 1",
+        "--model 2nn",
+        "--num-clients 5",
+        "--client-lr 0.3",
+        "--dataset mnist",
+        "--rounds 3",
+    ],
+)
 def test_another_configuration_is_refused(half, tmp_path, flags):
     before = {path: path.read_bytes() for path in half.rglob("*") if path.is_file()}
     done = call_script(tmp_path, "--resume", str(half), *flags.split())
     field = flags.split()[0].removeprefix("--").replace("-", "_")
-    assert done.returncode == 2 and done.stderr.count("\n") == 1 and field in done.stderr, done.stderr
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and field in done.stderr, (
+        done.stderr
+    )
     assert {path: path.read_bytes() for path in half.rglob("*") if path.is_file()} == before
 
 
@@ -221,27 +270,38 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
             path.unlink()
     newest.write_bytes(npz_bytes(**{**good, "key": np.array("another run's")}))
     done = call_script(tmp_path, "--resume", str(half))
-    assert done.returncode == 2 and "of another configuration" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2
+        and "of another configuration" in done.stderr
+        and done.stderr.count("\n") == 1
+    )
 
 
-@pytest.mark.parametrize(("name", "content", "said"), [
-    ("config.json", "{", "not JSON"),
-    ("config.json", "[]", "no JSON object"),
-    ("config.json", '{"rounds": 5}', "unknown or missing"),
-    ("partition.json", '{"hash": "0000"}', "has changed"),
-    ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("config.json", "{", "not JSON"),
+        ("config.json", "[]", "no JSON object"),
+        ("config.json", '{"rounds": 5}', "unknown or missing"),
+        ("partition.json", '{"hash": "0000"}', "has changed"),
+        ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl"),
+    ],
+)
 def test_a_damaged_run_folder_is_refused_in_one_line(half, tmp_path, name, content, said):
     (half / name).write_text(content)
     done = call_script(tmp_path, "--resume", str(half))
-    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and said in done.stderr and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
 
 
 def test_a_run_that_is_going_on_is_not_resumed(half, tmp_path):
     before = (half / "config.json").read_bytes()
     with lock(half):
         done = call_script(tmp_path, "--resume", str(half), "--rounds", "9")
-    assert done.returncode == 2 and "in use by a run" in done.stderr and done.stderr.count("\n") == 1
+    assert (
+        done.returncode == 2 and "in use by a run" in done.stderr and done.stderr.count("\n") == 1
+    )
     assert (half / "config.json").read_bytes() == before
     with lock(half):  # free again
         pass
@@ -249,9 +309,12 @@ def test_a_run_that_is_going_on_is_not_resumed(half, tmp_path):
 
 def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
     process = subprocess.Popen(
-        command("--dataset", "digits", "--model", "mlp", "--rounds", "100000", "--name", "run"), cwd=tmp_path,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        command("--dataset", "digits", "--model", "mlp", "--rounds", "100000", "--name", "run"),
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     next(line for line in process.stdout if line.startswith("round "))
     (shard,) = (tmp_path / ".cache").glob("*/3.bin")
     content = shard.read_bytes()
@@ -259,13 +322,26 @@ def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
     _, errors = process.communicate(timeout=60)
     lines = errors.splitlines()
     assert process.returncode == 1 and len(lines) == 2, errors
-    assert "--resume runs/run goes on" in lines[0] and str(shard) in lines[1] and "damaged shard" in lines[1]
+    assert (
+        "--resume runs/run goes on" in lines[0]
+        and str(shard) in lines[1]
+        and "damaged shard" in lines[1]
+    )
 
 
 ROWS = [{"algorithm": "scaffold"}, {"client_optimizer": "adam"}]
 ROWS += [{"algorithm": name} for name in fl.ALGORITHMS if name != "scaffold"]
-ROWS += [{"aggregator": name} for name in fl.AGGREGATORS if name not in ("mean", "dp")]  # the noise of dp has no seed
-KINDS = {"scaffold", "adam", "fedadam", "mimelite", "zeroing", "median"}  # of state; what others keep is like these
+# the noise of dp has no seed
+ROWS += [{"aggregator": name} for name in fl.AGGREGATORS if name not in ("mean", "dp")]
+# of state; what others keep is like these
+KINDS = {
+    "scaffold",
+    "adam",
+    "fedadam",
+    "mimelite",
+    "zeroing",
+    "median",
+}
 
 
 def row_name(row):
@@ -273,14 +349,23 @@ def row_name(row):
 
 
 def marks(row):
-    """`make quick` does scaffold, which keeps the most, `make test` a row of each kind, `make thorough` all."""
+    """`make quick` does scaffold, which keeps the most, `make test` a row of each kind, `make
+    thorough` all."""
     name = row_name(row)
-    return [mark for mark, few in ((pytest.mark.slow, {"scaffold"}), (pytest.mark.thorough, KINDS)) if name not in few]
+    return [
+        mark
+        for mark, few in ((pytest.mark.slow, {"scaffold"}), (pytest.mark.thorough, KINDS))
+        if name not in few
+    ]
 
 
-@pytest.mark.parametrize("flags", [pytest.param(row, marks=marks(row), id=row_name(row)) for row in ROWS])
+@pytest.mark.parametrize(
+    "flags", [pytest.param(row, marks=marks(row), id=row_name(row)) for row in ROWS]
+)
 def test_every_row_goes_on_from_its_checkpoint_with_equal_bits(federation, tmp_path, flags):
-    config, (_, partition, _, process, evaluate) = federation(num_clients=10, clients_per_round=9, rounds=3, **flags)
+    config, (_, partition, _, process, evaluate) = federation(
+        num_clients=10, clients_per_round=9, rounds=3, **flags
+    )
 
     def rounds(config, state=None):
         return list(fl.run_rounds(config, partition.sizes, process, evaluate, state))
@@ -300,7 +385,8 @@ def test_every_row_goes_on_from_its_checkpoint_with_equal_bits(federation, tmp_p
 
 
 def test_refusals_on_a_loaded_machine_say_one_line_and_no_more(half, tmp_path):
-    """8 refused runs that have imported TFF, four at a time: its finalizers print nothing when Python ends."""
+    """8 refused runs that have imported TFF, four at a time: its finalizers print nothing when
+    Python ends."""
     (half / "rounds.jsonl").write_text('{"round": 1}\n')
     for _ in range(2):
         together = []
@@ -310,7 +396,9 @@ def test_refusals_on_a_loaded_machine_say_one_line_and_no_more(half, tmp_path):
             together.append(start(tmp_path, "--resume", str(copy)))
         for process in together:
             _, errors = process.communicate(timeout=SECONDS)
-            assert process.returncode == 2 and errors.count("\n") == 1 and "rounds.jsonl" in errors, errors
+            assert (
+                process.returncode == 2 and errors.count("\n") == 1 and "rounds.jsonl" in errors
+            ), errors
 
 
 def test_a_run_ends_at_its_target_and_goes_on_to_a_higher_one(tmp_path, monkeypatch):
@@ -318,10 +406,13 @@ def test_a_run_ends_at_its_target_and_goes_on_to_a_higher_one(tmp_path, monkeypa
     flags = "--dataset digits --model mlp --num-clients 4 --rounds 6 --name run"
     accuracies = [record.test_accuracy for record in fl.run(fl.parse(flags)).records]
     target = accuracies[2] - 1e-6
-    assert max(accuracies[:2]) < target < accuracies[4]  # reached in round 3, and there is more to reach
+    # reached in round 3, and there is more to reach
+    assert max(accuracies[:2]) < target < accuracies[4]
     run = fl.run(fl.parse(f"{flags} --target-accuracy {target}"))
     metrics = json.loads((run.folder / "metrics.json").read_text())
-    assert [record.test_accuracy for record in run.records] == accuracies[:3] and 2 < metrics["rounds_to_target"] < 3
+    assert [record.test_accuracy for record in run.records] == accuracies[:3] and 2 < metrics[
+        "rounds_to_target"
+    ] < 3
     again = fl.run(fl.parse(f"--resume {run.folder}"))
     assert len(again.records) == 3  # it is reached already
     further = fl.run(fl.parse(f"--resume {run.folder} --target-accuracy 1"))

@@ -18,7 +18,18 @@ import pytest
 from matplotlib.figure import Figure
 from runs import ROOT, SCRIPT, call_script, configure, run_code, run_script
 
-QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
+QUICK = (
+    "--dataset",
+    "digits",
+    "--model",
+    "mlp",
+    "--rounds",
+    "3",
+    "--num-clients",
+    "5",
+    "--clients-per-round",
+    "3",
+)
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +45,8 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
     lines = done.stdout.splitlines()
     assert lines[0].startswith("scikit-learn digits (not MNIST)")
     rounds = [line for line in lines if line.startswith("round ")]
-    assert len(rounds) == 3 and len({line.index("test accuracy") for line in rounds}) == 1  # aligned
+    # aligned
+    assert len(rounds) == 3 and len({line.index("test accuracy") for line in rounds}) == 1
     run = folder / "runs" / "digits-dirichlet-fedavg-mlp-seed0"
     names = {path.name for path in run.iterdir()} - {"checkpoints", "rounds.jsonl", "worker.log"}
     plots = {
@@ -45,8 +57,13 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
         "misclassified.png",
     }
     assert names == plots | {
-        "config.json", "metrics.csv", "metrics.json", "partition.json", "program.json", "global_model.keras"
-    }  # fmt: skip
+        "config.json",
+        "metrics.csv",
+        "metrics.json",
+        "partition.json",
+        "program.json",
+        "global_model.keras",
+    }
     assert not (folder / "images").exists()  # those are the default run's
     for name in names - {"program.json"}:
         assert f"wrote {run.relative_to(folder) / name}" in lines
@@ -56,8 +73,11 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
     assert [len(record["clients"]) for record in metrics["rounds"]] == [3, 3, 3]
     assert f"final test accuracy {metrics['test_accuracy']:.2%}" in done.stdout
     confusion = np.array(metrics["confusion"])
-    assert confusion.sum() == 360 and np.trace(confusion) / 360 == pytest.approx(metrics["test_accuracy"])
-    assert confusion.sum(axis=1).tolist() == np.bincount(digits.test.labels).tolist()  # rows are the true labels
+    assert confusion.sum() == 360 and np.trace(confusion) / 360 == pytest.approx(
+        metrics["test_accuracy"]
+    )
+    # rows are the true labels
+    assert confusion.sum(axis=1).tolist() == np.bincount(digits.test.labels).tolist()
 
     split = json.loads((run / "partition.json").read_text())
     partition = fl.make_partition(digits, configure(dataset="digits", num_clients=5))
@@ -76,33 +96,53 @@ def test_the_saved_model_scores_the_same_in_plain_keras(twice, digits, kind):
     images = digits.test.images[..., None].astype(kind)
     logits = keras.models.load_model(run / "global_model.keras")(images)
     accuracy = np.mean(np.argmax(logits, axis=1) == digits.test.labels)
-    assert accuracy == pytest.approx(json.loads((run / "metrics.json").read_text())["test_accuracy"])
+    assert accuracy == pytest.approx(
+        json.loads((run / "metrics.json").read_text())["test_accuracy"]
+    )
 
 
 def test_the_same_command_gives_the_same_numbers_in_a_folder_of_its_own(twice):
     import keras
 
-    runs = [twice[0] / "runs" / f"digits-dirichlet-fedavg-mlp-seed0{suffix}" for suffix in ("", "-2")]
+    runs = [
+        twice[0] / "runs" / f"digits-dirichlet-fedavg-mlp-seed0{suffix}" for suffix in ("", "-2")
+    ]
     tables = [list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in runs]
     for row in [*tables[0], *tables[1]]:
         assert float(row.pop("seconds")) > 0
     assert len(tables[0]) == 3 and tables[0] == tables[1]
-    first, second = (keras.models.load_model(run / "global_model.keras", compile=False).get_weights() for run in runs)
+    first, second = (
+        keras.models.load_model(run / "global_model.keras", compile=False).get_weights()
+        for run in runs
+    )
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
 def test_tensorboard_events_hold_what_the_csv_holds(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    flags = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--tensorboard", "--name", "events")
+    flags = (
+        "--dataset",
+        "digits",
+        "--model",
+        "mlp",
+        "--rounds",
+        "2",
+        "--tensorboard",
+        "--name",
+        "events",
+    )
     assert call_script(tmp_path, *flags).returncode == 0
     run = tmp_path / "runs" / "events"
     events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
     for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()):
-        assert {row.pop(name) for name in ("epsilon", "wire_down", "wire_up")} == {""}  # with dp, or several hosts
+        # with dp, or several hosts
+        assert {row.pop(name) for name in ("epsilon", "wire_down", "wire_up")} == {""}
         for name in row:
             (value,) = [
-                float(tensor_proto_value(event)) for event in events.Tensors(name) if event.step == int(row["round"])
+                float(tensor_proto_value(event))
+                for event in events.Tensors(name)
+                if event.step == int(row["round"])
             ]
             assert value == pytest.approx(float(row[name]), rel=1e-6)
     pictures = events.Tensors("confusion matrix")
@@ -121,16 +161,31 @@ def test_real_mnist(tmp_path):
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
-    assert metrics["original_mnist"] and metrics["dataset"] == "MNIST" and np.sum(metrics["confusion"]) == 10_000
+    assert (
+        metrics["original_mnist"]
+        and metrics["dataset"] == "MNIST"
+        and np.sum(metrics["confusion"]) == 10_000
+    )
     assert metrics["test_accuracy"] > 0.9
     assert sum(row["examples"] for row in metrics["rounds"][0]["clients"]) == 60_000
 
 
-@pytest.mark.parametrize(("flags", "rounds_done", "shown"), [
-    ("", 5, True), ("--prox-mu 0.5", 5, True), ("", 4, False), ("--name mine", 5, False), ("--runs others", 5, False),
-    ("--rounds 6", 6, False), ("--seed 1", 5, False), ("--target-accuracy 0.9", 5, False),
-])  # fmt: skip
-def test_only_the_default_run_done_to_its_end_is_shown_in_images(mnist, tmp_path, flags, rounds_done, shown):
+@pytest.mark.parametrize(
+    ("flags", "rounds_done", "shown"),
+    [
+        ("", 5, True),
+        ("--prox-mu 0.5", 5, True),
+        ("", 4, False),
+        ("--name mine", 5, False),
+        ("--runs others", 5, False),
+        ("--rounds 6", 6, False),
+        ("--seed 1", 5, False),
+        ("--target-accuracy 0.9", 5, False),
+    ],
+)
+def test_only_the_default_run_done_to_its_end_is_shown_in_images(
+    mnist, tmp_path, flags, rounds_done, shown
+):
     """Not one of another name, which a comparison gives to its runs, nor one that was stopped."""
     result = fl.Result(tmp_path, [None] * rounds_done, None, None)
     assert fl.is_default_run(result, fl.parse(flags), mnist) == shown
@@ -149,7 +204,8 @@ def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
 def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, monkeypatch, variable, flag):
     few = {}
     for part, split in (("train", digits.train), ("test", digits.test)):
-        few["x_" + part], few["y_" + part] = split.images[split.labels < 4], split.labels[split.labels < 4]
+        few["x_" + part] = split.images[split.labels < 4]
+        few["y_" + part] = split.labels[split.labels < 4]
     np.savez(tmp_path / "few.npz", **few)
     flags = ("--data", "few.npz") if flag else ()
     if variable:
@@ -168,7 +224,9 @@ BAD_FLAGS = {
     "--alpha nan": "alpha=nan",
     "--alpha -1": "alpha=-1",
     "--partition sorted": "sorted",
-    "--model resnet": "invalid choice 'resnet' for argument '--model'. Expected one of ('mlp', '2nn', 'cnn', ",
+    "--model resnet": (
+        "invalid choice 'resnet' for argument '--model'. Expected one of ('mlp', '2nn', 'cnn', "
+    ),
     "--no-such-flag 1": "no-such-flag, 1; see --help",
     "--algoritm fedavg": "--algoritm, fedavg; choose --algorithm\n",
     "--lr 0.1": "--lr, 0.1; choose --client-lr 0..1000, or ",
@@ -199,7 +257,8 @@ def test_help_names_every_field(tmp_path):
 FAKES = {
     "sys.version_info = (3, 12, 1, 'final', 0)": "needs Python 3.11 on Linux",
     "sys.platform = 'darwin'": "on darwin",
-    "find = u.find_spec; u.find_spec = lambda name: find(name) if name != 'tensorflow_federated' else None": (
+    "find = u.find_spec; "
+    "u.find_spec = lambda name: None if name == 'tensorflow_federated' else find(name)": (
         "tensorflow_federated is not installed"
     ),
     "sys.modules['tyro'] = None": "tyro is not installed; `uv run federated_learning.py`",
@@ -213,14 +272,19 @@ def test_another_system_gets_one_line(tmp_path, fake):
         f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
     )
     done = run_code(tmp_path, code)
-    assert done.returncode == 2 and FAKES[fake] in done.stderr and done.stderr.count("\n") == 1, done.stderr
+    assert done.returncode == 2 and FAKES[fake] in done.stderr and done.stderr.count("\n") == 1, (
+        done.stderr
+    )
 
 
-PINNED = dict(re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE))
+PINNED = dict(
+    re.findall(r"^([\w-]+)==(\S+)$", (ROOT / "requirements.txt").read_text(), re.MULTILINE)
+)
 
 
 def test_the_block_for_uv_pins_what_the_requirements_pin():
-    """PEP 723: the packages that the script imports itself, and what has to be put in the place of TFF's own pins."""
+    """PEP 723: the packages that the script imports itself, and what has to be put in the place of
+    TFF's own pins."""
     block = SCRIPT.read_text().partition("# /// script\n")[2].partition("# ///\n")[0]
     told = tomllib.loads(re.sub("^# ?", "", block, flags=re.MULTILINE))
     listed = dict(entry.split("==") for entry in told["dependencies"])
@@ -231,7 +295,9 @@ def test_the_block_for_uv_pins_what_the_requirements_pin():
     imported = {"sklearn": "scikit-learn", "grpc": "grpcio", "dp_accounting": "dp-accounting"}
     files = [SCRIPT, *(ROOT / "harness").glob("*.py"), *(ROOT / "variants").glob("*.py")]
     tops = {
-        name.partition(".")[0] for path in files for name in re.findall(r"^import ([\w.]+)", path.read_text(), re.M)
+        name.partition(".")[0]
+        for path in files
+        for name in re.findall(r"^import ([\w.]+)", path.read_text(), re.M)
     }
     others = tops - set(sys.stdlib_module_names) - {"harness", "variants"}
     assert {imported.get(name, name) for name in others} == set(listed)
@@ -240,10 +306,13 @@ def test_the_block_for_uv_pins_what_the_requirements_pin():
 
 @pytest.mark.skipif(not shutil.which("uv"), reason="uv is not installed")
 def test_uv_resolves_the_block(tmp_path):
-    done = subprocess.run(["uv", "pip", "compile", str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0 and f"tensorflow-federated=={PINNED['tensorflow_federated']}" in done.stdout, (
-        done.stderr
+    done = subprocess.run(
+        ["uv", "pip", "compile", str(SCRIPT)], cwd=tmp_path, capture_output=True, text=True
     )
+    assert (
+        done.returncode == 0
+        and f"tensorflow-federated=={PINNED['tensorflow_federated']}" in done.stdout
+    ), done.stderr
 
 
 def test_an_older_python_gets_as_far_as_the_line_that_refuses_it():
@@ -254,28 +323,46 @@ def test_an_older_python_gets_as_far_as_the_line_that_refuses_it():
 def test_importing_the_script_does_nothing(tmp_path):
     code = (
         "import sys, threading, random, harness, numpy, tensorflow_federated, psutil\n"
-        "before = numpy.random.get_state()[1].tobytes(), random.getstate(), threading.active_count()\n"
+        "before = numpy.random.get_state()[1].tobytes(), random.getstate(), "
+        "threading.active_count()\n"
         "import federated_learning\n"
-        "assert before == (numpy.random.get_state()[1].tobytes(), random.getstate(), threading.active_count())\n"
+        "assert before == (numpy.random.get_state()[1].tobytes(), random.getstate(), "
+        "threading.active_count())\n"
         "assert not psutil.Process().children() and 'matplotlib.pyplot' not in sys.modules"
     )
     done = run_code(tmp_path, code)
-    assert done.returncode == 0 and done.stderr == "" and list(tmp_path.iterdir()) == [], done.stderr
+    assert done.returncode == 0 and done.stderr == "" and list(tmp_path.iterdir()) == [], (
+        done.stderr
+    )
 
 
 def test_help_answers_at_once_and_breaks_no_sentence(tmp_path):
     done = run_script(tmp_path, "--help", COLUMNS="100", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "numpy" in done.stderr
-    assert not any(slow in done.stderr for slow in ("tensorflow", "sklearn", "matplotlib", "scipy"))  # 3 s and more
+    # 3 s and more
+    assert not any(slow in done.stderr for slow in ("tensorflow", "sklearn", "matplotlib", "scipy"))
     lines = [line.strip("│ ") for line in done.stdout.splitlines()]
     start = next(number for number, line in enumerate(lines) if line.startswith("--partition {"))
-    start = next(number for number in range(start, len(lines)) if "}" in lines[number])  # the choices may take lines
+    # the choices may take lines
+    start = next(number for number in range(start, len(lines)) if "}" in lines[number])
     text = list(itertools.takewhile(lambda line: not line.startswith("--"), lines[start + 1 :]))
     assert min(map(len, text[:-2])) > 75  # a paragraph: no line ends long before the margin
-    for theme in ("data", "partitioning", "training", "aggregation", "privacy", "adversity", "comparison", "run"):
+    for theme in (
+        "data",
+        "partitioning",
+        "training",
+        "aggregation",
+        "privacy",
+        "adversity",
+        "comparison",
+        "run",
+    ):
         assert f"─ {theme} options ─" in done.stdout
 
 
 def test_parse_speaks_the_terminals_language():
     config = fl.parse("--algorithm scaffold --alpha 0.1")
-    assert config == configure(algorithm="scaffold", alpha=0.1) and config.optimization.algorithm == "scaffold"
+    assert (
+        config == configure(algorithm="scaffold", alpha=0.1)
+        and config.optimization.algorithm == "scaffold"
+    )

@@ -41,14 +41,22 @@ def test_exception_leaves_no_worker(tmp_path):
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(ROOT)],
-        cwd=tmp_path, stdin=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        cwd=tmp_path,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     worker = worker_of(process)  # it waits for a line until we hold its worker
-    assert "in the run" in process.communicate("go on\n", timeout=SECONDS)[1] and process.returncode == 1
+    assert (
+        "in the run" in process.communicate("go on\n", timeout=SECONDS)[1]
+        and process.returncode == 1
+    )
     assert gone(worker, 0.5)
 
 
-@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+)
 def test_signal_leaves_no_worker(tmp_path, sent, exit_code):
     process = start(tmp_path, *LONG)
     worker = worker_of(process)
@@ -60,7 +68,9 @@ def test_signal_leaves_no_worker(tmp_path, sent, exit_code):
     (run,) = (tmp_path / "runs").iterdir()
     assert (run / "metrics.csv").read_text().count("\n") >= 2  # the rounds done are kept
     if sent != signal.SIGKILL:
-        assert (run / "convergence_plot.png").stat().st_size > 10_000 and (run / "global_model.keras").exists()
+        assert (run / "convergence_plot.png").stat().st_size > 10_000 and (
+            run / "global_model.keras"
+        ).exists()
 
 
 def test_killed_while_the_worker_starts_which_has_onednn_whatever_the_user_says(tmp_path):
@@ -74,7 +84,9 @@ def test_killed_while_the_worker_starts_which_has_onednn_whatever_the_user_says(
 
 def test_a_pipe_behind_the_script_ends_with_it(tmp_path):
     line = shlex.join(command("--dataset", "digits", "--model", "mlp", "--rounds", "1"))
-    done = subprocess.run(f"{line} | cat", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        f"{line} | cat", shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
+    )
     assert "final test accuracy" in done.stdout
 
 
@@ -92,8 +104,12 @@ def rows_of(folder):
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
-@pytest.mark.parametrize(("sent", "said"), [(signal.SIGKILL, "worker ended"), (signal.SIGSTOP, "hung for 2 s")])
-def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(tmp_path, undisturbed, sent, said):
+@pytest.mark.parametrize(
+    ("sent", "said"), [(signal.SIGKILL, "worker ended"), (signal.SIGSTOP, "hung for 2 s")]
+)
+def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(
+    tmp_path, undisturbed, sent, said
+):
     process = start(tmp_path, *SHORT, "--patience", "2")
     worker = worker_of(process)
     wait_for_round(process)
@@ -105,16 +121,22 @@ def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(tmp_path, 
 
 
 def test_what_watches_waits_for_no_finalizer():
-    """TFF frees values wherever garbage is collected; in a stopped worker that would take for ever."""
+    """TFF frees values wherever garbage is collected; in a stopped worker that would take for
+    ever."""
     with fl.Worker(1) as worker:
         os.kill(worker.pid, signal.SIGSTOP)
         waiting = {}
         for name in (WATCH, "another"):
             free = (executor_pb2.DisposeRequest(),)
-            waiting[name] = threading.Thread(target=worker.stub.dispose, args=free, name=name, daemon=True)
+            waiting[name] = threading.Thread(
+                target=worker.stub.dispose, args=free, name=name, daemon=True
+            )
             waiting[name].start()
             waiting[name].join(1)
-        assert {name: thread.is_alive() for name, thread in waiting.items()} == {WATCH: False, "another": True}
+        assert {name: thread.is_alive() for name, thread in waiting.items()} == {
+            WATCH: False,
+            "another": True,
+        }
 
 
 def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_path):
@@ -126,18 +148,23 @@ def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_pat
         os.kill(workers[-1].pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=30)
     lines = errors.splitlines()
-    assert process.returncode == 1 and len(lines) == 4 and "3 times in this round" in lines[-1], errors
+    assert process.returncode == 1 and len(lines) == 4 and "3 times in this round" in lines[-1], (
+        errors
+    )
 
 
 def test_nobody_else_reaches_the_worker(tmp_path):
-    """The worker's network namespace is its own, and its listening port is none of this machine's."""
+    """The worker's network namespace is its own, and its listening port is none of this
+    machine's."""
     process = start(tmp_path, *LONG, env={**os.environ, "TMPDIR": str(tmp_path)})
     worker = worker_of(process)
     wait_for_round(process)
     ours, its = (os.readlink(f"/proc/{pid}/ns/net") for pid in (os.getpid(), worker.pid))
     try:
         assert ours != its, "this machine allows no namespaces; then the run must say so"
-        inside = {c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN}
+        inside = {
+            c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN
+        }
         assert 8000 not in inside
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("localhost", 8000), timeout=1)
@@ -153,16 +180,26 @@ def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl\n"
         "start = fl.Worker._start\n"
         "def refused(self, isolated):\n"
-        "    if isolated: raise PermissionError('cannot isolate the worker (Operation not permitted)')\n"
+        "    if isolated: raise PermissionError('cannot isolate the worker (Operation not "
+        "permitted)')\n"
         "    return start(self, isolated)\n"
         "fl.Worker._start = refused\n"
         "fl.main(fl.parse('--dataset digits --model mlp --rounds 1'))"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
+    )
     assert done.returncode == 0 and "final test accuracy" in done.stdout
-    assert done.stderr.count("\n") == 1 and "others on this machine's network can reach" in done.stderr
+    assert (
+        done.stderr.count("\n") == 1 and "others on this machine's network can reach" in done.stderr
+    )
 
 
 def test_a_dead_proxy_does_not_stand_between(tmp_path):
     dead = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
-    assert run_script(tmp_path, "--dataset", "digits", "--model", "mlp", "--rounds", "1", **dead).returncode == 0
+    assert (
+        run_script(
+            tmp_path, "--dataset", "digits", "--model", "mlp", "--rounds", "1", **dead
+        ).returncode
+        == 0
+    )

@@ -1,4 +1,5 @@
-"""Clients that do not do what they should: dropouts, stragglers, and attackers that send the server something else."""
+"""Clients that do not do what they should: dropouts, stragglers, and attackers that send the server
+something else."""
 
 from __future__ import annotations
 
@@ -13,31 +14,41 @@ import tensorflow as tf
 Update = tuple[Any, ...]
 
 
-def drop_out(clients: Sequence[int], adversity: Adversity, num_clients: int, seed: int, round_num: int) -> list[int]:
-    """Return those of `clients` that report, each with probability 1 - dropout: by (seed, round, client)."""
+def drop_out(
+    clients: Sequence[int], adversity: Adversity, num_clients: int, seed: int, round_num: int
+) -> list[int]:
+    """Return those of `clients` that report, each with probability 1 - dropout: by (seed, round,
+    client)."""
     luck = np.random.default_rng([seed, round_num, 1]).random(num_clients)
     return [client for client in clients if luck[client] >= adversity.dropout]
 
 
 def captions(adversity: Adversity) -> dict[str, str]:
     """Return what a caption says of each kind, nothing of one that is not there."""
-    scale = f", scale {adversity.attack_scale:g}" if adversity.attack in ("scaled", "gaussian") else ""
+    scale = (
+        f", scale {adversity.attack_scale:g}" if adversity.attack in ("scaled", "gaussian") else ""
+    )
     return {
         "dropout": f"dropout {adversity.dropout:g}" if adversity.dropout else "",
         "stragglers": f"stragglers {adversity.stragglers:g}" if adversity.stragglers else "",
-        "attack": f"{adversity.byzantine} attackers ({adversity.attack}{scale})" if adversity.byzantine else "",
+        "attack": f"{adversity.byzantine} attackers ({adversity.attack}{scale})"
+        if adversity.byzantine
+        else "",
     }
 
 
 def choose_attackers(adversity: Adversity, num_clients: int, seed: int) -> np.ndarray:
-    """Return the clients that attack in every round, int64[byzantine], sorted: a function of the seed."""
+    """Return the clients that attack in every round, int64[byzantine], sorted: a function of the
+    seed."""
     rng = np.random.default_rng([seed, 0, 2])
     return np.sort(rng.choice(num_clients, adversity.byzantine, replace=False))
 
 
 def flip_labels(records: Any, num_classes: int) -> Any:
     """Return records uint8[n,785] in which label l is C - 1 - l (Fang et al. 2020, section 5)."""
-    return tf.concat([records[:, :-1], tf.cast(num_classes - 1, tf.uint8) - records[:, -1:]], axis=1)
+    return tf.concat(
+        [records[:, :-1], tf.cast(num_classes - 1, tf.uint8) - records[:, -1:]], axis=1
+    )
 
 
 def honest_records(records: Any, num_classes: int) -> Any:
@@ -61,11 +72,16 @@ def scale_up(update: Update, key: Any, scale: float) -> Update:
 
 
 def gaussian(update: Update, key: Any, scale: float) -> Update:
-    """Return noise whose standard deviation is `scale` times the update's root mean square (Blanchard et al. 2017)."""
+    """Return noise whose standard deviation is `scale` times the update's root mean square
+    (Blanchard et al. 2017)."""
     size = sum(tf.size(u, out_type=tf.float32) for u in update)
     spread = scale * tf.sqrt(sum(tf.reduce_sum(u**2) for u in update) / size)
-    keys = [tf.random.experimental.stateless_fold_in(key, -2 - number) for number in range(len(update))]
-    return tuple(spread * tf.random.stateless_normal(u.shape, k) for u, k in zip(update, keys, strict=True))
+    keys = [
+        tf.random.experimental.stateless_fold_in(key, -2 - number) for number in range(len(update))
+    ]
+    return tuple(
+        spread * tf.random.stateless_normal(u.shape, k) for u, k in zip(update, keys, strict=True)
+    )
 
 
 def not_a_number(update: Update, key: Any, scale: float) -> Update:
@@ -74,7 +90,8 @@ def not_a_number(update: Update, key: Any, scale: float) -> Update:
 
 
 class Attack(NamedTuple):
-    """A row: what an attacker trains on in the place of its records, and sends in that of its update."""
+    """A row: what an attacker trains on in the place of its records, and sends in that of its
+    update."""
 
     records: Callable = honest_records
     update: Callable = honest_update
@@ -97,7 +114,8 @@ class Honest:
         return records
 
     def budget(self, budget: Any, key: Any) -> Any:
-        """Return how many examples it trains on, of `budget`, int32; `key` int64[2] is the client's in this round."""
+        """Return how many examples it trains on, of `budget`, int32; `key` int64[2] is the client's
+        in this round."""
         return budget
 
     def update(self, client: Any, update: Update, key: Any) -> Update:
@@ -109,7 +127,9 @@ class Adversary(Honest):
     """A client that may be an attacker, or a straggler."""
 
     def __init__(self, adversity: Adversity, attackers: np.ndarray, num_classes: int):
-        self.adversity, self.attackers, self.num_classes = adversity, attackers, num_classes
+        self.adversity = adversity
+        self.attackers = attackers
+        self.num_classes = num_classes
         self.attack = ATTACKS[adversity.attack]
 
     def attacks(self, client: Any) -> Any:
@@ -120,13 +140,19 @@ class Adversary(Honest):
         """Return an attacker's records as the attack has them."""
         if not self.adversity.byzantine:
             return records
-        return tf.cond(self.attacks(client), lambda: self.attack.records(records, self.num_classes), lambda: records)
+        return tf.cond(
+            self.attacks(client),
+            lambda: self.attack.records(records, self.num_classes),
+            lambda: records,
+        )
 
     def budget(self, budget, key):
         """Return `budget`, or with probability `stragglers` a uniform share of it."""
         if not self.adversity.stragglers:
             return budget
-        late, share = tf.unstack(tf.random.stateless_uniform([2], tf.random.experimental.stateless_fold_in(key, -1)))
+        late, share = tf.unstack(
+            tf.random.stateless_uniform([2], tf.random.experimental.stateless_fold_in(key, -1))
+        )
         less = tf.maximum(tf.cast(share * tf.cast(budget, tf.float32), budget.dtype), 1)
         return tf.where(late < self.adversity.stragglers, less, budget)
 
@@ -135,7 +161,9 @@ class Adversary(Honest):
         if not self.adversity.byzantine:
             return update
         scale = self.adversity.attack_scale
-        return tf.cond(self.attacks(client), lambda: self.attack.update(update, key, scale), lambda: update)
+        return tf.cond(
+            self.attacks(client), lambda: self.attack.update(update, key, scale), lambda: update
+        )
 
 
 def build_behaviour(adversity: Adversity, num_clients: int, num_classes: int, seed: int) -> Honest:

@@ -1,7 +1,8 @@
-"""Aggregators: how the clients' updates become one. Each is a row: a function that builds a TFF aggregation factory.
+"""Aggregators: how the clients' updates become one. Each is a row: a function that builds a TFF
+aggregation factory.
 
-The robust rules look at all updates at once, so that a minority of clients cannot move them at will. They are
-unweighted: what a client says of its number of examples must not give it power.
+The robust rules look at all updates at once, so that a minority of clients cannot move them at
+will. They are unweighted: what a client says of its number of examples must not give it power.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ def plain_bytes(sizes: Sequence[int]) -> int:
 
 
 def compressed_bytes(sizes: Sequence[int]) -> int:
-    """Return the same in 8 bits as TFF packs them: 28 of them in an int32, and a tensor's lowest and highest beside.
+    """Return the same in 8 bits as TFF packs them: 28 of them in an int32, and a tensor's lowest
+    and highest beside.
 
     It leaves tensors of up to 20,000 elements as they are.
     """
@@ -31,19 +33,22 @@ def compressed_bytes(sizes: Sequence[int]) -> int:
 
 
 class Federation(NamedTuple):
-    """What an aggregator may follow of the clients: how many a round has, and the most images that one holds."""
+    """What an aggregator may follow of the clients: how many a round has, and the most images that
+    one holds."""
 
     cohort: int
     most_images: int
 
 
 class Aggregator(NamedTuple):
-    """A row: build(federation, **flags) -> TFF factory, `flags` being the fields of the configuration that it uses.
+    """A row: build(federation, **flags) -> TFF factory, `flags` being the fields of the
+    configuration that it uses.
 
-    `needs` is what it must see. "sums": the clients' weighted sums will do, and many clients come as few groups.
-    "each": every client by itself. "rows": all the updates of a group as float32[g,d]. `num_bytes` are those of an
-    update, `adaptive` says that a norm of 4 bytes goes down beside the weights and a figure of 4 bytes up that tells
-    whether the update was below it, `about` is said beside the name, `private` that each round costs epsilon.
+    `needs` is what it must see. "sums": the clients' weighted sums will do, and many clients come
+    as few groups. "each": every client by itself. "rows": all the updates of a group as
+    float32[g,d]. `num_bytes` are those of an update, `adaptive` says that a norm of 4 bytes goes
+    down beside the weights and a figure of 4 bytes up that tells whether the update was below it,
+    `about` is said beside the name, `private` that each round costs epsilon.
     """
 
     build: Callable[..., Any]
@@ -56,9 +61,12 @@ class Aggregator(NamedTuple):
 
 
 def caption(row: Aggregator, fields: dict[str, Any], ledger: Any) -> str:
-    """Return what a caption says of the row: its own fields, what it gives, or what the ledger's figure rests on."""
+    """Return what a caption says of the row: its own fields, what it gives, or what the ledger's
+    figure rests on."""
     about = ledger.assumption() if ledger else row.about
-    return with_fields(fields["aggregator"], {name: fields[name] for name in row.flags}) + (about and f": {about}")
+    return with_fields(fields["aggregator"], {name: fields[name] for name in row.flags}) + (
+        about and f": {about}"
+    )
 
 
 def clipping(federation: Federation) -> Any:
@@ -72,25 +80,29 @@ def zeroing(federation: Federation) -> Any:
 
 
 def compressed(federation: Federation) -> Any:
-    """Return the mean of updates in 8 bits (Suresh et al. 2017), rounded to the nearest so that a run repeats."""
+    """Return the mean of updates in 8 bits (Suresh et al. 2017), rounded to the nearest so that a
+    run repeats."""
     return tff.learning.compression_aggregator(zeroing=False, clipping=False, stochastic=False)
 
 
 def secure(federation: Federation) -> Any:
-    """Return the mean by secure sums (Bonawitz et al. 2017) of n_k * update and n_k, each in bounds in 32 bits.
+    """Return the mean by secure sums (Bonawitz et al. 2017) of n_k * update and n_k, each in bounds
+    in 32 bits.
 
-    A sum is cut at its bounds in silence, so they follow the clients: n_k as it is, and 16 for a weight's update, far
-    above any of a training that goes well.
+    A sum is cut at its bounds in silence, so they follow the clients: n_k as it is, and 16 for a
+    weight's update, far above any of a training that goes well.
     """
     weight_bound = max(1e5, float(federation.most_images))
     value_bound = max(1e5, 16.0 * federation.most_images)
     return tff.aggregators.MeanFactory(
-        tff.aggregators.SecureSumFactory(value_bound, -value_bound), tff.aggregators.SecureSumFactory(weight_bound, 0.0)
+        tff.aggregators.SecureSumFactory(value_bound, -value_bound),
+        tff.aggregators.SecureSumFactory(weight_bound, 0.0),
     )
 
 
 def dp(federation: Federation, noise_multiplier: float) -> Any:
-    """Return the unweighted mean of updates clipped adaptively, with Gaussian noise (McMahan et al. 2018)."""
+    """Return the unweighted mean of updates clipped adaptively, with Gaussian noise (McMahan et al.
+    2018)."""
     return tff.aggregators.as_weighted_aggregator(
         tff.learning.dp_aggregator(noise_multiplier, federation.cohort, zeroing=False)
     )
@@ -99,8 +111,8 @@ def dp(federation: Federation, noise_multiplier: float) -> Any:
 def gather(value: Any) -> Any:
     """Return a CLIENTS-placed struct of [g, ...] tensors as one of [m, ...] at SERVER: all rows.
 
-    What is concatenated on the way stays in the worker's memory: (groups + 1) / 2 times the rows. So clients come in
-    few groups, whose rows are stacked in the graph.
+    What is concatenated on the way stays in the worker's memory: (groups + 1) / 2 times the rows.
+    So clients come in few groups, whose rows are stacked in the graph.
     """
     member = value.type_signature.member
 
@@ -121,57 +133,71 @@ def gather(value: Any) -> Any:
 
 
 class RowRule(tff.aggregators.WeightedAggregationFactory):
-    """rule(rows float32[m,d]) -> float32[d] as a TFF factory for stacked updates; rows of weight 0 are left out."""
+    """rule(rows float32[m,d]) -> float32[d] as a TFF factory for stacked updates; rows of weight 0
+    are left out."""
 
     def __init__(self, rule: Callable[[Any], Any]):
         self.rule = rule
 
     def create(self, value_type: Any, weight_type: Any) -> tff.templates.AggregationProcess:
-        """For float32[g,d] of each group and its weights float32[g]; without any row the result is 0."""
+        """For float32[g,d] of each group and its weights float32[g]; without any row the result is
+        0."""
 
         @tff.tensorflow.computation
         def apply(rows, weights):
             kept = tf.boolean_mask(rows, weights > 0)
-            return tf.cond(tf.size(kept) > 0, lambda: self.rule(kept), lambda: tf.zeros_like(rows[0]))
+            return tf.cond(
+                tf.size(kept) > 0, lambda: self.rule(kept), lambda: tf.zeros_like(rows[0])
+            )
 
         @tff.federated_computation
         def initialize():
             return tff.federated_value((), tff.SERVER)
 
-        at_clients = [tff.FederatedType(member, tff.CLIENTS) for member in (value_type, weight_type)]
+        at_clients = [
+            tff.FederatedType(member, tff.CLIENTS) for member in (value_type, weight_type)
+        ]
 
         @tff.federated_computation(initialize.type_signature.result, *at_clients)
         def next_fn(state, value, weight):
             result = tff.federated_map(apply, gather(tff.federated_zip((value, weight))))
-            return tff.templates.MeasuredProcessOutput(state, result, tff.federated_value((), tff.SERVER))
+            return tff.templates.MeasuredProcessOutput(
+                state, result, tff.federated_value((), tff.SERVER)
+            )
 
         return tff.templates.AggregationProcess(initialize, next_fn)
 
 
 def median(rows: Any) -> Any:
-    """Return each coordinate's median; of an even number the mean of the middle two (Yin et al. 2018)."""
-    count, ordered = tf.shape(rows)[0], tf.sort(rows, axis=0)
+    """Return each coordinate's median; of an even number the mean of the middle two (Yin et al.
+    2018)."""
+    count = tf.shape(rows)[0]
+    ordered = tf.sort(rows, axis=0)
     return (ordered[(count - 1) // 2] + ordered[count // 2]) / 2
 
 
 def trimmed_mean(rows: Any, share: float) -> Any:
-    """Return each coordinate's mean without the `share` highest and the `share` lowest (Yin et al. 2018)."""
-    count, ordered = tf.shape(rows)[0], tf.sort(rows, axis=0)
+    """Return each coordinate's mean without the `share` highest and the `share` lowest (Yin et al.
+    2018)."""
+    count = tf.shape(rows)[0]
+    ordered = tf.sort(rows, axis=0)
     dropped = tf.constant(share, tf.float64) * tf.cast(count, tf.float64)
-    cut = tf.cast(tf.floor(dropped + 1e-9), tf.int32)  # 0.29 * 100 is 29, not the 28.999... of binary fractions
+    # 0.29 * 100 is 29, not the 28.999... of binary fractions
+    cut = tf.cast(tf.floor(dropped + 1e-9), tf.int32)
     return tf.reduce_mean(ordered[cut : count - cut], axis=0)
 
 
 def krum(rows: Any, attackers: int, chosen: int = 1) -> Any:
     """Return the mean of the `chosen` rows nearest to their neighbours (Blanchard et al. 2017).
 
-    A row's score is the sum of its squared distances to the m - attackers - 2 nearest others, lowest first. `chosen`
-    0 is multi-Krum with m - attackers.
+    A row's score is the sum of its squared distances to the m - attackers - 2 nearest others,
+    lowest first. `chosen` 0 is multi-Krum with m - attackers.
     """
     count = tf.shape(rows)[0]
 
     def distances_to(row):
-        """One difference at a time, in float64: products of whole rows would round an attacker's size into all."""
+        """One difference at a time, in float64: products of whole rows would round an attacker's
+        size into all."""
         return tf.reduce_sum((tf.cast(rows, tf.float64) - tf.cast(row, tf.float64)) ** 2, axis=1)
 
     distances = tf.map_fn(distances_to, rows, fn_output_signature=tf.float64, parallel_iterations=1)
@@ -210,7 +236,9 @@ ROWS = {
     "multi-krum": Aggregator(build_multi_krum, "rows", ("tolerated",)),
     "compressed": Aggregator(compressed, "each", num_bytes=compressed_bytes),
     "secure": Aggregator(
-        secure, "each", about="the arithmetic of secure sums, no cryptography, bytes without keys, shares and masks"
+        secure,
+        "each",
+        about="the arithmetic of secure sums, no cryptography; bytes without keys and masks",
     ),
     "dp": Aggregator(dp, "each", ("noise_multiplier",), adaptive=True, private=True),
 }

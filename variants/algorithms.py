@@ -1,11 +1,14 @@
-"""Federated algorithms: FedAvg, the base class, and what each other one changes, at hooks in a round's order.
+"""Federated algorithms: FedAvg, the base class, and what each other one changes, at hooks in a
+round's order.
 
-A client gets the weights w and what is `sent` besides; each local step it may `correct` the gradient; it gives back
-w - w_k and what is `sent_back` besides, of which the server `remember`s; in `server_step` the server may change the
-mean update before its optimizer applies it: w <- w - server_lr * mean.
+A client gets the weights w and what is `sent` besides; each local step it may `correct` the
+gradient; it gives back w - w_k and what is `sent_back` besides, of which the server `remember`s; in
+`server_step` the server may change the mean update before its optimizer applies it: w <- w -
+server_lr * mean.
 
-Weights, gradients and updates are tuples of float32 tensors. What is kept, sent and sent back are flat: float32[d], d
-the number of the model's parameters. The server keeps float32[rows,d], zeros at first.
+Weights, gradients and updates are tuples of float32 tensors. What is kept, sent and sent back are
+flat: float32[d], d the number of the model's parameters. The server keeps float32[rows,d], zeros at
+first.
 """
 
 from __future__ import annotations
@@ -37,7 +40,8 @@ def unflatten(flat: Any, like: Tensors) -> Tensors:
 
 
 class ClientOptimizer(NamedTuple):
-    """A row: build(rate, momentum) is a TFF optimizer, `rate` the learning rate where the user names none.
+    """A row: build(rate, momentum) is a TFF optimizer, `rate` the learning rate where the user
+    names none.
 
     A rate of 0 stands for the algorithm's own.
     """
@@ -82,10 +86,12 @@ CLIENT_OPTIMIZERS = {
 
 
 def caption(options: Optimization, client_lr: float, server_lr: float) -> str:
-    """Return what a caption says: the algorithm and the fields that it alone uses, of plain SGD its rate alone, of
-    plain averaging nothing."""
+    """Return what a caption says: the algorithm and the fields that it alone uses, of plain SGD its
+    rate alone, of plain averaging nothing."""
     kind = options.client_optimizer
-    words = {"sgd": "", "momentum": f"client momentum {options.client_momentum:g}, "}.get(kind, f"client {kind}, ")
+    words = {"sgd": "", "momentum": f"client momentum {options.client_momentum:g}, "}.get(
+        kind, f"client {kind}, "
+    )
     words += f"weight decay {options.weight_decay:g}, " if options.weight_decay else ""
     words += f"lr {client_lr:g}{name_schedule(options.client_schedule, options)}"
     server = f"{server_lr:g}{name_schedule(options.server_schedule, options)}"
@@ -98,37 +104,47 @@ def caption(options: Optimization, client_lr: float, server_lr: float) -> str:
 
 def name_schedule(name: str, options: Optimization) -> str:
     """Return what a caption says behind a rate: nothing where it is constant."""
-    uses = {"constant": "", "exponential": f" × {options.lr_decay:g} a round", "inverse-sqrt": " inverse-sqrt"}
+    uses = {
+        "constant": "",
+        "exponential": f" × {options.lr_decay:g} a round",
+        "inverse-sqrt": " inverse-sqrt",
+    }
     return uses.get(name, f" cosine over {options.lr_horizon} rounds")
 
 
 def count_steps(batch_size: int, size: Any, budget: Any) -> Any:
-    """Return the SGD steps of a client of `size` examples that trains on `budget` of them, tau_k, int32."""
+    """Return the SGD steps of a client of `size` examples that trains on `budget` of them, tau_k,
+    int32."""
     batch = batch_size or size
     return budget // size * (-(-size // batch)) + (-(-(budget % size) // batch))
 
 
 class Algorithm:
-    """FedAvg: w <- w - 1.0 * sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k (McMahan et al. 2017, Algorithm 1)."""
+    """FedAvg: w <- w - 1.0 * sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k (McMahan et al. 2017,
+    Algorithm 1)."""
 
     client_lr = 0.2  # the rates where the user names none
     server_lr = 1.0
     fixed: dict[str, int] = {}  # fields that the algorithm is defined by
     flags: tuple[str, ...] = ()  # fields that it alone uses
     sends_memory = False  # in the paper, as much as the weights goes down and up beside them
-    normalized = False  # updates are divided by the clients' numbers of steps, and their mean multiplied by the mean
+    # updates are divided by the clients' numbers of steps, and their mean multiplied by the mean
+    normalized = False
 
     def __init__(self, options: Optimization, sizes: np.ndarray):
         """`sizes` int64[K] are the n_k of all clients."""
-        self.options, self.num_clients = options, len(sizes)
-        self.shares = (sizes / sizes.sum()).astype(np.float32)  # n_k / n over all clients, float32[K]
+        self.options = options
+        self.num_clients = len(sizes)
+        # n_k / n over all clients, float32[K]
+        self.shares = (sizes / sizes.sum()).astype(np.float32)
 
     def rows(self) -> int:
         """Return how many rows the server keeps."""
         return 0
 
     def rows_for(self, clients: np.ndarray) -> np.ndarray:
-        """Return the places of the rows that `sent` of these clients int64[g] looks at, int64[r]."""
+        """Return the places of the rows that `sent` of these clients int64[g] looks at,
+        int64[r]."""
         return np.arange(self.rows())
 
     def sent(self, kept: Any, client: Any) -> Any:
@@ -150,15 +166,19 @@ class Algorithm:
             gradients = tuple(g + decay * w for g, w in zip(gradients, weights, strict=True))
         return self.correct(gradients, weights, initial, sent)
 
-    def sent_back(self, sent: Any, initial: Tensors, trained: Tensors, steps: Any, rate: Any, gradient: Any) -> Any:
-        """Return what the client gives besides its update, after `steps` steps of learning rate `rate`.
+    def sent_back(
+        self, sent: Any, initial: Tensors, trained: Tensors, steps: Any, rate: Any, gradient: Any
+    ) -> Any:
+        """Return what the client gives besides its update, after `steps` steps of learning rate
+        `rate`.
 
         gradient() is that of the client's whole shard at `initial`.
         """
         return tf.zeros([0])
 
     def remember(self, kept: Any, clients: Any, examples: Any, given: Any) -> Any:
-        """Return what the server keeps after a round of `clients` int64[m], n_k float32[m], `given` float32[m,d]."""
+        """Return what the server keeps after a round of `clients` int64[m], n_k float32[m], `given`
+        float32[m,d]."""
         return kept
 
     def server_step(self, mean: Tensors, kept: Any) -> Tensors:
@@ -171,7 +191,8 @@ class Algorithm:
 
 
 class FedSGD(Algorithm):
-    """FedAvg with one step on the whole shard: w <- w - client_lr * sum_k (n_k / n) g_k (the same, section 2)."""
+    """FedAvg with one step on the whole shard: w <- w - client_lr * sum_k (n_k / n) g_k (the same,
+    section 2)."""
 
     fixed = FIXED["fedsgd"]
 
@@ -184,7 +205,9 @@ class FedProx(Algorithm):
     def correct(self, gradients, weights, initial, sent):
         """Return g + mu (w - w_0)."""
         mu = self.options.prox_mu
-        return tuple(g + mu * (w - w0) for g, w, w0 in zip(gradients, weights, initial, strict=True))
+        return tuple(
+            g + mu * (w - w0) for g, w, w0 in zip(gradients, weights, initial, strict=True)
+        )
 
 
 class FedAvgM(Algorithm):
@@ -201,22 +224,28 @@ class FedAvgM(Algorithm):
 class FedAdagrad(Algorithm):
     """TFF's Adagrad on the server, in the place that Reddi et al. 2021, Algorithm 2, gives it.
 
-    It divides by the root of v + epsilon, where the paper adds tau to the root of v: epsilon is tau ** 2.
+    It divides by the root of v + epsilon, where the paper adds tau to the root of v: epsilon is tau
+    ** 2.
     """
 
     server_lr = 0.03
     flags = ("server_epsilon",)
 
     def server_optimizer(self, rate):
-        """Return Adagrad whose sum of squares starts at 1e-6, with an epsilon of 1e-6 where no tau is chosen."""
+        """Return Adagrad whose sum of squares starts at 1e-6, with an epsilon of 1e-6 where no tau
+        is chosen."""
         epsilon = self.options.server_epsilon**2 or 1e-6
-        return tff.learning.optimizers.build_adagrad(rate, initial_preconditioner_value=1e-6, epsilon=epsilon)
+        return tff.learning.optimizers.build_adagrad(
+            rate, initial_preconditioner_value=1e-6, epsilon=epsilon
+        )
 
 
 class FedAdam(Algorithm):
-    """TFF's Adam on the server, with beta_1, beta_2 and tau = epsilon of Reddi et al. 2021, Algorithm 2.
+    """TFF's Adam on the server, with beta_1, beta_2 and tau = epsilon of Reddi et al. 2021,
+    Algorithm 2.
 
-    Unlike theirs it corrects the bias of both moments, and its second moment starts at 0, not at tau ** 2.
+    Unlike theirs it corrects the bias of both moments, and its second moment starts at 0, not at
+    tau ** 2.
     """
 
     server_lr = 0.1
@@ -241,7 +270,8 @@ class FedYogi(Algorithm):
 
 
 class FedNova(Algorithm):
-    """w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k (Wang et al. 2020, section 4).
+    """w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k (Wang et al.
+    2020, section 4).
 
     tau_k is the norm |a|_1 of what the steps' gradients count in w - w_k: with SGD their number.
     """
@@ -249,7 +279,8 @@ class FedNova(Algorithm):
     normalized = True
 
     def work(self, steps):
-        """Return |a|_1; with momentum m the gradient i steps before the last counts (1 - m ** i) / (1 - m)."""
+        """Return |a|_1; with momentum m the gradient i steps before the last counts (1 - m ** i) /
+        (1 - m)."""
         if self.options.client_optimizer != "momentum":
             return steps
         m = self.options.client_momentum
@@ -257,9 +288,11 @@ class FedNova(Algorithm):
 
 
 class Scaffold(Algorithm):
-    """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II. The server keeps a row c_k a client, and last c.
+    """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II. The server keeps a row c_k a
+    client, and last c.
 
-    That is the mean of the c_k weighted by n_k, as the loss that FedAvg minimizes is that mean of the clients'.
+    That is the mean of the c_k weighted by n_k, as the loss that FedAvg minimizes is that mean of
+    the clients'.
     """
 
     client_lr = 0.1
@@ -288,11 +321,14 @@ class Scaffold(Algorithm):
     def remember(self, kept, clients, examples, given):
         """Return the new c_k of the round's clients, the old of the others, and c."""
         own = tf.tensor_scatter_nd_update(kept[:-1], clients[:, tf.newaxis], given)
-        return tf.concat([own, tf.linalg.matvec(own, self.shares, transpose_a=True)[tf.newaxis]], axis=0)
+        return tf.concat(
+            [own, tf.linalg.matvec(own, self.shares, transpose_a=True)[tf.newaxis]], axis=0
+        )
 
 
 class MimeLite(Algorithm):
-    """MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3). The server keeps its momentum v, one row."""
+    """MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3). The server keeps its momentum
+    v, one row."""
 
     client_lr = 0.0005  # the momentum that is held still through a round suits few local steps
     sends_memory = True  # the momentum down, the shard's gradient up
@@ -321,11 +357,13 @@ class MimeLite(Algorithm):
 
 
 class FedDyn(Algorithm):
-    """FedDyn (Acar et al. 2021, Algorithm 1). The server keeps a row g_k a client, its gradient at its last weights.
+    """FedDyn (Acar et al. 2021, Algorithm 1). The server keeps a row g_k a client, its gradient at
+    its last weights.
 
-    Means are weighted by n_k where the paper's clients count alike: with shards of one size the two are the same. In
-    the paper a device keeps its own g_k, and the server h: the weights alone travel, and so they are counted. Our
-    simulation keeps all g_k at the server, as its workers keep nothing from round to round.
+    Means are weighted by n_k where the paper's clients count alike: with shards of one size the two
+    are the same. In the paper a device keeps its own g_k, and the server h: the weights alone
+    travel, and so they are counted. Our simulation keeps all g_k at the server, as its workers keep
+    nothing from round to round.
     """
 
     flags = ("dyn_alpha",)
@@ -343,9 +381,14 @@ class FedDyn(Algorithm):
         return kept[client]
 
     def correct(self, gradients, weights, initial, sent):
-        """Return g - g_k + alpha (w - w_0): the gradient of the dynamically regularized loss, equation 1."""
-        alpha, own = self.options.dyn_alpha, unflatten(sent, initial)
-        return tuple(g - gk + alpha * (w - w0) for g, gk, w, w0 in zip(gradients, own, weights, initial, strict=True))
+        """Return g - g_k + alpha (w - w_0): the gradient of the dynamically regularized loss,
+        equation 1."""
+        alpha = self.options.dyn_alpha
+        own = unflatten(sent, initial)
+        return tuple(
+            g - gk + alpha * (w - w0)
+            for g, gk, w, w0 in zip(gradients, own, weights, initial, strict=True)
+        )
 
     def sent_back(self, sent, initial, trained, steps, rate, gradient):
         """Return g_k - alpha (w_k - w_0), the new g_k."""
@@ -358,7 +401,8 @@ class FedDyn(Algorithm):
     def server_step(self, mean, kept):
         """Return mean + h / alpha: w <- sum_k (n_k / n) w_k - h / alpha.
 
-        h = sum_k (n_k / n) g_k over all clients: what the paper's h <- h - alpha sum_k (w_k - w) / K adds up to.
+        h = sum_k (n_k / n) g_k over all clients: what the paper's h <- h - alpha sum_k (w_k - w) /
+        K adds up to.
         """
         h = unflatten(tf.linalg.matvec(kept, self.shares, transpose_a=True), mean)
         return tuple(m + x / self.options.dyn_alpha for m, x in zip(mean, h, strict=True))
@@ -380,7 +424,8 @@ ALGORITHMS = {
 
 
 def schedule(name: str, round_num: Any, options: Optimization) -> Any:
-    """Return the factor of the learning rate in round 1, 2, ... (float32) by the schedule of this name."""
+    """Return the factor of the learning rate in round 1, 2, ... (float32) by the schedule of this
+    name."""
     if name == "exponential":
         return options.lr_decay ** (round_num - 1)
     if name == "inverse-sqrt":
@@ -391,7 +436,8 @@ def schedule(name: str, round_num: Any, options: Optimization) -> Any:
 
 
 class ServerSteps(NamedTuple):
-    """TFF computations between the mean and the server's optimizer, of which a process uses those that it needs."""
+    """TFF computations between the mean and the server's optimizer, of which a process uses those
+    that it needs."""
 
     from_row: Any  # float32[d] -> update
     times: Any  # (update, factor) -> update
@@ -400,11 +446,15 @@ class ServerSteps(NamedTuple):
     server_step: Any  # (update, clients' state) -> update
 
 
-def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like: Tensors, report: type) -> ServerSteps:
-    """Return the server's own computations; they have no types here, as TFF traces each where it is used.
+def build_server_steps(
+    algorithm: Algorithm, server: Any, server_lr: float, like: Tensors, report: type
+) -> ServerSteps:
+    """Return the server's own computations; they have no types here, as TFF traces each where it is
+    used.
 
-    The clients' state has the fields round, int64, and memory, float32[rows,d]; `server` is a TFF optimizer, `like` a
-    tuple of arrays with the weights' shapes, `report` a NamedTuple of what each client reports, a row of the reports.
+    The clients' state has the fields round, int64, and memory, float32[rows,d]; `server` is a TFF
+    optimizer, `like` a tuple of arrays with the weights' shapes, `report` a NamedTuple of what each
+    client reports, a row of the reports.
     """
     options = algorithm.options
 
@@ -424,7 +474,8 @@ def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like
     @tff.tensorflow.computation
     def remember(clients, ids, reports, sent_back):
         told = report(*tf.unstack(reports, axis=1))
-        kept = (told.finite > 0) & tf.reduce_all(tf.math.is_finite(sent_back), axis=1)  # 0 / 0 where the rate is 0
+        # 0 / 0 where the rate is 0
+        kept = (told.finite > 0) & tf.reduce_all(tf.math.is_finite(sent_back), axis=1)
         ids, examples, given = (tf.boolean_mask(x, kept) for x in (ids, told.examples, sent_back))
         memory = algorithm.remember(clients.memory, ids, examples, given)
         return clients._replace(memory=tf.where(tf.reduce_any(kept), memory, clients.memory))
@@ -437,25 +488,31 @@ def build_server_steps(algorithm: Algorithm, server: Any, server_lr: float, like
 
 
 def check_private(algorithm: Algorithm) -> None:
-    """Raise UserError for an algorithm whose clients send more than the update, to which alone dp adds noise.
+    """Raise UserError for an algorithm whose clients send more than the update, to which alone dp
+    adds noise.
 
-    That is known by what it does: it has a memory made of what clients send, or the clients' numbers of steps go into
-    the mean.
+    That is known by what it does: it has a memory made of what clients send, or the clients'
+    numbers of steps go into the mean.
     """
     if algorithm.rows() or algorithm.normalized:
         more = "what the server remembers of them" if algorithm.rows() else "their numbers of steps"
         raise UserError(
-            f"algorithm={algorithm.options.algorithm!r}: its clients send more than the update to which "
-            f"aggregator='dp' adds noise ({more}), and epsilon would be false; choose another of the two"
+            f"algorithm={algorithm.options.algorithm!r}: its clients send more than the update to "
+            f"which aggregator='dp' adds noise ({more}), and epsilon would be false; choose "
+            "another of the two"
         )
 
 
 def check_memory(rows: int, parameters: int, name: str) -> int:
-    """Return the size of a row that an algorithm keeps, 0 without any. Raise UserError where all are above 1 GiB."""
+    """Return the size of a row that an algorithm keeps, 0 without any.
+
+    Raise UserError where all are above 1 GiB.
+    """
     gibibytes = 4 * rows * parameters / 2**30
     if gibibytes > 1:
         raise UserError(
-            f"num_clients makes {rows:,} rows of {parameters:,} parameters, {gibibytes:.1f} GiB, that "
-            f"algorithm={name!r} keeps; choose at most {2**28 // parameters - 1} clients, or a smaller model"
+            f"num_clients makes {rows:,} rows of {parameters:,} parameters, {gibibytes:.1f} GiB, "
+            f"that algorithm={name!r} keeps; choose at most {2**28 // parameters - 1} clients, or "
+            "a smaller model"
         )
     return parameters if rows else 0

@@ -1,7 +1,9 @@
-"""Data sets: MNIST, scikit-learn's digits, files of one's own in the forms that people have, and images held out.
+"""Data sets: MNIST, scikit-learn's digits, files of one's own in the forms that people have, and
+images held out.
 
-A data set is read as four arrays by Keras' names, x_train, y_train, x_test, y_test, and becomes a Dataset: images
-uint8[n,28,28] in 0..255, labels uint8[n] in 0..C-1. What would lose information is refused.
+A data set is read as four arrays by Keras' names, x_train, y_train, x_test, y_test, and becomes a
+Dataset: images uint8[n,28,28] in 0..255, labels uint8[n] in 0..C-1. What would lose information is
+refused.
 """
 
 from __future__ import annotations
@@ -24,7 +26,10 @@ import sklearn.model_selection
 
 Arrays = dict[str, np.ndarray]
 KEYS = ("x_train", "y_train", "x_test", "y_test")
-OTHER_KEYS = (("train_images", "train_labels", "test_images", "test_labels"), ("arr_0", "arr_1", "arr_2", "arr_3"))
+OTHER_KEYS = (
+    ("train_images", "train_labels", "test_images", "test_labels"),
+    ("arr_0", "arr_1", "arr_2", "arr_3"),
+)
 OWNERS = "client_train"  # an array of this name says whose each training image is
 IMAGE_SIDE = 28
 MAX_CLASSES = 100
@@ -42,10 +47,12 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split; `name` stands in every plot, `original` says that all bytes are MNIST's own.
+    """A training and a test split; `name` stands in every plot, `original` says that all bytes are
+    MNIST's own.
 
-    `owners` says whose each training image is, where the data do; `classes` are the labels as they were given, whose
-    places 0..C-1 are ours; `remarks` are what the user should know of how the data were read.
+    `owners` says whose each training image is, where the data do; `classes` are the labels as they
+    were given, whose places 0..C-1 are ours; `remarks` are what the user should know of how the
+    data were read.
     """
 
     name: str
@@ -72,21 +79,34 @@ def make_dataset(name: str, arrays: Arrays, remarks: Sequence[str] = ()) -> Data
     """Return the data set of these arrays, identified by the SHA-256 of their bytes."""
     digests = [hashlib.sha256(arrays[key].tobytes()).hexdigest() for key in KEYS]
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    train, test = Split(arrays["x_train"], arrays["y_train"]), Split(arrays["x_test"], arrays["y_test"])
+    train = Split(arrays["x_train"], arrays["y_train"])
+    test = Split(arrays["x_test"], arrays["y_test"])
     classes = tuple(arrays.get("classes", np.arange(int(train.labels.max()) + 1)).tolist())
-    return Dataset(name, train, test, digest == MNIST_SHA256, digest, arrays.get(OWNERS), classes, tuple(remarks))
+    return Dataset(
+        name,
+        train,
+        test,
+        digest == MNIST_SHA256,
+        digest,
+        arrays.get(OWNERS),
+        classes,
+        tuple(remarks),
+    )
 
 
 def load_mnist() -> Dataset:
     """Return the MNIST beside the script. Raise UserError where it isn't what was committed."""
     dataset = make_dataset("MNIST", read_npz(MNIST_FILE))
     if not dataset.original:
-        raise UserError(f"{MNIST_FILE} is not MNIST (its SHA-256 differs); restore the committed file")
+        raise UserError(
+            f"{MNIST_FILE} is not MNIST (its SHA-256 differs); restore the committed file"
+        )
     return dataset
 
 
 def load_digits() -> Dataset:
-    """Return scikit-learn's 1,797 digits, 8x8 in 0..16, as 28x28 in 0..255: each pixel three wide, a margin of two."""
+    """Return scikit-learn's 1,797 digits, 8x8 in 0..16, as 28x28 in 0..255: each pixel three wide,
+    a margin of two."""
     bunch = sklearn.datasets.load_digits()
     images = np.kron(bunch.images, np.ones((3, 3))) * (255 / 16)
     images = np.pad(images, [(0, 0), (2, 2), (2, 2)]).round().astype(np.uint8)
@@ -106,20 +126,33 @@ def load_files(path: Path, name: str, transpose: bool) -> Dataset:
     raw = read_idx(path, source) if path.is_dir() else read_npz(path)
     arrays, remarks = normalize(raw, source)
     if transpose:
-        arrays |= {key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1)) for key in ("x_train", "x_test")}
-    dataset = make_dataset(name or "not the original MNIST", arrays, [*remarks, *look_at(arrays["x_train"])])
+        arrays |= {
+            key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1))
+            for key in ("x_train", "x_test")
+        }
+    dataset = make_dataset(
+        name or "not the original MNIST", arrays, [*remarks, *look_at(arrays["x_train"])]
+    )
     return make_dataset("MNIST", arrays) if dataset.original and not name else dataset
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
-    """Return the data with `count` of the training images in the test set's place, the same for every seed."""
+    """Return the data with `count` of the training images in the test set's place, the same for
+    every seed."""
     images, labels = dataset.train
     if count >= len(labels):
-        raise UserError(f"holdout={count} leaves none of the {len(labels)} training images; choose less")
+        raise UserError(
+            f"holdout={count} leaves none of the {len(labels)} training images; choose less"
+        )
     test, train = np.split(np.random.default_rng(0).permutation(len(labels)), [count])
     if len(np.unique(labels[train])) != len(np.unique(labels)):
         raise UserError(f"holdout={count} leaves no training image of some label; choose less")
-    arrays = {"x_train": images[train], "y_train": labels[train], "x_test": images[test], "y_test": labels[test]}
+    arrays = {
+        "x_train": images[train],
+        "y_train": labels[train],
+        "x_test": images[test],
+        "y_test": labels[test],
+    }
     arrays["classes"] = np.array(dataset.classes)
     if dataset.owners is not None:
         arrays[OWNERS] = dataset.owners[train]
@@ -132,7 +165,9 @@ def read_npz(path: Path) -> Arrays:
     source = f"data={str(path)!r:.200}"
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as npz:
-            names = next((keys for keys in (KEYS, *OTHER_KEYS) if set(keys) <= set(npz.files)), None)
+            names = next(
+                (keys for keys in (KEYS, *OTHER_KEYS) if set(keys) <= set(npz.files)), None
+            )
             if names is None:
                 absent = sorted(set(KEYS) - set(npz.files))
                 raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
@@ -140,24 +175,34 @@ def read_npz(path: Path) -> Arrays:
             return arrays | ({OWNERS: npz[OWNERS]} if OWNERS in npz.files else {})
     except DAMAGE as error:
         reason = getattr(error, "strerror", None) or "truncated, or no .npz"
-        cure = "give a whole .npz with Keras' keys, or a folder of IDX files; a run is resumed with --data NEW"
+        cure = (
+            "give a whole .npz with Keras' keys, or a folder of IDX files; a run is resumed with "
+            "--data NEW"
+        )
         raise UserError(f"{source} cannot be read ({reason}); {cure}") from error
 
 
 def read_idx(folder: Path, source: str) -> Arrays:
-    """Return the arrays of a folder with the four IDX files of MNIST and its kin, gzipped or not."""
+    """Return the arrays of a folder with the four IDX files of MNIST and its kin, gzipped or
+    not."""
     arrays = {}
     try:
         files = sorted(folder.iterdir())
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}); give a folder with the four IDX files") from error
+        raise UserError(
+            f"{source} cannot be read ({error.strerror}); give a folder with the four IDX files"
+        ) from error
     for key in KEYS:
         part = "train" if key.endswith("train") else "(t10k|test)"
-        pattern = rf"(.*[-_])?{part}[-_.]{'images' if key[0] == 'x' else 'labels'}[-_.]idx[13][-_.]ubyte(\.gz)?"
+        kind = "images" if key[0] == "x" else "labels"
+        pattern = rf"(.*[-_])?{part}[-_.]{kind}[-_.]idx[13][-_.]ubyte(\.gz)?"
         found = [path for path in files if re.fullmatch(pattern, path.name)]
         if len(found) != 1:
             what = f"{len(found)} files" if found else "no file"
-            raise UserError(f"{source} has {what} like {pattern!r} for {key}; give a folder with the four IDX files")
+            raise UserError(
+                f"{source} has {what} like {pattern!r} for {key}; give a folder with the four IDX "
+                "files"
+            )
         arrays[key] = read_idx_file(found[0])
     return arrays
 
@@ -172,21 +217,34 @@ def read_idx_file(path: Path) -> np.ndarray:
         reason = getattr(error, "strerror", None) or "damaged gzip"
         raise UserError(f"{path} cannot be read ({reason}); restore it") from error
     ranks = content[3] if content[:3] == b"\0\0\x08" else 0
-    shape = np.frombuffer(content[4 : 4 + 4 * ranks], ">u4").tolist() if len(content) >= 4 + 4 * ranks else []
+    shape = (
+        np.frombuffer(content[4 : 4 + 4 * ranks], ">u4").tolist()
+        if len(content) >= 4 + 4 * ranks
+        else []
+    )
     if not shape or len(content) != 4 + 4 * ranks + int(np.prod(shape, dtype=object)):
         raise UserError(f"{path} is no whole IDX file of bytes; restore it")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ranks).reshape(shape)
 
 
 def normalize(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
-    """Return the arrays in our form, and what was done to them. Raise UserError where they hold something else."""
+    """Return the arrays in our form, and what was done to them.
+
+    Raise UserError where they hold something else.
+    """
     remarks: list[str] = []
-    images = {part: to_images(raw[f"x_{part}"], f"{source}: x_{part}") for part in ("train", "test")}
-    labels = {part: to_labels(raw[f"y_{part}"], f"{source}: y_{part}") for part in ("train", "test")}
+    images = {
+        part: to_images(raw[f"x_{part}"], f"{source}: x_{part}") for part in ("train", "test")
+    }
+    labels = {
+        part: to_labels(raw[f"y_{part}"], f"{source}: y_{part}") for part in ("train", "test")
+    }
     for part in ("train", "test"):
         if labels[part].shape != images[part].shape[:1]:
             wanted = f"{images[part].shape[:1]}, a label an image"
-            raise UserError(f"{source}: y_{part} has shape {raw[f'y_{part}'].shape}; it must be {wanted}")
+            raise UserError(
+                f"{source}: y_{part} has shape {raw[f'y_{part}'].shape}; it must be {wanted}"
+            )
     if max(part.max() for part in images.values()) <= 1:
         images = {part: array * 255 for part, array in images.items()}
         remarks.append(f"{source}: images in 0..1 are taken × 255")
@@ -195,18 +253,30 @@ def normalize(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
     strange = np.setdiff1d(labels["test"], classes)
     gap = np.setdiff1d(np.arange(classes[-1] + 1), classes) if classes[0] == 0 else []
     if len(strange):
-        raise UserError(f"{source}: no image in y_train has label {strange[0]}, as y_test has; give data of one kind")
+        raise UserError(
+            f"{source}: no image in y_train has label {strange[0]}, as y_test has; give data of "
+            "one kind"
+        )
     if len(classes) > MAX_CLASSES:
-        raise UserError(f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}")
+        raise UserError(
+            f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}"
+        )
     if classes[0] != 0 or len(gap):
         span = f"{classes[0]}..{classes[-1]}"
-        remarks.append(f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}")
+        remarks.append(
+            f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}"
+        )
     arrays = {f"x_{part}": array for part, array in images.items()} | {"classes": classes}
-    arrays |= {f"y_{part}": np.searchsorted(classes, array).astype(np.uint8) for part, array in labels.items()}
+    arrays |= {
+        f"y_{part}": np.searchsorted(classes, array).astype(np.uint8)
+        for part, array in labels.items()
+    }
     if OWNERS in raw:
         if raw[OWNERS].shape != arrays["y_train"].shape or raw[OWNERS].dtype.kind not in "uiUS":
             wanted = f"{arrays['y_train'].shape}, whose each training image is"
-            raise UserError(f"{source}: {OWNERS} is {raw[OWNERS].dtype}{raw[OWNERS].shape}; it must be {wanted}")
+            raise UserError(
+                f"{source}: {OWNERS} is {raw[OWNERS].dtype}{raw[OWNERS].shape}; it must be {wanted}"
+            )
         arrays[OWNERS] = raw[OWNERS]
     return arrays, remarks
 
@@ -218,9 +288,14 @@ def to_images(array: np.ndarray, source: str) -> np.ndarray:
     if array.dtype.kind not in "uif":
         raise UserError(f"{source} is {array.dtype}; images must be numbers")
     if array.shape[1:] not in shapes or len(array) == 0:
-        raise UserError(f"{source} has shape {array.shape}; it must be (n, {side}, {side}), n > 0, or flat")
+        raise UserError(
+            f"{source} has shape {array.shape}; it must be (n, {side}, {side}), n > 0, or flat"
+        )
     if not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
-        raise UserError(f"{source} is {array.dtype} in {array.min():g}..{array.max():g}; images must lie in 0..255")
+        raise UserError(
+            f"{source} is {array.dtype} in {array.min():g}..{array.max():g}; images must lie in "
+            "0..255"
+        )
     return array.reshape(-1, side, side)
 
 
@@ -228,20 +303,32 @@ def to_bytes(array: np.ndarray, source: str) -> np.ndarray:
     """Return images in 0..255 as uint8; what lies between grey levels is refused."""
     whole = np.round(array).astype(np.uint8)
     if array.dtype.kind == "f" and np.abs(array - whole).max() > 0.01:
-        raise UserError(f"{source} is {array.dtype} with values between the 256 grey levels; round them yourself")
+        raise UserError(
+            f"{source} is {array.dtype} with values between the 256 grey levels; round them "
+            "yourself"
+        )
     return np.ascontiguousarray(whole)
 
 
 def to_labels(array: np.ndarray, source: str) -> np.ndarray:
     """Return labels of shape (n,), (n,1) or one-hot (n,C) as int64[n]."""
-    if array.dtype.kind not in "uifb" or (array.dtype.kind == "f" and not (np.round(array) == array).all()):
+    if array.dtype.kind not in "uifb" or (
+        array.dtype.kind == "f" and not (np.round(array) == array).all()
+    ):
         raise UserError(f"{source} is {array.dtype}; labels must be whole numbers")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
-    if array.ndim == 2 and array.shape[1] > 1 and np.isin(array, (0, 1)).all() and (array.sum(axis=1) == 1).all():
+    if (
+        array.ndim == 2
+        and array.shape[1] > 1
+        and np.isin(array, (0, 1)).all()
+        and (array.sum(axis=1) == 1).all()
+    ):
         array = array.argmax(axis=1)
     if array.ndim == 1 and len(array) and np.abs(array.astype(np.float64)).max() > 2**31:
-        raise UserError(f"{source} spans {array.min()}..{array.max()}; labels must be small whole numbers")
+        raise UserError(
+            f"{source} spans {array.min()}..{array.max()}; labels must be small whole numbers"
+        )
     return array.astype(np.int64)
 
 
@@ -250,7 +337,7 @@ def look_at(images: np.ndarray) -> list[str]:
     mean = images.mean()
     if mean > 127:
         return [
-            f"the images are bright (mean {mean:.0f} of 255), as dark strokes on white are; if the run stays at chance "
-            "invert them or try --client-lr 0.01"
+            f"the images are bright (mean {mean:.0f} of 255), as dark strokes on white are; if the "
+            "run stays at chance invert them or try --client-lr 0.01"
         ]
     return []

@@ -1,7 +1,9 @@
-"""Layers of a model that somebody adds: initial weights by seed, randomness by key, and no state beside the weights.
+"""Layers of a model that somebody adds: initial weights by seed, randomness by key, and no state
+beside the weights.
 
-The default network has neither randomness nor state. But a federated round is a pure function of (seed, round, client),
-and what travels is the trainable weights alone: Keras' own layers promise neither.
+The default network has neither randomness nor state. But a federated round is a pure function of
+(seed, round, client), and what travels is the trainable weights alone: Keras' own layers promise
+neither.
 """
 
 from __future__ import annotations
@@ -16,15 +18,18 @@ import numpy as np
 import tensorflow as tf
 
 # The layer's attribute that draws a weight, where it isn't called `<weight>_initializer`.
-DRAWN_BY = {name: f"{name.removesuffix('_kernel')}_initializer" for name in (
-    "depthwise_kernel", "pointwise_kernel", "recurrent_kernel"
-)}  # fmt: skip
+DRAWN_BY = {
+    name: f"{name.removesuffix('_kernel')}_initializer"
+    for name in ("depthwise_kernel", "pointwise_kernel", "recurrent_kernel")
+}
 
 
 def check_layers(name: str, model: Any) -> None:
-    """Raise UserError for a model with a layer of which federated averaging, or our training step, loses something.
+    """Raise UserError for a model with a layer of which federated averaging, or our training step,
+    loses something.
 
-    What travels is the trainable weights, float32, and what is minimized is the cross-entropy alone.
+    What travels is the trainable weights, float32, and what is minimized is the cross-entropy
+    alone.
     """
     for layer in model.layers:
         lost = what_is_lost(layer)
@@ -37,8 +42,8 @@ def what_is_lost(layer: Any) -> str:
     if layer.non_trainable_weights:
         kept = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
         return (
-            f"keeps state ({kept}), which the mean of the clients' weights leaves out; use LayerNormalization or "
-            "GroupNormalization, or another layer without it"
+            f"keeps state ({kept}), which the mean of the clients' weights leaves out; use "
+            "LayerNormalization or GroupNormalization, or another layer without it"
         )
     if any(weight.dtype != tf.float32 for weight in layer.weights):
         return "has weights that are not float32, in which all weights travel; leave its dtype out"
@@ -60,7 +65,8 @@ def short_name(weight: Any) -> str:
 
 
 def initial_weights(model: Any, seed: int) -> list[np.ndarray]:
-    """Return the weights as the layers' own initializers draw them, each from (seed, its position in the model)."""
+    """Return the weights as the layers' own initializers draw them, each from (seed, its position
+    in the model)."""
     owners = {id(value): owner for owner in model.submodules for value in vars(owner).values()}
     drawn = []
     for position, weight in enumerate(model.weights):
@@ -68,21 +74,28 @@ def initial_weights(model: Any, seed: int) -> list[np.ndarray]:
         owner = owners.get(id(weight))
         initializer = getattr(owner, DRAWN_BY.get(name, f"{name}_initializer"), None)
         if initializer is None:
-            raise UserError(f"the weight {weight.name} has no initializer that can be seeded; use another layer")
+            raise UserError(
+                f"the weight {weight.name} has no initializer that can be seeded; use another layer"
+            )
         options = initializer.get_config()
         if "seed" in options:
-            initializer = type(initializer).from_config({**options, "seed": seed + 2**31 * position})
+            initializer = type(initializer).from_config(
+                {**options, "seed": seed + 2**31 * position}
+            )
             drawn.append(initializer(weight.shape).numpy())
         else:
-            drawn.append(weight.numpy())  # zeros, ones, or what else the layer has without any chance
+            # zeros, ones, or what else the layer has without any chance
+            drawn.append(weight.numpy())
     return drawn
 
 
 class KeyedRandomness:
-    """What a Keras layer draws from, in the place of its RandomGenerator: numbers that follow from a key int64[2]."""
+    """What a Keras layer draws from, in the place of its RandomGenerator: numbers that follow from
+    a key int64[2]."""
 
     def __init__(self, key: Any):
-        self.key, self.draws = key, 0
+        self.key = key
+        self.draws = 0
 
     def _maybe_init(self) -> None:
         """Keras asks for this before the first draw; there is nothing to do."""
@@ -94,19 +107,45 @@ class KeyedRandomness:
 
     def make_legacy_seed(self) -> None:
         """Refuse a layer whose randomness no key can be given to."""
-        raise UserError("the model has a layer whose randomness cannot be seeded by round and client; use another")
+        raise UserError(
+            "the model has a layer whose randomness cannot be seeded by round and client; use "
+            "another"
+        )
 
-    def random_normal(self, shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, nonce: Any = None):
+    def random_normal(
+        self,
+        shape: Any,
+        mean: float = 0.0,
+        stddev: float = 1.0,
+        dtype: Any = None,
+        nonce: Any = None,
+    ):
         """Return normal numbers."""
-        return tf.random.stateless_normal(shape, self.make_seed_for_stateless_op(), mean, stddev, dtype or tf.float32)
+        return tf.random.stateless_normal(
+            shape, self.make_seed_for_stateless_op(), mean, stddev, dtype or tf.float32
+        )
 
-    def random_uniform(self, shape: Any, minval: Any = 0.0, maxval: Any = None, dtype: Any = None, nonce: Any = None):
+    def random_uniform(
+        self,
+        shape: Any,
+        minval: Any = 0.0,
+        maxval: Any = None,
+        dtype: Any = None,
+        nonce: Any = None,
+    ):
         """Return uniform numbers."""
         most = 1.0 if maxval is None else maxval
-        return tf.random.stateless_uniform(shape, self.make_seed_for_stateless_op(), minval, most, dtype or tf.float32)
+        return tf.random.stateless_uniform(
+            shape, self.make_seed_for_stateless_op(), minval, most, dtype or tf.float32
+        )
 
     def truncated_normal(
-        self, shape: Any, mean: float = 0.0, stddev: float = 1.0, dtype: Any = None, nonce: Any = None
+        self,
+        shape: Any,
+        mean: float = 0.0,
+        stddev: float = 1.0,
+        dtype: Any = None,
+        nonce: Any = None,
     ):
         """Return normal numbers within two standard deviations."""
         key = self.make_seed_for_stateless_op()
@@ -120,13 +159,18 @@ class KeyedRandomness:
 
 
 def check_new(name: str, layers: Sequence[Any]) -> None:
-    """Raise UserError for layers that have been used before: their weights would be trained, not those that travel."""
+    """Raise UserError for layers that have been used before: their weights would be trained, not
+    those that travel."""
     if any(layer.built for layer in layers):
-        raise UserError(f"model={name!r}: its function returns layers that are in use; make them anew in each call")
+        raise UserError(
+            f"model={name!r}: its function returns layers that are in use; make them anew in each "
+            "call"
+        )
 
 
 def random_parts(layer: Any) -> list[Any]:
-    """Return the layer, and the layers in it, as far as they draw random numbers when they are called."""
+    """Return the layer, and the layers in it, as far as they draw random numbers when they are
+    called."""
     parts = [part for part in (layer, *layer.submodules) if isinstance(part, tf.keras.layers.Layer)]
     return [part for part in parts if hasattr(part, "_random_generator")]
 
@@ -137,7 +181,8 @@ def are_random(layers: Sequence[Any]) -> bool:
 
 
 def train_layer(layer: Any, x: Any, key: Any, position: int) -> Any:
-    """Return what the layer at this position makes of `x` in training, its randomness from `key` int64[2]."""
+    """Return what the layer at this position makes of `x` in training, its randomness from `key`
+    int64[2]."""
     for number, part in enumerate(random_parts(layer)):
         own = tf.random.experimental.stateless_fold_in(key, 1000 * position + number)
         part._random_generator = KeyedRandomness(own)

@@ -1,9 +1,10 @@
-"""Published experiments, and one of ours, as flags: `--preset NAME` sets them, flags beside it win. No TensorFlow here.
+"""Published experiments, and one of ours, as flags: `--preset NAME` sets them, flags beside it win.
+No TensorFlow here.
 
 In Python `config.but(preset=NAME)` does the same.
 
-A paper's cells leave the rate open. It was chosen on held-out training images, with seed 0 (`python benchmarks/paper.py
---tune`); that of `fast` likewise (`python benchmarks/tuning.py --optimizers`).
+A paper's cells leave the rate open. It was chosen on held-out training images, with seed 0 (`python
+benchmarks/paper.py --tune`); that of `fast` likewise (`python benchmarks/tuning.py --optimizers`).
 """
 
 from __future__ import annotations
@@ -47,30 +48,43 @@ MCMAHAN = "--num-clients 100 --clients-per-round 10 --batch-size 10"
 TWO_NN = f"{MCMAHAN} --model 2nn --local-epochs 1 --target-accuracy 0.97"
 CNN = f"{MCMAHAN} --model cnn --local-epochs 5 --target-accuracy 0.99"
 SHARDS = "--partition shards --shards-per-client 2"
-NIID_BENCH = "--model lenet --num-clients 10 --batch-size 64 --client-optimizer momentum --client-lr 0.01"
+NIID_BENCH = (
+    "--model lenet --num-clients 10 --batch-size 64 --client-optimizer momentum --client-lr 0.01"
+)
 NIID_BENCH += " --weight-decay 1e-5 --local-epochs 10 --rounds 50"
-REDDI = f"--model cnn --num-clients 100 --clients-per-round 10 --local-epochs 1 --batch-size 20 {SHARDS} --rounds 100"
-# Rates and epsilons, tuned together, by powers of ten: google-research/federated, optimization/docs/hyperparameters.md.
+REDDI = (
+    "--model cnn --num-clients 100 --clients-per-round 10 --local-epochs 1 --batch-size 20 "
+    f"{SHARDS} --rounds 100"
+)
+# Rates and epsilons, tuned together, by powers of ten: google-research/federated,
+# optimization/docs/hyperparameters.md.
 TABLE_8 = (
-    "Reddi et al. 2021, table 8: the rates of EMNIST CR, 1,500 rounds of a CNN with dropout there; here MNIST in two "
-    "shards, 100 rounds"
+    "Reddi et al. 2021, table 8: the rates of EMNIST CR, 1,500 rounds of a CNN with dropout "
+    "there; here MNIST in two shards, 100 rounds"
 )
 # 13 to 48 % of what a weight moves in the first rounds is the difference.
-TFFS = f"{TABLE_8}. TFF's own Adam and Yogi: they correct the bias of the moments, which the paper's do not"
+TFFS = (
+    f"{TABLE_8}. TFF's own Adam and Yogi: they correct the bias of the moments, which the paper's "
+    "do not"
+)
 
 ROWS: dict[str, Preset] = {
     "fast": Preset(
-        "--client-optimizer adam --client-lr 0.003 --client-schedule inverse-sqrt --local-epochs 2 --batch-size 32",
+        "--client-optimizer adam --client-lr 0.003 --client-schedule inverse-sqrt --local-epochs "
+        "2 --batch-size 32",
         "ours: two thirds of the default's epochs (`python benchmarks/tuning.py --optimizers`)",
     ),
     "mcmahan-2nn-iid": Preset(
-        f"{TWO_NN} --partition iid --client-lr 0.2 --rounds 1500", "McMahan et al. 2017, table 1: 87 rounds"
+        f"{TWO_NN} --partition iid --client-lr 0.2 --rounds 1500",
+        "McMahan et al. 2017, table 1: 87 rounds",
     ),
     "mcmahan-2nn-noniid": Preset(
-        f"{TWO_NN} {SHARDS} --client-lr 0.2 --rounds 2000", "McMahan et al. 2017, table 1: 664 rounds"
+        f"{TWO_NN} {SHARDS} --client-lr 0.2 --rounds 2000",
+        "McMahan et al. 2017, table 1: 664 rounds",
     ),
     "mcmahan-cnn-iid": Preset(
-        f"{CNN} --partition iid --client-lr 0.2 --rounds 400", "McMahan et al. 2017, table 1: 18 rounds"
+        f"{CNN} --partition iid --client-lr 0.2 --rounds 400",
+        "McMahan et al. 2017, table 1: 18 rounds",
     ),
     "mcmahan-cnn-noniid": Preset(
         f"{CNN} {SHARDS} --client-lr 0.1 --rounds 1200", "McMahan et al. 2017, table 1: 206 rounds"
@@ -91,43 +105,56 @@ ROWS: dict[str, Preset] = {
         "Flower's niid_bench: 19 ± 12 %, the best of 50 rounds",
     ),
     "reddi-fedavg": Preset(f"{REDDI} --algorithm fedavg --client-lr 0.1 --server-lr 1", TABLE_8),
-    "reddi-fedavgm": Preset(f"{REDDI} --algorithm fedavgm --client-lr 0.0316 --server-lr 0.316", TABLE_8),
+    "reddi-fedavgm": Preset(
+        f"{REDDI} --algorithm fedavgm --client-lr 0.0316 --server-lr 0.316", TABLE_8
+    ),
     "reddi-fedadagrad": Preset(
-        f"{REDDI} --algorithm fedadagrad --client-lr 0.0316 --server-lr 0.1 --server-epsilon 0.01", TABLE_8
+        f"{REDDI} --algorithm fedadagrad --client-lr 0.0316 --server-lr 0.1 --server-epsilon 0.01",
+        TABLE_8,
     ),
     "reddi-fedadam": Preset(
-        f"{REDDI} --algorithm fedadam --client-lr 0.0316 --server-lr 0.00316 --server-epsilon 1e-4", TFFS
+        f"{REDDI} --algorithm fedadam --client-lr 0.0316 --server-lr 0.00316 --server-epsilon 1e-4",
+        TFFS,
     ),
     "reddi-fedyogi": Preset(
-        f"{REDDI} --algorithm fedyogi --client-lr 0.0316 --server-lr 0.00316 --server-epsilon 1e-4", TFFS
+        f"{REDDI} --algorithm fedyogi --client-lr 0.0316 --server-lr 0.00316 --server-epsilon 1e-4",
+        TFFS,
     ),
     "seed-readme": Preset(
-        "--model mlp --num-clients 10 --rounds 5", "the script that this project started from: 96.7 % claimed"
+        "--model mlp --num-clients 10 --rounds 5",
+        "the script that this project started from: 96.7 % claimed",
     ),
 }
 
 
 def published(config: Theme) -> list[str]:
-    """Return the remark on where a preset's experiment stands, and what is not as there; none without a preset."""
+    """Return the remark on where a preset's experiment stands, and what is not as there; none
+    without a preset."""
     flat = config.flat()
     if flat["preset"] not in ROWS:
         return []
     there = type(config)().but(preset=flat["preset"], seed=flat["seed"]).flat()
     told = {*identity(config), "rounds", "target_accuracy"}
-    changed = [f"{name} {flat[name]} for {there[name]}" for name in flat if name in told and flat[name] != there[name]]
+    changed = [
+        f"{name} {flat[name]} for {there[name]}"
+        for name in flat
+        if name in told and flat[name] != there[name]
+    ]
     beside = f"; not as there: {', '.join(changed)}" if changed else ""
     return [f"preset {flat['preset']}: {ROWS[flat['preset']].source}{beside}"]
 
 
 def preset_fields(name: Any, parse: Callable[[Sequence[str]], Theme]) -> dict[str, Any]:
-    """Return the fields that a preset's flags set, as `parse` reads them; none of what is no preset."""
+    """Return the fields that a preset's flags set, as `parse` reads them; none of what is no
+    preset."""
     words = ROWS[name].flags.split() if isinstance(name, str) and name in ROWS else []
     names = [word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
     return parse(words).pick(names) if words else {}
 
 
 def expand(words: Sequence[str] | None) -> list[str]:
-    """Return a command line's words, those of the terminal where there are none, with a preset's flags before them.
+    """Return a command line's words, those of the terminal where there are none, with a preset's
+    flags before them.
 
     A run that is resumed has its flags in its folder.
     """
@@ -135,4 +162,8 @@ def expand(words: Sequence[str] | None) -> list[str]:
     names = [value for flag, value in itertools.pairwise(words) if flag == "--preset"]
     names += [word.removeprefix("--preset=") for word in words if word.startswith("--preset=")]
     resumed = any(word.partition("=")[0] == "--resume" for word in words)
-    return words if resumed or not names or names[-1] not in ROWS else [*ROWS[names[-1]].flags.split(), *words]
+    return (
+        words
+        if resumed or not names or names[-1] not in ROWS
+        else [*ROWS[names[-1]].flags.split(), *words]
+    )

@@ -8,7 +8,8 @@ import numpy as np
 import protocol
 
 # The last release calls names that JAX has since moved; their new places are the same functions.
-jax.tree_map, jax.tree_util.tree_multimap = jax.tree_util.tree_map, jax.tree_util.tree_map
+jax.tree_map = jax.tree_util.tree_map
+jax.tree_util.tree_multimap = jax.tree_util.tree_map
 
 
 def contend(work):
@@ -24,7 +25,9 @@ def contend(work):
         ),
     )
     state = algorithm.init([jnp.asarray(w) for w in work.weights])
-    examples = {str(number).encode(): {"x": x, "y": y} for number, (x, y) in enumerate(work.clients)}
+    examples = {
+        str(number).encode(): {"x": x, "y": y} for number, (x, y) in enumerate(work.clients)
+    }
     clients = fedjax.InMemoryFederatedData(examples)
     sampler = fedjax.client_samplers.UniformGetClientSampler(clients, work.cohort, work.seed)
     while True:

@@ -1,4 +1,5 @@
-"""Flower's simulation engine (Ray), PyTorch clients: FedAvg with its own strategy, one core a client."""
+"""Flower's simulation engine (Ray), PyTorch clients: FedAvg with its own strategy, one core a
+client."""
 
 import functools
 import queue
@@ -16,7 +17,8 @@ from flwr.simulation import run_simulation
 
 class Client(NumPyClient):
     def __init__(self, path, number):
-        self.work, self.number = protocol.work_of(path), number
+        self.work = protocol.work_of(path)
+        self.number = number
 
     def fit(self, parameters, config):
         torch_loop.torch.set_num_threads(1)
@@ -28,26 +30,37 @@ class Client(NumPyClient):
 
 
 def contend(work):
-    path, go, done = sys.argv[1], queue.Queue(), queue.Queue()
+    path = sys.argv[1]
+    go = queue.Queue()
+    done = queue.Queue()
 
     def between_rounds(server_round, weights, config):
-        """Flower calls it before the first round and after each: hands the weights over, waits to be asked again."""
+        """Flower calls it before the first round and after each: hands the weights over, waits to
+        be asked again."""
         if server_round:
             done.put(weights)
         go.get()
         return 0.0, {}
 
     strategy = FedAvg(
-        fraction_fit=work.cohort / len(work.clients), fraction_evaluate=0.0, min_available_clients=len(work.clients),
-        evaluate_fn=between_rounds, accept_failures=False,
+        fraction_fit=work.cohort / len(work.clients),
+        fraction_evaluate=0.0,
+        min_available_clients=len(work.clients),
+        evaluate_fn=between_rounds,
+        accept_failures=False,
         initial_parameters=ndarrays_to_parameters(work.weights),
-    )  # fmt: skip
+    )
     components = ServerAppComponents(strategy=strategy, config=ServerConfig(num_rounds=10**6))
-    client_app = ClientApp(client_fn=lambda context: Client(path, int(context.node_config["partition-id"])).to_client())
+    client_app = ClientApp(
+        client_fn=lambda context: Client(path, int(context.node_config["partition-id"])).to_client()
+    )
     simulation = functools.partial(
-        run_simulation, server_app=ServerApp(server_fn=lambda context: components), client_app=client_app,
-        num_supernodes=len(work.clients), backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
-    )  # fmt: skip
+        run_simulation,
+        server_app=ServerApp(server_fn=lambda context: components),
+        client_app=client_app,
+        num_supernodes=len(work.clients),
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
     threading.Thread(target=simulation, daemon=True).start()
     while True:
         go.put(None)

@@ -1,4 +1,5 @@
-"""JAX without a federated framework: one compiled `lax.scan` a client, clients on two threads, mean in NumPy."""
+"""JAX without a federated framework: one compiled `lax.scan` a client, clients on two threads, mean
+in NumPy."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -27,7 +28,8 @@ def contend(work):
         return jax.block_until_ready(weights)
 
     clients = [(jnp.asarray(x), jnp.asarray(y)) for x, y in work.clients]
-    weights, key = [jnp.asarray(w) for w in work.weights], jax.random.PRNGKey(work.seed)
+    weights = [jnp.asarray(w) for w in work.weights]
+    key = jax.random.PRNGKey(work.seed)
     with ThreadPoolExecutor(2) as pool:
         for cohort in work.cohorts():
             key, *keys = jax.random.split(key, len(cohort) + 1)

@@ -10,9 +10,13 @@ def logits_of(weights, x):
     for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
         if kernel.ndim == 4:
             x = x.reshape(-1, 28, 28, 1) if x.ndim == 2 else x
-            x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"))
+            x = jax.lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+            )
             window = (1, 2, 2, 1)
-            x = jax.lax.reduce_window(jax.nn.relu(x + bias), -jnp.inf, jax.lax.max, window, window, "VALID")
+            x = jax.lax.reduce_window(
+                jax.nn.relu(x + bias), -jnp.inf, jax.lax.max, window, window, "VALID"
+            )
         else:
             x = x.reshape(len(x), -1) @ kernel + bias
             x = x if kernel is weights[-2] else jax.nn.relu(x)

@@ -35,7 +35,8 @@ class BetweenRounds(TrainingProcessCallback):
     """Hands the weights over after each round and waits to be asked again."""
 
     def __init__(self, go, done):
-        self.go, self.done = go, done
+        self.go = go
+        self.done = done
 
     def after_central_iteration(self, aggregate_metrics, model, *, central_iteration):
         self.done.put(torch_loop.get_weights(model.pytorch_model.layers))
@@ -46,7 +47,9 @@ class BetweenRounds(TrainingProcessCallback):
 def contend(work):
     torch.manual_seed(work.seed)
     torch_loop.set_threads(work)
-    go, done, network = queue.Queue(), queue.Queue(), Network(work.weights)
+    go = queue.Queue()
+    done = queue.Queue()
+    network = Network(work.weights)
     torch_loop.set_weights(network.layers, work.weights)
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
 
@@ -62,16 +65,23 @@ def contend(work):
         local_num_epochs=work.epochs, local_learning_rate=work.rate, local_batch_size=work.batch
     )
     rounds = NNAlgorithmParams(
-        central_num_iterations=10**6, evaluation_frequency=10**6, train_cohort_size=work.cohort, val_cohort_size=0
+        central_num_iterations=10**6,
+        evaluation_frequency=10**6,
+        train_cohort_size=work.cohort,
+        val_cohort_size=0,
     )
 
     def simulate():
         asyncio.set_event_loop(asyncio.new_event_loop())  # pfl takes the thread's
         go.get()
         FederatedAveraging().run(
-            algorithm_params=rounds, backend=backend, model=model, model_train_params=training, model_eval_params=None,
+            algorithm_params=rounds,
+            backend=backend,
+            model=model,
+            model_train_params=training,
+            model_eval_params=None,
             callbacks=[BetweenRounds(go, done)],
-        )  # fmt: skip
+        )
 
     threading.Thread(target=simulate, daemon=True).start()
     while True:

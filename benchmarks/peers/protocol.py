@@ -1,4 +1,7 @@
-"""What a peer needs to take part in round_time.py and time_to_target.py: the work, and the answers. NumPy alone."""
+"""What a peer needs to take part in round_time.py and time_to_target.py: the work, and the answers.
+
+NumPy alone.
+"""
 
 import argparse
 import functools
@@ -11,10 +14,12 @@ import numpy as np
 
 
 class Work:
-    """The split, initial weights, batch and rate that every contender has, read from the file that the driver wrote.
+    """The split, initial weights, batch and rate that every contender has, read from the file that
+    the driver wrote.
 
-    `clients`: (images float32[n,784] in 0..1, labels int64[n]) each, `cohort` of them a round; `weights`: kernel and
-    bias of each layer; [height, width, in, out] is a convolution, with ReLU and 2 x 2 max-pooling after it.
+    `clients`: (images float32[n,784] in 0..1, labels int64[n]) each, `cohort` of them a round;
+    `weights`: kernel and bias of each layer; [height, width, in, out] is a convolution, with ReLU
+    and 2 x 2 max-pooling after it.
     """
 
     def __init__(self, path: str):
@@ -27,9 +32,14 @@ class Work:
                 npz["test_images"].reshape(-1, 784).astype(np.float32) / 255,
                 npz["test_labels"].astype(np.int64),
             )
-            self.weights = [npz[f"weight{number}"] for number in range(sum("weight" in name for name in npz))]
-            self.batch, self.rate, self.epochs = int(npz["batch"]), float(npz["rate"]), int(npz["epochs"])
-            self.cohort, self.seed = int(npz["cohort"]), int(npz["seed"])
+            self.weights = [
+                npz[f"weight{number}"] for number in range(sum("weight" in name for name in npz))
+            ]
+            self.batch = int(npz["batch"])
+            self.rate = float(npz["rate"])
+            self.epochs = int(npz["epochs"])
+            self.cohort = int(npz["cohort"])
+            self.seed = int(npz["seed"])
 
     def cohorts(self) -> Iterator[np.ndarray]:
         """Each round's clients, for peers that have no sampler of their own."""
@@ -47,14 +57,19 @@ def work_of(path: str) -> Work:
 def weighted_mean(results: list[tuple[int, list[np.ndarray]]]) -> list[np.ndarray]:
     """sum_k (n_k / n) w_k of (n_k, weights) pairs."""
     total = sum(n for n, _ in results)
-    return [sum(n / total * w for n, w in zip([n for n, _ in results], layer, strict=True))
-            for layer in zip(*[weights for _, weights in results], strict=True)]  # fmt: skip
+    return [
+        sum(n / total * w for n, w in zip([n for n, _ in results], layer, strict=True))
+        for layer in zip(*[weights for _, weights in results], strict=True)
+    ]
 
 
 Weights = list[np.ndarray]
 
 
-def serve(contend: Callable[[Work], Iterator[Weights]], predict: Callable[[Weights, np.ndarray], np.ndarray]) -> None:
+def serve(
+    contend: Callable[[Work], Iterator[Weights]],
+    predict: Callable[[Weights, np.ndarray], np.ndarray],
+) -> None:
     """Rounds as the driver wants them: one for each line read, or (--target) all up to an accuracy.
 
     predict(weights, images float32[n,784]) -> logits [n,classes], by the peer's own means.

@@ -1,4 +1,5 @@
-"""A plain PyTorch loop: tensors in memory, sliced by a permutation, `torch.optim.SGD`; no framework, no DataLoader."""
+"""A plain PyTorch loop: tensors in memory, sliced by a permutation, `torch.optim.SGD`; no
+framework, no DataLoader."""
 
 import protocol
 import torch
@@ -22,7 +23,10 @@ def network(weights):
     layers = [ToPixels()] if kernels[0].ndim == 4 else []
     for position, kernel in enumerate(kernels):
         if kernel.ndim == 4:
-            layers += [torch.nn.Conv2d(*kernel.shape[2:], kernel.shape[0], padding="same"), torch.nn.ReLU()]
+            layers += [
+                torch.nn.Conv2d(*kernel.shape[2:], kernel.shape[0], padding="same"),
+                torch.nn.ReLU(),
+            ]
             layers += [torch.nn.MaxPool2d(2)]
             layers += [ChannelsLast()] if kernels[position + 1].ndim == 2 else []
         else:
@@ -42,8 +46,14 @@ def set_weights(model, weights):
 
 
 def get_weights(model):
-    back = [p.detach().permute(2, 3, 1, 0) if p.ndim == 4 else p.detach().T if p.ndim == 2 else p.detach()
-            for p in model.parameters()]  # fmt: skip
+    back = [
+        p.detach().permute(2, 3, 1, 0)
+        if p.ndim == 4
+        else p.detach().T
+        if p.ndim == 2
+        else p.detach()
+        for p in model.parameters()
+    ]
     return [w.numpy().copy(order="C") for w in back]
 
 
@@ -73,7 +83,8 @@ def contend(work):
     torch.manual_seed(work.seed)
     set_threads(work)
     clients = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in work.clients]
-    weights, model = work.weights, network(work.weights)
+    weights = work.weights
+    model = network(work.weights)
     for cohort in work.cohorts():
         results = []
         for images, labels in (clients[client] for client in cohort):
