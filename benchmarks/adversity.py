@@ -30,7 +30,7 @@ SEEDS = (0, 1, 2)
 def accuracy(partition: str, aggregator: str, byzantine: int, attack: str, seed: int) -> float:
     """Test accuracy after the last round, in percent."""
     attacked = {"byzantine": byzantine, "attack": attack} if byzantine else {}
-    config = fl.Config().but(
+    config = fl.Config().replace(
         model="mlp",
         local_epochs=1,
         partition=partition,
@@ -39,11 +39,8 @@ def accuracy(partition: str, aggregator: str, byzantine: int, attack: str, seed:
         cache=str(ROOT / ".cache"),
         **attacked,
     )
-    experiment = fl.prepare(config)
-    rounds = fl.run_rounds(
-        config, experiment.partition.sizes, experiment.process, experiment.evaluate
-    )
-    *_, (_, record, _) = rounds
+    experiment = fl.build_experiment(config)
+    *_, (_, record, _) = fl.run_rounds(experiment)
     return 100 * record.test_accuracy
 
 

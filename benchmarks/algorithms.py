@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
-from harness.results import NOISE, holm, paired  # noqa: E402
+from harness.results import SIGNIFICANT, holm, paired_test  # noqa: E402
 
 import numpy as np  # noqa: E402
 from machine import made_by  # noqa: E402
@@ -64,14 +64,14 @@ def accuracy(
     metrics = RUNS / name / "metrics.json"
     if not metrics.exists():
         # fedsgd has a step a round, on the whole shard
-        defined = fl.options.FIXED.get(algorithm, {})
-        config = fl.parse(BUDGETS[budget]).but(
+        defined = fl.options.ALGORITHMS[algorithm].required
+        config = fl.parse(BUDGETS[budget]).replace(
             algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined
         )
         place = {"runs": str(RUNS), "name": name, "cache": str(ROOT / ".cache")}
         resumed = {"resume": str(RUNS / name)} if (RUNS / name).exists() else {}
         with contextlib.redirect_stdout(io.StringIO()):
-            fl.run(config.but(**place, **resumed))
+            fl.run(config.replace(**place, **resumed))
     return 100 * json.loads(metrics.read_text())["test_accuracy"]
 
 
@@ -115,7 +115,7 @@ def compare(result: dict) -> dict[str, tuple[float, float, float]]:
     all of these)."""
     tests = {row["algorithm"]: np.array(row["tests"]) for row in result["rows"]}
     own = tests.pop("fedavg")
-    pairs = [paired(own, other) for other in tests.values()]
+    pairs = [paired_test(own, other) for other in tests.values()]
     adjusted = holm([p for _, p in pairs])
     return {name: (*pair, p) for name, pair, p in zip(tests, pairs, adjusted, strict=True)}
 
@@ -124,9 +124,9 @@ def verdict(result: dict) -> str:
     """Which rows of a budget its seeds tell from FedAvg, in a sentence: by Holm's p."""
     kinds: dict[str, list[str]] = {"above": [], "below": [], "not told from": []}
     for name, (difference, _, p) in compare(result).items():
-        kinds["not told from" if p >= NOISE else "above" if difference > 0 else "below"].append(
-            name
-        )
+        kinds[
+            "not told from" if p >= SIGNIFICANT else "above" if difference > 0 else "below"
+        ].append(name)
     parts = [f"{kind} FedAvg: {', '.join(names) or 'none'}" for kind, names in kinds.items()]
     return "\n".join(
         textwrap.wrap(f"- `{result['flags']}`: {'; '.join(parts)}.", 124, subsequent_indent="  ")

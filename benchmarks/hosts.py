@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import federated_learning as fl  # noqa: E402
+from harness.engine.worker import LocalWorker  # noqa: E402
 
 import numpy as np  # noqa: E402
 import psutil  # noqa: E402
@@ -52,16 +53,16 @@ ROWS += [{"model": "small-cnn"}, {"model": "small-cnn", "algorithm": "scaffold"}
 def states(config: fl.Config, dataset: fl.Dataset | None = None) -> Iterator:
     """Yields (state, record) after each round, without evaluation."""
     nothing = fl.Evaluation(0.0, 0.0, np.zeros(0, np.uint8), np.zeros((10, 10), np.int64))
-    experiment = fl.prepare(config, dataset)
-    parts = experiment.partition.sizes, experiment.process, lambda _: nothing
-    for state, record, _ in fl.run_rounds(config, *parts, shards=experiment.shards):
+    experiment = fl.build_experiment(config, dataset)
+    vars(experiment)["evaluate"] = lambda _: nothing
+    for state, record, _ in fl.run_rounds(experiment):
         yield state, record
 
 
 def cost(work: str, count: int) -> dict:
     """Medians over ROUNDS rounds after one to warm up."""
     model, images, batch = WORKS[work]
-    config = fl.Config().but(
+    config = fl.Config().replace(
         model=model,
         partition="iid",
         local_epochs=1,
@@ -85,8 +86,8 @@ def cost(work: str, count: int) -> dict:
         "workers": count,
         "seconds": [row.seconds for row in rows[1:]],
         "cpu_s": round((spent[-1] - spent[0]) / ROUNDS, 3),
-        "wire_down": rows[-1].wire_down,
-        "wire_up": rows[-1].wire_up,
+        "measured_bytes_down": rows[-1].measured_bytes_down,
+        "measured_bytes_up": rows[-1].measured_bytes_up,
     }
 
 
@@ -100,7 +101,7 @@ def megabyte() -> float:
         return tf.identity(x)
 
     seconds = []
-    with fl.Worker(1) as worker:
+    with LocalWorker(1) as worker:
         for _ in range(21):
             began = time.perf_counter()
             worker.call("back", back, values)
@@ -113,7 +114,7 @@ def difference(row: dict, count: int, folder: str) -> float:
     one."""
     weights = []
     for workers in (1, count):
-        config = fl.Config().but(
+        config = fl.Config().replace(
             **{**SMALL, **row, "workers": ",".join(["localhost"] * workers), "cache": folder}
         )
         weights.append(
@@ -126,7 +127,10 @@ def cost_table(rows: list[dict]) -> str:
     """Seconds, bytes and processor time as Markdown."""
     lines = ["| work | workers | s / round, median | CPU-s | MB down | MB up |", "| --- " * 6 + "|"]
     for row in rows:
-        wire = [f"{row[way] / 1e6:.2f}" if row[way] else "–" for way in ("wire_down", "wire_up")]
+        wire = [
+            f"{row[way] / 1e6:.2f}" if row[way] else "–"
+            for way in ("measured_bytes_down", "measured_bytes_up")
+        ]
         median = statistics.median(row["seconds"])
         lines.append(
             f"| {row['work']} | {row['workers']} | {median:.3f} | {row['cpu_s']:.2f} | "
@@ -160,7 +164,7 @@ def calculation(result: dict, scaling: list[dict]) -> str:
     (two,) = (
         row for row in result["costs"] if row["work"].startswith("mlp") and row["workers"] == 2
     )
-    each = two["wire_down"] / 2 / 1e6 * result["s_per_megabyte"]
+    each = two["measured_bytes_down"] / 2 / 1e6 * result["s_per_megabyte"]
     for hosts in HOSTS:
         levels = max(1, math.ceil(math.log(hosts, TREE)))
         tree = levels * min(hosts, TREE) * each
@@ -171,9 +175,9 @@ def calculation(result: dict, scaling: list[dict]) -> str:
     told = (
         f"A client costs {1000 * client:.2f} ms (`scaling.json`), a megabyte there and back "
         f"{1000 * result['s_per_megabyte']:.1f} ms of the coordinator's time (a 1 Gbit/s link "
-        f"takes 8 each way), `mlp`'s weights {two['wire_down'] / 2e6:.2f} MB. Beyond some "
-        f"{most:,.0f} hosts a round waits for the coordinator; a tree, in which hosts merge for 32 "
-        "others, would do, as merges may be grouped in any way."
+        f"takes 8 each way), `mlp`'s weights {two['measured_bytes_down'] / 2e6:.2f} MB. "
+        f"Beyond some {most:,.0f} hosts a round waits for the coordinator; a tree, in which hosts "
+        "merge for 32 others, would do, as merges may be grouped in any way."
     )
     return "\n".join([*lines, "", *textwrap.wrap(told, 120)])
 

@@ -78,11 +78,9 @@ def split_flags(split: str) -> str:
     if not path.exists():
         config = fl.parse(f"{SPLITS[split]} --seed {FLOWERS_SEED}")
         dataset = fl.load_dataset(config.data)
-        made = fl.make_partition(dataset, config)
+        experiment = fl.build_experiment(config, dataset)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            to_json(fl.manifest(dataset, made, config.partition, config.seed, private=False))
-        )
+        path.write_text(to_json(fl.results.describe_partition(experiment)))
     return f"--partition-file {path}"
 
 

@@ -32,6 +32,7 @@ from machine import made_by
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
+from harness.engine.worker import LocalWorker  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "round_time.json"
 CLIENTS = 10
@@ -48,7 +49,7 @@ class Work:
 
     def __init__(self, name: str):
         images, changes = WORKS[name]
-        config = fl.Config().but(
+        config = fl.Config().replace(
             partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes
         )
         full = fl.load_dataset(config.data)
@@ -58,9 +59,14 @@ class Work:
         dataset = fl.Dataset(
             full.name, train, full.test, False, f"{full.digest} first {images * CLIENTS}"
         )
-        self.config = config
-        self.training = fl.own_values(config)
-        self.dataset, self.partition, self.shards, self.process, _ = fl.prepare(config, dataset)
+        experiment = fl.build_experiment(config, dataset)
+        self.experiment = experiment
+        self.config = experiment.config
+        self.training = experiment.config.training
+        self.dataset = experiment.dataset
+        self.partition = experiment.partition
+        self.shards = experiment.shards
+        self.process = experiment.process
 
     def client_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """(images float32[n,28,28,1] in 0..1, labels int32[n]) of each client."""
@@ -70,11 +76,11 @@ class Work:
                 train.images[part][..., None].astype(np.float32) / 255,
                 train.labels[part].astype(np.int32),
             )
-            for part in self.partition.parts
+            for part in self.partition.indices
         ]
 
     def keras_model(self):
-        return fl.build_model(self.training.model, 10, self.config.seed)
+        return fl.build_model(self.experiment.network, self.config.seed)
 
     def export(self) -> Path:
         """The work as a file for the peers, which know nothing of TensorFlow."""
@@ -89,7 +95,7 @@ class Work:
             labels=self.dataset.train.labels,
             test_images=test.images,
             test_labels=test.labels,
-            indices=np.concatenate(self.partition.parts),
+            indices=np.concatenate(self.partition.indices),
             sizes=self.partition.sizes,
             batch=self.training.batch_size,
             rate=self.training.client_lr,
@@ -102,7 +108,7 @@ class Work:
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
         # now: TFF's own way spoils models made before
-        evaluate = fl.build_evaluator(self.config, self.dataset)
+        evaluate = fl.build_evaluator(self.experiment.network, self.dataset)
         return evaluate(
             fl.tff.learning.models.ModelWeights([np.asarray(w) for w in weights], [])
         ).accuracy
@@ -155,7 +161,7 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
             tf.constant(train_set.images[p][..., None]),
             tf.constant(train_set.labels[p].astype(np.int32)),
         )
-        for p in work.partition.parts
+        for p in work.partition.indices
     ]
     weights = tuple(tf.constant(w) for w in work.keras_model().get_weights())
     with ThreadPoolExecutor(2) as pool:
@@ -169,7 +175,7 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
 
 
 def ours(work: Work) -> Iterator[list[np.ndarray]]:
-    with fl.Worker(CLIENTS):
+    with LocalWorker(CLIENTS):
         state = work.process.initialize()
         while True:
             state, _, _ = work.process.next(
@@ -205,9 +211,9 @@ def stock_tff(work: Work) -> Iterator[list[np.ndarray]]:
     def client_dataset(client):
         path = tf.strings.join([f"{work.shards}/", tf.strings.as_string(client), ".bin"])
         records = tf.data.FixedLengthRecordDataset(
-            path, fl.RECORD_BYTES, footer_bytes=fl.FOOTER_BYTES
+            path, fl.shards.RECORD_BYTES, footer_bytes=fl.shards.FOOTER_BYTES
         )
-        return records.shuffle(len(work.partition.parts[0])).batch(batch).map(decode)
+        return records.shuffle(len(work.partition.indices[0])).batch(batch).map(decode)
 
     process = tff.simulation.compose_dataset_computation_with_learning_process(
         client_dataset, stock(work)

@@ -32,7 +32,7 @@ ROUNDS = 9
 def measure(num_clients: int) -> dict[str, float]:
     """Medians over ROUNDS rounds of `num_clients` clients with IMAGES images each, after one to
     warm up."""
-    config = fl.Config().but(
+    config = fl.Config().replace(
         model="mlp",
         partition="iid",
         num_clients=num_clients,
@@ -46,16 +46,13 @@ def measure(num_clients: int) -> dict[str, float]:
     train = fl.Split(full.train.images[:total], full.train.labels[:total])
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
     began = time.perf_counter()
-    partition = fl.make_partition(dataset, config)
-    to_json(fl.manifest(dataset, partition, config.partition, config.seed, private=False))
-    fl.write_shards(dataset.train, partition, config)
+    experiment = fl.build_experiment(config, dataset)
+    to_json(fl.results.describe_partition(experiment))
+    fl.write_shards(experiment)
     prepared = time.perf_counter() - began
-    process = fl.prepare(config, dataset, partition).process
     nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0])
-    records = [
-        record
-        for _, record, _ in fl.run_rounds(config, partition.sizes, process, lambda _: nothing)
-    ]
+    vars(experiment)["evaluate"] = lambda _: nothing
+    records = [record for _, record, _ in fl.run_rounds(experiment)]
     seconds = [record.seconds for record in records[1:]]
     return {
         "clients": num_clients,
@@ -72,10 +69,10 @@ def plot(rows: list[dict]) -> None:
     clients = [row["clients"] for row in rows]
     seconds, memory = figure.subplots(1, 2)
     seconds.loglog(
-        clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=fl.BLUE
+        clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=fl.plots.BLUE
     )
     seconds.set(xlabel="clients a round", ylabel="seconds a round")
-    memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=fl.ORANGE)
+    memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=fl.plots.ORANGE)
     memory.set(
         xlabel="clients a round",
         ylabel="peak of the process tree (MiB)",

@@ -19,18 +19,18 @@ from pathlib import Path  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
+from harness.engine.worker import LocalWorker  # noqa: E402
 
 from machine import made_by  # noqa: E402
 
 SPINE = [
     "load_dataset",
     "make_partition",
-    "manifest",
     "write_shards",
+    "build_model",
     "build_process",
     "build_evaluator",
     "save_result",
-    "summarize",
 ]
 
 
@@ -58,10 +58,10 @@ def main() -> None:
 
     for name in SPINE:
         setattr(fl, name, timed(name, getattr(fl, name)))
-    fl.Worker.__enter__ = timed("worker's start", fl.Worker.__enter__)
+    LocalWorker.__enter__ = timed("worker's start", LocalWorker.__enter__)
     build_evaluator = fl.build_evaluator
     fl.build_evaluator = lambda *arguments: timed("rounds: evaluation", build_evaluator(*arguments))
-    fl.Worker.call = timed("rounds: training", first(fl.Worker.call))
+    LocalWorker.call = timed("rounds: training", first(LocalWorker.call))
     fl.RunFolder.save_round = timed("save_round", fl.RunFolder.save_round)
     with tempfile.TemporaryDirectory() as folder:
         flags = sys.argv[1:]

@@ -52,12 +52,11 @@ def export(flags: str, seed: int, folder: Path) -> Path:
     """The work of our run with `flags`, as a file for the peers, which know nothing of
     TensorFlow."""
     fl = round_time.fl
-    config = fl.parse(f"{flags} --seed {seed}")
-    dataset = fl.load_dataset(config.data)
-    partition = fl.make_partition(dataset, config)
-    training = fl.own_values(config)
-    model = fl.build_model(training.model, dataset.num_classes, seed)
-    weights = {f"weight{number}": w for number, w in enumerate(model.get_weights())}
+    experiment = fl.build_experiment(fl.parse(f"{flags} --seed {seed}"))
+    dataset = experiment.dataset
+    partition = experiment.partition
+    training = experiment.config.training
+    weights = {f"weight{number}": w for number, w in enumerate(experiment.initial_weights)}
     path = folder / f"work-{seed}.npz"
     test = dataset.test
     np.savez(
@@ -66,12 +65,12 @@ def export(flags: str, seed: int, folder: Path) -> Path:
         labels=dataset.train.labels,
         test_images=test.images,
         test_labels=test.labels,
-        indices=np.concatenate(partition.parts),
+        indices=np.concatenate(partition.indices),
         sizes=partition.sizes,
         batch=training.batch_size,
         rate=training.client_lr,
         epochs=training.local_epochs,
-        cohort=training.clients_per_round or len(partition.parts),
+        cohort=training.clients_per_round or len(partition.indices),
         seed=seed,
         **weights,
     )

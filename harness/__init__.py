@@ -1,9 +1,7 @@
-"""What holds a run, and never changes its numbers: command line, files, run folder, TFF's worker,
-comparison, plots.
+"""What keeps a run, and never changes its numbers: command line, files, plots, TFF's workers.
 
-Nothing here imports the script: it is given plain numbers, dicts, arrays and functions. Whatever
-imports a module of this package gets, first of all, one line instead of a traceback where
-TensorFlow Federated cannot run.
+Nothing here imports the script: it is given objects whose attributes it uses. Where TensorFlow
+Federated cannot run, whoever imports a module of this package first gets one line, no traceback.
 """
 
 import importlib.util
@@ -27,8 +25,7 @@ PACKAGES = (
 
 
 def refuse(reason):
-    """End the script with one line and exit code 2, or an import of it with an ImportError of that
-    line."""
+    """End the script with one line and exit code 2; an import of it with an ImportError."""
     if not is_main():
         raise ImportError(reason)
     print(f"{SCRIPT}: {reason}", file=sys.stderr)
@@ -56,8 +53,7 @@ def check_environment():
 
 
 def open_streams():
-    """Make standard input, output and error usable: closed ones are /dev/null, and no character
-    fails in them."""
+    """Make the standard streams usable: closed ones become /dev/null, and no character fails."""
     while (descriptor := os.open(os.devnull, os.O_RDWR)) < 3:
         pass
     os.close(descriptor)

@@ -7,201 +7,236 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from harness.command_line import check_resumed, read_saved, say
-from harness.fields import Theme, UserError
-from harness.files import DAMAGE, csv_table, numbered, place, read_json, to_json, write_file
-from harness.options import compared, identity
+from harness.command_line import check_resumed, print_line, read_saved
+from harness.fields import UserError
+from harness.files import csv_table, expand_path, numbered, read_json, to_json, write_file
+from harness.options import compared_values, identity
 from harness.plots import plot_comparison, plot_rounds_to_target, to_png
 from harness.program import changed, program, read_programs
-from harness.records import reached, read_records, rounds_to_target
-from harness.results import counted, tell_differences, tell_last, tell_rounds
-from harness.run_folder import make_folder
+from harness.records import RoundRecord, reached, read_records, rounds_to_target
+from harness.results import (
+    format_differences,
+    format_final_accuracy,
+    format_rounds_to_target,
+    pluralize,
+)
+from harness.run_folder import default_name, make_folder
 
 import numpy as np
 
 
-def compare(config: Theme, note: str, check: Callable, run: Callable) -> Path:
-    """Run every value and seed that `config` compares; return the folder with comparison.csv and
-    its plot.
+class Single(NamedTuple):
+    """One of the runs that are compared."""
+
+    name: str  # the choice that is compared, such as "fedprox"
+    config: Any
+    earlier: list[RoundRecord] | None  # its records if it is done already
+
+
+def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callable) -> Path:
+    """Run every choice and seed that `config` compares; return the folder with table and plot.
 
     comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was
-    compared. All runs are checked before the first begins: check(config) returns a run's default
-    name, its partition's hash, and the hashes of its rows; run(config) makes it, with its
-    `records`. Raises UserError for what any of them would be refused for.
+    compared. All runs are checked before the first begins. build(config) makes an Experiment,
+    run(config) a Result. Raises UserError for what any of the runs would be refused for.
     """
-    field, names = compared(config)
+    field, names = compared_values(config)
     seeds = config.comparison.seeds
-    made = [(name, config.seed + number) for name in names for number in range(seeds)]
-    singles = [
-        named(config.only_used(**{field: name}, seed=seed, compare="", seeds=1), check)
-        for name, seed in made
-    ]
-    earlier = [read_earlier(single) for single in singles]
     target = config.run.target_accuracy
-    runs = [single.run.name for single in singles]
-    what = {
+    singles = []
+    for name in names:
+        for seed in range(config.seed, config.seed + seeds):
+            changes = {field: name, "seed": seed, "compare": "", "seeds": 1}
+            single = name_run(build(config.effective(**changes)))
+            singles.append(Single(name, single, read_earlier(single)))
+    described = {
         "field": field,
         "values": names,
         "seeds": seeds,
-        "runs": runs,
+        "runs": [single.config.run.name for single in singles],
         "target_accuracy": target,
     }
-    folder = find_folder(place(config.run.runs), config.run.name, what)
+    folder = find_folder(expand_path(config.run.runs), config.run.name, described)
     rows = []
-    curves = {name: [] for name in names}
-    spent: dict[str, list[list[float | None]]] = {name: [] for name in names}
-    for number, ((name, seed), single, records) in enumerate(
-        zip(made, singles, earlier, strict=True), 1
-    ):
-        say(f"\n[{number}/{len(singles)}] {field} {name}, seed {seed}")
-        records = complete(single, records, run)
-        rows += [{field: name, "seed": seed, **record.figures()} for record in records]
-        curves[name].append(np.array([record.test_accuracy for record in records]))
-        spent[name].append([record.epsilon for record in records])
-    if target:
-        ends = {
-            name: [rounds_to_target(curve, target) for curve in several]
-            for name, several in curves.items()
-        }
-        shown = {name: f"{name}{largest(several)}" for name, several in spent.items()}
-        picture = plot_rounds_to_target(renamed(curves, shown), renamed(ends, shown), target, note)
-        said = [f"target accuracy {target:.2%}: {tell_rounds(needed)}" for needed in ends.values()]
-    else:
-        # a privacy budget may end a run
-        rounds = min(len(curve) for several in curves.values() for curve in several)
-        table = {
-            name: np.array([curve[:rounds] for curve in several])
-            for name, several in curves.items()
-        }
-        shown = {
-            name: f"{name}{largest([one[:rounds] for one in several])}"
-            for name, several in spent.items()
-        }
-        picture = plot_comparison(renamed(table, shown), note)
-        said = [
-            f"{tell_last(values)} after {counted(rounds, 'round')}" for values in table.values()
-        ]
-        ends = {name: 100 * values[:, -1] for name, values in table.items()}
+    records_of: dict[str, list[list[RoundRecord]]] = {name: [] for name in names}
+    for number, single in enumerate(singles, 1):
+        print_line(f"\n[{number}/{len(singles)}] {field} {single.name}, seed {single.config.seed}")
+        records = complete(single, run)
+        identified = {field: single.name, "seed": single.config.seed}
+        rows += [identified | record.figures() for record in records]
+        records_of[single.name].append(records)
+    summarize = compare_rounds_to_target if target else compare_accuracies
+    figure, texts, outcomes = summarize(records_of, target, caption)
     write_file(folder / "comparison.csv", csv_table(rows))
-    write_file(folder / "comparison.png", to_png(picture))
-    say("")
-    against = differences(ends, type(config)().flat()[field], "rounds" if target else "points")
-    for name, line in zip(curves, said, strict=True):
-        say(f"{shown[name]:20} {line}{against.get(name, '')}")
-    say(f"\nwrote {folder / 'comparison.csv'}\nwrote {folder / 'comparison.png'}")
+    write_file(folder / "comparison.png", to_png(figure))
+    print_line("")
+    unit = "rounds" if target else "points"
+    differences = differences_to_base(outcomes, config.defaults()[field], unit)
+    for name, text in texts.items():
+        label = name + format_spent(records_of[name])
+        print_line(f"{label:20} {text}{differences.get(name, '')}")
+    print_line(f"\nwrote {folder / 'comparison.csv'}\nwrote {folder / 'comparison.png'}")
     return folder
 
 
-def largest(spent: Sequence[Sequence[float | None]]) -> str:
-    """Return the epsilon of a row behind its name, the largest of its seeds; nothing of a row that
-    is not private."""
-    last = [one[-1] for one in spent if one[-1] is not None]
-    return f" (ε {max(last):.1f})" if last else ""
+Outcome = tuple[Any, dict[str, str], dict[str, Sequence[float | None]]]
 
 
-def renamed(table: dict[str, Any], shown: dict[str, str]) -> dict[str, Any]:
-    """Return the table with its names as they are shown."""
-    return {shown[name]: values for name, values in table.items()}
+def compare_rounds_to_target(
+    records_of: dict[str, list[list[RoundRecord]]], target: float, caption: str
+) -> Outcome:
+    """Return (figure, name -> its line, name -> rounds to the target by seed)."""
+    curves = {
+        name: [np.array([record.test_accuracy for record in records]) for records in runs]
+        for name, runs in records_of.items()
+    }
+    needed = {
+        name: [rounds_to_target(curve, target) for curve in of_seeds]
+        for name, of_seeds in curves.items()
+    }
+    texts = {
+        name: f"target accuracy {target:.2%}: {format_rounds_to_target(rounds)}"
+        for name, rounds in needed.items()
+    }
+    labels = {name: name + format_spent(runs) for name, runs in records_of.items()}
+    figure = plot_rounds_to_target(
+        {labels[name]: of_seeds for name, of_seeds in curves.items()},
+        {labels[name]: rounds for name, rounds in needed.items()},
+        target,
+        caption,
+    )
+    return figure, texts, needed
 
 
-def differences(ends: dict[str, Sequence[Any]], usual: str, unit: str) -> dict[str, str]:
-    """Return name -> how far its `ends`, one of each seed, are from those of the row `usual`, or
-    without it the first.
+def compare_accuracies(
+    records_of: dict[str, list[list[RoundRecord]]], target: float, caption: str
+) -> Outcome:
+    """Return (figure, name -> its line, name -> final accuracy in percent by seed).
 
-    Where a seed has no end, as it did not reach the target, nothing can be said.
+    All runs are cut to the rounds of the shortest: a privacy budget may end one early.
     """
-    first = usual if usual in ends else next(iter(ends))
-    known = {name: values for name, values in ends.items() if None not in (*ends[first], *values)}
-    return tell_differences(known, first, unit) if first in known else {}
+    rounds = min(len(records) for runs in records_of.values() for records in runs)
+    cut = {name: [records[:rounds] for records in runs] for name, runs in records_of.items()}
+    accuracies = {
+        name: np.array([[record.test_accuracy for record in records] for records in runs])
+        for name, runs in cut.items()
+    }
+    texts = {
+        name: f"{format_final_accuracy(values)} after {pluralize(rounds, 'round')}"
+        for name, values in accuracies.items()
+    }
+    labeled = {name + format_spent(cut[name]): values for name, values in accuracies.items()}
+    final = {name: 100 * values[:, -1] for name, values in accuracies.items()}
+    return plot_comparison(labeled, caption), texts, final
 
 
-def caption(first: int, seeds: int) -> str:
-    """Return what a caption says of the seeds."""
-    return f"seed {first}" if seeds == 1 else f"seeds {first} to {first + seeds - 1}"
+def format_spent(runs: Sequence[Sequence[RoundRecord]]) -> str:
+    """Return the largest epsilon of these runs, behind a name; nothing if they are not private."""
+    spent = [records[-1].epsilon for records in runs if records[-1].private]
+    return f" (ε {max(spent):.1f})" if spent else ""
 
 
-def named(config: Theme, check: Callable) -> Theme:
-    """Return the configuration of a single run, checked, with a name that stands for all that its
-    numbers depend on."""
-    name, partition, rows = check(config)
-    depends = digits([identity(config), config.training.rounds, partition, program(), rows])
-    name = f"{name}-{config.aggregation.aggregator}"
-    single = config.but(name=f"{name}-{depends}")
-    tell_earlier(single, name, partition, rows)
-    return single
+def differences_to_base(
+    outcomes: dict[str, Sequence[Any]], default: str, unit: str
+) -> dict[str, str]:
+    """Return name -> how far its outcomes are from those of the default, else of the first name.
+
+    Nothing can be said of a name with a seed that did not reach the target: its outcome is None.
+    """
+    base = default if default in outcomes else next(iter(outcomes))
+    complete_ones = {name: values for name, values in outcomes.items() if None not in (*values,)}
+    return format_differences(complete_ones, base, unit) if base in complete_ones else {}
 
 
-def tell_earlier(single: Theme, name: str, partition: str, rows: dict[str, str]) -> None:
-    """Say why the run is made again, where another program made it."""
-    runs = place(single.run.runs)
-    if (runs / single.run.name).exists():
+def name_run(experiment: Any) -> Any:
+    """Return the configuration of a single run, named by all that its numbers depend on."""
+    config = experiment.config
+    digest = experiment.partition.digest
+    depends_on = [
+        identity(config),
+        config.training.rounds,
+        digest,
+        program(),
+        experiment.row_hashes,
+    ]
+    prefix = f"{default_name(config, experiment.dataset)}-{config.aggregation.aggregator}"
+    named = config.replace(name=f"{prefix}-{short_hash(depends_on)}")
+    explain_rerun(named, prefix, digest, experiment.row_hashes)
+    return named
+
+
+def explain_rerun(config: Any, prefix: str, partition: str, row_hashes: dict[str, str]) -> None:
+    """Say why a run is made again, if another program made it."""
+    runs = expand_path(config.run.runs)
+    if (runs / config.run.name).exists():
         return
-    for folder in sorted(runs.glob(f"{glob.escape(name)}-{'?' * 8}")):
+    for folder in sorted(runs.glob(f"{glob.escape(prefix)}-{'?' * 8}")):
         try:
-            saved = read_saved(str(folder), single)
-            same = (
-                identity(saved) == identity(single)
-                and saved.training.rounds == single.training.rounds
-            )
-            if same and read_json(folder / "partition.json").get("hash") == partition:
-                names = changed(read_programs(folder)[-1], rows)
-                say(
-                    f"{folder} was made by another program ({', '.join(names)} changed): it is "
-                    "made again"
+            saved = read_saved(str(folder), config)
+            same_run = identity(saved) == identity(config)
+            same_rounds = saved.training.rounds == config.training.rounds
+            same_split = read_json(folder / "partition.json").get("hash") == partition
+            if same_run and same_rounds and same_split:
+                names = ", ".join(changed(read_programs(folder)[-1], row_hashes))
+                print_line(
+                    f"{folder} was made by another program ({names} changed): it is made again"
                 )
         except UserError:
             continue  # of an earlier version, or damaged: it is another run
 
 
-def digits(content: Any) -> str:
+def short_hash(content: Any) -> str:
     """Return eight digits of a hash of JSON content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
-def find_folder(runs: Path, name: str, what: dict[str, Any]) -> Path:
-    """Return the folder of the comparison `what`, made where it is new; a name that something else
-    has gets -2, -3."""
-    name = name or f"compare-{'-'.join(what['values'])[:100]}-{digits(what)}"
+def find_folder(runs: Path, name: str, described: dict[str, Any]) -> Path:
+    """Return the folder of the comparison that is `described`, made if it is new.
+
+    A name that something else has gets -2, -3, ...
+    """
+    name = name or f"compare-{'-'.join(described['values'])[:100]}-{short_hash(described)}"
     for folder in numbered(runs / name):
         if not folder.exists():
-            folder = make_folder(runs, folder.name, {"comparison.json": to_json(what)})
-        if (folder / "comparison.json").is_file() and read_json(folder / "comparison.json") == what:
+            folder = make_folder(runs, folder.name, {"comparison.json": to_json(described)})
+        path = folder / "comparison.json"
+        if path.is_file() and read_json(path) == described:
             return folder
     raise AssertionError("unreachable")
 
 
-def read_earlier(config: Theme) -> list | None:
-    """Return the records of this run where it is done, None where it is to be made or to go on.
+def read_earlier(config: Any) -> list[RoundRecord] | None:
+    """Return the records of this run if it is done, None if it is to be made or to go on.
 
-    Raises UserError where its folder holds something else.
+    Raises UserError if its folder holds something else.
     """
-    folder = place(config.run.runs) / config.run.name
+    folder = expand_path(config.run.runs) / config.run.name
     if not folder.exists():
         return None
-    check_resumed(config.but(resume=str(folder)), read_saved(str(folder), config))
-    if not (folder / "metrics.json").exists():
+    check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
+    path = folder / "metrics.json"
+    if not path.exists():
         return None
     try:
-        lines = [json.dumps(row) for row in read_json(folder / "metrics.json")["rounds"]]
+        lines = [json.dumps(row) for row in read_json(path)["rounds"]]
         records = read_records(lines, len(lines))
-    except DAMAGE as error:
-        raise UserError(
-            f"{folder / 'metrics.json'} does not hold the rounds; remove the folder"
-        ) from error
-    return (
-        records
-        if len(records) == config.training.rounds or reached(records, config.run.target_accuracy)
-        else None
-    )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} does not hold the rounds; remove the folder") from error
+    is_done = len(records) == config.training.rounds
+    return records if is_done or reached(records, config.run.target_accuracy) else None
 
 
-def complete(config: Any, records: list | None, run: Callable) -> list:
-    """Return the records of the run, which is made, or goes on, where they are not there
-    already."""
-    folder = place(config.run.runs) / config.run.name
-    if records:
-        say(f"{folder} is there already")
-        return records
-    return run(config.but(resume=str(folder)) if folder.exists() else config).records
+def complete(single: Single, run: Callable) -> list[RoundRecord]:
+    """Return the records of the run, which is made, or goes on, unless it is done already."""
+    config = single.config
+    folder = expand_path(config.run.runs) / config.run.name
+    if single.earlier:
+        print_line(f"{folder} is there already")
+        return single.earlier
+    if folder.exists():
+        config = config.replace(resume=str(folder))
+    return run(config).records

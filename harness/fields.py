@@ -1,9 +1,8 @@
-"""A configuration made of themes: what its fields may hold, and copies of it with some of them
-replaced.
+"""Groups of configuration fields: what each field may hold, and copies with other values.
 
-A theme is a frozen dataclass of numbers, texts and choices, each a flag of the command line. Field
-names are unique over all themes, so that a field goes by its name alone: `config.but(alpha=0.1,
-seed=3)`.
+A group is a frozen dataclass of numbers, texts and choices. Each field is a flag of the command
+line. Names are unique over all groups, so a field is found by its name alone:
+`config.replace(alpha=0.1, seed=3)`.
 """
 
 from __future__ import annotations
@@ -18,8 +17,7 @@ import tyro
 
 
 class UserError(Exception):
-    """A mistake of the user's: printed as one line that names field, value and remedy; exit code
-    2."""
+    """A user's mistake, printed as one line with the field, its value and the cure; exit code 2."""
 
 
 class Range(NamedTuple):
@@ -29,115 +27,151 @@ class Range(NamedTuple):
     high: float
 
 
-def whole(low: int, high: int) -> Any:
-    """Return the type of a whole number in low..high, which `--help` shows."""
+def int_range(low: int, high: int) -> Any:
+    """Return the type of an int in low..high. `--help` shows the range."""
     return Annotated[int, Range(low, high), tyro.conf.arg(metavar=f"{low}..{high}")]
 
 
-def real(low: float, high: float) -> Any:
-    """Return the type of a real number in low..high, which `--help` shows."""
+def float_range(low: float, high: float) -> Any:
+    """Return the type of a float in low..high. `--help` shows the range."""
     return Annotated[float, Range(low, high), tyro.conf.arg(metavar=f"{low:g}..{high:g}")]
 
 
-Count = whole(1, 1000)
-Clients = whole(1, 60_000)
-SomeClients = whole(0, 60_000)  # 0: none, or all
-Rounds = whole(1, 100_000)
-Probability = real(0, 1)
-Rate = real(0, 1000)
-Scale = real(0, 1e6)
+def optional_float(low: float, high: float) -> Any:
+    """Return the type of a float in low..high, or None where the default follows from others."""
+    return Annotated[float | None, Range(low, high), tyro.conf.arg(metavar=f"{low:g}..{high:g}")]
+
+
+class Choices(NamedTuple):
+    """The choices of a text field: (name, its line in --help)."""
+
+    lines: tuple[tuple[str, str], ...]
+
+
+def choice(table: dict[str, Any]) -> Any:
+    """Return the type of a text that is a key of `table`: of name -> its line in --help.
+
+    A value may also be an object with this line as its attribute `help`.
+    """
+    lines = tuple((name, getattr(value, "help", value)) for name, value in table.items())
+    return Annotated[Literal[tuple(table)], Choices(lines)]
+
+
+Count = int_range(1, 1000)
+NumClients = int_range(1, 60_000)
+CountOrZero = int_range(0, 60_000)  # the field's docstring says what 0 stands for
+Rounds = int_range(1, 100_000)
+Probability = float_range(0, 1)
+Rate = float_range(0, 1000)
+OptionalRate = optional_float(0, 1000)
+Scale = float_range(0, 1e6)
 
 
 @functools.cache
-def hints(theme: type) -> dict[str, Any]:
-    """Return the types of a theme's fields, the ranges of numbers with them."""
-    return typing.get_type_hints(theme, include_extras=True)
+def hints(group: type) -> dict[str, Any]:
+    """Return field -> type of a group, with the ranges of numbers."""
+    return typing.get_type_hints(group, include_extras=True)
 
 
-class Theme:
-    """Base of the frozen dataclasses that hold the fields, or other themes.
-
-    Making one checks each field.
-    """
+class ConfigGroup:
+    """Base of the dataclasses that hold fields, or other groups. Each field is checked."""
 
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type or range."""
         for field, value in vars(self).items():
-            if not isinstance(value, Theme):
+            if not isinstance(value, ConfigGroup):
                 check_value(field, value, hints(type(self))[field])
 
-    def flat(self) -> dict[str, Any]:
-        """Return field -> value over all themes in this one: what config.json holds of a Config."""
-        found: dict[str, Any] = {}
+    @classmethod
+    @functools.cache
+    def defaults(cls) -> dict[str, Any]:
+        """Return field -> default value over all groups in this one."""
+        values: dict[str, Any] = {}
+        for field in dataclasses.fields(cls):
+            is_group = isinstance(field.default, ConfigGroup)
+            values |= field.default.to_dict() if is_group else {field.name: field.default}
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return field -> value over all groups in this one: what config.json holds."""
+        fields: dict[str, Any] = {}
         for field, value in vars(self).items():
-            if isinstance(value, Theme):
-                found |= value.flat()
+            if isinstance(value, ConfigGroup):
+                fields |= value.to_dict()
+            elif is_float(hints(type(self))[field]) and value is not None:
+                fields[field] = float(value)  # 1 and 1.0 are the same configuration
             else:
-                real_number = float in typing.get_args(hints(type(self))[field])
-                # 1 and 1.0 are one configuration
-                found[field] = float(value) if real_number else value
-        return found
+                fields[field] = value
+        return fields
 
-    def changed(self) -> dict[str, Any]:
-        """Return field -> value of what differs from the default."""
-        default = type(self)().flat()
-        return {field: value for field, value in self.flat().items() if value != default[field]}
+    def subset(self, names: Sequence[str]) -> dict[str, Any]:
+        """Return name -> value of these fields."""
+        return {name: value for name, value in self.to_dict().items() if name in names}
 
-    def pick(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the fields of these names, as a row of a table gets them."""
-        return {name: value for name, value in self.flat().items() if name in names}
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values in these fields.
 
-    def but(self, **changes: Any) -> Self:
-        """Return a copy with the fields of these names replaced.
-
-        Raise UserError for a wrong name or value.
+        Raises UserError for an unknown field, or a value of the wrong type or range.
         """
-        known = self.flat()
+        known = self.to_dict()
         for field in changes.keys() - known.keys():
             raise UserError(
                 f"{field!r:.60} is no field of the configuration; choose from {', '.join(known)}"
             )
         replaced = {}
         for field, value in vars(self).items():
-            if isinstance(value, Theme):
-                replaced[field] = value.but(
-                    **{name: changes[name] for name in changes.keys() & value.flat().keys()}
-                )
+            if isinstance(value, ConfigGroup):
+                own = changes.keys() & value.to_dict().keys()
+                replaced[field] = value.replace(**{name: changes[name] for name in own})
             elif field in changes:
                 replaced[field] = changes[field]
         return dataclasses.replace(self, **replaced)
 
-    def only_used(self, **changes: Any) -> Self:
-        """Return a copy with these fields replaced, and each that then has no effect at its
-        default; here, none is."""
-        return self.but(**changes)
-
     def choices(self, field: str) -> tuple[str, ...]:
-        """Return what the field of this name may be, of a few."""
+        """Return the values that the field of this name can have, if they are a few texts."""
         if field in vars(self):
-            return typing.get_args(hints(type(self))[field])
-        return next(
-            theme.choices(field)
-            for theme in vars(self).values()
-            if isinstance(theme, Theme) and field in theme.flat()
-        )
+            return choices_of(hints(type(self))[field])
+        groups = [value for value in vars(self).values() if isinstance(value, ConfigGroup)]
+        return next(group.choices(field) for group in groups if field in group.to_dict())
+
+
+def choices_of(hint: Any) -> tuple[str, ...]:
+    """Return the texts that a field of this type can be; of any other type nothing."""
+    if typing.get_origin(hint) is Annotated:
+        hint = typing.get_args(hint)[0]
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def choice_lines(hint: Any) -> dict[str, str]:
+    """Return choice -> its line in --help, of a type that `choice` made; of any other nothing."""
+    marks = [mark for mark in typing.get_args(hint)[1:] if isinstance(mark, Choices)]
+    return dict(marks[0].lines) if marks else {}
+
+
+def is_float(hint: Any) -> bool:
+    """Return whether a field of this type holds a float, or None."""
+    arguments = typing.get_args(hint)
+    return bool(arguments) and arguments[0] in (float, float | None)
 
 
 def check_value(field: str, value: Any, hint: Any) -> None:
-    """Raise UserError where `value` is not what `hint`, the field's type, asks for."""
-    choices = typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
-    remedy = f"choose {', '.join(choices)}" if choices else "give a text without a null character"
+    """Raise UserError if `value` does not fit `hint`, the type of the field."""
     if hint is bool:
         valid = isinstance(value, bool)
-        remedy = "choose True or False"
-    elif hint is str or choices:
-        valid = isinstance(value, str) and "\0" not in value and (not choices or value in choices)
+        cure = "choose True or False"
+    elif hint is str:
+        valid = isinstance(value, str) and "\0" not in value
+        cure = "give a text without a null character"
+    elif choices := choices_of(hint):
+        valid = isinstance(value, str) and value in choices
+        cure = f"choose {', '.join(choices)}"
     else:
         kind, span, _ = typing.get_args(hint)
-        number = isinstance(value, int if kind is int else (int, float)) and not isinstance(
-            value, bool
-        )
-        valid = number and span.low <= value <= span.high
-        remedy = f"choose a {'whole ' if kind is int else ''}number in {span.low:g}..{span.high:g}"
+        types = int if kind is int else (int, float)
+        is_number = isinstance(value, types) and not isinstance(value, bool)
+        in_range = is_number and span.low <= value <= span.high
+        valid = in_range or (value is None and kind == float | None)
+        name = "whole number" if kind is int else "number"
+        cure = f"choose a {name} in {span.low:g}..{span.high:g}"
     if not valid:
-        raise UserError(f"{field}={value!r:.60} is not possible; {remedy}")
+        raise UserError(f"{field}={value!r:.60} is not possible; {cure}")

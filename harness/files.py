@@ -1,5 +1,4 @@
-"""Files that are whole or not there: written under another name and renamed, or appended to line by
-line."""
+"""Files that are whole or not there: written under another name and renamed, or appended to."""
 
 from __future__ import annotations
 
@@ -15,39 +14,15 @@ import os
 import re
 import secrets
 import stat
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from harness.fields import UserError
 
-# What NumPy, zipfile and json raise on a damaged file, some of it on damaged zip directories alone.
-DAMAGE = (
-    OSError,
-    ValueError,
-    EOFError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    TypeError,
-    OverflowError,
-    MemoryError,
-    RuntimeError,
-    SyntaxError,
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    tokenize.TokenError,
-)
 
-
-def place(path: str) -> Path:
-    """Return the path that a flag names; where nobody's home is meant by its `~`, that is a name
-    like any other."""
+def expand_path(path: str) -> Path:
+    """Return the path that a flag names; a `~` that is nobody's home is a name like any other."""
     return Path(os.path.expanduser(path))
 
 
@@ -64,7 +39,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
+def io_errors_as_user_errors(path: Path) -> Iterator[None]:
     """Turn a failure to write `path` (disk full, read-only, gone) into one line that names it."""
     try:
         yield
@@ -81,7 +56,7 @@ def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
     folder that others can write, nobody leads us to another file.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
-    with writing(path):
+    with io_errors_as_user_errors(path):
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             try:
@@ -106,7 +81,7 @@ def append(path: Path, text: str, sync: bool = False) -> None:
 
     `sync` is against a power cut.
     """
-    with writing(path):
+    with io_errors_as_user_errors(path):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         size = os.fstat(descriptor).st_size
         try:
@@ -138,7 +113,7 @@ def briefly(error: BaseException) -> str:
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
     """Hold the run's folder for this run alone. Raise UserError where another run has it."""
-    with writing(folder):
+    with io_errors_as_user_errors(folder):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:

@@ -7,12 +7,12 @@ import os
 from dataclasses import dataclass
 from typing import Any
 
-from harness.fields import Count, Probability, Theme, UserError, real
-from harness.hosts import HERE, check_folder, read_hosts
+from harness.engine.ssh import HERE, check_folder, read_hosts
+from harness.fields import ConfigGroup, Count, Probability, UserError, float_range
 
 
 @dataclass(frozen=True)
-class Run(Theme):
+class Run(ConfigGroup):
     """The run's files, and the processes that train. None of these flags changes a round's numbers,
     but for the number of workers their last bits."""
 
@@ -36,7 +36,7 @@ class Run(Theme):
     """After the rounds, let the same process train on all images in one place, and each client
     alone, for as many local epochs; say what federation is worth, and who gains by it. Takes about
     four times as long as the run."""
-    patience: real(1, 86_400) = 60
+    patience: float_range(1, 86_400) = 60
     """Seconds without any progress after which TFF's worker counts as hung, and the round is done
     again."""
     workers: str = HERE
@@ -73,13 +73,13 @@ class Run(Theme):
         return read_hosts(self.workers)
 
     @property
-    def alone(self) -> bool:
-        """Whether all trains in one worker here."""
+    def single_worker(self) -> bool:
+        """Whether one worker, on this machine, trains all clients."""
         return self.hosts == (HERE,)
 
 
 @dataclass(frozen=True)
-class Comparison(Theme):
+class Comparison(ConfigGroup):
     """Several runs in one plot and one table. A run that is there already is not run again."""
 
     compare: str = ""
@@ -92,33 +92,29 @@ class Comparison(Theme):
 
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")
-HOW_FAR = ("rounds", "epsilon_budget")  # a resumed run may go further
-# What these lead to is known by its content: a run's partition has a hash of data and split.
+MAY_GROW = ("rounds", "epsilon_budget")  # a resumed run may go further
+# Files count by their content: the partition's hash is that of data and split.
 BY_CONTENT = ("data", "data_name", "transpose", "partition_file")
 
 
-def identity(config: Theme) -> dict[str, Any]:
-    """Return field -> value of all that a run's numbers depend on, but for the data and how far it
-    goes.
+def identity(config: Any) -> dict[str, Any]:
+    """Return field -> effective value of all that a run's numbers depend on.
 
-    A field that has no effect, such as prox_mu with fedavg, is at its default.
+    Left out are the data, known by their hash, and how far the run goes.
     """
-    config = config.only_used()
-    ignored = {*Run().flat(), *Comparison().flat(), *HOW_FAR, *BY_CONTENT}
-    # the sums, and so the last bits, follow their number alone
-    hosts = len(read_hosts(config.flat()["workers"]))
-    return {
-        **{field: value for field, value in config.flat().items() if field not in ignored},
-        "workers": hosts,
-    }
+    effective = config.effective().to_dict()
+    ignored = {*Run().to_dict(), *Comparison().to_dict(), *MAY_GROW, *BY_CONTENT}
+    fields = {field: value for field, value in effective.items() if field not in ignored}
+    # The last bits of the sums follow the number of hosts, not their names.
+    return fields | {"workers": len(read_hosts(effective["workers"]))}
 
 
-def compared(config: Theme) -> tuple[str, list[str]] | None:
-    """Return (field, its values) that are to be compared; None for a single run.
+def compared_values(config: ConfigGroup) -> tuple[str, list[str]] | None:
+    """Return (field, the values to compare), or None for a single run.
 
-    Raise UserError for other names.
+    Raises UserError for names that are not of one field.
     """
-    flat = config.flat()
+    flat = config.to_dict()
     if not flat["compare"] and flat["seeds"] == 1:
         return None
     if flat["resume"]:
@@ -126,15 +122,13 @@ def compared(config: Theme) -> tuple[str, list[str]] | None:
             f"resume={flat['resume']!r:.60} does not go with compare or seeds, which resume their "
             "runs by themselves; drop one of the two"
         )
-    names = (
-        [name.strip() for name in flat["compare"].split(",")]
-        if flat["compare"]
-        else [flat["algorithm"]]
-    )
+    names = [flat["algorithm"]]
+    if flat["compare"]:
+        names = [name.strip() for name in flat["compare"].split(",")]
     field = next((field for field in COMPARABLE if set(names) <= set(config.choices(field))), None)
     if field is None or len(set(names)) < len(names):
         raise UserError(
-            f"compare={flat['compare']!r:.60} does not name different rows of one table, with "
+            f"compare={flat['compare']!r:.60} does not name different choices of one flag, with "
             f"commas between; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox"
         )
     return field, names

@@ -1,18 +1,19 @@
-"""Pictures beside the convergence plot, and the look of all: title, small print, grid, cells."""
+"""The plots of a run, and what all have in common: title, small print, grid, cells."""
 
 from __future__ import annotations
 
 import io
 import itertools
+import math
 import re
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
 from harness.program import processor
-from harness.records import RoundRecord
-from harness.results import counted, skew, tell_rounds
+from harness.records import RoundRecord, format_epsilon
+from harness.results import format_rounds_to_target, pluralize, skew
 
 import matplotlib.style
 import numpy as np
@@ -24,30 +25,28 @@ ORANGE = "#d1495b"
 GREY = "#5c6770"
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
 
-# whatever the user's matplotlibrc says; a decorator
+# A decorator: the user's matplotlibrc changes nothing.
 default_style = matplotlib.style.context("default")
 
 
-def new_figure(width: float, height: float, title: str, note: str) -> Figure:
+def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     """Return a Figure with its title, and in small print below it what it was made on.
 
     Sizes are inches.
     """
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
-    # a lone $ would start a formula; "E = 3" in a line
-    note = note.replace("$", r"\$").replace(" = ", "\xa0=\xa0")
-    note = "\n".join(textwrap.wrap(note, int(17 * width))).replace("\xa0", " ")
-    figure.supxlabel(note, x=0.01, ha="left", fontsize=8, color=GREY)
+    # A lone $ would start a formula, and "E = 3" must not be broken.
+    unbroken = caption.replace("$", r"\$").replace(" = ", "\xa0=\xa0")
+    lines = "\n".join(textwrap.wrap(unbroken, int(17 * width))).replace("\xa0", " ")
+    figure.supxlabel(lines, x=0.01, ha="left", fontsize=8, color=GREY)
     return figure
 
 
-def joined(parts: Iterable[str]) -> str:
-    """Return a caption of its parts, those that are empty left out; what is one is said as one: "1
-    label a client"."""
-    return re.sub(
-        r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", " · ".join(filter(None, parts))
-    )
+def join_parts(parts: Iterable[str]) -> str:
+    """Return a caption of these parts without empty ones; "1 labels" becomes "1 label"."""
+    text = " · ".join(filter(None, parts))
+    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", text)
 
 
 def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
@@ -64,8 +63,7 @@ def whole_rounds(axes: Any) -> None:
 
 @default_style
 def to_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file's bytes, the same for the same figure on one processor, which
-    it names."""
+    """Return the figure as a PNG file's bytes, in which the processor is named."""
     png = io.BytesIO()
     figure.savefig(png, format="png", metadata={"Software": None, "Source": processor()})
     return png.getvalue()
@@ -112,19 +110,19 @@ def plot_matrix(
 
 
 @default_style
-def plot_partition(counts: np.ndarray, note: str, classes: Sequence[int] = ()) -> Figure:
+def plot_partition(counts: np.ndarray, caption: str, classes: Sequence[int] = ()) -> Figure:
     """Draw label counts int64[K,C]: a row a client, a column a label, of which `classes` are the
     names."""
     measured = skew(counts)
     few = counts.sum(axis=1).min()
     many = counts.sum(axis=1).max()
-    title = f"{counted(counts.shape[0], 'client')} of {few:,} to {many:,} images"
+    title = f"{pluralize(counts.shape[0], 'client')} of {few:,} to {many:,} images"
     skewness = (
         f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, "
         f"mean) · effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
         f"Gini coefficient of the sizes {measured['size_gini']:.2f}"
     )
-    figure = new_figure(7, 5.2, title, f"{note} · {skewness}")
+    figure = new_figure(7, 5.2, title, f"{caption} · {skewness}")
     axes = figure.subplots()
     plot_matrix(axes, counts, counts, "images", classes)
     axes.set(xlabel="label", ylabel="client")
@@ -132,12 +130,62 @@ def plot_partition(counts: np.ndarray, note: str, classes: Sequence[int] = ()) -
 
 
 @default_style
-def plot_confusion(confusion: np.ndarray, note: str, classes: Sequence[int] = ()) -> Figure:
+def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float = 0) -> Figure:
+    """Draw loss and accuracy by round: of the global model on the test set, of clients in training.
+
+    The band is from the lowest to the highest client. `target` is a test accuracy, 0 for none.
+    """
+    last = records[-1]
+    title = f"Test accuracy {last.test_accuracy:.2%} after round {last.round}"
+    if last.private:
+        title = f"{title}, {format_epsilon(last)}"
+    figure = new_figure(9, 4.2, title, caption)
+    loss_axes, accuracy_axes = figure.subplots(1, 2)
+    draw_quantity(loss_axes, records, "loss", 1)
+    draw_quantity(accuracy_axes, records, "accuracy", 100)
+    loss_axes.set_ylabel("cross-entropy (nats)")
+    loss_axes.set_yscale("log")  # a first round may be twenty times the last
+    loss_axes.legend(frameon=False, fontsize=9)
+    accuracy_axes.set_ylabel("accuracy (%)")
+    if target:
+        label = f"target, {100 * target:.4g}%"
+        line = accuracy_axes.axhline(100 * target, color=GREY, lw=1, ls=":", label=label)
+        accuracy_axes.legend(handles=[line], frameon=False, fontsize=9)
+    return figure
+
+
+def draw_quantity(axes: Any, records: Sequence[RoundRecord], name: str, scale: float) -> None:
+    """Draw the loss or the accuracy, times `scale`, by round."""
+    rounds = [record.round for record in records]
+    marker = "o" if len(rounds) <= 50 else None
+    if any(record.clients for record in records):
+        values = [
+            [scale * report[name] for report in record.clients if report["finite"]]
+            for record in records
+        ]
+        lowest = [min(of_round, default=math.nan) for of_round in values]
+        highest = [max(of_round, default=math.nan) for of_round in values]
+        band = "clients, lowest to highest"
+        axes.fill_between(rounds, lowest, highest, color=ORANGE, alpha=0.15, lw=0, label=band)
+        means = [scale * record.train.get(name, math.nan) for record in records]
+        label = "clients while training, mean"
+        axes.plot(rounds, means, "--", color=ORANGE, marker=marker, ms=4, label=label)
+    tested = [scale * getattr(record, f"test_{name}") for record in records]
+    label = "global model, test set"
+    axes.plot(rounds, tested, "-", color=BLUE, marker=marker, ms=4, label=label)
+    whole_rounds(axes)
+    plain(axes)
+
+
+@default_style
+def plot_confusion(confusion: np.ndarray, caption: str, classes: Sequence[int] = ()) -> Figure:
     """Draw the confusion matrix int64[C,C]: counts, shaded by the share of errors in the row, so
     that errors show."""
     total = confusion.sum()
     right = np.trace(confusion)
-    figure = new_figure(7, 6.4, f"{total - right:,} of {total:,} test images misclassified", note)
+    figure = new_figure(
+        7, 6.4, f"{total - right:,} of {total:,} test images misclassified", caption
+    )
     axes = figure.subplots()
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
     errors = np.where(np.eye(len(confusion), dtype=bool), 0, shares)
@@ -147,13 +195,13 @@ def plot_confusion(confusion: np.ndarray, note: str, classes: Sequence[int] = ()
 
 
 @default_style
-def plot_cost(records: Sequence[RoundRecord], note: str) -> Figure:
+def plot_cost(records: Sequence[RoundRecord], caption: str) -> Figure:
     """Draw test accuracy against the megabytes, 10^6 bytes, that server and clients have sent, a
     point a round."""
     megabytes = np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
     share = 100 * sum(record.bytes_up for record in records) / max(1e6 * megabytes[-1], 1)
-    title = f"{megabytes[-1]:,.1f} MB in {counted(len(records), 'round')}"
-    figure = new_figure(7, 4.2, title, f"{note} · {share:.0f} % of the bytes go up")
+    title = f"{megabytes[-1]:,.1f} MB in {pluralize(len(records), 'round')}"
+    figure = new_figure(7, 4.2, title, f"{caption} · {share:.0f} % of the bytes go up")
     axes = figure.subplots()
     accuracies = [100 * record.test_accuracy for record in records]
     marker = "o" if len(records) <= 50 else None
@@ -168,7 +216,7 @@ def plot_misclassified(
     images: np.ndarray,
     labels: np.ndarray,
     predictions: np.ndarray,
-    note: str,
+    caption: str,
     classes: Sequence[int] = (),
 ) -> Figure:
     """Draw the first 18 of `images` uint8[N,28,28] that are predicted wrong: index, true and
@@ -177,7 +225,7 @@ def plot_misclassified(
     wrong = np.flatnonzero(predictions != labels)
     names = classes or range(256)
     figure = new_figure(
-        9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", note
+        9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", caption
     )
     for axes, index in itertools.zip_longest(figure.subplots(3, most // 3).flat, wrong[:most]):
         axes.axis("off")
@@ -195,12 +243,12 @@ def only_2_and_5(value: float, _: int) -> str:
 
 
 @default_style
-def plot_comparison(curves: dict[str, np.ndarray], note: str) -> Figure:
+def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
     """Draw test error against the round on a log scale, a line a name: `curves` are accuracies
     float[seeds,rounds]."""
     seeds = len(next(iter(curves.values())))
     figure = new_figure(
-        9, 4.8, f"Test error, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", note
+        9, 4.8, f"Test error, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", caption
     )
     axes = error_axes(figure)
     for (name, accuracies), marker in zip(curves.items(), itertools.cycle("os^vDPX*<>")):
@@ -228,7 +276,7 @@ def plot_rounds_to_target(
     curves: dict[str, Sequence[np.ndarray]],
     needed: dict[str, Sequence[float | None]],
     target: float,
-    note: str,
+    caption: str,
 ) -> Figure:
     """Draw test error against the round until it is that of `target`, a line a seed.
 
@@ -236,12 +284,14 @@ def plot_rounds_to_target(
     did not get there.
     """
     seeds = len(next(iter(curves.values())))
-    figure = new_figure(9, 4.8, f"Rounds to {100 * target:.4g} %, {counted(seeds, 'seed')}", note)
+    figure = new_figure(
+        9, 4.8, f"Rounds to {100 * target:.4g} %, {pluralize(seeds, 'seed')}", caption
+    )
     axes = error_axes(figure)
     for (number, (name, several)), marker in zip(
         enumerate(curves.items()), itertools.cycle("os^vDPX*<>")
     ):
-        told = f"{name}: {tell_rounds(needed[name])}"
+        told = f"{name}: {format_rounds_to_target(needed[name])}"
         for label, accuracies in itertools.zip_longest([told], several, fillvalue=""):
             rounds = np.arange(1, len(accuracies) + 1)
             every = max(1, len(accuracies) // 10)
@@ -272,13 +322,13 @@ def error_axes(figure: Figure) -> Any:
 
 
 @default_style
-def plot_baselines(rows: Sequence[dict[str, Any]], note: str) -> Figure:
+def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
     """Draw test error against passes over the images: federated, all images in one place, each
     client alone.
 
     `rows` are those of baselines.csv.
     """
-    figure = new_figure(9, 4.8, "What the federation is worth", note)
+    figure = new_figure(9, 4.8, "What the federation is worth", caption)
     axes = figure.subplots()
     for name, title, color, style in (
         ("centralized", "all in one place", GREY, "--"),
@@ -316,7 +366,7 @@ def plot_baselines(rows: Sequence[dict[str, Any]], note: str) -> Figure:
 
 
 @default_style
-def plot_gain(rows: Sequence[Any], note: str) -> Figure:
+def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     """Draw what the global model, and the same after a local epoch, bring each client, against its
     label skew.
 
@@ -325,7 +375,7 @@ def plot_gain(rows: Sequence[Any], note: str) -> Figure:
     """
     losers = sum(row.gain < 0 for row in rows)
     figure = new_figure(
-        9, 4.8, f"Who gains: {losers} of {len(rows)} clients lose by taking part", note
+        9, 4.8, f"Who gains: {losers} of {len(rows)} clients lose by taking part", caption
     )
     axes = figure.subplots()
     skews = [row.skew for row in rows]
@@ -374,11 +424,13 @@ def plot_gain(rows: Sequence[Any], note: str) -> Figure:
 
 @default_style
 def plot_mixed_confusion(
-    mixed: np.ndarray, title: str, note: str, classes: Sequence[int] = ()
+    mixed: np.ndarray, title: str, caption: str, classes: Sequence[int] = ()
 ) -> Figure:
     """Draw the confusion matrix float64[C,C] of 1,000 test images in a client's label mix, shaded
     by the errors."""
-    figure = new_figure(7, 6.4, title, f"{note} · per 1,000 test images in the client's label mix")
+    figure = new_figure(
+        7, 6.4, title, f"{caption} · per 1,000 test images in the client's label mix"
+    )
     axes = figure.subplots()
     errors = np.where(np.eye(len(mixed), dtype=bool), 0, mixed)
     plot_matrix(
@@ -386,3 +438,28 @@ def plot_mixed_confusion(
     )
     axes.set(xlabel="predicted label", ylabel="true label")
     return figure
+
+
+def result_figures(experiment: Any, result: Any, caption: str) -> dict[str, Callable[[], Figure]]:
+    """Return file name -> a function that draws it, of all plots of a run's result.
+
+    A private run has no plot of its partition: nothing about single clients leaves it.
+    """
+    dataset = experiment.dataset
+    evaluation = result.evaluation
+    target = experiment.config.run.target_accuracy
+    figures = {
+        "convergence_plot.png": partial(plot_convergence, result.records, caption, target),
+        "accuracy_by_megabytes.png": partial(plot_cost, result.records, caption),
+        "confusion_matrix.png": partial(
+            plot_confusion, evaluation.confusion, caption, dataset.classes
+        ),
+        "misclassified.png": partial(
+            plot_misclassified, *dataset.test, evaluation.predictions, caption, dataset.classes
+        ),
+    }
+    if experiment.accountant:
+        return figures
+    counts = experiment.partition.counts
+    partition = partial(plot_partition, counts, caption, dataset.classes)
+    return {"client_partition.png": partition, **figures}

@@ -30,7 +30,15 @@ PROGRAMS = "program.json"  # in a run's folder
 ROOT = Path(__file__).resolve().parent.parent
 # Of the harness, what has a hand in the numbers: the worker and its settings, the merging of hosts,
 # a record's means.
-IN_HARNESS = ("__init__", "guard", "records", "rounds", "settings", "worker")
+IN_HARNESS = (
+    "__init__",
+    "engine/multi_host",
+    "engine/supervisor",
+    "engine/worker",
+    "records",
+    "settings",
+    "shards",
+)
 COMPUTING = ("numpy", "scipy", "tensorflow", "tensorflow-federated")
 # oneDNN has kernels for each
 VECTORS = {
@@ -124,7 +132,12 @@ def edited(now: dict[str, bytes] | None = None) -> list[str]:
     return [name for name, source in SOURCES.items() if now.get(name) != source]
 
 
-def tell_edited() -> list[str]:
+def file_hash(name: str) -> str:
+    """Return the hash of what one file of the program does, such as "variants/partitions.py"."""
+    return program()["files"][name]
+
+
+def edited_remarks() -> list[str]:
     """Return a remark on files that were edited while a notebook, or another program, goes on with
     what it loaded."""
     names = edited()

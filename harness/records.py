@@ -10,147 +10,165 @@ from typing import Any, get_origin, get_type_hints
 
 import numpy as np
 
-# What a differentially private run may tell of a round: the noisy result, and what follows from the
-# flags alone.
+# What a differentially private run may publish of a round: the noisy result, and what follows from
+# the flags alone.
 PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon")
 STUCK_ROUNDS = 3  # at chance from the start, after which the user is told
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """loss: mean cross-entropy in nats; accuracy in 0..1; predictions uint8[N]; confusion
-    int64[C,C], rows true."""
+    """The global model on the test set."""
 
-    loss: float
-    accuracy: float
-    predictions: np.ndarray
-    confusion: np.ndarray
+    loss: float  # mean cross-entropy in nats
+    accuracy: float  # 0..1
+    predictions: np.ndarray  # uint8[N]
+    confusion: np.ndarray  # int64[C,C], a row a true label
 
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """What one round did. Losses are mean cross-entropies in nats; the training figures are the
-    clients' own.
+    """What one round did: a row of metrics.csv and of metrics.json.
 
-    `train_loss` is the mean over the clients' examples, as they were trained on. `clients` has a
-    row a client of the round: client, and its report by name; finite is False where its update was
-    left out. `dropped` counts those that got the weights and did not report. `bytes_down` and
-    `bytes_up` are those of what the server sends and gets, `wire_down` and `wire_up` those that
-    went to and came from several hosts, as measured, None with one worker here; `epsilon` what all
-    rounds begun so far cost of privacy, None where the aggregator does not say. A round under
-    differential privacy tells what stands in PUBLIC, and nothing else; its bytes are those of the
-    expected cohort.
+    `train` has the mean over the clients' examples of each metric that clients report; it becomes
+    the columns train_loss, train_accuracy, ... A round under differential privacy has only the
+    fields in PUBLIC.
     """
 
     round: int
-    train_loss: float
-    train_accuracy: float
-    test_loss: float
+    train: dict[str, float]
+    test_loss: float  # cross-entropy in nats
     test_accuracy: float
-    left_out: int | None
-    dropped: int | None
-    bytes_down: int
+    num_nonfinite: int | None  # clients left out, as their update was not finite
+    dropped: int | None  # clients that got the weights and did not report
+    bytes_down: int  # what the server sends, as in `communication_cost`
     bytes_up: int
-    epsilon: float | None
+    epsilon: float | None  # spent by all rounds begun so far; None without privacy
     seconds: float
-    clients: list[dict[str, Any]]
-    wire_down: int | None = None
-    wire_up: int | None = None
+    clients: list[dict[str, Any]]  # what each reported, by name, with its id as `client`
+    measured_bytes_down: int | None = None  # to several hosts; None with one worker here
+    measured_bytes_up: int | None = None
 
     @property
     def private(self) -> bool:
         """Whether the round was differentially private."""
         return self.epsilon is not None
 
-    def published(self) -> RoundRecord:
+    def public(self) -> RoundRecord:
         """Return the record with the fields in PUBLIC, and every other one blank.
 
-        All else could tell of single clients or of who was drawn, be it by a figure without noise,
-        by the bytes measured, or by the seconds, which grow with the images of those who train.
+        All else could tell of single clients, or of who was drawn: a figure without noise, the
+        bytes measured, the seconds, which grow with the images of those who train.
         """
-        kinds = get_type_hints(type(self))
-        hidden = {name: blank(kinds[name]) for name in vars(self) if name not in PUBLIC}
+        types = get_type_hints(type(self))
+        hidden = {name: blank(types[name]) for name in vars(self) if name not in PUBLIC}
         return replace(self, **hidden)
 
     def figures(self) -> dict[str, Any]:
-        """Return the figures of the round as a whole, by name: all but the clients' own."""
-        return {name: value for name, value in vars(self).items() if name != "clients"}
+        """Return column -> value: all but what single clients reported."""
+        columns = {}
+        for name, value in vars(self).items():
+            if name == "train":
+                columns |= {f"train_{metric}": mean for metric, mean in value.items()}
+            elif name != "clients":
+                columns[name] = value
+        return columns
 
-    def trouble(self, earlier: Sequence[RoundRecord], chance: float, last: bool) -> str:
-        """Return what has gone wrong with the global model: as a rule nothing, and what lasts only
-        once and at the end.
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON content, from which `read_record` makes it again."""
+        return self.figures() | {"clients": self.clients}
 
-        `chance` is the accuracy of always naming the most frequent test label, `last` whether no
-        round follows.
+    def trouble(self, earlier: Sequence[RoundRecord], chance: float, is_last: bool) -> str:
+        """Return what has gone wrong with the global model, if anything.
+
+        What lasts is told once, and again after the last round. `chance` is the accuracy of always
+        naming the most frequent test label.
         """
-        text = self.diagnosis(earlier, chance, last)
-        told = earlier[-1].diagnosis(earlier[:-1], chance, last=False) if earlier else ""
-        return text if text != told or last else ""
+        text = self.diagnosis(earlier, chance, is_last)
+        before = ""
+        if earlier:
+            before = earlier[-1].diagnosis(earlier[:-1], chance, is_last=False)
+        return text if text != before or is_last else ""
 
-    def diagnosis(self, earlier: Sequence[RoundRecord], chance: float, last: bool) -> str:
-        """Return what is wrong with the global model after this round, whether it was told before
-        or not."""
-        lost = chance + 0.05 * (1 - chance)  # at chance, and a little
-        before = [record.test_accuracy for record in earlier]
+    def diagnosis(self, earlier: Sequence[RoundRecord], chance: float, is_last: bool) -> str:
+        """Return what is wrong with the global model after this round, told before or not."""
+        near_chance = chance + 0.05 * (1 - chance)
+        accuracies = [record.test_accuracy for record in earlier]
         if not math.isfinite(self.test_loss):
             return "the test loss is not finite; a smaller --client-lr may help"
-        if self.test_accuracy < lost and max(before, default=0) > 2 * lost:
+        if self.test_accuracy < near_chance and max(accuracies, default=0) > 2 * near_chance:
             return "the test accuracy fell back to chance; a smaller --client-lr may help"
-        if self.left_out is not None and not self.clients:
+        if self.num_nonfinite is not None and not self.clients:
             return "no client reported; the weights stay as they were"
-        if self.left_out is not None and self.left_out == len(self.clients):
+        if self.num_nonfinite is not None and self.num_nonfinite == len(self.clients):
             return "no client's update was finite; a smaller --client-lr may help"
-        stuck = all(accuracy < lost for accuracy in [*before, self.test_accuracy])
-        if stuck and (last or self.round == STUCK_ROUNDS):
-            more = "more rounds, " if last else ""
+        is_stuck = all(accuracy < near_chance for accuracy in [*accuracies, self.test_accuracy])
+        if is_stuck and (is_last or self.round == STUCK_ROUNDS):
+            more = "more rounds, " if is_last else ""
             return f"the test accuracy is still at chance; {more}a smaller --client-lr may help"
         return ""
 
     def line(self, rounds: int) -> str:
-        """Return the round in one aligned line of the terminal."""
-        return (
-            f"round {self.round:{len(str(rounds))}}/{rounds}   "
-            + ("" if self.left_out is None else f"train loss {self.train_loss:7.4f}   ")
-            + f"test loss {self.test_loss:7.4f}   test accuracy {self.test_accuracy:7.2%}"
-            + ("" if math.isnan(self.seconds) else f"   {self.seconds:6.2f} s")
-            + tell_epsilon(self, separator="   ")
-            + (f"   {self.dropped} dropped out" if self.dropped else "")
-            + (f"   {self.left_out} not finite, left out" if self.left_out else "")
-        )
+        """Return the round as one aligned line of the terminal."""
+        parts = [f"round {self.round:{len(str(rounds))}}/{rounds}"]
+        if "loss" in self.train:
+            parts.append(f"train loss {self.train['loss']:7.4f}")
+        parts.append(f"test loss {self.test_loss:7.4f}")
+        parts.append(f"test accuracy {self.test_accuracy:7.2%}")
+        if not math.isnan(self.seconds):
+            parts.append(f"{self.seconds:6.2f} s")
+        if self.private:
+            parts.append(format_epsilon(self))
+        if self.dropped:
+            parts.append(f"{self.dropped} dropped out")
+        if self.num_nonfinite:
+            parts.append(f"{self.num_nonfinite} not finite, left out")
+        return "   ".join(parts)
 
 
-def tell_epsilon(record: RoundRecord, separator: str = ", ") -> str:
-    """Return the epsilon spent, behind `separator`; nothing of a run that is not private."""
-    return f"{separator}ε {record.epsilon:.2f}" if record.private else ""
+def format_epsilon(record: RoundRecord) -> str:
+    """Return the epsilon spent, or nothing of a run that is not private."""
+    return f"ε {record.epsilon:.2f}" if record.private else ""
 
 
 def blank(kind: Any) -> Any:
-    """Return what stands for a hidden value of this type: NaN, an empty list, or None."""
+    """Return what stands for a hidden value of this type: NaN, an empty list or dict, or None."""
     if kind is float:
         return math.nan
-    return [] if get_origin(kind) is list else None
+    return get_origin(kind)() if get_origin(kind) in (list, dict) else None
 
 
 def read_record(row: dict[str, Any]) -> RoundRecord:
-    """Return the record in a JSON object, where null stands for NaN.
+    """Return the record in a JSON object of `RoundRecord.to_json`; null stands for NaN.
 
-    Raise ValueError where it holds something else.
+    Raises ValueError if it holds something else.
     """
-    record = {
-        name: read_figure(name, row.get(name), kind)
-        for name, kind in get_type_hints(RoundRecord).items()
+    fields: dict[str, Any] = {}
+    for name, kind in get_type_hints(RoundRecord).items():
+        if name == "train":
+            metrics = [column for column in row if column.startswith("train_")]
+            fields[name] = {
+                column.removeprefix("train_"): read_value(column, row[column], float)
+                for column in metrics
+            }
+        elif name == "clients":
+            fields[name] = [read_client(client) for client in row["clients"]]
+        else:
+            fields[name] = read_value(name, row.get(name), kind)
+    return RoundRecord(**fields)
+
+
+def read_client(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a client's report in a JSON object. Raises ValueError if it holds something else."""
+    types = {"client": int, "finite": bool}
+    return {
+        name: read_value(name, value, types.get(name, float))
+        for name, value in dict(report).items()
     }
-    return RoundRecord(**record)
 
 
-def read_figure(name: str, value: Any, kind: Any) -> Any:
-    """Return a record's field as the type `kind`. Raise ValueError where it is of another."""
-    if name == "clients":
-        kinds = {"client": int, "finite": bool}
-        return [
-            {key: read_figure(key, told, kinds.get(key, float)) for key, told in dict(row).items()}
-            for row in value
-        ]
+def read_value(name: str, value: Any, kind: Any) -> Any:
+    """Return a field's value as the type `kind`. Raises ValueError if it is of another."""
     if kind is float and value is None:
         return math.nan
     if kind is float and type(value) is int:
@@ -161,10 +179,7 @@ def read_figure(name: str, value: Any, kind: Any) -> Any:
 
 
 def read_records(lines: Sequence[str], rounds: int) -> list[RoundRecord]:
-    """Return the records of rounds 1..`rounds`.
-
-    Raise an error of files.DAMAGE where the lines do not hold them.
-    """
+    """Return the records of rounds 1..`rounds`. Raises an error if the lines do not hold them."""
     records = [read_record(json.loads(line)) for line in lines[:rounds]]
     if [record.round for record in records] != list(range(1, rounds + 1)):
         raise ValueError("a round is missing")
@@ -172,16 +187,15 @@ def read_records(lines: Sequence[str], rounds: int) -> list[RoundRecord]:
 
 
 def reached(records: Sequence[RoundRecord], target: float) -> bool:
-    """Return whether a test accuracy of `target` was reached; 0 stands for none that could be."""
+    """Return whether a round reached the test accuracy `target`; 0 stands for no target."""
     return 0 < target <= max((record.test_accuracy for record in records), default=0)
 
 
 def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None:
-    """Return after how many rounds the best test accuracy so far crossed `target`, None where it
-    did not.
+    """Return after how many rounds the best test accuracy so far crossed `target`, or None.
 
     As in McMahan et al. 2017, section 3: the curve is made monotone, and is a straight line between
-    two rounds. What is reached by the first round counts as 1.
+    two rounds. A target that the first round reaches counts as 1.
     """
     best = np.maximum.accumulate(accuracies)
     if not target or best[-1] < target:
@@ -192,46 +206,74 @@ def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None
     return float(after + (target - best[after - 1]) / (best[after] - best[after - 1]))
 
 
-def client_rows(
-    groups: Sequence[np.ndarray], reports: Sequence[Any], names: Sequence[str]
+def name_metrics(
+    chunks: Sequence[np.ndarray], metrics: Any, names: Sequence[str]
 ) -> list[dict[str, Any]]:
-    """Return what each client of the round reported, in the order of the ids.
+    """Return a dict for each client of the round, with what it reported by name.
 
-    `groups` are int64[g] ids, `reports` float32[g,r] of each or float32[m,r] of all, with the
-    columns `names`, of which `finite` becomes a bool.
+    `chunks` are int64[g] ids, `metrics` their rows, float32[g,r] of each chunk or float32[m,r] of
+    all. `finite` becomes a bool.
     """
-    rows = []
-    every = reports if isinstance(reports, np.ndarray) else np.concatenate(reports)
-    for client, row in zip(
-        np.concatenate(groups).tolist(), np.asarray(every).tolist(), strict=True
-    ):
-        told = dict(zip(names, row, strict=True))
-        rows.append({"client": client, **told, "finite": told["finite"] > 0})
-    return sorted(rows, key=lambda row: row["client"])
+    clients = np.concatenate(chunks).tolist()
+    rows = metrics if isinstance(metrics, np.ndarray) else np.concatenate(metrics)
+    reports = []
+    for client, row in zip(clients, np.asarray(rows).tolist(), strict=True):
+        report = dict(zip(names, row, strict=True))
+        reports.append({"client": client, **report, "finite": report["finite"] > 0})
+    return sorted(reports, key=lambda report: report["client"])
 
 
 def make_record(
-    round_num: int, clients: list[dict[str, Any]], evaluation: Evaluation, **figures: Any
+    round_num: int,
+    reports: list[dict[str, Any]],
+    evaluation: Evaluation,
+    metrics: Sequence[str],
+    **figures: Any,
 ) -> RoundRecord:
-    """Return the round's record, from the clients' own reports, the evaluation of the new model,
-    and its figures."""
-    kept = [row for row in clients if row["finite"]]
+    """Return the round's record.
 
-    def mean(figure: str) -> float:
-        """Over the clients kept, weighted by n_k."""
-        return (
-            float(np.average([r[figure] for r in kept], weights=[r["examples"] for r in kept]))
-            if kept
-            else math.nan
-        )
-
+    `metrics` names what clients report. Each but `examples` and `finite` becomes a mean over the
+    examples of the clients whose update was finite.
+    """
+    counted = [report for report in reports if report["finite"]]
+    examples = [report["examples"] for report in counted]
+    train = {}
+    for metric in metrics:
+        if metric not in ("examples", "finite"):
+            values = [report[metric] for report in counted]
+            train[metric] = float(np.average(values, weights=examples)) if values else math.nan
     return RoundRecord(
         round=round_num,
-        train_loss=mean("loss"),
-        train_accuracy=mean("accuracy"),
+        train=train,
         test_loss=evaluation.loss,
         test_accuracy=evaluation.accuracy,
-        left_out=len(clients) - len(kept),
-        clients=clients,
+        num_nonfinite=len(reports) - len(counted),
+        clients=reports,
         **figures,
     )
+
+
+def communication_cost(
+    experiment: Any, num_sent: int, num_reported: int, num_metrics: int
+) -> dict[str, int]:
+    """Return the bytes of a round, as a network would carry them.
+
+    `num_sent` clients get the weights and the round's number; `num_reported` send an update, as the
+    aggregator encodes it, and their metrics. The algorithm's paper may have as much as the weights
+    sent beside them in each direction, and an adaptive norm goes both ways. A private run tells
+    what its expected cohort sends.
+    """
+    aggregator = experiment.aggregator
+    if experiment.accountant:
+        num_sent = experiment.config.cohort_size
+        num_reported = experiment.config.cohort_size
+    sizes = [weights.size for weights in experiment.initial_weights]
+    weights_bytes = 4 * sum(sizes)
+    beside = 0
+    if experiment.algorithm.sends_memory:
+        beside += weights_bytes
+    if aggregator.sends_norm:
+        beside += 4
+    down = weights_bytes + beside + 8
+    up = aggregator.num_bytes(sizes) + beside + 4 * num_metrics
+    return {"bytes_down": num_sent * down, "bytes_up": num_reported * up}

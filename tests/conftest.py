@@ -8,6 +8,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 # before TensorFlow: it quiets that, here and in the tests' processes
 import federated_learning as fl
+from harness.engine.worker import LocalWorker
 
 import psutil
 import pytest
@@ -31,27 +32,18 @@ def mnist():
 
 @pytest.fixture(scope="module")
 def worker():
-    with fl.Worker(clients_at_once=3) as worker:
+    with LocalWorker(3) as worker:
         yield worker
 
 
 @pytest.fixture
 def federation(worker, digits, tmp_path, monkeypatch):
-    """make(**flags) -> (config, the experiment on digits); the model 2nn is a small one with
-    tanh."""
+    """make(**flags) -> the experiment on digits; the model 2nn is a small one with tanh."""
 
     def make(**flags):
         monkeypatch.setitem(fl.MODELS, "2nn", tanh_layers)
-        config = configure(
-            **{
-                "dataset": "digits",
-                "model": "2nn",
-                "num_clients": 3,
-                "cache": str(tmp_path),
-                **flags,
-            }
-        )
-        return config, fl.prepare(config, digits)
+        small = {"dataset": "digits", "model": "2nn", "num_clients": 3, "cache": str(tmp_path)}
+        return fl.build_experiment(configure(**small | flags), digits)
 
     return make
 

@@ -1,10 +1,13 @@
 """What tests compare with: a client's batches by the documented rule, and federated learning in
 NumPy, float64."""
 
+from functools import partial
 from pathlib import Path
 
 import federated_learning as fl
-from harness.records import client_rows
+from harness.records import name_metrics
+from harness.shards import FOOTER_BYTES, RECORD_BYTES
+from variants import models, privacy
 
 import numpy as np
 import tensorflow as tf
@@ -16,12 +19,12 @@ def tanh_layers():
 
     A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64.
     """
-    return fl.dense(16, activation="tanh")
+    return models.dense(16, activation="tanh")
 
 
-def told_by(groups, reports):
+def named(chunks, metrics):
     """What each client reported, by name."""
-    return client_rows(groups, reports, fl.Report._fields)
+    return name_metrics(chunks, metrics, fl.ClientMetrics._fields)
 
 
 def alone(clients):
@@ -29,11 +32,22 @@ def alone(clients):
     return [np.array([client]) for client in clients]
 
 
-def functional_model(config):
+def network(name, num_classes=10):
+    """A row of MODELS, as build_experiment resolves it."""
+    return fl.Network(name, fl.MODELS[name], num_classes)
+
+
+def accountant_of(config):
+    """The privacy accountant of a configuration, as build_experiment makes it."""
+    cohorts = partial(fl.sample_clients, config) if config.privacy.public_cohorts else None
+    return privacy.PrivacyAccountant(config, cohorts)
+
+
+def functional_model(experiment):
     """The model as TFF makes it functional. It invalidates the Keras models built before it."""
     batch = (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model = fl.build_model(config.training.model, 10, config.seed)
+    model = fl.build_model(experiment.network, experiment.config.seed)
     return tff.learning.models.functional_model_from_keras(model, loss, batch)
 
 
@@ -49,12 +63,12 @@ def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
     """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule,
     eagerly."""
     records = np.frombuffer(
-        (shards / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8
-    ).reshape(-1, fl.RECORD_BYTES)
+        (shards / f"{client}.bin").read_bytes()[:-FOOTER_BYTES], np.uint8
+    ).reshape(-1, RECORD_BYTES)
     key = tf.random.experimental.stateless_fold_in(
         tf.constant([config.seed, client], tf.int64), np.int64(round_num)
     )
-    training = fl.own_values(config)
+    training = config.training
     for epoch in range(training.local_epochs):
         epoch_key = tf.random.experimental.stateless_fold_in(key, np.int64(epoch))
         order = tf.random.experimental.stateless_shuffle(tf.range(len(records)), epoch_key).numpy()
@@ -103,13 +117,13 @@ def factor(schedule, round_num, config):
 
 
 def client_rate(config, round_num):
-    return fl.own_values(config).client_lr * factor(
+    return config.training.client_lr * factor(
         config.optimization.client_schedule, round_num, config
     )
 
 
 def server_rate(config, round_num):
-    return fl.own_values(config).server_lr * factor(
+    return config.training.server_lr * factor(
         config.optimization.server_schedule, round_num, config
     )
 
@@ -224,7 +238,7 @@ def numpy_mimelite(config, shards, sizes, weights):
     """Karimireddy et al. 2021, Algorithm 3, with momentum: v stands still on the clients, and moves
     on the server."""
     v = times(0.0, weights)
-    whole = config.but(batch_size=0, local_epochs=1)
+    whole = config.replace(batch_size=0, local_epochs=1)
     for round_num, cohort in enumerate(COHORTS, 1):
 
         def push(g, w, v=v):
@@ -250,7 +264,7 @@ def numpy_fedsgd(config, shards, sizes, weights):
         ]
         weights = minus(
             weights,
-            times(fl.own_values(config).client_lr, weighted_mean(g, [sizes[k] for k in cohort])),
+            times(config.training.client_lr, weighted_mean(g, [sizes[k] for k in cohort])),
         )
         yield weights
 
@@ -280,9 +294,9 @@ def momentum(w, d, state, t, config):
 
 def adagrad(w, d, state, t, config):
     state["v"] = state.get("v", 1e-6) + d**2
-    return w - server_rate(config, t) * d / np.sqrt(
-        state["v"] + (config.optimization.server_epsilon**2 or 1e-6)
-    )
+    tau = config.optimization.server_epsilon
+    epsilon = 1e-6 if tau is None else tau**2
+    return w - server_rate(config, t) * d / np.sqrt(state["v"] + epsilon)
 
 
 def adam(w, d, state, t, config, yogi=False):
@@ -291,9 +305,8 @@ def adam(w, d, state, t, config, yogi=False):
     state["m"] = 0.9 * state.get("m", 0) + 0.1 * d
     state["v"] = v + 0.01 * np.sign(d**2 - v) * d**2 if yogi else 0.99 * v + 0.01 * d**2
     rate = server_rate(config, t) * np.sqrt(1 - 0.99**t) / (1 - 0.9**t)
-    return w - rate * state["m"] / (
-        np.sqrt(state["v"]) + (config.optimization.server_epsilon or 1e-3)
-    )
+    tau = config.optimization.server_epsilon
+    return w - rate * state["m"] / (np.sqrt(state["v"]) + (1e-3 if tau is None else tau))
 
 
 NUMPY = {

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import federated_learning as fl
+from harness import command_line
 
 import psutil
 
@@ -21,7 +22,7 @@ SECONDS = 240  # limit of any one command
 
 def configure(**flags) -> fl.Config:
     """The default configuration with these fields."""
-    return fl.Config().but(**flags)
+    return fl.Config().replace(**flags)
 
 
 def command(*flags: str) -> list[str]:
@@ -47,7 +48,7 @@ def call_script(folder: Path, *flags: str) -> subprocess.CompletedProcess:
     err = io.StringIO()
     with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try:
-            fl.attempt(fl.main, fl.attempt(fl.parse, flags))
+            command_line.run_or_exit(fl.main, command_line.run_or_exit(fl.parse, flags))
             code = 0
         except SystemExit as leaving:
             code = leaving.code

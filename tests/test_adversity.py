@@ -1,7 +1,7 @@
 """Dropout, stragglers, attackers and what a round costs, against arithmetic on the same shards."""
 
 import federated_learning as fl
-from variants.adversity import ATTACKS, Adversary, choose_attackers, drop_out
+from variants.adversity import ATTACKS, choose_attackers, drop_out
 
 import numpy as np
 import pytest
@@ -10,24 +10,17 @@ from reference import (
     alone,
     batches_of,
     largest_difference,
+    named,
     numpy_sgd_step,
-    told_by,
     weighted_mean,
     weights_of,
 )
 from runs import configure
 
 
-def rounds(federation, digits, **flags):
+def rounds(federation, **flags):
     """The (state, record) pairs of run_rounds on digits."""
-    config, (_, partition, _, process, evaluate) = federation(**flags)
-    return [(s, r) for s, r, _ in fl.run_rounds(config, partition.sizes, process, evaluate)]
-
-
-def reporting(config, round_num, clients):
-    return drop_out(
-        clients, config.adversity, config.partitioning.num_clients, config.seed, round_num
-    )
+    return [(state, record) for state, record, _ in fl.run_rounds(federation(**flags))]
 
 
 def test_dropouts_are_a_function_of_seed_round_and_client():
@@ -35,13 +28,13 @@ def test_dropouts_are_a_function_of_seed_round_and_client():
     reported = total = 0
     for round_num in range(1, 201):
         drawn = fl.sample_clients(config, round_num)
-        left = reporting(config, round_num, drawn)
-        everyone = set(reporting(config, round_num, range(100)))
+        left = drop_out(drawn, config, round_num)
+        everyone = set(drop_out(range(100), config, round_num))
         assert left == [k for k in drawn if k in everyone]  # whoever else is drawn
         reported = reported + len(left)
         total = total + len(drawn)
     assert abs(reported / total - 0.7) < 0.022  # 3 standard deviations of 4,000 draws
-    assert reporting(config.but(dropout=0), 1, [3, 5]) == [3, 5]
+    assert drop_out([3, 5], config.replace(dropout=0), 1) == [3, 5]
 
 
 def test_poisson_cohorts_have_their_mean():
@@ -53,18 +46,20 @@ def test_poisson_cohorts_have_their_mean():
 
 
 @pytest.mark.slow
-def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(federation, digits):
+def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(federation):
     # of 3 clients: nobody reports with probability 0.34
     flags = {
         "dropout": 0.7,
         "rounds": 8,
         "seed": 2,
     }
-    config, (_, partition, _, process, _) = federation(**flags)
+    experiment = federation(**flags)
+    config = experiment.config
+    process = experiment.process
     state = process.initialize()
     empty = 0
-    for new, record in rounds(federation, digits, **flags):
-        left = reporting(config, record.round, [0, 1, 2])
+    for new, record in rounds(federation, **flags):
+        left = drop_out([0, 1, 2], config, record.round)
         assert record.dropped == 3 - len(left) and [row["client"] for row in record.clients] == left
         if left:
             state, _, _ = process.next(state, alone(left))
@@ -73,7 +68,7 @@ def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(fede
             state = state._replace(
                 client_work=state.client_work._replace(round=np.int64(record.round))
             )
-            assert np.isnan(record.train_loss) and "no client reported" in record.trouble(
+            assert np.isnan(record.train["loss"]) and "no client reported" in record.trouble(
                 [], 0.1, False
             )
         assert largest_difference(weights_of(new), weights_of(state)) == 0
@@ -81,11 +76,13 @@ def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(fede
     assert 0 < empty < 8
 
 
-def test_stragglers_do_a_share_of_their_steps(federation, digits):
+def test_stragglers_do_a_share_of_their_steps(federation):
     flags = {"num_clients": 20, "local_epochs": 4, "rounds": 5}
-    config, (_, partition, _, _, _) = federation(**flags)
+    experiment = federation(**flags)
+    config = experiment.config
+    partition = experiment.partition
     late = seen = 0
-    for _, record in rounds(federation, digits, stragglers=0.4, **flags):
+    for _, record in rounds(federation, stragglers=0.4, **flags):
         for row in record.clients:
             full = 4 * -(-partition.sizes[row["client"]] // config.training.batch_size)
             assert 1 <= row["steps"] <= full
@@ -97,27 +94,33 @@ def test_stragglers_do_a_share_of_their_steps(federation, digits):
 
 def test_a_stragglers_share_is_uniform():
     """600 shares of 10,000 examples: a uniform one's mean is 1 / 2, its square's 1 / 3."""
-    behaviour = Adversary(configure(stragglers=1.0).adversity, np.zeros(0, np.int64), 10)
+    behaviour = fl.adversity.ClientBehaviour(configure(stragglers=1.0), ATTACKS["nan"], 10)
     keys = [tf.constant([seed, 7], tf.int64) for seed in range(600)]
-    shares = np.array([int(behaviour.budget(tf.constant(10_000), key)) / 10_000 for key in keys])
+    shares = np.array(
+        [int(behaviour.num_examples(tf.constant(10_000), key)) / 10_000 for key in keys]
+    )
     assert shares.mean() == pytest.approx(1 / 2, abs=0.05) and (shares**2).mean() == pytest.approx(
         1 / 3, abs=0.05
     )
 
 
 def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
-    config, (_, partition, shards, process, _) = federation(stragglers=1.0, local_epochs=1)
+    experiment = federation(stragglers=1.0, local_epochs=1)
+    config = experiment.config
+    partition = experiment.partition
+    shards = experiment.shards
+    process = experiment.process
     state = process.initialize()
     for client in range(3):
         new, _, reports = process.next(state, alone([client]))
-        steps = int(told_by(alone([client]), reports)[0]["steps"])
+        steps = int(named(alone([client]), reports)[0]["steps"])
         weights = [w.astype(float) for w in weights_of(state)]
         batches = list(batches_of(config, shards, client, 1))[:steps]
         assert 0 < steps < -(-partition.sizes[client] // config.training.batch_size)
         for images, labels in batches[:-1]:
-            weights = numpy_sgd_step(weights, images, labels, fl.own_values(config).client_lr)
+            weights = numpy_sgd_step(weights, images, labels, config.training.client_lr)
         images, labels = batches[-1]  # of which it does the first few
-        rate = fl.own_values(config).client_lr
+        rate = config.training.client_lr
         options = [
             numpy_sgd_step(weights, images[:n], labels[:n], rate) for n in range(1, len(labels) + 1)
         ]
@@ -125,7 +128,7 @@ def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_attackers_send_what_the_attack_says(federation, digits, attack):
+def test_attackers_send_what_the_attack_says(federation, attack):
     flags = {
         "num_clients": 5,
         "byzantine": 2,
@@ -133,8 +136,12 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
         "local_epochs": 1,
         "client_lr": 0.05,
     }
-    config, (_, partition, shards, process, _) = federation(**flags)
-    honest = federation(**{**flags, "byzantine": 0})[1].process
+    experiment = federation(**flags)
+    config = experiment.config
+    partition = experiment.partition
+    shards = experiment.shards
+    process = experiment.process
+    honest = federation(**{**flags, "byzantine": 0}).process
     state = process.initialize()
     bad = choose_attackers(config.adversity, 5, config.seed).tolist()
     assert len(set(bad)) == 2 and bad == sorted(bad)
@@ -152,9 +159,7 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
         if k in bad and attack == "label-flip":
             weights = [w.astype(float) for w in initial]
             for images, labels in batches_of(config, shards, k, 1):
-                weights = numpy_sgd_step(
-                    weights, images, 9 - labels, fl.own_values(config).client_lr
-                )
+                weights = numpy_sgd_step(weights, images, 9 - labels, config.training.client_lr)
             update = [a - b for a, b in zip(initial, weights, strict=True)]
         updates.append(update)
     sizes = partition.sizes.tolist()
@@ -163,7 +168,7 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
     if attack == "nan":  # left out
         sizes = [0 if k in bad else n for k, n in enumerate(sizes)]
         assert [
-            row["client"] for row in told_by(alone(range(5)), reports) if not row["finite"]
+            row["client"] for row in named(alone(range(5)), reports) if not row["finite"]
         ] == bad
     if attack == "gaussian":
         for k in bad:
@@ -178,7 +183,7 @@ def test_attackers_send_what_the_attack_says(federation, digits, attack):
 
 
 @pytest.mark.slow
-def test_a_rounds_bytes(federation, digits):
+def test_a_rounds_bytes(federation):
     model = 785 * 16 + 170  # parameters of the test's network
     flags = {"num_clients": 10, "clients_per_round": 6, "dropout": 0.4, "rounds": 1}
     for more, down, up in [
@@ -206,6 +211,6 @@ def test_a_rounds_bytes(federation, digits):
             114_696 + 4 * (128 + 1280 + 10) + 20,
         ),
     ]:
-        ((_, record),) = rounds(federation, digits, **flags, **more)
+        ((_, record),) = rounds(federation, **flags, **more)
         assert 0 < record.dropped < 6
         assert record.bytes_down == 6 * down and record.bytes_up == (6 - record.dropped) * up

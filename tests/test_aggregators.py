@@ -2,8 +2,8 @@
 the same part."""
 
 import federated_learning as fl
+from harness.engine.worker import plain_sums
 from harness.fields import UserError
-from harness.worker import plain_sums
 from variants import aggregators
 
 import numpy as np
@@ -21,7 +21,9 @@ CLIENTS = 7
 def updates(federation):
     """(initial weights, each client's w - w_k as lists of arrays, n_k), from a mean over that
     client alone."""
-    _, (_, partition, _, process, _) = federation(num_clients=CLIENTS)
+    experiment = federation(num_clients=CLIENTS)
+    partition = experiment.partition
+    process = experiment.process
     state = process.initialize()
     initial = weights_of(state)
     trained = [weights_of(process.next(state, alone([k]))[0]) for k in range(CLIENTS)]
@@ -34,7 +36,7 @@ def updates(federation):
 
 def aggregated(federation, groups=None, **flags):
     """What a round's mean update is: the global weights before it less those after it."""
-    process = federation(num_clients=CLIENTS, **flags)[1].process
+    process = federation(num_clients=CLIENTS, **flags).process
     state = process.initialize()
     new, _, _ = process.next(state, groups or alone(range(CLIENTS)))
     return [a - b for a, b in zip(weights_of(state), weights_of(new), strict=True)]
@@ -81,7 +83,7 @@ def test_a_robust_rule_leaves_out_a_client_that_diverged(federation, updates):
         lambda r: aggregators.trimmed_mean(r, 0.2),
         lambda r: aggregators.krum(r, 1),
     ):
-        process = aggregators.RowRule(rule).create(
+        process = aggregators.StackedRule(rule).create(
             tff.TensorType(np.float32, [None, rows.shape[1]]), tff.TensorType(np.float32, [None])
         )
         left = process.next(process.initialize(), [rows], [weights]).result
@@ -128,8 +130,10 @@ def numpy_zeroing(updates, sizes, norm):
 )
 def test_adaptive_clipping_and_zeroing_equal_numpys(federation, name, rule, first_norm, flags):
     """Three rounds, so that the norm that adapts is the one that cuts."""
-    _, (_, partition, _, plain, _) = federation(num_clients=CLIENTS, **flags)
-    process = federation(num_clients=CLIENTS, aggregator=name, **flags)[1].process
+    experiment = federation(num_clients=CLIENTS, **flags)
+    partition = experiment.partition
+    plain = experiment.process
+    process = federation(num_clients=CLIENTS, aggregator=name, **flags).process
     state = process.initialize()
     alone_state = plain.initialize()
     norm = first_norm
@@ -149,15 +153,12 @@ def test_adaptive_clipping_and_zeroing_equal_numpys(federation, name, rule, firs
 def test_a_client_that_is_left_out_is_left_out_of_the_adaptive_norm_too(
     federation, worker, aggregator
 ):
-    config, (_, partition, _, process, _) = federation(
-        aggregator=aggregator, num_clients=5, byzantine=1, attack="nan"
-    )
-    before = process.initialize()
-    row = fl.AGGREGATORS[aggregator]
-    after, told = fl.train_cohort(worker, process, before, range(5), partition.sizes, row)
-    good = [report["client"] for report in told if report["finite"]]
-    expected, _, _ = process.next(before, alone(good))
-    assert len(told) == 5 and len(good) == 4
+    experiment = federation(aggregator=aggregator, num_clients=5, byzantine=1, attack="nan")
+    before = experiment.process.initialize()
+    after, reports = fl.train_cohort(worker, experiment, before, range(5))
+    good = [report["client"] for report in reports if report["finite"]]
+    expected, _, _ = experiment.process.next(before, alone(good))
+    assert len(reports) == 5 and len(good) == 4
     for ours, theirs in zip(tf.nest.flatten(after), tf.nest.flatten(expected), strict=True):
         assert np.array_equal(ours, theirs)
 
@@ -174,7 +175,9 @@ def test_compression_is_within_half_a_step_of_its_255(federation):
     """Each client's tensor is rounded to the nearest of 256 values from its lowest to its
     highest."""
     flags = {"num_clients": CLIENTS, "model": "mlp"}
-    _, (_, partition, _, process, _) = federation(**flags)
+    experiment = federation(**flags)
+    partition = experiment.partition
+    process = experiment.process
     state = process.initialize()
     initial = weights_of(state)
     sizes = partition.sizes
@@ -191,7 +194,7 @@ def test_compression_starts_above_20_000_numbers_and_packs_as_counted():
     """What TFF's own encoder makes of a tensor: its int32 and float32, by their bytes."""
     for size in (20_000, 20_001, 100_352):
         kind = tff.to_type([tff.TensorType(np.float32, [size])])
-        mean = aggregators.compressed(None).create(kind, tff.TensorType(np.float32))
+        mean = aggregators.build_compressed(None, None).create(kind, tff.TensorType(np.float32))
         values = [np.linspace(-1, 1, size, dtype=np.float32) ** 3]
         result = mean.next(mean.initialize(), [values], [1.0]).result
         assert (np.abs(result[0] - values[0]).max() > 1e-4) == (size > 20_000)
@@ -222,7 +225,7 @@ def test_dps_norm_adapts(federation):
     and what is cut is cut to the norm of its round.
     """
     flags = {"aggregator": "dp", "num_clients": 20, "noise_multiplier": 0.02, "client_lr": 0.3}
-    process = federation(**flags)[1].process
+    process = federation(**flags).process
     state = process.initialize()
     norms = []
     for _ in range(4):
@@ -256,7 +259,7 @@ def test_medians_and_krums_neighbours_by_hand():
 def test_secure_sums_are_not_cut_for_large_clients():
     """A client of 120,000 images: bounds of 1e5 on n_k made 1.2 times the update of it, in
     silence."""
-    factory = aggregators.secure(aggregators.Federation(cohort=2, most_images=120_000))
+    factory = aggregators.build_secure(None, aggregators.CohortInfo(2, most_examples=120_000))
     kind = tff.to_type([tff.TensorType(np.float32, [3])])
     plain = plain_sums(factory.create(kind, tff.TensorType(np.float32)).next)
     process = factory.create(kind, tff.TensorType(np.float32))

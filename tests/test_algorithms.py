@@ -2,10 +2,11 @@
 
 import federated_learning as fl
 from harness.fields import UserError
-from variants.options import FIXED, Optimization
+from variants.options import ALGORITHMS, Optimization
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tensorflow_federated as tff
 from reference import (
     COHORTS,
@@ -15,9 +16,10 @@ from reference import (
     functional_model,
     largest_difference,
     minus,
+    named,
     numpy_local,
+    numpy_sgd_step,
     times,
-    told_by,
     weighted_mean,
     weights_of,
 )
@@ -67,7 +69,11 @@ def test_three_rounds_equal_numpys(federation, algorithm, more):
         **FLAGS.get(algorithm, {"local_epochs": 2}),
         **more,
     }
-    config, (_, partition, shards, process, _) = federation(**flags)
+    experiment = federation(**flags)
+    config = experiment.config
+    partition = experiment.partition
+    shards = experiment.shards
+    process = experiment.process
     state = process.initialize()
     expected = NUMPY[algorithm](
         config, shards, partition.sizes.tolist(), [w.astype(float) for w in weights_of(state)]
@@ -86,14 +92,14 @@ def test_a_server_step_is_taken_without_any_memory_too(federation, monkeypatch):
     w'."""
 
     class Half(fl.Algorithm):
-        def server_step(self, mean, kept):
+        def server_step(self, mean, memory):
             return tuple(m / 2 for m in mean)
 
-    process = federation()[1].process
+    process = federation().process
     before = process.initialize()
     whole, _, _ = process.next(before, alone([0, 1, 2]))
     monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Half)
-    process = federation()[1].process
+    process = federation().process
     half, _, _ = process.next(process.initialize(), alone([0, 1, 2]))
     pairs = zip(weights_of(before), weights_of(whole), strict=True)
     assert largest_difference(weights_of(half), [(w + after) / 2 for w, after in pairs]) < 1e-6
@@ -102,7 +108,7 @@ def test_a_server_step_is_taken_without_any_memory_too(federation, monkeypatch):
 def test_fedprox_without_pull_is_fedavg(federation):
     states = []
     for flags in ({"algorithm": "fedprox", "prox_mu": 0}, {"algorithm": "fedavg"}):
-        process = federation(**flags)[1].process
+        process = federation(**flags).process
         states.append(process.next(process.initialize(), alone([0, 1, 2]))[0])
     assert largest_difference(*map(weights_of, states)) == 0
 
@@ -118,26 +124,29 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
     if algorithm == "fedprox":
 
         class PushAway(fl.ALGORITHMS["fedprox"]):
-            def correct(self, gradients, weights, initial, sent):
-                return super().correct(gradients, initial, weights, sent)
+            def correct_gradients(self, gradients, weights, initial, server_message):
+                return super().correct_gradients(gradients, initial, weights, server_message)
 
         monkeypatch.setitem(fl.ALGORITHMS, "fedprox", PushAway)
     flags = {"algorithm": algorithm, "local_epochs": 1, "prox_mu": 0.3}
     flags |= {"server_momentum": 0.7, "client_lr": RATE}
-    config, (_, _, shards, process, _) = federation(**flags)
-    model = functional_model(config)
+    experiment = federation(**flags)
+    config = experiment.config
+    shards = experiment.shards
+    process = experiment.process
+    model = functional_model(experiment)
     optimizers = tff.learning.optimizers
     if algorithm == "fedprox":
         stock = tff.learning.algorithms.build_weighted_fed_prox(
             model,
             0.3,
-            optimizers.build_sgdm(fl.own_values(config).client_lr),
+            optimizers.build_sgdm(config.training.client_lr),
             optimizers.build_sgdm(1.0),
         )
     else:
         stock = tff.learning.algorithms.build_weighted_mime_lite(
             model,
-            optimizers.build_sgdm(fl.own_values(config).client_lr, 0.7),
+            optimizers.build_sgdm(config.training.client_lr, 0.7),
             optimizers.build_sgdm(1.0),
         )
     ours = process.initialize()
@@ -159,12 +168,16 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
 )
 def test_schedules_change_the_learning_rates(federation, schedule, factors):
     shared = {"lr_decay": 0.5, "lr_horizon": 3, "local_epochs": 1}
-    config, (_, partition, shards, clients, _) = federation(client_schedule=schedule, **shared)
-    servers = federation(server_schedule=schedule, **shared)[1].process
+    experiment = federation(client_schedule=schedule, **shared)
+    config = experiment.config
+    partition = experiment.partition
+    shards = experiment.shards
+    clients = experiment.process
+    servers = federation(server_schedule=schedule, **shared).process
     ours = clients.initialize()
     theirs = servers.initialize()
     for round_num, factor in enumerate(factors, 1):
-        rate = fl.own_values(config).client_lr
+        rate = config.training.client_lr
         for process, state, client_rate, server_rate in (
             (clients, ours, factor * rate, 1),
             (servers, theirs, rate, factor),
@@ -182,54 +195,108 @@ def test_schedules_change_the_learning_rates(federation, schedule, factors):
 @pytest.mark.parametrize("algorithm", ["scaffold", "mimelite", "feddyn"])
 def test_a_client_that_diverges_leaves_the_memory_as_it_was(federation, monkeypatch, algorithm):
     class Diverging(fl.ALGORITHMS[algorithm]):
-        def correct(self, gradients, weights, initial, sent):
-            return tuple(g * np.nan for g in super().correct(gradients, weights, initial, sent))
+        def correct_gradients(self, gradients, weights, initial, server_message):
+            return tuple(
+                g * np.nan
+                for g in super().correct_gradients(gradients, weights, initial, server_message)
+            )
 
     monkeypatch.setitem(fl.ALGORITHMS, algorithm, Diverging)
-    process = federation(algorithm=algorithm)[1].process
+    process = federation(algorithm=algorithm).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
-    assert not any(row["finite"] for row in told_by(alone([0, 1, 2]), reports))
+    assert not any(row["finite"] for row in named(alone([0, 1, 2]), reports))
     assert not np.asarray(state.client_work.memory).any()
 
 
-def test_many_clients_in_groups_remember_the_same(federation):
-    config, (_, partition, _, process, _) = federation(algorithm="scaffold", num_clients=50)
-    groups = fl.group_clients(list(range(50)), partition.sizes, "sums")
-    assert len(groups) == 32
+def test_many_clients_in_chunks_have_the_same_memory(federation):
+    experiment = federation(algorithm="scaffold", num_clients=50)
+    partition = experiment.partition
+    process = experiment.process
+    chunks = fl.make_chunks(list(range(50)), partition.sizes, "summed")
+    assert len(chunks) == 32
     one = process.initialize()
     other = process.initialize()
     for _ in range(2):
-        one = process.next(one, groups)[0]
+        one = process.next(one, chunks)[0]
         other = process.next(other, alone(range(50)))[0]
     assert np.abs(one.client_work.memory - other.client_work.memory).max() < 1e-5
     assert largest_difference(weights_of(one), weights_of(other)) < 1e-6
 
 
 def test_an_algorithm_is_what_it_is_defined_by():
-    training = fl.own_values(configure(algorithm="fedsgd"))
+    fedsgd = configure(algorithm="fedsgd")
+    training = fedsgd.effective().training
     assert (training.local_epochs, training.batch_size) == (1, 0)
     # nothing of fedsgd stays behind
-    own = fl.own_values(configure(algorithm="fedsgd").but(algorithm="fedavg"))
+    own = fedsgd.replace(algorithm="fedavg").effective().training
     assert (own.local_epochs, own.batch_size) == (3, 16)
-    assert {name: row.fixed for name, row in fl.ALGORITHMS.items() if row.fixed} == FIXED
     with pytest.raises(UserError, match="local_epochs=5 clashes with algorithm='fedsgd'"):
         configure(algorithm="fedsgd", local_epochs=5)
 
 
-def test_more_memory_than_a_gibibyte_is_refused(digits, tmp_path):
-    config = configure(
-        dataset="digits", model="cnn", num_clients=1000, algorithm="scaffold", cache=str(tmp_path)
-    )
+def test_rates_are_those_of_the_user_the_optimizer_or_the_algorithm():
+    for name, facts in ALGORITHMS.items():
+        training = configure(algorithm=name).effective().training
+        assert (training.client_lr, training.server_lr) == (facts.client_lr, facts.server_lr)
+    adam = configure(algorithm="fedavgm", client_optimizer="adam")
+    assert adam.effective().training.client_lr == 0.001
+    assert adam.effective().training.server_lr == 0.3
+    chosen = adam.replace(client_lr=0.0, server_lr=0.0).effective().training
+    assert (chosen.client_lr, chosen.server_lr) == (0.0, 0.0)  # 0 is a rate, not "none named"
+
+
+def test_more_memory_than_a_gibibyte_is_refused(digits):
+    config = configure(dataset="digits", model="cnn", num_clients=1000, algorithm="scaffold")
     with pytest.raises(
-        UserError, match="num_clients makes 1,001 rows .* 6.2 GiB, .* at most 160 clients"
+        UserError, match="num_clients makes 1,001 vectors .* 6.2 GiB, .* at most 160 clients"
     ):
-        fl.build_process(config, 10, tmp_path, np.ones(1000))
+        fl.build_experiment(config, digits)
 
 
 def test_feddyns_h_is_the_mean_gradient_of_all_clients():
     """Acar et al. 2021: h <- h - alpha sum_k (w_k - w) / K and g_k <- g_k - alpha (w_k - w), both 0
     at first."""
     algorithm = fl.ALGORITHMS["feddyn"](Optimization(dyn_alpha=0.5), np.array([10, 10]))
-    kept = np.array([[0.0, 0.0], [1.0, 3.0]], np.float32)  # client 1 had w - w_1 = (2, 6) once
-    (update,) = algorithm.server_step((np.array([1.0, 1.0], np.float32),), kept)
+    memory = np.array([[0.0, 0.0], [1.0, 3.0]], np.float32)  # client 1 had w - w_1 = (2, 6) once
+    (update,) = algorithm.server_step((np.array([1.0, 1.0], np.float32),), memory)
     assert update.numpy().tolist() == [1 + 0.5 / 0.5, 1 + 1.5 / 0.5]
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "fednova"])
+def test_a_warm_up_within_a_round_counts_its_factors(federation, monkeypatch, algorithm):
+    """Factors 1/4, 2/4, 3/4, 1, 1, ...: SCAFFOLD divides by the sum of the rates, FedNova by that
+    of the factors."""
+    monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: tf.minimum(1.0, (step + 1) / 4))
+    experiment = federation(algorithm=algorithm, client_lr=RATE, local_epochs=1)
+    state = experiment.process.initialize()
+    initial = [w.astype(float) for w in weights_of(state)]
+    sizes = experiment.partition.sizes.tolist()
+    trained = []
+    sums = []
+    for client in range(3):
+        weights = initial
+        factors = []
+        for images, labels in batches_of(experiment.config, experiment.shards, client, 1):
+            factors.append(min(1, (len(factors) + 1) / 4))
+            weights = numpy_sgd_step(weights, images, labels, factors[-1] * RATE)
+        trained.append(weights)
+        sums.append(sum(factors))
+    new, _, _ = experiment.process.next(state, alone([0, 1, 2]))
+    expected = weighted_mean(trained, sizes)
+    if algorithm == "fednova":
+        directions = [times(1 / a, minus(initial, w)) for a, w in zip(sums, trained, strict=True)]
+        mean_sum = np.average(sums, weights=sizes)
+        expected = minus(initial, times(mean_sum, weighted_mean(directions, sizes)))
+    assert largest_difference(weights_of(new), expected) < 1e-5
+    if algorithm == "scaffold":
+        for client in range(3):
+            drift = times(1 / (RATE * sums[client]), minus(initial, trained[client]))
+            variate = np.concatenate([part.ravel() for part in drift])
+            assert np.abs(new.client_work.memory[client] - variate).max() < 1e-3
+
+
+def test_fednova_with_momentum_refuses_a_rate_that_changes_within_a_round(federation, monkeypatch):
+    monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: tf.minimum(1.0, (step + 1) / 4))
+    experiment = federation(algorithm="fednova", client_optimizer="momentum")
+    with pytest.raises(UserError, match="needs a learning rate that is constant within a round"):
+        experiment.process.initialize()

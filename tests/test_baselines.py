@@ -4,7 +4,6 @@ gains, by hand."""
 import csv
 import json
 import signal
-from functools import partial
 
 import federated_learning as fl
 from harness import plots
@@ -14,7 +13,7 @@ from variants.partitions import shift_features
 
 import numpy as np
 import pytest
-from reference import largest_difference, numpy_local, weights_of
+from reference import largest_difference, network, numpy_local, weights_of
 from runs import configure, run_script, start
 
 FLAGS = (
@@ -33,21 +32,18 @@ FLAGS = (
 
 @pytest.fixture
 def learners(federation):
-    """make(**flags) -> (learners by (kind, client), the experiments they are of, the federation's
-    own)."""
+    """make(**flags) -> (baselines by (kind, client), the experiments they are of, the
+    federation's)."""
 
     def make(rounds=2, **flags):
-        config, experiment = federation(**flags)
+        experiment = federation(**flags)
         made = []
 
-        def prepare(*arguments):
-            made.append((arguments[0], fl.prepare(*arguments)))
-            return made[-1][1]
+        def build(*arguments):
+            made.append(fl.build_experiment(*arguments))
+            return made[-1]
 
-        tools = baselines.Tools(
-            prepare, partial(fl.build_evaluator, config), partial(fl.as_seen, config)
-        )
-        found = baselines.build_learners(config, fl.own_values(config), experiment, rounds, tools)
+        found = baselines.build_baselines(experiment, rounds, build, fl.build_evaluator)
         return {(one.kind, one.client): one for one in found}, made, experiment
 
     return make
@@ -59,17 +55,14 @@ def learners(federation):
 def test_learning_by_oneself_equals_numpys(learners, worker, kind, client, at):
     """Each round is the client's local epochs from its own last weights; tuning one epoch from the
     global model."""
-    found, made, federated = learners(
-        client_lr=0.05, local_epochs=2, algorithm="fedavgm", aggregator="median"
-    )
-    learner = found[kind, client]
-    (config, experiment) = made[at]
-    start = federated.process.initialize().global_model_weights if kind == "tuned" else None
+    flags = {"client_lr": 0.05, "local_epochs": 2, "algorithm": "fedavgm", "aggregator": "median"}
+    found, made, federated = learners(**flags)
+    experiment = made[at]
+    config = experiment.config
+    start = federated.process.initialize().global_model_weights
     weights = [w.astype(float) for w in weights_of(experiment.process.initialize())]
-    steps = list(learner.train(worker, start))
-    assert len(steps) == (1 if kind == "tuned" else 2) and config.training.local_epochs == len(
-        steps
-    )
+    steps = list(found[kind, client].train(worker, start))
+    assert len(steps) == config.training.local_epochs == (1 if kind == "tuned" else 2)
     for round_num, (accuracy, trained) in enumerate(steps, 1):
         weights, _ = numpy_local(config, experiment.shards, max(client, 0), round_num, weights)
         assert largest_difference(trained.trainable, weights) < 2e-5
@@ -91,8 +84,8 @@ def test_learning_by_oneself_equals_numpys(learners, worker, kind, client, at):
 def test_who_learns_alone_has_fedavgs_rate(flags, rate):
     """mimelite's default of 0.0005 left clients alone at 16 % where they get 43, and turned who
     gains around."""
-    config = configure(**flags)
-    assert baselines.plain_training(config, fl.own_values(config))["client_lr"] == rate
+    config = configure(**flags).effective()
+    assert baselines.plain_training(config)["client_lr"] == rate
 
 
 def test_as_long_is_as_many_passes_over_the_images(learners):
@@ -106,12 +99,12 @@ def test_a_client_that_sees_shifted_images_is_asked_on_such(learners, worker, di
     found, made, experiment = learners(partition="feature", rotation=80, noise=60)
     seen = shift_features(digits.test.images, 2, 3, 0, 80.0, 60.0)
     weights = experiment.process.initialize().global_model_weights
-    model = fl.build_model("2nn", 10, 0)
+    model = fl.build_model(network("2nn"), 0)
     predicted = model(fl.to_input(seen)).numpy().argmax(axis=1)
-    assert np.mean(found["alone", 2].own(weights).predictions == predicted) > 0.99
+    assert np.mean(found["alone", 2].evaluate_own(weights).predictions == predicted) > 0.99
     assert (found["alone", 2].evaluate(weights).predictions != predicted).mean() > 0.02
-    gathered = made[0][1].dataset.train
-    first = digits.train.images[experiment.partition.parts[0]]
+    gathered = made[0].dataset.train
+    first = digits.train.images[experiment.partition.indices[0]]
     assert (gathered.images[: len(first)] == shift_features(first, 0, 3, 0, 80.0, 60.0)).all()
     assert (np.bincount(gathered.labels) == experiment.partition.counts.sum(axis=0)).all()
 
@@ -120,7 +113,7 @@ def test_accuracy_on_a_label_mix_is_that_on_images_in_this_mix():
     """Three images of label 0, of which two are right, and two of label 1, one right; the client
     has 3 : 4 of them."""
     confusion = np.array([[2, 1, 0], [0, 1, 1], [0, 0, 0]])
-    assert baselines.on_mix(confusion, np.array([3, 4, 0])) == pytest.approx(
+    assert baselines.accuracy_on_label_mix(confusion, np.array([3, 4, 0])) == pytest.approx(
         (3 * 2 / 3 + 4 * 1 / 2) / 7
     )
     mixed = baselines.mix_rows(confusion, np.array([3, 4, 0]))
@@ -134,7 +127,7 @@ def rows_of_three_clients():
         for client, right in enumerate(rights)
     }
     counts = np.array([[10, 0], [10, 10], [0, 10]])
-    return baselines.gains(counts, [np.array([[6, 4], [1, 9]])] * 3, done)
+    return baselines.find_gains(counts, [np.array([[6, 4], [1, 9]])] * 3, done)
 
 
 def test_who_gains_and_how_skewed_they_are():

@@ -2,7 +2,6 @@
 
 import federated_learning as fl
 from harness.fields import UserError
-from variants.algorithms import CLIENT_OPTIMIZERS
 
 import numpy as np
 import pytest
@@ -63,7 +62,7 @@ RULES = {rule.__name__: rule for rule in (sgd, momentum, adagrad, rmsprop, adam,
 
 def local(config, shards, client, round_num, weights):
     """(the client's weights after its local steps, their number)"""
-    rate = fl.own_values(config).client_lr
+    rate = config.training.client_lr
     decay = config.optimization.weight_decay
     # anew in every round
     kept = [{} for _ in weights]
@@ -80,7 +79,7 @@ def local(config, shards, client, round_num, weights):
 
 
 @pytest.mark.parametrize("weight_decay", [0, 0.01])
-@pytest.mark.parametrize("name", CLIENT_OPTIMIZERS)
+@pytest.mark.parametrize("name", fl.CLIENT_OPTIMIZERS)
 def test_local_steps_equal_numpys(federation, name, weight_decay):
     flags = {
         "client_optimizer": name,
@@ -88,7 +87,11 @@ def test_local_steps_equal_numpys(federation, name, weight_decay):
         "batch_size": 64,
         "local_epochs": 2,
     }
-    config, (_, partition, shards, process, _) = federation(**flags)
+    experiment = federation(**flags)
+    config = experiment.config
+    partition = experiment.partition
+    shards = experiment.shards
+    process = experiment.process
     state = process.initialize()
     expected = [w.astype(float) for w in weights_of(state)]
     for round_num in (1, 2):
@@ -101,13 +104,12 @@ def test_local_steps_equal_numpys(federation, name, weight_decay):
 def test_fednova_divides_by_what_momentum_makes_of_the_steps(federation):
     """Wang et al. 2020, section 3.1: the weight of the gradient i steps before the last is 1 + m +
     ... + m ** i."""
-    config, (_, partition, shards, process, _) = federation(
-        algorithm="fednova",
-        client_optimizer="momentum",
-        partition="quantity",
-        batch_size=64,
-        local_epochs=1,
-    )
+    flags = {"algorithm": "fednova", "client_optimizer": "momentum", "partition": "quantity"}
+    experiment = federation(**flags, batch_size=64, local_epochs=1)
+    config = experiment.config
+    partition = experiment.partition
+    shards = experiment.shards
+    process = experiment.process
     state = process.initialize()
     initial = [w.astype(float) for w in weights_of(state)]
     sizes = partition.sizes.tolist()
@@ -131,15 +133,3 @@ def test_rules_for_plain_sgd_refuse_another_optimizer(algorithm):
         configure(algorithm=algorithm, client_optimizer="adam")
     with pytest.raises(UserError, match="weight_decay=0.1 does not go with algorithm='mimelite'"):
         configure(algorithm="mimelite", weight_decay=0.1)
-
-
-def test_an_optimizers_own_rate_is_taken_where_none_is_given():
-    assert (
-        fl.own_values(configure(client_optimizer="adam")).client_lr
-        == CLIENT_OPTIMIZERS["adam"].rate
-    )
-    assert fl.own_values(configure(client_optimizer="adam", client_lr=0.5)).client_lr == 0.5
-    assert (
-        fl.own_values(configure(algorithm="scaffold")).client_lr
-        == fl.ALGORITHMS["scaffold"].client_lr
-    )

@@ -118,7 +118,7 @@ def test_divergence_is_announced_and_recorded(tmp_path):
         json.loads(text, parse_constant=pytest.fail)  # NaN is none of JSON's
     assert '"train_loss": null' in texts[0]
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
-    assert [record["left_out"] for record in metrics["rounds"]] == [10, 10]
+    assert [record["num_nonfinite"] for record in metrics["rounds"]] == [10, 10]
 
 
 def test_odd_folders_and_a_home_that_cannot_be_written(tmp_path):

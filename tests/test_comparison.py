@@ -2,13 +2,15 @@
 
 import csv
 import json
+from functools import partial
 
 import federated_learning as fl
 from harness import comparison, plots
 from harness.fields import UserError
-from harness.options import compared
+from harness.options import compared_values
 from harness.records import rounds_to_target
-from harness.results import holm, paired, tell_differences, tell_rounds
+from harness.results import format_differences, format_rounds_to_target, holm, paired_test
+from variants.captions import compared_caption
 
 import numpy as np
 import pytest
@@ -53,7 +55,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
         for name in ("fedavg", "scaffold")
     )
     assert f"{np.mean(last):.2f}% ± {np.std(last, ddof=1):.2f}%" in done.stdout
-    told = tell_differences({"fedavg": last, "scaffold": other}, "fedavg", "points")
+    told = format_differences({"fedavg": last, "scaffold": other}, "fedavg", "points")
     assert f"rounds{told['scaffold']}\n" in done.stdout
     splits = {
         seed: {
@@ -95,11 +97,11 @@ def test_a_difference_is_tested_seed_by_seed():
     """Student's t of d = 1, 2, 3 is 2 / (1 / sqrt 3); with two degrees of freedom p = 1 - t /
     sqrt(2 + t ** 2)."""
     t = 2 * np.sqrt(3)
-    assert paired([5, 6, 7], [6, 8, 10]) == pytest.approx((2, 1 - t / np.sqrt(2 + t**2)))
-    assert paired([5, 6], [5, 6]) == (0, 1) and paired([5, 6], [4, 5]) == (-1, 0)
+    assert paired_test([5, 6, 7], [6, 8, 10]) == pytest.approx((2, 1 - t / np.sqrt(2 + t**2)))
+    assert paired_test([5, 6], [5, 6]) == (0, 1) and paired_test([5, 6], [4, 5]) == (-1, 0)
 
     def told(own, other):
-        return tell_differences({"a": own, "b": other}, "a", "points")["b"]
+        return format_differences({"a": own, "b": other}, "a", "points")["b"]
 
     assert (
         told([5, 6, 7], [6, 8, 10])
@@ -122,8 +124,8 @@ def test_several_rows_are_told_apart_by_holms_correction():
         "c": [5.4, 6.6, 7.1, 8.5],
         "d": [5, 6, 7.1, 7.9],
     }
-    alone = {name: paired(rows["a"], rows[name])[1] for name in "bcd"}
-    told = tell_differences(rows, "a", "points")
+    alone = {name: paired_test(rows["a"], rows[name])[1] for name in "bcd"}
+    told = format_differences(rows, "a", "points")
     assert alone["c"] < 0.05 < 2 * alone["c"]  # by itself it would be told apart
     assert "not told apart by 4 seeds (paired t-test, Holm over 3 rows, p 0.0" in told["c"]
     assert ", told apart by 4 seeds" in told["b"]
@@ -131,9 +133,11 @@ def test_several_rows_are_told_apart_by_holms_correction():
 
 def test_rows_are_told_against_the_usual_one_where_every_seed_has_an_end():
     ends = {"x": [1.0, 2.0], "usual": [3.0, 5.0], "y": [1.0, None]}
-    assert set(comparison.differences(ends, "usual", "rounds")) == {"x"}
-    assert set(comparison.differences(ends, "another", "rounds")) == {"usual"}  # the first is x
-    assert comparison.differences({"y": ends["y"], "x": ends["x"]}, "y", "rounds") == {}
+    assert set(comparison.differences_to_base(ends, "usual", "rounds")) == {"x"}
+    assert set(comparison.differences_to_base(ends, "another", "rounds")) == {
+        "usual"
+    }  # the first is x
+    assert comparison.differences_to_base({"y": ends["y"], "x": ends["x"]}, "y", "rounds") == {}
 
 
 def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
@@ -147,12 +151,12 @@ def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
         name: [rounds_to_target(curve, 0.6) for curve in several]
         for name, several in curves.items()
     }
-    told = {name: tell_rounds(several) for name, several in needed.items()}
+    told = {name: format_rounds_to_target(several) for name, several in needed.items()}
     assert told == {
         "fast": f"1.4 ± {0.25 / np.sqrt(2):.1f} rounds",
         "half": "1.5 rounds, 1 of 2 seeds",
     }
-    assert tell_rounds([None, None]) == "not reached"
+    assert format_rounds_to_target([None, None]) == "not reached"
     figure = plots.plot_rounds_to_target(curves, needed, 0.6, "note")
     *lines, target = figure.axes[0].lines
     assert (
@@ -177,10 +181,8 @@ def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
     rows = table(tmp_path)
     for name in ("fedavg", "fedsgd"):
         curve = [float(row["test_accuracy"]) for row in rows if row["algorithm"] == name]
-        assert (
-            f"{name:20} target accuracy 80.00%: {tell_rounds([rounds_to_target(curve, 0.8)])}"
-            in said
-        )
+        rounds = format_rounds_to_target([rounds_to_target(curve, 0.8)])
+        assert f"{name:20} target accuracy 80.00%: {rounds}" in said
         assert (len(curve) < 8) == (name == "fedavg") and (curve[-1] >= 0.8) == (name == "fedavg")
     lower = fl.compare(
         fl.parse(
@@ -193,10 +195,11 @@ def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
 
 def test_what_is_compared_stands_in_the_caption(digits):
     config = configure(dataset="digits", compare="mean,median", seeds=3, seed=4)
-    note = fl.caption(config, digits)
-    assert "aggregators compared: mean; median ·" in note and "seeds 4 to 6" in note
+    caption = compared_caption(config, partial(fl.build_experiment, dataset=digits))
+    assert "aggregators compared: mean; median ·" in caption and "seeds 4 to 6" in caption
     assert (
-        compared(configure(seeds=2)) == ("algorithm", ["fedavg"]) and compared(fl.Config()) is None
+        compared_values(configure(seeds=2)) == ("algorithm", ["fedavg"])
+        and compared_values(fl.Config()) is None
     )
     with pytest.raises(UserError, match="drop one of the two"):
         configure(compare="fedavg,fedprox", resume="runs/x")

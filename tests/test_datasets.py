@@ -178,7 +178,7 @@ def test_a_natural_split_is_the_owners(tmp_path, digits):
         sorted(split.sizes.tolist()) == np.sort(np.bincount(owners)).tolist()
         and split.sizes[-1] == 205
     )
-    assert all(len(set(owners[part])) == 1 for part in split.parts)
+    assert all(len(set(owners[part])) == 1 for part in split.indices)
     with pytest.raises(UserError, match="num_clients=5 exceeds the 4 owners; choose 1..4"):
         fl.make_partition(dataset, configure(**flags, num_clients=5))
     with pytest.raises(UserError, match="needs data that say whose each image is"):

@@ -88,9 +88,8 @@ def rounds(digits, tmp_path_factory):
     config = configure(
         dataset="digits", model="mlp", num_clients=2, rounds=ROUNDS, name="run", cache=str(folder)
     )
-    experiment = fl.prepare(config, digits)
-    parts = experiment.partition.sizes, experiment.process, experiment.evaluate
-    return config, experiment, list(fl.run_rounds(config, *parts))
+    experiment = fl.build_experiment(config, digits)
+    return config, experiment, list(fl.run_rounds(experiment))
 
 
 @pytest.fixture
@@ -99,7 +98,7 @@ def go(rounds, monkeypatch, tmp_path):
     name -> bytes."""
     config, experiment, yielded = rounds
 
-    def replay(config, sizes, process, evaluate, state=None, **places):
+    def replay(_, state=None, *places):
         done = int(state.client_work.round) if state else 0
         if done:
             ours = state.global_model_weights
@@ -122,12 +121,12 @@ def go(rounds, monkeypatch, tmp_path):
         "plot_confusion",
         "plot_misclassified",
     ):
-        monkeypatch.setattr(fl, plot, nothing)
+        monkeypatch.setattr(fl.plots, plot, nothing)
 
     def run(name):
         root = tmp_path / name
         folder = root / "runs" / "run"
-        config_here = config.but(runs=str(root / "runs"), cache=str(root / "cache"))
+        config_here = config.replace(runs=str(root / "runs"), cache=str(root / "cache"))
         fl.run(read_saved(str(folder), fl.Config()) if folder.exists() else config_here)
         return {
             str(path.relative_to(root)): path.read_bytes().replace(str(root).encode(), b"")

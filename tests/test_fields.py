@@ -3,10 +3,16 @@
 import federated_learning as fl
 from harness.fields import UserError
 from harness.options import identity
-from variants.options import tell_unused
+from variants.options import unused_remarks
 
 import pytest
 from runs import configure
+
+
+def remarks_of(config):
+    """The remarks on flags without effect."""
+    return unused_remarks(config.to_dict(), fl.Config.defaults())
+
 
 WRONG = [
     (field, value)
@@ -16,7 +22,7 @@ WRONG = [
         "rounds": [0, 100_001, "five"],
         "local_epochs": [0, 1001],
         "batch_size": [-1, 60_001, 16.5],
-        "client_lr": [-0.1, float("nan"), float("inf"), "fast"],
+        "client_lr": [-0.1, float("nan"), float("inf"), "fast", True],
         "alpha": [0, -1, float("nan"), 1e7],
         "shards_per_client": [0, 1001],
         "compare": ["fedavg,median", "fedavg,fedavg", "fedavg,", 3],
@@ -91,7 +97,7 @@ def test_a_wrong_value_is_refused_with_field_value_and_cure(field, value):
 
 
 def test_there_are_more_than_forty_wrong_values():
-    assert len(WRONG) > 40 and {field for field, _ in WRONG} == fl.Config().flat().keys() - {
+    assert len(WRONG) > 40 and {field for field, _ in WRONG} == fl.Config().to_dict().keys() - {
         "resume"
     }
 
@@ -127,21 +133,21 @@ VALUES = {
 def test_a_flag_without_effect_is_told_and_is_no_part_of_what_a_run_is(field):
     without, used = (configure(**flags) for flags in UNUSED[field])
     value = VALUES.get(field, 0.25)
-    assert identity(without.but(**{field: value})) == identity(without)
-    assert identity(used.but(**{field: value})) != identity(used)
-    (remark,) = tell_unused(without.but(**{field: value}))
+    assert identity(without.replace(**{field: value})) == identity(without)
+    assert identity(used.replace(**{field: value})) != identity(used)
+    (remark,) = remarks_of(without.replace(**{field: value}))
     assert remark.startswith(f"{field}={value} has no effect here: it needs --")
-    assert tell_unused(used.but(**{field: value})) == []
+    assert remarks_of(used.replace(**{field: value})) == []
 
 
 def test_a_flag_that_one_of_the_rows_compared_uses_has_an_effect():
     config = configure(compare="fedavg,fedprox", prox_mu=0.1)
-    assert tell_unused(config) == []
-    plain, own = (config.only_used(algorithm=name, compare="") for name in ("fedavg", "fedprox"))
+    assert remarks_of(config) == []
+    plain, own = (config.effective(algorithm=name, compare="") for name in ("fedavg", "fedprox"))
     assert identity(plain) == identity(configure()) and own.optimization.prox_mu == 0.1
     private = configure(compare="mean,dp", noise_multiplier=0.3)
-    assert private.only_used(aggregator="mean", compare="") == configure()
-    assert private.only_used(aggregator="dp", compare="").privacy.noise_multiplier == 0.3
+    assert private.effective(aggregator="mean", compare="") == configure().effective()
+    assert private.effective(aggregator="dp", compare="").privacy.noise_multiplier == 0.3
     assert identity(configure(algorithm="fedsgd", local_epochs=1)) == identity(
         configure(algorithm="fedsgd")
     )

@@ -9,6 +9,7 @@ import os
 import random
 import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import federated_learning as fl
 from harness.command_line import check_resumed, read_saved
@@ -16,7 +17,7 @@ from harness.comparison import find_folder, read_earlier
 from harness.fields import UserError
 from harness.files import json_line, to_json
 from harness.records import Evaluation, make_record
-from harness.results import describe, manifest
+from harness.results import describe
 from harness.run_folder import RunFolder
 
 import numpy as np
@@ -27,6 +28,7 @@ from runs import configure
 MUTATIONS = int(os.environ.get("MUTATIONS", "2000"))
 STATE = np.arange(3, dtype=np.float32)
 STATE_TYPE = tff.FederatedType(tff.TensorType(np.float32, [3]), tff.SERVER)
+FLAGS = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 2}
 VALUES = [
     "null",
     "true",
@@ -67,12 +69,19 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
     )
 
 
+def with_small_state(config, digits):
+    """An experiment whose process has the state STATE."""
+    experiment = fl.build_experiment(config, digits)
+    vars(experiment)["process"] = SimpleNamespace(state_type=STATE_TYPE)
+    return experiment
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, digits):
     """A run's folder and data files, each in all the forms that are read, and small."""
     folder = tmp_path_factory.mktemp("fuzz")
     few = {}
-    config = configure(dataset="digits", num_clients=4, rounds=2, cache=str(folder / "cache"))
+    config = configure(**FLAGS, cache=str(folder / "cache"))
     for part, split in (("train", digits.train), ("test", digits.test)):
         few |= {f"x_{part}": split.images[:40], f"y_{part}": split.labels[:40]}
     np.savez(folder / "data.npz", **few)
@@ -87,8 +96,6 @@ def folder(tmp_path_factory, digits):
             bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
         )
         (folder / "idx" / f"{name}-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
-    partition = fl.make_partition(digits, config)
-    split = manifest(digits, partition, "dirichlet", 0, private=False)
     evaluation = Evaluation(1.0, 0.5, np.zeros(2, np.uint8), np.eye(10, dtype=int))
     rows = [
         {
@@ -100,15 +107,16 @@ def folder(tmp_path_factory, digits):
             "finite": True,
         }
     ]
-    with RunFolder.open(config.but(runs=str(folder), name="run"), "run", split, {}) as run:
-        run.load([partition.digest], STATE_TYPE)
+    experiment = with_small_state(config.replace(runs=str(folder), name="run"), digits)
+    with RunFolder.open(experiment) as run:
+        run.load(experiment)
         figures = {"dropped": 0, "bytes_down": 1, "bytes_up": 1, "epsilon": None, "seconds": 1.0}
-        records = [make_record(number, rows, evaluation, **figures) for number in (1, 2)]
+        names = fl.ClientMetrics._fields
+        records = [make_record(number, rows, evaluation, names, **figures) for number in (1, 2)]
         for record in records:
             run.save_round(record, STATE, None)
-    (folder / "run" / "metrics.json").write_text(
-        to_json(describe([STATE], evaluation, records, range(10)))
-    )
+    metrics = describe(experiment, [STATE], evaluation, records)
+    (folder / "run" / "metrics.json").write_text(to_json(metrics))
     (folder / "run" / "rounds_begun.txt").write_text("1\n2\n")
     return folder
 
@@ -122,17 +130,19 @@ def go_on(folder: Path, digits) -> None:
     """What `--resume` reads."""
     saved = read_saved(str(folder / "run"), fl.Config())
     check_resumed(saved, saved)
-    partition = fl.make_partition(digits, saved)
-    with RunFolder.open(saved, "run", {"hash": partition.digest}, {}) as run:
-        _, records = run.load([partition.digest], STATE_TYPE)
+    experiment = with_small_state(saved, digits)
+    with RunFolder.open(experiment) as run:
+        _, records = run.load(experiment)
     for record in records:
-        record.line(5), record.trouble(records[:-1], 0.1, True), json_line(vars(record))
+        record.line(5)
+        record.trouble(records[:-1], 0.1, True)
+        json_line(record.to_json())
 
 
 def compare_again(folder: Path, _) -> None:
     """What `--compare` reads."""
-    config = configure(dataset="digits", num_clients=4, rounds=2, runs=str(folder), name="run")
-    read_earlier(config.but(cache=str(folder / "cache")))
+    config = configure(**FLAGS, runs=str(folder), name="run")
+    read_earlier(config.replace(cache=str(folder / "cache")))
     find_folder(folder, "comparison", {"values": ["a", "b"]})
 
 

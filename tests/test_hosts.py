@@ -8,9 +8,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from harness.engine.supervisor import open_listener, remove_path
+from harness.engine.worker import private_folder
 from harness.fields import UserError
-from harness.guard import close_door, open_door
-from harness.worker import private_folder
 
 import numpy as np
 import psutil
@@ -116,12 +116,14 @@ def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alon
 def test_the_bytes_in_the_table_are_those_of_the_links(tmp_path, pair):
     """Worker and shards are there already; what ssh, rsync and TCP add is a few per cent."""
     finish(begin(tmp_path, pair, *RUN, "--rounds", "1", "--name", "sent"))
-    before = [machine.counted() for machine in pair[0]]
+    before = [machine.pluralize() for machine in pair[0]]
     code, _, errors = finish(begin(tmp_path, pair, *RUN, "--name", "counted"))
     assert code == 0, errors
-    links = np.sum([machine.counted() for machine in pair[0]], axis=0) - np.sum(before, axis=0)
+    links = np.sum([machine.pluralize() for machine in pair[0]], axis=0) - np.sum(before, axis=0)
     rounds = json.loads((tmp_path / "runs" / "counted" / "metrics.json").read_text())["rounds"]
-    told = np.sum([(record["wire_down"], record["wire_up"]) for record in rounds], axis=0)
+    told = np.sum(
+        [(record["measured_bytes_down"], record["measured_bytes_up"]) for record in rounds], axis=0
+    )
     assert (told > 5_000_000).all() and (links > told).all() and (links < 1.05 * told).all(), (
         links,
         told,
@@ -289,10 +291,10 @@ def test_another_user_does_not_come_to_the_door(tmp_path):
             ["cat", str(there / "door")], user=65534, capture_output=True, text=True
         )
         assert "Permission denied" in done.stderr
-    listener, path = open_door(str(tmp_path / "fl-0" / "door"))
+    listener, path = open_listener(str(tmp_path / "fl-0" / "door"))
     assert Path(path).parent.stat().st_mode & 0o777 == 0o700
     listener.close()
-    close_door(path)
+    remove_path(path)
     assert not Path(path).parent.exists()
 
 

@@ -3,19 +3,19 @@ too."""
 
 import federated_learning as fl
 from harness.fields import UserError
-from variants import layers
+from variants import layers, models
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import alone, largest_difference, weights_of
+from reference import alone, largest_difference, network, weights_of
 
 keras = tf.keras.layers
 NETWORKS = {
-    "dropout": lambda: [*fl.dense(16), keras.Dropout(0.5)],
-    "noise": lambda: [keras.GaussianNoise(5.0), *fl.dense(16)],
-    "rotation": lambda: [keras.RandomRotation(0.2), *fl.dense(16)],
-    "alpha": lambda: [*fl.dense(16), keras.AlphaDropout(0.3), keras.GaussianDropout(0.2)],
+    "dropout": lambda: [*models.dense(16), keras.Dropout(0.5)],
+    "noise": lambda: [keras.GaussianNoise(5.0), *models.dense(16)],
+    "rotation": lambda: [keras.RandomRotation(0.2), *models.dense(16)],
+    "alpha": lambda: [*models.dense(16), keras.AlphaDropout(0.3), keras.GaussianDropout(0.2)],
 }
 
 
@@ -23,10 +23,10 @@ NETWORKS = {
 def trained(federation, monkeypatch):
     """The weights after a round of a network, in a process built anew."""
 
-    def train(network, **flags):
-        federated = federation(**flags)
-        monkeypatch.setitem(fl.MODELS, "2nn", network)
-        experiment = fl.prepare(federated[0])
+    def train(layers_of_2nn, **flags):
+        config = federation(**flags).config
+        monkeypatch.setitem(fl.MODELS, "2nn", layers_of_2nn)
+        experiment = fl.build_experiment(config)
         return weights_of(
             experiment.process.next(experiment.process.initialize(), alone([0, 1, 2]))[0]
         )
@@ -45,7 +45,7 @@ def few(names, quick):
 def test_randomness_is_there_and_a_function_of_the_seed(trained, name):
     once, again, other = (trained(NETWORKS[name], seed=seed) for seed in (0, 0, 1))
     assert largest_difference(once, again) == 0 and largest_difference(once, other) > 1e-3
-    assert largest_difference(once, trained(lambda: fl.dense(16))) > 1e-3
+    assert largest_difference(once, trained(lambda: models.dense(16))) > 1e-3
 
 
 def test_dropout_drops_what_the_key_says():
@@ -65,7 +65,7 @@ def test_dropout_drops_what_the_key_says():
 
 def test_nothing_is_dropped_in_evaluation(monkeypatch, mnist):
     monkeypatch.setitem(fl.MODELS, "2nn", NETWORKS["dropout"])
-    model = fl.build_model("2nn", 10, 0)
+    model = fl.build_model(network("2nn"), 0)
     assert np.array_equal(
         model(fl.to_input(mnist.test.images[:9])), model(fl.to_input(mnist.test.images[:9]))
     )
@@ -75,15 +75,15 @@ def test_weights_start_as_keras_initializers_have_them(monkeypatch):
     """Ones for LayerNormalization, He's variance where it is asked for, Glorot's where nothing is;
     by the seed."""
 
-    def network():
+    def build():
         return [
             keras.Conv2D(4, 3, kernel_initializer="he_normal"),
             keras.LayerNormalization(),
-            *fl.dense(300),
+            *models.dense(300),
         ]
 
-    monkeypatch.setitem(fl.MODELS, "2nn", network)
-    model, again, other = (fl.build_model("2nn", 10, seed).get_weights() for seed in (0, 0, 1))
+    monkeypatch.setitem(fl.MODELS, "2nn", build)
+    model, again, other = (fl.build_model(network("2nn"), seed).get_weights() for seed in (0, 0, 1))
     conv, conv_bias, gamma, beta, kernel = model[:5]
     assert (gamma == 1).all() and not beta.any() and not conv_bias.any()
     assert conv.std() == pytest.approx((2 / 9) ** 0.5, rel=0.3)
@@ -95,7 +95,7 @@ def test_weights_start_as_keras_initializers_have_them(monkeypatch):
 @pytest.mark.parametrize("name", fl.MODELS)
 def test_the_rows_start_as_they_always_did(name):
     """Glorot uniform from (seed, position), zero biases."""
-    for position, weight in enumerate(fl.build_model(name, 10, 3).get_weights()):
+    for position, weight in enumerate(fl.build_model(network(name), 3).get_weights()):
         glorot = tf.keras.initializers.GlorotUniform(seed=3 + 2**31 * position)
         assert np.array_equal(
             weight, glorot(weight.shape) if weight.ndim > 1 else np.zeros_like(weight)
@@ -118,14 +118,14 @@ LOST = {
 
 @pytest.mark.parametrize("lost", LOST)
 def test_a_layer_of_which_something_would_be_lost_is_refused_in_one_line(monkeypatch, lost):
-    monkeypatch.setitem(fl.MODELS, "2nn", lambda: [LOST[lost](), *fl.dense(16)])
+    monkeypatch.setitem(fl.MODELS, "2nn", lambda: [LOST[lost](), *models.dense(16)])
     with pytest.raises(UserError, match=f"^model='2nn': the layer .* {lost}"):
-        fl.build_model("2nn", 10, 0)
+        fl.build_model(network("2nn"), 0)
 
 
 def test_layers_that_are_made_once_are_refused(monkeypatch):
-    made = fl.dense(16)
+    made = models.dense(16)
     monkeypatch.setitem(fl.MODELS, "2nn", lambda: made)
-    fl.build_model("2nn", 10, 0)
+    fl.build_model(network("2nn"), 0)
     with pytest.raises(UserError, match="make them anew in each call"):
-        fl.build_model("2nn", 10, 0)
+        fl.build_model(network("2nn"), 0)

@@ -33,7 +33,7 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     ]
     story = f"--dataset digits --model mlp --runs {tmp_path} --cache {tmp_path}"
     parameters.source = (
-        f"config = fl.Config().but(**{SMALL}, cache={str(tmp_path)!r}); story = {story!r}"
+        f"config = fl.Config().replace(**{SMALL}, cache={str(tmp_path)!r}); story = {story!r}"
     )
     notebook.cells.append(nbformat.v4.new_code_cell("[vars(record) for record in records]"))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
@@ -49,7 +49,11 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert len(rows) == len(history) == 3
     for row, record in zip(rows, history, strict=True):
-        for name in ("epsilon", "wire_down", "wire_up"):  # only with dp, or several hosts
+        for name in (
+            "epsilon",
+            "measured_bytes_down",
+            "measured_bytes_up",
+        ):  # only with dp, or several hosts
             assert row.pop(name) == "" and record[name] is None
         for name in row.keys() - {"seconds"}:
             assert float(row[name]) == record[name]
@@ -102,7 +106,7 @@ def test_a_kernels_restart_leaves_no_worker(tmp_path):
         client.execute(
             f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl, "
             "time\n"
-            "with fl.Worker(1): time.sleep(1000)"
+            "with LocalWorker(1): time.sleep(1000)"
         )
         pid = kernel.provisioner.pid
         worker = None

@@ -4,7 +4,8 @@ skewed as said."""
 import federated_learning as fl
 from harness.fields import UserError
 from harness.files import to_json
-from harness.results import skew
+from harness.results import describe_partition, skew
+from harness.shards import FOOTER_BYTES
 
 import numpy as np
 import pytest
@@ -24,12 +25,12 @@ def test_split_is_disjoint_covering_and_a_function_of_the_seed(mnist, partition,
     }
     config = configure(**flags)
     split = fl.make_partition(mnist, config)
-    assert len(split.parts) == num_clients and min(map(len, split.parts)) >= 1
-    assert np.array_equal(np.sort(np.concatenate(split.parts)), np.arange(60_000))
+    assert len(split.indices) == num_clients and min(map(len, split.indices)) >= 1
+    assert np.array_equal(np.sort(np.concatenate(split.indices)), np.arange(60_000))
     assert split.digest == fl.make_partition(mnist, config).digest
     if num_clients > 1:
         assert split.digest != fl.make_partition(mnist, configure(**flags, seed=1)).digest
-    for part, counts in zip(split.parts, split.counts, strict=True):
+    for part, counts in zip(split.indices, split.counts, strict=True):
         assert np.bincount(mnist.train.labels[part], minlength=10).tolist() == counts.tolist()
 
 
@@ -80,10 +81,10 @@ def test_niid_benchs_splits_are_what_flowers_code_makes(mnist, seed):
     flags = {"seed": seed, "num_clients": 10}
     dirichlet = fl.make_partition(
         mnist, configure(partition="capped-dirichlet", alpha=0.5, **flags)
-    ).parts
+    ).indices
     two = fl.make_partition(
         mnist, configure(partition="random-labels", labels_per_client=2, **flags)
-    ).parts
+    ).indices
     for ours, theirs in (
         (dirichlet, flower_dirichlet(labels, 10, 0.5, seed)),
         (two, flower_labels(labels, 10, 2, seed)),
@@ -127,14 +128,14 @@ def test_dirichlet_shares_have_dirichlets_own_moments(mnist):
     for alpha in (0.1, 1.0):
         config = configure(partition="dirichlet", alpha=alpha, num_clients=5)
         counts = np.stack(
-            [fl.make_partition(mnist, config.but(seed=seed)).counts for seed in range(60)]
+            [fl.make_partition(mnist, config.replace(seed=seed)).counts for seed in range(60)]
         )
         shares = counts / counts.sum(axis=1, keepdims=True)  # (60, K, C)
         assert shares.mean(axis=(0, 2)) == pytest.approx([1 / 5] * 5, abs=0.05)
         assert shares.var() == pytest.approx(4 / (25 * (5 * alpha + 1)), rel=0.1)
     config = configure(partition="client-dirichlet", alpha=10.0, num_clients=20)
     counts = np.concatenate(
-        [fl.make_partition(mnist, config.but(seed=seed)).counts for seed in range(3)]
+        [fl.make_partition(mnist, config.replace(seed=seed)).counts for seed in range(3)]
     )
     assert (counts / counts.sum(axis=1, keepdims=True)).var() == pytest.approx(
         9 / (100 * 101), rel=0.2
@@ -149,7 +150,7 @@ def test_iid_is_shuffled(mnist):
     expected = 600 * shares * (1 - shares) * (60_000 - 600) / 59_999
     assert split.sizes.tolist() == [600] * 100
     assert split.counts.var(axis=0).mean() == pytest.approx(expected.mean(), rel=0.15)
-    assert all(np.ptp(part) > 50_000 for part in split.parts)  # from all over the file
+    assert all(np.ptp(part) > 50_000 for part in split.indices)  # from all over the file
 
 
 def test_sizes_follow_the_power_law(mnist):
@@ -168,22 +169,23 @@ def test_sizes_follow_the_power_law(mnist):
 def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
     def shards(**flags):
         config = configure(partition="feature", num_clients=3, cache=str(tmp_path), **flags)
-        partition = fl.make_partition(mnist, config)
-        folder = fl.write_shards(mnist.train, partition, config)
+        experiment = fl.build_experiment(config, mnist)
+        partition = experiment.partition
+        folder = experiment.shards
         files = [
-            np.frombuffer((folder / f"{k}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8)
+            np.frombuffer((folder / f"{k}.bin").read_bytes()[:-FOOTER_BYTES], np.uint8)
             for k in range(3)
         ]
         return [file.reshape(-1, 785) for file in files], partition
 
     turned, partition = shards(rotation=90)
-    own = [mnist.train.images[part] for part in partition.parts]
+    own = [mnist.train.images[part] for part in partition.indices]
     assert np.array_equal(turned[0][:, :-1].reshape(-1, 28, 28), np.rot90(own[0], 1, axes=(2, 1)))
     assert np.array_equal(turned[1][:, :-1].reshape(-1, 28, 28), own[1])
     assert np.array_equal(turned[2][:, :-1].reshape(-1, 28, 28), np.rot90(own[2], 1, axes=(1, 2)))
     assert all(
         (t[:, -1] == mnist.train.labels[p]).all()
-        for t, p in zip(turned, partition.parts, strict=True)
+        for t, p in zip(turned, partition.indices, strict=True)
     )
     noisy, other = shards(rotation=0, noise=40)
     assert other.digest != partition.digest  # other shard files
@@ -199,7 +201,7 @@ def test_a_saved_split_is_replayed(digits, tmp_path):
     first = configure(dataset="digits", num_clients=5, seed=3)
     saved = fl.make_partition(digits, first)
     path = tmp_path / "partition.json"
-    path.write_text(to_json(fl.manifest(digits, saved, first.partition, first.seed, private=False)))
+    path.write_text(to_json(describe_partition(fl.build_experiment(first, digits))))
     again = configure(dataset="digits", num_clients=5, partition_file=str(path))
     assert again.partition == "file" and fl.make_partition(digits, again).digest == saved.digest
     for content, clients, message in [
@@ -213,7 +215,7 @@ def test_a_saved_split_is_replayed(digits, tmp_path):
     ]:
         path.write_text(content)
         with pytest.raises(UserError, match=message):
-            fl.make_partition(digits, again.but(num_clients=clients))
+            fl.make_partition(digits, again.replace(num_clients=clients))
     with pytest.raises(UserError, match="No such file"):
         fl.make_partition(
             digits, configure(dataset="digits", partition_file=str(tmp_path / "none"))
@@ -255,11 +257,12 @@ def test_shards_give_each_client_two_sorted_pieces(mnist):
 
 def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, tmp_path):
     config = configure(dataset="digits", num_clients=4, cache=str(tmp_path))
-    split = fl.make_partition(digits, config)
-    folder = fl.write_shards(digits.train, split, config)
-    for client, part in enumerate(split.parts):
+    experiment = fl.build_experiment(config, digits)
+    split = experiment.partition
+    folder = fl.write_shards(experiment)
+    for client, part in enumerate(split.indices):
         records = np.frombuffer(
-            (folder / f"{client}.bin").read_bytes()[: -fl.FOOTER_BYTES], np.uint8
+            (folder / f"{client}.bin").read_bytes()[:-FOOTER_BYTES], np.uint8
         ).reshape(len(part), 785)
         assert np.array_equal(records[:, :784].reshape(-1, 28, 28), digits.train.images[part])
         assert np.array_equal(records[:, 784], digits.train.labels[part])
@@ -268,11 +271,11 @@ def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, t
     before = whole.stat().st_mtime_ns
     content = cut.read_bytes()
     cut.write_bytes(content[:-785])
-    assert fl.write_shards(digits.train, split, config) == folder
+    assert fl.write_shards(experiment) == folder
     assert whole.stat().st_mtime_ns == before and cut.read_bytes() == content
     assert sorted(path.name for path in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", "3.bin"]
-    other = fl.make_partition(digits, configure(dataset="digits", num_clients=4, seed=1))
-    assert fl.write_shards(digits.train, other, config) != folder
+    other = fl.build_experiment(config.replace(seed=1), digits)
+    assert other.shards != folder
 
 
 def test_more_clients_than_images_are_refused(tmp_path):
@@ -286,9 +289,7 @@ def test_more_clients_than_images_are_refused(tmp_path):
 def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path):
     path = tmp_path / "partition.json"
     config = configure(dataset="digits", num_clients=5)
-    said = fl.manifest(
-        digits, fl.make_partition(digits, config), config.partition, config.seed, private=False
-    )
+    said = describe_partition(fl.build_experiment(config, digits))
     for change, message in [
         ({"dataset_sha256": "00"}, "is a split of other data"),
         ({"label_counts": [[1] * 10] * 5}, "label_counts are not those of its indices"),
@@ -296,21 +297,21 @@ def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path):
     ]:
         path.write_text(to_json({**said, **change}))
         with pytest.raises(UserError, match=message):
-            fl.make_partition(digits, config.but(partition_file=str(path)))
+            fl.make_partition(digits, config.replace(partition_file=str(path)))
     path.write_text(to_json({"indices": said["indices"]}))  # another program's, which says nothing
-    assert fl.make_partition(digits, config.but(partition_file=str(path))).sizes.sum() == 1437
+    assert fl.make_partition(digits, config.replace(partition_file=str(path))).sizes.sum() == 1437
 
 
 def test_a_least_number_of_images_is_drawn_for_or_refused(digits):
     config = configure(dataset="digits", num_clients=10, alpha=0.3)
     assert fl.make_partition(digits, config).sizes.min() < 60
-    again = config.but(min_images=60)
+    again = config.replace(min_images=60)
     assert fl.make_partition(digits, again).sizes.min() >= 60
     assert fl.make_partition(digits, again).digest == fl.make_partition(digits, again).digest
     with pytest.raises(UserError, match="min_images=140 is not reached by any of 1000 draws"):
-        fl.make_partition(digits, config.but(min_images=140))
+        fl.make_partition(digits, config.replace(min_images=140))
     skewed = fl.make_partition(digits, configure(dataset="digits", num_clients=100, alpha=0.001))
-    assert 50 < skewed.filled <= (skewed.sizes == 1).sum()
+    assert 50 < skewed.num_topped_up <= (skewed.sizes == 1).sum()
     with pytest.raises(UserError, match="shards_per_client=20 of num_clients=100 .* choose 1..14"):
         fl.make_partition(
             digits,

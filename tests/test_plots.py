@@ -1,11 +1,13 @@
 """The plots draw the data that they are given: their artists are read back."""
 
 import math
+from functools import partial
 
 import federated_learning as fl
 from harness import plots
 from harness.options import identity
 from harness.records import RoundRecord
+from variants import captions
 
 import numpy as np
 import pytest
@@ -28,9 +30,9 @@ def record(round_num, train, test, own):
     sent = {"bytes_down": 2_000_000 * round_num, "bytes_up": 500_000}
     return RoundRecord(
         round_num,
-        *train,
+        dict(zip(("loss", "accuracy"), train, strict=True)),
         *test,
-        left_out=0,
+        num_nonfinite=0,
         dropped=0,
         **sent,
         epsilon=None,
@@ -43,6 +45,10 @@ RECORDS = [
     record(1, (2.0, 0.4), (1.5, 0.5), [(1.8, 0.3), (2.2, 0.5)]),
     record(2, (1.0, 0.7), (0.9, 0.75), [(0.5, 0.6), (math.nan, 0.1)]),
 ]
+
+
+def caption_of(config, dataset):
+    return captions.caption(fl.build_experiment(config, dataset))
 
 
 def texts(figure):
@@ -59,13 +65,13 @@ def test_cost_draws_accuracy_against_all_bytes_so_far():
 
 @pytest.mark.parametrize(("panel", "quantity", "scale"), [(0, "loss", 1), (1, "accuracy", 100)])
 def test_convergence_draws_the_records(panel, quantity, scale):
-    figure = fl.plot_convergence(RECORDS, NOTE)
+    figure = plots.plot_convergence(RECORDS, NOTE)
     axes = figure.axes[panel]
     train, test = axes.lines
     for line, name in ((train, "train"), (test, "test")):
         assert line.get_xdata().tolist() == [1, 2]
         assert line.get_ydata() == pytest.approx(
-            [scale * getattr(r, f"{name}_{quantity}") for r in RECORDS]
+            [scale * r.figures()[f"{name}_{quantity}"] for r in RECORDS]
         )
     band = axes.collections[0].get_paths()[0].vertices
     own = [[scale * row[quantity] for row in r.clients if row["finite"]] for r in RECORDS]
@@ -80,7 +86,7 @@ def test_convergence_draws_the_records(panel, quantity, scale):
 
 def test_confusion_draws_counts_and_shades_errors():
     confusion = np.array([[9, 1, 0], [2, 6, 2], [0, 0, 1000]])
-    figure = fl.plot_confusion(confusion, NOTE)
+    figure = plots.plot_confusion(confusion, NOTE)
     assert texts(figure) == ["9", "1", "·", "2", "6", "2", "·", "·", "1,000"]
     shade = np.asarray(figure.axes[0].images[0].get_array())
     # percent of the true label's images
@@ -98,12 +104,12 @@ def test_confusion_draws_counts_and_shades_errors():
 
 def test_partition_draws_counts_with_few_clients_and_a_map_with_many():
     counts = np.arange(20).reshape(2, 10)
-    figure = fl.plot_partition(counts, NOTE)
+    figure = plots.plot_partition(counts, NOTE)
     assert texts(figure) == ["·", *map(str, range(1, 20))]
     assert "2 clients of 45 to 145 images" in figure.get_suptitle()
     # (145 - 45) / (2 * 190)
     assert "Gini coefficient of the sizes 0.26" in figure.get_supxlabel().replace("\n", " ")
-    many = fl.plot_partition(np.ones((1000, 10), int), NOTE)
+    many = plots.plot_partition(np.ones((1000, 10), int), NOTE)
     assert texts(many) == [] and many.axes[0].images[0].get_array().shape == (1000, 10)
 
 
@@ -121,7 +127,7 @@ def test_misclassified_shows_the_wrong_ones_alone():
 
 def test_every_plot_says_what_it_was_made_on(digits):
     config = configure(dataset="digits", seed=7, alpha=0.25, clients_per_round=4)
-    note = fl.caption(config, digits)
+    note = caption_of(config, digits)
     for said in (
         "scikit-learn digits (not MNIST)",
         "10 clients, 4 a round",
@@ -131,16 +137,15 @@ def test_every_plot_says_what_it_was_made_on(digits):
     ):
         assert said in note
     assert "lr 0.2 ·" in note  # plain averaging has no rate of the server worth a word
-    adaptive = fl.caption(
+    adaptive = caption_of(
         configure(algorithm="fedadam", client_optimizer="momentum", server_lr=0.05), digits
     )
     assert "fedadam, client momentum 0.9, lr 0.02, server lr 0.05 ·" in adaptive
-    one = configure(
-        num_clients=1, partition="labels-per-client", labels_per_client=1, byzantine=1, attack="nan"
-    )
-    note = fl.caption(one, digits)
-    assert "· 1 client, 1 a round · 1 label a client ·" in note and "· 1 attacker (nan) ·" in note
-    figure = fl.plot_confusion(np.eye(10, dtype=int), note)
+    flags = {"num_clients": 10, "clients_per_round": 1, "byzantine": 1, "attack": "nan"}
+    one = configure(**flags, partition="labels-per-client", labels_per_client=1)
+    note = caption_of(one, digits)
+    assert "· 10 clients, 1 a round · 1 label a client ·" in note and "· 1 attacker (nan) ·" in note
+    figure = plots.plot_confusion(np.eye(10, dtype=int), note)
     assert figure.get_supxlabel().replace("\n", " ") == note
 
 
@@ -188,9 +193,9 @@ def test_a_caption_says_all_that_the_numbers_depend_on(digits):
     """Two runs that differ in one field have two captions."""
     for field, flags in SAID.items():
         config = fl.parse(f"--dataset digits {flags}")
-        other = config.but(**{field: fl.Config().flat()[field]})
-        assert config.flat()[field] != other.flat()[field], field
-        assert fl.caption(config, digits) != fl.caption(other, digits), field
+        other = config.replace(**{field: fl.Config.defaults()[field]})
+        assert config.to_dict()[field] != other.to_dict()[field], field
+        assert caption_of(config, digits) != caption_of(other, digits), field
     elsewhere = {"dataset", "holdout"}  # in the data's own name
     by_name = {"algorithm", "aggregator", "partition", "client_optimizer", "byzantine"}
     bits = {"preset", "workers"}  # what stands in the fields themselves, and last bits
@@ -198,32 +203,29 @@ def test_a_caption_says_all_that_the_numbers_depend_on(digits):
 
 
 def test_a_caption_says_each_row_that_is_compared(digits):
-    note = fl.caption(
-        fl.parse("--dataset digits --compare fedavg,scaffold,fedprox --prox-mu 0.1"), digits
-    )
-    assert (
-        "algorithms compared: fedavg, lr 0.2; scaffold, lr 0.1; fedprox, prox mu 0.1, lr 0.2 ·"
-        in note
-    )
-    note = fl.caption(
-        fl.parse("--dataset digits --compare nan,scaled --byzantine 3 --seeds 2"), digits
-    )
-    assert (
-        "attacks compared: 3 attackers (nan); 3 attackers (scaled, scale 10) · seeds 0 to 1" in note
-    )
+    build = partial(fl.build_experiment, dataset=digits)
+    rows = fl.parse("--dataset digits --compare fedavg,scaffold,fedprox --prox-mu 0.1")
+    caption = captions.compared_caption(rows, build)
+    named = "algorithms compared: fedavg, lr 0.2; scaffold, lr 0.1; fedprox, prox mu 0.1, lr 0.2 ·"
+    assert named in caption and "· seed 0" in caption
+    rows = fl.parse("--dataset digits --compare nan,scaled --byzantine 3 --seeds 2")
+    caption = captions.compared_caption(rows, build)
+    named = "attacks compared: 3 attackers (nan); 3 attackers (scaled, scale 10) · seeds 0 to 1"
+    assert named in caption
 
 
 def test_one_is_said_as_one():
     assert (
-        plots.joined(["1 clients, 1 a round", "", "11 labels"]) == "1 client, 1 a round · 11 labels"
+        plots.join_parts(["1 clients, 1 a round", "", "11 labels"])
+        == "1 client, 1 a round · 11 labels"
     )
-    assert plots.joined(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
+    assert plots.join_parts(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
 
 
 def test_convergence_has_a_line_at_the_target():
-    lines = fl.plot_convergence(RECORDS, NOTE, target=0.7).axes[1].lines
+    lines = plots.plot_convergence(RECORDS, NOTE, target=0.7).axes[1].lines
     (target,) = [line for line in lines if line.get_label() == "target, 70%"]
     assert set(target.get_ydata()) == {70}
     assert not any(
-        "target" in line.get_label() for line in fl.plot_convergence(RECORDS, NOTE).axes[1].lines
+        "target" in line.get_label() for line in plots.plot_convergence(RECORDS, NOTE).axes[1].lines
     )

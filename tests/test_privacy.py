@@ -1,5 +1,4 @@
-"""The epsilon ledger against dp-accounting called by hand, a published figure, and TFF's own
-float32 event."""
+"""The privacy accountant against dp-accounting called by hand, and a published figure."""
 
 import csv
 import dataclasses
@@ -9,14 +8,19 @@ import re
 
 import federated_learning as fl
 from harness import run_folder
+from harness.engine.worker import LocalWorker
 from harness.fields import UserError
+from harness.files import to_json
+from harness.program import describe_program
 from harness.records import PUBLIC, RoundRecord
+from variants.privacy import secret_rng
 
 import dp_accounting
 import numpy as np
 import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
+from reference import accountant_of
 from runs import configure, run_script
 
 POISSON = configure(
@@ -35,11 +39,11 @@ def test_epsilon_is_dp_accountings():
         dp_accounting.PoissonSampledDpEvent(0.01, dp_accounting.GaussianDpEvent(0.8)), 1000
     )
     assert (
-        fl.ledger(POISSON).epsilon(range(1000))
+        accountant_of(POISSON).epsilon(range(1000))
         == accountant.get_epsilon(1e-5)
         == pytest.approx(3.695, abs=1e-3)
     )
-    fixed = POISSON.but(sampling="fixed")
+    fixed = POISSON.replace(sampling="fixed")
     replace_one = dp_accounting.NeighboringRelation.REPLACE_ONE
     accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=replace_one)
     accountant.compose(
@@ -49,11 +53,11 @@ def test_epsilon_is_dp_accountings():
         7,
     )
     assert (
-        fl.ledger(fixed).epsilon(range(7))
+        accountant_of(fixed).epsilon(range(7))
         == accountant.get_epsilon(1e-5)
-        > fl.ledger(POISSON).epsilon(range(7))
+        > accountant_of(POISSON).epsilon(range(7))
     )
-    assert fl.ledger(POISSON).epsilon([]) == 0
+    assert accountant_of(POISSON).epsilon([]) == 0
 
 
 def renyi(alpha, q, sigma):
@@ -78,10 +82,10 @@ def test_a_published_figure():
     spent = {a: 10_000 * renyi(a, 0.01, 4) for a in orders}
     assert min(spent[a] + log(1e5) / (a - 1) for a in orders) == pytest.approx(1.26, abs=0.005)
     tighter = min(spent[a] + log((a - 1) / a) + (log(1e5) - log(a)) / (a - 1) for a in orders)
-    config = POISSON.but(
+    config = POISSON.replace(
         clients_per_round=100, num_clients=10_000, noise_multiplier=4.0, rounds=10_000
     )
-    assert fl.ledger(config).epsilon(range(10_000)) == pytest.approx(tighter, rel=0.01)
+    assert accountant_of(config).epsilon(range(10_000)) == pytest.approx(tighter, rel=0.01)
     assert tighter < 1.26
 
 
@@ -94,7 +98,7 @@ def test_tffs_event_has_the_same_epsilon_but_only_in_python_floats(federation):
         "noise_multiplier": 0.8,
         "aggregator": "dp",
     }
-    process = federation(**flags)[1].process
+    process = federation(**flags).process
     state, _, _ = process.next(process.initialize(), [np.array([k]) for k in range(20)])
     event = tff.aggregators.differential_privacy.extract_dp_event_from_state(state.aggregator)
     gaussians = event.events
@@ -107,33 +111,28 @@ def test_tffs_event_has_the_same_epsilon_but_only_in_python_floats(federation):
         sampled = dp_accounting.PoissonSampledDpEvent(0.01, event)
         return dp_accounting.rdp.RdpAccountant().compose(sampled, 1000).get_epsilon(1e-5)
 
-    assert epsilon(as_floats) == pytest.approx(fl.ledger(POISSON).epsilon(range(1000)), rel=1e-3)
+    assert epsilon(as_floats) == pytest.approx(
+        accountant_of(POISSON).epsilon(range(1000)), rel=1e-3
+    )
     # if it is no longer, the trap is gone, and this may go
     assert epsilon(event) < 0.8 * epsilon(as_floats)
 
 
-def test_the_budget_ends_the_run_before_the_round_that_would_pass_it(federation, digits, capsys):
-    flags = {
-        "num_clients": 30,
-        "clients_per_round": 10,
-        "aggregator": "dp",
-        "rounds": 5,
-        "sampling": "poisson",
-    }
-    config, (_, partition, _, process, _) = federation(**flags)
-    spent = [fl.ledger(config).epsilon(range(t)) for t in range(1, 6)]
-    config = config.but(epsilon_budget=(spent[1] + spent[2]) / 2)
-    evaluate = fl.build_evaluator(config, digits)
-    records = [record for _, record, _ in fl.run_rounds(config, partition.sizes, process, evaluate)]
-    assert [record.epsilon for record in records] == spent[:2] and f"ε {spent[1]:.2f}" in records[
-        1
-    ].line(5)
+def test_the_budget_ends_the_run_before_the_round_that_would_pass_it(federation, capsys):
+    flags = {"num_clients": 30, "clients_per_round": 10, "aggregator": "dp", "rounds": 5}
+    flags["sampling"] = "poisson"
+    accountant = accountant_of(configure(**flags))
+    spent = [accountant.epsilon(range(t)) for t in range(1, 6)]
+    experiment = federation(**flags, epsilon_budget=(spent[1] + spent[2]) / 2)
+    records = [record for _, record, _ in fl.run_rounds(experiment)]
+    assert [record.epsilon for record in records] == spent[:2]
+    assert f"ε {spent[1]:.2f}" in records[1].line(5)
     assert f"round 3 would bring ε to {spent[2]:.2f}" in capsys.readouterr().err
     assert not tf.math.is_nan(records[1].test_loss)
 
 
 def test_public_cohorts_are_counted_without_amplification():
-    config = POISSON.but(
+    config = POISSON.replace(
         public_cohorts=True, num_clients=20, clients_per_round=10, noise_multiplier=0.5
     )
     drawn = np.concatenate([fl.sample_clients(config, t) for t in range(1, 8)])
@@ -141,34 +140,33 @@ def test_public_cohorts_are_counted_without_amplification():
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(dp_accounting.GaussianDpEvent(0.5), times)
     begun = range(1, 8)
-    assert fl.ledger(config).epsilon(begun) == accountant.get_epsilon(1e-5)
-    assert fl.ledger(config).epsilon(begun) > fl.ledger(config.but(public_cohorts=False)).epsilon(
-        begun
-    )
-    assert "public cohorts" in fl.ledger(config).assumption()
+    assert accountant_of(config).epsilon(begun) == accountant.get_epsilon(1e-5)
+    assert accountant_of(config).epsilon(begun) > accountant_of(
+        config.replace(public_cohorts=False)
+    ).epsilon(begun)
+    assert "public cohorts" in accountant_of(config).assumption()
 
 
 def test_secret_cohorts_do_not_follow_from_the_seed():
-    config = POISSON.but(clients_per_round=100)
-    assert len({tuple(fl.sample_clients(config, 1)) for _ in range(5)}) == 5
-    assert (
-        len({tuple(fl.sample_clients(config.but(public_cohorts=True), 1)) for _ in range(5)}) == 1
-    )
+    config = POISSON.replace(clients_per_round=100)
+    secret = accountant_of(config)
+    public = accountant_of(config.replace(public_cohorts=True))
+    draws = {tuple(fl.sample_clients(config, 1, secret_rng(secret))) for _ in range(5)}
+    assert len(draws) == 5
+    assert secret_rng(public) is None and secret_rng(None) is None
+    assert len({tuple(fl.sample_clients(config, 1)) for _ in range(5)}) == 1
 
 
 def test_an_empty_cohort_gets_its_noise(federation):
-    config, (_, partition, _, process, _) = federation(
-        aggregator="dp", num_clients=20, noise_multiplier=0.5
-    )
-    row = fl.AGGREGATORS["dp"]
-    state = process.initialize()
-    with fl.Worker(1) as worker:
-        new, told = fl.train_cohort(worker, process, state, [], partition.sizes, row)
+    experiment = federation(aggregator="dp", num_clients=20, noise_multiplier=0.5)
+    state = experiment.process.initialize()
+    with LocalWorker(1) as worker:
+        new, reports = fl.train_cohort(worker, experiment, state, [])
     moved = np.concatenate([np.ravel(a) for a in new.global_model_weights.trainable])
     moved -= np.concatenate([np.ravel(a) for a in state.global_model_weights.trainable])
     # as in test_aggregators: the first norm is 0.1
     sigma = 0.1 * (0.5**-2 - (0.1 * 20) ** -2) ** -0.5 / 20
-    assert told == [] and moved.std() == pytest.approx(sigma, rel=0.05)
+    assert reports == [] and moved.std() == pytest.approx(sigma, rel=0.05)
 
 
 def test_what_attackers_send_is_clipped_as_all_is(federation):
@@ -181,7 +179,7 @@ def test_what_attackers_send_is_clipped_as_all_is(federation):
         "attack": "scaled",
         "attack_scale": 1e6,
     }
-    process = federation(aggregator="dp", **flags)[1].process
+    process = federation(aggregator="dp", **flags).process
     state = process.initialize()
     new, _, _ = process.next(state, [np.array([client]) for client in range(7)])
     moved = np.concatenate([np.ravel(a) for a in new.global_model_weights.trainable])
@@ -194,13 +192,13 @@ def test_what_attackers_send_is_clipped_as_all_is(federation):
 def test_delta_is_the_users():
     """A Gaussian of z = 2, once: its epsilon at two deltas, the one far below the other."""
     flags = {"aggregator": "dp", "num_clients": 30, "sampling": "poisson", "noise_multiplier": 2.0}
-    told = {
-        delta: fl.ledger(configure(**flags, delta=delta)).epsilon([1]) for delta in (1e-3, 1e-7)
+    epsilons = {
+        delta: accountant_of(configure(**flags, delta=delta)).epsilon([1]) for delta in (1e-3, 1e-7)
     }
-    for delta, epsilon in told.items():
+    for delta, epsilon in epsilons.items():
         accountant = dp_accounting.rdp.RdpAccountant().compose(dp_accounting.GaussianDpEvent(2.0))
         assert epsilon == accountant.get_epsilon(delta)
-    assert told[1e-3] < 0.7 * told[1e-7]
+    assert epsilons[1e-3] < 0.7 * epsilons[1e-7]
 
 
 @pytest.mark.parametrize("cohort", [10, 50, 90, 99])
@@ -217,8 +215,8 @@ def test_secret_cohorts_never_cost_more_than_a_client_in_every_round(cohort):
         neighboring_relation=dp_accounting.NeighboringRelation.REPLACE_ONE
     )
     plain = accountant.compose(dp_accounting.GaussianDpEvent(0.45), 29).get_epsilon(1e-5)
-    told = fl.ledger(configure(**flags)).epsilon(range(1, 30))
-    assert told <= plain and (told < plain) == (cohort == 10)
+    epsilon = accountant_of(configure(**flags)).epsilon(range(1, 30))
+    assert epsilon <= plain and (epsilon < plain) == (cohort == 10)
 
 
 class Killed(Exception):
@@ -233,10 +231,7 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
 ):
     """Killed in round 2 and gone on with, again and again: epsilon is that of every round begun,
     never less."""
-    config, (_, partition, _, process, evaluate) = federation(
-        aggregator="dp", num_clients=20, rounds=3
-    )
-    ledger = fl.ledger(config)
+    experiment = federation(aggregator="dp", num_clients=20, rounds=3)
     draws = []
     place = {
         "between the tables": (run_folder, "json_line"),
@@ -244,50 +239,49 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
         "before training": (fl, "train_cohort"),
         "after training": (run_folder, "csv_line"),
     }[moment]
-    whole = getattr(*place)
+    original = getattr(*place)
     train = fl.train_cohort
+    (tmp_path / "partition.json").write_text("{}")
+    program = describe_program(experiment.row_hashes) | {"from_round": 1}
+    (tmp_path / "program.json").write_text(to_json({"programs": [program]}))
 
-    def counted(worker, process, state, *rest):
+    def train_and_note(worker, experiment, state, clients):
         draws.append(int(state.client_work.round) + 1)
-        return train(worker, process, state, *rest)
+        return train(worker, experiment, state, clients)
 
     def go(stop):
-        folder = run_folder.RunFolder(tmp_path, tensorboard=False)
-        start, records = folder.load([], process.state_type)
+        folder = run_folder.RunFolder(tmp_path, experiment)
+        start, records = folder.load(experiment)
 
         def stopping(*arguments):
-            if stop and (draws[-1] if place[0] is not fl else len(draws) + 1) == 2:
+            this_round = len(draws) + 1 if place[0] is fl else draws[-1]
+            if stop and this_round == 2:
                 raise Killed
-            return (counted if place[0] is fl else whole)(*arguments)
+            return (train_and_note if place[0] is fl else original)(*arguments)
 
-        monkeypatch.setattr(fl, "train_cohort", counted)
+        monkeypatch.setattr(fl, "train_cohort", train_and_note)
         monkeypatch.setattr(*place, stopping)
-        for state, record, _ in fl.run_rounds(
-            config, partition.sizes, process, evaluate, start, folder.journal
-        ):
+        for state, record, _ in fl.run_rounds(experiment, start, journal=folder.journal):
             folder.save_round(record, state, None)
             records.append(record)
-        monkeypatch.setattr(*place, whole)
+        monkeypatch.setattr(*place, original)
         return records
 
-    (tmp_path / "partition.json").write_text("{}")
     with pytest.raises(Killed):
         go(stop=True)
-    monkeypatch.setattr(*place, whole)
+    monkeypatch.setattr(*place, original)
     records = go(stop=False)
-    begun = [int(line) for line in (tmp_path / "rounds_begun.txt").read_text().split()]
+    journal = tmp_path / "rounds_begun.txt"
+    begun = [int(line) for line in journal.read_text().split()]
     assert [record.round for record in records] == [1, 2, 3] and begun == [1, 2, 2, 3]
     assert draws == ([1, 2, 3] if moment == "before training" else [1, 2, 2, 3])
-    assert records[-1].epsilon == ledger.epsilon(begun) > ledger.epsilon([1, 2, 3])
-    (tmp_path / "rounds_begun.txt").unlink()
+    accountant = experiment.accountant
+    assert records[-1].epsilon == accountant.epsilon(begun) > accountant.epsilon([1, 2, 3])
+    journal.unlink()
     with pytest.raises(UserError, match="rounds_begun.txt lacks round 1, so epsilon is not known"):
-        longer = config.but(rounds=4)
-        state = run_folder.RunFolder(tmp_path, tensorboard=False).load([], process.state_type)[0]
-        next(
-            fl.run_rounds(
-                longer, partition.sizes, process, evaluate, state, tmp_path / "rounds_begun.txt"
-            )
-        )
+        longer = federation(aggregator="dp", num_clients=20, rounds=4)
+        state = run_folder.RunFolder(tmp_path, experiment).load(experiment)[0]
+        next(fl.run_rounds(longer, state, journal=journal))
 
 
 def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():
@@ -300,21 +294,16 @@ def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():
         slowest: int = 3
         norms: list[float] = dataclasses.field(default_factory=lambda: [2.7])
 
-    told = dict.fromkeys(RoundRecord.__dataclass_fields__, 1) | {
-        "clients": [{"client": 3}],
-        "epsilon": 0.5,
-    }
-    record = WithNorm(**told).published()
+    values = dict.fromkeys(RoundRecord.__dataclass_fields__, 1)
+    values |= {"clients": [{"client": 3}], "train": {"loss": 0.3}, "epsilon": 0.5}
+    record = WithNorm(**values).public()
     shown = {
-        name for name, value in vars(record).items() if value not in (None, []) and value == value
+        name
+        for name, value in vars(record).items()
+        if value not in (None, [], {}) and value == value
     }
-    assert shown == set(PUBLIC) and {
-        "seconds",
-        "clients",
-        "train_loss",
-        "dropped",
-        "wire_up",
-    }.isdisjoint(PUBLIC)
+    secret = {"seconds", "clients", "train", "dropped", "measured_bytes_up"}
+    assert shown == set(PUBLIC) and secret.isdisjoint(PUBLIC)
     assert math.isnan(record.update_norm) and record.slowest is None and record.norms == []
 
 
@@ -326,7 +315,7 @@ def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monke
     with pytest.raises(
         UserError, match="algorithm='fedprox': its clients send more .* epsilon would be false"
     ):
-        fl.prepare(config, digits)
+        fl.build_experiment(config, digits)
     with pytest.raises(UserError, match="epsilon would be false"):
         fl.run(config)
 
@@ -357,7 +346,7 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     assert len({path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}) == 1
     assert {row["seconds"] for row in csv.DictReader((run / "metrics.csv").open())} == {"nan"}
     journal = (run / "rounds_begun.txt").read_text().split()
-    spent = fl.ledger(configure(aggregator="dp", num_clients=20)).epsilon(range(1, 3))
+    spent = accountant_of(configure(aggregator="dp", num_clients=20)).epsilon(range(1, 3))
     assert journal == ["1", "2"] and f"(ε {spent:.2f}, δ 1e-05)-differential privacy" in done.stdout
     assert "a bound that protects hardly anybody" in done.stderr
     further = run_script(tmp_path, "--resume", str(run), "--rounds", "3")
@@ -367,7 +356,5 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     ] == ["3/3"]
     assert not (run / "client_partition.png").exists()
     for record in json.loads((run / "metrics.json").read_text())["rounds"]:
-        assert (
-            record["clients"] == []
-            and record["train_loss"] is record["left_out"] is record["dropped"] is None
-        )
+        assert record["clients"] == [] and "train_loss" not in record
+        assert record["num_nonfinite"] is record["dropped"] is None

@@ -4,7 +4,7 @@ means."""
 from typing import Any, NamedTuple
 
 import federated_learning as fl
-from harness.guard import worker_environment
+from harness.engine.supervisor import worker_environment
 from harness.records import Evaluation, make_record
 from variants.datasets import make_dataset
 
@@ -17,12 +17,19 @@ from reference import (
     batches_of,
     functional_model,
     largest_difference,
+    named,
+    network,
     numpy_sgd_step,
-    told_by,
     weighted_mean,
     weights_of,
 )
 from runs import configure
+
+
+def record_of(reports, evaluation):
+    """The record of a round with these reports."""
+    figures = {"dropped": 0, "bytes_down": 0, "bytes_up": 0, "epsilon": None, "seconds": 1.0}
+    return make_record(1, reports, evaluation, fl.ClientMetrics._fields, **figures)
 
 
 def numpy_fedavg_round(config, shards, sizes, weights, round_num):
@@ -31,13 +38,17 @@ def numpy_fedavg_round(config, shards, sizes, weights, round_num):
     for client in range(config.partitioning.num_clients):
         local = weights
         for images, labels in batches_of(config, shards, client, round_num):
-            local = numpy_sgd_step(local, images, labels, fl.own_values(config).client_lr)
+            local = numpy_sgd_step(local, images, labels, config.training.client_lr)
         trained.append(local)
     return weighted_mean(trained, sizes)
 
 
 def test_rounds_equal_a_numpy_fedavg(federation):
-    config, (_, partition, shards, process, _) = federation(local_epochs=2)
+    experiment = federation(local_epochs=2)
+    config = experiment.config
+    partition = experiment.partition
+    shards = experiment.shards
+    process = experiment.process
     state = process.initialize()
     expected = [w.astype(np.float64) for w in weights_of(state)]
     assert len(set(partition.sizes.tolist())) == 3  # unequal, so the weighting shows
@@ -51,12 +62,13 @@ def test_rounds_equal_a_numpy_fedavg(federation):
 # at 0.01 it dies.
 @pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("small-cnn", 0.01), ("lenet", 0.01)])
 def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
-    config, (_, _, shards, process, _) = federation(
-        model=model, local_epochs=1, batch_size=20, client_lr=rate
-    )
+    experiment = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
+    config = experiment.config
+    shards = experiment.shards
+    process = experiment.process
     stock = tff.learning.algorithms.build_weighted_fed_avg(
-        functional_model(config),
-        client_optimizer_fn=tff.learning.optimizers.build_sgdm(fl.own_values(config).client_lr),
+        functional_model(experiment),
+        client_optimizer_fn=tff.learning.optimizers.build_sgdm(config.training.client_lr),
         server_optimizer_fn=tff.learning.optimizers.build_sgdm(1.0),
     )
     ours = process.initialize()
@@ -69,18 +81,18 @@ def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rat
 
 
 def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
-    config, (_, _, shards, process, _) = federation(
-        num_clients=1, partition="iid", batch_size=0, local_epochs=1
-    )
+    experiment = federation(num_clients=1, partition="iid", batch_size=0, local_epochs=1)
+    config = experiment.config
+    process = experiment.process
     state = process.initialize()
-    ((images, labels),) = batches_of(config, shards, 0, 1)
-    rate = fl.own_values(config).client_lr
+    ((images, labels),) = batches_of(config, experiment.shards, 0, 1)
+    rate = config.training.client_lr
     expected = numpy_sgd_step(
         [w.astype(np.float64) for w in weights_of(state)], images, labels, rate
     )
     state, _, reports = process.next(state, alone([0]))
     assert largest_difference(weights_of(state), expected) < 1e-6
-    assert told_by(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
+    assert named(alone([0]), reports)[0]["examples"] == 1437 == len(labels)
 
 
 def test_with_one_step_a_round_the_split_is_nothing_to_the_weights(federation):
@@ -95,7 +107,9 @@ def test_with_one_step_a_round_the_split_is_nothing_to_the_weights(federation):
             "batch_size": 0,
             "local_epochs": 1,
         }
-        _, (_, partition, _, process, _) = federation(**flags, **split)
+        experiment = federation(**flags, **split)
+        partition = experiment.partition
+        process = experiment.process
         state = process.initialize()
         for _ in range(3):
             state, _, _ = process.next(state, alone(range(10)))
@@ -106,7 +120,9 @@ def test_with_one_step_a_round_the_split_is_nothing_to_the_weights(federation):
 
 
 def test_clients_are_weighted_by_their_numbers_of_examples(federation):
-    _, (_, partition, _, process, _) = federation()
+    experiment = federation()
+    partition = experiment.partition
+    process = experiment.process
     state = process.initialize()
     each = [weights_of(process.next(state, alone([client]))[0]) for client in range(3)]
     together = weights_of(process.next(state, alone([0, 1, 2]))[0])
@@ -122,10 +138,10 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
     config = configure(dataset="digits", model="mlp", num_clients=3, cache=str(tmp_path))
     partition = fl.make_partition(digits, config)
     # client 1's first-layer gradient is exactly 0, by which the row below knows it
-    black[partition.parts[1]] = 0
+    black[partition.indices[1]] = 0
 
     class Poisoned(fl.Algorithm):
-        def correct(self, gradients, weights, initial, sent):
+        def correct_gradients(self, gradients, weights, initial, server_message):
             bad = tf.equal(tf.reduce_sum(tf.abs(gradients[0])), 0)
             return tuple(tf.where(bad, np.nan, g) for g in gradients)
 
@@ -139,17 +155,16 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
             "y_test": digits.test.labels,
         },
     )
-    process = fl.prepare(config, dataset).process
+    process = fl.build_experiment(config, dataset).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
-    rows = told_by(alone([0, 1, 2]), reports)
+    rows = named(alone([0, 1, 2]), reports)
     assert [row["finite"] for row in rows] == [True, False, True]
     others, _, _ = process.next(process.initialize(), alone([0, 2]))
     assert largest_difference(weights_of(state), weights_of(others)) < 1e-7
     evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
-    record = make_record(
-        1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0
-    )
-    assert record.left_out == 1 and np.isfinite(record.train_loss) and "left out" in record.line(5)
+    record = record_of(rows, evaluation)
+    assert record.num_nonfinite == 1 and np.isfinite(record.train["loss"])
+    assert "left out" in record.line(5)
     nobody, _, _ = process.next(state, alone([1]))
     assert largest_difference(weights_of(nobody), weights_of(state)) == 0
 
@@ -158,7 +173,7 @@ def test_a_reports_columns_go_by_name(federation, monkeypatch):
     """One more column, in the last place and 1 for all, and a client that diverged still counts as
     such."""
 
-    class LongerReport(NamedTuple):
+    class MoreMetrics(NamedTuple):
         examples: Any
         loss: Any
         accuracy: Any
@@ -167,27 +182,30 @@ def test_a_reports_columns_go_by_name(federation, monkeypatch):
         weight_norm: Any = 1.0
 
     class Diverging(fl.Algorithm):
-        def correct(self, gradients, weights, initial, sent):
+        def correct_gradients(self, gradients, weights, initial, server_message):
             return tuple(g * np.nan for g in gradients)
 
-    monkeypatch.setattr(fl, "Report", LongerReport)
+    monkeypatch.setattr(fl, "ClientMetrics", MoreMetrics)
     monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Diverging)
-    _, experiment = federation()
-    process = experiment.process
+    process = federation().process
     _, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
-    rows = told_by(alone([0, 1, 2]), reports)
+    rows = named(alone([0, 1, 2]), reports)
     assert [row["finite"] for row in rows] == [False] * 3 and [
         row["weight_norm"] for row in rows
     ] == [1.0] * 3
 
 
 def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
-    config, (_, partition, shards, process, _) = federation(batch_size=0, local_epochs=1)
+    experiment = federation(batch_size=0, local_epochs=1)
+    config = experiment.config
+    partition = experiment.partition
+    shards = experiment.shards
+    process = experiment.process
     state = process.initialize()
-    model = fl.build_model("2nn", 10, config.seed)
+    model = fl.build_model(experiment.network, config.seed)
     cross_entropy = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     _, _, reports = process.next(state, alone([0, 2]))
-    for report in told_by(alone([0, 2]), reports):
+    for report in named(alone([0, 2]), reports):
         client = report["client"]
         ((images, labels),) = batches_of(config, shards, client, 1)
         logits = model(images)
@@ -201,7 +219,9 @@ def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
 def test_bytes_to_the_worker_do_not_grow_with_the_images(federation, worker):
     sent = {}
     for clients in (100, 10):  # clients 0, 1, 2 hold 14 images each, then 144
-        _, (_, partition, _, process, _) = federation(num_clients=clients, partition="iid")
+        experiment = federation(num_clients=clients, partition="iid")
+        partition = experiment.partition
+        process = experiment.process
         state, _, _ = process.next(process.initialize(), alone([0, 1, 2]))
         before = worker.bytes_sent
         process.next(state, alone([0, 1, 2]))
@@ -212,26 +232,27 @@ def test_bytes_to_the_worker_do_not_grow_with_the_images(federation, worker):
     assert weights < sent[15] < weights + 1200  # the weights, and next to nothing else
 
 
-def test_clients_in_groups_give_the_weights_of_clients_alone(federation, worker):
-    config, (_, partition, _, process, _) = federation(num_clients=100, alpha=0.3)
+def test_clients_in_chunks_give_the_weights_of_clients_alone(federation, worker):
+    experiment = federation(num_clients=100, alpha=0.3)
+    sizes = experiment.partition.sizes
+    process = experiment.process
     clients = list(range(0, 100, 2))
-    groups = fl.group_clients(clients, partition.sizes, needs="sums")
-    assert len(groups) == fl.GROUPS["sums"] and sorted(np.concatenate(groups).tolist()) == clients
-    filled = [partition.sizes[group].sum() for group in groups]
-    # balanced to within one client
-    assert max(filled) - min(filled) <= partition.sizes[clients].max()
-    assert [
-        group.tolist() for group in fl.group_clients(clients, partition.sizes, needs="each")
-    ] == [[k] for k in clients]
-    grouped, _, in_groups = process.next(process.initialize(), groups)
+    chunks = fl.make_chunks(clients, sizes, "summed")
+    assert len(chunks) == fl.NUM_CHUNKS["summed"]
+    assert sorted(np.concatenate(chunks).tolist()) == clients
+    fullness = [sizes[chunk].sum() for chunk in chunks]
+    assert max(fullness) - min(fullness) <= sizes[clients].max()  # balanced to within one client
+    singles = fl.make_chunks(clients, sizes, "per_client")
+    assert [chunk.tolist() for chunk in singles] == [[k] for k in clients]
+    chunked, _, in_chunks = process.next(process.initialize(), chunks)
     apart, _, each = process.next(process.initialize(), alone(clients))
-    assert largest_difference(weights_of(grouped), weights_of(apart)) < 1e-6
-    assert told_by(groups, in_groups) == told_by(alone(clients), each)
+    assert largest_difference(weights_of(chunked), weights_of(apart)) < 1e-6
+    assert named(chunks, in_chunks) == named(alone(clients), each)
 
 
 def test_parameters_are_those_of_the_papers():
     def parameters(model):
-        return fl.build_model(model, 10, seed=0).count_params()
+        return fl.build_model(network(model), 0).count_params()
 
     assert parameters("mlp") == 784 * 128 + 128 + 128 * 10 + 10
     assert parameters("2nn") == 199_210  # McMahan et al. 2017, section 3
@@ -242,7 +263,7 @@ def test_parameters_are_those_of_the_papers():
 
 def test_initial_weights_are_a_function_of_the_seed():
     first, again, other = (
-        fl.build_model("small-cnn", 10, seed).get_weights() for seed in (0, 0, 1)
+        fl.build_model(network("small-cnn"), seed).get_weights() for seed in (0, 0, 1)
     )
     assert largest_difference(first, again) == 0 < largest_difference(first, other)
     kernel = first[4]  # dense, Glorot uniform: within sqrt(6 / (inputs + outputs)), and close to it
@@ -287,9 +308,8 @@ def test_evaluation_is_over_every_test_image(digits, monkeypatch):
     """360 images in batches of 100: loss and accuracy of all, by NumPy on the model's own
     logits."""
     monkeypatch.setattr(fl, "EVALUATION_BATCH", 100)
-    config = configure(dataset="digits", model="mlp")
-    model = fl.build_model("mlp", 10, 5)
-    evaluation = fl.build_evaluator(config, digits)(
+    model = fl.build_model(network("mlp"), 5)
+    evaluation = fl.build_evaluator(network("mlp"), digits)(
         tff.learning.models.ModelWeights(tuple(model.get_weights()), ())
     )
     logits = model(digits.test.images[..., None] / np.float32(255)).numpy().astype(float)
@@ -329,7 +349,5 @@ def test_training_figures_are_weighted_by_examples():
         },
     ]
     evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
-    record = make_record(
-        1, rows, evaluation, dropped=0, bytes_down=0, bytes_up=0, epsilon=None, seconds=1.0
-    )
-    assert (record.train_loss, record.train_accuracy) == pytest.approx((1.75, 0.5))
+    record = record_of(rows, evaluation)
+    assert record.train == pytest.approx({"loss": 1.75, "accuracy": 0.5, "steps": 1.0})

@@ -11,6 +11,7 @@ import sys
 import federated_learning as fl
 from harness import program
 from harness.fields import UserError
+from variants import models
 from variants.aggregators import Aggregator
 
 import pytest
@@ -40,9 +41,9 @@ def test_every_file_that_numbers_follow_from_is_looked_at():
     names = set(program.program()["files"])
     assert {
         "federated_learning.py",
-        "harness/worker.py",
-        "harness/rounds.py",
-        "harness/guard.py",
+        "harness/engine/worker.py",
+        "harness/engine/multi_host.py",
+        "harness/engine/supervisor.py",
     } <= names
     assert {f"variants/{path.name}" for path in (ROOT / "variants").glob("*.py")} <= names
     assert set(program.program()["versions"]) == {
@@ -58,44 +59,52 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
     cell."""
 
     class Slower(fl.Algorithm):
-        client_lr = 0.1
+        scale = 0.1
 
     class Faster(fl.Algorithm):
-        client_lr = 0.3
+        scale = 0.3
 
     def rows(**changed):
-        return program.hash_rows(fl.rows_in_use(configure()) | changed)
+        rows_in_use = {
+            "model": fl.MODELS["mlp"],
+            "algorithm": fl.ALGORITHMS["fedavg"],
+            "client_optimizer": fl.CLIENT_OPTIMIZERS["sgd"],
+            "aggregator": fl.AGGREGATORS["mean"],
+        }
+        return program.hash_rows(rows_in_use | changed)
 
     usual = rows()
+    experiment = fl.build_experiment(configure(dataset="digits", model="mlp"))
+    assert usual.items() <= experiment.row_hashes.items()
     assert rows(algorithm=Slower) != rows(algorithm=Faster) != usual
     assert {field for field, value in rows(algorithm=Slower).items() if usual[field] != value} == {
         "algorithm"
     }
-    assert rows(client_optimizer=fl.CLIENT_OPTIMIZERS["sgd"]._replace(rate=0.3)) != usual
+    assert rows(client_optimizer=lambda learning_rate, options: None) != usual
     assert (
-        rows(model=lambda: fl.dense(3))
-        == rows(model=lambda: fl.dense(3))
-        != rows(model=lambda: fl.dense(4))
+        rows(model=lambda: models.dense(3))
+        == rows(model=lambda: models.dense(3))
+        != rows(model=lambda: models.dense(4))
     )
     wide, narrow = (functools.partial(lambda cohort, width: width, width=width) for width in (1, 2))
-    assert rows(aggregator=Aggregator(wide, "sums")) != rows(aggregator=Aggregator(narrow, "sums"))
+    assert rows(aggregator=Aggregator(wide, "summed")) != rows(
+        aggregator=Aggregator(narrow, "summed")
+    )
 
 
 def test_a_file_edited_after_loading_is_neither_program(monkeypatch):
     """As in a notebook that goes on, or loads it again: whatever it then runs, no earlier run is
     taken for it."""
     before = program.program()["files"]
-    name = "variants/algorithms.py"
-    now = {
-        **program.SOURCES,
-        name: program.SOURCES[name].replace(b"client_lr = 0.2 ", b"client_lr = 0.3 "),
-    }
-    assert program.tell_edited() == [] and now[name] != program.SOURCES[name]
+    name = "variants/options.py"
+    edited = program.SOURCES[name].replace(b"client_lr: float = 0.2 ", b"client_lr: float = 0.3 ")
+    now = {**program.SOURCES, name: edited}
+    assert program.edited_remarks() == [] and now[name] != program.SOURCES[name]
     monkeypatch.setattr(program, "read_sources", lambda: now)
     after = program.program()["files"]
     assert [file for file in before if before[file] != after[file]] == [name]
     assert after[name] != program.hash_source(now[name])
-    assert f"{name} changed on the disk after loading" in program.tell_edited()[0]
+    assert f"{name} changed on the disk after loading" in program.edited_remarks()[0]
     monkeypatch.setattr(program, "read_sources", lambda: {**now, name: b"def ("})
     assert program.program()["files"][name] not in (before[name], after[name])
 
@@ -121,17 +130,15 @@ def accuracies(done):
 def test_an_edited_program_gets_its_own_numbers(copy):
     folder, call = copy
     first = accuracies(call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1"))
-    script = folder / "federated_learning.py"
+    script = folder / "variants" / "models.py"
     commented = script.read_text() + "\n# a remark\n"
     script.write_text(commented)
     again = call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1")
     assert again.stdout.count("is there already") == 2 and accuracies(again) == first
-    script.write_text(
-        commented.replace('"mlp": lambda: dense(128)', '"mlp": lambda: dense(64, 64)')
-    )
+    script.write_text(commented.replace("    return dense(128)", "    return dense(64, 64)"))
     edited = call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1")
     assert (
-        edited.stdout.count("by another program (federated_learning.py changed): it is made again")
+        edited.stdout.count("by another program (variants/models.py changed): it is made again")
         == 2
     )
     shutil.rmtree(folder / "runs")
@@ -142,21 +149,19 @@ def test_an_edited_program_gets_its_own_numbers(copy):
 def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):
     folder, call = copy
     assert call(f"{TINY} --name run").returncode == 0
-    optimizer = folder / "variants" / "algorithms.py"
-    optimizer.write_text(
-        optimizer.read_text().replace("    client_lr = 0.2 ", "    client_lr = 0.02 ")
-    )
+    path = folder / "variants" / "options.py"
+    path.write_text(path.read_text().replace("client_lr: float = 0.2 ", "client_lr: float = 0.02 "))
     refused = call("--resume runs/run --rounds 4")
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert (
-        "(variants/algorithms.py changed since); restore it, start a new run, or go on"
+        "(variants/options.py changed since); restore it, start a new run, or go on"
         in refused.stderr
     )
     done = call("--resume runs/run --rounds 4 --accept-changes")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((folder / "runs" / "run" / "metrics.json").read_text())
     made_by = [
-        (one["from_round"], one["files"]["variants/algorithms.py"]) for one in metrics["programs"]
+        (one["from_round"], one["files"]["variants/options.py"]) for one in metrics["programs"]
     ]
     assert [first for first, _ in made_by] == [1, 3] and made_by[0][1] != made_by[1][1]
     assert metrics["program_note"] == "program changed after round 2"

@@ -1,5 +1,6 @@
 """README proves itself: its commands parse, its flags are the script's, its files exist."""
 
+import csv
 import json
 import re
 import shlex
@@ -50,7 +51,7 @@ def test_every_benchmark_exists(line):
 
 def test_every_named_flag_exists():
     named = set(re.findall(r"`--([a-z][a-z-]*)", README))
-    flags = {field.replace("_", "-") for field in fl.Config().flat()}
+    flags = {field.replace("_", "-") for field in fl.Config().to_dict()}
     assert named - flags <= {"help", "install", "no-deps", "tyro-print-completion"}
 
 
@@ -87,9 +88,8 @@ def test_reddis_presets_have_the_published_rates(monkeypatch):
         config = fl.parse(f"--preset reddi-{name}")
         assert config.training.client_lr == pytest.approx(10 ** figure["client_lr"], rel=1e-3)
         assert config.training.server_lr == pytest.approx(10 ** figure["server_lr"], rel=1e-2)
-        assert config.optimization.server_epsilon == (
-            10 ** figure["epsilon"] if figure["epsilon"] else 0
-        )
+        epsilon = 10 ** figure["epsilon"] if figure["epsilon"] else None
+        assert config.optimization.server_epsilon == epsilon
 
 
 def test_figures_in_the_text_are_those_of_the_results():
@@ -188,64 +188,81 @@ ERRANDS = {
     "algorithm": "--algorithm clipsgd",
     "model": "--model deep",
     "plot": "",
+    "metric": "",
+    "series": "",
+    "warm-up": "",
 }
 
 
-def test_the_errands_of_change_it_are_done_by_what_stands_there(tmp_path):
-    """The first four, in a copy of the project: a run that uses them all, and the tests of `make
-    quick` on them."""
-    for name in subprocess.run(
-        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
-    ).stdout.split():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(ROOT / name, tmp_path / name)
+@pytest.fixture(scope="module")
+def changed_copy(tmp_path_factory):
+    """A copy of the project in which README's errands are done to the letter."""
+    folder = tmp_path_factory.mktemp("copy")
+    listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
+    for name in listed.stdout.split():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, folder / name)
     for what in ERRANDS:
-        block = re.search(
-            rf"^\*\*An? {what}\*\*.*?```python\n(.*?)```", README, re.DOTALL | re.MULTILINE
-        )[1]
+        errand = rf"^\*\*An? {what}\*\*.*?```python\n(.*?)```"
+        block = re.search(errand, README, re.DOTALL | re.MULTILINE)[1]
         for piece in re.split(r"^# (?=\w+[/.])", block, flags=re.MULTILINE)[1:]:
             head, _, code = piece.partition("\n")
-            insert(tmp_path, *head.split(", ", 1), code)
-    line = (
-        f"{sys.executable} federated_learning.py --dataset digits --rounds 1 --num-clients 4 "
-        "--name run"
-    )
-    words = shlex.split(f"{line} {' '.join(ERRANDS.values())}")
-    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0 and "even and odd digits apart · clipsgd" in done.stdout, (
-        done.stderr
-    )
-    assert (tmp_path / "runs" / "run" / "client_sizes.png").stat().st_size > 10_000
-    chosen = "test_house or parity or clipsgd or deep"
-    words = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-        "-m",
-        "not slow",
-        "-k",
-        chosen,
-    ]
-    quick = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
-    assert quick.returncode == 0 and " passed" in quick.stdout, quick.stdout[-3000:]
+            file, where = head.split(", ", 1)
+            how, name = (
+                where.split(" ", 1) if where.startswith(("before", "in ")) else quoted(where)
+            )
+            insert(folder / file, how, name, code)
+    return folder
 
 
-def insert(folder, file, where, code):
-    """Puts `code` where README says: before a name's definition, or as the first thing in its
-    brackets."""
-    path = folder / file
-    (how, name) = where.split(" ", 1)
+def quoted(where):
+    """("after", line) of `after "line"`."""
+    how, _, line = where.partition(' "')
+    return how, line.removesuffix('"')
+
+
+def insert(path, how, name, code):
+    """Puts `code` where README says."""
     text = path.read_text()
     if how == "before":
         place = re.search(rf"^(@.*\n)*(def |class )?{name}\b", text, re.MULTILINE).start()
-        code += "\n\n"
-    elif name.endswith("["):
-        place = text.index(name) + len(name)
-        code = code.strip() + " "
+        text = text[:place] + code + "\n\n" + text[place:]
+    elif how == "in":  # as the first thing in its brackets
+        opened = re.search(rf"^ *{name}\b.*= \w*[\[{{]$", text, re.MULTILINE)
+        place = opened.end()
+        text = text[:place] + "\n" + code.rstrip() + text[place:]
     else:
-        place = text.index("\n", re.search(rf"^ *{name}\b.*= \w*[\[{{]", text, re.MULTILINE).end())
-        code = "\n" + code.rstrip()
-    path.write_text(text[:place] + code + text[place:])
+        assert text.count(f"{name}\n") == 1, (path, name)
+        kept = f"{name}\n" if how == "after" else ""
+        text = text.replace(f"{name}\n", kept + code)
+    path.write_text(text)
+
+
+@pytest.mark.slow
+def test_the_errands_of_change_it_are_done_by_what_stands_there(changed_copy):
+    """A run that uses them all, of six steps a client."""
+    line = f"{sys.executable} federated_learning.py --dataset digits --rounds 1 --num-clients 4"
+    flags = [*ERRANDS.values(), "--name run --local-epochs 1 --batch-size 100"]
+    words = shlex.split(f"{line} {' '.join(flags)}")
+    done = subprocess.run(words, cwd=changed_copy, capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0, done.stderr
+    assert "even and odd digits apart · clipsgd" in done.stdout
+    run = changed_copy / "runs" / "run"
+    assert (run / "client_sizes.png").stat().st_size > 10_000
+    row = next(csv.DictReader((run / "metrics.csv").open()))
+    clients = json.loads((run / "metrics.json").read_text())["rounds"][0]["clients"]
+    norms = [client["update_norm"] for client in clients]
+    examples = [client["examples"] for client in clients]
+    assert float(row["train_update_norm"]) == pytest.approx(np.average(norms, weights=examples))
+    series = [line.split(",") for line in (changed_copy / "norms.csv").read_text().splitlines()]
+    assert [round_num for round_num, _ in series] == ["1"] * int(clients[3]["steps"])
+    assert all(0 < float(norm) <= 1.0001 for _, norm in series)  # clipsgd cuts them
+
+
+@pytest.mark.slow
+def test_a_copy_with_the_errands_passes_the_house_tests(changed_copy):
+    chosen = "test_house or parity or clipsgd or deep"
+    flags = ["-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen]
+    words = [sys.executable, "-m", "pytest", *flags]
+    quick = subprocess.run(words, cwd=changed_copy, capture_output=True, text=True, timeout=SECONDS)
+    assert quick.returncode == 0 and " passed" in quick.stdout, quick.stdout[-3000:]

@@ -10,16 +10,15 @@ import pytest
 
 
 def test_what_counts_as_trouble():
-    def record(accuracy, loss=1.0, left_out=0):
+    def record(accuracy, loss=1.0, num_nonfinite=0):
         figures = {"dropped": 0, "bytes_down": 0, "bytes_up": 0, "epsilon": None, "seconds": 1.0}
         clients = [{"client": 0}, {"client": 1}]
         return RoundRecord(
             round=1,
-            train_loss=1.0,
-            train_accuracy=0.5,
+            train={"loss": 1.0, "accuracy": 0.5},
             test_loss=loss,
             test_accuracy=accuracy,
-            left_out=left_out,
+            num_nonfinite=num_nonfinite,
             clients=clients,
             **figures,
         )
@@ -34,14 +33,14 @@ def test_what_counts_as_trouble():
     assert "chance" in record(0.1).trouble([good], 0.1, False)
     assert "not finite" in record(0.1, loss=float("nan")).trouble([], 0.1, False)
     assert (
-        "no client" in record(0.9, left_out=2).trouble([], 0.1, False)
-        and record(0.9, left_out=1).trouble([], 0.1, False) == ""
+        "no client" in record(0.9, num_nonfinite=2).trouble([], 0.1, False)
+        and record(0.9, num_nonfinite=1).trouble([], 0.1, False) == ""
     )
 
 
 def test_a_run_that_never_leaves_chance_says_so():
     figures = {
-        "left_out": 0,
+        "num_nonfinite": 0,
         "dropped": 0,
         "bytes_down": 0,
         "bytes_up": 0,
@@ -51,37 +50,38 @@ def test_a_run_that_never_leaves_chance_says_so():
 
     def record(round_num, accuracy):
         losses = {
-            "train_loss": 1.0,
-            "train_accuracy": 0.5,
+            "train": {"loss": 1.0, "accuracy": 0.5},
             "test_loss": 2.3,
             "test_accuracy": accuracy,
         }
         return RoundRecord(round=round_num, clients=[{"client": 0}], **losses, **figures)
 
     stuck = [record(number, 0.1) for number in (1, 2, 3, 4)]
-    said = [r.trouble(stuck[:place], 0.1, last=r.round == 4) for place, r in enumerate(stuck)]
+    said = [r.trouble(stuck[:place], 0.1, is_last=r.round == 4) for place, r in enumerate(stuck)]
     assert ["still at chance" in text for text in said] == [False, False, True, True]
-    assert record(3, 0.55).trouble([], 0.5, last=True) == ""  # two classes
-    assert "still at chance" in record(3, 0.5).trouble([], 0.5, last=True)
+    assert record(3, 0.55).trouble([], 0.5, is_last=True) == ""  # two classes
+    assert "still at chance" in record(3, 0.5).trouble([], 0.5, is_last=True)
 
 
 def test_what_lasts_is_told_when_it_begins_and_at_the_end():
     figures = {
-        "left_out": 0,
+        "num_nonfinite": 0,
         "dropped": 0,
         "bytes_down": 0,
         "bytes_up": 0,
         "epsilon": None,
         "seconds": 1.0,
     }
-    losses = {"train_loss": 1.0, "train_accuracy": 0.5, "test_loss": 2.3}
+    losses = {"train": {"loss": 1.0, "accuracy": 0.5}, "test_loss": 2.3}
     records = [
         RoundRecord(
             round=number, clients=[{"client": 0}], test_accuracy=accuracy, **losses, **figures
         )
         for number, accuracy in enumerate([0.9, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1], 1)
     ]
-    said = [r.trouble(records[:place], 0.1, last=r.round == 7) for place, r in enumerate(records)]
+    said = [
+        r.trouble(records[:place], 0.1, is_last=r.round == 7) for place, r in enumerate(records)
+    ]
     assert [number for number, text in enumerate(said, 1) if "fell back to chance" in text] == [
         2,
         5,

@@ -16,9 +16,8 @@ TOLERANCES = {"compressed": 1e-3}  # what is rounded to 8 bits may fall to the n
 def rounds_of(digits, folder, **flags):
     """The weights after the rounds, and the records."""
     config = configure(**{**SMALL, "cache": str(folder), **flags})
-    experiment = fl.prepare(config, digits)
-    parts = experiment.partition.sizes, experiment.process, experiment.evaluate
-    done = list(fl.run_rounds(config, *parts, shards=experiment.shards))
+    experiment = fl.build_experiment(config, digits)
+    done = list(fl.run_rounds(experiment))
     return weights_of(done[-1][0]), [record for _, record, _ in done]
 
 
@@ -66,7 +65,7 @@ def test_two_workers_train_what_one_does(digits, tmp_path, row):
         assert [told["examples"] for told in record.clients] == [
             told["examples"] for told in other.clients
         ]
-    assert records[0].wire_down is None and others[0].wire_down > 0
+    assert records[0].measured_bytes_down is None and others[0].measured_bytes_down > 0
 
 
 def test_three_workers_repeat_to_the_bit_where_a_cohort_leaves_one_out(digits, tmp_path):
@@ -85,9 +84,13 @@ def test_only_what_clients_need_travels(digits, tmp_path, algorithm, copies):
     not Adam's moments."""
     weights, (_, record) = rounds_of(digits, tmp_path, algorithm=algorithm, workers=PAIR)
     size = 4 * sum(w.size for w in weights)
-    assert 2 * copies * size < record.wire_down < 2 * copies * size + 50_000
-    sent_back = 6 if copies > 1 else 0  # a row a client
-    assert (2 + sent_back) * size < record.wire_up < (2 + sent_back) * size + 50_000
+    assert 2 * copies * size < record.measured_bytes_down < 2 * copies * size + 50_000
+    client_message = 6 if copies > 1 else 0  # a row a client
+    assert (
+        (2 + client_message) * size
+        < record.measured_bytes_up
+        < (2 + client_message) * size + 50_000
+    )
 
 
 def test_privacy_is_accounted_for_alike(digits, tmp_path):
@@ -101,4 +104,4 @@ def test_privacy_is_accounted_for_alike(digits, tmp_path):
     assert [record.epsilon for record in records] == [record.epsilon for record in alone]
     assert 1e-3 < largest_difference(weights, first) < 1 and records[0].clients == []
     # they would tell how many clients were drawn
-    assert records[0].wire_down is records[0].wire_up is None
+    assert records[0].measured_bytes_down is records[0].measured_bytes_up is None

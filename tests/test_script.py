@@ -11,11 +11,14 @@ import sys
 import tomllib
 
 import federated_learning as fl
+from harness.files import to_json
+from harness.program import describe_program
 from harness.run_folder import RunFolder
 
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from reference import network
 from runs import ROOT, SCRIPT, call_script, configure, run_code, run_script
 
 QUICK = (
@@ -137,7 +140,9 @@ def test_tensorboard_events_hold_what_the_csv_holds(tmp_path):
     events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
     for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()):
         # with dp, or several hosts
-        assert {row.pop(name) for name in ("epsilon", "wire_down", "wire_up")} == {""}
+        assert {
+            row.pop(name) for name in ("epsilon", "measured_bytes_down", "measured_bytes_up")
+        } == {""}
         for name in row:
             (value,) = [
                 float(tensor_proto_value(event))
@@ -183,20 +188,21 @@ def test_real_mnist(tmp_path):
         ("--target-accuracy 0.9", 5, False),
     ],
 )
-def test_only_the_default_run_done_to_its_end_is_shown_in_images(
-    mnist, tmp_path, flags, rounds_done, shown
-):
+def test_only_the_default_run_done_to_its_end_is_shown_in_images(mnist, flags, rounds_done, shown):
     """Not one of another name, which a comparison gives to its runs, nor one that was stopped."""
-    result = fl.Result(tmp_path, [None] * rounds_done, None, None)
-    assert fl.is_default_run(result, fl.parse(flags), mnist) == shown
+    experiment = fl.build_experiment(fl.parse(flags), mnist)
+    assert fl.is_default_run(experiment, rounds_done) == shown
 
 
 def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "run").mkdir()
-    folder = RunFolder(tmp_path / "run", tensorboard=False)
-    model = fl.build_model("mlp", 10, 0)
-    folder.finish({"epsilon": None}, model, {"a.png": Figure}, shown=True)
+    experiment = fl.build_experiment(configure(dataset="digits", model="mlp"))
+    program = describe_program(experiment.row_hashes) | {"from_round": 1}
+    (tmp_path / "run" / "program.json").write_text(to_json({"programs": [program]}))
+    folder = RunFolder(tmp_path / "run", experiment)
+    model = fl.build_model(network("mlp"), 0)
+    folder.finish({}, model, {"a.png": Figure}, in_images=True)
     assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "images" / "a.png").read_bytes()
 
 
@@ -250,7 +256,7 @@ def test_a_bad_flag_gets_one_line_and_exit_code_2(tmp_path, flags):
 def test_help_names_every_field(tmp_path):
     done = run_script(tmp_path, "--help")
     assert done.returncode == 0
-    for field in fl.Config().flat():
+    for field in fl.Config().to_dict():
         assert "--" + field.replace("_", "-") in done.stdout
 
 
@@ -293,7 +299,7 @@ def test_the_block_for_uv_pins_what_the_requirements_pin():
     for name, version in (listed | overrides).items():
         assert pinned[name.replace("_", "-")] == version, name
     imported = {"sklearn": "scikit-learn", "grpc": "grpcio", "dp_accounting": "dp-accounting"}
-    files = [SCRIPT, *(ROOT / "harness").glob("*.py"), *(ROOT / "variants").glob("*.py")]
+    files = [SCRIPT, *(ROOT / "harness").rglob("*.py"), *(ROOT / "variants").glob("*.py")]
     tops = {
         name.partition(".")[0]
         for path in files

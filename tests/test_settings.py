@@ -10,6 +10,7 @@ from harness.settings import SETTINGS, documented_settings
 
 import pytest
 import tensorflow as tf
+from reference import network
 from runs import ROOT, run_code, run_script
 
 FLAGS = (
@@ -87,12 +88,12 @@ def test_the_number_of_cores_changes_nothing(usual, tmp_path):
 
 
 def test_settings_are_back_after_an_error():
-    before = [ask() for ask, _, _ in SETTINGS]
+    before = [setting.read() for setting in SETTINGS]
     tf.keras.backend.set_floatx("float16")
     try:
         with pytest.raises(ZeroDivisionError), documented_settings():
-            assert [ask() for ask, _, _ in SETTINGS][0] == "float32"
-            fl.build_model("mlp", 10, 0)
+            assert [setting.read() for setting in SETTINGS][0] == "float32"
+            fl.build_model(network("mlp"), 0)
             raise ZeroDivisionError
         assert tf.keras.backend.floatx() == "float16"
     finally:

@@ -10,8 +10,7 @@ import sys
 import threading
 import time
 
-import federated_learning as fl
-from harness.worker import WATCH
+from harness.engine.worker import WATCH, LocalWorker
 
 import psutil
 import pytest
@@ -37,7 +36,7 @@ def test_normal_end_leaves_no_worker_which_had_onednn(tmp_path):
 def test_exception_leaves_no_worker(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import federated_learning as fl\n"
-        "with fl.Worker(1): input(); raise RuntimeError('in the run')"
+        "with LocalWorker(1): input(); raise RuntimeError('in the run')"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code, str(ROOT)],
@@ -123,7 +122,7 @@ def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(
 def test_what_watches_waits_for_no_finalizer():
     """TFF frees values wherever garbage is collected; in a stopped worker that would take for
     ever."""
-    with fl.Worker(1) as worker:
+    with LocalWorker(1) as worker:
         os.kill(worker.pid, signal.SIGSTOP)
         waiting = {}
         for name in (WATCH, "another"):

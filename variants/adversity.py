@@ -14,27 +14,14 @@ import tensorflow as tf
 Update = tuple[Any, ...]
 
 
-def drop_out(
-    clients: Sequence[int], adversity: Adversity, num_clients: int, seed: int, round_num: int
-) -> list[int]:
-    """Return those of `clients` that report, each with probability 1 - dropout: by (seed, round,
-    client)."""
-    luck = np.random.default_rng([seed, round_num, 1]).random(num_clients)
-    return [client for client in clients if luck[client] >= adversity.dropout]
+def drop_out(clients: Sequence[int], config: Any, round_num: int) -> list[int]:
+    """Return those of the round's clients that report, each with probability 1 - dropout.
 
-
-def captions(adversity: Adversity) -> dict[str, str]:
-    """Return what a caption says of each kind, nothing of one that is not there."""
-    scale = (
-        f", scale {adversity.attack_scale:g}" if adversity.attack in ("scaled", "gaussian") else ""
-    )
-    return {
-        "dropout": f"dropout {adversity.dropout:g}" if adversity.dropout else "",
-        "stragglers": f"stragglers {adversity.stragglers:g}" if adversity.stragglers else "",
-        "attack": f"{adversity.byzantine} attackers ({adversity.attack}{scale})"
-        if adversity.byzantine
-        else "",
-    }
+    It is a function of (seed, round, client).
+    """
+    rng = np.random.default_rng([config.seed, round_num, 1])
+    luck = rng.random(config.partitioning.num_clients)
+    return [client for client in clients if luck[client] >= config.adversity.dropout]
 
 
 def choose_attackers(adversity: Adversity, num_clients: int, seed: int) -> np.ndarray:
@@ -106,68 +93,53 @@ ATTACKS = {
 }
 
 
-class Honest:
-    """A client that trains on its records, makes all its steps, and sends its own update."""
+class ClientBehaviour:
+    """What the clients train on and send: honest ones, stragglers and attackers.
 
-    def records(self, client: Any, records: Any) -> Any:
-        """Return what `client`, an int64 scalar, trains on, uint8[n,785]."""
-        return records
+    `key` is always the client's int64[2] of the round.
+    """
 
-    def budget(self, budget: Any, key: Any) -> Any:
-        """Return how many examples it trains on, of `budget`, int32; `key` int64[2] is the client's
-        in this round."""
-        return budget
-
-    def update(self, client: Any, update: Update, key: Any) -> Update:
-        """Return what it sends."""
-        return update
-
-
-class Adversary(Honest):
-    """A client that may be an attacker, or a straggler."""
-
-    def __init__(self, adversity: Adversity, attackers: np.ndarray, num_classes: int):
-        self.adversity = adversity
-        self.attackers = attackers
+    def __init__(self, config: Any, attack: Attack, num_classes: int):
+        self.adversity: Adversity = config.adversity
+        self.attack = attack
         self.num_classes = num_classes
-        self.attack = ATTACKS[adversity.attack]
+        self.attackers = choose_attackers(
+            self.adversity, config.partitioning.num_clients, config.seed
+        )
 
-    def attacks(self, client: Any) -> Any:
-        """Return whether it is one of the attackers."""
+    def is_attacker(self, client: Any) -> Any:
+        """Return whether `client`, an int64 scalar, attacks."""
         return tf.reduce_any(tf.equal(client, self.attackers))
 
-    def records(self, client, records):
-        """Return an attacker's records as the attack has them."""
+    def records(self, client: Any, records: Any) -> Any:
+        """Return what a client with these records uint8[n,785] trains on."""
         if not self.adversity.byzantine:
             return records
         return tf.cond(
-            self.attacks(client),
+            self.is_attacker(client),
             lambda: self.attack.records(records, self.num_classes),
             lambda: records,
         )
 
-    def budget(self, budget, key):
-        """Return `budget`, or with probability `stragglers` a uniform share of it."""
-        if not self.adversity.stragglers:
-            return budget
-        late, share = tf.unstack(
-            tf.random.stateless_uniform([2], tf.random.experimental.stateless_fold_in(key, -1))
-        )
-        less = tf.maximum(tf.cast(share * tf.cast(budget, tf.float32), budget.dtype), 1)
-        return tf.where(late < self.adversity.stragglers, less, budget)
+    def num_examples(self, num_examples: Any, key: Any) -> Any:
+        """Return how many of these examples, int32, a client trains on.
 
-    def update(self, client, update, key):
-        """Return an attacker's update as the attack has it."""
+        With probability `stragglers` it is a uniform share of them, one at least.
+        """
+        if not self.adversity.stragglers:
+            return num_examples
+        late_key = tf.random.experimental.stateless_fold_in(key, -1)
+        luck, share = tf.unstack(tf.random.stateless_uniform([2], late_key))
+        fewer = tf.cast(share * tf.cast(num_examples, tf.float32), num_examples.dtype)
+        is_late = luck < self.adversity.stragglers
+        return tf.where(is_late, tf.maximum(fewer, 1), num_examples)
+
+    def update(self, client: Any, update: Update, key: Any) -> Update:
+        """Return what a client with this update sends."""
         if not self.adversity.byzantine:
             return update
-        scale = self.adversity.attack_scale
         return tf.cond(
-            self.attacks(client), lambda: self.attack.update(update, key, scale), lambda: update
+            self.is_attacker(client),
+            lambda: self.attack.update(update, key, self.adversity.attack_scale),
+            lambda: update,
         )
-
-
-def build_behaviour(adversity: Adversity, num_clients: int, num_classes: int, seed: int) -> Honest:
-    """Return how the clients behave."""
-    if adversity.byzantine or adversity.stragglers:
-        return Adversary(adversity, choose_attackers(adversity, num_clients, seed), num_classes)
-    return Honest()

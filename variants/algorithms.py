@@ -1,14 +1,12 @@
-"""Federated algorithms: FedAvg, the base class, and what each other one changes, at hooks in a
-round's order.
+"""Federated algorithms: FedAvg, which is the base class, and what each other one changes.
 
-A client gets the weights w and what is `sent` besides; each local step it may `correct` the
-gradient; it gives back w - w_k and what is `sent_back` besides, of which the server `remember`s; in
-`server_step` the server may change the mean update before its optimizer applies it: w <- w -
-server_lr * mean.
+A round calls these hooks, in this order. A client gets the weights w and a `server_message`. In
+each local step `correct_gradients` may change the gradient. The client sends w - w_k and a
+`client_message`, from which the server makes its new memory in `update_memory`. In `server_step` it
+may change the mean update, before its optimizer applies it: w <- w - server_lr * mean.
 
-Weights, gradients and updates are tuples of float32 tensors. What is kept, sent and sent back are
-flat: float32[d], d the number of the model's parameters. The server keeps float32[rows,d], zeros at
-first.
+Weights, gradients and updates are tuples of float32 tensors. Messages are flat, float32[d], d the
+number of the model's parameters. The memory is float32[slots,d], zeros at first.
 """
 
 from __future__ import annotations
@@ -18,8 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from harness.fields import UserError
-from harness.results import with_fields
-from variants.options import FIXED, Optimization
+from variants.options import Optimization
 
 import numpy as np
 import tensorflow as tf
@@ -39,172 +36,152 @@ def unflatten(flat: Any, like: Tensors) -> Tensors:
     return tuple(tf.reshape(piece, w.shape) for piece, w in zip(pieces, like, strict=True))
 
 
-class ClientOptimizer(NamedTuple):
-    """A row: build(rate, momentum) is a TFF optimizer, `rate` the learning rate where the user
-    names none.
-
-    A rate of 0 stands for the algorithm's own.
-    """
-
-    build: Callable[[float, float], Any]
-    rate: float = 0.0
+def build_sgd(learning_rate: float, optimization: Optimization) -> Any:
+    """Return TFF's SGD, the default client optimizer."""
+    return tff.learning.optimizers.build_sgdm(learning_rate)
 
 
-def sgd(rate: float, momentum: float) -> Any:
-    """Return SGD."""
-    return tff.learning.optimizers.build_sgdm(rate)
+def build_momentum(learning_rate: float, optimization: Optimization) -> Any:
+    """Return TFF's SGD with client_momentum."""
+    return tff.learning.optimizers.build_sgdm(learning_rate, optimization.client_momentum)
 
 
-def adagrad(rate: float, momentum: float) -> Any:
-    """Return Adagrad."""
-    return tff.learning.optimizers.build_adagrad(rate)
+def without_fields(build: Callable[[float], Any]) -> Callable[[float, Optimization], Any]:
+    """Return a row for an optimizer that uses no field but its rate."""
+    return lambda learning_rate, optimization: build(learning_rate)
 
 
-def rmsprop(rate: float, momentum: float) -> Any:
-    """Return RMSprop."""
-    return tff.learning.optimizers.build_rmsprop(rate)
-
-
-def adam(rate: float, momentum: float) -> Any:
-    """Return Adam."""
-    return tff.learning.optimizers.build_adam(rate)
-
-
-def yogi(rate: float, momentum: float) -> Any:
-    """Return Yogi."""
-    return tff.learning.optimizers.build_yogi(rate)
-
-
-CLIENT_OPTIMIZERS = {
-    "sgd": ClientOptimizer(sgd),
-    "momentum": ClientOptimizer(tff.learning.optimizers.build_sgdm, 0.02),
-    "adagrad": ClientOptimizer(adagrad, 0.02),
-    "rmsprop": ClientOptimizer(rmsprop, 0.001),
-    "adam": ClientOptimizer(adam, 0.001),
-    "yogi": ClientOptimizer(yogi, 0.002),
+# Each row is build(learning_rate, optimization) -> a TFF optimizer.
+OPTIMIZER_ROWS = {
+    "momentum": build_momentum,
+    "adagrad": without_fields(tff.learning.optimizers.build_adagrad),
+    "rmsprop": without_fields(tff.learning.optimizers.build_rmsprop),
+    "adam": without_fields(tff.learning.optimizers.build_adam),
+    "yogi": without_fields(tff.learning.optimizers.build_yogi),
 }
 
 
-def caption(options: Optimization, client_lr: float, server_lr: float) -> str:
-    """Return what a caption says: the algorithm and the fields that it alone uses, of plain SGD its
-    rate alone, of plain averaging nothing."""
-    kind = options.client_optimizer
-    words = {"sgd": "", "momentum": f"client momentum {options.client_momentum:g}, "}.get(
-        kind, f"client {kind}, "
-    )
-    words += f"weight decay {options.weight_decay:g}, " if options.weight_decay else ""
-    words += f"lr {client_lr:g}{name_schedule(options.client_schedule, options)}"
-    server = f"{server_lr:g}{name_schedule(options.server_schedule, options)}"
-    words += f", server lr {server}" if server != "1" else ""
-    fields = options.pick(ALGORITHMS[options.algorithm].flags)
-    if not options.server_epsilon:
-        fields.pop("server_epsilon", None)  # it is the algorithm's own
-    return f"{with_fields(options.algorithm, fields)}, {words}"
+def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
+    """Return tau_k, int32: the SGD steps on `num_examples` examples of a shard of `size`, int32.
 
-
-def name_schedule(name: str, options: Optimization) -> str:
-    """Return what a caption says behind a rate: nothing where it is constant."""
-    uses = {
-        "constant": "",
-        "exponential": f" × {options.lr_decay:g} a round",
-        "inverse-sqrt": " inverse-sqrt",
-    }
-    return uses.get(name, f" cosine over {options.lr_horizon} rounds")
-
-
-def count_steps(batch_size: int, size: Any, budget: Any) -> Any:
-    """Return the SGD steps of a client of `size` examples that trains on `budget` of them, tau_k,
-    int32."""
+    Each full epoch has ceil(size / batch) steps; the rest of a straggler's last one follows.
+    """
     batch = batch_size or size
-    return budget // size * (-(-size // batch)) + (-(-(budget % size) // batch))
+    steps_per_epoch = -(-size // batch)
+    full_epochs = num_examples // size
+    rest = num_examples % size
+    return full_epochs * steps_per_epoch + -(-rest // batch)
+
+
+class AlgorithmState(NamedTuple):
+    """The part of TFF's state that is the algorithm's, at the server."""
+
+    round: Any  # int64, rounds done
+    memory: Any  # float32[slots,d]
 
 
 class Algorithm:
-    """FedAvg: w <- w - 1.0 * sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k (McMahan et al. 2017,
-    Algorithm 1)."""
+    """FedAvg: w <- w - 1.0 * sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k.
 
-    client_lr = 0.2  # the rates where the user names none
-    server_lr = 1.0
-    fixed: dict[str, int] = {}  # fields that the algorithm is defined by
-    flags: tuple[str, ...] = ()  # fields that it alone uses
-    sends_memory = False  # in the paper, as much as the weights goes down and up beside them
-    # updates are divided by the clients' numbers of steps, and their mean multiplied by the mean
-    normalized = False
+    McMahan et al. 2017, Algorithm 1. The other algorithms override what they do otherwise.
+    """
 
-    def __init__(self, options: Optimization, sizes: np.ndarray):
+    # In the paper, as much as the weights goes down and up beside them.
+    sends_memory = False
+    # Updates are divided by what the clients' steps count, and their mean is multiplied by the
+    # mean of that.
+    normalize_by_steps = False
+
+    def __init__(self, optimization: Optimization, sizes: np.ndarray):
         """`sizes` int64[K] are the n_k of all clients."""
-        self.options = options
+        self.optimization = optimization
+        self.name = optimization.algorithm
         self.num_clients = len(sizes)
-        # n_k / n over all clients, float32[K]
-        self.shares = (sizes / sizes.sum()).astype(np.float32)
+        self.shares = (sizes / sizes.sum()).astype(np.float32)  # n_k / n of all clients
 
-    def rows(self) -> int:
-        """Return how many rows the server keeps."""
+    def memory_slots(self) -> int:
+        """Return how many vectors float32[d] the server keeps."""
         return 0
 
-    def rows_for(self, clients: np.ndarray) -> np.ndarray:
-        """Return the places of the rows that `sent` of these clients int64[g] looks at,
-        int64[r]."""
-        return np.arange(self.rows())
+    def memory_slots_of(self, clients: np.ndarray) -> np.ndarray:
+        """Return the slots, int64[s], that `server_message` reads for these clients int64[g]."""
+        return np.arange(self.memory_slots())
 
-    def sent(self, kept: Any, client: Any) -> Any:
-        """Return what `client`, an int64 scalar, gets besides the weights."""
+    def server_message(self, memory: Any, client: Any) -> Any:
+        """Return what `client`, an int64 scalar, gets beside the weights, float32[d] or ()."""
         return ()
 
-    def correct(self, gradients: Tensors, weights: Tensors, initial: Tensors, sent: Any) -> Tensors:
+    def correct_gradients(
+        self, gradients: Tensors, weights: Tensors, initial: Tensors, server_message: Any
+    ) -> Tensors:
         """Return the gradients of a local step from `weights`; the round began at `initial`."""
         return gradients
 
-    def work(self, steps: Any) -> Any:
-        """Return what `steps` local steps, float32, count as in a mean of normalized updates."""
+    def local_gradients(
+        self, gradients: Tensors, weights: Tensors, initial: Tensors, server_message: Any
+    ) -> Tensors:
+        """Add the weight decay to the gradients of the loss, then correct them."""
+        decay = self.optimization.weight_decay
+        if decay:
+            gradients = tuple(g + decay * w for g, w in zip(gradients, weights, strict=True))
+        return self.correct_gradients(gradients, weights, initial, server_message)
+
+    def check_rate(self, is_constant: bool) -> None:
+        """Raise UserError if the algorithm needs a rate that is constant within a round."""
+
+    def effective_steps(self, steps: Any) -> Any:
+        """Return what the local steps count in a mean of normalized updates.
+
+        `steps`, float32, is the sum of the learning rate's factors over the steps: their number,
+        unless the rate changes within a round.
+        """
         return steps
 
-    def decayed(self, gradients: Tensors, weights: Tensors, initial: Tensors, sent: Any) -> Tensors:
-        """Return the corrected gradients of the loss with weight decay."""
-        if self.options.weight_decay:
-            decay = self.options.weight_decay
-            gradients = tuple(g + decay * w for g, w in zip(gradients, weights, strict=True))
-        return self.correct(gradients, weights, initial, sent)
-
-    def sent_back(
-        self, sent: Any, initial: Tensors, trained: Tensors, steps: Any, rate: Any, gradient: Any
+    def client_message(
+        self,
+        server_message: Any,
+        initial: Tensors,
+        trained: Tensors,
+        steps: Any,
+        learning_rate: Any,
+        shard_gradient: Callable[[], Tensors],
     ) -> Any:
-        """Return what the client gives besides its update, after `steps` steps of learning rate
-        `rate`.
+        """Return what the client sends beside its update, float32[d] or [0].
 
-        gradient() is that of the client's whole shard at `initial`.
+        `steps` is as in `effective_steps`: steps * learning_rate is the sum of the rates.
+        shard_gradient() is the gradient over the client's whole shard, at `initial`.
         """
         return tf.zeros([0])
 
-    def remember(self, kept: Any, clients: Any, examples: Any, given: Any) -> Any:
-        """Return what the server keeps after a round of `clients` int64[m], n_k float32[m], `given`
-        float32[m,d]."""
-        return kept
+    def update_memory(self, memory: Any, clients: Any, examples: Any, messages: Any) -> Any:
+        """Return the memory after a round of `clients` int64[m].
 
-    def server_step(self, mean: Tensors, kept: Any) -> Tensors:
-        """Return the update that the server's optimizer applies; `kept` is that after the round."""
+        `examples` float32[m] are their n_k, `messages` float32[m,d] what they sent.
+        """
+        return memory
+
+    def server_step(self, mean: Tensors, memory: Any) -> Tensors:
+        """Return the update that the server's optimizer applies; `memory` is the updated one."""
         return mean
 
-    def server_optimizer(self, rate: float) -> Any:
-        """Return a TFF optimizer with this learning rate."""
-        return tff.learning.optimizers.build_sgdm(rate)
+    def server_optimizer(self, learning_rate: float) -> Any:
+        """Return the server's TFF optimizer. SGD with rate 1 replaces w by w - mean."""
+        return tff.learning.optimizers.build_sgdm(learning_rate)
 
 
 class FedSGD(Algorithm):
-    """FedAvg with one step on the whole shard: w <- w - client_lr * sum_k (n_k / n) g_k (the same,
-    section 2)."""
+    """FedAvg with one step on the whole shard: w <- w - client_lr * sum_k (n_k / n) g_k.
 
-    fixed = FIXED["fedsgd"]
+    McMahan et al. 2017, section 2. options.ALGORITHMS sets the epoch and the batch.
+    """
 
 
 class FedProx(Algorithm):
-    """The gradient of the loss and of prox_mu / 2 * |w - w_0| ** 2 (Li et al. 2020, equation 2)."""
+    """The gradient of the loss + prox_mu / 2 * |w - w_0| ** 2 (Li et al. 2020, equation 2)."""
 
-    flags = ("prox_mu",)
-
-    def correct(self, gradients, weights, initial, sent):
+    def correct_gradients(self, gradients, weights, initial, server_message):
         """Return g + mu (w - w_0)."""
-        mu = self.options.prox_mu
+        mu = self.optimization.prox_mu
         return tuple(
             g + mu * (w - w0) for g, w, w0 in zip(gradients, weights, initial, strict=True)
         )
@@ -213,203 +190,205 @@ class FedProx(Algorithm):
 class FedAvgM(Algorithm):
     """Momentum on the server (Hsu et al. 2019)."""
 
-    server_lr = 0.3
-    flags = ("server_momentum",)
-
-    def server_optimizer(self, rate):
-        """Return SGD with momentum."""
-        return tff.learning.optimizers.build_sgdm(rate, self.options.server_momentum)
+    def server_optimizer(self, learning_rate):
+        """Return SGD with server_momentum."""
+        momentum = self.optimization.server_momentum
+        return tff.learning.optimizers.build_sgdm(learning_rate, momentum)
 
 
 class FedAdagrad(Algorithm):
-    """TFF's Adagrad on the server, in the place that Reddi et al. 2021, Algorithm 2, gives it.
+    """TFF's Adagrad on the server, where Reddi et al. 2021, Algorithm 2, has it.
 
-    It divides by the root of v + epsilon, where the paper adds tau to the root of v: epsilon is tau
-    ** 2.
+    It divides by sqrt(v + epsilon), where the paper divides by sqrt(v) + tau: epsilon is tau ** 2.
+    The sum of squares, v, starts at 1e-6.
     """
 
-    server_lr = 0.03
-    flags = ("server_epsilon",)
-
-    def server_optimizer(self, rate):
-        """Return Adagrad whose sum of squares starts at 1e-6, with an epsilon of 1e-6 where no tau
-        is chosen."""
-        epsilon = self.options.server_epsilon**2 or 1e-6
+    def server_optimizer(self, learning_rate):
+        """Return Adagrad; its epsilon is 1e-6 unless the user names tau."""
+        tau = self.optimization.server_epsilon
+        epsilon = 1e-6 if tau is None else tau**2
         return tff.learning.optimizers.build_adagrad(
-            rate, initial_preconditioner_value=1e-6, epsilon=epsilon
+            learning_rate, initial_preconditioner_value=1e-6, epsilon=epsilon
         )
 
 
 class FedAdam(Algorithm):
-    """TFF's Adam on the server, with beta_1, beta_2 and tau = epsilon of Reddi et al. 2021,
-    Algorithm 2.
+    """TFF's Adam on the server, with beta_1, beta_2 and tau of Reddi et al. 2021, Algorithm 2.
 
     Unlike theirs it corrects the bias of both moments, and its second moment starts at 0, not at
     tau ** 2.
     """
 
-    server_lr = 0.1
-    flags = ("server_epsilon",)
+    build_optimizer = staticmethod(tff.learning.optimizers.build_adam)
 
-    def server_optimizer(self, rate):
-        """Return Adam, whose tau is 1e-3 where none is chosen."""
-        epsilon = self.options.server_epsilon or 1e-3
-        return tff.learning.optimizers.build_adam(rate, beta_1=0.9, beta_2=0.99, epsilon=epsilon)
+    def server_optimizer(self, learning_rate):
+        """Return the optimizer; its epsilon, tau, is 1e-3 unless the user names it."""
+        tau = self.optimization.server_epsilon
+        epsilon = 1e-3 if tau is None else tau
+        return self.build_optimizer(learning_rate, beta_1=0.9, beta_2=0.99, epsilon=epsilon)
 
 
-class FedYogi(Algorithm):
-    """TFF's Yogi on the server, likewise; its second moment starts at TFF's 1e-6."""
+class FedYogi(FedAdam):
+    """TFF's Yogi on the server, likewise. Its second moment starts at TFF's 1e-6."""
 
-    server_lr = 0.1
-    flags = ("server_epsilon",)
-
-    def server_optimizer(self, rate):
-        """Return Yogi, whose tau is 1e-3 where none is chosen."""
-        epsilon = self.options.server_epsilon or 1e-3
-        return tff.learning.optimizers.build_yogi(rate, beta_1=0.9, beta_2=0.99, epsilon=epsilon)
+    build_optimizer = staticmethod(tff.learning.optimizers.build_yogi)
 
 
 class FedNova(Algorithm):
-    """w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, tau = sum_k (n_k / n) tau_k (Wang et al.
-    2020, section 4).
+    """w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, with tau = sum_k (n_k / n) tau_k.
 
-    tau_k is the norm |a|_1 of what the steps' gradients count in w - w_k: with SGD their number.
+    Wang et al. 2020, section 4. tau_k is |a|_1, a being what each step's gradient counts in w - w_k
+    in units of the rate: with SGD and a constant rate, the number of steps.
     """
 
-    normalized = True
+    normalize_by_steps = True
 
-    def work(self, steps):
-        """Return |a|_1; with momentum m the gradient i steps before the last counts (1 - m ** i) /
-        (1 - m)."""
-        if self.options.client_optimizer != "momentum":
+    def check_rate(self, is_constant):
+        """Refuse a rate that changes within a round together with momentum."""
+        if not is_constant and self.optimization.client_optimizer == "momentum":
+            raise UserError(
+                "algorithm='fednova' with client_optimizer='momentum' needs a learning rate that "
+                "is constant within a round; choose client_optimizer='sgd'"
+            )
+
+    def effective_steps(self, steps):
+        """Return |a|_1.
+
+        With momentum m the gradient i steps before the last counts (1 - m ** i) / (1 - m).
+        """
+        if self.optimization.client_optimizer != "momentum":
             return steps
-        m = self.options.client_momentum
+        m = self.optimization.client_momentum
         return (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)
 
 
 class Scaffold(Algorithm):
-    """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II. The server keeps a row c_k a
-    client, and last c.
+    """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II.
 
-    That is the mean of the c_k weighted by n_k, as the loss that FedAvg minimizes is that mean of
-    the clients'.
+    The server's memory has a control variate c_k for each client, and c in its last slot. c is the
+    mean of the c_k weighted by n_k, as the loss that FedAvg minimizes is such a mean.
     """
 
-    client_lr = 0.1
-    sends_memory = True  # c down, the new c_k less the old up
+    sends_memory = True  # c down; the new c_k less the old one up
 
-    def rows(self):
-        """Return one a client, and one."""
+    def memory_slots(self):
+        """Return K + 1."""
         return self.num_clients + 1
 
-    def rows_for(self, clients):
-        """Return their own and the last."""
+    def memory_slots_of(self, clients):
+        """Return those of the clients' c_k and of c."""
         return np.append(clients, self.num_clients)
 
-    def sent(self, kept, client):
+    def server_message(self, memory, client):
         """Return c - c_k."""
-        return kept[-1] - kept[client]
+        return memory[-1] - memory[client]
 
-    def correct(self, gradients, weights, initial, sent):
+    def correct_gradients(self, gradients, weights, initial, server_message):
         """Return g - c_k + c, line 10 of the algorithm."""
-        return tuple(g + c for g, c in zip(gradients, unflatten(sent, initial), strict=True))
+        corrections = unflatten(server_message, initial)
+        return tuple(g + c for g, c in zip(gradients, corrections, strict=True))
 
-    def sent_back(self, sent, initial, trained, steps, rate, gradient):
+    def client_message(
+        self, server_message, initial, trained, steps, learning_rate, shard_gradient
+    ):
         """Return c_k - c + (w_0 - w_k) / (steps * rate), the new c_k: option II of line 12."""
-        return (flatten(initial) - flatten(trained)) / (steps * rate) - sent
+        moved = flatten(initial) - flatten(trained)
+        return moved / (steps * learning_rate) - server_message
 
-    def remember(self, kept, clients, examples, given):
-        """Return the new c_k of the round's clients, the old of the others, and c."""
-        own = tf.tensor_scatter_nd_update(kept[:-1], clients[:, tf.newaxis], given)
-        return tf.concat(
-            [own, tf.linalg.matvec(own, self.shares, transpose_a=True)[tf.newaxis]], axis=0
-        )
+    def update_memory(self, memory, clients, examples, messages):
+        """Return the new c_k of these clients, the old ones of the others, and c."""
+        variates = tf.tensor_scatter_nd_update(memory[:-1], clients[:, tf.newaxis], messages)
+        mean = tf.linalg.matvec(variates, self.shares, transpose_a=True)
+        return tf.concat([variates, mean[tf.newaxis]], axis=0)
 
 
 class MimeLite(Algorithm):
-    """MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3). The server keeps its momentum
-    v, one row."""
+    """MimeLite with momentum (Karimireddy et al. 2021, Algorithm 3).
 
-    client_lr = 0.0005  # the momentum that is held still through a round suits few local steps
+    The server's memory is its momentum v, one slot.
+    """
+
     sends_memory = True  # the momentum down, the shard's gradient up
-    flags = ("server_momentum",)
 
-    def rows(self):
-        """Return one."""
+    def memory_slots(self):
+        """Return 1."""
         return 1
 
-    def sent(self, kept, client):
-        """Return beta * v, the same for all clients and steps of a round."""
-        return self.options.server_momentum * kept[0]
+    def server_message(self, memory, client):
+        """Return beta * v, which stays the same through the round."""
+        return self.optimization.server_momentum * memory[0]
 
-    def correct(self, gradients, weights, initial, sent):
+    def correct_gradients(self, gradients, weights, initial, server_message):
         """Return g + beta * v."""
-        return tuple(g + v for g, v in zip(gradients, unflatten(sent, initial), strict=True))
+        momentum = unflatten(server_message, initial)
+        return tuple(g + v for g, v in zip(gradients, momentum, strict=True))
 
-    def sent_back(self, sent, initial, trained, steps, rate, gradient):
-        """Return the gradient of the client's whole shard at the round's first weights."""
-        return flatten(gradient())
+    def client_message(
+        self, server_message, initial, trained, steps, learning_rate, shard_gradient
+    ):
+        """Return the gradient over the client's whole shard at the round's first weights."""
+        return flatten(shard_gradient())
 
-    def remember(self, kept, clients, examples, given):
+    def update_memory(self, memory, clients, examples, messages):
         """Return v <- beta * v + sum_k (n_k / n) g_k, over the clients of the round."""
-        mean = tf.linalg.matvec(given, examples / tf.reduce_sum(examples), transpose_a=True)
-        return self.options.server_momentum * kept + mean
+        shares = examples / tf.reduce_sum(examples)
+        mean = tf.linalg.matvec(messages, shares, transpose_a=True)
+        return self.optimization.server_momentum * memory + mean
 
 
 class FedDyn(Algorithm):
-    """FedDyn (Acar et al. 2021, Algorithm 1). The server keeps a row g_k a client, its gradient at
-    its last weights.
+    """FedDyn (Acar et al. 2021, Algorithm 1).
 
-    Means are weighted by n_k where the paper's clients count alike: with shards of one size the two
-    are the same. In the paper a device keeps its own g_k, and the server h: the weights alone
-    travel, and so they are counted. Our simulation keeps all g_k at the server, as its workers keep
-    nothing from round to round.
+    The server's memory has a g_k for each client, its gradient at its last weights. Means are
+    weighted by n_k, where the paper's clients count alike: with shards of one size that is the
+    same. In the paper each device keeps its own g_k, and only weights travel; so the bytes count
+    only those. Our simulation keeps all g_k at the server, since workers keep nothing.
     """
 
-    flags = ("dyn_alpha",)
-
-    def rows(self):
-        """Return one a client."""
+    def memory_slots(self):
+        """Return K."""
         return self.num_clients
 
-    def rows_for(self, clients):
-        """Return their own."""
+    def memory_slots_of(self, clients):
+        """Return those of the clients' own g_k."""
         return clients
 
-    def sent(self, kept, client):
+    def server_message(self, memory, client):
         """Return g_k."""
-        return kept[client]
+        return memory[client]
 
-    def correct(self, gradients, weights, initial, sent):
-        """Return g - g_k + alpha (w - w_0): the gradient of the dynamically regularized loss,
-        equation 1."""
-        alpha = self.options.dyn_alpha
-        own = unflatten(sent, initial)
+    def correct_gradients(self, gradients, weights, initial, server_message):
+        """Return g - g_k + alpha (w - w_0), the gradient of the regularized loss, equation 1."""
+        alpha = self.optimization.dyn_alpha
+        own = unflatten(server_message, initial)
         return tuple(
             g - gk + alpha * (w - w0)
             for g, gk, w, w0 in zip(gradients, own, weights, initial, strict=True)
         )
 
-    def sent_back(self, sent, initial, trained, steps, rate, gradient):
+    def client_message(
+        self, server_message, initial, trained, steps, learning_rate, shard_gradient
+    ):
         """Return g_k - alpha (w_k - w_0), the new g_k."""
-        return sent - self.options.dyn_alpha * (flatten(trained) - flatten(initial))
+        moved = flatten(trained) - flatten(initial)
+        return server_message - self.optimization.dyn_alpha * moved
 
-    def remember(self, kept, clients, examples, given):
-        """Return the new g_k of the round's clients, and the old of the others."""
-        return tf.tensor_scatter_nd_update(kept, clients[:, tf.newaxis], given)
+    def update_memory(self, memory, clients, examples, messages):
+        """Return the new g_k of these clients, and the old ones of the others."""
+        return tf.tensor_scatter_nd_update(memory, clients[:, tf.newaxis], messages)
 
-    def server_step(self, mean, kept):
-        """Return mean + h / alpha: w <- sum_k (n_k / n) w_k - h / alpha.
+    def server_step(self, mean, memory):
+        """Return mean + h / alpha, so that w <- sum_k (n_k / n) w_k - h / alpha.
 
-        h = sum_k (n_k / n) g_k over all clients: what the paper's h <- h - alpha sum_k (w_k - w) /
-        K adds up to.
+        h = sum_k (n_k / n) g_k over all clients is what the paper's h <- h - alpha / K *
+        sum_k (w_k - w) adds up to.
         """
-        h = unflatten(tf.linalg.matvec(kept, self.shares, transpose_a=True), mean)
-        return tuple(m + x / self.options.dyn_alpha for m, x in zip(mean, h, strict=True))
+        alpha = self.optimization.dyn_alpha
+        h = unflatten(tf.linalg.matvec(memory, self.shares, transpose_a=True), mean)
+        return tuple(m + x / alpha for m, x in zip(mean, h, strict=True))
 
 
-ALGORITHMS = {
-    "fedavg": Algorithm,
+ROWS = {
     "fedsgd": FedSGD,
     "fedprox": FedProx,
     "fedavgm": FedAvgM,
@@ -423,96 +402,106 @@ ALGORITHMS = {
 }
 
 
-def schedule(name: str, round_num: Any, options: Optimization) -> Any:
-    """Return the factor of the learning rate in round 1, 2, ... (float32) by the schedule of this
-    name."""
+def schedule(name: str, round_num: Any, optimization: Optimization) -> Any:
+    """Return the factor of a learning rate in round 1, 2, ..., a float32 scalar as `round_num`."""
     if name == "exponential":
-        return options.lr_decay ** (round_num - 1)
+        return optimization.lr_decay ** (round_num - 1)
     if name == "inverse-sqrt":
         return tf.math.rsqrt(round_num)
     if name == "cosine":
-        return 0.5 + 0.5 * tf.cos(math.pi * tf.minimum((round_num - 1) / options.lr_horizon, 1))
+        done = tf.minimum((round_num - 1) / optimization.lr_horizon, 1)
+        return 0.5 + 0.5 * tf.cos(math.pi * done)
     return tf.ones_like(round_num)
 
 
 class ServerSteps(NamedTuple):
-    """TFF computations between the mean and the server's optimizer, of which a process uses those
-    that it needs."""
+    """The server's TFF computations around the mean; a process uses those that it needs."""
 
-    from_row: Any  # float32[d] -> update
-    times: Any  # (update, factor) -> update
-    set_rate: Any  # (optimizer's state, clients' state) -> optimizer's state
-    remember: Any  # (clients' state, ids, reports, what was sent back) -> clients' state
-    server_step: Any  # (update, clients' state) -> update
+    begin_round: Any  # AlgorithmState -> the same with the next round's number
+    from_flat: Any  # float32[d] -> update
+    multiply: Any  # (update, factor) -> update
+    set_rate: Any  # (optimizer's state, AlgorithmState) -> optimizer's state
+    update_memory: Any  # (AlgorithmState, ids, metrics, messages) -> AlgorithmState
+    server_step: Any  # (update, AlgorithmState) -> update
 
 
 def build_server_steps(
-    algorithm: Algorithm, server: Any, server_lr: float, like: Tensors, report: type
+    algorithm: Algorithm, optimizer: Any, server_lr: float, like: Tensors, metrics_type: type
 ) -> ServerSteps:
-    """Return the server's own computations; they have no types here, as TFF traces each where it is
-    used.
+    """Return the server's computations. They have no types: TFF traces each where it is used.
 
-    The clients' state has the fields round, int64, and memory, float32[rows,d]; `server` is a TFF
-    optimizer, `like` a tuple of arrays with the weights' shapes, `report` a NamedTuple of what each
-    client reports, a row of the reports.
+    `optimizer` is TFF's, `like` a tuple of arrays with the weights' shapes, and a row of the
+    clients' metrics has the fields of the NamedTuple `metrics_type`.
     """
-    options = algorithm.options
+    optimization = algorithm.optimization
 
     @tff.tensorflow.computation
-    def from_row(row):
-        return unflatten(row, like)
+    def begin_round(state):
+        return state._replace(round=state.round + 1)
 
     @tff.tensorflow.computation
-    def times(update, factor):
+    def from_flat(flat):
+        return unflatten(flat, like)
+
+    @tff.tensorflow.computation
+    def multiply(update, factor):
         return tuple(factor * u for u in update)
 
     @tff.tensorflow.computation
-    def set_rate(optimizer_state, clients):
-        factor = schedule(options.server_schedule, tf.cast(clients.round, tf.float32), options)
-        return server.set_hparams(optimizer_state, {"learning_rate": factor * server_lr})
+    def set_rate(optimizer_state, state):
+        round_num = tf.cast(state.round, tf.float32)
+        factor = schedule(optimization.server_schedule, round_num, optimization)
+        return optimizer.set_hparams(optimizer_state, {"learning_rate": factor * server_lr})
 
     @tff.tensorflow.computation
-    def remember(clients, ids, reports, sent_back):
-        told = report(*tf.unstack(reports, axis=1))
-        # 0 / 0 where the rate is 0
-        kept = (told.finite > 0) & tf.reduce_all(tf.math.is_finite(sent_back), axis=1)
-        ids, examples, given = (tf.boolean_mask(x, kept) for x in (ids, told.examples, sent_back))
-        memory = algorithm.remember(clients.memory, ids, examples, given)
-        return clients._replace(memory=tf.where(tf.reduce_any(kept), memory, clients.memory))
+    def update_memory(state, clients, metrics, messages):
+        by_name = metrics_type(*tf.unstack(metrics, axis=1))
+        # A message can be 0 / 0 where the learning rate is 0.
+        usable = (by_name.finite > 0) & tf.reduce_all(tf.math.is_finite(messages), axis=1)
+        memory = algorithm.update_memory(
+            state.memory,
+            tf.boolean_mask(clients, usable),
+            tf.boolean_mask(by_name.examples, usable),
+            tf.boolean_mask(messages, usable),
+        )
+        return state._replace(memory=tf.where(tf.reduce_any(usable), memory, state.memory))
 
     @tff.tensorflow.computation
-    def server_step(update, clients):
-        return algorithm.server_step(tuple(update), clients.memory)
+    def server_step(update, state):
+        return algorithm.server_step(tuple(update), state.memory)
 
-    return ServerSteps(from_row, times, set_rate, remember, server_step)
+    return ServerSteps(begin_round, from_flat, multiply, set_rate, update_memory, server_step)
 
 
-def check_private(algorithm: Algorithm) -> None:
-    """Raise UserError for an algorithm whose clients send more than the update, to which alone dp
-    adds noise.
-
-    That is known by what it does: it has a memory made of what clients send, or the clients'
-    numbers of steps go into the mean.
-    """
-    if algorithm.rows() or algorithm.normalized:
-        more = "what the server remembers of them" if algorithm.rows() else "their numbers of steps"
+def check_aggregator(algorithm: Algorithm, aggregator: Any) -> None:
+    """Raise UserError for an algorithm that does not go with the aggregator, by what it does."""
+    if algorithm.normalize_by_steps and aggregator.update_format == "stacked":
         raise UserError(
-            f"algorithm={algorithm.options.algorithm!r}: its clients send more than the update to "
-            f"which aggregator='dp' adds noise ({more}), and epsilon would be false; choose "
-            "another of the two"
+            f"algorithm={algorithm.name!r} needs the weighted mean of the clients' steps, which "
+            "this aggregator does not make; choose another of the two"
+        )
+    if not aggregator.private:
+        return
+    more = ""
+    if algorithm.memory_slots():
+        more = "what the server remembers of them"
+    elif algorithm.normalize_by_steps:
+        more = "their numbers of steps"
+    if more:
+        raise UserError(
+            f"algorithm={algorithm.name!r}: its clients send more than the update to which "
+            f"aggregator='dp' adds noise ({more}), and epsilon would be false; choose another of "
+            "the two"
         )
 
 
-def check_memory(rows: int, parameters: int, name: str) -> int:
-    """Return the size of a row that an algorithm keeps, 0 without any.
-
-    Raise UserError where all are above 1 GiB.
-    """
-    gibibytes = 4 * rows * parameters / 2**30
+def check_memory(algorithm: Algorithm, num_parameters: int) -> None:
+    """Raise UserError if the algorithm's memory is above 1 GiB."""
+    slots = algorithm.memory_slots()
+    gibibytes = 4 * slots * num_parameters / 2**30
     if gibibytes > 1:
         raise UserError(
-            f"num_clients makes {rows:,} rows of {parameters:,} parameters, {gibibytes:.1f} GiB, "
-            f"that algorithm={name!r} keeps; choose at most {2**28 // parameters - 1} clients, or "
-            "a smaller model"
+            f"num_clients makes {slots:,} vectors of {num_parameters:,} parameters, "
+            f"{gibibytes:.1f} GiB, that algorithm={algorithm.name!r} keeps; choose at most "
+            f"{2**28 // num_parameters - 1} clients, or a smaller model"
         )
-    return parameters if rows else 0

@@ -1,10 +1,9 @@
-"""What a federation is worth (`--baselines`): all images in one place, each client alone, and who
-gains.
+"""What a federation is worth (`--baselines`): all images in one place, and each client alone.
 
-Nothing here trains: a round of one client is local training, so each baseline is rounds of the same
-process, by plain FedAvg with the run's own model and epochs, and its rate or, where its algorithm
-has another, FedAvg's. A run of T rounds with m of K clients passes T * m / K times its local epochs
-over the images; so does each baseline.
+Nothing here trains. A round of one client is local training, so each baseline is rounds of the
+same process, by plain FedAvg with the run's own model and epochs; at the run's rate, or at FedAvg's
+if the run's algorithm has another. A run of T rounds with m of K clients passes T * m / K times its
+local epochs over the images, and so does each baseline.
 """
 
 from __future__ import annotations
@@ -18,18 +17,16 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import plots, stopping
-from harness.command_line import Progress, notice, say
+from harness import plots
+from harness.command_line import Progress, print_line, warn
+from harness.engine.ssh import HERE
+from harness.engine.worker import LocalWorker
 from harness.fields import UserError
-from harness.files import DAMAGE, append, csv_table, json_line, read_bytes, write_file
-from harness.hosts import HERE
+from harness.files import append, csv_table, json_line, read_bytes, write_file
 from harness.program import digest, program
-from harness.results import counted
-from harness.run_folder import go_on
-from harness.worker import Worker
-from variants.algorithms import ALGORITHMS, CLIENT_OPTIMIZERS, Algorithm
+from harness.results import pluralize
+from variants import captions, options
 from variants.datasets import Split
-from variants.options import Adversity
 
 import numpy as np
 
@@ -39,306 +36,317 @@ PLAIN = {
     "aggregator": "mean",
     "clients_per_round": 0,
     "sampling": "fixed",
-    "server_lr": 0.0,
+    "server_lr": None,
+    "server_schedule": "constant",
+    "workers": HERE,
+    **options.Adversity().to_dict(),
 }
-PLAIN |= {"server_schedule": "constant", "workers": HERE, **vars(Adversity())}
-ONE = {"num_clients": 1, "partition": "iid", "partition_file": "", "min_images": 0}
+ONE_CLIENT = {"num_clients": 1, "partition": "iid", "partition_file": "", "min_images": 0}
 
 
-class Learner(NamedTuple):
-    """Rounds of a client by itself: `kind` centralized, alone or tuned, `client` -1 for all images
-    in one place.
+class Baseline(NamedTuple):
+    """Rounds of one client by itself.
 
-    evaluate(weights) is on the common test images, own(weights) on those as this client sees them.
+    `kind` is "centralized" (all images in one place, client -1), "alone", or "tuned" (one round
+    from the global model on). evaluate(weights) is on the common test images, evaluate_own(weights)
+    on these as the client has them.
     """
 
     kind: str
     client: int
     rounds: int
     process: Any
-    evaluate: Callable
-    own: Callable
+    evaluate: Callable[[Any], Any]
+    evaluate_own: Callable[[Any], Any]
 
     def train(self, worker: Any, weights: Any) -> Iterator[tuple[float, Any]]:
-        """Yield (test accuracy, weights) after each round, from `weights` on; from the process's
-        own without them."""
+        """Yield (test accuracy, weights) after each round, from the process's own weights on.
+
+        A tuned one starts from the global `weights`.
+        """
         state = worker.call(self.kind, self.process.initialize)
-        state = state if weights is None else state._replace(global_model_weights=weights)
+        if self.kind == "tuned":
+            state = state._replace(global_model_weights=weights)
+        chunks = [np.array([max(self.client, 0)], np.int64)]
         for _ in range(self.rounds):
-            group = [np.array([max(self.client, 0)], np.int64)]
-            state, _, _ = worker.call(self.kind, self.process.next, state, group)
+            state, _, _ = worker.call(self.kind, self.process.next, state, chunks)
             yield self.evaluate(state.global_model_weights).accuracy, state.global_model_weights
 
 
-class Tools(NamedTuple):
-    """The script's own means: prepare(config, dataset, partition) -> an Experiment,
-    evaluator(dataset) -> evaluate.
+def plain_training(config: Any) -> dict[str, Any]:
+    """Return the fields of the baselines' training: the run's epochs, batch and rate.
 
-    see(images, client) -> the images as this client sees them.
+    If the run's algorithm has another default rate than FedAvg, it is FedAvg's: mimelite's would
+    leave a client alone with a four-hundredth of it.
     """
-
-    prepare: Callable
-    evaluator: Callable
-    see: Callable
-
-
-def plain_training(config: Any, training: Any) -> dict[str, Any]:
-    """Return the fields of the baselines' training: the run's epochs and batches, at a rate that is
-    right for SGD.
-
-    That is the run's own where its algorithm takes FedAvg's, else FedAvg's default: mimelite's
-    would leave a client alone with a four-hundredth of it.
-    """
-    rate = training.client_lr
-    if ALGORITHMS[config.optimization.algorithm].client_lr != Algorithm.client_lr:
-        rate = CLIENT_OPTIMIZERS[config.optimization.client_optimizer].rate or Algorithm.client_lr
+    training = config.training
+    fedavg = options.ALGORITHMS["fedavg"]
+    learning_rate = training.client_lr
+    if options.ALGORITHMS[config.optimization.algorithm].client_lr != fedavg.client_lr:
+        optimizer = options.CLIENT_OPTIMIZERS[config.optimization.client_optimizer]
+        learning_rate = optimizer.client_lr or fedavg.client_lr
     return {
-        "client_lr": rate,
+        "client_lr": learning_rate,
         "local_epochs": training.local_epochs,
         "batch_size": training.batch_size,
     }
 
 
-def build_learners(
-    config: Any, training: Any, experiment: Any, rounds: int, tools: Tools
-) -> list[Learner]:
-    """Return who learns by itself: all images in one place, and each client alone and from the
-    global model on.
+def build_baselines(
+    experiment: Any, rounds: int, build_experiment: Callable, build_evaluator: Callable
+) -> list[Baseline]:
+    """Return the baselines of an experiment of so many rounds.
 
-    `rounds` are those of the federation, `training` its flags with the algorithm's own rates.
+    The two functions are the script's.
     """
+    config = experiment.config
     dataset = experiment.dataset
     partition = experiment.partition
-    clients = config.partitioning.num_clients
-    as_long = max(1, round(rounds * config.cohort / clients))
-    plain = config.but(**PLAIN, **plain_training(config, training))
-    images = [
-        tools.see(dataset.train.images[part], client) for client, part in enumerate(partition.parts)
+    num_clients = config.partitioning.num_clients
+    own_rounds = max(1, round(rounds * config.cohort_size / num_clients))
+    plain = config.replace(**PLAIN, **plain_training(config))
+    client_images = [
+        experiment.view(dataset.train.images[indices], client)
+        for client, indices in enumerate(partition.indices)
     ]
-    every = Split(np.concatenate(images), dataset.train.labels[np.concatenate(partition.parts)])
-    gathered = dataclasses.replace(dataset, train=every, digest=f"{partition.digest} gathered")
-    one = tools.prepare(plain.but(**ONE), gathered, None)
-    alone = tools.prepare(plain, dataset, partition)
-    tuned = tools.prepare(plain.but(local_epochs=1), dataset, partition)
-    learners = [Learner("centralized", -1, as_long, one.process, one.evaluate, one.evaluate)]
-    for client in range(clients):
-        test = Split(tools.see(dataset.test.images, client), dataset.test.labels)
-        same = test.images is dataset.test.images
-        own = (
-            experiment.evaluate
-            if same
-            else tools.evaluator(dataclasses.replace(dataset, test=test))
-        )
-        learners += [
-            Learner("alone", client, as_long, alone.process, experiment.evaluate, own),
-            Learner("tuned", client, 1, tuned.process, experiment.evaluate, own),
-        ]
-    return learners
+    all_labels = dataset.train.labels[np.concatenate(partition.indices)]
+    gathered = dataclasses.replace(
+        dataset,
+        train=Split(np.concatenate(client_images), all_labels),
+        digest=f"{partition.digest} gathered",
+    )
+    central = build_experiment(plain.replace(**ONE_CLIENT), gathered)
+    alone = build_experiment(plain, dataset, partition)
+    tuned = build_experiment(plain.replace(local_epochs=1), dataset, partition)
+    evaluate = experiment.evaluate
+    found = [
+        Baseline("centralized", -1, own_rounds, central.process, central.evaluate, central.evaluate)
+    ]
+    for client in range(num_clients):
+        evaluate_own = evaluate
+        test_images = experiment.view(dataset.test.images, client)
+        if test_images is not dataset.test.images:
+            own_test = Split(test_images, dataset.test.labels)
+            own_data = dataclasses.replace(dataset, test=own_test)
+            evaluate_own = build_evaluator(experiment.network, own_data)
+        found.append(Baseline("alone", client, own_rounds, alone.process, evaluate, evaluate_own))
+        found.append(Baseline("tuned", client, 1, tuned.process, evaluate, evaluate_own))
+    return found
 
 
-def recall(confusion: np.ndarray) -> np.ndarray:
-    """Return the recall float64[C] of each class of a confusion matrix int64[C,C], rows true; NaN
-    without images."""
+def recall_by_class(confusion: np.ndarray) -> np.ndarray:
+    """Return the recall float64[C] of a confusion matrix int64[C,C], rows true.
+
+    It is NaN for a label without images.
+    """
     with np.errstate(invalid="ignore"):
         return np.diag(confusion) / confusion.sum(axis=1)
 
 
-def on_mix(confusion: np.ndarray, counts: np.ndarray) -> float:
-    """Return the accuracy on test images in the proportions of label counts int64[C]: sum_c p(c) *
-    recall(c), exact.
+def accuracy_on_label_mix(confusion: np.ndarray, counts: np.ndarray) -> float:
+    """Return the accuracy on test images in the proportions of label counts int64[C].
 
-    Labels that the test set does not have are left out; NaN where the client has no others.
+    It is sum_c p(c) * recall(c), exact. Labels without test images are left out; NaN if the client
+    has no others.
     """
     tested = confusion.sum(axis=1) > 0
-    return (
-        float(np.average(recall(confusion)[tested], weights=counts[tested]))
-        if counts[tested].any()
-        else math.nan
-    )
+    if not counts[tested].any():
+        return math.nan
+    return float(np.average(recall_by_class(confusion)[tested], weights=counts[tested]))
 
 
-def read_store(path: Path, after: int) -> dict[tuple[str, int], dict]:
-    """Return (kind, client) -> what was learned after this many rounds, of a run that was stopped
-    here before."""
-    found = {}
-    try:
-        for line in read_bytes(path).decode().splitlines():
-            row = json.loads(line)
-            if (row["after"], row["program"]) == (after, digest(program())):
-                found[row["kind"], row["client"]] = {
-                    **row,
-                    "confusion": np.array(row["confusion"], np.int64),
-                }
-    except DAMAGE:
-        pass  # the last line of a run that was killed: it is learned again
-    write_file(
-        path,
-        "".join(
-            json_line({**row, "confusion": row["confusion"].tolist()}) for row in found.values()
-        ),
-    )
-    return found
+Trained = dict[tuple[str, int], dict[str, Any]]  # (kind, client) -> a line of the store
 
 
-def learn(
-    learners: list[Learner], weights: Any, after: int, path: Path, worker: Any
+def read_store(path: Path, after: int) -> Trained:
+    """Return the baselines that this program has trained already for a run of `after` rounds."""
+    trained = {}
+    lines = read_bytes(path).decode(errors="replace").splitlines() if path.exists() else []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+            confusion = np.array(entry["confusion"], np.int64)
+            made_here = (entry["after"], entry["program"]) == (after, digest(program()))
+            key = (entry["kind"], entry["client"])
+        except Exception:  # the last line of a run that was killed: it is trained again
+            continue
+        if made_here:
+            trained[key] = entry | {"confusion": confusion}
+    kept = [
+        json_line(entry | {"confusion": entry["confusion"].tolist()}) for entry in trained.values()
+    ]
+    write_file(path, "".join(kept))
+    return trained
+
+
+def train_baselines(
+    baselines: list[Baseline], weights: Any, after: int, path: Path, worker: Any
 ) -> Iterator[None]:
-    """Train those that `path` does not hold yet, and add each to it; yield after each round."""
-    done = read_store(path, after)
-    for learner in learners:
-        if (learner.kind, learner.client) in done:
-            yield from [None] * learner.rounds
+    """Train those that the file `path` does not hold yet, and add each; yield after each round."""
+    trained = read_store(path, after)
+    for baseline in baselines:
+        if (baseline.kind, baseline.client) in trained:
+            yield from [None] * baseline.rounds
             continue
         accuracies = []
-        last = None
-        for accuracy, trained in learner.train(
-            worker, weights if learner.kind == "tuned" else None
-        ):
+        for accuracy, after_round in baseline.train(worker, weights):
             accuracies.append(accuracy)
-            last = trained
+            own_weights = after_round
             yield
-        row = {
-            "kind": learner.kind,
-            "client": learner.client,
+        entry = {
+            "kind": baseline.kind,
+            "client": baseline.client,
             "after": after,
             "accuracies": accuracies,
+            "program": digest(program()),
+            "confusion": baseline.evaluate_own(own_weights).confusion.tolist(),
         }
-        row["program"] = digest(program())
-        append(path, json_line({**row, "confusion": learner.own(last).confusion.tolist()}))
+        append(path, json_line(entry))
 
 
 class Gain(NamedTuple):
-    """What taking part brings a client, a row of clients.csv: accuracies 0..1 on test images in its
-    label mix.
+    """What taking part brings a client, a row of clients.csv.
 
-    `skew` is the total-variation distance of its labels to all clients', `federated` the global
-    model, `alone` its own, `tuned` the global model after a local epoch of its own; `gain`
-    federated - alone.
+    Accuracies, 0..1, are on test images in the client's label mix.
     """
 
     client: int
     images: int
-    skew: float
-    federated: float
-    alone: float
-    tuned: float
-    gain: float
+    skew: float  # total-variation distance of its labels to all clients' labels
+    federated: float  # of the global model
+    alone: float  # of its own model
+    tuned: float  # of the global model after a local epoch of its own
+    gain: float  # federated - alone
 
 
-def gains(
-    counts: np.ndarray, confusions: Sequence[np.ndarray], done: dict[tuple[str, int], dict]
+def find_gains(
+    counts: np.ndarray, confusions: Sequence[np.ndarray], trained: Trained
 ) -> list[Gain]:
-    """Return each client's row: label counts int64[K,C], the global model's confusion for each,
-    what was learned."""
+    """Return a Gain for each client.
+
+    `counts` int64[K,C] are the clients' labels, `confusions` the global model's on the test images
+    as each client has them.
+    """
     pooled = counts.sum(axis=0) / counts.sum()
-    rows = []
+    gains = []
     for client, (mix, confusion) in enumerate(zip(counts, confusions, strict=True)):
-        skew = float(np.abs(mix / mix.sum() - pooled).sum() / 2)
-        federated = on_mix(confusion, mix)
-        alone, tuned = (on_mix(done[kind, client]["confusion"], mix) for kind in ("alone", "tuned"))
-        rows.append(Gain(client, int(mix.sum()), skew, federated, alone, tuned, federated - alone))
-    return rows
-
-
-def curves(
-    records: Sequence[Any], epochs: float, local_epochs: int, done: dict[tuple[str, int], dict]
-) -> list[dict]:
-    """Return the rows of baselines.csv: each learner's test accuracy after so many passes over the
-    images it has.
-
-    A round of the federation passes `epochs` times over all images on average, one of a lone
-    learner `local_epochs`.
-    """
-    rows = [
-        {
-            "learner": "federated",
-            "client": "",
-            "epochs": epochs * record.round,
-            "test_accuracy": record.test_accuracy,
-        }
-        for record in records
-    ]
-    for (kind, client), row in done.items():
-        for number, accuracy in enumerate(row["accuracies"] if kind != "tuned" else (), 1):
-            name = "" if client < 0 else client
-            rows.append(
-                {
-                    "learner": kind,
-                    "client": name,
-                    "epochs": local_epochs * number,
-                    "test_accuracy": accuracy,
-                }
+        federated = accuracy_on_label_mix(confusion, mix)
+        alone = accuracy_on_label_mix(trained["alone", client]["confusion"], mix)
+        tuned = accuracy_on_label_mix(trained["tuned", client]["confusion"], mix)
+        gains.append(
+            Gain(
+                client=client,
+                images=int(mix.sum()),
+                skew=float(np.abs(mix / mix.sum() - pooled).sum() / 2),
+                federated=federated,
+                alone=alone,
+                tuned=tuned,
+                gain=federated - alone,
             )
-    return rows
+        )
+    return gains
 
 
-def worth(
-    config: Any,
-    training: Any,
-    experiment: Any,
-    result: Any,
-    folder: Any,
-    note: str,
-    tools: Tools,
-    log: Path,
-) -> None:
-    """Train the baselines of a run that is done, write their tables and pictures, and say what they
-    tell.
+def learning_curves(
+    records: Sequence[Any], epochs_a_round: float, local_epochs: int, trained: Trained
+) -> list[dict[str, Any]]:
+    """Return the rows of baselines.csv: test accuracy after so many passes over a learner's images.
 
-    What is learned is kept as it comes: a run that is stopped goes on from there.
+    A round of the federation passes `epochs_a_round` times over all images on average, a round of
+    a baseline `local_epochs` times over its own.
     """
-    records = result.records
+    names = ("learner", "client", "epochs", "test_accuracy")
+    rows = [("federated", "", epochs_a_round * r.round, r.test_accuracy) for r in records]
+    for (kind, client), entry in trained.items():
+        if kind == "tuned":
+            continue
+        name = "" if client < 0 else client
+        for number, accuracy in enumerate(entry["accuracies"], 1):
+            rows.append((kind, name, local_epochs * number, accuracy))
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def run_baselines(
+    experiment: Any, result: Any, folder: Any, build_experiment: Callable, build_evaluator: Callable
+) -> None:
+    """Train the baselines of a run that is done; write their tables and plots, and print a summary.
+
+    What is trained is kept as it comes: a run that is stopped goes on from there.
+    """
+    config = experiment.config
+    counts = experiment.partition.counts
+    after = len(result.records)
     weights = result.state.global_model_weights
     path = folder.path / STORE
-    if not experiment.partition.counts[:, np.unique(experiment.dataset.test.labels)].any():
+    if not counts[:, np.unique(experiment.dataset.test.labels)].any():
         raise UserError(
             "baselines=True: no test image has a label that a client holds; drop it, or split "
             "other images"
         )
     try:
-        learners = build_learners(config, training, experiment, len(records), tools)
-        total = sum(learner.rounds for learner in learners)
-        rate = plain_training(config, training)["client_lr"]
-        say(f"baselines: {total:,} rounds of one client each, by plain FedAvg at rate {rate:g}")
-        with Worker(1, log, config.run.patience) as worker:
-            for _ in Progress(total, 0).follow(
-                learn(learners, weights, len(records), path, worker)
-            ):
+        baselines = build_baselines(experiment, after, build_experiment, build_evaluator)
+        num_rounds = sum(baseline.rounds for baseline in baselines)
+        rate = plain_training(config)["client_lr"]
+        print_line(
+            f"baselines: {num_rounds:,} rounds of one client each, by plain FedAvg at rate {rate:g}"
+        )
+        with LocalWorker(1, folder.log, config.run.patience) as worker:
+            training = train_baselines(baselines, weights, after, path, worker)
+            for _ in Progress(num_rounds, 0).follow(training):
                 pass
-        done = read_store(path, len(records))
+        trained = read_store(path, after)
         confusions = [
-            learner.own(weights).confusion for learner in learners if learner.kind == "alone"
+            baseline.evaluate_own(weights).confusion
+            for baseline in baselines
+            if baseline.kind == "alone"
         ]
-        rows = gains(experiment.partition.counts, confusions, done)
-        share = config.cohort / config.partitioning.num_clients
-        lines = curves(records, training.local_epochs * share, training.local_epochs, done)
-        write_file(folder.path / "baselines.csv", csv_table(lines))
-        write_file(folder.path / "clients.csv", csv_table(row._asdict() for row in rows))
-        measured = [row for row in rows if not math.isnan(row.federated)]
-        if len(measured) < len(rows):
-            left = counted(len(rows) - len(measured), "client")
-            notice(
-                f"left out of who gains, with labels that no test image has: {left}; nan in "
-                "clients.csv"
-            )
-        worst = min(measured, key=attrgetter("federated")).client
-        mixed = mix_rows(confusions[worst], experiment.partition.counts[worst])
-        name = f"Client {worst}, the worst: {rows[worst].federated:.2%} on its own label mix"
-        pictures = {
-            "baselines.png": partial(plots.plot_baselines, lines, note),
-            "gain.png": partial(plots.plot_gain, measured, note),
-            "worst_client.png": partial(
-                plots.plot_mixed_confusion, mixed, name, note, experiment.dataset.classes
-            ),
-        }
-        say(describe(records[-1].test_accuracy, measured, done))
-        tables = [folder.path / "baselines.csv", folder.path / "clients.csv"]
-        for written in [*folder.draw(pictures), *tables]:
-            say(f"wrote {written}")
+        gains = find_gains(counts, confusions, trained)
+        print_line(describe(result.records[-1].test_accuracy, measured(gains), trained))
+        for written in write_baselines(experiment, result, folder, trained, gains, confusions):
+            print_line(f"wrote {written}")
     except (KeyboardInterrupt, Exception):
-        stopping.heard()
-        notice(f"the baselines are not done; {go_on(folder.path)}")
+        warn(f"the baselines are not done; {folder.how_to_resume()}")
         raise
+
+
+def measured(gains: Sequence[Gain]) -> list[Gain]:
+    """Return the rows of the clients that have a label with test images."""
+    return [gain for gain in gains if not math.isnan(gain.federated)]
+
+
+def write_baselines(
+    experiment: Any,
+    result: Any,
+    folder: Any,
+    trained: Trained,
+    gains: list[Gain],
+    confusions: list[np.ndarray],
+) -> list[Path]:
+    """Write the two tables and the three plots; return their paths."""
+    config = experiment.config
+    classes = experiment.dataset.classes
+    share = config.cohort_size / config.partitioning.num_clients
+    local_epochs = config.training.local_epochs
+    curves = learning_curves(result.records, local_epochs * share, local_epochs, trained)
+    write_file(folder.path / "baselines.csv", csv_table(curves))
+    write_file(folder.path / "clients.csv", csv_table(gain._asdict() for gain in gains))
+    num_left_out = len(gains) - len(measured(gains))
+    if num_left_out:
+        warn(
+            "left out of who gains, with labels that no test image has: "
+            f"{pluralize(num_left_out, 'client')}; nan in clients.csv"
+        )
+    worst = min(measured(gains), key=attrgetter("federated")).client
+    matrix = mix_rows(confusions[worst], experiment.partition.counts[worst])
+    title = f"Client {worst}, the worst: {gains[worst].federated:.2%} on its own label mix"
+    caption = captions.caption(experiment)
+    figures = {
+        "baselines.png": partial(plots.plot_baselines, curves, caption),
+        "gain.png": partial(plots.plot_gain, measured(gains), caption),
+        "worst_client.png": partial(plots.plot_mixed_confusion, matrix, title, caption, classes),
+    }
+    tables = [folder.path / "baselines.csv", folder.path / "clients.csv"]
+    return [*folder.draw(figures), *tables]
 
 
 def mix_rows(confusion: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -349,25 +357,21 @@ def mix_rows(confusion: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return 1000 * shares * (counts / counts.sum())[:, None]
 
 
-def describe(federated: float, rows: Sequence[Gain], done: dict[tuple[str, int], dict]) -> str:
-    """Return the closing lines: federated, centralized and alone on the test set, then who gains on
-    its own labels."""
-    together = done["centralized", -1]["accuracies"][-1]
-    alone = [row["accuracies"][-1] for (kind, _), row in done.items() if kind == "alone"]
-    who = f"mean of {counted(len(alone), 'client')}"
+def describe(federated: float, gains: Sequence[Gain], trained: Trained) -> str:
+    """Return the closing lines: accuracies on the test set, then on each client's label mix."""
+    central = trained["centralized", -1]["accuracies"][-1]
+    alone = [entry["accuracies"][-1] for (kind, _), entry in trained.items() if kind == "alone"]
     text = (
         f"\nfederated      {federated:.2%}\n"
-        f"centralized    {together:.2%}, all images in one place, as many local epochs\n"
-        f"alone          {np.mean(alone):.2%}, {who} ({min(alone):.2%} to {max(alone):.2%})\n"
+        f"centralized    {central:.2%}, all images in one place, as many local epochs\n"
+        f"alone          {np.mean(alone):.2%}, mean of {pluralize(len(alone), 'client')} "
+        f"({min(alone):.2%} to {max(alone):.2%})\n"
         "on each client's own label mix, mean ± sd over clients and the mean of the worst 10 %:\n"
     )
-    for name, title in (
-        ("federated", "global model"),
-        ("alone", "its own"),
-        ("tuned", "global, tuned"),
-    ):
-        values = np.sort([getattr(row, name) for row in rows])
+    titles = {"federated": "global model", "alone": "its own", "tuned": "global, tuned"}
+    for field, title in titles.items():
+        values = np.sort([getattr(gain, field) for gain in gains])
         worst = values[: max(1, round(0.1 * len(values)))].mean()
         text += f"{title:<15}{values.mean():.2%} ± {100 * values.std():.2f}, worst {worst:.2%}\n"
-    losers = sum(row.gain < 0 for row in rows)
-    return text + f"{losers} of {len(rows)} clients lose by taking part\n"
+    num_losers = sum(gain.gain < 0 for gain in gains)
+    return f"{text}{num_losers} of {len(gains)} clients lose by taking part\n"

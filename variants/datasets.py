@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from harness.fields import UserError
-from harness.files import DAMAGE, read_bytes
+from harness.files import expand_path, read_bytes
 
 import numpy as np
 import sklearn.datasets
@@ -33,7 +33,6 @@ OTHER_KEYS = (
 OWNERS = "client_train"  # an array of this name says whose each training image is
 IMAGE_SIDE = 28
 MAX_CLASSES = 100
-MNIST_FILE = Path(__file__).resolve().parent.parent / "data" / "mnist.npz"
 # Of the SHA-256 of its four arrays, which data/README.md has.
 MNIST_SHA256 = "c473ce9de4170e6fe7638543697b7512b19cc4b2c68279feabf4a085461033dd"
 
@@ -94,16 +93,6 @@ def make_dataset(name: str, arrays: Arrays, remarks: Sequence[str] = ()) -> Data
     )
 
 
-def load_mnist() -> Dataset:
-    """Return the MNIST beside the script. Raise UserError where it isn't what was committed."""
-    dataset = make_dataset("MNIST", read_npz(MNIST_FILE))
-    if not dataset.original:
-        raise UserError(
-            f"{MNIST_FILE} is not MNIST (its SHA-256 differs); restore the committed file"
-        )
-    return dataset
-
-
 def load_digits() -> Dataset:
     """Return scikit-learn's 1,797 digits, 8x8 in 0..16, as 28x28 in 0..255: each pixel three wide,
     a margin of two."""
@@ -117,21 +106,22 @@ def load_digits() -> Dataset:
     return make_dataset("scikit-learn digits (not MNIST)", arrays)
 
 
-def load_files(path: Path, name: str, transpose: bool) -> Dataset:
-    """Return the data set in an .npz or in a folder of IDX files, called `name` or what it is.
+def load_files(file: str, name: str, transpose: bool) -> Dataset:
+    """Return the data set in an .npz or in a folder of IDX files, called `name` if that is given.
 
     With `transpose` the images' rows and columns change places, as EMNIST's files need it.
     """
+    path = expand_path(file)
     source = f"data={str(path)!r:.200}"
     raw = read_idx(path, source) if path.is_dir() else read_npz(path)
-    arrays, remarks = normalize(raw, source)
+    arrays, remarks = to_canonical_arrays(raw, source)
     if transpose:
         arrays |= {
             key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1))
             for key in ("x_train", "x_test")
         }
     dataset = make_dataset(
-        name or "not the original MNIST", arrays, [*remarks, *look_at(arrays["x_train"])]
+        name or "not the original MNIST", arrays, [*remarks, *brightness_remarks(arrays["x_train"])]
     )
     return make_dataset("MNIST", arrays) if dataset.original and not name else dataset
 
@@ -161,25 +151,23 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
 
 
 def read_npz(path: Path) -> Arrays:
-    """Return the arrays of an .npz by Keras' names. Raise UserError where it cannot be read."""
+    """Return the arrays of an .npz by Keras' names. Raises UserError if it cannot be read."""
     source = f"data={str(path)!r:.200}"
     try:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as npz:
-            names = next(
-                (keys for keys in (KEYS, *OTHER_KEYS) if set(keys) <= set(npz.files)), None
-            )
-            if names is None:
-                absent = sorted(set(KEYS) - set(npz.files))
-                raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
-            arrays = {key: npz[name] for key, name in zip(KEYS, names, strict=True)}
-            return arrays | ({OWNERS: npz[OWNERS]} if OWNERS in npz.files else {})
-    except DAMAGE as error:
+            stored = {name: npz[name] for name in npz.files}
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds on a damaged file
         reason = getattr(error, "strerror", None) or "truncated, or no .npz"
-        cure = (
-            "give a whole .npz with Keras' keys, or a folder of IDX files; a run is resumed with "
-            "--data NEW"
-        )
-        raise UserError(f"{source} cannot be read ({reason}); {cure}") from error
+        raise UserError(
+            f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys, or a folder "
+            "of IDX files; a run is resumed with --data NEW"
+        ) from error
+    for names in (KEYS, *OTHER_KEYS):
+        if set(names) <= stored.keys():
+            arrays = {key: stored[name] for key, name in zip(KEYS, names, strict=True)}
+            return arrays | ({OWNERS: stored[OWNERS]} if OWNERS in stored else {})
+    absent = sorted(set(KEYS) - stored.keys())
+    raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
 
 
 def read_idx(folder: Path, source: str) -> Arrays:
@@ -213,7 +201,7 @@ def read_idx_file(path: Path) -> np.ndarray:
         content = read_bytes(path)
         if path.suffix == ".gz":
             content = gzip.decompress(content)
-    except DAMAGE as error:
+    except Exception as error:
         reason = getattr(error, "strerror", None) or "damaged gzip"
         raise UserError(f"{path} cannot be read ({reason}); restore it") from error
     ranks = content[3] if content[:3] == b"\0\0\x08" else 0
@@ -227,7 +215,7 @@ def read_idx_file(path: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ranks).reshape(shape)
 
 
-def normalize(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
+def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
     """Return the arrays in our form, and what was done to them.
 
     Raise UserError where they hold something else.
@@ -332,7 +320,7 @@ def to_labels(array: np.ndarray, source: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def look_at(images: np.ndarray) -> list[str]:
+def brightness_remarks(images: np.ndarray) -> list[str]:
     """Return what is unusual about training images uint8[n,28,28]."""
     mean = images.mean()
     if mean > 127:
@@ -341,3 +329,6 @@ def look_at(images: np.ndarray) -> list[str]:
             "run stays at chance invert them or try --client-lr 0.01"
         ]
     return []
+
+
+ROWS = {"digits": load_digits}

@@ -1,6 +1,8 @@
-"""The flags that only variants use, by theme, and the pairs of flags that do not go together.
+"""The options of the experiment, by subject, and what each choice needs. No TensorFlow here.
 
-No TensorFlow here.
+The tables hold what must be known of each choice before TensorFlow is imported: its line in
+--help, and the fields that it uses. A field that no choice in use needs has no effect, and the
+user is told so.
 """
 
 from __future__ import annotations
@@ -8,118 +10,218 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from harness.fields import (
+    ConfigGroup,
+    CountOrZero,
+    OptionalRate,
     Probability,
     Rate,
     Rounds,
     Scale,
-    SomeClients,
-    Theme,
     UserError,
-    real,
-    whole,
+    choice,
+    float_range,
+    int_range,
 )
-from harness.files import place
+from harness.files import expand_path
 
-PartitionName = Literal[
-    "iid",
-    "shards",
-    "dirichlet",
-    "capped-dirichlet",
-    "client-dirichlet",
-    "labels-per-client",
-    "random-labels",
-    "quantity",
-    "dirichlet-quantity",
-    "feature",
-    "natural",
-    "file",
-]
-AlgorithmName = Literal[
-    "fedavg",
-    "fedsgd",
-    "fedprox",
-    "fedavgm",
-    "fedadagrad",
-    "fedadam",
-    "fedyogi",
-    "fednova",
-    "mimelite",
-    "scaffold",
-    "feddyn",
-]
-AggregatorName = Literal[
-    "mean",
-    "clipping",
-    "zeroing",
-    "median",
-    "trimmed-mean",
-    "krum",
-    "multi-krum",
-    "compressed",
-    "secure",
-    "dp",
-]
-ClientOptimizerName = Literal["sgd", "momentum", "adagrad", "rmsprop", "adam", "yogi"]
-Schedule = Literal["constant", "exponential", "inverse-sqrt", "cosine"]
+
+class Choice(NamedTuple):
+    """A choice of a flag: its line in --help, and the fields that it uses and others do not."""
+
+    help: str
+    fields: tuple[str, ...] = ()
+
+
+class AlgorithmChoice(NamedTuple):
+    """An algorithm, as far as it must be known before TensorFlow is imported."""
+
+    help: str
+    fields: tuple[str, ...] = ()
+    client_lr: float = 0.2  # if the user names none
+    server_lr: float = 1.0
+    client_optimizers: tuple[str, ...] = ()  # those that its rule holds for; empty: all
+    required: dict[str, int] = {}  # fields whose values define it
+
+
+class OptimizerChoice(NamedTuple):
+    """A client optimizer, likewise."""
+
+    help: str
+    fields: tuple[str, ...] = ()
+    client_lr: float | None = None  # if the user names none; None: the algorithm's
+
+
+PARTITIONS = {
+    "iid": Choice("shuffled, then dealt out evenly"),
+    "shards": Choice(
+        "sorted by label and cut, shards_per_client pieces a client [McMahan et al. 2017]",
+        ("shards_per_client",),
+    ),
+    "dirichlet": Choice(
+        "each label in shares drawn from Dirichlet(alpha) [Yurochkin et al. 2019]", ("alpha",)
+    ),
+    "capped-dirichlet": Choice(
+        "the same, but a client with N / K images gets no more, as in NIID-Bench's program "
+        "[Li et al. 2022, there with --min-images 10]",
+        ("alpha",),
+    ),
+    "client-dirichlet": Choice(
+        "each client draws its label mix, and all have one size [Hsu et al. 2019; FedDyn's "
+        '"balanced"]',
+        ("alpha",),
+    ),
+    "labels-per-client": Choice(
+        "exactly labels_per_client labels each, every label with as many holders",
+        ("labels_per_client",),
+    ),
+    "random-labels": Choice(
+        'client i holds label i mod C and others at random, NIID-Bench\'s "#C = k" '
+        "[Li et al. 2022]",
+        ("labels_per_client",),
+    ),
+    "quantity": Choice("sizes by a power law, labels IID", ("size_exponent",)),
+    "dirichlet-quantity": Choice(
+        "sizes drawn from Dirichlet(alpha), labels IID [Li et al. 2022]", ("alpha",)
+    ),
+    "feature": Choice(
+        "IID, but each client's images are rotated and made noisy in its own way [Li et al. 2022 "
+        "with --rotation 0 and noise]",
+        ("rotation", "noise"),
+    ),
+    "natural": Choice("by the data's own array client_train, the largest clients first"),
+    "file": Choice("as partition_file says", ("partition_file",)),
+}
+
+MODELS = {
+    "mlp": "784-128-10",
+    "2nn": "784-200-200-10 [McMahan et al. 2017]",
+    "cnn": "5x5 convolutions of 32 and 64 filters, 512 units [McMahan et al. 2017]",
+    "small-cnn": "5x5 convolutions of 16 and 32 filters, 128 units",
+    "lenet": "5x5 convolutions of 6 and 16 filters, 120 and 84 units [Li et al. 2022]",
+}
+
+ALGORITHMS = {
+    "fedavg": AlgorithmChoice("the weighted mean of the clients' weights [McMahan et al. 2017]"),
+    "fedsgd": AlgorithmChoice(
+        "FedAvg with one step on the client's whole shard [McMahan et al. 2017]",
+        required={"local_epochs": 1, "batch_size": 0},
+    ),
+    "fedprox": AlgorithmChoice(
+        "a pull back to the round's first weights [Li et al. 2020]", ("prox_mu",)
+    ),
+    "fedavgm": AlgorithmChoice(
+        "momentum on the server [Hsu et al. 2019]", ("server_momentum",), server_lr=0.3
+    ),
+    "fedadagrad": AlgorithmChoice(
+        "Adagrad on the server [Reddi et al. 2021]", ("server_epsilon",), server_lr=0.03
+    ),
+    "fedadam": AlgorithmChoice(
+        "Adam on the server [Reddi et al. 2021]", ("server_epsilon",), server_lr=0.1
+    ),
+    "fedyogi": AlgorithmChoice(
+        "Yogi on the server [Reddi et al. 2021]", ("server_epsilon",), server_lr=0.1
+    ),
+    "fednova": AlgorithmChoice(
+        "updates divided by their numbers of steps [Wang et al. 2020]",
+        client_optimizers=("sgd", "momentum"),
+    ),
+    # MimeLite holds its momentum still through a round: that suits few local steps, not the 1,100
+    # of the default, which need a rate as small as this.
+    "mimelite": AlgorithmChoice(
+        "the server's momentum in the clients' steps [Karimireddy et al. 2021]",
+        ("server_momentum",),
+        client_lr=0.0005,
+        client_optimizers=("sgd",),
+    ),
+    "scaffold": AlgorithmChoice(
+        "control variates against client drift [Karimireddy et al. 2020]",
+        client_lr=0.1,
+        client_optimizers=("sgd",),
+    ),
+    "feddyn": AlgorithmChoice(
+        "dynamic regularization [Acar et al. 2021]", ("dyn_alpha",), client_optimizers=("sgd",)
+    ),
+}
+
+CLIENT_OPTIMIZERS = {
+    "sgd": OptimizerChoice("w <- w - client_lr * gradient"),
+    "momentum": OptimizerChoice("SGD with client_momentum", ("client_momentum",), 0.02),
+    "adagrad": OptimizerChoice("rate 0.02 by default", client_lr=0.02),
+    "rmsprop": OptimizerChoice("rate 0.001 by default", client_lr=0.001),
+    "adam": OptimizerChoice("rate 0.001 by default", client_lr=0.001),
+    "yogi": OptimizerChoice("rate 0.002 by default", client_lr=0.002),
+}
+
+AGGREGATORS = {
+    "mean": Choice("weighted by the clients' numbers of examples"),
+    "clipping": Choice("the same, large updates cut to an adaptive norm [Andrew et al. 2021]"),
+    "zeroing": Choice("the same, very large updates dropped, adaptively [Andrew et al. 2021]"),
+    "median": Choice("of each coordinate, unweighted, against attackers [Yin et al. 2018]"),
+    "trimmed-mean": Choice(
+        "of each coordinate without both ends, unweighted [Yin et al. 2018]", ("trim",)
+    ),
+    "krum": Choice("the update nearest to its neighbours [Blanchard et al. 2017]", ("tolerated",)),
+    "multi-krum": Choice("the mean of several such [Blanchard et al. 2017]", ("tolerated",)),
+    "compressed": Choice("the weighted mean of updates in 8 bits [Suresh et al. 2017]"),
+    "secure": Choice(
+        "the sums of secure aggregation, their arithmetic without the cryptography [Bonawitz et "
+        "al. 2017]"
+    ),
+    "dp": Choice(
+        "the unweighted mean of clipped updates, with noise [McMahan et al. 2018]",
+        ("noise_multiplier", "delta", "epsilon_budget", "public_cohorts"),
+    ),
+}
+
+ATTACKS = {
+    "label-flip": Choice("train on label C - 1 - l in place of l"),
+    "sign-flip": Choice("send the update with the opposite sign"),
+    "scaled": Choice("send the update times attack_scale", ("attack_scale",)),
+    "gaussian": Choice("send noise, attack_scale times as large as the update", ("attack_scale",)),
+    "nan": Choice("send NaN"),
+}
+
+SCHEDULES = {
+    "constant": Choice("as it is"),
+    "exponential": Choice("times lr_decay ** (t - 1)", ("lr_decay",)),
+    "inverse-sqrt": Choice("times t ** -0.5"),
+    "cosine": Choice("from 1 times to 0 times it, over lr_horizon rounds", ("lr_horizon",)),
+}
 
 
 @dataclass(frozen=True)
-class Splits(Theme):
-    """What single partitions use."""
+class Optimization(ConfigGroup):
+    """The algorithm, and what only some algorithms, optimizers and schedules use.
 
-    labels_per_client: whole(1, 100) = 2
-    """Labels of which a client holds images, k. Used by labels-per-client and random-labels."""
-    size_exponent: real(0, 10) = 1.0
-    """The client of size rank r holds images in proportion to r ** -size_exponent; 0: equal. Used
-    by quantity."""
-    rotation: real(0, 180) = 45.0
-    """Degrees by which the first client's images are turned one way, and the last one's the other.
-    Used by feature."""
-    noise: real(0, 255) = 0.0
-    """Standard deviation, in grey levels, of the noise on the last client's images; the first has
-    none. Used by feature."""
-    partition_file: str = ""
-    """A partition.json, of a run or another program, whose split is used as it is. Implies
-    `--partition file`."""
+    What every algorithm uses is in the group Training.
+    """
 
-
-@dataclass(frozen=True)
-class Optimization(Theme):
-    """The algorithm, and what single algorithms and schedules of the learning rates use."""
-
-    algorithm: AlgorithmName = "fedavg"
-    """What clients and server do with the gradients and the updates. fedavg, fedsgd (one step on
-    the whole shard) [McMahan et al. 2017]. fedprox [Li et al. 2020]. fedavgm: server momentum [Hsu
-    et al. 2019]. fedadagrad, fedadam, fedyogi: adaptive servers [Reddi et al. 2021]. fednova:
-    updates by their steps [Wang et al. 2020]. scaffold: control variates [Karimireddy et al. 2020].
-    mimelite: the server's momentum on the clients [Karimireddy et al. 2021]. feddyn: dynamic
-    regularization [Acar et al. 2021]."""
-    client_optimizer: ClientOptimizerName = "sgd"
-    """TFF's optimizer of the clients' local steps. Each client has its own, which starts at 0 every
-    round."""
-    client_momentum: real(0, 0.9999) = 0.9
-    """Momentum of the client optimizer momentum."""
+    algorithm: choice(ALGORITHMS) = "fedavg"
+    """What clients and server do with gradients and updates."""
+    client_optimizer: choice(CLIENT_OPTIMIZERS) = "sgd"
+    """TFF's optimizer of the clients' local steps. Its state starts anew every round."""
+    client_momentum: float_range(0, 0.9999) = 0.9
+    """Momentum of --client-optimizer momentum."""
     weight_decay: Rate = 0.0
-    """Added to a local step's gradient: weight_decay * w, as of the loss weight_decay / 2 * |w| **
-    2."""
-    server_momentum: real(0, 0.9999) = 0.9
+    """Added to the gradient of a local step: weight_decay * w, the gradient of
+    weight_decay / 2 * |w| ** 2."""
+    server_momentum: float_range(0, 0.9999) = 0.9
     """Momentum, beta, of fedavgm and mimelite."""
-    server_epsilon: Rate = 0.0
-    """Tau of fedadagrad, fedadam and fedyogi, which is added to the root of the second moment; 0:
-    the algorithm's own, 1e-3 of fedadam and fedyogi and 1e-6, inside the root, of fedadagrad."""
+    server_epsilon: OptionalRate = None
+    """Tau of fedadagrad, fedadam and fedyogi, added to the root of the second moment. By default
+    the algorithm's own: 1e-3 for fedadam and fedyogi; 1e-6, inside the root, for fedadagrad."""
     prox_mu: Rate = 0.001
     """Weight, mu, of fedprox's pull back to the round's first weights; 0 is fedavg."""
-    dyn_alpha: real(0.0001, 1000) = 0.001
-    """Weight, alpha, of feddyn's pull back to the round's first weights; the server's correction is
-    worth 1 / alpha."""
-    client_schedule: Schedule = "constant"
-    """How the clients' learning rate changes with the round t. exponential: lr_decay ** (t - 1).
-    inverse-sqrt: t ** -0.5. cosine: from 1 to 0 over `lr_horizon` rounds."""
-    server_schedule: Schedule = "constant"
-    """The same as client_schedule, for the server's learning rate."""
+    dyn_alpha: float_range(0.0001, 1000) = 0.001
+    """Weight, alpha, of feddyn's pull back to the round's first weights. The server's correction
+    has the weight 1 / alpha."""
+    client_schedule: choice(SCHEDULES) = "constant"
+    """How the clients' learning rate changes with the round t."""
+    server_schedule: choice(SCHEDULES) = "constant"
+    """How the server's learning rate changes with the round t."""
     lr_decay: Probability = 0.99
     """Factor from round to round of an exponential schedule."""
     lr_horizon: Rounds = 100
@@ -127,180 +229,171 @@ class Optimization(Theme):
 
 
 @dataclass(frozen=True)
-class Aggregation(Theme):
+class Aggregation(ConfigGroup):
     """How the clients' updates become one."""
 
-    aggregator: AggregatorName = "mean"
-    """How the clients' updates become one. mean: weighted by their numbers of examples. clipping,
-    zeroing: the same of updates whose norm is cut, or that are dropped where they are very large,
-    both adaptively [Andrew et al. 2021]. median, trimmed-mean [Yin et al. 2018], krum, multi-krum
-    [Blanchard et al. 2017]: unweighted, against attackers. compressed: in 8 bits [Suresh et al.
-    2017]. secure: the sums of secure aggregation [Bonawitz et al. 2017]; here that is its
-    arithmetic, not its cryptography. dp: unweighted, clipped and noisy [McMahan et al. 2018]."""
-    trim: real(0, 0.49) = 0.3
+    aggregator: choice(AGGREGATORS) = "mean"
+    """How the clients' updates become one."""
+    trim: float_range(0, 0.49) = 0.3
     """Share of the clients that trimmed-mean drops at each end of every coordinate."""
-    tolerated: whole(0, 30_000) = 3
-    """Attackers among a round's clients, f, that krum and multi-krum are to withstand; they need 2
-    f + 3 clients."""
+    tolerated: int_range(0, 30_000) = 3
+    """Attackers in a round, f, that krum and multi-krum must withstand; they need 2 f + 3
+    clients."""
 
 
 @dataclass(frozen=True)
-class Privacy(Theme):
+class Privacy(ConfigGroup):
     """Differential privacy, with --aggregator dp."""
 
-    noise_multiplier: real(0.01, 1000) = 0.5
-    """Standard deviation of dp's noise over the norm that it clips to, z; below 0.1
+    noise_multiplier: float_range(0.01, 1000) = 0.5
+    """Standard deviation of dp's noise divided by the clipping norm, z; less than 0.1
     clients_per_round."""
-    delta: real(1e-15, 0.5) = 1e-5
-    """The delta for which dp's epsilon is told after each round."""
+    delta: float_range(1e-15, 0.5) = 1e-5
+    """The delta for which dp's epsilon is shown after each round."""
     epsilon_budget: Scale = 0.0
-    """With dp, no round is begun that would bring epsilon above this; 0: no limit."""
+    """The run ends before the round that would bring dp's epsilon above this; 0: no limit."""
     public_cohorts: bool = False
-    """With dp, draw cohorts from the seed, as without dp, so that they repeat; whoever knows the
-    seed knows them, and epsilon is counted without amplification by sampling. By default they come
-    from the operating system's entropy."""
+    """Draw the cohorts from the seed, so that they repeat. Whoever knows the seed knows them, and
+    epsilon is counted without amplification by sampling. By default they come from the operating
+    system's entropy."""
 
 
 @dataclass(frozen=True)
-class Adversity(Theme):
+class Adversity(ConfigGroup):
     """Clients that do not do what they should."""
 
     dropout: Probability = 0.0
     """Probability that a client of a round, which has got the weights, does not report."""
     stragglers: Probability = 0.0
-    """Probability that a client of a round does but a random share of its local steps."""
-    byzantine: SomeClients = 0
+    """Probability that a client of a round does only a random share of its local steps."""
+    byzantine: CountOrZero = 0
     """Clients that attack in every round that they are drawn for."""
-    attack: Literal["label-flip", "sign-flip", "scaled", "gaussian", "nan"] = "sign-flip"
-    """What they do. label-flip: train on label 9 - l for l. sign-flip: send their update backwards.
-    scaled: send it `attack_scale` times. gaussian: send noise of `attack_scale` times its size.
-    nan: send NaN."""
+    attack: choice(ATTACKS) = "sign-flip"
+    """What the attackers do."""
     attack_scale: Scale = 10.0
     """How large the attacks scaled and gaussian are."""
 
 
-def find_files(config: Any) -> Any:
-    """Return the configuration with its files by absolute paths, FL_DATA's too: its run resumes
-    from anywhere."""
-    files = {"data": config.data.data, "partition_file": config.splits.partition_file}
-    if not config.run.resume and config.data.dataset == "mnist":
-        files["data"] = files["data"] or os.environ.get("FL_DATA", "")
-    return config.but(**{name: str(place(path).absolute()) for name, path in files.items() if path})
+class Condition(NamedTuple):
+    """A field has an effect only if one of the fields `deciding` has one of `values`.
 
-
-class Use(NamedTuple):
-    """A field has an effect only if one of the fields `deciding` holds one of `values`; without
-    values, any at all."""
+    Without `values` it is enough that one of them is not 0, False or empty.
+    """
 
     deciding: tuple[str, ...]
     values: tuple[str, ...] = ()
 
-    def holds(self, chosen: dict[str, Any], rows: Sequence[str]) -> bool:
-        """Return whether it does in the fields `chosen`, or in one of the `rows` that are
-        compared."""
-        held = [chosen[name] for name in self.deciding]
+    def is_met(self, chosen: dict[str, Any], compared: Sequence[str]) -> bool:
+        """Return whether the values `chosen`, or one of the names that are `compared`, meet it."""
+        actual = [chosen[field] for field in self.deciding]
         if self.values:
-            return not set(self.values).isdisjoint([*held, *rows])
-        return any(held)
+            return not set(self.values).isdisjoint([*actual, *compared])
+        return any(actual)
 
     def __str__(self) -> str:
-        flags = " or ".join(f"--{name.replace('_', '-')}" for name in self.deciding)
+        flags = " or ".join(to_flag(field) for field in self.deciding)
         return f"{flags} {' or '.join(self.values)}".strip()
 
 
-BY_SCHEDULE = ("client_schedule", "server_schedule")
-USES: dict[
-    str, tuple[Use, ...]
-] = {  # what else must be chosen for a field to have an effect; rows name it as a flag
-    "alpha": (
-        Use(
-            ("partition",),
-            ("dirichlet", "capped-dirichlet", "client-dirichlet", "dirichlet-quantity"),
-        ),
-    ),
-    "shards_per_client": (Use(("partition",), ("shards",)),),
-    "labels_per_client": (Use(("partition",), ("labels-per-client", "random-labels")),),
-    "size_exponent": (Use(("partition",), ("quantity",)),),
-    "rotation": (Use(("partition",), ("feature",)),),
-    "noise": (Use(("partition",), ("feature",)),),
-    "client_momentum": (Use(("client_optimizer",), ("momentum",)),),
-    "server_momentum": (Use(("algorithm",), ("fedavgm", "mimelite")),),
-    "server_epsilon": (Use(("algorithm",), ("fedadagrad", "fedadam", "fedyogi")),),
-    "prox_mu": (Use(("algorithm",), ("fedprox",)),),
-    "dyn_alpha": (Use(("algorithm",), ("feddyn",)),),
-    "lr_decay": (Use(BY_SCHEDULE, ("exponential",)),),
-    "lr_horizon": (Use(BY_SCHEDULE, ("cosine",)),),
-    "trim": (Use(("aggregator",), ("trimmed-mean",)),),
-    "tolerated": (Use(("aggregator",), ("krum", "multi-krum")),),
-    "attack": (Use(("byzantine",)),),
-    "attack_scale": (Use(("byzantine",)), Use(("attack",), ("scaled", "gaussian"))),
-    "data_name": (Use(("data",)),),
-    "transpose": (Use(("data",)),),
-    "accept_changes": (Use(("resume",)),),
-    **{
-        field: (Use(("aggregator",), ("dp",)),) for field in vars(Privacy())
-    },  # these are refused without it
-}
+def to_flag(field: str) -> str:
+    """Return the field as a flag: "client_lr" is "--client-lr"."""
+    return f"--{field.replace('_', '-')}"
 
 
-def unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, str]:
-    """Return field -> what it would need, of the fields that differ from the default and have no
-    effect."""
-    rows = [name.strip() for name in chosen["compare"].split(",")]
-    chosen = chosen | ({"partition": "file"} if chosen["partition_file"] else {})
-    found = {}
-    for field, uses in USES.items():
-        missing = [use for use in uses if not use.holds(chosen, rows)]
+def conditions_of(deciding: Sequence[str], choices: dict[str, Any]) -> dict[str, Condition]:
+    """Return field -> the condition that one of the fields `deciding` has a choice that uses it."""
+    users: dict[str, tuple[str, ...]] = {}
+    for name, choice_made in choices.items():
+        for field in choice_made.fields:
+            users[field] = (*users.get(field, ()), name)
+    return {field: Condition(tuple(deciding), names) for field, names in users.items()}
+
+
+def all_conditions() -> dict[str, tuple[Condition, ...]]:
+    """Return field -> what else must be chosen for it to have an effect."""
+    by_choice = {
+        **conditions_of(["partition"], PARTITIONS),
+        **conditions_of(["algorithm"], ALGORITHMS),
+        **conditions_of(["client_optimizer"], CLIENT_OPTIMIZERS),
+        **conditions_of(["client_schedule", "server_schedule"], SCHEDULES),
+        **conditions_of(["aggregator"], AGGREGATORS),
+        **conditions_of(["attack"], ATTACKS),
+    }
+    conditions = {field: (condition,) for field, condition in by_choice.items()}
+    has_attackers = Condition(("byzantine",))
+    conditions["attack"] = (has_attackers,)
+    conditions["attack_scale"] = (has_attackers, by_choice["attack_scale"])
+    conditions["data_name"] = (Condition(("data",)),)
+    conditions["transpose"] = (Condition(("data",)),)
+    conditions["accept_changes"] = (Condition(("resume",)),)
+    return conditions
+
+
+def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, str]:
+    """Return field -> what it would need, of the fields that are set but have no effect.
+
+    Both arguments are field -> value.
+    """
+    compared = [name.strip() for name in chosen["compare"].split(",")]
+    if chosen["partition_file"]:
+        chosen = chosen | {"partition": "file"}
+    unused = {}
+    for field, conditions in all_conditions().items():
+        missing = [condition for condition in conditions if not condition.is_met(chosen, compared)]
         if missing and chosen[field] != default[field]:
-            found[field] = " and ".join(map(str, missing))
-    return found
+            unused[field] = " and ".join(map(str, missing))
+    return unused
 
 
-def without_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
-    """Return the default of each field that has no effect: two configurations that differ by it
-    alone are one."""
-    fixed = FIXED.get(chosen["algorithm"], {}) if chosen["compare"] == "" else {}
-    return {field: default[field] for field in (*unused(chosen, default), *fixed)}
-
-
-def tell_unused(config: Theme) -> list[str]:
+def unused_remarks(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
     """Return a remark on each flag that has no effect."""
-    chosen = config.flat()
-    default = type(config)().flat()
     return [
         f"{field}={chosen[field]} has no effect here: it needs {needed}"
-        for field, needed in unused(chosen, default).items()
+        for field, needed in find_unused(chosen, default).items()
     ]
 
 
-def check_private_flags(chosen: dict[str, Any]) -> None:
-    """Raise UserError for a flag of privacy in a run that is not private: its user would believe
-    that it is."""
-    default = Privacy().flat()
-    for field, needed in unused(chosen, {**chosen, **default}).items():
-        if field in default:
-            raise UserError(
-                f"{field}={chosen[field]} has no effect without {needed}, and the run would not be "
-                f"private; add it, or drop --{field.replace('_', '-')}"
-            )
+def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+    """Return the fields of one run whose value in use is not the chosen one.
+
+    A rate that is None becomes that of the client optimizer, else of the algorithm. The fields
+    that define the algorithm get its values. A field without effect becomes its default.
+    """
+    facts = ALGORITHMS[chosen["algorithm"]]
+    values = {field: default[field] for field in find_unused(chosen, default)}
+    if chosen["client_lr"] is None:
+        values["client_lr"] = (
+            CLIENT_OPTIMIZERS[chosen["client_optimizer"]].client_lr or facts.client_lr
+        )
+    if chosen["server_lr"] is None:
+        values["server_lr"] = facts.server_lr
+    return values | facts.required
 
 
-# Algorithms whose rule is derived for plain SGD on the clients; fednova has one for momentum too.
-NEED_SGD = {
-    "fednova": ("sgd", "momentum"),
-    "scaffold": ("sgd",),
-    "mimelite": ("sgd",),
-    "feddyn": ("sgd",),
-}
-# the fields that an algorithm is defined by
-FIXED = {"fedsgd": {"local_epochs": 1, "batch_size": 0}}
+def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
+    """Return the fields that name files, FL_DATA's too, as absolute paths: a run resumes anywhere.
+
+    Fields that name no file are left out.
+    """
+    files = {"data": chosen["data"], "partition_file": chosen["partition_file"]}
+    if not chosen["resume"] and chosen["dataset"] == "mnist":
+        files["data"] = files["data"] or os.environ.get("FL_DATA", "")
+    return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}
 
 
-def check_pairs(chosen: dict[str, Any], default: dict[str, Any]) -> None:
-    """Raise UserError where flags do not go together; both arguments are field -> value."""
-    algorithm = chosen["algorithm"]
-    aggregator = chosen["aggregator"]
-    clients = chosen["num_clients"]
+def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
+    """Raise UserError if flags do not go together. Both arguments are field -> value."""
+    check_data(chosen, default)
+    check_cohort(chosen)
+    check_algorithm(chosen, default)
+    check_privacy(chosen)
+    check_aggregator(chosen)
+    if chosen["baselines"] and (chosen["compare"] or chosen["seeds"] > 1):
+        raise UserError("baselines=True does not go with compare or seeds; drop one of the two")
+
+
+def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
+    """Raise UserError if the data or the partition are chosen twice."""
     if chosen["dataset"] == "digits" and chosen["data"]:
         raise UserError(
             f"data={chosen['data']!r} replaces mnist and dataset='digits' is built in; drop one of "
@@ -311,80 +404,93 @@ def check_pairs(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             f"data_name={chosen['data_name']!r:.60} has what no plot can show; choose letters and "
             "digits"
         )
-    another = chosen["partition"] not in ("file", default["partition"])
-    if another if chosen["partition_file"] else chosen["partition"] == "file":
+    partition = chosen["partition"]
+    is_other = partition not in ("file", default["partition"])
+    if is_other if chosen["partition_file"] else partition == "file":
         raise UserError(
-            f"partition={chosen['partition']!r} with "
-            f"partition_file={chosen['partition_file']!r:.60}; choose partition='file' with a "
-            "file, or another without"
+            f"partition={partition!r} with partition_file={chosen['partition_file']!r:.60}; choose "
+            "partition='file' with a file, or another without"
         )
-    for field, choice in (
-        ("clients_per_round", f"1..{clients}, or 0 for all"),
-        ("byzantine", f"0..{clients}"),
-    ):
+
+
+def check_cohort(chosen: dict[str, Any]) -> None:
+    """Raise UserError for more clients in a round, or attackers, than there are clients."""
+    clients = chosen["num_clients"]
+    ranges = {"clients_per_round": f"1..{clients}, or 0 for all", "byzantine": f"0..{clients}"}
+    for field, allowed in ranges.items():
         if chosen[field] > clients:
             raise UserError(
-                f"{field}={chosen[field]} exceeds num_clients={clients}; choose {choice}"
+                f"{field}={chosen[field]} exceeds num_clients={clients}; choose {allowed}"
             )
-    for field, value in FIXED.get(algorithm, {}).items():
+
+
+def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
+    """Raise UserError for fields that contradict the algorithm's definition."""
+    algorithm = chosen["algorithm"]
+    facts = ALGORITHMS[algorithm]
+    for field, value in facts.required.items():
         if chosen[field] not in (value, default[field]):
             raise UserError(
                 f"{field}={chosen[field]} clashes with algorithm={algorithm!r}, which is defined "
                 f"by {field}={value}; drop one of the two"
             )
-    allowed = NEED_SGD.get(algorithm, (chosen["client_optimizer"],))
-    if chosen["client_optimizer"] not in allowed:
+    if facts.client_optimizers and chosen["client_optimizer"] not in facts.client_optimizers:
         raise UserError(
             f"client_optimizer={chosen['client_optimizer']!r} does not go with "
-            f"algorithm={algorithm!r}, whose rule is for {' and '.join(allowed)}; choose another "
-            "of the two"
+            f"algorithm={algorithm!r}, whose rule is for {' and '.join(facts.client_optimizers)}; "
+            "choose another of the two"
         )
     if algorithm == "mimelite" and chosen["weight_decay"]:
         raise UserError(
             f"weight_decay={chosen['weight_decay']:g} does not go with algorithm='mimelite', which "
             "sends gradients of the loss alone; drop one of the two"
         )
-    check_private_flags(chosen)
-    cohort = chosen["clients_per_round"] or clients
-    if aggregator in ("krum", "multi-krum"):
-        check_krum(aggregator, cohort, chosen["tolerated"])
-    if aggregator == "dp":
-        check_privacy(chosen, cohort)
-    if chosen["baselines"] and (aggregator == "dp" or chosen["compare"] or chosen["seeds"] > 1):
-        other = (
-            "aggregator='dp', which tells nothing of single clients"
-            if aggregator == "dp"
-            else "compare or seeds"
-        )
-        raise UserError(f"baselines=True does not go with {other}; drop one of the two")
-    if aggregator in ("median", "trimmed-mean", "krum", "multi-krum") and algorithm == "fednova":
+
+
+def check_privacy(chosen: dict[str, Any]) -> None:
+    """Raise UserError for a flag of privacy in a run that is not private, and for the reverse.
+
+    Whoever sets such a flag would believe that the run is private.
+    """
+    default = Privacy().to_dict()
+    for field, needed in find_unused(chosen, {**chosen, **default}).items():
         raise UserError(
-            f"aggregator={aggregator!r} does not go with algorithm={algorithm!r}, whose mean "
-            "number of steps is a weighted one; choose another of the two"
+            f"{field}={chosen[field]} has no effect without {needed}, and the run would not be "
+            f"private; add it, or drop {to_flag(field)}"
         )
-
-
-def check_krum(aggregator: str, cohort: int, tolerated: int) -> None:
-    """Raise UserError where too few clients are in a round."""
-    most = (cohort - 3) // 2
-    if tolerated > most:
+    if chosen["aggregator"] != "dp":
+        return
+    cohort = chosen["clients_per_round"] or chosen["num_clients"]
+    if chosen["noise_multiplier"] >= 0.1 * cohort:  # TFF cannot spread the noise
         raise UserError(
-            f"tolerated={tolerated} of {cohort} clients a round is more than {aggregator} can "
-            f"withstand; choose at most {max(most, 0)}, or more clients"
-        )
-
-
-def check_privacy(chosen: dict[str, Any], cohort: int) -> None:
-    """Raise UserError where TFF cannot spread the noise, or the run would write when each round was
-    done."""
-    noise_multiplier = chosen["noise_multiplier"]
-    if noise_multiplier >= 0.1 * cohort:
-        raise UserError(
-            f"noise_multiplier={noise_multiplier} is too high for {cohort} clients a round; choose "
-            f"less than {0.1 * cohort:g}, or more clients"
+            f"noise_multiplier={chosen['noise_multiplier']} is too high for {cohort} clients a "
+            f"round; choose less than {0.1 * cohort:g}, or more clients"
         )
     if chosen["tensorboard"]:
         raise UserError(
             "tensorboard=True does not go with aggregator='dp': its events carry the time of each "
             "round, which tells how many images the clients drawn have; drop one of the two"
+        )
+    if chosen["baselines"]:
+        raise UserError(
+            "baselines=True does not go with aggregator='dp', which tells nothing of single "
+            "clients; drop one of the two"
+        )
+
+
+def check_aggregator(chosen: dict[str, Any]) -> None:
+    """Raise UserError for a robust aggregator with too few clients, or the wrong algorithm."""
+    aggregator = chosen["aggregator"]
+    cohort = chosen["clients_per_round"] or chosen["num_clients"]
+    most = (cohort - 3) // 2
+    if aggregator in ("krum", "multi-krum") and chosen["tolerated"] > most:
+        raise UserError(
+            f"tolerated={chosen['tolerated']} of {cohort} clients a round is more than "
+            f"{aggregator} can withstand; choose at most {max(most, 0)}, or more clients"
+        )
+    is_robust = aggregator in ("median", "trimmed-mean", "krum", "multi-krum")
+    if is_robust and chosen["algorithm"] == "fednova":
+        raise UserError(
+            f"aggregator={aggregator!r} does not go with algorithm='fednova', whose mean number of "
+            "steps is a weighted one; choose another of the two"
         )

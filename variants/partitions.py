@@ -1,50 +1,64 @@
-"""Splits beside IID, shards and Dirichlet: by label, by size, by input, and a saved split of
-another run or program.
+"""Splits other than the default: by label, by size, by input, by owner, and from a file.
 
-Each is split(labels uint8[N], num_clients, rng, **flags) -> a list of K index arrays, the flags
-being fields of the configuration by their names. What cannot be is a UserError.
+Each is split(labels uint8[N], num_clients, rng, **fields) -> a list of K index arrays. `fields` are
+those that options.PARTITIONS names. What cannot be done is a UserError.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from harness.fields import UserError
-from harness.files import DAMAGE, place, read_bytes
+from harness.files import expand_path, read_bytes
 
 import numpy as np
 import scipy.ndimage
 
-Parts = list[np.ndarray]
+Indices = list[np.ndarray]
 
 
 class Partitioner(NamedTuple):
-    """A row: split(labels, num_clients, rng, **flags) -> K index arrays; `title` is for the plots.
+    """A row: its title in plots, with fields in braces, and its function `split`.
 
-    `flags` are the fields of the configuration that it uses. shift(images, client, num_clients,
-    seed, **shift_flags), where there is one, changes a client's images before they go into its
-    shard.
+    shift(images, client, num_clients, seed, **fields), if there is one, changes a client's images
+    before they go into its shard; then the fields are its, and `split` gets none. `by_owner` says
+    that `split` also gets `owners`, the owner of each training image, or None.
     """
 
     title: str
-    split: Callable[..., Parts]
-    flags: tuple[str, ...] = ()
+    split: Callable[..., Indices]
     shift: Callable[..., np.ndarray] | None = None
-    shift_flags: tuple[str, ...] = ()
-    natural: bool = False  # split also gets `owners`, whose each training image is, or None
+    by_owner: bool = False
 
 
-def caption(row: Partitioner, fields: dict[str, Any]) -> str:
-    """Return what a caption says of the split."""
-    least = fields["min_images"]
-    return row.title.format(**fields) + (f", {least} images a client at least" if least else "")
+def split_iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Indices:
+    """Shuffle and deal out: sizes differ by one at most, labels by chance only."""
+    return np.array_split(rng.permutation(len(labels)), num_clients)
+
+
+def split_shards(
+    labels: np.ndarray, num_clients: int, rng: np.random.Generator, shards_per_client: int
+) -> Indices:
+    """Sort by label, cut into K * shards_per_client pieces, and deal these out at random.
+
+    McMahan et al. 2017, section 3: the pathological non-IID split.
+    """
+    num_pieces = num_clients * shards_per_client
+    if num_pieces > len(labels):
+        raise UserError(
+            f"shards_per_client={shards_per_client} of num_clients={num_clients} are more than the "
+            f"{len(labels)} images; choose 1..{len(labels) // num_clients}"
+        )
+    pieces = np.array_split(np.argsort(labels, kind="stable"), num_pieces)
+    pieces_of_clients = rng.permutation(num_pieces).reshape(num_clients, shards_per_client)
+    return [np.concatenate([pieces[piece] for piece in own]) for own in pieces_of_clients]
 
 
 def split_by_capped_dirichlet(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
-) -> Parts:
+) -> Indices:
     """Split each label by Dirichlet(alpha), but give a client with N / K images nothing more.
 
     This is "p_k ~ Dir(beta)" as NIID-Bench's own program does it (utils.py, `noniid-labeldir`), and
@@ -67,7 +81,7 @@ def split_by_capped_dirichlet(
 
 def split_by_client_dirichlet(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
-) -> Parts:
+) -> Indices:
     """Let each client draw its own label mix from Dirichlet(alpha, ..., alpha); all have one size.
 
     Hsu et al. 2019, section 3.1, whose alpha is the sum of these parameters (C times ours), as
@@ -102,7 +116,7 @@ def check_labels(wanted: int, num_labels: int) -> None:
 
 def split_by_random_labels(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int
-) -> Parts:
+) -> Indices:
     """Give client i the label i mod C and `labels_per_client` - 1 others at random.
 
     This is "#C = k" as NIID-Bench's own program does it (utils.py, `noniid-#label2`), and Flower's
@@ -131,7 +145,7 @@ def split_by_random_labels(
 
 def deal_labels(
     labels: np.ndarray, holders: list[list[int]], num_clients: int, rng: np.random.Generator
-) -> Parts:
+) -> Indices:
     """Divide the images of each label evenly among its `holders`, a list of clients a label."""
     parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
     for label, owners in enumerate(holders):
@@ -143,7 +157,7 @@ def deal_labels(
 
 def split_by_label(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int
-) -> Parts:
+) -> Indices:
     """Give every client images of exactly `labels_per_client` labels, and every label as many
     holders.
 
@@ -180,9 +194,8 @@ def split_by_label(
 
 def split_by_size(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, size_exponent: float
-) -> Parts:
-    """Deal out IID labels in sizes by a power law: the client of rank r gets a share ~ r **
-    -size_exponent."""
+) -> Indices:
+    """Deal out IID labels in sizes by a power law: rank r gets a share ~ r ** -size_exponent."""
     shares = np.arange(1, num_clients + 1) ** -size_exponent
     sizes = 1 + (rng.permutation(shares / shares.sum()) * (len(labels) - num_clients)).astype(
         np.int64
@@ -193,17 +206,12 @@ def split_by_size(
 
 def split_by_dirichlet_size(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
-) -> Parts:
+) -> Indices:
     """Deal out IID labels in sizes drawn from Dirichlet(alpha) ("q ~ Dir(beta)" of Li et al.
     2022)."""
     shares = rng.dirichlet(np.full(num_clients, alpha))
     cuts = (np.cumsum(shares)[:-1] * len(labels)).astype(np.int64)
     return np.split(rng.permutation(len(labels)), cuts)
-
-
-def split_alike(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Parts:
-    """Deal out IID, as the clients differ by their inputs."""
-    return np.array_split(rng.permutation(len(labels)), num_clients)
 
 
 def shift_features(
@@ -231,33 +239,31 @@ def shift_features(
 
 def read_split(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, partition_file: str
-) -> Parts:
-    """Return the split in a partition.json of a run or of another program: `indices`, a list a
-    client."""
-    named = f"partition_file={partition_file!r:.100}"
+) -> Indices:
+    """Return the split in a partition.json of a run or another program: its lists `indices`."""
+    name = f"partition_file={partition_file!r:.100}"
     try:
-        parts = [
-            np.array(part) for part in json.loads(read_bytes(place(partition_file)))["indices"]
-        ]
-    except DAMAGE as error:
+        content = json.loads(read_bytes(expand_path(partition_file)))
+        parts = [np.array(indices) for indices in content["indices"]]
+    except Exception as error:  # a damaged file raises a dozen kinds
         reason = getattr(error, "strerror", None) or "not a partition.json with a list `indices`"
         raise UserError(
-            f"{named} cannot be read ({reason}); give the partition.json of a run"
+            f"{name} cannot be read ({reason}); give the partition.json of a run"
         ) from error
     if len(parts) != num_clients:
         raise UserError(
-            f"num_clients={num_clients} differs from the {len(parts)} of {named}; choose "
+            f"num_clients={num_clients} differs from the {len(parts)} of {name}; choose "
             f"{len(parts)}"
         )
     if any(part.ndim != 1 or part.dtype != np.int64 or len(part) == 0 for part in parts):
         raise UserError(
-            f"{named} has a client without images or with other things than whole numbers; mend "
+            f"{name} has a client without images or with other things than whole numbers; mend "
             "the file"
         )
     every = np.concatenate(parts)
     if every.min() < 0 or every.max() >= len(labels) or len(np.unique(every)) != len(every):
         raise UserError(
-            f"{named} names an image twice, or one that is not among the {len(labels)}; mend the "
+            f"{name} names an image twice, or one that is not among the {len(labels)}; mend the "
             "file"
         )
     return parts
@@ -265,7 +271,7 @@ def read_split(
 
 def split_by_owner(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, owners: np.ndarray | None
-) -> Parts:
+) -> Indices:
     """Give each client the images of one owner, those who have the most first; `owners` [N] says
     whose each is."""
     if owners is None:
@@ -282,106 +288,100 @@ def split_by_owner(
     return [np.flatnonzero(owner == place) for place in largest]
 
 
-DRAWS = 1000
+MAX_DRAWS = 1000
 
 
-def draw_split(draw: Callable, seed: int, min_images: int) -> tuple[Parts, int]:
-    """Return (a split, how many clients were given an image, as they had got none).
+def draw_split(
+    draw: Callable[[np.random.Generator], Indices], seed: int, min_images: int
+) -> tuple[Indices, int]:
+    """Return (a split, how many clients were given an image because they had got none).
 
-    draw(rng) draws one; with `min_images` again and again until each client has so many, a function
-    of the seed.
+    With `min_images`, draw(rng) is called until each client has so many, a function of the seed.
     """
-    parts = draw(np.random.default_rng(seed))
-    for attempt in range(1, DRAWS):
-        if min(map(len, parts)) >= min_images:
-            return fill_empty(parts)
-        parts = draw(np.random.default_rng([seed, 0, 3, attempt]))
+    indices = draw(np.random.default_rng(seed))
+    for attempt in range(1, MAX_DRAWS):
+        if min(map(len, indices)) >= min_images:
+            return top_up(indices)
+        indices = draw(np.random.default_rng([seed, 0, 3, attempt]))
     raise UserError(
-        f"min_images={min_images} is not reached by any of {DRAWS} draws, the last of which has a "
-        f"client of {min(map(len, parts))}; choose less, fewer clients, or a less skewed split"
+        f"min_images={min_images} is not reached by any of {MAX_DRAWS} draws, the last of which "
+        f"has a client of {min(map(len, indices))}; choose less, fewer clients, or a less skewed "
+        "split"
     )
 
 
-def fill_empty(parts: Parts) -> tuple[Parts, int]:
-    """Give each client that got nothing an image of the one that has the most: without data nobody
-    takes part."""
-    sizes = np.array([len(part) for part in parts])
+def top_up(indices: Indices) -> tuple[Indices, int]:
+    """Give each client without images one of the client with the most: nobody is left out."""
+    sizes = np.array([len(part) for part in indices])
     empty = np.flatnonzero(sizes == 0)
     for client in empty:
         donor = int(sizes.argmax())
-        parts[client] = parts[donor][-1:]
-        parts[donor] = parts[donor][:-1]
+        indices[client] = indices[donor][-1:]
+        indices[donor] = indices[donor][:-1]
         sizes[client] = 1
         sizes[donor] = sizes[donor] - 1
-    return parts, len(empty)
+    return indices, len(empty)
 
 
-def remark(filled: int, images: int, sizes: np.ndarray) -> list[str]:
-    """Return what the user should know of a split of `images` training images into `sizes`
-    int64[K]."""
-    remarks = []
-    if filled:
-        remarks.append(
-            f"{filled} of {len(sizes)} clients got no image and were given one; --min-images draws "
-            "again"
+def remarks(partition: Any, num_images: int) -> list[str]:
+    """Return what the user should know of a Partition of so many training images."""
+    found = []
+    num_clients = len(partition.sizes)
+    if partition.num_topped_up:
+        found.append(
+            f"{partition.num_topped_up} of {num_clients} clients got no image and were given one; "
+            "--min-images draws again"
         )
-    if sizes.sum() < images:
-        remarks.append(f"{images - sizes.sum():,} of {images:,} training images are no client's")
-    return remarks
+    unused = num_images - partition.sizes.sum()
+    if unused:
+        found.append(f"{unused:,} of {num_images:,} training images are no client's")
+    return found
 
 
-def check_claims(partition_file: str, digest: str, counts: np.ndarray) -> None:
-    """Raise UserError where what a partition.json says of itself does not hold; one that says
-    nothing is believed.
+def verify_partition_file(path: str, dataset: Any, counts: Sequence[np.ndarray]) -> None:
+    """Raise UserError if a partition.json says something of itself that does not hold.
 
-    `digest` is that of the data set, `counts` int64[K,C] the label counts of the split.
+    `counts` are the label counts int64[C] of the clients. A file that says nothing is believed.
     """
-    said = json.loads(read_bytes(place(partition_file)))
-    named = f"partition_file={partition_file!r:.100}"
-    if said.get("dataset_sha256", digest) != digest:
+    if not path:
+        return
+    claims = json.loads(read_bytes(expand_path(path)))
+    name = f"partition_file={path!r:.100}"
+    if claims.get("dataset_sha256", dataset.digest) != dataset.digest:
+        other = claims.get("dataset", "of another SHA-256")
         raise UserError(
-            f"{named} is a split of other data "
-            f"({said.get('dataset', 'of another SHA-256')!s:.60}); give the same --dataset, --data "
-            "and --holdout"
+            f"{name} is a split of other data ({other!s:.60}); give the same --dataset, --data and "
+            "--holdout"
         )
-    if said.get("label_counts", counts.tolist()) != counts.tolist():
-        raise UserError(f"{named}: its label_counts are not those of its indices; restore the file")
-    if said.get("partition") == "feature":
+    label_counts = [count.tolist() for count in counts]
+    if claims.get("label_counts", label_counts) != label_counts:
+        raise UserError(f"{name}: its label_counts are not those of its indices; restore the file")
+    if claims.get("partition") == "feature":
         raise UserError(
-            f"{named} is of --partition feature, whose images were changed beside the split; give "
-            f"--partition feature with the same flags and --seed {said.get('seed', 0)!r:.12}, "
+            f"{name} is of --partition feature, whose images were changed beside the split; give "
+            f"--partition feature with the same flags and --seed {claims.get('seed', 0)!r:.12}, "
             "which makes it again"
         )
 
 
 ROWS = {
-    "labels-per-client": Partitioner(
-        "{labels_per_client} labels a client", split_by_label, ("labels_per_client",)
-    ),
-    "random-labels": Partitioner(
-        "{labels_per_client} labels a client, at random",
-        split_by_random_labels,
-        ("labels_per_client",),
-    ),
+    "iid": Partitioner("IID", split_iid),
+    "shards": Partitioner("{shards_per_client} shards a client", split_shards),
     "capped-dirichlet": Partitioner(
-        "Dirichlet({alpha:g}), sizes capped", split_by_capped_dirichlet, ("alpha",)
+        "Dirichlet({alpha:g}), sizes capped", split_by_capped_dirichlet
     ),
     "client-dirichlet": Partitioner(
-        "Dirichlet({alpha:g}) by client, equal sizes", split_by_client_dirichlet, ("alpha",)
+        "Dirichlet({alpha:g}) by client, equal sizes", split_by_client_dirichlet
     ),
-    "dirichlet-quantity": Partitioner(
-        "sizes by Dirichlet({alpha:g})", split_by_dirichlet_size, ("alpha",)
+    "labels-per-client": Partitioner("{labels_per_client} labels a client", split_by_label),
+    "random-labels": Partitioner(
+        "{labels_per_client} labels a client, at random", split_by_random_labels
     ),
-    "quantity": Partitioner(
-        "sizes by power law ({size_exponent:g})", split_by_size, ("size_exponent",)
-    ),
+    "quantity": Partitioner("sizes by power law ({size_exponent:g})", split_by_size),
+    "dirichlet-quantity": Partitioner("sizes by Dirichlet({alpha:g})", split_by_dirichlet_size),
     "feature": Partitioner(
-        "IID, rotated by ±{rotation:g}°, noise to {noise:g}",
-        split_alike,
-        (),
-        shift_features,
-        ("rotation", "noise"),
+        "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_iid, shift_features
     ),
-    "natural": Partitioner("natural, by owner", split_by_owner, natural=True),
-    "file": Partitioner("split of a file", read_split, ("partition_file",)),
+    "natural": Partitioner("natural, by owner", split_by_owner, by_owner=True),
+    "file": Partitioner("split of a file", read_split),
 }

@@ -1,7 +1,6 @@
-"""Published experiments, and one of ours, as flags: `--preset NAME` sets them, flags beside it win.
-No TensorFlow here.
+"""Published experiments, and one of ours, as flags: `--preset NAME`; flags beside it win.
 
-In Python `config.but(preset=NAME)` does the same.
+In Python `config.replace(preset=NAME)` does the same. No TensorFlow here.
 
 A paper's cells leave the rate open. It was chosen on held-out training images, with seed 0 (`python
 benchmarks/paper.py --tune`); that of `fast` likewise (`python benchmarks/tuning.py --optimizers`).
@@ -12,36 +11,17 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from harness.fields import Theme
 from harness.options import identity
-
-PresetName = Literal[
-    "none",
-    "fast",
-    "mcmahan-2nn-iid",
-    "mcmahan-2nn-noniid",
-    "mcmahan-cnn-iid",
-    "mcmahan-cnn-noniid",
-    "niid-bench-iid",
-    "niid-bench-dirichlet",
-    "niid-bench-two-labels",
-    "niid-bench-one-label",
-    "reddi-fedavg",
-    "reddi-fedavgm",
-    "reddi-fedadagrad",
-    "reddi-fedadam",
-    "reddi-fedyogi",
-    "seed-readme",
-]
 
 
 class Preset(NamedTuple):
-    """A row: `flags` as on the command line, and where the experiment stands."""
+    """An experiment: its flags as on the command line, and where it stands."""
 
     flags: str
-    source: str
+    help: str  # where it is published
+    note: str = ""  # what is not as it is there
 
 
 MCMAHAN = "--num-clients 100 --clients-per-round 10 --batch-size 10"
@@ -58,17 +38,19 @@ REDDI = (
 )
 # Rates and epsilons, tuned together, by powers of ten: google-research/federated,
 # optimization/docs/hyperparameters.md.
-TABLE_8 = (
-    "Reddi et al. 2021, table 8: the rates of EMNIST CR, 1,500 rounds of a CNN with dropout "
-    "there; here MNIST in two shards, 100 rounds"
+TABLE_8 = "Reddi et al. 2021, table 8"
+EMNIST_RATES = (
+    "the rates of EMNIST CR, 1,500 rounds of a CNN with dropout there; here MNIST in two shards, "
+    "100 rounds"
 )
-# 13 to 48 % of what a weight moves in the first rounds is the difference.
-TFFS = (
-    f"{TABLE_8}. TFF's own Adam and Yogi: they correct the bias of the moments, which the paper's "
-    "do not"
+# That makes 13 to 48 % of what a weight moves in the first rounds.
+BIAS = (
+    f"{EMNIST_RATES}. TFF's own Adam and Yogi: they correct the bias of the moments, which the "
+    "paper's do not"
 )
 
-ROWS: dict[str, Preset] = {
+PRESETS: dict[str, Preset] = {
+    "none": Preset("", "no preset"),
     "fast": Preset(
         "--client-optimizer adam --client-lr 0.003 --client-schedule inverse-sqrt --local-epochs "
         "2 --batch-size 32",
@@ -104,21 +86,28 @@ ROWS: dict[str, Preset] = {
         f"{NIID_BENCH} --partition random-labels --labels-per-client 1",
         "Flower's niid_bench: 19 ± 12 %, the best of 50 rounds",
     ),
-    "reddi-fedavg": Preset(f"{REDDI} --algorithm fedavg --client-lr 0.1 --server-lr 1", TABLE_8),
+    "reddi-fedavg": Preset(
+        f"{REDDI} --algorithm fedavg --client-lr 0.1 --server-lr 1", TABLE_8, EMNIST_RATES
+    ),
     "reddi-fedavgm": Preset(
-        f"{REDDI} --algorithm fedavgm --client-lr 0.0316 --server-lr 0.316", TABLE_8
+        f"{REDDI} --algorithm fedavgm --client-lr 0.0316 --server-lr 0.316",
+        TABLE_8,
+        EMNIST_RATES,
     ),
     "reddi-fedadagrad": Preset(
         f"{REDDI} --algorithm fedadagrad --client-lr 0.0316 --server-lr 0.1 --server-epsilon 0.01",
         TABLE_8,
+        EMNIST_RATES,
     ),
     "reddi-fedadam": Preset(
         f"{REDDI} --algorithm fedadam --client-lr 0.0316 --server-lr 0.00316 --server-epsilon 1e-4",
-        TFFS,
+        TABLE_8,
+        BIAS,
     ),
     "reddi-fedyogi": Preset(
         f"{REDDI} --algorithm fedyogi --client-lr 0.0316 --server-lr 0.00316 --server-epsilon 1e-4",
-        TFFS,
+        TABLE_8,
+        BIAS,
     ),
     "seed-readme": Preset(
         "--model mlp --num-clients 10 --rounds 5",
@@ -127,43 +116,45 @@ ROWS: dict[str, Preset] = {
 }
 
 
-def published(config: Theme) -> list[str]:
-    """Return the remark on where a preset's experiment stands, and what is not as there; none
-    without a preset."""
-    flat = config.flat()
-    if flat["preset"] not in ROWS:
+def preset_remarks(config: Any, default: Any) -> list[str]:
+    """Return where a preset's experiment is published, and what is not as it is there.
+
+    `default` is the configuration without flags. Without a preset there is no remark.
+    """
+    name = config.preset
+    if name == "none":
         return []
-    there = type(config)().but(preset=flat["preset"], seed=flat["seed"]).flat()
-    told = {*identity(config), "rounds", "target_accuracy"}
+    there = default.replace(preset=name, seed=config.seed).effective().to_dict()
+    here = config.effective().to_dict()
+    fields = [field for field in here if field in {*identity(config), "rounds", "target_accuracy"}]
     changed = [
-        f"{name} {flat[name]} for {there[name]}"
-        for name in flat
-        if name in told and flat[name] != there[name]
+        f"{field} {here[field]} for {there[field]}"
+        for field in fields
+        if here[field] != there[field]
     ]
-    beside = f"; not as there: {', '.join(changed)}" if changed else ""
-    return [f"preset {flat['preset']}: {ROWS[flat['preset']].source}{beside}"]
+    preset = PRESETS[name]
+    remark = ": ".join(filter(None, [f"preset {name}", preset.help, preset.note]))
+    return [f"{remark}; not as there: {', '.join(changed)}" if changed else remark]
 
 
-def preset_fields(name: Any, parse: Callable[[Sequence[str]], Theme]) -> dict[str, Any]:
-    """Return the fields that a preset's flags set, as `parse` reads them; none of what is no
-    preset."""
-    words = ROWS[name].flags.split() if isinstance(name, str) and name in ROWS else []
-    names = [word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
-    return parse(words).pick(names) if words else {}
+def preset_fields(name: Any, parse: Callable[[Sequence[str]], Any]) -> dict[str, Any]:
+    """Return the fields that a preset's flags set, as `parse` reads them; without one, nothing."""
+    if name not in PRESETS or name == "none":
+        return {}
+    words = PRESETS[name].flags.split()
+    fields = [word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]
+    return parse(words).subset(fields)
 
 
-def expand(words: Sequence[str] | None) -> list[str]:
-    """Return a command line's words, those of the terminal where there are none, with a preset's
-    flags before them.
+def insert_preset_flags(words: Sequence[str] | None) -> list[str]:
+    """Return a command line's words with the flags of its --preset before them: its own win.
 
-    A run that is resumed has its flags in its folder.
+    Without words they are the terminal's. A run that is resumed has its flags in its folder.
     """
     words = list(sys.argv[1:] if words is None else words)
     names = [value for flag, value in itertools.pairwise(words) if flag == "--preset"]
     names += [word.removeprefix("--preset=") for word in words if word.startswith("--preset=")]
-    resumed = any(word.partition("=")[0] == "--resume" for word in words)
-    return (
-        words
-        if resumed or not names or names[-1] not in ROWS
-        else [*ROWS[names[-1]].flags.split(), *words]
-    )
+    is_resumed = any(word.partition("=")[0] == "--resume" for word in words)
+    if is_resumed or not names or names[-1] not in PRESETS:
+        return words
+    return [*PRESETS[names[-1]].flags.split(), *words]

@@ -1,5 +1,4 @@
-"""The epsilon ledger of central differential privacy: what the rounds begun so far can tell about
-any one client.
+"""Central differential privacy: what the rounds begun so far can tell about any one client.
 
 Cohorts come from the operating system's entropy and are kept nowhere, as amplification by sampling
 rests on that; with `--public-cohorts` they follow the seed, and epsilon is counted without it.
@@ -24,162 +23,165 @@ cohorts, whose epsilon does not rest on the secret.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-from harness.command_line import notice
+from harness.command_line import warn
 from harness.fields import UserError
 from harness.files import append, read_bytes
-from variants.options import Privacy
 
 import dp_accounting
 import numpy as np
 
+WEAK_EPSILON = 10.0  # a bound above it protects hardly anybody
 
-class Ledger(NamedTuple):
-    """What rounds cost: `sampling` "poisson" or "fixed", `cohort` m of `num_clients` K a round.
 
-    cohorts(round) are a round's clients where they are public, as they follow from the seed; None
-    where they are drawn from the operating system's entropy and never published, which is what
-    amplification by sampling rests on.
+class PrivacyAccountant:
+    """Counts epsilon for a configuration with --aggregator dp.
 
-    Dropouts, stragglers and clients whose update is not finite change nothing: a client moves a
-    round's sum by no more than the norm that it is clipped to, whatever it sends, nothing included;
-    and an empty cohort's sum gets its noise.
+    cohorts(round_num) are a round's clients if they are public, since they follow from the seed.
+    It is None if they come from the operating system's entropy and are never published, which is
+    what amplification by sampling rests on.
+
+    Dropouts, stragglers and clients whose update is not finite change nothing: whatever a client
+    sends, nothing included, moves a round's sum by no more than the norm that it is clipped to.
+    And the sum over nobody gets its noise too.
     """
 
-    privacy: Privacy
-    sampling: str
-    cohort: int
-    num_clients: int
-    cohorts: Callable[[int], Sequence[int]] | None = None
+    def __init__(self, config: Any, cohorts: Callable[[int], Sequence[int]] | None):
+        self.privacy = config.privacy
+        self.is_poisson = config.training.sampling == "poisson"
+        self.cohort_size = config.cohort_size
+        self.num_clients = config.partitioning.num_clients
+        self.cohorts = cohorts
 
     def events(self) -> tuple[list[dp_accounting.DpEvent], dp_accounting.NeighboringRelation]:
-        """Return a round's event, each true, and what it means that two federations are neighbours.
+        """Return events that each bound a round, and which two federations are neighbours.
 
-        Every number is a Python float or int: TFF's own event holds float32 ones, of which
-        dp-accounting 0.4.3 counts but the first. TFF releases the noisy sum of the clipped updates
-        and, for the next clipping norm, the noisy share of updates below it, which together are one
-        Gaussian of z (Andrew et al. 2021, theorem 1).
+        All numbers are Python floats or ints: TFF's own event holds float32 ones, of which
+        dp-accounting 0.4.3 counts only the first. TFF releases the noisy sum of the clipped
+        updates and, for the next clipping norm, the noisy share of updates below it. Together they
+        are one Gaussian of z (Andrew et al. 2021, theorem 1).
 
-        poisson: clients come independently with probability m / K; neighbours differ by a client
-        that is there or not. fixed: m of K without replacement; neighbours differ by a client
-        replaced, which moves the sum by up to twice the norm that it is clipped to, so that the
-        noise is worth z / 2.
+        With Poisson sampling clients come independently with probability m / K; neighbours differ
+        by a client that is there or not. With fixed sampling m of K come without replacement;
+        neighbours differ by a client replaced, which moves the sum by up to twice the norm that it
+        is clipped to, so that the noise is worth z / 2.
 
-        The first event is the Gaussian of a client that is drawn in every round. The second, where
-        cohorts are secret, is amplified by sampling; Renyi accounting bounds a fixed size so
+        The first event is the Gaussian of a client that is drawn in every round. The second, if
+        cohorts are secret, is amplified by sampling. Renyi accounting bounds a fixed size so
         loosely that this may be above the first.
         """
         z = float(self.privacy.noise_multiplier)
-        poisson = self.sampling == "poisson"
-        relations = dp_accounting.NeighboringRelation
-        relation = relations.ADD_OR_REMOVE_ONE if poisson else relations.REPLACE_ONE
-        noise = dp_accounting.GaussianDpEvent(z if poisson else z / 2)
-        if self.cohorts:
-            return [noise], relation
-        if poisson:
-            return [
-                noise,
-                dp_accounting.PoissonSampledDpEvent(self.cohort / self.num_clients, noise),
-            ], relation
-        sampled = dp_accounting.SampledWithoutReplacementDpEvent(
-            self.num_clients, self.cohort, noise
-        )
-        return [noise, sampled], relation
+        if self.is_poisson:
+            relation = dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
+            noise = dp_accounting.GaussianDpEvent(z)
+            share = self.cohort_size / self.num_clients
+            sampled = dp_accounting.PoissonSampledDpEvent(share, noise)
+        else:
+            relation = dp_accounting.NeighboringRelation.REPLACE_ONE
+            noise = dp_accounting.GaussianDpEvent(z / 2)
+            sampled = dp_accounting.SampledWithoutReplacementDpEvent(
+                self.num_clients, self.cohort_size, noise
+            )
+        return [noise] if self.cohorts else [noise, sampled], relation
 
     def epsilon(self, begun: Sequence[int]) -> float:
-        """Return the epsilon of (epsilon, delta)-differential privacy of the rounds `begun`, by
-        Renyi accounting.
+        """Return the epsilon of (epsilon, delta)-differential privacy of the rounds `begun`.
 
-        A round that was begun twice is counted twice, as its noise was drawn twice. Where cohorts
-        are public it is the epsilon of the client that was drawn most often; where they are secret
-        the lower of two bounds.
+        It is by Renyi accounting. A round that was begun twice counts twice, as its noise was
+        drawn twice. With public cohorts it is the epsilon of the client that was drawn most often,
+        with secret ones the lower of two bounds.
         """
-        counted = len(begun)
-        if self.cohorts and counted:
-            drawn = np.concatenate([self.cohorts(round_num) for round_num in begun]).astype(
-                np.int64
-            )
-            counted = int(np.bincount(drawn, minlength=1).max())
-        if counted == 0:
+        num_rounds = len(begun)
+        if self.cohorts and num_rounds:
+            clients = np.concatenate([self.cohorts(round_num) for round_num in begun])
+            num_rounds = int(np.bincount(clients.astype(np.int64), minlength=1).max())
+        if num_rounds == 0:
             return 0.0
         events, neighbours = self.events()
         bounds = []
         for event in events:
             accountant = dp_accounting.rdp.RdpAccountant(neighboring_relation=neighbours)
-            bounds.append(accountant.compose(event, counted).get_epsilon(self.privacy.delta))
+            accountant.compose(event, num_rounds)
+            bounds.append(accountant.get_epsilon(self.privacy.delta))
         return float(min(bounds))
 
-    def within_budget(
-        self, first: int, last: int, journal: Path | None
-    ) -> Iterator[tuple[int, float]]:
-        """Yield (round, epsilon after it) from `first` to `last`, as far as the budget allows.
+    def check_budget(self) -> None:
+        """Raise UserError if the budget does not allow the first round."""
+        budget = self.privacy.epsilon_budget
+        first = self.epsilon([1])
+        if 0 < budget < first:
+            raise UserError(
+                f"epsilon_budget={budget:g} allows no round, as the first costs {first:.2f}; "
+                "choose more, or more noise_multiplier"
+            )
 
-        A round is written to the journal, if there is one, before it begins. Raises UserError where
-        the budget allows no round at all, or the journal lacks one that was done.
+    def begin_round(
+        self, round_num: int, begun: list[int], journal: Path | None = None
+    ) -> float | None:
+        """Note that the round begins, and return epsilon after it; None if the budget forbids it.
+
+        The round is added to `begun`, and first of all written to the journal, if there is one.
         """
         budget = self.privacy.epsilon_budget
-        begun = read_journal(journal, first)
-        for round_num in range(first, last + 1):
-            epsilon = self.epsilon([*begun, round_num])
-            if 0 < budget < epsilon:
-                if not begun:
-                    raise UserError(
-                        f"epsilon_budget={budget:g} allows no round, as the first costs "
-                        f"{epsilon:.2f}; choose more, or more noise_multiplier"
-                    )
-                reason = f"would bring ε to {epsilon:.2f}, above epsilon_budget={budget:g}"
-                return notice(f"round {round_num} {reason}; the run ends before it")
-            begun.append(round_num)
-            if journal:
-                append(journal, f"{round_num}\n", sync=True)
-            yield round_num, epsilon
+        epsilon = self.epsilon([*begun, round_num])
+        if 0 < budget < epsilon:
+            warn(
+                f"round {round_num} would bring ε to {epsilon:.2f}, above epsilon_budget="
+                f"{budget:g}; the run ends before it"
+            )
+            return None
+        if journal:
+            append(journal, f"{round_num}\n", sync=True)
+        begun.append(round_num)
+        return epsilon
 
     def assumption(self) -> str:
-        """Return what the figure rests on, for captions."""
+        """Return what the epsilon rests on, for captions."""
         kind = "a client replaced, sampling of fixed size"
-        if self.sampling == "poisson":
+        if self.is_poisson:
             kind = "a client added or removed, Poisson sampling"
-        known = "public cohorts, no amplification" if self.cohorts else "cohorts secret"
-        return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, {known}, Rényi accounting"
+        cohorts = "public cohorts, no amplification" if self.cohorts else "cohorts secret"
+        return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, {cohorts}, Rényi accounting"
+
+    def remarks(self, rounds: int) -> list[str]:
+        """Return what the user should know, before they are done, of the epsilon of `rounds`."""
+        if self.privacy.epsilon_budget:
+            return []
+        final = self.epsilon(range(1, rounds + 1))
+        if final <= WEAK_EPSILON:
+            return []
+        return [
+            f"ε will be {final:.1f} after {rounds} rounds, a bound that protects hardly anybody; "
+            "more clients (--num-clients, --clients-per-round) with a larger --noise-multiplier "
+            "lower it"
+        ]
 
 
-WEAK = 10.0  # an epsilon above it is a bound that protects hardly anybody
+def secret_rng(accountant: PrivacyAccountant | None) -> np.random.Generator | None:
+    """Return what draws a private run's cohorts: the operating system's entropy seeds it.
 
-
-def remark(ledger: Ledger | None, rounds: int) -> list[str]:
-    """Return what the user should know of the epsilon of so many rounds, before they are done."""
-    if (
-        ledger is None
-        or (end := ledger.epsilon(range(1, rounds + 1))) <= WEAK
-        or ledger.privacy.epsilon_budget
-    ):
-        return []
-    cure = (
-        "more clients (--num-clients, --clients-per-round) with a larger --noise-multiplier lower "
-        "it"
-    )
-    return [
-        f"ε will be {end:.1f} after {rounds} rounds, a bound that protects hardly anybody; {cure}"
-    ]
+    None if cohorts follow from the seed.
+    """
+    if accountant is None or accountant.cohorts:
+        return None
+    return np.random.default_rng()
 
 
 def read_journal(journal: Path | None, first: int) -> list[int]:
-    """Return the rounds that were begun before round `first`, each as often as it was; without a
-    journal, once each.
+    """Return the rounds that were begun before round `first`, each as often as it was.
 
-    Raises UserError where the journal lacks one of them: epsilon could not be told.
+    Without a journal that is once each. Raises UserError if the journal lacks one of them: then
+    epsilon is not known.
     """
     if journal is None:
         return list(range(1, first))
+    begun = []
     try:
-        begun = (
-            [int(line) for line in read_bytes(journal).decode().splitlines()]
-            if journal.exists()
-            else []
-        )
+        if journal.exists():
+            begun = [int(line) for line in read_bytes(journal).decode().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(
             f"{journal} cannot be read, so epsilon is not known; restore it, or start a new run"
@@ -191,14 +193,3 @@ def read_journal(journal: Path | None, first: int) -> list[int]:
             "a new run"
         )
     return begun
-
-
-def epsilon_by_round(
-    ledger: Ledger | None, first: int, last: int, journal: Path | None = None
-) -> Iterator[tuple[int, float | None]]:
-    """Yield (round, epsilon after it) from `first` to the last that the budget allows; None without
-    a ledger."""
-    if ledger:
-        yield from ledger.within_budget(first, last, journal)
-    else:
-        yield from ((round_num, None) for round_num in range(first, last + 1))

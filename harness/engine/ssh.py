@@ -1,9 +1,8 @@
-"""Other machines, by ssh and rsync: what is asked of them, what is sent there, and what is said
-where they refuse.
+"""Other machines, by ssh and rsync: what is asked of them and sent there, and what goes wrong.
 
 A host needs sshd, a python3, rsync, and Linux on x86-64; nothing is installed there by hand. It
 gets TFF's worker, once, and the shards of its own clients. OpenSSH brings authentication,
-encryption and the end of what it started; the way to the worker is a Unix socket on both sides, so
+encryption and the end of what it started. The way to the worker is a Unix socket on both sides, so
 no port is open to a network.
 """
 
@@ -21,7 +20,7 @@ from pathlib import Path
 from harness.fields import UserError
 
 HERE = "localhost"
-HEARTBEAT = 5.0  # seconds between two bytes to a guard, which takes four times that for our end
+HEARTBEAT = 5.0  # seconds between two bytes to a supervisor; after four times that we are gone
 SSH = [
     "ssh",
     "-T",
@@ -63,7 +62,7 @@ elif ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000):
              "or leave the host out")
 print(json.dumps(wrong))
 """
-REFUSALS = {  # words of ssh's, and the remedy; the first that is found counts
+REFUSALS = {  # words of ssh's, and the cure; the first that is found counts
     "Could not resolve hostname": (
         "its name does not resolve; check it, or give it an address in ~/.ssh/config"
     ),
@@ -120,10 +119,10 @@ def check_folder(path: str) -> str:
 
 
 def explain(host: str, words: str) -> str:
-    """Return what ssh said, as one line that names the host and the remedy."""
-    for said, remedy in REFUSALS.items():
+    """Return what ssh said, as one line that names the host and the cure."""
+    for said, cure in REFUSALS.items():
         if said in words:
-            return f"{host}: {remedy.format(host=host)}"
+            return f"{host}: {cure.format(host=host)}"
     lines = [
         line
         for line in words.splitlines()
@@ -132,8 +131,8 @@ def explain(host: str, words: str) -> str:
     return f"{host}: {lines[-1].strip()}" if lines else ""
 
 
-def explain_guard(host: str, line: str) -> str:
-    """Return what the guard on a host could not do, with the remedy."""
+def explain_supervisor(host: str, line: str) -> str:
+    """Return what the supervisor on a host could not do, with the cure."""
     if line.startswith("cannot isolate"):
         return f"{host}: {line}; allow network namespaces there, or leave the host out"
     if line.startswith("cannot start"):
@@ -175,7 +174,7 @@ def ask(host: str, code: str, *words: str) -> str:
 
 
 def check(host: str, cache: str) -> None:
-    """Raise UserError, in one line that names the host and the remedy, where it cannot run TFF's
+    """Raise UserError, in one line that names the host and the cure, where it cannot run TFF's
     worker."""
     answer = ask(host, PROBE, cache, ".".join(map(str, OLDEST_GLIBC))).strip().splitlines()
     try:
@@ -254,35 +253,25 @@ def send(
         process.wait()
 
 
-def guard_command(host: str, door: str, guard: str, clients_at_once: int, cache: str) -> list[str]:
-    """Return the words that start TFF's worker and its guard on the host, the Unix socket `door`
-    here leading there.
+def supervisor_command(
+    host: str, socket: str, text_bytes: int, clients_at_once: int, cache: str
+) -> list[str]:
+    """Return the words that start TFF's worker and its supervisor on the host.
 
-    The guard's text, and then a byte now and then, are read from standard input.
+    The Unix socket `socket` here leads there. The supervisor's text, of so many bytes, and then a
+    byte now and then, are read from standard input.
     """
-    token = secrets.token_hex(8)
-    there = f"/tmp/fl-{token}/door"
-    size = len(guard.encode())
-    code = f'exec(__import__("sys").stdin.buffer.read({size}))'
-    words = [
-        "python3",
-        "-ISc",
-        code,
-        "0",
-        there,
-        "./worker_binary",
-        "yes",
-        str(clients_at_once),
-        cache,
-    ]
+    socket_there = f"/tmp/fl-{secrets.token_hex(8)}/socket"
+    code = f'exec(__import__("sys").stdin.buffer.read({text_bytes}))'
+    words = ["0", socket_there, "./worker_binary", "yes", str(clients_at_once), cache]
     return [
         *SSH,
         "-oClearAllForwardings=no",
         "-oExitOnForwardFailure=yes",
         "-oStreamLocalBindMask=0177",
         "-L",
-        f"{door}:{there}",
+        f"{socket}:{socket_there}",
         "--",
         host,
-        "exec " + shlex.join(words),
+        "exec " + shlex.join(["python3", "-ISc", code, *words]),
     ]

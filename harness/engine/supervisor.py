@@ -1,20 +1,19 @@
-"""Runs TFF's worker, hides it, and relays a listening Unix socket to it: a program of its own, for
-a bare Python.
+"""Runs TFF's worker, isolates it, and relays a listening Unix socket to it.
 
-    python3 -ISc GUARD PARENT DOOR BINARY ISOLATED CLIENTS_AT_ONCE FOLDER
+    python3 -IS supervisor.py PARENT SOCKET BINARY ISOLATED CLIENTS_AT_ONCE FOLDER
 
-TFF's worker listens on all interfaces, lets anybody in, runs any graph it is sent, and stays when
-its user ends. In a network namespace of its own only this process reaches it; and the kernel kills
-this process when PARENT ends, however that is, `kill -9` included, and the worker when this process
-ends. (A preexec_fn of the parent would do for that, but may deadlock in a process with threads,
-which TensorFlow makes of ours.)
+It is a program of its own, for a bare Python. TFF's worker listens on all interfaces, lets anybody
+in, runs any graph that it is sent, and stays when its user ends. In a network namespace of its own
+only this process reaches it. The kernel kills this process when PARENT ends, however that is,
+`kill -9` included, and the worker when this process ends. (A preexec_fn of the parent would do for
+that, but may deadlock in a process with threads, and TensorFlow makes threads in ours.)
 
-DOOR is a listening socket's descriptor. On another machine it is the path of a socket to be made,
-in a folder that only this user can enter, both gone once somebody is in; and PARENT is 0: then this
-process lives as long as bytes come to its standard input.
+SOCKET is a listening socket's descriptor. On another machine it is the path of a socket to be made,
+in a folder that only this user can enter; both are removed once somebody is in. There PARENT is 0,
+and this process lives as long as bytes come to its standard input.
 
-It prints the worker's process id once it answers, or in one line what it cannot do, and from then
-on twice a second the processor time, in ticks, that the worker has spent.
+It prints the worker's process id once it answers, or in one line what it cannot do; from then on,
+twice a second, the processor time that the worker has spent, in ticks.
 """
 
 import ctypes
@@ -93,22 +92,22 @@ def refuse(reason):
     os._exit(1)
 
 
-def open_door(door):
-    """Return (the listening socket, the path that is to go once somebody is in, or nothing)."""
-    if door.isdigit():
-        return socket.socket(fileno=int(door)), ""
+def open_listener(address):
+    """Return (a listening socket, its path if that must be removed once somebody is in)."""
+    if address.isdigit():
+        return socket.socket(fileno=int(address)), ""
     listener = socket.socket(socket.AF_UNIX)
     try:
-        os.mkdir(os.path.dirname(door), 0o700)  # fails where somebody else has made it
-        listener.bind(door)
+        os.mkdir(os.path.dirname(address), 0o700)  # fails where somebody else has made it
+        listener.bind(address)
     except OSError as error:
-        refuse(f"make {door} ({error.strerror})")
+        refuse(f"make {address} ({error.strerror})")
     listener.listen()
-    return listener, door
+    return listener, address
 
 
-def close_door(path):
-    """Remove the way in, behind who is in or behind nobody."""
+def remove_path(path):
+    """Remove the socket at this path, and its folder, so that nobody else gets in."""
     if path:
         try:
             os.unlink(path)
@@ -123,7 +122,7 @@ def relay(listener, path, port):
         while True:
             outside = listener.accept()[0]
             inside = socket.create_connection(("127.0.0.1", port))
-            close_door(path)
+            remove_path(path)
             inside.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             for source, sink in ((outside, inside), (inside, outside)):
                 threading.Thread(target=pump, args=(source, sink), daemon=True).start()
@@ -150,18 +149,17 @@ def wait_until_it_answers(worker, port):
 
 
 def worker_environment(clients_at_once):
-    """Return the worker's environment: of the user's nothing that numbers follow, and of ours all
-    that they do.
+    """Return the worker's environment, without variables of the user's that change numbers.
 
-    The threads within one op decide how it splits its sums. They are as many on every machine,
-    whatever its cores; clients train side by side as it is, so that only a client alone has two.
+    The threads within one op decide how it splits its sums. So they are as many on every machine,
+    whatever its cores. Clients train side by side anyway; only a client alone has two.
     """
-    own = {name: value for name, value in os.environ.items() if not name.startswith(DECIDING)}
+    users = {name: value for name, value in os.environ.items() if not name.startswith(DECIDING)}
     threads = max(1, THREADS // clients_at_once)
     # TensorFlow uses oneDNN of its own accord only with AVX-512 VNNI; processors with AVX2 are 2.4
     # times as fast by it.
     return {
-        **own,
+        **users,
         "TF_ENABLE_ONEDNN_OPTS": "1",
         "TF_NUM_INTRAOP_THREADS": str(threads),
         "TF_CPP_MIN_LOG_LEVEL": "2",
@@ -173,11 +171,11 @@ def listen_to_parent(worker, path):
     while select.select([0], [], [], SILENCE)[0] and os.read(0, 1024):
         pass
     worker.kill()
-    close_door(path)
+    remove_path(path)
     os._exit(1)
 
 
-def tell_ticks(worker):
+def print_ticks(worker):
     """Print the processor time that the worker has spent, again and again."""
     try:
         while worker.poll() is None:
@@ -189,7 +187,7 @@ def tell_ticks(worker):
         pass  # it, or the parent, has ended
 
 
-def main(parent, door, binary, isolated, clients_at_once, folder):
+def main(parent, address, binary, isolated, clients_at_once, folder):
     """Guard a worker until it or the parent ends."""
     os.chdir(folder)  # where paths of shards begin on another machine
     port = 8000  # in a namespace of its own every port is free
@@ -204,7 +202,7 @@ def main(parent, door, binary, isolated, clients_at_once, folder):
         die_with(parent)
     me = os.getpid()
     env = worker_environment(clients_at_once)
-    listener, path = open_door(door)
+    listener, path = open_listener(address)
     try:
         worker = subprocess.Popen(
             [binary, f"--port={port}"],
@@ -214,19 +212,19 @@ def main(parent, door, binary, isolated, clients_at_once, folder):
             preexec_fn=lambda: die_with(me),
         )
     except OSError as error:
-        close_door(path)
+        remove_path(path)
         refuse(f"start {binary} ({error.strerror})")
     if not parent:
         threading.Thread(target=listen_to_parent, args=(worker, path), daemon=True).start()
     wait_until_it_answers(worker, port)
     if worker.poll() is not None:
-        close_door(path)
+        remove_path(path)
         refuse(f"keep {binary} alive (it ended with status {worker.poll()})")
     threading.Thread(target=relay, args=(listener, path, port), daemon=True).start()
     print(worker.pid, flush=True)
-    threading.Thread(target=tell_ticks, args=(worker,), daemon=True).start()
+    threading.Thread(target=print_ticks, args=(worker,), daemon=True).start()
     status = worker.wait()
-    close_door(path)
+    remove_path(path)
     os._exit(status and 1)
 
 

@@ -1,0 +1,537 @@
+"""TFF's worker, its C++ executor: a process whose life is ours, here or on another machine.
+
+A round, or a host's part of one, is done again if its worker is lost.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import importlib
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness import stopping
+from harness.command_line import RunFailed, warn
+from harness.engine import ssh
+from harness.fields import UserError
+from harness.files import io_errors_as_user_errors
+
+import grpc
+import numpy as np
+import tensorflow as tf
+import tensorflow_federated as tff
+
+START_SECONDS = 30
+ATTEMPTS = 3  # at a round, each on a fresh worker
+WATCH = "watch over TFF's worker"  # a thread's name
+NOT_INLINED = "_noinline"  # TensorFlow's attribute of a function that keeps its graph to itself
+CHANNEL_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.enable_http_proxy", 0),  # else localhost is dialled through the user's proxy
+    ("grpc.client_idle_timeout_ms", 2**31 - 1),
+]
+SUPERVISOR = Path(__file__).with_name("supervisor.py")
+
+
+class WorkerLost(Exception):
+    """TFF's worker ended, or hung and was ended, while it was needed.
+
+    TFF itself would ask it again, without end.
+    """
+
+
+class Unreachable(RunFailed):
+    """A worker could not be started, here or on another machine."""
+
+
+def serialize(computation: Any) -> bytes:
+    """Return a computation as TFF writes it."""
+    return tff.framework.serialize_computation(computation).SerializeToString()
+
+
+def plain_sums(computation: Any) -> Any:
+    """Return the computation with plain sums for secure ones, as TFF has no cryptography of its own
+    to run them."""
+    if b"federated_secure_sum" not in serialize(computation):
+        return computation
+    plain = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
+    return tff.framework.ConcreteComputation.with_type(plain, computation.type_signature)
+
+
+def compile_for_worker(computation: Any) -> Any:
+    """Return TFF's native form of a computation.
+
+    TFF's own way inlines every function, those NOT_INLINED too.
+    """
+    content = serialize(computation)
+    computation = plain_sums(computation)
+    if NOT_INLINED.encode() not in content:
+        return tff.backends.native.desugar_and_transform_to_native(computation)
+    backend = "tensorflow_federated.python.core.environments.tensorflow_backend"
+    transformations = importlib.import_module(f"{backend}.tensorflow_tree_transformations")
+    block, _ = transformations.replace_intrinsics_with_bodies(computation.to_building_block())
+    grappler = tf.compat.v1.ConfigProto()
+    options = grappler.graph_options.rewrite_options
+    options.memory_optimization = options.constant_folding = options.AGGRESSIVE
+    options.arithmetic_optimization = options.loop_optimization = options.AGGRESSIVE
+    options.function_optimization = options.OFF
+    plain = tff.framework.ConcreteComputation(
+        computation_proto=block.proto, context_stack=tff.framework.get_context_stack()
+    )
+    return tff.backends.native.transform_to_native_form(plain, grappler_config=grappler)
+
+
+class Stub(tff.framework.RemoteExecutorGrpcStub):
+    """TFF's way to a worker. What is disposed of in one that has ended is gone: that is no error.
+
+    TFF disposes of values in finalizers, which run in whichever thread collects garbage. A thread
+    that watches must not wait for the worker, which may be the one that hangs: what it finds stays
+    there until the worker's end.
+    """
+
+    def dispose(self, request: Any) -> None:
+        """Free values in the worker."""
+        if threading.current_thread().name != WATCH:
+            with contextlib.suppress(WorkerLost):
+                super().dispose(request)
+
+    def dispose_executor(self, request: Any) -> None:
+        """Free all values of an executor in the worker."""
+        if threading.current_thread().name != WATCH:
+            with contextlib.suppress(WorkerLost):
+                super().dispose_executor(request)
+
+
+class Executor(tff.framework.RemoteExecutor):
+    """Sends a computation once. TFF sends it again for each call of it: 5 ms and 130 kB a round."""
+
+    def __init__(self, stub: Stub, cardinalities: dict[Any, int]):
+        super().__init__(stub)
+        # By the id of a computation, which stays here so that its id is no other's.
+        self.values: dict[int, tuple[Any, Any]] = {}
+        self.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
+
+    async def create_value(self, value: Any, type_spec: Any = None) -> Any:
+        """Return the value in the worker."""
+        if not isinstance(type_spec, tff.FunctionType):
+            return await super().create_value(value, type_spec)
+        if id(value) not in self.values:
+            self.values[id(value)] = value, await super().create_value(value, type_spec)
+        return self.values[id(value)][1]
+
+
+class Compiler:
+    """compile_for_worker, once for each computation, whichever of several workers needs it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.compiled: dict[int, tuple[Any, Any]] = {}  # by id, as in Executor
+
+    def __call__(self, computation: Any) -> Any:
+        with self.lock:
+            if id(computation) not in self.compiled:
+                self.compiled[id(computation)] = computation, compile_for_worker(computation)
+            return self.compiled[id(computation)][1]
+
+
+def build_context(connect: Callable, compiler: Callable = compile_for_worker) -> Any:
+    """Return TFF's native execution context with the executor that connect(cardinalities)
+    returns."""
+    return tff.framework.SyncExecutionContext(
+        executor_fn=tff.framework.ResourceManagingExecutorFactory(connect),
+        compiler_fn=compiler,
+        transform_args=tff.tensorflow.transform_args,
+        transform_result=tff.tensorflow.transform_result,
+    )
+
+
+def nowhere(cardinalities: dict[Any, int]) -> Any:
+    """Refuse to run a TFF computation outside a worker of ours."""
+    raise RuntimeError("TFF computations run inside `with Worker(...)`")
+
+
+def replace_default_context() -> None:
+    """Put a context that refuses in the place of TFF's own, which would start a worker that
+    outlives us.
+
+    TFF's also prints a traceback from its finalizer where it is still there when Python takes its
+    modules apart.
+    """
+    tff.framework.set_default_context(build_context(nowhere))
+
+
+atexit.register(replace_default_context)
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[str]:
+    """Make a folder that only this user can enter, and give it a path that is short and plain,
+    wherever it is.
+
+    A socket's path has at most 107 characters, and gRPC reads `%`, `?` and `#` in it as a URL's.
+    """
+    with io_errors_as_user_errors(Path(os.environ.get("TMPDIR", "/tmp"))):
+        made = tempfile.TemporaryDirectory(prefix="fl-")
+    with made as folder:
+        descriptor = os.open(folder, os.O_PATH)
+        try:
+            yield f"/proc/{os.getpid()}/fd/{descriptor}"  # not self: ssh is given it too
+        finally:
+            os.close(descriptor)
+
+
+def open_log(path: str | Path) -> Any:
+    """Return the file that the worker prints to. Raise UserError where it cannot be written."""
+    with io_errors_as_user_errors(Path(path)):
+        return os.fdopen(
+            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666), "ab"
+        )
+
+
+class Worker(grpc.UnaryUnaryClientInterceptor):
+    """TFF's worker as a context manager: TFF computations that are called inside run in it.
+
+    It never outlives us. `bytes_sent` and `bytes_received` count the messages to and from it. A
+    worker that makes no progress with a request for `patience` seconds is ended. WorkerLost is
+    raised if it ends before its time. A subclass says how it is started and ended.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        clients_at_once: int,
+        log: str | Path = os.devnull,
+        patience: float = 60,
+        compiler: Compiler | None = None,
+    ):
+        """`log` is where the worker prints to."""
+        self.clients_at_once = clients_at_once
+        self.log = log
+        self.patience = patience
+        self.compiler = compiler or Compiler()
+        self.bytes_sent = 0
+        self.bytes_received = 0
+        self.process: subprocess.Popen | None = None  # the supervisor, or ssh to it
+        self.pid = 0  # of the worker
+        self._requests: set[object] = set()  # those that wait for an answer
+
+    def spawn(self, folder: str, isolated: bool) -> None:
+        """Start supervisor and worker, so that a connection to `folder`/socket leads to it."""
+        raise NotImplementedError
+
+    def kill(self) -> None:
+        """End the worker, at once, from any thread or signal handler."""
+        raise NotImplementedError
+
+    def explain_start(self, line: str) -> Exception:
+        """Return the error for a supervisor that printed `line` and not a process id."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Worker:
+        self._exit_stack = contextlib.ExitStack()
+        self._exit_stack.enter_context(stopping.ended_by_request(self.kill))
+        self.open()
+        self._exit_stack.enter_context(tff.framework.get_context_stack().install(self.context))
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        # The worker first: while it trains on, TFF's threads, and so our exit, would wait for it.
+        self.end()
+        self._exit_stack.close()
+
+    def open(self) -> None:
+        """Start the worker. Raises RunFailed, or UserError for what the user must do elsewhere."""
+        self._reason = "ended"
+        replace_default_context()
+        stub = Stub(self._connect())
+        self.stub = stub
+        self.context = build_context(
+            lambda cardinalities: Executor(stub, cardinalities), self.compiler
+        )
+        arguments = (self.process, self.kill)
+        threading.Thread(target=self._watch, args=arguments, daemon=True, name=WATCH).start()
+
+    def assign(self, clients: Sequence[int]) -> list[Sequence[int]]:
+        """Return the clients of each host, of which there is one."""
+        return [clients]
+
+    def run_round(
+        self, name: str, process: Any, state: Any, chunks: Sequence[np.ndarray]
+    ) -> tuple[Any, Any, Any]:
+        """Return process.next(state, chunks)."""
+        return self.call(name, process.next, state, chunks)
+
+    def measured_bytes(self) -> dict[str, None]:
+        """Return the bytes that went to other hosts: there is none."""
+        return {"measured_bytes_down": None, "measured_bytes_up": None}
+
+    def call(self, name: str, function: Callable, *arguments: Any) -> Any:
+        """Return function(*arguments), a TFF computation, on a fresh worker if one is lost.
+
+        It must be a pure function of its arguments, as a round is. Raises RunFailed, which names
+        it, after three losses or if the worker itself cannot.
+        """
+        for attempt in range(1, ATTEMPTS + 1):
+            stopping.raise_if_requested()
+            try:
+                return self.invoke(name, function, *arguments)
+            except WorkerLost as lost:
+                stopping.raise_if_requested()
+                if attempt == ATTEMPTS:
+                    raise RunFailed(f"{name}: {lost}; {ATTEMPTS} times in this round") from lost
+                warn(f"{name}: {lost}; doing the round again on a fresh one")
+                self.end()
+                self.open()
+        raise AssertionError("unreachable")
+
+    def invoke(self, name: str, function: Callable, *arguments: Any) -> Any:
+        """Return function(*arguments), from any thread.
+
+        Raises WorkerLost, or RunFailed for the worker's own error.
+        """
+        try:
+            with tff.framework.get_context_stack().install(self.context):
+                return function(*arguments)
+        except grpc.RpcError as error:  # such as a shard file that the worker cannot read
+            reason = error.details().partition("\n")[0].removeprefix("Failed to run computation: ")
+            raise RunFailed(f"{name}: {self.name} cannot train: {reason}") from error
+
+    def _connect(self, isolated: bool = True) -> grpc.Channel:
+        """Start the worker and return an open channel to it."""
+        with private_folder() as folder:
+            self.spawn(folder, isolated)
+            try:
+                self.pid = self._wait_until_ready()
+                channel = grpc.insecure_channel(f"unix:{folder}/socket", CHANNEL_OPTIONS)
+                self._wait_until_open(channel)
+            except BaseException:
+                self.process.kill()
+                self.process.wait()
+                raise
+        # The folder is gone now: nobody else gets in. The channel is never closed: TFF's stub
+        # subscribes to it, and closing prints an error from gRPC's thread.
+        return grpc.intercept_channel(channel, self)
+
+    def _wait_until_ready(self) -> int:
+        """Return the worker's process id, which the supervisor prints once the worker answers."""
+        poll = select.poll()  # unlike select, it takes any file descriptor
+        poll.register(self.process.stdout, select.POLLIN)
+        line = ""
+        if poll.poll(1000 * START_SECONDS):
+            line = self.process.stdout.readline().decode().strip()
+        if not line.isdigit():
+            raise self.explain_start(line)
+        return int(line)
+
+    def _wait_until_open(self, channel: grpc.Channel) -> None:
+        """Return once gRPC has a connection. Raises RunFailed if there is none in time."""
+        ready = grpc.channel_ready_future(channel)
+        deadline = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                return ready.result(0.25)
+            except grpc.FutureTimeoutError as error:
+                self.check_connection()
+                if time.monotonic() > deadline or self.process.poll() is not None:
+                    raise Unreachable(
+                        f"{self.name} did not answer in {START_SECONDS} s; see {self.log}"
+                    ) from error
+
+    def check_connection(self) -> None:
+        """Raise UserError if it is known already that no connection will come."""
+
+    @property
+    def ended(self) -> bool:
+        """Whether there is no worker now."""
+        return self.process is None or self.process.poll() is not None
+
+    def end(self) -> None:
+        """End worker and supervisor, if they run, and wait for it."""
+        if self.process is None:
+            return
+        if not self.ended:
+            self.kill()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)  # the supervisor ends with the worker
+        self.process.kill()
+        self.process.wait()
+
+    def intercept_unary_unary(self, continuation: Callable, details: Any, request: Any) -> Any:
+        """Count the bytes of every request, and end the wait for a worker that has ended."""
+        self.bytes_sent += request.ByteSize()
+        self._requests.add(request_id := object())
+        try:
+            call = continuation(details, request)
+        finally:
+            self._requests.discard(request_id)
+        if call.code() is not grpc.StatusCode.OK:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(1)
+                raise WorkerLost(f"{self.name} {self._reason}; see {self.log}")
+        else:
+            self.bytes_received += call.result().ByteSize()
+        return call
+
+    def _watch(self, process: subprocess.Popen, kill: Callable) -> None:
+        """End a worker that spends no processor time on a request for `patience` seconds.
+
+        The supervisor prints the time that it has spent. One that says nothing makes no progress.
+        """
+        spent = b""
+        since = time.monotonic()
+        poll = select.poll()
+        poll.register(process.stdout, select.POLLIN)
+        while process.poll() is None:
+            spent_now = process.stdout.readline() if poll.poll(500) else spent
+            if not spent_now:
+                return
+            if spent_now != spent or not self._requests:
+                spent = spent_now
+                since = time.monotonic()
+            elif time.monotonic() - since > self.patience:
+                self._reason = f"hung for {self.patience:g} s and was ended"
+                if process is self.process:
+                    kill()
+
+
+class LocalWorker(Worker):
+    """A worker on this machine, whose paths begin at `folder`."""
+
+    name = "TFF's worker"
+    host = ssh.HERE
+
+    def __init__(self, *arguments: Any, folder: str | Path = "/", **options: Any):
+        super().__init__(*arguments, **options)
+        self.folder = folder
+
+    def spawn(self, folder: str, isolated: bool) -> None:
+        """Start the supervisor from its file, with a listening socket that it inherits."""
+        binary = Path(tff.__file__).parent / "data" / "worker_binary"
+        with socket.socket(socket.AF_UNIX) as listener, open_log(self.log) as log:
+            listener.bind(f"{folder}/socket")
+            listener.listen()
+            words = [os.getpid(), listener.fileno(), binary, "yes" if isolated else ""]
+            words += [self.clients_at_once, self.folder]
+            self.process = subprocess.Popen(
+                [sys.executable, "-IS", str(SUPERVISOR), *map(str, words)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                pass_fds=[listener.fileno()],
+                start_new_session=True,  # the terminal's Ctrl-C comes to us alone
+            )
+
+    def _connect(self, isolated: bool = True) -> grpc.Channel:
+        try:
+            return super()._connect(isolated)
+        except PermissionError as error:
+            warn(f"{error}: others on this machine's network can reach TFF's worker while it runs")
+            return super()._connect(isolated=False)
+
+    def explain_start(self, line: str) -> Exception:
+        """Return PermissionError if the machine forbids namespaces, else Unreachable."""
+        if line.startswith("cannot isolate"):
+            return PermissionError(line)
+        reason = f": {line}" if line else ""
+        return Unreachable(f"{self.name} did not start{reason}; see {self.log}")
+
+    def kill(self) -> None:
+        """Kill the worker's own process; the supervisor ends with it."""
+        if self.pid and not self.ended:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
+
+class RemoteWorker(Worker):
+    """A worker on another machine, over ssh, in `folder` there.
+
+    Worker and shards have been sent there.
+    """
+
+    def __init__(self, host: str, folder: str, *arguments: Any, **options: Any):
+        super().__init__(*arguments, **options)
+        self.host = host
+        self.folder = folder
+        self.name = f"TFF's worker on {host}"
+        self._ssh_words = ""  # the last that ssh and the worker there have printed
+
+    def spawn(self, folder: str, isolated: bool) -> None:
+        """Start ssh; the supervisor's text, and then a sign of life, go to its standard input."""
+        text = SUPERVISOR.read_text("utf-8")
+        command = ssh.supervisor_command(
+            self.host, f"{folder}/socket", len(text.encode()), self.clients_at_once, self.folder
+        )
+        self._ssh_words = ""
+        self.process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+        keep_alive = threading.Thread(
+            target=self._keep_alive, args=(self.process, text), daemon=True, name=WATCH
+        )
+        self._copier = threading.Thread(
+            target=self._copy_words, args=(self.process,), daemon=True, name=WATCH
+        )
+        keep_alive.start()
+        self._copier.start()
+
+    def explain_start(self, line: str) -> Exception:
+        """Return Unreachable with the reason and the cure, as far as ssh or the supervisor said."""
+        self._copier.join(1)  # what ssh says may be on its way
+        if line:
+            reason = ssh.explain_supervisor(self.host, line)
+        else:
+            reason = ssh.explain(self.host, self._ssh_words)
+        return Unreachable(reason or f"{self.name} did not start; see {self.log}")
+
+    def check_connection(self) -> None:
+        """Raise UserError if ssh says that it forwards nothing."""
+        if "open failed" in self._ssh_words:
+            raise UserError(ssh.explain(self.host, self._ssh_words))
+
+    def kill(self) -> None:
+        """End ssh: the supervisor there loses its standard input, and ends the worker."""
+        if not self.ended:
+            self.process.kill()
+
+    def end(self) -> None:
+        """Close the supervisor's standard input, wait until it has ended the worker, end ssh."""
+        if not self.ended:
+            with contextlib.suppress(OSError):
+                self.process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(5)
+        super().end()
+
+    def _keep_alive(self, process: subprocess.Popen, text: str) -> None:
+        """Send the supervisor its text, and then again and again that we are there."""
+        with contextlib.suppress(OSError, ValueError):  # it has ended, or we have
+            process.stdin.write(text.encode())
+            while process.poll() is None:
+                process.stdin.write(b".")
+                process.stdin.flush()
+                time.sleep(ssh.HEARTBEAT)
+
+    def _copy_words(self, process: subprocess.Popen) -> None:
+        """Copy to the log what ssh and the worker there print, and keep the last lines."""
+        with contextlib.suppress(OSError), open_log(self.log) as log:
+            for line in process.stderr:
+                log.write(line)
+                log.flush()
+                self._ssh_words = (self._ssh_words + line.decode(errors="replace"))[-2000:]

@@ -1,0 +1,123 @@
+"""What a plot says of the run that it shows: all that the numbers depend on, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from harness.options import compared_values
+from harness.plots import join_parts
+from variants import options
+
+
+def with_fields(name: str, fields: dict[str, Any]) -> str:
+    """Return a name and the fields that belong to it: "krum, tolerated 3"."""
+    parts = [f"{field.replace('_', ' ')} {value:g}" for field, value in fields.items()]
+    return ", ".join([name, *parts])
+
+
+def caption(experiment: Any) -> str:
+    """Return what a plot of this experiment says."""
+    return join_parts([experiment.dataset.name, *caption_parts(experiment).values()])
+
+
+def caption_parts(experiment: Any) -> dict[str, str]:
+    """Return topic -> what a caption says; a topic that can be compared is named as its field."""
+    config = experiment.config
+    training = config.training
+    num_clients = config.partitioning.num_clients
+    batch_size = training.batch_size or "all"
+    return {
+        "clients": f"{num_clients} clients, {config.cohort_size} a round",
+        "sampling": "Poisson sampling" if training.sampling == "poisson" else "",
+        "partition": describe_partition(experiment),
+        "algorithm": describe_algorithm(config),
+        "aggregator": describe_aggregator(experiment),
+        "model": training.model,
+        "training": f"E = {training.local_epochs}, B = {batch_size}",
+        **describe_adversity(config.adversity),
+        "seed": f"seed {config.seed}",
+    }
+
+
+def describe_partition(experiment: Any) -> str:
+    """Return the partitioner's title with its fields."""
+    title = experiment.partitioner.title.format(**experiment.config.to_dict())
+    min_images = experiment.config.partitioning.min_images
+    return f"{title}, {min_images} images a client at least" if min_images else title
+
+
+def describe_algorithm(config: Any) -> str:
+    """Return the algorithm, its own fields, the client optimizer and the rates.
+
+    Of plain SGD only the rate is named, of plain averaging nothing.
+    """
+    optimization = config.optimization
+    fields = optimization.subset(options.ALGORITHMS[optimization.algorithm].fields)
+    if optimization.server_epsilon is None:
+        fields.pop("server_epsilon", None)
+    parts = [with_fields(optimization.algorithm, fields)]
+    if optimization.client_optimizer == "momentum":
+        parts.append(f"client momentum {optimization.client_momentum:g}")
+    elif optimization.client_optimizer != "sgd":
+        parts.append(f"client {optimization.client_optimizer}")
+    if optimization.weight_decay:
+        parts.append(f"weight decay {optimization.weight_decay:g}")
+    client_schedule = describe_schedule(optimization.client_schedule, optimization)
+    parts.append(f"lr {config.training.client_lr:g}{client_schedule}")
+    server_schedule = describe_schedule(optimization.server_schedule, optimization)
+    if config.training.server_lr != 1 or server_schedule:
+        parts.append(f"server lr {config.training.server_lr:g}{server_schedule}")
+    return ", ".join(parts)
+
+
+def describe_schedule(name: str, optimization: Any) -> str:
+    """Return what stands behind a rate that changes from round to round."""
+    if name == "constant":
+        return ""
+    if name == "exponential":
+        return f" × {optimization.lr_decay:g} a round"
+    if name == "cosine":
+        return f" cosine over {optimization.lr_horizon} rounds"
+    return f" {name}"
+
+
+def describe_aggregator(experiment: Any) -> str:
+    """Return the aggregator, its own fields, and what its results rest on."""
+    aggregation = experiment.config.aggregation
+    name = aggregation.aggregator
+    if experiment.accountant:
+        noise = {"noise_multiplier": experiment.config.privacy.noise_multiplier}
+        return f"{with_fields(name, noise)}: {experiment.accountant.assumption()}"
+    text = with_fields(name, aggregation.subset(options.AGGREGATORS[name].fields))
+    note = experiment.aggregator.note
+    return f"{text}: {note}" if note else text
+
+
+def describe_adversity(adversity: Any) -> dict[str, str]:
+    """Return what is said of dropouts, stragglers and attackers, nothing of what is not there."""
+    attack = adversity.attack
+    if "attack_scale" in options.ATTACKS[attack].fields:
+        attack = f"{attack}, scale {adversity.attack_scale:g}"
+    return {
+        "dropout": f"dropout {adversity.dropout:g}" if adversity.dropout else "",
+        "stragglers": f"stragglers {adversity.stragglers:g}" if adversity.stragglers else "",
+        "attack": f"{adversity.byzantine} attackers ({attack})" if adversity.byzantine else "",
+    }
+
+
+def compared_caption(config: Any, build: Callable[[Any], Any]) -> str:
+    """Return what the plot of a comparison says: of what is compared, every choice.
+
+    build(config) makes an Experiment.
+    """
+    field, names = compared_values(config)
+    experiments = [build(config.effective(**{field: name}, compare="", seeds=1)) for name in names]
+    parts = caption_parts(experiments[0])
+    if config.comparison.compare:
+        rows = [caption_parts(experiment)[field] for experiment in experiments]
+        parts[field] = f"{field}s compared: {'; '.join(rows)}"
+    if config.comparison.seeds > 1:
+        last = config.seed + config.comparison.seeds - 1
+        parts["seed"] = f"seeds {config.seed} to {last}"
+    return join_parts([experiments[0].dataset.name, *parts.values()])

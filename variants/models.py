@@ -1,0 +1,60 @@
+"""Networks other than the default one, and the blocks that all are made of.
+
+A row is a function that returns new Keras layers, those before the logits. They get
+float32[n,28,28,1] in 0..1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tensorflow as tf
+
+
+def conv(filters: int, size: int = 5, padding: str = "same") -> list[Any]:
+    """Return a convolution with ReLU and a 2x2 max-pooling.
+
+    `size` is that of its square kernel. "same" padding keeps the images' size, "valid" loses the
+    border.
+    """
+    convolution = tf.keras.layers.Conv2D(filters, size, padding=padding, activation="relu")
+    return [convolution, tf.keras.layers.MaxPool2D()]
+
+
+def dense(*units: int, activation: str = "relu") -> list[Any]:
+    """Return fully connected layers on the flattened input."""
+    return [tf.keras.layers.Flatten(), *(tf.keras.layers.Dense(n, activation) for n in units)]
+
+
+def build_mlp() -> list[Any]:
+    """One hidden layer."""
+    return dense(128)
+
+
+def build_2nn() -> list[Any]:
+    """McMahan et al. 2017, section 3: the 2NN, 199,210 parameters."""
+    return dense(200, 200)
+
+
+def build_cnn() -> list[Any]:
+    """McMahan et al. 2017, section 3: the CNN, 1,663,370 parameters."""
+    return [*conv(32), *conv(64), *dense(512)]
+
+
+def build_lenet() -> list[Any]:
+    """Li et al. 2022, section V: LeNet-5 with max-pooling and ReLU, 44,426 parameters."""
+    return [*conv(6, padding="valid"), *conv(16, padding="valid"), *dense(120, 84)]
+
+
+ROWS: dict[str, Callable[[], list[Any]]] = {
+    "mlp": build_mlp,
+    "2nn": build_2nn,
+    "cnn": build_cnn,
+    "lenet": build_lenet,
+}
+
+
+def has_max_pooling(layers: Sequence[Any]) -> bool:
+    """Return whether one of the layers is a max-pooling."""
+    return any(isinstance(layer, tf.keras.layers.MaxPool2D) for layer in layers)
