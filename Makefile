@@ -1,7 +1,7 @@
 # make run       set up .venv and run the main job; flags by ARGS="--rounds 10"
 # make test      set up .venv and pass the tests
 # make thorough  those too that do for every row of a table what `make test` does for each kind of row
-# make quick     the tests of a minute, which start no process: what a developer runs all day
+# make quick     the tests of a minute, which start no process and build none of TFF
 # make coverage  the tests with the lines of the script that they run, subprocesses included
 # make notebook  set up .venv and open the notebook in Jupyter
 # make lint      ruff
@@ -25,7 +25,7 @@ thorough: .venv/dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "" $(ARGS)
 
 quick: .venv/dev
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow" $(ARGS)
+	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not thorough" $(ARGS)
 
 coverage: .venv/dev
 	$(BIN)/coverage erase

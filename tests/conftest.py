@@ -58,6 +58,7 @@ def nothing_goes_on():
                 process.kill()
 
 
+BUILDERS = {"federation", "learners", "trained"}  # fixtures that build a TFF process
 STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}
 STARTERS |= {"NotebookClient", "KernelManager", "compare", "rounds_of"}
 STARTED = {"whole", "half", "twice", "undisturbed", "own", "go", "learners", "pair"}  # fixtures
@@ -67,11 +68,12 @@ LONG = {"test_notebook.py", "test_faults.py", "test_hosts.py"}  # with a test of
 
 
 def pytest_collection_modifyitems(items):
-    """Marks `slow` what starts a process: `make quick` leaves it out.
+    """Marks `slow` what starts a process or builds a TFF one: `make quick` leaves it out.
 
     The long modules begin, lest one ends alone.
     """
     items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
-        if STARTERS & set(item.function.__code__.co_names) or STARTED & set(item.fixturenames):
+        names = set(item.function.__code__.co_names)
+        if STARTERS & names or (STARTED | BUILDERS) & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)

@@ -258,6 +258,7 @@ def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, c
         fl.run(configure(**flags, **places, baselines=True))
 
 
+@pytest.mark.thorough
 def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
     process = start(tmp_path, *FLAGS, "--baselines", "--local-epochs", "100")
     for line in process.stdout:

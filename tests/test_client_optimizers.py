@@ -78,7 +78,7 @@ def local(config, shards, client, round_num, weights):
     return weights, step
 
 
-@pytest.mark.parametrize("weight_decay", [0, 0.01])
+@pytest.mark.parametrize("weight_decay", [0.01, pytest.param(0, marks=pytest.mark.thorough)])
 @pytest.mark.parametrize("name", fl.CLIENT_OPTIMIZERS)
 def test_local_steps_equal_numpys(federation, name, weight_decay):
     flags = {

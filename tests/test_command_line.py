@@ -34,7 +34,10 @@ def started(folder, *flags, **options):
     return process
 
 
-@pytest.mark.parametrize(("kilobytes", "named"), [(60, "shards-"), (300, "checkpoints")])
+@pytest.mark.parametrize(
+    ("kilobytes", "named"),
+    [pytest.param(60, "shards-", marks=pytest.mark.thorough), (300, "checkpoints")],
+)
 def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named):
     """A limit on the size of a file stands for the disk's: a shard, then a checkpoint, does not
     fit."""
@@ -59,6 +62,7 @@ def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named
     assert again.returncode == 0 and "after 2 rounds" in again.stdout, again.stderr
 
 
+@pytest.mark.thorough
 def test_a_vanished_run_folder_ends_the_run_with_its_name(tmp_path):
     process = started(tmp_path, *LONG, "--name", "run")
     worker = worker_of(process)
@@ -87,7 +91,10 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
     )
 
 
-@pytest.mark.parametrize(("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("sent", "exit_code"),
+    [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.thorough)],
+)
 def test_a_stopped_run_ends_in_seconds_and_says_how_to_go_on(tmp_path, sent, exit_code):
     process = started(tmp_path, *LONG, "--name", "run")
     process.send_signal(sent)
@@ -121,6 +128,7 @@ def test_divergence_is_announced_and_recorded(tmp_path):
     assert [record["num_nonfinite"] for record in metrics["rounds"]] == [10, 10]
 
 
+@pytest.mark.thorough
 def test_odd_folders_and_a_home_that_cannot_be_written(tmp_path):
     (folder := tmp_path / "Föderiertes Lernen").mkdir()
     (temporary := tmp_path / f"a%20b#c?d{82 * 'x'}").mkdir()
@@ -184,6 +192,7 @@ def test_runs_are_stopped_at_any_moment_of_their_start(tmp_path):
             ]
 
 
+@pytest.mark.thorough
 def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     """As nohup has it, and a shell for what it starts with &."""
     process = start(
@@ -194,7 +203,16 @@ def test_a_signal_that_is_ignored_stays_ignored(tmp_path):
     assert process.wait(SECONDS) == 0
 
 
-@pytest.mark.parametrize("closed", ["<&- >&- 2>&-", ">/dev/full", ">/dev/full 2>&1"])
+@pytest.mark.parametrize(
+    "closed",
+    [
+        ">/dev/full",
+        *(
+            pytest.param(closed, marks=pytest.mark.thorough)
+            for closed in ("<&- >&- 2>&-", ">/dev/full 2>&1")
+        ),
+    ],
+)
 def test_output_that_goes_nowhere(tmp_path, closed):
     line = f"{shlex.join(command(*QUICK, '--name', 'run'))} {closed}"
     done = subprocess.run(
@@ -207,6 +225,7 @@ def test_output_that_goes_nowhere(tmp_path, closed):
     assert done.stderr == (told if closed == ">/dev/full" else "")
 
 
+@pytest.mark.thorough
 def test_help_on_a_full_disk_is_one_line(tmp_path):
     line = f"{shlex.join(command('--help'))} >/dev/full"
     done = subprocess.run(
@@ -215,6 +234,7 @@ def test_help_on_a_full_disk_is_one_line(tmp_path):
     assert done.returncode == 1 and done.stderr.count("\n") == 1 and "takes no more" in done.stderr
 
 
+@pytest.mark.thorough
 def test_output_that_is_not_utf_8(tmp_path):
     ascii_only = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     done = run_script(tmp_path, *QUICK, "--rounds", "1", **ascii_only)
@@ -222,6 +242,7 @@ def test_output_that_is_not_utf_8(tmp_path):
     assert run_script(tmp_path, "--help", **ascii_only).returncode == 0
 
 
+@pytest.mark.thorough
 def test_folders_that_are_not_utf_8(tmp_path):
     odd = os.fsdecode(b"r\xff")
     done = run_script(tmp_path, *QUICK, "--runs", odd, "--cache", f"{odd}/cache", "--name", "run")
@@ -261,6 +282,7 @@ def test_what_cannot_be_is_refused_in_one_line(tmp_path, flags):
     assert done.stderr.rstrip("\n").isprintable()
 
 
+@pytest.mark.thorough
 def test_a_log_that_cannot_be_written_is_told_as_that(tmp_path):
     assert call_script(tmp_path, *QUICK, "--name", "run").returncode == 0
     (tmp_path / "runs" / "run" / "worker.log").unlink()
@@ -273,6 +295,7 @@ def test_a_log_that_cannot_be_written_is_told_as_that(tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_pictures_are_the_same_whatever_matplotlibs_settings(tmp_path):
     flags = ("--name", "run")
     (tmp_path / "matplotlibrc").write_text(

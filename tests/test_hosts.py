@@ -113,6 +113,7 @@ def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alon
     assert none_left(pair, 2)
 
 
+@pytest.mark.thorough
 def test_the_bytes_in_the_table_are_those_of_the_links(tmp_path, pair):
     """Worker and shards are there already; what ssh, rsync and TCP add is a few per cent."""
     finish(begin(tmp_path, pair, *RUN, "--rounds", "1", "--name", "sent"))
@@ -160,10 +161,10 @@ def children(process):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (kill_ssh, "ended"),
         (kill_worker, "ended"),
-        (stop_worker, "hung for 3 s"),
-        (cut_for_five_seconds, ""),
+        pytest.param(kill_ssh, "ended", marks=pytest.mark.thorough),
+        pytest.param(stop_worker, "hung for 3 s", marks=pytest.mark.thorough),
+        pytest.param(cut_for_five_seconds, "", marks=pytest.mark.thorough),
     ],
 )
 def test_what_is_lost_is_done_again_and_the_end_is_the_same(
@@ -182,6 +183,7 @@ def test_what_is_lost_is_done_again_and_the_end_is_the_same(
     assert none_left(pair, 2)
 
 
+@pytest.mark.thorough
 @needs_machines
 def test_a_host_gone_for_good_is_taken_over_and_the_end_is_the_same(tmp_path, pair, undisturbed):
     """The link to hostB is cut in the middle and never mended."""
@@ -199,6 +201,7 @@ def test_a_host_gone_for_good_is_taken_over_and_the_end_is_the_same(tmp_path, pa
     assert none_left(pair)
 
 
+@pytest.mark.thorough
 @needs_machines
 def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_many_others(
     tmp_path, pair, undisturbed
@@ -226,7 +229,7 @@ def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_ma
 
 
 @needs_machines
-@pytest.mark.parametrize("cut", [False, True])
+@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.thorough)])
 def test_a_killed_coordinator_leaves_nothing_on_any_host(tmp_path, pair, cut):
     process = begin(tmp_path, pair, *RUN, "--rounds", "100000")
     wait_for_round(process)
@@ -240,6 +243,7 @@ def test_a_killed_coordinator_leaves_nothing_on_any_host(tmp_path, pair, cut):
         pair[0][1].mend()
 
 
+@pytest.mark.thorough
 @needs_machines
 def test_ctrl_c_keeps_the_rounds_done_and_leaves_nothing(tmp_path, pair):
     process = begin(tmp_path, pair, *RUN, "--rounds", "100000")
@@ -320,13 +324,14 @@ def refuse(tmp_path, pair, host, **environment):
     ("host", "said"),
     [
         ("{0.address}", "its host key is not known here; run `ssh {0.address}` once by hand"),
-        ("changed", "changed: its host key has changed; see that it is the right machine"),
-        ("nowhere.invalid", "nowhere.invalid: its name does not resolve"),
-        ("closed", "closed: no sshd answers there (connection refused)"),
-        (
-            "nobody@hostA",
-            "nobody@hostA: it does not let us in (permission denied), and no password is ever "
-            "asked",
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in [
+                ("changed", "changed: its host key has changed; see that it is the right machine"),
+                ("nowhere.invalid", "nowhere.invalid: its name does not resolve"),
+                ("closed", "closed: no sshd answers there (connection refused)"),
+                ("nobody@hostA", "nobody@hostA: it does not let us in (permission denied), and no"),
+            ]
         ),
     ],
 )
@@ -357,9 +362,14 @@ NO_SOCKETS = "hostA: its sshd forwards no Unix sockets; set AllowStreamLocalForw
     ("settings", "said"),
     [
         (["AllowStreamLocalForwarding no"], NO_SOCKETS),
-        (["DisableForwarding yes"], NO_SOCKETS),
-        (["AllowUsers nobody"], "hostA: it does not let us in (permission denied)"),
-        ([NO_NAMESPACES], "hostA forbids network namespaces"),
+        *(
+            pytest.param(*case, marks=pytest.mark.thorough)
+            for case in [
+                (["DisableForwarding yes"], NO_SOCKETS),
+                (["AllowUsers nobody"], "hostA: it does not let us in (permission denied)"),
+                ([NO_NAMESPACES], "hostA forbids network namespaces"),
+            ]
+        ),
     ],
 )
 def test_what_an_sshd_forbids_is_told_with_the_remedy(tmp_path, pair, again, settings, said):
@@ -367,6 +377,7 @@ def test_what_an_sshd_forbids_is_told_with_the_remedy(tmp_path, pair, again, set
     assert said in refuse(tmp_path, pair, "hostA")
 
 
+@pytest.mark.thorough
 @needs_machines
 def test_a_host_without_python_or_rsync_is_told(tmp_path, pair, again):
     empty = tmp_path / "path"
@@ -380,6 +391,7 @@ def test_a_host_without_python_or_rsync_is_told(tmp_path, pair, again):
     assert "hostA has no rsync; install it there" in refuse(tmp_path, pair, "hostA")
 
 
+@pytest.mark.thorough
 @needs_machines
 def test_a_cache_that_cannot_be_made_or_run_in_is_told(tmp_path, pair, again):
     process = start(
@@ -405,6 +417,7 @@ def test_a_cache_that_cannot_be_made_or_run_in_is_told(tmp_path, pair, again):
     )
 
 
+@pytest.mark.thorough
 @needs_machines
 def test_a_host_that_does_not_answer_is_told(tmp_path, pair):
     pair[0][0].cut()

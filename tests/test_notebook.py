@@ -26,6 +26,7 @@ def code_cells(notebook):
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
+@pytest.mark.thorough
 @pytest.mark.timeout(1200)
 def test_it_gives_the_scripts_numbers(notebook, tmp_path):
     (parameters,) = [

@@ -139,6 +139,7 @@ def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
         assert metrics["weights_sha256"] == runs[0]["sha256"]
 
 
+@pytest.mark.thorough
 @pytest.mark.slow
 def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
     """FedAvg's best after five rounds, and the mean without attackers; equal, or within 3 sd, as

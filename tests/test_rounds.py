@@ -21,17 +21,8 @@ def rounds_of(digits, folder, **flags):
     return weights_of(done[-1][0]), [record for _, record, _ in done]
 
 
-ALIKE = {
-    "fedprox",
-    "fedavgm",
-    "fedadagrad",
-    "fedyogi",
-    "mimelite",
-    "fedsgd",
-    "trimmed-mean",
-    "krum",
-    "multi-krum",
-}
+# Of the others each is a kind: a memory, moments, each client by itself, all updates at once.
+KINDS = {"scaffold", "fedadam", "clipping", "median"}
 ROWS = [{"algorithm": name} for name in fl.ALGORITHMS if name != "fedsgd"]
 ROWS += [
     {"aggregator": name}
@@ -41,7 +32,7 @@ ROWS += [
 ROWS += [{"aggregator": name, "tolerated": 1} for name in ("krum", "multi-krum")]
 ROWS += [{"algorithm": "fedsgd", "local_epochs": 1}]
 ROWS = [
-    pytest.param(row, marks=pytest.mark.thorough) if ALIKE & set(row.values()) else row
+    row if KINDS & set(row.values()) else pytest.param(row, marks=pytest.mark.thorough)
     for row in ROWS
 ]
 ROWS += [{"algorithm": "scaffold", "clients_per_round": 3}, {"server_schedule": "cosine"}]
@@ -93,6 +84,7 @@ def test_only_what_clients_need_travels(digits, tmp_path, algorithm, copies):
     )
 
 
+@pytest.mark.thorough
 def test_privacy_is_accounted_for_alike(digits, tmp_path):
     """Noise is never the same, so weights are not compared; they move by the clipped mean and the
     noise of dp."""

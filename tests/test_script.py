@@ -121,6 +121,7 @@ def test_the_same_command_gives_the_same_numbers_in_a_folder_of_its_own(twice):
     assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
 
 
+@pytest.mark.thorough
 def test_tensorboard_events_hold_what_the_csv_holds(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -206,7 +207,9 @@ def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "images" / "a.png").read_bytes()
 
 
-@pytest.mark.parametrize(("variable", "flag"), [(False, True), (True, False)])
+@pytest.mark.parametrize(
+    ("variable", "flag"), [(False, True), pytest.param(True, False, marks=pytest.mark.thorough)]
+)
 def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, monkeypatch, variable, flag):
     few = {}
     for part, split in (("train", digits.train), ("test", digits.test)):

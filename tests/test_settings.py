@@ -73,6 +73,7 @@ def test_earlier_cells_of_a_notebook_change_nothing_and_stay_as_they_were(usual,
     assert done.stdout.splitlines()[-2:] == ["True float64", "mixed_float16"]
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="there is one core")
 def test_the_number_of_cores_changes_nothing(usual, tmp_path):
     """A client alone has two threads within an op, on one core too."""

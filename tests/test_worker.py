@@ -33,6 +33,7 @@ def test_normal_end_leaves_no_worker_which_had_onednn(tmp_path):
     assert gone(worker, 0.5)
 
 
+@pytest.mark.thorough
 def test_exception_leaves_no_worker(tmp_path):
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); import federated_learning as fl\n"
@@ -54,7 +55,12 @@ def test_exception_leaves_no_worker(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("sent", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("sent", "exit_code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.thorough),
+        (signal.SIGKILL, -9),
+    ],
 )
 def test_signal_leaves_no_worker(tmp_path, sent, exit_code):
     process = start(tmp_path, *LONG)
@@ -72,6 +78,7 @@ def test_signal_leaves_no_worker(tmp_path, sent, exit_code):
         ).exists()
 
 
+@pytest.mark.thorough
 def test_killed_while_the_worker_starts_which_has_onednn_whatever_the_user_says(tmp_path):
     process = start(tmp_path, *LONG, env={**os.environ, ONEDNN: "0"})
     worker = worker_of(process)
@@ -104,7 +111,11 @@ def rows_of(folder):
 
 
 @pytest.mark.parametrize(
-    ("sent", "said"), [(signal.SIGKILL, "worker ended"), (signal.SIGSTOP, "hung for 2 s")]
+    ("sent", "said"),
+    [
+        (signal.SIGKILL, "worker ended"),
+        pytest.param(signal.SIGSTOP, "hung for 2 s", marks=pytest.mark.thorough),
+    ],
 )
 def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(
     tmp_path, undisturbed, sent, said
@@ -138,6 +149,7 @@ def test_what_watches_waits_for_no_finalizer():
         }
 
 
+@pytest.mark.thorough
 def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_path):
     process = start(tmp_path, *LONG, "--model", "cnn", "--local-epochs", "50")
     workers = []
@@ -174,6 +186,7 @@ def test_nobody_else_reaches_the_worker(tmp_path):
     assert gone(worker, 2)
 
 
+@pytest.mark.thorough
 def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl\n"
@@ -194,6 +207,7 @@ def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
     )
 
 
+@pytest.mark.thorough
 def test_a_dead_proxy_does_not_stand_between(tmp_path):
     dead = {"http_proxy": "http://127.0.0.1:9", "https_proxy": "http://127.0.0.1:9"}
     assert (
