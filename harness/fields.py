@@ -104,6 +104,11 @@ class ConfigGroup:
                 fields[field] = value
         return fields
 
+    def changed(self) -> dict[str, Any]:
+        """Return field -> value of those that differ from the default."""
+        default = self.defaults()
+        return {field: value for field, value in self.to_dict().items() if value != default[field]}
+
     def subset(self, names: Sequence[str]) -> dict[str, Any]:
         """Return name -> value of these fields."""
         return {name: value for name, value in self.to_dict().items() if name in names}

@@ -105,6 +105,13 @@ def test_a_server_step_is_taken_without_any_memory_too(federation, monkeypatch):
     assert largest_difference(weights_of(half), [(w + after) / 2 for w, after in pairs]) < 1e-6
 
 
+def test_a_method_that_is_no_hook_is_refused():
+    """A misspelled hook would never be called, and its algorithm train like FedAvg in silence."""
+    with pytest.raises(TypeError, match="Mine.correct is no hook of Algorithm"):
+        type("Mine", (fl.Algorithm,), {"correct": lambda *_: None})
+    type("Mine", (fl.Algorithm,), {"_helper": lambda *_: None, "scale": 3})
+
+
 def test_fedprox_without_pull_is_fedavg(federation):
     states = []
     for flags in ({"algorithm": "fedprox", "prox_mu": 0}, {"algorithm": "fedavg"}):

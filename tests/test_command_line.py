@@ -112,7 +112,8 @@ def test_divergence_is_announced_and_recorded(tmp_path):
     code = (
         "import sys, federated_learning as fl\n"
         "class Infinite(fl.Algorithm):\n"
-        "    def correct(self, gradients, *_): return tuple(g * float('inf') for g in gradients)\n"
+        "    def correct_gradients(self, gradients, *_):\n"
+        "        return tuple(g * float('inf') for g in gradients)\n"
         "fl.ALGORITHMS['fedprox'] = Infinite\n"
         "fl.main(fl.parse(sys.argv[1:]))"
     )

@@ -92,6 +92,13 @@ class Algorithm:
     # mean of that.
     normalize_by_steps = False
 
+    def __init_subclass__(cls) -> None:
+        """Raise TypeError for a public method that is no hook: it would never be called."""
+        super().__init_subclass__()
+        for name, value in vars(cls).items():
+            if callable(value) and not name.startswith("_") and not hasattr(Algorithm, name):
+                raise TypeError(f"{cls.__name__}.{name} is no hook of Algorithm; see its methods")
+
     def __init__(self, optimization: Optimization, sizes: np.ndarray):
         """`sizes` int64[K] are the n_k of all clients."""
         self.optimization = optimization
@@ -219,19 +226,19 @@ class FedAdam(Algorithm):
     tau ** 2.
     """
 
-    build_optimizer = staticmethod(tff.learning.optimizers.build_adam)
+    _build_optimizer = staticmethod(tff.learning.optimizers.build_adam)
 
     def server_optimizer(self, learning_rate):
         """Return the optimizer; its epsilon, tau, is 1e-3 unless the user names it."""
         tau = self.optimization.server_epsilon
         epsilon = 1e-3 if tau is None else tau
-        return self.build_optimizer(learning_rate, beta_1=0.9, beta_2=0.99, epsilon=epsilon)
+        return self._build_optimizer(learning_rate, beta_1=0.9, beta_2=0.99, epsilon=epsilon)
 
 
 class FedYogi(FedAdam):
     """TFF's Yogi on the server, likewise. Its second moment starts at TFF's 1e-6."""
 
-    build_optimizer = staticmethod(tff.learning.optimizers.build_yogi)
+    _build_optimizer = staticmethod(tff.learning.optimizers.build_yogi)
 
 
 class FedNova(Algorithm):

@@ -216,7 +216,9 @@ class MultiHost:
                 continue
             try:
                 with self.locks[owner]:
-                    if worker.ended and not self.closing:
+                    if self.closing or stopping.requested:
+                        raise WorkerLost(f"{worker.name} is no longer needed")
+                    if worker.ended:
                         if not losses:  # between two rounds
                             warn(
                                 f"{name}: {worker.name} ended; see {worker.log}; starting a fresh "
