@@ -32,7 +32,7 @@ SEEDS = (1, 2, 3)
 BUDGETS = {
     "mlp-5": "--model mlp --rounds 5",
     "mlp-50": "--model mlp --rounds 50 --local-epochs 1",
-    "small-cnn-5": "--rounds 5 --local-epochs 1 --batch-size 32",
+    "small-cnn-5": "--model small-cnn --rounds 5 --local-epochs 1 --batch-size 32",
 }
 PLAIN = {"client_lr": (0.05, 0.1, 0.2, 0.4)}
 ADAPTIVE = {"client_lr": (0.05, 0.2), "server_lr": (0.003, 0.01, 0.03, 0.1)}

@@ -46,7 +46,7 @@ ROWS = {
     "scaffold": f"{LENET} scaffold",
     "fednova": f"{LENET} fednova",
     "feddyn": f"{LENET} feddyn --dyn-alpha 0.01",
-    "fedavg, small-cnn": "--client-lr 0.1",
+    "fedavg, small-cnn": "--model small-cnn --client-lr 0.1",
     "fedadam, one step": "--model lenet --client-lr 1 --server-lr 0.02 --algorithm fedadam",
     "fedavg, as Flower's": (
         "--model lenet --client-optimizer momentum --client-lr 0.01 --weight-decay 1e-5"

@@ -60,8 +60,18 @@ def nothing_goes_on():
 
 BUILDERS = {"federation", "learners", "trained"}  # fixtures that build a TFF process
 STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}
-STARTERS |= {"NotebookClient", "KernelManager", "compare", "rounds_of"}
-STARTED = {"whole", "half", "twice", "undisturbed", "own", "go", "learners", "pair"}  # fixtures
+STARTERS |= {"NotebookClient", "KernelManager", "compare", "rounds_of", "run"}
+STARTED = {
+    "copy",
+    "whole",
+    "half",
+    "twice",
+    "undisturbed",
+    "own",
+    "go",
+    "learners",
+    "pair",
+}  # fixtures
 
 
 LONG = {"test_notebook.py", "test_faults.py", "test_hosts.py"}  # with a test of minutes

@@ -296,6 +296,7 @@ def test_krum_chooses_as_float64_does_whatever_attackers_send(size):
         assert np.array_equal(aggregators.krum(rows, 3).numpy(), expected.astype(np.float32)), seed
 
 
+@pytest.mark.slow
 def test_trimmed_mean_drops_as_many_as_the_decimal_share_says():
     for hundredths in range(50):
         for count in range(1, 60):

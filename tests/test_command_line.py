@@ -142,6 +142,7 @@ def test_odd_folders_and_a_home_that_cannot_be_written(tmp_path):
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_two_runs_at_once_in_one_folder(tmp_path):
     both = [
         subprocess.Popen(command(*QUICK), cwd=tmp_path, stdout=subprocess.DEVNULL) for _ in range(2)

@@ -24,6 +24,7 @@ def table(folder):
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+@pytest.mark.slow
 def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     flags = (*FLAGS, "--compare", "fedavg,scaffold", "--seeds", "2")
     done = call_script(tmp_path, *flags)

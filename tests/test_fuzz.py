@@ -179,6 +179,7 @@ READERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
 def test_what_is_in_a_file_is_taken_or_refused_in_one_line(folder, digits, capsys, name):
     read = READERS[name]

@@ -189,6 +189,7 @@ SAID = {
 }
 
 
+@pytest.mark.slow
 def test_a_caption_says_all_that_the_numbers_depend_on(digits):
     """Two runs that differ in one field have two captions."""
     for field, flags in SAID.items():

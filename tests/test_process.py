@@ -60,7 +60,7 @@ def test_rounds_equal_a_numpy_fedavg(federation):
 
 # After a last-bit difference max-pooling picks another pixel; at 0.1 that grows to 0.02 in a round,
 # at 0.01 it dies.
-@pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("small-cnn", 0.01), ("lenet", 0.01)])
+@pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("lean-cnn", 0.01), ("lenet", 0.01)])
 def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
     experiment = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
     config = experiment.config
@@ -258,12 +258,13 @@ def test_parameters_are_those_of_the_papers():
     assert parameters("2nn") == 199_210  # McMahan et al. 2017, section 3
     assert parameters("cnn") == 1_663_370  # the same
     assert parameters("lenet") == 44_426  # Li et al. 2022, section V
+    assert parameters("lean-cnn") == 16 * 26 + 32 * (9 * 16 + 1) + 128 * (36 * 32 + 1) + 10 * 129
     assert parameters("small-cnn") == 16 * 26 + 32 * (25 * 16 + 1) + 128 * (49 * 32 + 1) + 10 * 129
 
 
 def test_initial_weights_are_a_function_of_the_seed():
     first, again, other = (
-        fl.build_model(network("small-cnn"), seed).get_weights() for seed in (0, 0, 1)
+        fl.build_model(network("lean-cnn"), seed).get_weights() for seed in (0, 0, 1)
     )
     assert largest_difference(first, again) == 0 < largest_difference(first, other)
     kernel = first[4]  # dense, Glorot uniform: within sqrt(6 / (inputs + outputs)), and close to it

@@ -14,6 +14,7 @@ import federated_learning as fl
 from harness.files import to_json
 from harness.program import describe_program
 from harness.run_folder import RunFolder
+from variants import options
 
 import numpy as np
 import pytest
@@ -162,6 +163,7 @@ def tensor_proto_value(event):
     return tf.make_ndarray(event.tensor_proto)
 
 
+@pytest.mark.slow
 def test_real_mnist(tmp_path):
     done = call_script(tmp_path, "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
     assert done.returncode == 0, done.stderr
@@ -207,6 +209,7 @@ def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
     assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "images" / "a.png").read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("variable", "flag"), [(False, True), pytest.param(True, False, marks=pytest.mark.thorough)]
 )
@@ -345,28 +348,33 @@ def test_importing_the_script_does_nothing(tmp_path):
     )
 
 
-def test_help_answers_at_once_and_breaks_no_sentence(tmp_path):
+def test_help_answers_at_once_with_a_line_a_choice(tmp_path):
     done = run_script(tmp_path, "--help", COLUMNS="100", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "numpy" in done.stderr
     # 3 s and more
     assert not any(slow in done.stderr for slow in ("tensorflow", "sklearn", "matplotlib", "scipy"))
     lines = [line.strip("│ ") for line in done.stdout.splitlines()]
-    start = next(number for number, line in enumerate(lines) if line.startswith("--partition {"))
-    # the choices may take lines
-    start = next(number for number in range(start, len(lines)) if "}" in lines[number])
+    for field, table in (("partition", options.PARTITIONS), ("algorithm", options.ALGORITHMS)):
+        start = next(n for n, line in enumerate(lines) if line.startswith(f"--{field} {{"))
+        end = next(n for n in range(start + 1, len(lines)) if lines[n].startswith("--"))
+        for name in table:
+            assert any(line.startswith(f"- {name}: ") for line in lines[start:end]), name
+    # a paragraph: no line ends long before the margin
+    start = next(n for n, line in enumerate(lines) if line.startswith("--data STR"))
     text = list(itertools.takewhile(lambda line: not line.startswith("--"), lines[start + 1 :]))
-    assert min(map(len, text[:-2])) > 75  # a paragraph: no line ends long before the margin
-    for theme in (
+    assert min(map(len, text[:-1])) > 75
+    for group in (
         "data",
         "partitioning",
         "training",
+        "optimization",
         "aggregation",
         "privacy",
         "adversity",
         "comparison",
         "run",
     ):
-        assert f"─ {theme} options ─" in done.stdout
+        assert f"─ {group} options ─" in done.stdout
 
 
 def test_parse_speaks_the_terminals_language():

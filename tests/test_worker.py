@@ -18,7 +18,7 @@ from runs import ROOT, SECONDS, command, gone, run_script, start, wait_for_round
 from tensorflow_federated.proto.v0 import executor_pb2
 
 LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
-SHORT = ("--dataset", "digits", "--model", "small-cnn", "--rounds", "4", "--local-epochs", "4")
+SHORT = ("--dataset", "digits", "--model", "lean-cnn", "--rounds", "4", "--local-epochs", "4")
 
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow itself would take oneDNN with AVX-512 VNNI alone

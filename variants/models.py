@@ -42,6 +42,11 @@ def build_cnn() -> list[Any]:
     return [*conv(32), *conv(64), *dense(512)]
 
 
+def build_small_cnn() -> list[Any]:
+    """The CNN with a half of its filters and a quarter of its units, 215,370 parameters."""
+    return [*conv(16), *conv(32), *dense(128)]
+
+
 def build_lenet() -> list[Any]:
     """Li et al. 2022, section V: LeNet-5 with max-pooling and ReLU, 44,426 parameters."""
     return [*conv(6, padding="valid"), *conv(16, padding="valid"), *dense(120, 84)]
@@ -51,6 +56,7 @@ ROWS: dict[str, Callable[[], list[Any]]] = {
     "mlp": build_mlp,
     "2nn": build_2nn,
     "cnn": build_cnn,
+    "small-cnn": build_small_cnn,
     "lenet": build_lenet,
 }
 

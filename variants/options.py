@@ -99,6 +99,7 @@ MODELS = {
     "mlp": "784-128-10",
     "2nn": "784-200-200-10 [McMahan et al. 2017]",
     "cnn": "5x5 convolutions of 32 and 64 filters, 512 units [McMahan et al. 2017]",
+    "lean-cnn": "a 5x5 convolution of 16 filters and a 3x3 one of 32, 128 units",
     "small-cnn": "5x5 convolutions of 16 and 32 filters, 128 units",
     "lenet": "5x5 convolutions of 6 and 16 filters, 120 and 84 units [Li et al. 2022]",
 }
