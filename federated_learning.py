@@ -211,14 +211,13 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
 
     What it does not name is the default, or with --resume as in that run. Raises UserError.
     """
-    if isinstance(words, str):
-        words = shlex.split(words)
-    words = presets.insert_preset_flags(words)
+    word_list = shlex.split(words) if isinstance(words, str) else words
+    flags = presets.insert_preset_flags(word_list)
     summary = __doc__.split("\n")[0]
-    config = command_line.read_flags(Config, words, None, summary)
+    config = command_line.read_flags(Config, flags, None, summary)
     if config.run.resume:
         saved = command_line.read_saved(config.run.resume, Config())
-        config = command_line.read_flags(Config, words, saved, summary)
+        config = command_line.read_flags(Config, flags, saved, summary)
         command_line.check_resumed(config, saved)
     return config
 
@@ -660,8 +659,9 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
         size = tf.shape(task.records)[0]
         batch_size = training.batch_size or size
         num_epochs = -(-task.num_examples // size)  # rounded up: a straggler's last one is cut
-        num_steps = algorithms.count_steps(training.batch_size, size, task.num_examples)
-        num_steps = tf.cast(num_steps, tf.float32)
+        num_steps = tf.cast(
+            algorithms.count_steps(training.batch_size, size, task.num_examples), tf.float32
+        )
         state = new_optimizer_state(initial, task.learning_rate)
         weights = initial
         loss_sum = 0.0
@@ -670,8 +670,8 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
         sum_of_factors = 0.0
         for epoch in tf.range(num_epochs):
             epoch_key = fold_in(task.key, tf.cast(epoch, tf.int64))
-            order = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
-            order = order[: task.num_examples - epoch * size]
+            shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
+            order = shuffled[: task.num_examples - epoch * size]
             for start in tf.range(0, tf.size(order), batch_size):
                 tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                 batch = order[start : start + batch_size]
@@ -912,25 +912,22 @@ def build_process(experiment: Experiment) -> Any:
             train_chunk, (weights, tff.federated_broadcast(algorithm_state), chunks)
         )
         mean = aggregate.next(state.aggregator, trained.update, trained.weight)  # line 6
-        update = mean.result
+        update = tff.federated_map(server.from_flat, mean.result) if is_stacked else mean.result
         optimizer_state = state.finalizer
-        if is_stacked:
-            update = tff.federated_map(server.from_flat, update)
         if algorithm.normalize_by_steps:
             mean_steps = tff.federated_mean(trained.steps, trained.weight)
             update = tff.federated_map(server.multiply, (update, mean_steps))
         if config.optimization.server_schedule != "constant":
             optimizer_state = tff.federated_map(server.set_rate, (optimizer_state, algorithm_state))
-        metrics = trained.metrics
         if gathers_metrics:  # at the server, those of all chunks and hosts in one array
             gathered = aggregators.gather(
                 tff.federated_zip((chunks, trained.metrics, trained.messages))
             )
-            metrics = gathered[1]
             algorithm_state = tff.federated_map(server.update_memory, (algorithm_state, *gathered))
         update = tff.federated_map(server.server_step, (update, algorithm_state))
         new = finalize.next(optimizer_state, state.global_model_weights, update)
         state = LearningAlgorithmState(new.result, (), algorithm_state, mean.state, new.state)
+        metrics = gathered[1] if gathers_metrics else trained.metrics
         return tff.federated_zip(state), mean.measurements, metrics
 
     return tff.templates.IterativeProcess(initialize, next_round, next_is_multi_arg=True)
@@ -980,6 +977,7 @@ def run_rounds(
     """
     config = experiment.config
     accountant = experiment.accountant
+    evaluate = experiment.evaluate  # built here, before the first round's clock starts
     most_chunks = NUM_CHUNKS.get(experiment.aggregator.update_format, config.cohort_size)
     with start_workers(experiment, min(config.cohort_size, most_chunks), log) as worker:
         if state is None:
@@ -996,7 +994,7 @@ def run_rounds(
             cohort = sample_clients(config, round_num, privacy.secret_rng(accountant))  # line 3
             reporting = adversity.drop_out(cohort, config, round_num)
             state, reports = train_cohort(worker, experiment, state, reporting)  # lines 4 to 6
-            evaluation = experiment.evaluate(state.global_model_weights)
+            evaluation = evaluate(state.global_model_weights)
             record = records.make_record(
                 round_num,
                 reports,

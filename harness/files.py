@@ -29,7 +29,7 @@ def expand_path(path: str) -> Path:
 def read_bytes(path: Path) -> bytes:
     """Return what is in a regular file.
 
-    Raise OSError for anything else: a pipe would be waited for, without end.
+    Raises OSError for anything else: a pipe would be waited for, without end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     with open(descriptor, "rb") as file:
@@ -112,7 +112,7 @@ def briefly(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """Hold the run's folder for this run alone. Raise UserError where another run has it."""
+    """Hold the run's folder for this run alone. Raises UserError if another run has it."""
     with io_errors_as_user_errors(folder):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -148,7 +148,7 @@ def json_line(content: Any) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`. Raise UserError where there is none."""
+    """Return the JSON object in `path`. Raises UserError if there is none."""
     try:
         content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:

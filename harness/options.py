@@ -1,5 +1,4 @@
-"""Flags that change none of a run's numbers: where it writes, how it is watched, and what it is
-compared with."""
+"""Flags that change none of a run's numbers: its files, its workers, what it is compared with."""
 
 from __future__ import annotations
 
@@ -13,36 +12,39 @@ from harness.fields import ConfigGroup, Count, Probability, UserError, float_ran
 
 @dataclass(frozen=True)
 class Run(ConfigGroup):
-    """The run's files, and the processes that train. None of these flags changes a round's numbers,
-    but for the number of workers their last bits."""
+    """The run's files, and the processes that train.
+
+    None of these flags changes a round's numbers, except the number of workers their last bits.
+    """
 
     resume: str = ""
-    """Folder of a run to go on with where it stopped, or to extend by a larger --rounds; all else
-    is as it was."""
+    """Folder of a run to resume where it stopped, or to extend by a larger --rounds. All else is
+    as it was."""
     accept_changes: bool = False
-    """With --resume: go on though the program, or TensorFlow, TFF or NumPy, has changed since the
-    run's last round. Captions and metrics.json say so."""
+    """With --resume: go on although the program, or TensorFlow, TFF or NumPy, has changed since
+    the run's last round. Captions and metrics.json say so."""
     runs: str = "runs"
     """Folder in which the run's own folder is made."""
     name: str = ""
-    """Name of the run's folder; by default made of data, partition, algorithm, model and seed."""
+    """Name of the run's folder. By default it is made of data, partition, algorithm, model and
+    seed."""
     cache: str = ".cache"
     """Folder in which the clients' shard files are kept and reused."""
     target_accuracy: Probability = 0.0
-    """The run ends after the first round with this test accuracy, 0..1; 0: it does all its rounds.
-    metrics.json tells rounds_to_target as McMahan et al. 2017 count them: the best so far, a
-    straight line between rounds. A comparison compares them."""
+    """The run ends after the first round with this test accuracy, 0..1; 0: after all its rounds.
+    metrics.json has rounds_to_target as McMahan et al. 2017 count them: of the best accuracy so
+    far, on a straight line between two rounds. A comparison compares them."""
     baselines: bool = False
     """After the rounds, let the same process train on all images in one place, and each client
-    alone, for as many local epochs; say what federation is worth, and who gains by it. Takes about
-    four times as long as the run."""
+    alone, for as many local epochs: what is the federation worth, and who gains by it? That takes
+    about four times as long as the run."""
     patience: float_range(1, 86_400) = 60
     """Seconds without any progress after which TFF's worker counts as hung, and the round is done
     again."""
     workers: str = HERE
-    """Hosts that train, by name and with commas between, over ssh: localhost,hostA,me@hostB. Client
-    k is the k-th's, beginning again after the last, and its shard goes there alone. Their number
-    changes the weights' last bits."""
+    """Hosts that train, by ssh: names with commas between, such as localhost,hostA,me@hostB. With n
+    hosts client k belongs to host k mod n, and its shard goes only there. Their number changes the
+    weights' last bits."""
     workers_cache: str = ".cache/federated_learning"
     """Folder on the hosts for TFF's worker and the shards; a relative one begins at the home folder
     there."""
@@ -80,15 +82,15 @@ class Run(ConfigGroup):
 
 @dataclass(frozen=True)
 class Comparison(ConfigGroup):
-    """Several runs in one plot and one table. A run that is there already is not run again."""
+    """Several runs in one plot and one table. A run that is done already is not done again."""
 
     compare: str = ""
-    """Names of algorithms, or partitions, aggregators, models or attacks, with commas between: each
-    is run, on the same split and seed, and one plot shows all."""
+    """Algorithms, or partitions, aggregators, models or attacks, with commas between. Each is run,
+    on the same split and seed, and one plot shows all."""
     seeds: Count = 1
-    """Seeds that are run and compared, from `seed` on: mean and standard deviation, and whether
-    they tell a row from the usual one, or the first (paired t-test over the seeds, with Holm's
-    correction for several rows)."""
+    """Seeds to run and compare, from `seed` on: mean and standard deviation, and whether they tell
+    a row from the default, or the first (paired t-test over the seeds, with Holm's correction for
+    several rows)."""
 
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")

@@ -82,10 +82,9 @@ def plot_matrix(
     columns: Sequence = (),
     rows: Sequence = (),
 ) -> None:
-    """Draw `matrix` int64[R,C] as cells shaded by `shade`; each carries its number where there are
-    few.
+    """Draw `matrix` int64[R,C] as cells shaded by `shade`; with few cells each has its number.
 
-    `columns` and `rows` name them where they are not called by their numbers.
+    `columns` and `rows` name them; without names they are numbered.
     """
     image = axes.imshow(shade, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
     axes.figure.colorbar(image, ax=axes, label=shade_name, fraction=0.05, pad=0.02)

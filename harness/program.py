@@ -1,9 +1,8 @@
-"""What made a run's numbers: the program's own source, the versions of what computes, the git
-commit, the processor.
+"""What made a run's numbers: the program's source, versions of packages, commit, processor.
 
-A run is told by its flags only as long as the program is the same. So its folder holds
-program.json, a list of what went on with it, and a run that another program began is not gone on
-with, or read as a result, without a word.
+Flags say what a run is only as long as the program is the same. So a run's folder has
+program.json, the list of the programs that made its rounds. A run that another program began is not
+resumed, or read as a result, without a word.
 """
 
 from __future__ import annotations
@@ -28,8 +27,7 @@ from harness.files import read_json
 
 PROGRAMS = "program.json"  # in a run's folder
 ROOT = Path(__file__).resolve().parent.parent
-# Of the harness, what has a hand in the numbers: the worker and its settings, the merging of hosts,
-# a record's means.
+# The modules of the harness that numbers follow from.
 IN_HARNESS = (
     "__init__",
     "engine/multi_host",
@@ -40,7 +38,7 @@ IN_HARNESS = (
     "shards",
 )
 COMPUTING = ("numpy", "scipy", "tensorflow", "tensorflow-federated")
-# oneDNN has kernels for each
+# The vectors for which oneDNN has kernels of their own.
 VECTORS = {
     "avx512_vnni": "AVX-512 VNNI",
     "avx512f": "AVX-512",
@@ -49,22 +47,19 @@ VECTORS = {
 
 
 def read_sources() -> dict[str, bytes]:
-    """Return file -> source of all that numbers follow from, by paths from the project's folder."""
+    """Return file -> source of all that numbers follow from."""
     paths = [ROOT / SCRIPT, *(ROOT / "harness" / f"{name}.py" for name in IN_HARNESS)]
     paths += sorted((ROOT / "variants").rglob("*.py"))
     return {str(path.relative_to(ROOT)): path.read_bytes() for path in paths if path.is_file()}
 
 
-# now, as it is imported: a file may be edited while a notebook goes on with what it has
+# Read when this module is imported: a file may be edited while a notebook uses what it has loaded.
 SOURCES = read_sources()
-
-
 FILES = {str(ROOT / name) for name in SOURCES}
 
 
 def meaning(node: Any) -> Any:
-    """Return a syntax tree as nested lists: without layout and comments, which it has not, and
-    without docstrings."""
+    """Return a syntax tree as nested lists, without docstrings; it has no layout and comments."""
     if isinstance(node, ast.AST):
         return [
             type(node).__name__,
@@ -86,8 +81,7 @@ def is_text(node: Any) -> bool:
 
 @functools.cache
 def hash_source(source: bytes | str) -> str:
-    """Return a hash of what a source does; of one that is being edited, and is no Python yet, of
-    its text."""
+    """Return a hash of what a source does, or of its text while it is no valid Python."""
     try:
         return digest(meaning(ast.parse(source)))
     except SyntaxError:
@@ -100,11 +94,10 @@ def digest(content: Any) -> str:
 
 
 def program() -> dict[str, dict[str, str]]:
-    """Return what the numbers follow from beside the flags: files -> hash of their meaning,
-    packages -> version.
+    """Return what numbers follow from beside the flags.
 
-    A file that was edited after it was loaded, and may have been loaded again, is neither the one
-    nor the other.
+    `files` are file -> hash of its meaning, `versions` package -> version. A file that was edited
+    after it was loaded, and may have been loaded again, is neither the old one nor the new one.
     """
     now = read_sources()
     files = {name: hash_source(source) for name, source in SOURCES.items()}
@@ -115,8 +108,7 @@ def program() -> dict[str, dict[str, str]]:
 
 @functools.cache
 def versions() -> dict[str, str]:
-    """Return package -> version; of one that came under another name, as tensorflow-cpu does,
-    "unknown"."""
+    """Return package -> version, "unknown" if it was installed under another name."""
     found = {}
     for package in COMPUTING:
         try:
@@ -138,8 +130,7 @@ def file_hash(name: str) -> str:
 
 
 def edited_remarks() -> list[str]:
-    """Return a remark on files that were edited while a notebook, or another program, goes on with
-    what it loaded."""
+    """Return a remark on files that were edited after they were loaded."""
     names = edited()
     if not names:
         return []
@@ -150,18 +141,16 @@ def edited_remarks() -> list[str]:
 
 
 def hash_rows(rows: dict[str, Any]) -> dict[str, str]:
-    """Return field -> hash of what a row holds beside the program's own functions, which its files
-    stand for.
+    """Return field -> hash of what a table's row holds beside functions of the program's files.
 
-    A notebook may put a number, or a function of its own, into a table. What that calls, or closes
-    over, is not looked at.
+    A notebook may put a number, or a function of its own, into a table. What that function calls,
+    or closes over, is not looked at.
     """
     return {field: digest(list(row_content(row))) for field, row in rows.items()}
 
 
 def row_content(thing: Any) -> Iterator[Any]:
-    """Yield the constants in a row, and the code of functions and classes that stand in no file of
-    the program."""
+    """Yield the constants in a row, and the code of its functions that are in none of our files."""
     if isinstance(thing, bool | int | float | str):
         yield repr(thing)
     elif isinstance(thing, functools.partial):
@@ -220,7 +209,7 @@ def program_hash(described: dict[str, Any]) -> str:
 def read_programs(folder: Path) -> list[dict[str, Any]]:
     """Return the descriptions in a run's program.json.
 
-    Raise UserError where it holds something else.
+    Raises UserError if it holds something else.
     """
     programs = read_json(folder / PROGRAMS).get("programs")
     kinds = {"files": dict, "versions": dict, "rows": dict, "processor": str, "from_round": int}
@@ -248,8 +237,7 @@ def changed(saved: dict[str, Any], rows: dict[str, str]) -> list[str]:
 
 @functools.cache
 def commit() -> str | None:
-    """Return the commit of the project's own git repository, with "-dirty" if the code differs;
-    None without one."""
+    """Return the commit of the project's repository, with "-dirty" if the code differs, or None."""
     try:
         top = git("rev-parse", "--show-toplevel")
         if Path(top).resolve() != ROOT:
@@ -262,10 +250,7 @@ def commit() -> str | None:
 
 
 def git(*words: str) -> str:
-    """Return what git says in the project's folder.
-
-    Raise an OSError or a SubprocessError where it does not.
-    """
+    """Return what git prints in the project's folder. Raises OSError or SubprocessError."""
     done = subprocess.run(
         ["git", *words], cwd=ROOT, capture_output=True, text=True, check=True, timeout=10
     )
@@ -274,8 +259,7 @@ def git(*words: str) -> str:
 
 @functools.cache
 def processor() -> str:
-    """Return the processor's name and the vectors that its kernels use, which the last bits of a
-    sum follow."""
+    """Return the processor's name, and the vectors by which last bits of sums may differ."""
     with open("/proc/cpuinfo") as file:
         about = dict(re.split(r"\s*:\s*", line.strip(), maxsplit=1) for line in file if ":" in line)
     flags = about.get("flags", "").split()

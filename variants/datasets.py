@@ -196,7 +196,7 @@ def read_idx(folder: Path, source: str) -> Arrays:
 
 
 def read_idx_file(path: Path) -> np.ndarray:
-    """Return the array of an IDX file of bytes. Raise UserError where it is none, or cut."""
+    """Return the array of an IDX file of bytes. Raises UserError if it is none, or cut."""
     try:
         content = read_bytes(path)
         if path.suffix == ".gz":
@@ -218,7 +218,7 @@ def read_idx_file(path: Path) -> np.ndarray:
 def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
     """Return the arrays in our form, and what was done to them.
 
-    Raise UserError where they hold something else.
+    Raises UserError if they hold something else.
     """
     remarks: list[str] = []
     images = {

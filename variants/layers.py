@@ -1,9 +1,7 @@
-"""Layers of a model that somebody adds: initial weights by seed, randomness by key, and no state
-beside the weights.
+"""Keras layers in a federated round: initial weights by seed, randomness by key, and no state.
 
-The default network has neither randomness nor state. But a federated round is a pure function of
-(seed, round, client), and what travels is the trainable weights alone: Keras' own layers promise
-neither.
+A round is a pure function of (seed, round, client), and only trainable weights travel. Keras' own
+layers promise neither, so layers with randomness get a key, and layers with state are refused.
 """
 
 from __future__ import annotations
@@ -25,11 +23,9 @@ DRAWN_BY = {
 
 
 def check_layers(name: str, model: Any) -> None:
-    """Raise UserError for a model with a layer of which federated averaging, or our training step,
-    loses something.
+    """Raise UserError for a layer of which federated averaging, or our step, would lose something.
 
-    What travels is the trainable weights, float32, and what is minimized is the cross-entropy
-    alone.
+    Only trainable float32 weights travel, and only the cross-entropy is minimized.
     """
     for layer in model.layers:
         lost = what_is_lost(layer)
@@ -38,11 +34,11 @@ def check_layers(name: str, model: Any) -> None:
 
 
 def what_is_lost(layer: Any) -> str:
-    """Return what a layer has that would be lost, with the cure; of most layers nothing."""
+    """Return what of a layer would be lost, and the cure; of most layers nothing."""
     if layer.non_trainable_weights:
-        kept = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
+        state = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
         return (
-            f"keeps state ({kept}), which the mean of the clients' weights leaves out; use "
+            f"keeps state ({state}), which the mean of the clients' weights leaves out; use "
             "LayerNormalization or GroupNormalization, or another layer without it"
         )
     if any(weight.dtype != tf.float32 for weight in layer.weights):
@@ -65,10 +61,9 @@ def short_name(weight: Any) -> str:
 
 
 def initial_weights(model: Any, seed: int) -> list[np.ndarray]:
-    """Return the weights as the layers' own initializers draw them, each from (seed, its position
-    in the model)."""
+    """Return the weights as the layers' own initializers draw them, by seed and position."""
     owners = {id(value): owner for owner in model.submodules for value in vars(owner).values()}
-    drawn = []
+    weights = []
     for position, weight in enumerate(model.weights):
         name = short_name(weight)
         owner = owners.get(id(weight))
@@ -82,16 +77,15 @@ def initial_weights(model: Any, seed: int) -> list[np.ndarray]:
             initializer = type(initializer).from_config(
                 {**options, "seed": seed + 2**31 * position}
             )
-            drawn.append(initializer(weight.shape).numpy())
+            weights.append(initializer(weight.shape).numpy())
         else:
             # zeros, ones, or what else the layer has without any chance
-            drawn.append(weight.numpy())
-    return drawn
+            weights.append(weight.numpy())
+    return weights
 
 
 class KeyedRandomness:
-    """What a Keras layer draws from, in the place of its RandomGenerator: numbers that follow from
-    a key int64[2]."""
+    """Stands in for a Keras layer's RandomGenerator: its numbers follow from a key int64[2]."""
 
     def __init__(self, key: Any):
         self.key = key
@@ -159,8 +153,7 @@ class KeyedRandomness:
 
 
 def check_new(name: str, layers: Sequence[Any]) -> None:
-    """Raise UserError for layers that have been used before: their weights would be trained, not
-    those that travel."""
+    """Raise UserError for layers that were used before: their own weights would be trained."""
     if any(layer.built for layer in layers):
         raise UserError(
             f"model={name!r}: its function returns layers that are in use; make them anew in each "
@@ -169,8 +162,7 @@ def check_new(name: str, layers: Sequence[Any]) -> None:
 
 
 def random_parts(layer: Any) -> list[Any]:
-    """Return the layer, and the layers in it, as far as they draw random numbers when they are
-    called."""
+    """Return those of the layer, and of the layers in it, that draw random numbers."""
     parts = [part for part in (layer, *layer.submodules) if isinstance(part, tf.keras.layers.Layer)]
     return [part for part in parts if hasattr(part, "_random_generator")]
 
@@ -181,8 +173,7 @@ def are_random(layers: Sequence[Any]) -> bool:
 
 
 def train_layer(layer: Any, x: Any, key: Any, position: int) -> Any:
-    """Return what the layer at this position makes of `x` in training, its randomness from `key`
-    int64[2]."""
+    """Return layer(x) in training. Its randomness follows from `key` int64[2] and its position."""
     for number, part in enumerate(random_parts(layer)):
         own = tf.random.experimental.stateless_fold_in(key, 1000 * position + number)
         part._random_generator = KeyedRandomness(own)

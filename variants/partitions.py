@@ -107,7 +107,7 @@ def split_by_client_dirichlet(
 
 
 def check_labels(wanted: int, num_labels: int) -> None:
-    """Raise UserError where a client cannot hold so many labels."""
+    """Raises UserError if a client cannot hold so many labels."""
     if wanted > num_labels:
         raise UserError(
             f"labels_per_client={wanted} exceeds the {num_labels} labels; choose 1..{num_labels}"

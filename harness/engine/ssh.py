@@ -92,7 +92,7 @@ REFUSALS = {  # words of ssh's, and the cure; the first that is found counts
 def read_hosts(names: str) -> tuple[str, ...]:
     """Return the host names in `workers`, commas between.
 
-    Raise UserError for one that is not plain.
+    Raises UserError for one that is not plain.
     """
     hosts = tuple(name.strip() for name in names.split(","))
     for host in hosts:
@@ -108,7 +108,7 @@ def read_hosts(names: str) -> tuple[str, ...]:
 def check_folder(path: str) -> str:
     """Return the folder on the hosts.
 
-    Raise UserError where a shell there might read it as something else.
+    Raises UserError if a shell there might read it as something else.
     """
     if not re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*", path):
         raise UserError(
@@ -145,7 +145,7 @@ def explain_supervisor(host: str, line: str) -> str:
 def ask(host: str, code: str, *words: str) -> str:
     """Return what Python `code` prints on the host.
 
-    Raise UserError, in one line, where it cannot be run there.
+    Raises UserError, in one line, where it cannot be run there.
     """
     command = [
         *SSH,

@@ -60,7 +60,7 @@ def die_with(process):
 def isolate():
     """Move into user and network namespaces of our own, with the loopback interface up.
 
-    Raise OSError where refused.
+    Raises OSError if refused.
     """
     user = os.getuid()
     group = os.getgid()

@@ -193,7 +193,7 @@ def private_folder() -> Iterator[str]:
 
 
 def open_log(path: str | Path) -> Any:
-    """Return the file that the worker prints to. Raise UserError where it cannot be written."""
+    """Return the file that the worker prints to. Raises UserError if it cannot be written."""
     with io_errors_as_user_errors(Path(path)):
         return os.fdopen(
             os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NONBLOCK, 0o666), "ab"
