@@ -241,16 +241,32 @@ def only_2_and_5(value: float, _: int) -> str:
     return f"{value:g}" if f"{value:g}"[0] in "25" else ""
 
 
+def error_axes(figure: Figure) -> Any:
+    """Return axes of the test error on a log scale; the x axis has no label yet."""
+    axes = figure.subplots()
+    axes.set(ylabel="test error (%)", yscale="log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
+    plain(axes, "both")
+    return axes
+
+
+def outside_legend(figure: Figure, title: str) -> None:
+    """Put the legend of all lines beside the axes."""
+    figure.legend(frameon=False, fontsize=9, title=title, loc="outside right center")
+
+
+MARKERS = "os^vDPX*<>"
+
+
 @default_style
 def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
-    """Draw test error against the round on a log scale, a line a name: `curves` are accuracies
-    float[seeds,rounds]."""
+    """Draw the test error by round, a line a name, of accuracies float[seeds,rounds]."""
     seeds = len(next(iter(curves.values())))
-    figure = new_figure(
-        9, 4.8, f"Test error, {f'mean ± sd of {seeds} seeds' if seeds > 1 else 'one seed'}", caption
-    )
+    title = f"Test error, mean ± sd of {seeds} seeds" if seeds > 1 else "Test error, one seed"
+    figure = new_figure(9, 4.8, title, caption)
     axes = error_axes(figure)
-    for (name, accuracies), marker in zip(curves.items(), itertools.cycle("os^vDPX*<>")):
+    for (name, accuracies), marker in zip(curves.items(), itertools.cycle(MARKERS)):
         errors = 100 * (1 - accuracies)
         rounds = np.arange(1, accuracies.shape[1] + 1)
         mean = errors.mean(axis=0)
@@ -258,15 +274,12 @@ def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
         if seeds > 1:
             spread = errors.std(axis=0, ddof=1)
             label = f"{name}: {100 - mean[-1]:.2f} ± {spread[-1]:.2f} %"
-            axes.fill_between(
-                rounds, np.maximum(mean - spread, mean / 10), mean + spread, alpha=0.15, lw=0
-            )
-        axes.plot(
-            rounds, mean, marker=marker, ms=4, markevery=max(1, len(rounds) // 10), label=label
-        )
-    figure.legend(
-        frameon=False, fontsize=9, title="accuracy after the last round", loc="outside right center"
-    )
+            lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
+            axes.fill_between(rounds, lowest, mean + spread, alpha=0.15, lw=0)
+        every = max(1, len(rounds) // 10)
+        axes.plot(rounds, mean, marker=marker, ms=4, markevery=every, label=label)
+    whole_rounds(axes)
+    outside_legend(figure, "accuracy after the last round")
     return figure
 
 
@@ -277,90 +290,59 @@ def plot_rounds_to_target(
     target: float,
     caption: str,
 ) -> Figure:
-    """Draw test error against the round until it is that of `target`, a line a seed.
+    """Draw the test error by round until it is that of the accuracy `target`, a line a seed.
 
-    Accuracies are float[rounds]; `needed` are the rounds to the target of each seed, None where it
-    did not get there.
+    `curves` are accuracies float[rounds], `needed` the rounds to the target; a seed that did not
+    get there has None.
     """
     seeds = len(next(iter(curves.values())))
-    figure = new_figure(
-        9, 4.8, f"Rounds to {100 * target:.4g} %, {pluralize(seeds, 'seed')}", caption
-    )
+    title = f"Rounds to {100 * target:.4g} %, {pluralize(seeds, 'seed')}"
+    figure = new_figure(9, 4.8, title, caption)
     axes = error_axes(figure)
-    for (number, (name, several)), marker in zip(
-        enumerate(curves.items()), itertools.cycle("os^vDPX*<>")
-    ):
-        told = f"{name}: {format_rounds_to_target(needed[name])}"
-        for label, accuracies in itertools.zip_longest([told], several, fillvalue=""):
+    for number, (name, of_seeds) in enumerate(curves.items()):
+        label = f"{name}: {format_rounds_to_target(needed[name])}"
+        marker = MARKERS[number % len(MARKERS)]
+        for accuracies in of_seeds:
             rounds = np.arange(1, len(accuracies) + 1)
-            every = max(1, len(accuracies) // 10)
-            style = {
-                "marker": marker,
-                "ms": 4,
-                "markevery": every,
-                "lw": 1.2,
-                "color": f"C{number % 10}",
-            }
-            axes.plot(rounds, 100 * (1 - accuracies), label=label, **style)
+            line = axes.plot(rounds, 100 * (1 - accuracies), color=f"C{number % 10}", lw=1.2)[0]
+            line.set(marker=marker, markersize=4, markevery=max(1, len(accuracies) // 10))
+            line.set_label(label)
+            label = "_"  # one entry a name: matplotlib leaves this one out
     axes.axhline(100 * (1 - target), color=GREY, lw=1, ls=":")
-    figure.legend(
-        frameon=False, fontsize=9, title="rounds to the target", loc="outside right center"
-    )
-    return figure
-
-
-def error_axes(figure: Figure) -> Any:
-    """Return axes of test error on a log scale against the round."""
-    axes = figure.subplots()
-    axes.set(ylabel="test error (%)", yscale="log")
     whole_rounds(axes)
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
-    plain(axes, "both")
-    return axes
+    outside_legend(figure, "rounds to the target")
+    return figure
 
 
 @default_style
 def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
-    """Draw test error against passes over the images: federated, all images in one place, each
-    client alone.
+    """Draw the test error by passes over the images: federated, all in one place, each alone.
 
     `rows` are those of baselines.csv.
     """
     figure = new_figure(9, 4.8, "What the federation is worth", caption)
-    axes = figure.subplots()
+    axes = error_axes(figure)
     for name, title, color, style in (
         ("centralized", "all in one place", GREY, "--"),
         ("federated", "federated", BLUE, "-"),
         ("alone", "each alone", ORANGE, "-."),
     ):
-        points: dict[float, list[float]] = {}
+        errors_at: dict[float, list[float]] = {}
         for row in rows:
             if row["learner"] == name:
-                points.setdefault(row["epochs"], []).append(100 * (1 - row["test_accuracy"]))
-        mean = [float(np.mean(errors)) for errors in points.values()]
+                errors_at.setdefault(row["epochs"], []).append(100 * (1 - row["test_accuracy"]))
+        epochs = list(errors_at)
+        mean = [float(np.mean(errors)) for errors in errors_at.values()]
+        marker = "o" if len(epochs) <= 50 else None
         label = f"{title}: {100 - mean[-1]:.2f} %"
-        axes.plot(
-            list(points),
-            mean,
-            style,
-            color=color,
-            marker="o" if len(points) <= 50 else None,
-            ms=4,
-            label=label,
-        )
+        axes.plot(epochs, mean, style, color=color, marker=marker, ms=4, label=label)
         if name == "alone":
-            low, high = ([end(errors) for errors in points.values()] for end in (min, max))
-            axes.fill_between(
-                list(points), low, high, color=color, alpha=0.15, lw=0, label="lowest to highest"
-            )
-    axes.set(xlabel="local epochs, passes over the images", ylabel="test error (%)", yscale="log")
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
-    plain(axes, "both")
-    figure.legend(
-        frameon=False, fontsize=9, title="accuracy in the end", loc="outside right center"
-    )
+            lowest = [min(errors) for errors in errors_at.values()]
+            highest = [max(errors) for errors in errors_at.values()]
+            band = "lowest to highest"
+            axes.fill_between(epochs, lowest, highest, color=color, alpha=0.15, lw=0, label=band)
+    axes.set_xlabel("local epochs, passes over the images")
+    outside_legend(figure, "accuracy in the end")
     return figure
 
 
