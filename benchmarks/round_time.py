@@ -53,7 +53,7 @@ class Work:
             partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes
         )
         full = fl.load_dataset(config.data)
-        train = fl.Split(
+        train = fl.datasets.Split(
             full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS]
         )
         dataset = fl.Dataset(
