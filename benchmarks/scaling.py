@@ -20,7 +20,7 @@ from harness import plots  # noqa: E402
 from harness.files import to_json  # noqa: E402
 
 import psutil  # noqa: E402
-from machine import machine, made_by  # noqa: E402
+from machine import made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
 PICTURE = ROOT / "images" / "scaling.png"
@@ -62,9 +62,11 @@ def measure(num_clients: int) -> dict[str, float]:
     }
 
 
-def plot(rows: list[dict]) -> None:
+def plot(result: dict) -> None:
+    """Draw the result into images/scaling.png."""
+    rows = result["rows"]
     work = f"MNIST · {IMAGES} images a client, IID · mlp, B = 32, E = 1, seed 0"
-    note = f"{work} · medians of {ROUNDS} rounds · {machine()}"
+    note = f"{work} · medians of {ROUNDS} rounds · {result['machine']}"
     figure = plots.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
     clients = [row["clients"] for row in rows]
     seconds, memory = figure.subplots(1, 2)
@@ -106,8 +108,9 @@ def main() -> None:
             time.sleep(0.1)
         rows.append({**json.loads(child.stdout.read()), "peak_mib": peak >> 20})
         print(rows[-1], flush=True)
-    RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
-    plot(rows)
+    result = {**made_by(), "rows": rows}
+    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    plot(result)
 
 
 if __name__ == "__main__":
