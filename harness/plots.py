@@ -128,6 +128,29 @@ def plot_partition(counts: np.ndarray, caption: str, classes: Sequence[int] = ()
     return figure
 
 
+def draw_quantity(axes: Any, records: Sequence[RoundRecord], name: str, scale: float) -> None:
+    """Draw the loss or the accuracy, times `scale`, by round."""
+    rounds = [record.round for record in records]
+    marker = "o" if len(rounds) <= 50 else None
+    if any(record.clients for record in records):
+        values = [
+            [scale * report[name] for report in record.clients if report["finite"]]
+            for record in records
+        ]
+        lowest = [min(of_round, default=math.nan) for of_round in values]
+        highest = [max(of_round, default=math.nan) for of_round in values]
+        band = "clients, lowest to highest"
+        axes.fill_between(rounds, lowest, highest, color=ORANGE, alpha=0.15, lw=0, label=band)
+        means = [scale * record.train.get(name, math.nan) for record in records]
+        label = "clients while training, mean"
+        axes.plot(rounds, means, "--", color=ORANGE, marker=marker, ms=4, label=label)
+    tested = [scale * getattr(record, f"test_{name}") for record in records]
+    label = "global model, test set"
+    axes.plot(rounds, tested, "-", color=BLUE, marker=marker, ms=4, label=label)
+    whole_rounds(axes)
+    plain(axes)
+
+
 @default_style
 def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float = 0) -> Figure:
     """Draw loss and accuracy by round: of the global model on the test set, of clients in training.
@@ -153,44 +176,37 @@ def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float
     return figure
 
 
-def draw_quantity(axes: Any, records: Sequence[RoundRecord], name: str, scale: float) -> None:
-    """Draw the loss or the accuracy, times `scale`, by round."""
-    rounds = [record.round for record in records]
-    marker = "o" if len(rounds) <= 50 else None
-    if any(record.clients for record in records):
-        values = [
-            [scale * report[name] for report in record.clients if report["finite"]]
-            for record in records
-        ]
-        lowest = [min(of_round, default=math.nan) for of_round in values]
-        highest = [max(of_round, default=math.nan) for of_round in values]
-        band = "clients, lowest to highest"
-        axes.fill_between(rounds, lowest, highest, color=ORANGE, alpha=0.15, lw=0, label=band)
-        means = [scale * record.train.get(name, math.nan) for record in records]
-        label = "clients while training, mean"
-        axes.plot(rounds, means, "--", color=ORANGE, marker=marker, ms=4, label=label)
-    tested = [scale * getattr(record, f"test_{name}") for record in records]
-    label = "global model, test set"
-    axes.plot(rounds, tested, "-", color=BLUE, marker=marker, ms=4, label=label)
-    whole_rounds(axes)
-    plain(axes)
+def draw_confusion(
+    figure: Figure, counts: np.ndarray, shares: np.ndarray, shares_name: str, classes: Sequence[int]
+) -> Figure:
+    """Draw counts int64[C,C], a row a true label, shaded by the shares of the errors alone."""
+    axes = figure.subplots()
+    errors = np.where(np.eye(len(counts), dtype=bool), 0, shares)  # so that errors show
+    plot_matrix(axes, counts, errors, shares_name, classes, classes)
+    axes.set(xlabel="predicted label", ylabel="true label")
+    return figure
 
 
 @default_style
 def plot_confusion(confusion: np.ndarray, caption: str, classes: Sequence[int] = ()) -> Figure:
-    """Draw the confusion matrix int64[C,C]: counts, shaded by the share of errors in the row, so
-    that errors show."""
+    """Draw the confusion matrix int64[C,C]; errors are shaded by their share of the true label."""
     total = confusion.sum()
-    right = np.trace(confusion)
-    figure = new_figure(
-        7, 6.4, f"{total - right:,} of {total:,} test images misclassified", caption
-    )
-    axes = figure.subplots()
+    wrong = total - np.trace(confusion)
+    figure = new_figure(7, 6.4, f"{wrong:,} of {total:,} test images misclassified", caption)
     shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
-    errors = np.where(np.eye(len(confusion), dtype=bool), 0, shares)
-    plot_matrix(axes, confusion, errors, "errors (% of the true label's images)", classes, classes)
-    axes.set(xlabel="predicted label", ylabel="true label")
-    return figure
+    name = "errors (% of the true label's images)"
+    return draw_confusion(figure, confusion, shares, name, classes)
+
+
+@default_style
+def plot_mixed_confusion(
+    mixed: np.ndarray, title: str, caption: str, classes: Sequence[int] = ()
+) -> Figure:
+    """Draw the confusion matrix float64[C,C] of 1,000 test images in a client's label mix."""
+    note = f"{caption} · per 1,000 test images in the client's label mix"
+    figure = new_figure(7, 6.4, title, note)
+    counts = mixed.round().astype(int)
+    return draw_confusion(figure, counts, mixed, "errors (of 1,000 images)", classes)
 
 
 @default_style
@@ -400,24 +416,6 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     axes.margins(y=0.15)
     axes.yaxis.set_major_formatter("{x:g}")
     axes.legend(frameon=False, fontsize=9)
-    return figure
-
-
-@default_style
-def plot_mixed_confusion(
-    mixed: np.ndarray, title: str, caption: str, classes: Sequence[int] = ()
-) -> Figure:
-    """Draw the confusion matrix float64[C,C] of 1,000 test images in a client's label mix, shaded
-    by the errors."""
-    figure = new_figure(
-        7, 6.4, title, f"{caption} · per 1,000 test images in the client's label mix"
-    )
-    axes = figure.subplots()
-    errors = np.where(np.eye(len(mixed), dtype=bool), 0, mixed)
-    plot_matrix(
-        axes, mixed.round().astype(int), errors, "errors (of 1,000 images)", classes, classes
-    )
-    axes.set(xlabel="predicted label", ylabel="true label")
     return figure
 
 

@@ -50,7 +50,7 @@ WRONG = [
         "public_cohorts": [None],
         "dyn_alpha": [0, -1, "x"],
         "prox_mu": [-1, float("inf")],
-        "server_epsilon": [-1, "x"],
+        "server_epsilon": [-1, 0, "x"],
         "accept_changes": ["yes", None],
         "labels_per_client": [0, 101],
         "size_exponent": [-1, 11],

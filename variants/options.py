@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 from harness.fields import (
     ConfigGroup,
     CountOrZero,
-    OptionalRate,
     Probability,
     Rate,
     Rounds,
@@ -24,6 +23,7 @@ from harness.fields import (
     choice,
     float_range,
     int_range,
+    optional_float,
 )
 from harness.files import expand_path
 
@@ -211,7 +211,7 @@ class Optimization(ConfigGroup):
     weight_decay / 2 * |w| ** 2."""
     server_momentum: float_range(0, 0.9999) = 0.9
     """Momentum, beta, of fedavgm and mimelite."""
-    server_epsilon: OptionalRate = None
+    server_epsilon: optional_float(1e-12, 1000) = None
     """Tau of fedadagrad, fedadam and fedyogi, added to the root of the second moment. By default
     the algorithm's own: 1e-3 for fedadam and fedyogi; 1e-6, inside the root, for fedadagrad."""
     prox_mu: Rate = 0.001
