@@ -20,11 +20,13 @@ Federated averaging [1, Algorithm 1], and the function that does each line:
     1  w <- initial weights                                     # build_model
     2  for round t = 1, 2, ...:                                 # run_rounds
     3      S <- clients_per_round of the num_clients clients    # sample_clients
-    4      for each client k in S, on its own shard:            # build_chunk, in TFF's worker
+    4      for each client k in S, on its own shard:            # build_summed_training
     5          w_k <- w after local_epochs of SGD on batches    # build_local_training
-    6      w <- sum over k in S of (n_k / n) w_k                # build_chunk, build_process
+    6      w <- sum over k in S of (n_k / n) w_k                # the same, and build_process
 
-n_k is the number of examples on client k, n the number on all clients in S.
+TFF's worker is a process of its own: it gets client ids and weights, and reads the shards itself.
+K is the number of clients, n_k that of the examples on client k, n that on all clients in S; d the
+number of the model's parameters, C that of the labels, g that of the clients in a chunk.
 
     python federated_learning.py                                  # 10 clients, 5 rounds
     python federated_learning.py --partition shards --rounds 50   # McMahan's non-IID split
@@ -93,7 +95,7 @@ class Data(ConfigGroup):
     data_name: str = ""
     """What plots and lines call the data of --data, such as Fashion-MNIST."""
     transpose: bool = False
-    """Exchange rows and columns of the images of --data, as EMNIST's files need it."""
+    """Exchange rows and columns of the images of --data; EMNIST's files need that."""
     holdout: int_range(0, 50_000) = 0
     """Training images that are held out and evaluated on in place of the test set, for choosing
     hyper-parameters."""
@@ -108,8 +110,8 @@ class Partitioning(ConfigGroup):
     num_clients: NumClients = 10
     """Clients, K."""
     min_images: CountOrZero = 0
-    """Images that every client has at least: the split is drawn again until that is so. 0: a
-    client without images is given one, from the client with the most."""
+    """Images that every client has at least: the split is drawn again until every client has so
+    many. 0: a client without images is given one, from the client with the most."""
     alpha: float_range(0.001, 1e6) = 0.5
     """Concentration of the Dirichlet splits, of each parameter; smaller is more skewed."""
     shards_per_client: Count = 2
@@ -144,15 +146,15 @@ class Training(ConfigGroup):
     clients_per_round: CountOrZero = 0
     """Clients drawn for each round, m; 0: all."""
     sampling: Literal["fixed", "poisson"] = "fixed"
-    """fixed: clients_per_round of them, without replacement. poisson: each by itself, so many on
-    average."""
+    """fixed: clients_per_round of them, without replacement. poisson: each client independently,
+    clients_per_round on average."""
     local_epochs: Count = 3
     """Passes that a client makes over its shard in a round, E."""
     batch_size: CountOrZero = 16
     """Examples in a local batch, B; 0: the client's whole shard."""
     client_lr: OptionalRate = None
-    """Learning rate of the clients' local steps. By default that of the client optimizer, else of
-    the algorithm: 0.2, but 0.1 for scaffold and 0.0005 for mimelite."""
+    """Learning rate of the clients' local steps. The default is the client optimizer's or, for sgd,
+    the algorithm's: 0.2, but 0.1 for scaffold and 0.0005 for mimelite."""
     server_lr: OptionalRate = None
     """Learning rate of the server's optimizer. By default the algorithm's: 1 for plain averaging,
     0.3 for fedavgm, 0.03 for fedadagrad, 0.1 for fedadam and fedyogi."""
@@ -183,7 +185,7 @@ class Config(ConfigGroup):
         compared_values(self)
 
     def replace(self, **changes: Any) -> Config:
-        """Return a copy with other values in these fields; those of a preset come before them."""
+        """Return a copy with other values in these fields. A preset's fields are set first."""
         return super().replace(**presets.preset_fields(changes.get("preset"), parse) | changes)
 
     def effective(self, **changes: Any) -> Config:
@@ -207,9 +209,10 @@ class Config(ConfigGroup):
 
 
 def parse(words: str | Sequence[str] | None = None) -> Config:
-    """Return the configuration that a command line asks for, without words the terminal's.
+    """Return the configuration that a command line asks for; `words` None is the terminal's.
 
-    What it does not name is the default, or with --resume as in that run. Raises UserError.
+    A flag that is not given has its default, or with --resume that run's value: so the words are
+    read once more when the run is known. Raises UserError.
     """
     word_list = shlex.split(words) if isinstance(words, str) else words
     flags = presets.insert_preset_flags(word_list)
@@ -223,9 +226,10 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
 
 
 # The command line is read before TensorFlow is imported: --help and a wrong flag are answered at
-# once. Garbage collection is off meanwhile, as it would go through all imports again and again.
+# once. Garbage collection is off during the imports that follow, as it would go through them again
+# and again; the end of this file switches it on.
 if __name__ == "__main__":
-    command = command_line.run_or_exit(parse)
+    parsed_config = command_line.run_or_exit(parse)
     gc.disable()
 
 from harness import comparison, plots, program, records, results, shards
@@ -261,7 +265,7 @@ MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
 
 
 def load_mnist() -> Dataset:
-    """Return MNIST, from the file beside the script. Raises UserError if that is another file."""
+    """Return MNIST, from the file beside the script. Raises UserError if that is not MNIST."""
     dataset = datasets.make_dataset("MNIST", datasets.read_npz(MNIST_FILE))
     if not dataset.original:
         raise UserError(
@@ -270,6 +274,8 @@ def load_mnist() -> Dataset:
     return dataset
 
 
+# A table: what a choice of a flag stands for. The default row stands in this file, the others in a
+# module of variants/.
 DATASETS = {"mnist": load_mnist, **datasets.ROWS}
 
 
@@ -342,7 +348,9 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     fields = config.subset(options.PARTITIONS[config.partition].fields)
     if partitioner.by_owner:
         fields["owners"] = dataset.owners
-    draw = partial(partitioner.split, labels, num_clients, **({} if partitioner.shift else fields))
+    # Some partitions differ by the images, not by the split: their fields are for `shift`.
+    split_fields = {} if partitioner.shift else fields
+    draw = partial(partitioner.split, labels, num_clients, **split_fields)
     split, num_topped_up = partitions.draw_split(draw, config.seed, config.partitioning.min_images)
     indices = [np.sort(part).astype(np.int64) for part in split]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
@@ -391,7 +399,7 @@ def to_input(pixels: Any) -> Any:
     return tf.reshape(tf.cast(pixels, tf.float32) / 255, [-1, IMAGE_SIDE, IMAGE_SIDE, 1])
 
 
-@documented_settings()
+@documented_settings()  # float32, graphs, ...: whatever the user has set in Keras or TensorFlow
 def build_model(network: Network, seed: int) -> Any:
     """Line 1: return a Keras model with its initial weights, a function of the seed alone.
 
@@ -421,12 +429,11 @@ def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
 
     Layers such as Dropout drop by chance, a function of `key` int64[2].
     """
-    # Keras layers make variables. Here they are to compute with tensors instead: each variable
-    # that a new layer asks for becomes the next of our weights. (TFF's own way to do this,
-    # functional_model_from_keras, has a tf.function of its own, whose border hides from oneDNN
-    # which max-pooling a gradient belongs to: a step takes 1.4 times as long.)
+    # New Keras layers would make variables. Here they get our tensors instead, in their order.
+    # TFF's own way to do this, functional_model_from_keras, takes 1.4 times as long a step: it
+    # wraps the model in a function, in which oneDNN cannot match a max-pooling with its gradient.
     next_weight = iter(weights)
-    with tf.variable_creator_scope(lambda _, **options: next(next_weight)):
+    with tf.variable_creator_scope(lambda _, **ignored: next(next_weight)):
         for position, layer in enumerate(network.build_layers()):
             x = layers.train_layer(layer, x, key, position)
     return x
@@ -450,19 +457,19 @@ def loss_and_gradients(
 def weighted_mean(config: Config, cohort: CohortInfo) -> Any:
     """Line 6: sum_k (n_k / n) (w - w_k), so that the server's w - 1.0 * mean is sum_k (n_k/n) w_k.
 
-    Returns a TFF aggregation factory. The weight n_k of an update is that of its client.
+    Returns TFF's aggregation factory for it; `build_process` gives it the updates with their n_k.
     """
     return tff.aggregators.MeanFactory(no_nan_division=True)
 
 
 ALGORITHMS = {"fedavg": Algorithm, **algorithms.ROWS}
-AGGREGATORS = {"mean": Aggregator(weighted_mean, "summed"), **aggregators.ROWS}
+AGGREGATORS = {"mean": Aggregator(weighted_mean, update_format="summed"), **aggregators.ROWS}
 CLIENT_OPTIMIZERS = {"sgd": algorithms.build_sgd, **algorithms.OPTIMIZER_ROWS}
 
 
 @dataclass(frozen=True)
 class Experiment:
-    """One run to be: its configuration, its data, and the rows of the tables that it uses.
+    """A run, ready to start: its configuration, its data, and the rows of the tables it uses.
 
     `build_experiment` makes it; nothing looks a name up in a table again. What is costly is made
     when it is first asked for.
@@ -481,8 +488,8 @@ class Experiment:
     row_hashes: dict[str, str]  # field -> hash of its row: a notebook may change a table
     remarks: list[str]  # what the user should know before the run begins
 
-    def view(self, images: np.ndarray, client: int) -> np.ndarray:
-        """Return images uint8[n,28,28] as the client has them: some partitions change them."""
+    def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
+        """Return images uint8[n,28,28] as the client has them; some partitions change them."""
         config = self.config
         if self.partitioner.shift is None:
             return images
@@ -492,7 +499,7 @@ class Experiment:
 
     @cached_property
     def initial_weights(self) -> tuple[np.ndarray, ...]:
-        """The global model's first weights (line 1), a float32 array a tensor."""
+        """The global model's first weights (line 1), one float32 array per tensor."""
         return tuple(build_model(self.network, self.config.seed).get_weights())
 
     @property
@@ -528,12 +535,13 @@ def write_shards(experiment: Experiment) -> Path:
     partition = experiment.partition
     folder = shards.make_folder(experiment.config.run.cache, partition.digest)
     for client, indices in enumerate(partition.indices):
-        images = experiment.view(train.images[indices], client)
+        images = experiment.images_of_client(train.images[indices], client)
         shards.write_shard(folder, client, images, train.labels[indices])
     return folder
 
 
-# == A round, in the order of the pseudo-code: who trains, local training, client, chunk, process ==
+# == A round, from the inside out: who trains, local training, client, chunk, process, the loop ====
+# (To read it from the outside in, begin at run_rounds.)
 
 
 def sample_clients(
@@ -553,16 +561,19 @@ def sample_clients(
 
 
 # TFF keeps a value in memory for each of its clients, and spends about a millisecond on it. So one
-# TFF client stands for a chunk of ours, if the aggregator allows it. The number of chunks does not
-# follow the number of cores: the last bits of a sum follow how it is cut.
+# TFF client stands for a chunk of ours, if the aggregator allows it. By its update_format it takes:
+#   "summed"      weighted means of chunks, of which it makes the weighted mean
+#   "stacked"     all updates at once, as a matrix
+#   "per_client"  each client by itself: then every client is a chunk
+# The number of chunks does not follow the number of cores, as the last bits of a sum follow how it
+# is cut.
 NUM_CHUNKS = {"summed": 32, "stacked": 10}
 
 
 def make_chunks(clients: Sequence[int], sizes: np.ndarray, update_format: str) -> list[np.ndarray]:
-    """Cut the round's clients into chunks int64[g] of about as many examples each.
+    """Cut the round's clients into chunks int64[g] with about the same number of examples.
 
-    `sizes` are the n_k of all clients. Where the aggregator must see each client by itself,
-    `update_format` "per_client", each is a chunk.
+    `sizes` are the n_k of all clients, `update_format` is the aggregator's.
     """
     num_chunks = NUM_CHUNKS.get(update_format, len(clients))
     if len(clients) <= num_chunks:
@@ -582,8 +593,8 @@ class ClientTask(NamedTuple):
     client: Any  # int64
     round_num: Any  # int64, from 1
     key: Any  # int64[2], of all its randomness in this round
-    records: Any  # uint8[n_k,785]: 784 pixels and the label
-    num_examples: Any  # int32, to train on: E * n_k, or less for a straggler
+    shard: Any  # uint8[n_k,785]: 784 pixels and the label
+    num_visits: Any  # int32, examples to train on in all epochs: E * n_k, less for a straggler
     learning_rate: Any  # float32
     server_message: Any  # what the algorithm sends beside the weights
 
@@ -591,8 +602,8 @@ class ClientTask(NamedTuple):
 def rate_factor(step: Any, num_steps: Any) -> Any:
     """Return the factor of the client's learning rate in its local step 0, 1, ... of `num_steps`.
 
-    Both are float32 tensors. The number 1.0 is a constant rate; a tensor, such as
-    tf.minimum(1.0, (step + 1) / 20), is a warm-up. Algorithms are told the sum of the factors.
+    Edit this for a schedule within a round. The number 1.0 stands for a constant rate; a warm-up is
+    tf.minimum(1.0, (step + 1) / 20), of the float32 tensors. Algorithms get the sum of the factors.
     """
     return 1.0
 
@@ -628,8 +639,8 @@ def build_train_step(experiment: Experiment) -> Callable[..., tuple[Any, Any, An
 
     if not models.has_max_pooling(network.build_layers()):
         return train_step
-    # oneDNN must match each max-pooling with its gradient. In a graph without the loop it always
-    # can, in the loop only by luck. So the worker may not inline the step into the loop.
+    # The step stays a function of its own in the worker's graph: inlined into the loop, oneDNN may
+    # not find the max-pooling that a gradient belongs to.
     return tf.function(train_step, autograph=False, experimental_attributes={NOT_INLINED: True})
 
 
@@ -642,8 +653,8 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
     optimizer = experiment.client_optimizer
     train_step = build_train_step(experiment)
     is_random = layers.are_random(experiment.network.build_layers())
-    constant_rate = isinstance(rate_factor(0.0, 1.0), float)
-    experiment.algorithm.check_rate(constant_rate)
+    rate_is_constant = isinstance(rate_factor(0.0, 1.0), float)
+    experiment.algorithm.check_rate(rate_is_constant)
     fold_in = tf.random.experimental.stateless_fold_in
 
     @tf.autograph.experimental.do_not_convert
@@ -654,13 +665,13 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
 
     @tf.function
     def local_training(initial, task):  # line 5: w_k <- w after local_epochs of SGD on batches
-        labels = tf.cast(task.records[:, -1], tf.int32)
-        pixels = task.records[:, :-1]
-        size = tf.shape(task.records)[0]
+        labels = tf.cast(task.shard[:, -1], tf.int32)
+        pixels = task.shard[:, :-1]
+        size = tf.shape(task.shard)[0]
         batch_size = training.batch_size or size
-        num_epochs = -(-task.num_examples // size)  # rounded up: a straggler's last one is cut
+        num_epochs = -(-task.num_visits // size)  # rounded up: a straggler's last one is cut
         num_steps = tf.cast(
-            algorithms.count_steps(training.batch_size, size, task.num_examples), tf.float32
+            algorithms.count_steps(training.batch_size, size, task.num_visits), tf.float32
         )
         state = new_optimizer_state(initial, task.learning_rate)
         weights = initial
@@ -671,7 +682,7 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
         for epoch in tf.range(num_epochs):
             epoch_key = fold_in(task.key, tf.cast(epoch, tf.int64))
             shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
-            order = shuffled[: task.num_examples - epoch * size]
+            order = shuffled[: task.num_visits - epoch * size]
             for start in tf.range(0, tf.size(order), batch_size):
                 tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                 batch = order[start : start + batch_size]
@@ -679,7 +690,7 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
                 y = tf.gather(labels, batch)
                 # Without Dropout or the like no step uses its key.
                 step_key = fold_in(epoch_key, tf.cast(start, tf.int64)) if is_random else epoch_key
-                if not constant_rate:
+                if not rate_is_constant:
                     factor = rate_factor(step, num_steps)
                     rate = {"learning_rate": factor * task.learning_rate}
                     state = optimizer.set_hparams(state, rate)
@@ -690,18 +701,21 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
                 )
                 loss_sum += loss
                 num_correct += correct
-        seen = tf.cast(task.num_examples, tf.float32)
-        counted = num_steps if constant_rate else sum_of_factors
-        return LocalResult(weights, loss_sum / seen, num_correct / seen, num_steps, counted)
+        if rate_is_constant:
+            sum_of_factors = num_steps
+        visits = tf.cast(task.num_visits, tf.float32)
+        return LocalResult(
+            weights, loss_sum / visits, num_correct / visits, num_steps, sum_of_factors
+        )
 
     return local_training
 
 
 class ClientMetrics(NamedTuple):
-    """What a client reports of its round, float32 each.
+    """What a client reports of its round, float32 each; metrics.json has it for each client.
 
-    metrics.json has all of them for each client. A round's record has the mean over the clients'
-    examples of each one behind the first two, as a column: train_loss, train_accuracy, ...
+    A round's record has the mean of the loss, the accuracy, the steps and whatever is added, over
+    the clients' examples, as train_loss, train_accuracy, ...
     """
 
     examples: Any  # n_k
@@ -712,11 +726,16 @@ class ClientMetrics(NamedTuple):
 
 
 class ClientOutput(NamedTuple):
-    """What a client sends to the server."""
+    """What a client sends to the server.
+
+    Some algorithms keep vectors float32[d] at the server from round to round, their memory, such as
+    SCAFFOLD's control variate of each client. For it clients get and send messages. FedAvg has
+    neither.
+    """
 
     update: Any  # a tuple, w - w_k, all 0 if it is not finite
     weight: Any  # float32, n_k, or 0 if the update is not finite
-    effective_steps: Any  # float32, what its local steps count as
+    effective_steps: Any  # float32, FedNova's tau_k
     metrics: ClientMetrics
     message: Any  # float32[d] for the algorithm's memory, or float32[0]
 
@@ -729,12 +748,12 @@ def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
     training = config.training
     schedule = config.optimization.client_schedule
     local_training = build_local_training(experiment)
-    # Where the worker reads the shards: one on another host has the last folder of the path.
+    # A worker on another host has a copy of the folder, by its name in the worker's own folder.
     folder = experiment.shards if config.run.single_worker else Path(experiment.shards.name)
 
     def client_update(initial, memory, round_num, client):
-        own_records = shards.read_shard(folder, client)
-        size = tf.shape(own_records)[0]
+        own_shard = shards.read_shard(folder, client)
+        size = tf.shape(own_shard)[0]
         seed_and_client = tf.stack([tf.constant(config.seed, tf.int64), client])
         key = tf.random.experimental.stateless_fold_in(seed_and_client, round_num)
         factor = algorithms.schedule(schedule, tf.cast(round_num, tf.float32), config.optimization)
@@ -742,15 +761,15 @@ def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
             client=client,
             round_num=round_num,
             key=key,
-            records=behaviour.records(client, own_records),
-            num_examples=behaviour.num_examples(size * training.local_epochs, key),
+            shard=behaviour.shard(client, own_shard),
+            num_visits=behaviour.num_visits(size * training.local_epochs, key),
             learning_rate=training.client_lr * factor,
             server_message=algorithm.server_message(memory, client),
         )
 
         def shard_gradient():
-            x = to_input(task.records[:, :-1])
-            y = tf.cast(task.records[:, -1], tf.int32)
+            x = to_input(task.shard[:, :-1])
+            y = tf.cast(task.shard[:, -1], tf.int32)
             return loss_and_gradients(experiment.network, initial, x, y, key)[2]
 
         trained = local_training(initial, task)
@@ -793,7 +812,7 @@ class SummedChunk(NamedTuple):
     messages: Any  # float32[g,d] for the algorithm's memory, or float32[g,0]
 
 
-def build_summed_chunk(client_update: Callable, message_size: int) -> Callable[..., SummedChunk]:
+def build_summed_training(client_update: Callable, message_size: int) -> Callable[..., SummedChunk]:
     """Return train_chunk(initial weights, memory, round_num, clients int64[g]) -> SummedChunk.
 
     Updates are added as they come: memory and messages don't grow with the number of clients.
@@ -843,7 +862,7 @@ def build_initial_state(experiment: Experiment) -> tuple[Any, Any]:
     return initial_weights, initial_algorithm_state
 
 
-def build_chunk(experiment: Experiment, weights_type: Any, state_type: Any) -> Any:
+def build_chunk_training(experiment: Experiment, weights_type: Any, state_type: Any) -> Any:
     """Return a TFF computation: (weights, algorithm's state, clients int64[g]) -> what they send.
 
     Where the aggregator allows it, TFF sees many of our clients as one (`make_chunks`).
@@ -851,11 +870,11 @@ def build_chunk(experiment: Experiment, weights_type: Any, state_type: Any) -> A
     client_update = build_client_update(experiment)
     slot_size = state_type.memory.shape[1]
     if experiment.aggregator.update_format == "stacked":
-        train_clients = aggregators.build_stacked_chunk(
+        train_clients = aggregators.build_stacked_training(
             client_update, slot_size, experiment.num_parameters, len(ClientMetrics._fields)
         )
     else:
-        train_clients = build_summed_chunk(client_update, slot_size)
+        train_clients = build_summed_training(client_update, slot_size)
 
     @tff.tensorflow.computation(weights_type, state_type, tff.TensorType(np.int64, [None]))
     def train_chunk(weights, state, clients):
@@ -876,13 +895,14 @@ def build_process(experiment: Experiment) -> Any:
     config = experiment.config
     algorithm = experiment.algorithm
     is_stacked = experiment.aggregator.update_format == "stacked"
-    gathers_metrics = algorithm.memory_slots() or not config.run.single_worker
+    has_memory = algorithm.memory_slots() > 0
+    gathers_metrics = has_memory or not config.run.single_worker
     LearningAlgorithmState = tff.learning.templates.LearningAlgorithmState
 
     initial_weights, initial_algorithm_state = build_initial_state(experiment)
     weights_type = initial_weights.type_signature.result
     state_type = initial_algorithm_state.type_signature.result
-    train_chunk = build_chunk(experiment, weights_type, state_type)
+    train_chunk = build_chunk_training(experiment, weights_type, state_type)
     chunk_type = train_chunk.type_signature.result
     cohort = CohortInfo(config.cohort_size, int(experiment.partition.sizes.max()))
     factory = experiment.aggregator.build(config, cohort)
@@ -904,6 +924,7 @@ def build_process(experiment: Experiment) -> Any:
 
     chunks_type = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
 
+    # For FedAvg: broadcast, train, aggregate, finalize. The rest is what only other algorithms do.
     @tff.federated_computation(initialize.type_signature.result, chunks_type)
     def next_round(state, chunks):
         algorithm_state = tff.federated_map(server.begin_round, state.client_work)
@@ -911,8 +932,12 @@ def build_process(experiment: Experiment) -> Any:
         trained = tff.federated_map(
             train_chunk, (weights, tff.federated_broadcast(algorithm_state), chunks)
         )
-        mean = aggregate.next(state.aggregator, trained.update, trained.weight)  # line 6
-        update = tff.federated_map(server.from_flat, mean.result) if is_stacked else mean.result
+        aggregated = aggregate.next(state.aggregator, trained.update, trained.weight)  # line 6
+        update = (
+            tff.federated_map(server.from_flat, aggregated.result)
+            if is_stacked
+            else aggregated.result
+        )
         optimizer_state = state.finalizer
         if algorithm.normalize_by_steps:
             mean_steps = tff.federated_mean(trained.steps, trained.weight)
@@ -926,9 +951,9 @@ def build_process(experiment: Experiment) -> Any:
             algorithm_state = tff.federated_map(server.update_memory, (algorithm_state, *gathered))
         update = tff.federated_map(server.server_step, (update, algorithm_state))
         new = finalize.next(optimizer_state, state.global_model_weights, update)
-        state = LearningAlgorithmState(new.result, (), algorithm_state, mean.state, new.state)
+        state = LearningAlgorithmState(new.result, (), algorithm_state, aggregated.state, new.state)
         metrics = gathered[1] if gathers_metrics else trained.metrics
-        return tff.federated_zip(state), mean.measurements, metrics
+        return tff.federated_zip(state), aggregated.measurements, metrics
 
     return tff.templates.IterativeProcess(initialize, next_round, next_is_multi_arg=True)
 
@@ -938,7 +963,7 @@ def train_cohort(
 ) -> tuple[Any, list[dict[str, Any]]]:
     """Lines 4 to 6: train the clients from the state's weights, and aggregate.
 
-    Returns the next state, and a dict a client of what it reported, in the order of their ids.
+    Returns the next state, and one dict per client of what it reported, in the order of their ids.
     """
     aggregator = experiment.aggregator
     sizes = experiment.partition.sizes
@@ -949,17 +974,18 @@ def train_cohort(
         for chunk in make_chunks(clients_of_host, sizes, aggregator.update_format)
     ]
     if aggregator.private and not chunks:
-        chunks = [np.array([], np.int64)]  # the sum over nobody gets its noise too: it is counted
+        chunks = [np.array([], np.int64)]  # noise is added all the same: the accountant counts it
     if not chunks:
-        return state._replace(client_work=state.client_work._replace(round=np.int64(round_num))), []
+        algorithm_state = state.client_work._replace(round=np.int64(round_num))
+        return state._replace(client_work=algorithm_state), []
     name = f"round {round_num}"
     next_state, _, metrics = worker.run_round(name, experiment.process, state, chunks)
     reports = records.name_metrics(chunks, metrics, ClientMetrics._fields)
     finite = [report["client"] for report in reports if report["finite"]]
     sees_each = aggregator.update_format == "per_client" and not aggregator.private
     if sees_each and len(finite) < len(reports):
-        # TFF's adaptive norms would count a client that is left out as one with norm 0. A round is
-        # a pure function of state and clients, so it is done again without that client.
+        # Train again without the clients whose update is not finite: TFF's adaptive norms would
+        # count them as clients with norm 0. A round is a pure function of state and clients.
         next_state, _ = train_cohort(worker, experiment, state, finite)
     return next_state, reports
 
@@ -979,6 +1005,7 @@ def run_rounds(
     accountant = experiment.accountant
     evaluate = experiment.evaluate  # built here, before the first round's clock starts
     most_chunks = NUM_CHUNKS.get(experiment.aggregator.update_format, config.cohort_size)
+    rng = privacy.secret_rng(accountant)  # None unless private: the cohorts follow from the seed
     with start_workers(experiment, min(config.cohort_size, most_chunks), log) as worker:
         if state is None:
             state = worker.call("round 0", experiment.process.initialize)  # line 1
@@ -991,7 +1018,7 @@ def run_rounds(
                 if epsilon is None:  # its budget allows no more
                     return
             start = time.perf_counter()
-            cohort = sample_clients(config, round_num, privacy.secret_rng(accountant))  # line 3
+            cohort = sample_clients(config, round_num, rng)  # line 3
             reporting = adversity.drop_out(cohort, config, round_num)
             state, reports = train_cohort(worker, experiment, state, reporting)  # lines 4 to 6
             evaluation = evaluate(state.global_model_weights)
@@ -1040,8 +1067,7 @@ def build_evaluator(network: Network, dataset: Dataset) -> Callable[[Any], Evalu
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         return tf.argmax(logits, axis=1), losses
 
-    # Traced now: Keras layers that are made in another graph, as those of a process are, spoil
-    # the models made before.
+    # Traced now: layers that are later made in another graph break Keras models made before.
     evaluate_batch.get_concrete_function()
 
     @documented_settings()
@@ -1123,7 +1149,7 @@ def check_experiment(experiment: Experiment) -> None:
     if experiment.accountant:
         experiment.accountant.check_budget()
         remarks = experiment.accountant.remarks(config.training.rounds)
-    else:  # what data and split are like may tell of single clients
+    else:  # a private run omits these: they could tell of single clients
         remarks = [
             *experiment.dataset.remarks,
             *partitions.remarks(experiment.partition, len(experiment.dataset.train.labels)),
@@ -1198,13 +1224,13 @@ def run(config: Config) -> Result:
         progress = command_line.Progress(rounds, len(done), timed=not experiment.accountant)
         try:
             for state, record, evaluation in progress.follow(new_rounds):
-                draw = partial(
+                draw_confusion = partial(
                     plots.plot_confusion,
                     evaluation.confusion,
                     caption,
                     experiment.dataset.classes,
                 )
-                folder.save_round(record, state, draw)
+                folder.save_round(record, state, draw_confusion)
                 earlier = result.records if result else []
                 result = Result(folder.path, [*earlier, record], evaluation, state)
                 print_line(record.line(rounds))
@@ -1219,6 +1245,11 @@ def run(config: Config) -> Result:
             num_done = len(result.records) if result else 0
             warn(f"stopped after round {num_done}; {folder.how_to_resume()}")
             raise
+        if result is None:  # its budget was spent by rounds that were begun and not done
+            raise UserError(
+                f"epsilon_budget={config.privacy.epsilon_budget:g} allows no further round, and "
+                "none was done; choose more, or start a new run"
+            )
         metrics, paths = save_result(folder, experiment, result)
         results.print_summary(metrics, paths)
         if config.run.baselines:
@@ -1247,5 +1278,5 @@ def main(config: Config) -> None:
 if __name__ == "__main__":
     gc.freeze()  # what is imported stays
     gc.enable()
-    command_line.run_or_exit(main, command)
+    command_line.run_or_exit(main, parsed_config)
     gc.freeze()  # the process ends, so there is nothing to collect

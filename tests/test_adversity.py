@@ -102,7 +102,7 @@ def test_a_stragglers_share_is_uniform():
     behaviour = fl.adversity.ClientBehaviour(configure(stragglers=1.0), ATTACKS["nan"], 10)
     keys = [tf.constant([seed, 7], tf.int64) for seed in range(600)]
     shares = np.array(
-        [int(behaviour.num_examples(tf.constant(10_000), key)) / 10_000 for key in keys]
+        [int(behaviour.num_visits(tf.constant(10_000), key)) / 10_000 for key in keys]
     )
     assert shares.mean() == pytest.approx(1 / 2, abs=0.05) and (shares**2).mean() == pytest.approx(
         1 / 3, abs=0.05

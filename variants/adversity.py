@@ -31,16 +31,14 @@ def choose_attackers(adversity: Adversity, num_clients: int, seed: int) -> np.nd
     return np.sort(rng.choice(num_clients, adversity.byzantine, replace=False))
 
 
-def flip_labels(records: Any, num_classes: int) -> Any:
-    """Return records uint8[n,785] in which label l is C - 1 - l (Fang et al. 2020, section 5)."""
-    return tf.concat(
-        [records[:, :-1], tf.cast(num_classes - 1, tf.uint8) - records[:, -1:]], axis=1
-    )
+def flip_labels(shard: Any, num_classes: int) -> Any:
+    """Return a shard uint8[n,785] in which label l is C - 1 - l (Fang et al. 2020, section 5)."""
+    return tf.concat([shard[:, :-1], tf.cast(num_classes - 1, tf.uint8) - shard[:, -1:]], axis=1)
 
 
-def honest_records(records: Any, num_classes: int) -> Any:
-    """Return the records as they are."""
-    return records
+def honest_shard(shard: Any, num_classes: int) -> Any:
+    """Return the shard as it is."""
+    return shard
 
 
 def honest_update(update: Update, key: Any, scale: float) -> Update:
@@ -77,15 +75,15 @@ def not_a_number(update: Update, key: Any, scale: float) -> Update:
 
 
 class Attack(NamedTuple):
-    """A row: what an attacker trains on in the place of its records, and sends in that of its
+    """A row: what an attacker trains on in place of its shard, and sends in that of its
     update."""
 
-    records: Callable = honest_records
+    shard: Callable = honest_shard
     update: Callable = honest_update
 
 
 ATTACKS = {
-    "label-flip": Attack(records=flip_labels),
+    "label-flip": Attack(shard=flip_labels),
     "sign-flip": Attack(update=flip_sign),
     "scaled": Attack(update=scale_up),
     "gaussian": Attack(update=gaussian),
@@ -111,28 +109,28 @@ class ClientBehaviour:
         """Return whether `client`, an int64 scalar, attacks."""
         return tf.reduce_any(tf.equal(client, self.attackers))
 
-    def records(self, client: Any, records: Any) -> Any:
-        """Return what a client with these records uint8[n,785] trains on."""
+    def shard(self, client: Any, shard: Any) -> Any:
+        """Return what a client with this shard uint8[n,785] trains on."""
         if not self.adversity.byzantine:
-            return records
+            return shard
         return tf.cond(
             self.is_attacker(client),
-            lambda: self.attack.records(records, self.num_classes),
-            lambda: records,
+            lambda: self.attack.shard(shard, self.num_classes),
+            lambda: shard,
         )
 
-    def num_examples(self, num_examples: Any, key: Any) -> Any:
+    def num_visits(self, num_visits: Any, key: Any) -> Any:
         """Return how many of these examples, int32, a client trains on.
 
         With probability `stragglers` it is a uniform share of them, one at least.
         """
         if not self.adversity.stragglers:
-            return num_examples
+            return num_visits
         late_key = tf.random.experimental.stateless_fold_in(key, -1)
         luck, share = tf.unstack(tf.random.stateless_uniform([2], late_key))
-        fewer = tf.cast(share * tf.cast(num_examples, tf.float32), num_examples.dtype)
+        fewer = tf.cast(share * tf.cast(num_visits, tf.float32), num_visits.dtype)
         is_late = luck < self.adversity.stragglers
-        return tf.where(is_late, tf.maximum(fewer, 1), num_examples)
+        return tf.where(is_late, tf.maximum(fewer, 1), num_visits)
 
     def update(self, client: Any, update: Update, key: Any) -> Update:
         """Return what a client with this update sends."""

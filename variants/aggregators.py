@@ -135,7 +135,7 @@ class StackedChunk(NamedTuple):
     messages: Any
 
 
-def build_stacked_chunk(
+def build_stacked_training(
     client_update: Callable, message_size: int, num_parameters: int, num_metrics: int
 ) -> Callable[..., StackedChunk]:
     """Return train_chunk(initial weights, memory, round_num, clients int64[g]) -> StackedChunk."""

@@ -61,15 +61,15 @@ OPTIMIZER_ROWS = {
 }
 
 
-def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
-    """Return tau_k, int32: the SGD steps on `num_examples` examples of a shard of `size`, int32.
+def count_steps(batch_size: int, size: Any, num_visits: Any) -> Any:
+    """Return tau_k, int32: the SGD steps on `num_visits` examples of a shard of `size`, int32.
 
     Each full epoch has ceil(size / batch) steps; the rest of a straggler's last one follows.
     """
     batch = batch_size or size
     steps_per_epoch = -(-size // batch)
-    full_epochs = num_examples // size
-    rest = num_examples % size
+    full_epochs = num_visits // size
+    rest = num_visits % size
     return full_epochs * steps_per_epoch + -(-rest // batch)
 
 

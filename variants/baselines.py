@@ -106,7 +106,7 @@ def build_baselines(
     own_rounds = max(1, round(rounds * config.cohort_size / num_clients))
     plain = config.replace(**PLAIN, **plain_training(config))
     client_images = [
-        experiment.view(dataset.train.images[indices], client)
+        experiment.images_of_client(dataset.train.images[indices], client)
         for client, indices in enumerate(partition.indices)
     ]
     all_labels = dataset.train.labels[np.concatenate(partition.indices)]
@@ -124,7 +124,7 @@ def build_baselines(
     ]
     for client in range(num_clients):
         evaluate_own = evaluate
-        test_images = experiment.view(dataset.test.images, client)
+        test_images = experiment.images_of_client(dataset.test.images, client)
         if test_images is not dataset.test.images:
             own_test = Split(test_images, dataset.test.labels)
             own_data = dataclasses.replace(dataset, test=own_test)
