@@ -97,8 +97,8 @@ def test_a_kernels_restart_leaves_no_worker(tmp_path):
     try:
         client.wait_for_ready(timeout=60)
         client.execute(
-            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl, "
-            "time\n"
+            f"import sys; sys.path.insert(0, {str(ROOT)!r}); import time\n"
+            "from harness.engine.worker import LocalWorker\n"
             "with LocalWorker(1): time.sleep(1000)"
         )
         pid = kernel.provisioner.pid
