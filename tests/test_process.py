@@ -60,7 +60,9 @@ def test_rounds_equal_a_numpy_fedavg(federation):
 
 # After a last-bit difference max-pooling picks another pixel; at 0.1 that grows to 0.02 in a round,
 # at 0.01 it dies.
-@pytest.mark.parametrize(("model", "rate"), [("mlp", 0.1), ("lean-cnn", 0.01), ("lenet", 0.01)])
+@pytest.mark.parametrize(
+    ("model", "rate"), [("mlp", 0.1), ("small-cnn", 0.01), ("lean-cnn", 0.001), ("lenet", 0.01)]
+)
 def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
     experiment = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
     config = experiment.config
