@@ -18,6 +18,7 @@ import psutil
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "federated_learning.py"
 SECONDS = 240  # limit of any one command
+MLP_ON_DIGITS = ("--dataset", "digits", "--model", "mlp")  # a run of seconds
 
 
 def configure(**flags) -> fl.Config:

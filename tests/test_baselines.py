@@ -14,20 +14,9 @@ from variants.partitions import shift_features
 import numpy as np
 import pytest
 from reference import largest_difference, network, numpy_local, weights_of
-from runs import configure, run_script, start
+from runs import MLP_ON_DIGITS, configure, run_script, start
 
-FLAGS = (
-    "--dataset",
-    "digits",
-    "--model",
-    "mlp",
-    "--rounds",
-    "2",
-    "--num-clients",
-    "3",
-    "--name",
-    "run",
-)
+FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "3", "--name", "run")
 
 
 @pytest.fixture

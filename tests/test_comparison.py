@@ -14,7 +14,7 @@ from variants.captions import compared_caption
 
 import numpy as np
 import pytest
-from runs import call_script, configure
+from runs import MLP_ON_DIGITS, call_script, configure
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
 
@@ -207,16 +207,7 @@ def test_what_is_compared_stands_in_the_caption(digits):
 
 
 def test_a_budget_that_allows_no_round_is_a_mistake(tmp_path):
-    flags = (
-        "--aggregator",
-        "dp",
-        "--epsilon-budget",
-        "0.1",
-        "--dataset",
-        "digits",
-        "--model",
-        "mlp",
-    )
+    flags = (*MLP_ON_DIGITS, "--aggregator", "dp", "--epsilon-budget", "0.1")
     done = call_script(tmp_path, *flags)
     assert (
         done.returncode == 2

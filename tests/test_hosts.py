@@ -16,20 +16,9 @@ import numpy as np
 import psutil
 import pytest
 from machines import machines, tool, why_not
-from runs import SECONDS, command, configure, start, wait_for_round
+from runs import MLP_ON_DIGITS, SECONDS, command, configure, start, wait_for_round
 
-RUN = (
-    "--dataset",
-    "digits",
-    "--model",
-    "mlp",
-    "--rounds",
-    "20",
-    "--num-clients",
-    "6",
-    "--local-epochs",
-    "15",
-)
+RUN = (*MLP_ON_DIGITS, "--rounds", "20", "--num-clients", "6", "--local-epochs", "15")
 REASON = why_not()
 needs_machines = pytest.mark.skipif(bool(REASON), reason=REASON)
 

@@ -8,6 +8,7 @@ import re
 
 import federated_learning as fl
 from harness import run_folder
+from harness.command_line import read_saved
 from harness.engine.worker import LocalWorker
 from harness.fields import UserError
 from harness.files import to_json
@@ -21,7 +22,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 from reference import accountant_of
-from runs import configure, run_script
+from runs import MLP_ON_DIGITS, configure, run_script
 
 POISSON = configure(
     aggregator="dp",
@@ -284,6 +285,25 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
         next(fl.run_rounds(longer, state, journal=journal))
 
 
+def test_a_budget_spent_by_a_round_that_was_not_done_ends_the_next_run(tmp_path, monkeypatch):
+    flags = {"dataset": "digits", "model": "mlp", "rounds": 2, "num_clients": 20}
+    private = configure(**flags, aggregator="dp")
+    accountant = accountant_of(private)
+    between = (accountant.epsilon([1]) + accountant.epsilon([1, 1])) / 2
+    config = configure(**flags, aggregator="dp", epsilon_budget=between)
+    config = config.replace(runs=str(tmp_path / "runs"), cache=str(tmp_path), name="run")
+
+    def kill(*arguments):
+        raise Killed
+
+    with monkeypatch.context() as killed, pytest.raises(Killed):
+        killed.setattr(fl, "train_cohort", kill)
+        fl.run(config)
+    assert (tmp_path / "runs" / "run" / "rounds_begun.txt").read_text().split() == ["1"]
+    with pytest.raises(UserError, match="allows no further round, and none was done"):
+        fl.run(read_saved(str(tmp_path / "runs" / "run"), fl.Config()))
+
+
 def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():
     """README's errand "a metric": a field that somebody adds is not told unless it stands in
     PUBLIC."""
@@ -321,18 +341,7 @@ def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monke
 
 
 def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
-    flags = (
-        "--dataset",
-        "digits",
-        "--model",
-        "mlp",
-        "--rounds",
-        "2",
-        "--num-clients",
-        "20",
-        "--aggregator",
-        "dp",
-    )
+    flags = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
     done = run_script(tmp_path, *flags, "--name", "run")
     assert done.returncode == 0 and "train loss" not in done.stdout, done.stderr
     run = tmp_path / "runs" / "run"

@@ -1,5 +1,6 @@
 """What a round did, in a record."""
 
+from functools import partial
 from types import SimpleNamespace
 
 from harness.records import RoundRecord, reached, rounds_to_target
@@ -9,20 +10,24 @@ import numpy as np
 import pytest
 
 
-def test_what_counts_as_trouble():
-    def record(accuracy, loss=1.0, num_nonfinite=0):
-        figures = {"dropped": 0, "bytes_down": 0, "bytes_up": 0, "epsilon": None, "seconds": 1.0}
-        clients = [{"client": 0}, {"client": 1}]
-        return RoundRecord(
-            round=1,
-            train={"loss": 1.0, "accuracy": 0.5},
-            test_loss=loss,
-            test_accuracy=accuracy,
-            num_nonfinite=num_nonfinite,
-            clients=clients,
-            **figures,
-        )
+def make_record(accuracy, round_num=1, loss=2.3, num_nonfinite=0, num_clients=1):
+    return RoundRecord(
+        round=round_num,
+        clients=[{"client": client} for client in range(num_clients)],
+        train={"loss": 1.0, "accuracy": 0.5},
+        test_loss=loss,
+        test_accuracy=accuracy,
+        num_nonfinite=num_nonfinite,
+        dropped=0,
+        bytes_down=0,
+        bytes_up=0,
+        epsilon=None,
+        seconds=1.0,
+    )
 
+
+def test_what_counts_as_trouble():
+    record = partial(make_record, num_clients=2)
     good = record(0.9)
     assert (
         good.trouble([], 0.1, False)
@@ -39,44 +44,16 @@ def test_what_counts_as_trouble():
 
 
 def test_a_run_that_never_leaves_chance_says_so():
-    figures = {
-        "num_nonfinite": 0,
-        "dropped": 0,
-        "bytes_down": 0,
-        "bytes_up": 0,
-        "epsilon": None,
-        "seconds": 1.0,
-    }
-
-    def record(round_num, accuracy):
-        losses = {
-            "train": {"loss": 1.0, "accuracy": 0.5},
-            "test_loss": 2.3,
-            "test_accuracy": accuracy,
-        }
-        return RoundRecord(round=round_num, clients=[{"client": 0}], **losses, **figures)
-
-    stuck = [record(number, 0.1) for number in (1, 2, 3, 4)]
+    stuck = [make_record(0.1, number) for number in (1, 2, 3, 4)]
     said = [r.trouble(stuck[:place], 0.1, is_last=r.round == 4) for place, r in enumerate(stuck)]
     assert ["still at chance" in text for text in said] == [False, False, True, True]
-    assert record(3, 0.55).trouble([], 0.5, is_last=True) == ""  # two classes
-    assert "still at chance" in record(3, 0.5).trouble([], 0.5, is_last=True)
+    assert make_record(0.55, 3).trouble([], 0.5, is_last=True) == ""  # two classes
+    assert "still at chance" in make_record(0.5, 3).trouble([], 0.5, is_last=True)
 
 
 def test_what_lasts_is_told_when_it_begins_and_at_the_end():
-    figures = {
-        "num_nonfinite": 0,
-        "dropped": 0,
-        "bytes_down": 0,
-        "bytes_up": 0,
-        "epsilon": None,
-        "seconds": 1.0,
-    }
-    losses = {"train": {"loss": 1.0, "accuracy": 0.5}, "test_loss": 2.3}
     records = [
-        RoundRecord(
-            round=number, clients=[{"client": 0}], test_accuracy=accuracy, **losses, **figures
-        )
+        make_record(accuracy, number)
         for number, accuracy in enumerate([0.9, 0.1, 0.1, 0.5, 0.1, 0.1, 0.1], 1)
     ]
     said = [

@@ -20,20 +20,9 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from reference import network
-from runs import ROOT, SCRIPT, call_script, configure, run_code, run_script
+from runs import MLP_ON_DIGITS, ROOT, SCRIPT, call_script, configure, run_code, run_script
 
-QUICK = (
-    "--dataset",
-    "digits",
-    "--model",
-    "mlp",
-    "--rounds",
-    "3",
-    "--num-clients",
-    "5",
-    "--clients-per-round",
-    "3",
-)
+QUICK = (*MLP_ON_DIGITS, "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
 
 
 @pytest.fixture(scope="module")
@@ -126,17 +115,7 @@ def test_the_same_command_gives_the_same_numbers_in_a_folder_of_its_own(twice):
 def test_tensorboard_events_hold_what_the_csv_holds(tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    flags = (
-        "--dataset",
-        "digits",
-        "--model",
-        "mlp",
-        "--rounds",
-        "2",
-        "--tensorboard",
-        "--name",
-        "events",
-    )
+    flags = (*MLP_ON_DIGITS, "--rounds", "2", "--tensorboard", "--name", "events")
     assert call_script(tmp_path, *flags).returncode == 0
     run = tmp_path / "runs" / "events"
     events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
