@@ -1103,17 +1103,15 @@ def build_experiment(
         dataset = load_dataset(config.data)
     if partition is None:
         partition = make_partition(dataset, config)
-    network_name = config.training.model
-    optimizer_name = config.optimization.client_optimizer
+    optimization = config.optimization
     rows = {
-        "model": MODELS[network_name],
+        "model": MODELS[config.training.model],
         "partition": PARTITIONERS[config.partition],
-        "algorithm": ALGORITHMS[config.optimization.algorithm],
-        "client_optimizer": CLIENT_OPTIMIZERS[optimizer_name],
+        "algorithm": ALGORITHMS[optimization.algorithm],
+        "client_optimizer": CLIENT_OPTIMIZERS[optimization.client_optimizer],
         "aggregator": AGGREGATORS[config.aggregation.aggregator],
         "attack": adversity.ATTACKS[config.adversity.attack],
     }
-    build_optimizer = rows["client_optimizer"]
     accountant = None
     if rows["aggregator"].private:
         cohorts = partial(sample_clients, config) if config.privacy.public_cohorts else None
@@ -1123,9 +1121,9 @@ def build_experiment(
         dataset=dataset,
         partition=partition,
         partitioner=rows["partition"],
-        network=Network(network_name, rows["model"], dataset.num_classes),
-        algorithm=rows["algorithm"](config.optimization, partition.sizes),
-        client_optimizer=build_optimizer(config.training.client_lr, config.optimization),
+        network=Network(config.training.model, rows["model"], dataset.num_classes),
+        algorithm=rows["algorithm"](optimization, partition.sizes),
+        client_optimizer=rows["client_optimizer"](config.training.client_lr, optimization),
         aggregator=rows["aggregator"],
         behaviour=adversity.ClientBehaviour(config, rows["attack"], dataset.num_classes),
         accountant=accountant,
