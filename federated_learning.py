@@ -198,9 +198,14 @@ class Config(ConfigGroup):
         return self.replace(**changes | options.effective_values(chosen, self.defaults()))
 
     @property
-    def partition(self) -> str:
+    def partition_name(self) -> str:
         """The partition in use: a partition_file implies "file"."""
         return "file" if self.partitioning.partition_file else self.partitioning.partition
+
+    @property
+    def partition_fields(self) -> dict[str, Any]:
+        """The fields that this partition uses, by name."""
+        return self.subset(options.PARTITIONS[self.partition_name].fields)
 
     @property
     def cohort_size(self) -> int:
@@ -335,6 +340,18 @@ class Partition:
         return self.counts.sum(axis=1)
 
 
+def hash_partition(dataset: Dataset, indices: Sequence[np.ndarray], config: Config) -> str:
+    """Return 16 hexadecimal digits that stand for all that the shard files hold."""
+    digest = hashlib.sha256(dataset.digest.encode())
+    for part in indices:
+        digest.update(len(part).to_bytes(8, "little") + part.tobytes())
+    if PARTITIONERS[config.partition_name].shift:
+        program_file = program.file_hash("variants/partitions.py")
+        shifted_by = [config.partition_fields, config.seed, program_file]
+        digest.update(json.dumps(shifted_by, sort_keys=True).encode())
+    return digest.hexdigest()[:16]
+
+
 def make_partition(dataset: Dataset, config: Config) -> Partition:
     """Split the training images, a function of the data, the partition's fields and the seed."""
     labels = dataset.train.labels
@@ -344,24 +361,18 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
             f"num_clients={num_clients} exceeds the {len(labels)} training images; choose "
             f"1..{len(labels)}"
         )
-    partitioner = PARTITIONERS[config.partition]
-    fields = config.subset(options.PARTITIONS[config.partition].fields)
-    if partitioner.by_owner:
-        fields["owners"] = dataset.owners
+    partitioner = PARTITIONERS[config.partition_name]
     # Some partitions differ by the images, not by the split: their fields are for `shift`.
-    split_fields = {} if partitioner.shift else fields
+    split_fields = {} if partitioner.shift else config.partition_fields
+    if partitioner.by_owner:
+        split_fields["owners"] = dataset.owners
     draw = partial(partitioner.split, labels, num_clients, **split_fields)
     split, num_topped_up = partitions.draw_split(draw, config.seed, config.partitioning.min_images)
     indices = [np.sort(part).astype(np.int64) for part in split]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
     partitions.verify_partition_file(config.partitioning.partition_file, dataset, counts)
-    digest = hashlib.sha256(dataset.digest.encode())
-    for part in indices:
-        digest.update(len(part).to_bytes(8, "little") + part.tobytes())
-    if partitioner.shift:
-        shifted_by = [fields, config.seed, program.file_hash("variants/partitions.py")]
-        digest.update(json.dumps(shifted_by, sort_keys=True).encode())
-    return Partition(indices, np.stack(counts), num_topped_up, digest.hexdigest()[:16])
+    digest = hash_partition(dataset, indices, config)
+    return Partition(indices, np.stack(counts), num_topped_up, digest)
 
 
 # == Model: Keras layers from float32[n,28,28,1] in 0..1 to C logits ===============================
@@ -493,9 +504,10 @@ class Experiment:
         config = self.config
         if self.partitioner.shift is None:
             return images
-        fields = config.subset(options.PARTITIONS[config.partition].fields)
         num_clients = config.partitioning.num_clients
-        return self.partitioner.shift(images, client, num_clients, config.seed, **fields)
+        return self.partitioner.shift(
+            images, client, num_clients, config.seed, **config.partition_fields
+        )
 
     @cached_property
     def initial_weights(self) -> tuple[np.ndarray, ...]:
@@ -1090,6 +1102,29 @@ def build_evaluator(network: Network, dataset: Dataset) -> Callable[[Any], Evalu
 # == Main: an experiment is built, run, and saved ==================================================
 
 
+def check_experiment(experiment: Experiment) -> None:
+    """Raise UserError for rows that don't go together, or a budget that allows no round."""
+    algorithms.check_memory(experiment.algorithm, experiment.num_parameters)
+    algorithms.check_aggregator(experiment.algorithm, experiment.aggregator)
+    if experiment.accountant:
+        experiment.accountant.check_budget()
+
+
+def remarks_on_data(
+    dataset: Dataset,
+    partition: Partition,
+    accountant: privacy.PrivacyAccountant | None,
+    rounds: int,
+) -> list[str]:
+    """Return what the user should know of the data and the split, or of a private run's epsilon.
+
+    A private run tells nothing of its data here: that could be about single clients.
+    """
+    if accountant:
+        return accountant.remarks(rounds)
+    return [*dataset.remarks, *partitions.remarks(partition, len(dataset.train.labels))]
+
+
 def build_experiment(
     config: Config, dataset: Dataset | None = None, partition: Partition | None = None
 ) -> Experiment:
@@ -1106,7 +1141,7 @@ def build_experiment(
     optimization = config.optimization
     rows = {
         "model": MODELS[config.training.model],
-        "partition": PARTITIONERS[config.partition],
+        "partition": PARTITIONERS[config.partition_name],
         "algorithm": ALGORITHMS[optimization.algorithm],
         "client_optimizer": CLIENT_OPTIMIZERS[optimization.client_optimizer],
         "aggregator": AGGREGATORS[config.aggregation.aggregator],
@@ -1132,27 +1167,11 @@ def build_experiment(
             *program.edited_remarks(),
             *presets.preset_remarks(config, Config()),
             *options.unused_remarks(chosen, Config.defaults()),
+            *remarks_on_data(dataset, partition, accountant, config.training.rounds),
         ],
     )
     check_experiment(experiment)
     return experiment
-
-
-def check_experiment(experiment: Experiment) -> None:
-    """Raise UserError for rows that don't go together; add what else the user should know."""
-    algorithm = experiment.algorithm
-    config = experiment.config
-    algorithms.check_memory(algorithm, experiment.num_parameters)
-    algorithms.check_aggregator(algorithm, experiment.aggregator)
-    if experiment.accountant:
-        experiment.accountant.check_budget()
-        remarks = experiment.accountant.remarks(config.training.rounds)
-    else:  # a private run omits these: they could tell of single clients
-        remarks = [
-            *experiment.dataset.remarks,
-            *partitions.remarks(experiment.partition, len(experiment.dataset.train.labels)),
-        ]
-    experiment.remarks.extend(remarks)
 
 
 @dataclass(frozen=True)
@@ -1170,12 +1189,13 @@ def is_default_run(experiment: Experiment, num_rounds: int) -> bool:
     """Return whether this is the run without flags, done to its end: its pictures are README's."""
     config = experiment.config
     default = Config()
-    same_numbers = identity(config) == identity(default) and config.partition == default.partition
+    same_numbers = identity(config) == identity(default)
+    same_split = config.partition_name == default.partition_name
     same_folder = (config.run.name, config.run.runs) == (default.run.name, default.run.runs)
     is_done = num_rounds == default.training.rounds == config.training.rounds
     has_target = config.run.target_accuracy > 0
     original = experiment.dataset.original
-    return same_numbers and same_folder and original and is_done and not has_target
+    return same_numbers and same_split and same_folder and original and is_done and not has_target
 
 
 def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tuple[dict, list]:

@@ -56,7 +56,7 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
         "dataset": dataset.name,
         "dataset_sha256": dataset.digest,
         "classes": list(dataset.classes),  # the labels as they were given; ours are their places
-        "partition": config.partition,
+        "partition": config.partition_name,
         "seed": config.seed,
         "hash": partition.digest,
     }

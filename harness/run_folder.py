@@ -303,7 +303,7 @@ def default_name(config: Any, dataset: Any) -> str:
     data = config.data.dataset
     if data == "mnist" and not dataset.original:
         data = "other"
-    parts = [data, config.partition, config.optimization.algorithm, config.training.model]
+    parts = [data, config.partition_name, config.optimization.algorithm, config.training.model]
     return "-".join([*parts, f"seed{config.seed}"])
 
 

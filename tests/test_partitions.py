@@ -203,7 +203,8 @@ def test_a_saved_split_is_replayed(digits, tmp_path):
     path = tmp_path / "partition.json"
     path.write_text(to_json(describe_partition(fl.build_experiment(first, digits))))
     again = configure(dataset="digits", num_clients=5, partition_file=str(path))
-    assert again.partition == "file" and fl.make_partition(digits, again).digest == saved.digest
+    assert again.partition_name == "file"
+    assert fl.make_partition(digits, again).digest == saved.digest
     for content, clients, message in [
         (path.read_text(), 10, "num_clients=10 differs from the 5"),
         ('{"indices": [[1, 2], [2, 3]]}', 2, "names an image twice"),
