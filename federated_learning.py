@@ -12,8 +12,6 @@
 """Federated learning on MNIST: FedAvg on non-IID clients through TensorFlow Federated (TFF).
 
     config -> data -> partition -> shards -> federated process -> rounds -> evaluation -> plots
-                                     ^            | client ids and weights |
-                                     +-- read by TFF's worker, which trains --+
 
 Federated averaging [1, Algorithm 1], and the function that does each line:
 
@@ -22,20 +20,21 @@ Federated averaging [1, Algorithm 1], and the function that does each line:
     3      S <- clients_per_round of the num_clients clients    # sample_clients
     4      for each client k in S, on its own shard:            # build_summed_training
     5          w_k <- w after local_epochs of SGD on batches    # build_local_training
-    6      w <- sum over k in S of (n_k / n) w_k                # the same, and build_process
+    6      w <- sum over k in S of (n_k / n) w_k                # there, and in build_process
 
-TFF's worker is a process of its own: it gets client ids and weights, and reads the shards itself.
-K is the number of clients, n_k that of the examples on client k, n that on all clients in S; d the
-number of the model's parameters, C that of the labels, g that of the clients in a chunk.
+TFF's worker, a process of its own, trains. It gets client ids and weights, and reads the shards, a
+file for each client, itself. Letters in comments and docstrings: K clients, m of them in a round;
+n_k examples on client k, n on all clients in S; g clients in a chunk (see make_chunks); C labels;
+d parameters of the model.
 
     python federated_learning.py                                  # 10 clients, 5 rounds
     python federated_learning.py --partition shards --rounds 50   # McMahan's non-IID split
     python federated_learning.py --compare fedavg,fedprox         # one plot, same split and seed
     python federated_learning.py --help                           # every flag
 
-Randomness is a pure function of (seed, round, client): the same command gives the same weights,
-bit for bit. variants/ holds what needs a flag other than the default; harness/ holds what keeps a
-run: files, worker, command line.
+Randomness is a pure function of (seed, round, client), except for the noise and the cohorts of a
+private run: the same command gives the same weights, bit for bit. variants/ holds what needs a flag
+other than the default; harness/ holds what keeps a run: files, worker, command line.
 
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized
     Data (AISTATS)
@@ -103,7 +102,7 @@ class Data(ConfigGroup):
 
 @dataclass(frozen=True)
 class Partitioning(ConfigGroup):
-    """How the training images are split over the clients."""
+    """Which clients there are, and which images each has."""
 
     partition: choice(options.PARTITIONS) = "dirichlet"
     """How the training images are split over the clients."""
@@ -113,7 +112,7 @@ class Partitioning(ConfigGroup):
     """Images that every client has at least: the split is drawn again until every client has so
     many. 0: a client without images is given one, from the client with the most."""
     alpha: float_range(0.001, 1e6) = 0.5
-    """Concentration of the Dirichlet splits, of each parameter; smaller is more skewed."""
+    """Concentration of the Dirichlet splits; smaller is more skewed."""
     shards_per_client: Count = 2
     """Label-sorted pieces that a client gets. Used by shards."""
     labels_per_client: int_range(1, 100) = 2
@@ -154,7 +153,7 @@ class Training(ConfigGroup):
     """Examples in a local batch, B; 0: the client's whole shard."""
     client_lr: OptionalRate = None
     """Learning rate of the clients' local steps. The default is the client optimizer's or, for sgd,
-    the algorithm's: 0.2, but 0.1 for scaffold and 0.0005 for mimelite."""
+    0.2, but 0.15 for lean-cnn, 0.1 for scaffold and 0.0005 for mimelite."""
     server_lr: OptionalRate = None
     """Learning rate of the server's optimizer. By default the algorithm's: 1 for plain averaging,
     0.3 for fedavgm, 0.03 for fedadagrad, 0.1 for fedadam and fedyogi."""
@@ -216,16 +215,15 @@ class Config(ConfigGroup):
 def parse(words: str | Sequence[str] | None = None) -> Config:
     """Return the configuration that a command line asks for; `words` None is the terminal's.
 
-    A flag that is not given has its default, or with --resume that run's value: so the words are
-    read once more when the run is known. Raises UserError.
+    A flag that is not given has its default. With --resume it has the saved run's value, and which
+    run that is, only a first reading tells: so the flags are read twice. Raises UserError.
     """
     word_list = shlex.split(words) if isinstance(words, str) else words
     flags = presets.insert_preset_flags(word_list)
-    summary = __doc__.split("\n")[0]
-    config = command_line.read_flags(Config, flags, None, summary)
+    config = command_line.read_flags(Config, flags, default=None)
     if config.run.resume:
         saved = command_line.read_saved(config.run.resume, Config())
-        config = command_line.read_flags(Config, flags, saved, summary)
+        config = command_line.read_flags(Config, flags, default=saved)
         command_line.check_resumed(config, saved)
     return config
 
@@ -345,10 +343,10 @@ def hash_partition(dataset: Dataset, indices: Sequence[np.ndarray], config: Conf
     digest = hashlib.sha256(dataset.digest.encode())
     for part in indices:
         digest.update(len(part).to_bytes(8, "little") + part.tobytes())
-    if PARTITIONERS[config.partition_name].shift:
+    if PARTITIONERS[config.partition_name].change_images:
         program_file = program.file_hash("variants/partitions.py")
-        shifted_by = [config.partition_fields, config.seed, program_file]
-        digest.update(json.dumps(shifted_by, sort_keys=True).encode())
+        changed_by = [config.partition_fields, config.seed, program_file]
+        digest.update(json.dumps(changed_by, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
 
@@ -362,8 +360,8 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
             f"1..{len(labels)}"
         )
     partitioner = PARTITIONERS[config.partition_name]
-    # Some partitions differ by the images, not by the split: their fields are for `shift`.
-    split_fields = {} if partitioner.shift else config.partition_fields
+    # A partition that changes the clients' images, by rotation or noise, has its fields for that.
+    split_fields = {} if partitioner.change_images else config.partition_fields
     if partitioner.by_owner:
         split_fields["owners"] = dataset.owners
     draw = partial(partitioner.split, labels, num_clients, **split_fields)
@@ -410,9 +408,9 @@ def to_input(pixels: Any) -> Any:
     return tf.reshape(tf.cast(pixels, tf.float32) / 255, [-1, IMAGE_SIDE, IMAGE_SIDE, 1])
 
 
-@documented_settings()  # float32, graphs, ...: whatever the user has set in Keras or TensorFlow
+@documented_settings()  # float32, graphs, ..., instead of the user's own settings of Keras
 def build_model(network: Network, seed: int) -> Any:
-    """Line 1: return a Keras model with its initial weights, a function of the seed alone.
+    """Line 1: return a Keras model with its initial weights, a function of network and seed.
 
     They come from the layers' own initializers; Keras' default is Glorot uniform, zero biases.
     """
@@ -466,14 +464,16 @@ def loss_and_gradients(
 
 
 def weighted_mean(config: Config, cohort: CohortInfo) -> Any:
-    """Line 6: sum_k (n_k / n) (w - w_k), so that the server's w - 1.0 * mean is sum_k (n_k/n) w_k.
+    """Line 6: return TFF's factory for the mean of the updates w - w_k, weighted by n_k.
 
-    Returns TFF's aggregation factory for it; `build_process` gives it the updates with their n_k.
+    The server subtracts it from w: w - sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k. It needs
+    neither argument; other rows of AGGREGATORS do.
     """
     return tff.aggregators.MeanFactory(no_nan_division=True)
 
 
 ALGORITHMS = {"fedavg": Algorithm, **algorithms.ROWS}
+# "summed" is what the aggregator takes: see NUM_CHUNKS.
 AGGREGATORS = {"mean": Aggregator(weighted_mean, update_format="summed"), **aggregators.ROWS}
 CLIENT_OPTIMIZERS = {"sgd": algorithms.build_sgd, **algorithms.OPTIMIZER_ROWS}
 
@@ -496,16 +496,16 @@ class Experiment:
     aggregator: Aggregator
     behaviour: adversity.ClientBehaviour  # of dropouts, stragglers and attackers
     accountant: privacy.PrivacyAccountant | None  # of a differentially private run
-    row_hashes: dict[str, str]  # field -> hash of its row: a notebook may change a table
+    row_hashes: dict[str, str]  # field -> hash of its row: a resumed run must have the same rows
     remarks: list[str]  # what the user should know before the run begins
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
         """Return images uint8[n,28,28] as the client has them; some partitions change them."""
         config = self.config
-        if self.partitioner.shift is None:
+        if self.partitioner.change_images is None:
             return images
         num_clients = config.partitioning.num_clients
-        return self.partitioner.shift(
+        return self.partitioner.change_images(
             images, client, num_clients, config.seed, **config.partition_fields
         )
 
@@ -520,13 +520,13 @@ class Experiment:
         return sum(weights.size for weights in self.initial_weights)
 
     @cached_property
-    def shards(self) -> Path:
+    def shard_folder(self) -> Path:
         """The folder of the clients' shard files, written unless they are there already."""
         return write_shards(self)
 
     @cached_property
     def process(self) -> Any:
-        """TFF's iterative process."""
+        """TFF's iterative process, one step of which is a round."""
         return build_process(self)
 
     @cached_property
@@ -535,7 +535,7 @@ class Experiment:
         return build_evaluator(self.network, self.dataset)
 
 
-# == Shards: each client's images in a file that only the worker that trains it reads ==============
+# == Shards: each client's images in a file, which only the worker that trains this client reads ===
 
 
 def write_shards(experiment: Experiment) -> Path:
@@ -561,8 +561,8 @@ def sample_clients(
 ) -> list[int]:
     """Line 3: draw the round's clients, by default a function of (seed, round).
 
-    They are sorted, as the last bits of a sum follow its order. A private run passes an `rng` that
-    the operating system seeded.
+    They are sorted, as the last bits of a sum depend on its order. A private run with secret
+    cohorts passes an `rng` that the operating system seeded.
     """
     if rng is None:
         rng = np.random.default_rng([config.seed, round_num])
@@ -572,13 +572,13 @@ def sample_clients(
     return sorted(rng.choice(num_clients, config.cohort_size, replace=False).tolist())
 
 
-# TFF keeps a value in memory for each of its clients, and spends about a millisecond on it. So one
-# TFF client stands for a chunk of ours, if the aggregator allows it. By its update_format it takes:
-#   "summed"      weighted means of chunks, of which it makes the weighted mean
-#   "stacked"     all updates at once, as a matrix
-#   "per_client"  each client by itself: then every client is a chunk
-# The number of chunks does not follow the number of cores, as the last bits of a sum follow how it
-# is cut.
+# TFF keeps a value in memory for each of its clients, and spends about a millisecond on it. So we
+# give it chunks of our clients as its clients, if the aggregator allows it. A chunk sends, by the
+# aggregator's update_format:
+#   "summed"      the weighted mean of its clients' updates
+#   "stacked"     its clients' updates as rows; the server stacks those of all chunks to a matrix
+#   "per_client"  the update of its only client: every client is a chunk
+# The numbers are fixed, whatever the number of cores: the last bits of a sum depend on its parts.
 NUM_CHUNKS = {"summed": 32, "stacked": 10}
 
 
@@ -612,12 +612,26 @@ class ClientTask(NamedTuple):
 
 
 def rate_factor(step: Any, num_steps: Any) -> Any:
-    """Return the factor of the client's learning rate in its local step 0, 1, ... of `num_steps`.
+    """Return what multiplies a client's learning rate in local step 0, 1, ... of `num_steps`.
 
-    Edit this for a schedule within a round. The number 1.0 stands for a constant rate; a warm-up is
-    tf.minimum(1.0, (step + 1) / 20), of the float32 tensors. Algorithms get the sum of the factors.
+    Edit this for a schedule within a round; both arguments are float32 tensors, and so is what you
+    return, such as tf.minimum(1.0, (step + 1) / 20) for a warm-up. The plain number 1.0 stands for
+    a constant rate. Algorithms get the sum of the factors.
     """
     return 1.0
+
+
+def is_rate_constant() -> bool:
+    """Return whether `rate_factor` is the number 1.0. Raises UserError for another number."""
+    factor = rate_factor(tf.constant(0.0), tf.constant(1.0))
+    if tf.is_tensor(factor):
+        return False
+    if factor != 1.0:
+        raise UserError(
+            f"rate_factor returns {factor!r}, which is neither 1.0 nor a tensor made of step and "
+            "num_steps; for another constant rate choose --client-lr"
+        )
+    return True
 
 
 class LocalResult(NamedTuple):
@@ -665,7 +679,7 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
     optimizer = experiment.client_optimizer
     train_step = build_train_step(experiment)
     is_random = layers.are_random(experiment.network.build_layers())
-    rate_is_constant = isinstance(rate_factor(0.0, 1.0), float)
+    rate_is_constant = is_rate_constant()
     experiment.algorithm.check_rate(rate_is_constant)
     fold_in = tf.random.experimental.stateless_fold_in
 
@@ -726,28 +740,28 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
 class ClientMetrics(NamedTuple):
     """What a client reports of its round, float32 each; metrics.json has it for each client.
 
-    A round's record has the mean of the loss, the accuracy, the steps and whatever is added, over
-    the clients' examples, as train_loss, train_accuracy, ...
+    A round's record has the mean over the clients' examples of each field after `finite`, as
+    train_loss, train_accuracy, ...; of one that you add too.
     """
 
     examples: Any  # n_k
     finite: Any  # 1, or 0 if its update was left out
     loss: Any  # cross-entropy in nats, mean over its examples as they were trained on
     accuracy: Any  # 0..1, likewise
-    steps: Any  # of SGD, tau_k
+    steps: Any  # of SGD
 
 
 class ClientOutput(NamedTuple):
     """What a client sends to the server.
 
-    Some algorithms keep vectors float32[d] at the server from round to round, their memory, such as
-    SCAFFOLD's control variate of each client. For it clients get and send messages. FedAvg has
-    neither.
+    Some algorithms keep vectors float32[d] at the server from round to round, such as SCAFFOLD's
+    control variates. This is their memory. The server sends a client a message made from it, and
+    the client's own message changes it. FedAvg has no memory and no messages.
     """
 
     update: Any  # a tuple, w - w_k, all 0 if it is not finite
     weight: Any  # float32, n_k, or 0 if the update is not finite
-    effective_steps: Any  # float32, FedNova's tau_k
+    effective_steps: Any  # float32, FedNova's |a_k|_1; the number of steps in plain SGD
     metrics: ClientMetrics
     message: Any  # float32[d] for the algorithm's memory, or float32[0]
 
@@ -760,8 +774,10 @@ def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
     training = config.training
     schedule = config.optimization.client_schedule
     local_training = build_local_training(experiment)
-    # A worker on another host has a copy of the folder, by its name in the worker's own folder.
-    folder = experiment.shards if config.run.single_worker else Path(experiment.shards.name)
+    # On another host the shards are in a folder of this name, in the worker's working directory.
+    folder = experiment.shard_folder
+    if not config.run.single_worker:
+        folder = Path(folder.name)
 
     def client_update(initial, memory, round_num, client):
         own_shard = shards.read_shard(folder, client)
@@ -819,7 +835,7 @@ class SummedChunk(NamedTuple):
 
     update: Any  # a tuple, the mean of the clients' updates weighted by n_k
     weight: Any  # float32, the sum of their n_k; clients without a finite update don't count
-    steps: Any  # float32, the weighted mean of their effective steps
+    effective_steps: Any  # float32, the weighted mean of the clients'
     metrics: Any  # float32[g,r], a row of ClientMetrics for each client
     messages: Any  # float32[g,d] for the algorithm's memory, or float32[g,0]
 
@@ -827,7 +843,8 @@ class SummedChunk(NamedTuple):
 def build_summed_training(client_update: Callable, message_size: int) -> Callable[..., SummedChunk]:
     """Return train_chunk(initial weights, memory, round_num, clients int64[g]) -> SummedChunk.
 
-    Updates are added as they come: memory and messages don't grow with the number of clients.
+    `message_size` is that of a client's message, d or 0. Updates are added as they come: what the
+    worker holds of them does not grow with the number of clients.
     """
 
     @tf.function
@@ -850,7 +867,9 @@ def build_summed_training(client_update: Callable, message_size: int) -> Callabl
             steps_sum += output.weight * output.effective_steps
             metrics = metrics.write(place, tf.stack(output.metrics))
             messages = messages.write(place, output.message)
-        mean = tuple(tf.math.divide_no_nan(s, weight_sum) for s in update_sum)  # line 6, in part
+        mean = tuple(
+            tf.math.divide_no_nan(s, weight_sum) for s in update_sum
+        )  # line 6, in the chunk
         mean_steps = tf.math.divide_no_nan(steps_sum, weight_sum)
         return SummedChunk(mean, weight_sum, mean_steps, metrics.stack(), messages.stack())
 
@@ -899,15 +918,17 @@ def build_chunk_training(experiment: Experiment, weights_type: Any, state_type: 
 def build_process(experiment: Experiment) -> Any:
     """Return a TFF IterativeProcess: next(state, chunks) -> (state, measurements, client metrics).
 
-    `chunks` are the int64[g] ids of `make_chunks`. `state` is a tff LearningAlgorithmState whose
-    `client_work` is an AlgorithmState. All randomness of a round comes from (seed, round, client),
-    so `next` is a pure function of its arguments.
+    `chunks` are the int64[g] ids of `make_chunks`. `state` is TFF's LearningAlgorithmState: the
+    global model's weights, nothing, the algorithm's state (TFF's name is client_work; it has the
+    number of rounds done, and the memory), the aggregator's, and the server's optimizer's. `next`
+    is a pure function of its arguments, except for the noise of a private run.
     """
     tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators print hundreds of lines
     config = experiment.config
     algorithm = experiment.algorithm
     is_stacked = experiment.aggregator.update_format == "stacked"
     has_memory = algorithm.memory_slots() > 0
+    # One worker returns each chunk's metrics as it is; partial results of hosts can only be merged.
     gathers_metrics = has_memory or not config.run.single_worker
     LearningAlgorithmState = tff.learning.templates.LearningAlgorithmState
 
@@ -936,7 +957,7 @@ def build_process(experiment: Experiment) -> Any:
 
     chunks_type = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
 
-    # For FedAvg: broadcast, train, aggregate, finalize. The rest is what only other algorithms do.
+    # FedAvg is: count the round, broadcast, train, aggregate, finalize. The rest is for others.
     @tff.federated_computation(initialize.type_signature.result, chunks_type)
     def next_round(state, chunks):
         algorithm_state = tff.federated_map(server.begin_round, state.client_work)
@@ -944,7 +965,9 @@ def build_process(experiment: Experiment) -> Any:
         trained = tff.federated_map(
             train_chunk, (weights, tff.federated_broadcast(algorithm_state), chunks)
         )
-        aggregated = aggregate.next(state.aggregator, trained.update, trained.weight)  # line 6
+        aggregated = aggregate.next(
+            state.aggregator, trained.update, trained.weight
+        )  # and over chunks
         update = (
             tff.federated_map(server.from_flat, aggregated.result)
             if is_stacked
@@ -952,7 +975,7 @@ def build_process(experiment: Experiment) -> Any:
         )
         optimizer_state = state.finalizer
         if algorithm.normalize_by_steps:
-            mean_steps = tff.federated_mean(trained.steps, trained.weight)
+            mean_steps = tff.federated_mean(trained.effective_steps, trained.weight)
             update = tff.federated_map(server.multiply, (update, mean_steps))
         if config.optimization.server_schedule != "constant":
             optimizer_state = tff.federated_map(server.set_rate, (optimizer_state, algorithm_state))
@@ -994,10 +1017,11 @@ def train_cohort(
     next_state, _, metrics = worker.run_round(name, experiment.process, state, chunks)
     reports = records.name_metrics(chunks, metrics, ClientMetrics._fields)
     finite = [report["client"] for report in reports if report["finite"]]
-    sees_each = aggregator.update_format == "per_client" and not aggregator.private
-    if sees_each and len(finite) < len(reports):
-        # Train again without the clients whose update is not finite: TFF's adaptive norms would
-        # count them as clients with norm 0. A round is a pure function of state and clients.
+    # A client whose update is not finite sends zeros, with weight 0. An aggregator that looks at
+    # each client's norm would count them. So the round is done again, from the same state, without
+    # these clients; what they reported stays in the record.
+    sees_norms = aggregator.update_format == "per_client" and not aggregator.private
+    if sees_norms and len(finite) < len(reports):
         next_state, _ = train_cohort(worker, experiment, state, finite)
     return next_state, reports
 
@@ -1017,7 +1041,7 @@ def run_rounds(
     accountant = experiment.accountant
     evaluate = experiment.evaluate  # built here, before the first round's clock starts
     most_chunks = NUM_CHUNKS.get(experiment.aggregator.update_format, config.cohort_size)
-    rng = privacy.secret_rng(accountant)  # None unless private: the cohorts follow from the seed
+    rng = privacy.secret_rng(accountant)  # None if the cohorts follow from the seed
     with start_workers(experiment, min(config.cohort_size, most_chunks), log) as worker:
         if state is None:
             state = worker.call("round 0", experiment.process.initialize)  # line 1
@@ -1079,7 +1103,7 @@ def build_evaluator(network: Network, dataset: Dataset) -> Callable[[Any], Evalu
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         return tf.argmax(logits, axis=1), losses
 
-    # Traced now: layers that are later made in another graph break Keras models made before.
+    # Traced now: once `build_process` has made layers in graphs of its own, this model fails.
     evaluate_batch.get_concrete_function()
 
     @documented_settings()
@@ -1186,7 +1210,7 @@ class Result:
 
 
 def is_default_run(experiment: Experiment, num_rounds: int) -> bool:
-    """Return whether this is the run without flags, done to its end: its pictures are README's."""
+    """Return whether this is the run without flags, done to its end: README shows its pictures."""
     config = experiment.config
     default = Config()
     same_numbers = identity(config) == identity(default)
@@ -1214,8 +1238,8 @@ def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tu
     metrics = results.describe(experiment, weights.trainable, result.evaluation, result.records)
     model = build_saved_model(experiment.network, weights)
     figures = plots.result_figures(experiment, result, caption)
-    in_images = is_default_run(experiment, len(result.records))
-    return metrics, folder.finish(metrics, model, figures, in_images)
+    for_readme = is_default_run(experiment, len(result.records))
+    return metrics, folder.finish(metrics, model, figures, for_readme)
 
 
 def run(config: Config) -> Result:
@@ -1232,21 +1256,20 @@ def run(config: Config) -> Result:
         print_line(f"{caption}\n")
         for remark in experiment.remarks:
             warn(remark)
-        state, done = folder.load(experiment)
-        if done:
+        state, earlier_records = folder.load(experiment)
+        if earlier_records:
             evaluation = experiment.evaluate(state.global_model_weights)
-            result = Result(folder.path, done, evaluation, state)
+            result = Result(folder.path, earlier_records, evaluation, state)
         new_rounds = iter(())
-        if not records.reached(done, config.run.target_accuracy):
+        if not records.reached(earlier_records, config.run.target_accuracy):
             new_rounds = run_rounds(experiment, state, folder.log, folder.journal)
-        progress = command_line.Progress(rounds, len(done), timed=not experiment.accountant)
+        progress = command_line.Progress(
+            rounds, len(earlier_records), timed=not experiment.accountant
+        )
         try:
             for state, record, evaluation in progress.follow(new_rounds):
                 draw_confusion = partial(
-                    plots.plot_confusion,
-                    evaluation.confusion,
-                    caption,
-                    experiment.dataset.classes,
+                    plots.plot_confusion, evaluation.confusion, caption, experiment.dataset.classes
                 )
                 folder.save_round(record, state, draw_confusion)
                 earlier = result.records if result else []
@@ -1257,13 +1280,13 @@ def run(config: Config) -> Result:
                 if trouble:
                     warn(f"round {record.round}: {trouble}")
         except (KeyboardInterrupt, Exception):
-            with contextlib.suppress(UserError):  # what stopped the run is what the user must know
+            with contextlib.suppress(Exception):  # what stopped the run is what the user must know
                 if result:
                     save_result(folder, experiment, result)
             num_done = len(result.records) if result else 0
             warn(f"stopped after round {num_done}; {folder.how_to_resume()}")
             raise
-        if result is None:  # its budget was spent by rounds that were begun and not done
+        if result is None:  # the privacy budget was spent by rounds that were begun and not done
             raise UserError(
                 f"epsilon_budget={config.privacy.epsilon_budget:g} allows no further round, and "
                 "none was done; choose more, or start a new run"
@@ -1297,4 +1320,4 @@ if __name__ == "__main__":
     gc.freeze()  # what is imported stays
     gc.enable()
     command_line.run_or_exit(main, parsed_config)
-    gc.freeze()  # the process ends, so there is nothing to collect
+    gc.freeze()  # spares a last collection: the process ends

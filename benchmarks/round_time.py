@@ -65,7 +65,7 @@ class Work:
         self.training = experiment.config.training
         self.dataset = experiment.dataset
         self.partition = experiment.partition
-        self.shards = experiment.shards
+        self.shards = experiment.shard_folder
         self.process = experiment.process
 
     def client_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -34,9 +34,9 @@ class RunFailed(Exception):
 
 
 def read_flags(
-    kind: type[Answer], words: Sequence[str] | None, default: Answer | None, summary: str
+    kind: type[Answer], words: Sequence[str] | None, default: Answer | None = None
 ) -> Answer:
-    """Return the configuration of class `kind` that `words` ask for, without words the terminal's.
+    """Return the configuration of class `kind` that `words` ask for; None is the terminal's.
 
     What they do not name is as in `default`. Raises UserError for what is no flag, or no value of
     it, and for an empty text, which is what an unset variable leaves of `--data "$DATA"`.
@@ -53,7 +53,7 @@ def read_flags(
                     args=words,
                     default=default,
                     prog=SCRIPT,
-                    description=summary,
+                    description=summary(kind),
                     config=(tyro.conf.OmitArgPrefixes,),  # --alpha, not --partitioning.alpha
                 )
         except SystemExit as leaving:
@@ -63,6 +63,11 @@ def read_flags(
         finally:
             sys.stdout.flush()
     sys.exit(1)  # the help could not be written
+
+
+def summary(kind: type) -> str:
+    """Return the first line of the module that `kind` is of; `python -OO` leaves none."""
+    return (sys.modules[kind.__module__].__doc__ or "").partition("\n")[0]
 
 
 def refuse_empty(words: Sequence[str]) -> None:

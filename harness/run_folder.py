@@ -243,16 +243,16 @@ class RunFolder:
         return tf.nest.pack_sequence_as(self.specs, leaves)
 
     def finish(
-        self, metrics: dict, model: Any, figures: dict[str, Callable], in_images: bool
+        self, metrics: dict, model: Any, figures: dict[str, Callable], for_readme: bool
     ) -> list[Path]:
         """Write metrics.json, the Keras model and the plots; return the paths.
 
-        `figures` are functions that draw. With `in_images` the plots go into ./images too.
+        `figures` are functions that draw. With `for_readme` the plots go into ./images too.
         """
         made_by = {"program_note": self.program_note(), "programs": self.programs}
         write_file(self.path / "metrics.json", to_json(metrics | made_by))
         write_file(self.path / "global_model.keras", keras_bytes(model, self.path))
-        folders = [self.path, Path("images")] if in_images else [self.path]
+        folders = [self.path, Path("images")] if for_readme else [self.path]
         drawn = self.draw(figures, folders)
         if self.is_private:
             self.hide_times()

@@ -113,7 +113,7 @@ def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
     experiment = federation(stragglers=1.0, local_epochs=1)
     config = experiment.config
     partition = experiment.partition
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     state = process.initialize()
     for client in range(3):
@@ -144,7 +144,7 @@ def test_attackers_send_what_the_attack_says(federation, attack):
     experiment = federation(**flags)
     config = experiment.config
     partition = experiment.partition
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     honest = federation(**{**flags, "byzantine": 0}).process
     state = process.initialize()

@@ -72,7 +72,7 @@ def test_three_rounds_equal_numpys(federation, algorithm, more):
     experiment = federation(**flags)
     config = experiment.config
     partition = experiment.partition
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     state = process.initialize()
     expected = NUMPY[algorithm](
@@ -139,7 +139,7 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
     flags |= {"server_momentum": 0.7, "client_lr": RATE}
     experiment = federation(**flags)
     config = experiment.config
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     model = functional_model(experiment)
     optimizers = tff.learning.optimizers
@@ -178,7 +178,7 @@ def test_schedules_change_the_learning_rates(federation, schedule, factors):
     experiment = federation(client_schedule=schedule, **shared)
     config = experiment.config
     partition = experiment.partition
-    shards = experiment.shards
+    shards = experiment.shard_folder
     clients = experiment.process
     servers = federation(server_schedule=schedule, **shared).process
     ours = clients.initialize()
@@ -243,8 +243,11 @@ def test_an_algorithm_is_what_it_is_defined_by():
 
 def test_rates_are_those_of_the_user_the_optimizer_or_the_algorithm():
     for name, facts in ALGORITHMS.items():
-        training = configure(algorithm=name).effective().training
+        training = configure(algorithm=name, model="mlp").effective().training
         assert (training.client_lr, training.server_lr) == (facts.client_lr, facts.server_lr)
+    lean = configure(model="lean-cnn")
+    assert lean.effective().training.client_lr == 0.15  # for fedavg's 0.2, see options.MODELS
+    assert lean.replace(algorithm="scaffold").effective().training.client_lr == 0.1
     adam = configure(algorithm="fedavgm", client_optimizer="adam")
     assert adam.effective().training.client_lr == 0.001
     assert adam.effective().training.server_lr == 0.3
@@ -283,7 +286,7 @@ def test_a_warm_up_within_a_round_counts_its_factors(federation, monkeypatch, al
     for client in range(3):
         weights = initial
         factors = []
-        for images, labels in batches_of(experiment.config, experiment.shards, client, 1):
+        for images, labels in batches_of(experiment.config, experiment.shard_folder, client, 1):
             factors.append(min(1, (len(factors) + 1) / 4))
             weights = numpy_sgd_step(weights, images, labels, factors[-1] * RATE)
         trained.append(weights)
@@ -307,3 +310,14 @@ def test_fednova_with_momentum_refuses_a_rate_that_changes_within_a_round(federa
     experiment = federation(algorithm="fednova", client_optimizer="momentum")
     with pytest.raises(UserError, match="needs a learning rate that is constant within a round"):
         experiment.process.initialize()
+
+
+def test_a_schedule_in_plain_arithmetic_is_one_and_another_number_is_refused(
+    federation, monkeypatch
+):
+    """1 - step / num_steps is 1.0 in the first step, and no constant for that."""
+    monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: 1 - step / num_steps)
+    assert not fl.is_rate_constant()
+    monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: 0.5)
+    with pytest.raises(UserError, match="rate_factor returns 0.5, which is neither 1.0 nor"):
+        federation().process.initialize()

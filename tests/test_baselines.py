@@ -9,7 +9,7 @@ import federated_learning as fl
 from harness import plots
 from harness.fields import UserError
 from variants import baselines
-from variants.partitions import shift_features
+from variants.partitions import rotate_and_add_noise
 
 import numpy as np
 import pytest
@@ -53,7 +53,9 @@ def test_learning_by_oneself_equals_numpys(learners, worker, kind, client, at):
     steps = list(found[kind, client].train(worker, start))
     assert len(steps) == config.training.local_epochs == (1 if kind == "tuned" else 2)
     for round_num, (accuracy, trained) in enumerate(steps, 1):
-        weights, _ = numpy_local(config, experiment.shards, max(client, 0), round_num, weights)
+        weights, _ = numpy_local(
+            config, experiment.shard_folder, max(client, 0), round_num, weights
+        )
         assert largest_difference(trained.trainable, weights) < 2e-5
         assert accuracy == federated.evaluate(trained).accuracy
     if kind == "centralized":
@@ -73,8 +75,10 @@ def test_learning_by_oneself_equals_numpys(learners, worker, kind, client, at):
 def test_who_learns_alone_has_fedavgs_rate(flags, rate):
     """mimelite's default of 0.0005 left clients alone at 16 % where they get 43, and turned who
     gains around."""
-    config = configure(**flags).effective()
+    config = configure(model="mlp", **flags).effective()
     assert baselines.plain_training(config)["client_lr"] == rate
+    lean = configure(model="lean-cnn", **flags).effective()
+    assert baselines.plain_training(lean)["client_lr"] == (0.15 if rate == 0.2 else rate)
 
 
 def test_as_long_is_as_many_passes_over_the_images(learners):
@@ -86,7 +90,7 @@ def test_as_long_is_as_many_passes_over_the_images(learners):
 
 def test_a_client_that_sees_shifted_images_is_asked_on_such(learners, worker, digits):
     found, made, experiment = learners(partition="feature", rotation=80, noise=60)
-    seen = shift_features(digits.test.images, 2, 3, 0, 80.0, 60.0)
+    seen = rotate_and_add_noise(digits.test.images, 2, 3, 0, 80.0, 60.0)
     weights = experiment.process.initialize().global_model_weights
     model = fl.build_model(network("2nn"), 0)
     predicted = model(fl.to_input(seen)).numpy().argmax(axis=1)
@@ -94,7 +98,7 @@ def test_a_client_that_sees_shifted_images_is_asked_on_such(learners, worker, di
     assert (found["alone", 2].evaluate(weights).predictions != predicted).mean() > 0.02
     gathered = made[0].dataset.train
     first = digits.train.images[experiment.partition.indices[0]]
-    assert (gathered.images[: len(first)] == shift_features(first, 0, 3, 0, 80.0, 60.0)).all()
+    assert (gathered.images[: len(first)] == rotate_and_add_noise(first, 0, 3, 0, 80.0, 60.0)).all()
     assert (np.bincount(gathered.labels) == experiment.partition.counts.sum(axis=0)).all()
 
 

@@ -90,7 +90,7 @@ def test_local_steps_equal_numpys(federation, name, weight_decay):
     experiment = federation(**flags)
     config = experiment.config
     partition = experiment.partition
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     state = process.initialize()
     expected = [w.astype(float) for w in weights_of(state)]
@@ -108,7 +108,7 @@ def test_fednova_divides_by_what_momentum_makes_of_the_steps(federation):
     experiment = federation(**flags, batch_size=64, local_epochs=1)
     config = experiment.config
     partition = experiment.partition
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     state = process.initialize()
     initial = [w.astype(float) for w in weights_of(state)]

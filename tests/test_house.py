@@ -82,6 +82,7 @@ def test_the_round_stands_in_one_place():
         "sample_clients",
         "make_chunks",
         "rate_factor",
+        "is_rate_constant",
         "build_train_step",
         "build_local_training",
         "build_client_update",

@@ -171,7 +171,7 @@ def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
         config = configure(partition="feature", num_clients=3, cache=str(tmp_path), **flags)
         experiment = fl.build_experiment(config, mnist)
         partition = experiment.partition
-        folder = experiment.shards
+        folder = experiment.shard_folder
         files = [
             np.frombuffer((folder / f"{k}.bin").read_bytes()[:-FOOTER_BYTES], np.uint8)
             for k in range(3)
@@ -276,7 +276,7 @@ def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, t
     assert whole.stat().st_mtime_ns == before and cut.read_bytes() == content
     assert sorted(path.name for path in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", "3.bin"]
     other = fl.build_experiment(config.replace(seed=1), digits)
-    assert other.shards != folder
+    assert other.shard_folder != folder
 
 
 def test_more_clients_than_images_are_refused(tmp_path):

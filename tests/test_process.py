@@ -47,7 +47,7 @@ def test_rounds_equal_a_numpy_fedavg(federation):
     experiment = federation(local_epochs=2)
     config = experiment.config
     partition = experiment.partition
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     state = process.initialize()
     expected = [w.astype(np.float64) for w in weights_of(state)]
@@ -66,7 +66,7 @@ def test_rounds_equal_a_numpy_fedavg(federation):
 def test_rounds_equal_tffs_own_fedavg_on_the_same_batches(federation, model, rate):
     experiment = federation(model=model, local_epochs=1, batch_size=20, client_lr=rate)
     config = experiment.config
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     stock = tff.learning.algorithms.build_weighted_fed_avg(
         functional_model(experiment),
@@ -87,7 +87,7 @@ def test_one_client_with_its_whole_shard_as_batch_is_one_sgd_step(federation):
     config = experiment.config
     process = experiment.process
     state = process.initialize()
-    ((images, labels),) = batches_of(config, experiment.shards, 0, 1)
+    ((images, labels),) = batches_of(config, experiment.shard_folder, 0, 1)
     rate = config.training.client_lr
     expected = numpy_sgd_step(
         [w.astype(np.float64) for w in weights_of(state)], images, labels, rate
@@ -201,7 +201,7 @@ def test_a_clients_report_is_its_own_loss_and_accuracy(federation):
     experiment = federation(batch_size=0, local_epochs=1)
     config = experiment.config
     partition = experiment.partition
-    shards = experiment.shards
+    shards = experiment.shard_folder
     process = experiment.process
     state = process.initialize()
     model = fl.build_model(experiment.network, config.seed)

@@ -83,8 +83,7 @@ def plain_training(config: Any) -> dict[str, Any]:
     fedavg = options.ALGORITHMS["fedavg"]
     learning_rate = training.client_lr
     if options.ALGORITHMS[config.optimization.algorithm].client_lr != fedavg.client_lr:
-        optimizer = options.CLIENT_OPTIMIZERS[config.optimization.client_optimizer]
-        learning_rate = optimizer.client_lr or fedavg.client_lr
+        learning_rate = options.default_client_lr(config.to_dict() | {"algorithm": "fedavg"})
     return {
         "client_lr": learning_rate,
         "local_epochs": training.local_epochs,

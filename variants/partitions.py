@@ -22,14 +22,14 @@ Indices = list[np.ndarray]
 class Partitioner(NamedTuple):
     """A row: its title in plots, with fields in braces, and its function `split`.
 
-    shift(images, client, num_clients, seed, **fields), if there is one, changes a client's images
-    before they go into its shard; then the fields are its, and `split` gets none. `by_owner` says
-    that `split` also gets `owners`, the owner of each training image, or None.
+    change_images(images, client, num_clients, seed, **fields), if there is one, changes a client's
+    images before they go into its shard; then the fields are its, and `split` gets none. `by_owner`
+    says that `split` also gets `owners`, the owner of each training image, or None.
     """
 
     title: str
     split: Callable[..., Indices]
-    shift: Callable[..., np.ndarray] | None = None
+    change_images: Callable[..., np.ndarray] | None = None
     by_owner: bool = False
 
 
@@ -214,7 +214,7 @@ def split_by_dirichlet_size(
     return np.split(rng.permutation(len(labels)), cuts)
 
 
-def shift_features(
+def rotate_and_add_noise(
     images: np.ndarray, client: int, num_clients: int, seed: int, rotation: float, noise: float
 ):
     """Return `images` uint8[n,28,28] as client 0..K-1 sees them: the same labels, other inputs.
@@ -380,7 +380,7 @@ ROWS = {
     "quantity": Partitioner("sizes by power law ({size_exponent:g})", split_by_size),
     "dirichlet-quantity": Partitioner("sizes by Dirichlet({alpha:g})", split_by_dirichlet_size),
     "feature": Partitioner(
-        "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_iid, shift_features
+        "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_iid, rotate_and_add_noise
     ),
     "natural": Partitioner("natural, by owner", split_by_owner, by_owner=True),
     "file": Partitioner("split of a file", read_split),

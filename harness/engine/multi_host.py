@@ -53,7 +53,7 @@ class MultiHost:
         run = experiment.config.run
         self.names = run.hosts
         self.cache = run.workers_cache
-        self.shards = experiment.shards
+        self.shards = experiment.shard_folder
         self.num_clients = experiment.config.partitioning.num_clients
         self.memory_slots_of = experiment.algorithm.memory_slots_of
         self.server_worker = LocalWorker(1, log, run.patience)
