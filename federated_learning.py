@@ -1242,6 +1242,15 @@ def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tu
     return metrics, folder.finish(metrics, model, figures, for_readme)
 
 
+def print_round(experiment: Experiment, record: RoundRecord, earlier: list[RoundRecord]) -> None:
+    """Print a round's line, and a notice of what seems wrong with it after those before."""
+    rounds = experiment.config.training.rounds
+    print_line(record.line(rounds))
+    trouble = record.trouble(earlier, experiment.dataset.chance, record.round == rounds)
+    if trouble:
+        warn(f"round {record.round}: {trouble}")
+
+
 def run(config: Config) -> Result:
     """Run one experiment, from data to plots. Ctrl-C keeps the rounds that are done.
 
@@ -1274,11 +1283,7 @@ def run(config: Config) -> Result:
                 folder.save_round(record, state, draw_confusion)
                 earlier = result.records if result else []
                 result = Result(folder.path, [*earlier, record], evaluation, state)
-                print_line(record.line(rounds))
-                is_last = record.round == rounds
-                trouble = record.trouble(earlier, experiment.dataset.chance, is_last)
-                if trouble:
-                    warn(f"round {record.round}: {trouble}")
+                print_round(experiment, record, earlier)
         except (KeyboardInterrupt, Exception):
             with contextlib.suppress(Exception):  # what stopped the run is what the user must know
                 if result:

@@ -78,7 +78,7 @@ def test_the_round_stands_in_one_place():
     """From who trains to the loop over the rounds: one after the other, nothing else between."""
     names = [node.name for node in TREE.body if isinstance(node, ast.FunctionDef)]
     first = names.index("sample_clients")
-    assert names[first : first + 13] == [
+    assert names[first : first + 14] == [
         "sample_clients",
         "make_chunks",
         "rate_factor",
