@@ -919,9 +919,8 @@ def build_process(experiment: Experiment) -> Any:
     """Return a TFF IterativeProcess: next(state, chunks) -> (state, measurements, client metrics).
 
     `chunks` are the int64[g] ids of `make_chunks`. `state` is TFF's LearningAlgorithmState: the
-    global model's weights, nothing, the algorithm's state (TFF's name is client_work; it has the
-    number of rounds done, and the memory), the aggregator's, and the server's optimizer's. `next`
-    is a pure function of its arguments, except for the noise of a private run.
+    global model's weights, nothing, an AlgorithmState (TFF calls it client_work), the aggregator's
+    state and the server optimizer's. `next` is a pure function, except for a private run's noise.
     """
     tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators print hundreds of lines
     config = experiment.config
