@@ -2,10 +2,10 @@
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In a library's callback it
 may get lost, or become another error, and the run would go on to its end. So nothing is raised in
-a signal's handler. As long as there is nothing to save, the process ends at once, and the
-kernel ends the worker with it. From a run's first round on, the handler notes the wish and ends the
-worker, so that the call that waits for it returns; whoever does so asks `raise_if_requested`. A
-second signal ends the process at once: files are whole at any moment.
+a signal's handler. As long as there is nothing to save, the process ends what it has started, and
+then itself, at once. From a run's first round on, the handler notes the wish and ends the worker,
+so that the call that waits for it returns; whoever does so asks `raise_if_requested`. A second
+signal ends the process at once: files are whole at any moment.
 """
 
 import contextlib
@@ -27,6 +27,9 @@ def listen():
 
 def exit_at_once(number, _):
     """Handle a signal while there is nothing to save."""
+    for end in list(_enders):
+        with contextlib.suppress(Exception):
+            end()
     over_progress_display = b"\r\x1b[K" if os.isatty(2) else b""
     with contextlib.suppress(OSError):
         os.write(2, over_progress_display + _last_words)
@@ -59,7 +62,7 @@ def note_request(number, frame):
     if requested:
         exit_at_once(number, frame)
     requested = number
-    for end in _enders:
+    for end in list(_enders):
         end()
 
 

@@ -16,6 +16,16 @@ import psutil
 import tensorflow_federated as tff
 
 NEEDED = ("ssh", "sshd", "ssh-keygen", "rsync", "ip", "unshare")
+# What a user's own configuration may ask for.
+PERSONAL = """LocalForward 127.0.0.1:47113 127.0.0.1:22
+RemoteForward 127.0.0.1:47113 127.0.0.1:22
+LogLevel QUIET
+RemoteCommand echo instead
+RequestTTY force
+ForwardX11 yes
+StdinNull yes
+ForkAfterAuthentication yes
+"""
 PATH = os.environ["PATH"] + ":/usr/sbin:/sbin"
 
 
@@ -189,6 +199,7 @@ def machines(folder: Path, *names: str) -> Iterator[tuple[list[Machine], dict[st
     (folder / "other_hosts").write_text(f"{made[0].address} {other}\n")
     changed = common.replace("/known_hosts", "/other_hosts")
     text += f"Host changed\nHostName {made[0].address}\n{changed}"
+    text += f"Host personal\nHostName {made[0].address}\n{common}{PERSONAL}"
     (folder / "ssh_config").write_text(text)
     (folder / "bin").mkdir()
     # ssh reads the configuration of the account's home, wherever HOME points

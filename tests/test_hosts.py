@@ -120,6 +120,48 @@ def test_the_bytes_in_the_table_are_those_of_the_links(tmp_path, pair):
     )
 
 
+@pytest.mark.thorough
+@needs_machines
+def test_a_users_own_configuration_and_a_banner_change_nothing(tmp_path, pair, undisturbed, again):
+    """Both workers' ssh would forward one port, of which only one can."""
+    banner = tmp_path / "banner"
+    banner.write_text("Authorized users only.\n" * 5000)
+    again(f"Banner {banner}")
+    code, _, errors = finish(begin(tmp_path, pair, hosts="personal,personal"))
+    assert code == 0 and errors == [], errors
+    assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
+    assert none_left(pair, 2)
+
+
+@pytest.mark.thorough
+@needs_machines
+def test_a_login_that_prints_is_named_as_the_cause(tmp_path, pair, again):
+    again('ForceCommand echo Hello; exec sh -c "$SSH_ORIGINAL_COMMAND"')
+    assert "hostA: a login there prints a text" in refuse(tmp_path, pair, "hostA")
+
+
+@pytest.mark.thorough
+@needs_machines
+def test_ctrl_c_while_files_are_sent_leaves_nothing(tmp_path, pair):
+    for path in pair[0][1].own.rglob("worker_binary"):
+        path.unlink()  # so that it is sent
+    process = begin(tmp_path, pair)
+    deadline = time.monotonic() + SECONDS
+    while time.monotonic() < deadline:
+        sending = [child for child in children(process) if child.name() == "rsync"]
+        if sending:
+            break
+        time.sleep(0.01)
+    process.send_signal(2)
+    code, _, errors = finish(process, 10)
+    assert sending and code == 130, errors
+    assert not any(child.is_running() and child.status() != "zombie" for child in sending)
+    deadline = time.monotonic() + 5
+    while pair[0][1].processes("rsync") and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert pair[0][1].processes("rsync") == []
+
+
 def kill_ssh(process, machine):
     (ssh,) = [
         child

@@ -9,18 +9,18 @@ nobody can say who trains where.)
 from __future__ import annotations
 
 import concurrent.futures
+import functools
 import os
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
-from functools import reduce
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import stopping
 from harness.command_line import RunFailed, print_line, warn
-from harness.engine import ssh
+from harness.engine import child, probe, ssh
 from harness.engine.worker import (
     ATTEMPTS,
     Compiler,
@@ -53,6 +53,7 @@ class MultiHost:
         run = experiment.config.run
         self.names = run.hosts
         self.cache = run.workers_cache
+        self.patience = run.patience
         self.shards = experiment.shard_folder
         self.num_clients = experiment.config.partitioning.num_clients
         self.memory_slots_of = experiment.algorithm.memory_slots_of
@@ -82,10 +83,10 @@ class MultiHost:
         self.request.__enter__()
         self.server_worker.__enter__()
         try:
-            list(self.pool.map(ssh.check, others, [self.cache] * len(others)))
-            for name in others:
+            binaries = list(self.pool.map(ssh.check, others, [self.cache] * len(others)))
+            for name, binary in zip(others, binaries, strict=True):
                 parts = [part for part, owner in enumerate(self.names) if owner == name]
-                self._send(name, parts)
+                self._send(name, parts, binary)
             list(self.pool.map(Worker.open, self.workers))
         except Unreachable as error:  # before anything trains, it is for the user to mend
             self.__exit__(None, None, None)
@@ -99,6 +100,7 @@ class MultiHost:
         self.closing = True  # from now on no worker is started again
         for worker in self.workers:
             worker.end()
+        child.end_all()
         self.pool.shutdown(cancel_futures=True)
         for worker in self.workers:  # one that was just about to be started
             worker.end()
@@ -110,20 +112,24 @@ class MultiHost:
         for worker in self.workers:
             worker.kill()
 
-    def _send(self, name: str, parts: Sequence[int]) -> None:
+    def _send(self, name: str, parts: Sequence[int], binary: str) -> None:
         """Send TFF's worker and the shards of these parts' clients to another host.
 
-        What is there already stays.
+        What is there already stays; `binary` is the SHA-256 of the worker there, if there is one.
         """
         clients = [k for k in range(self.num_clients) if k % len(self.names) in parts]
         shards = [f"{self.shards.name}/{client}.bin" for client in clients]
         data = Path(tff.__file__).parent / "data"
-        cache = self.shards.parent
-        paths = [data / "worker_binary", *(cache / shard for shard in shards)]
-        with SendProgress(name, sum(path.stat().st_size for path in paths)) as progress:
-            progress.follow(ssh.send(name, data, ["worker_binary"], self.cache))
-            if shards:
-                progress.follow(ssh.send(name, cache, shards, self.cache, checked=True))
+        to_send = {self.shards.parent: shards}
+        if binary != hash_worker(data):
+            to_send[data] = [probe.BINARY]
+        total = sum(
+            (folder / file).stat().st_size for folder, files in to_send.items() for file in files
+        )
+        with SendProgress(name, total) as progress:
+            for folder, names in to_send.items():
+                if names:
+                    progress.follow(ssh.send(name, folder, names, self.cache, self.patience))
         print_line(
             f"{name}: TFF's worker and {len(shards):,} shards are there, "
             f"{progress.sent / 1e6:,.1f} MB sent"
@@ -161,7 +167,9 @@ class MultiHost:
         def merge(first: Any, second: Any) -> Any:
             return self.call(name, stages.merge, first, second)
 
-        return self.call(name, stages.after_merge, (state, []), reduce(merge, partial_results))
+        return self.call(
+            name, stages.after_merge, (state, []), functools.reduce(merge, partial_results)
+        )
 
     def measured_bytes(self) -> dict[str, int]:
         """Return the bytes of all messages to and from the hosts since the last call."""
@@ -249,14 +257,19 @@ class MultiHost:
                 warn(f"{why}; {name} gets its clients' shards, and takes them over")
                 try:
                     if name != ssh.HERE:
-                        self._send(name, [part])
+                        self._send(name, [part], ssh.check(name, self.cache))
                 except UserError as error:
+                    if self.closing or stopping.requested:
+                        raise
                     self.dead_hosts.add(name)
                     why = str(error)
                     continue
                 self.owner_of_part[part] = owner
                 return
         raise RunFailed(f"{why}; and no other host is left")
+
+
+hash_worker = functools.cache(probe.hash_binary)
 
 
 class SendProgress:

@@ -8,15 +8,18 @@ no port is open to a network.
 
 from __future__ import annotations
 
-import contextlib
+import collections
 import json
+import math
 import re
 import secrets
 import shlex
-import subprocess
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from harness.engine.child import Child
+from harness.engine.supervisor import MARK
 from harness.fields import UserError
 
 HERE = "localhost"
@@ -32,37 +35,25 @@ SSH = [
     "-oServerAliveCountMax=3",
     "-oForwardAgent=no",
     "-oForwardX11=no",
+    # What the user's own configuration may say of these would hide errors, or take our command's
+    # place. An older ssh does not know the last three.
+    "-oLogLevel=INFO",
+    "-oRemoteCommand=none",
+    "-oIgnoreUnknown=ForkAfterAuthentication,SessionType,StdinNull",
+    "-oForkAfterAuthentication=no",
+    "-oSessionType=default",
+    "-oStdinNull=no",
 ]
 ALONE = "-oClearAllForwardings=yes"  # those of the user's own configuration
 CONNECT_SECONDS = 30
+LINES_KEPT = 100  # of what a host answers
 OLDEST_GLIBC = (2, 29)
-# What is asked of a host, in its own Python; it answers with a line of JSON: what is wrong, or
-# nothing.
-PROBE = """
-import ctypes, json, os, platform, shutil, sys
-folder, oldest, wrong = sys.argv[1], tuple(map(int, sys.argv[2].split("."))), ""
-try:
-    os.makedirs(folder, mode=0o700, exist_ok=True)
-    if not os.access(folder, os.W_OK | os.X_OK):
-        wrong = "cannot write %s; choose another --workers-cache" % os.path.abspath(folder)
-except OSError as error:
-    wrong = "cannot make %s (%s); choose another --workers-cache"
-    wrong = wrong % (os.path.abspath(folder), error.strerror)
-name, version = platform.libc_ver()
-if (sys.platform, platform.machine()) != ("linux", "x86_64"):
-    wrong = "is %s on %s; TFF's worker needs Linux on x86-64" % (sys.platform, platform.machine())
-elif name != "glibc" or tuple(map(int, version.split(".")[:2])) < oldest:
-    wrong = "has %s %s; TFF's worker needs glibc %s or later"
-    wrong = wrong % (name or "no glibc", version, sys.argv[2])
-elif shutil.which("rsync") is None:
-    wrong = "has no rsync; install it there"
-elif ctypes.CDLL(None, use_errno=True).unshare(0x10000000 | 0x40000000):
-    wrong = ("forbids network namespaces, without which others there could reach TFF's worker; "
-             "allow them (sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces), "
-             "or leave the host out")
-print(json.dumps(wrong))
-"""
-REFUSALS = {  # words of ssh's, and the cure; the first that is found counts
+PROBE = Path(__file__).with_name("probe.py")
+REFUSALS = {  # words of ssh's or rsync's, and the cure; the first that is found counts
+    "is your shell clean": (
+        "a login there prints a text, which rsync takes for its own; let ~/.bashrc there, or what "
+        "else prints it, do so only in a terminal (`ssh {host} true` must print nothing)"
+    ),
     "Could not resolve hostname": (
         "its name does not resolve; check it, or give it an address in ~/.ssh/config"
     ),
@@ -135,52 +126,64 @@ def explain_supervisor(host: str, line: str) -> str:
     """Return what the supervisor on a host could not do, with the cure."""
     if line.startswith("cannot isolate"):
         return f"{host}: {line}; allow network namespaces there, or leave the host out"
+    if line.startswith("cannot start") and "format" in line:
+        return f"{host}: {line}; remove it there, in case it is damaged, and it is sent again"
     if line.startswith("cannot start"):
         return f"{host}: {line}; choose a --workers-cache from which programs may run"
     if line.startswith("cannot keep"):
         return f"{host}: {line}; remove it there, in case it is damaged, and it is sent again"
-    return f"{host}: {line}"
+    if line.startswith("cannot"):
+        return f"{host}: {line}"
+    return f"{host}: it printed {line!r:.80}; see that `ssh {host} python3` works"
 
 
-def ask(host: str, code: str, *words: str) -> str:
-    """Return what Python `code` prints on the host.
+def ask(host: str, code: str, *words: str) -> list[str]:
+    """Return the last lines that Python `code` prints on the host.
 
     Raises UserError, in one line, where it cannot be run there.
     """
-    command = [
-        *SSH,
-        ALONE,
-        "--",
-        host,
-        shlex.join(["python3", "-ISc", 'exec(__import__("sys").stdin.read())', *words]),
-    ]
+    python = ["python3", "-ISc", 'exec(__import__("sys").stdin.read())', *words]
+    deadline = time.monotonic() + CONNECT_SECONDS
+    lines: collections.deque[str] = collections.deque(maxlen=LINES_KEPT)
     try:
-        done = subprocess.run(
-            command, input=code, capture_output=True, text=True, timeout=CONNECT_SECONDS
-        )
+        with Child([*SSH, ALONE, "--", host, shlex.join(python)], code.encode()) as child:
+            for line in child.read_lines(CONNECT_SECONDS):
+                lines.append(line.decode(errors="replace"))
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+            status = child.wait(max(deadline - time.monotonic(), 1))
     except FileNotFoundError as error:
         raise UserError(
             "workers needs ssh, which is not installed here; install openssh-client"
         ) from error
-    except subprocess.TimeoutExpired as error:
+    except TimeoutError as error:
         raise UserError(f"{host}: {REFUSALS['timed out']}") from error
-    if done.returncode == 127 or "python3: not found" in done.stderr:
+    words_said = child.words.decode(errors="replace")
+    if status == 127 or "python3: not found" in words_said:
         raise UserError(f"{host}: it has no python3; install one there, any version will do")
-    if done.returncode:
-        raise UserError(
-            explain(host, done.stderr) or f"{host}: ssh ended with status {done.returncode}"
-        )
-    return done.stdout
+    if status:
+        raise UserError(explain(host, words_said) or f"{host}: ssh ended with status {status}")
+    return list(lines)
 
 
-def check(host: str, cache: str) -> None:
-    """Raise UserError, in one line that names the host and the cure, where it cannot run TFF's
-    worker."""
-    answer = ask(host, PROBE, cache, ".".join(map(str, OLDEST_GLIBC))).strip().splitlines()
+def check(host: str, cache: str) -> str:
+    """Return the SHA-256 of the worker that is on the host, or an empty text if there is none.
+
+    Raises UserError, in one line that names the host and the cure, where it cannot run TFF's
+    worker.
+    """
+    oldest = ".".join(map(str, OLDEST_GLIBC))
+    lines = ask(host, PROBE.read_text("utf-8"), MARK, cache, oldest)
+    # What else a login prints there does not count.
+    marked = [line for line in lines if line.startswith(MARK)]
     try:
-        wrong = json.loads(answer[-1])
-    except (ValueError, IndexError) as error:
-        said = " ".join(answer)[:80]
+        answer = json.loads(marked[-1].removeprefix(MARK))
+        wrong = answer["wrong"]
+        binary = answer["binary"]
+        if not isinstance(wrong, str) or not isinstance(binary, str):
+            raise ValueError
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        said = " ".join(" ".join(lines).split())[:80]
         raise UserError(
             f"{host}: its python3 answered {said!r}; see that `ssh {host} python3` works"
         ) from error
@@ -190,67 +193,52 @@ def check(host: str, cache: str) -> None:
             if wrong.startswith(("is ", "has ", "forbids "))
             else f"{host}: {wrong}"
         )
+    return binary
 
 
 def send(
-    host: str, source: Path, names: Sequence[str], target: str, checked: bool = False
+    host: str, source: Path, names: Sequence[str], target: str, patience: float
 ) -> Iterator[int]:
     """Copy the files `names` of the folder `source` into `target` on the host; yield the bytes of
     those done so far.
 
-    What is there already stays; `checked` compares contents, not only sizes and times. Raise
-    UserError where it fails.
+    A file whose content is there already stays. On the host only we may read them. Raise UserError
+    where it fails, or nothing comes for `patience` seconds.
     """
-    ssh = shlex.join([*SSH, ALONE])
-    flags = [
-        "-rptW",
-        "-s",
+    command = [
+        "rsync",
+        "-rptWcs",
+        "--chmod=D0700,Fgo-rwx",
+        f"--timeout={math.ceil(patience)}",
         "--files-from=-",
         "--info=progress2",
         "--outbuf=N",
         "--no-inc-recursive",
-    ]
-    command = [
-        "rsync",
-        *flags,
-        *(["-c"] if checked else []),
         "-e",
-        ssh,
+        shlex.join([*SSH, ALONE]),
         "--",
         f"{source}/",
         f"{host}:{target}/",
     ]
     try:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
+        with Child(command, "\n".join(names).encode() + b"\n") as child:
+            for line in child.read_lines(patience):
+                if found := re.match(rb"\s*([\d,]+)\s+\d+%", line):
+                    yield int(found[1].replace(b",", b""))
+            status = child.wait(patience)
     except FileNotFoundError as error:
         raise UserError("workers needs rsync, which is not installed here; install it") from error
-    try:
-        # where it has ended, its own words say why
-        with (
-            contextlib.suppress(BrokenPipeError),
-            process.stdin as pipe,
-        ):
-            pipe.write("\n".join(names).encode() + b"\n")
-        text = b""
-        while part := process.stdout.read1(4096):
-            text = (text + part)[-200:]
-            if found := re.findall(rb"([\d,]+)\s+\d+%", text):
-                yield int(found[-1].replace(b",", b""))
-        words = process.stderr.read().decode(errors="replace")
-        if process.wait():
-            said = explain(host, words) or f"{host}: rsync ended with status {process.returncode}"
-            raise UserError(
-                f"{said}; see that there is room in {target} there" if "No space" in words else said
-            )
-    finally:
-        process.kill()
-        process.wait()
+    except TimeoutError as error:
+        raise UserError(
+            f"{host}: rsync was silent for {patience:g} s; see that the host is up and {target} "
+            "there can be written, or give it more --patience"
+        ) from error
+    if status:
+        words = child.words.decode(errors="replace")
+        said = explain(host, words) or f"{host}: rsync ended with status {status}"
+        raise UserError(
+            f"{said}; see that there is room in {target} there" if "No space" in words else said
+        )
 
 
 def supervisor_command(
@@ -267,7 +255,8 @@ def supervisor_command(
     return [
         *SSH,
         "-oClearAllForwardings=no",
-        "-oExitOnForwardFailure=yes",
+        # The user's own forwards may fail, as where another ssh has them; ours is waited for.
+        "-oExitOnForwardFailure=no",
         "-oStreamLocalBindMask=0177",
         "-L",
         f"{socket}:{socket_there}",

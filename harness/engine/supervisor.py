@@ -12,8 +12,9 @@ SOCKET is a listening socket's descriptor. On another machine it is the path of 
 in a folder that only this user can enter; both are removed once somebody is in. There PARENT is 0,
 and this process lives as long as bytes come to its standard input.
 
-It prints the worker's process id once it answers, or in one line what it cannot do; from then on,
-twice a second, the processor time that the worker has spent, in ticks.
+After MARK, as a login there may print lines of its own, it prints the worker's process id once it
+answers, or what it cannot do; from then on, twice a second, the processor time that the worker has
+spent, in ticks.
 """
 
 import ctypes
@@ -27,6 +28,7 @@ import sys
 import threading
 import time
 
+MARK = "federated_learning: "
 LIBC = ctypes.CDLL(None, use_errno=True)
 PR_SET_PDEATHSIG = 1
 CLONE_NEWUSER = 0x10000000
@@ -88,7 +90,7 @@ def free_port():
 
 def refuse(reason):
     """Say what cannot be done, and end."""
-    print(f"cannot {reason}", flush=True)
+    print(f"\n{MARK}cannot {reason}", flush=True)
     os._exit(1)
 
 
@@ -221,7 +223,7 @@ def main(parent, address, binary, isolated, clients_at_once, folder):
         remove_path(path)
         refuse(f"keep {binary} alive (it ended with status {worker.poll()})")
     threading.Thread(target=relay, args=(listener, path, port), daemon=True).start()
-    print(worker.pid, flush=True)
+    print(f"\n{MARK}{worker.pid}", flush=True)
     threading.Thread(target=print_ticks, args=(worker,), daemon=True).start()
     status = worker.wait()
     remove_path(path)

@@ -9,7 +9,7 @@ import atexit
 import contextlib
 import importlib
 import os
-import select
+import re
 import signal
 import socket
 import subprocess
@@ -24,6 +24,8 @@ from typing import Any
 from harness import stopping
 from harness.command_line import RunFailed, warn
 from harness.engine import ssh
+from harness.engine.child import LONGEST_LINE, WORDS_KEPT, LineReader
+from harness.engine.supervisor import MARK
 from harness.fields import UserError
 from harness.files import io_errors_as_user_errors
 
@@ -34,6 +36,7 @@ import tensorflow_federated as tff
 
 START_SECONDS = 30
 ATTEMPTS = 3  # at a round, each on a fresh worker
+MOST_LOGGED = 10_000_000  # bytes of what a host prints
 WATCH = "watch over TFF's worker"  # a thread's name
 NOT_INLINED = "_noinline"  # TensorFlow's attribute of a function that keeps its graph to itself
 CHANNEL_OPTIONS = [
@@ -261,7 +264,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         self.context = build_context(
             lambda cardinalities: Executor(stub, cardinalities), self.compiler
         )
-        arguments = (self.process, self.kill)
+        arguments = (self.process, self.lines)
         threading.Thread(target=self._watch, args=arguments, daemon=True, name=WATCH).start()
 
     def assign(self, clients: Sequence[int]) -> list[Sequence[int]]:
@@ -313,6 +316,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         """Start the worker and return an open channel to it."""
         with private_folder() as folder:
             self.spawn(folder, isolated)
+            self.lines = LineReader(self.process.stdout)
             try:
                 self.pid = self._wait_until_ready()
                 channel = grpc.insecure_channel(f"unix:{folder}/socket", CHANNEL_OPTIONS)
@@ -327,14 +331,18 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     def _wait_until_ready(self) -> int:
         """Return the worker's process id, which the supervisor prints once the worker answers."""
-        poll = select.poll()  # unlike select, it takes any file descriptor
-        poll.register(self.process.stdout, select.POLLIN)
-        line = ""
-        if poll.poll(1000 * START_SECONDS):
-            line = self.process.stdout.readline().decode().strip()
-        if not line.isdigit():
-            raise self.explain_start(line)
-        return int(line)
+        deadline = time.monotonic() + START_SECONDS
+        said = ""
+        with contextlib.suppress(EOFError):
+            while (left := deadline - time.monotonic()) > 0:
+                line = self.lines.read(left) or b""
+                said = line.decode(errors="replace").strip() or said
+                if said.startswith(MARK):
+                    said = said.removeprefix(MARK)
+                    if re.fullmatch("[0-9]{1,9}", said):
+                        return int(said)
+                    break
+        raise self.explain_start(said)
 
     def _wait_until_open(self, channel: grpc.Channel) -> None:
         """Return once gRPC has a connection. Raises RunFailed if there is none in time."""
@@ -385,26 +393,25 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             self.bytes_received += call.result().ByteSize()
         return call
 
-    def _watch(self, process: subprocess.Popen, kill: Callable) -> None:
+    def _watch(self, process: subprocess.Popen, lines: LineReader) -> None:
         """End a worker that spends no processor time on a request for `patience` seconds.
 
         The supervisor prints the time that it has spent. One that says nothing makes no progress.
         """
         spent = b""
         since = time.monotonic()
-        poll = select.poll()
-        poll.register(process.stdout, select.POLLIN)
         while process.poll() is None:
-            spent_now = process.stdout.readline() if poll.poll(500) else spent
-            if not spent_now:
+            try:
+                spent_now = lines.read(0.5)
+            except EOFError:
                 return
-            if spent_now != spent or not self._requests:
-                spent = spent_now
+            if spent_now not in (None, spent) or not self._requests:
+                spent = spent_now or spent
                 since = time.monotonic()
             elif time.monotonic() - since > self.patience:
                 self._reason = f"hung for {self.patience:g} s and was ended"
                 if process is self.process:
-                    kill()
+                    self.kill()
 
 
 class LocalWorker(Worker):
@@ -466,7 +473,7 @@ class RemoteWorker(Worker):
         self.host = host
         self.folder = folder
         self.name = f"TFF's worker on {host}"
-        self._ssh_words = ""  # the last that ssh and the worker there have printed
+        self._ssh_words = b""  # the last that ssh and the worker there have printed
 
     def spawn(self, folder: str, isolated: bool) -> None:
         """Start ssh; the supervisor's text, and then a sign of life, go to its standard input."""
@@ -474,7 +481,7 @@ class RemoteWorker(Worker):
         command = ssh.supervisor_command(
             self.host, f"{folder}/socket", len(text.encode()), self.clients_at_once, self.folder
         )
-        self._ssh_words = ""
+        self._ssh_words = b""
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -497,13 +504,14 @@ class RemoteWorker(Worker):
         if line:
             reason = ssh.explain_supervisor(self.host, line)
         else:
-            reason = ssh.explain(self.host, self._ssh_words)
+            reason = ssh.explain(self.host, self._ssh_words.decode(errors="replace"))
         return Unreachable(reason or f"{self.name} did not start; see {self.log}")
 
     def check_connection(self) -> None:
         """Raise UserError if ssh says that it forwards nothing."""
-        if "open failed" in self._ssh_words:
-            raise UserError(ssh.explain(self.host, self._ssh_words))
+        words = self._ssh_words.decode(errors="replace")
+        if "open failed" in words:
+            raise UserError(ssh.explain(self.host, words))
 
     def kill(self) -> None:
         """End ssh: the supervisor there loses its standard input, and ends the worker."""
@@ -529,9 +537,12 @@ class RemoteWorker(Worker):
                 time.sleep(ssh.HEARTBEAT)
 
     def _copy_words(self, process: subprocess.Popen) -> None:
-        """Copy to the log what ssh and the worker there print, and keep the last lines."""
-        with contextlib.suppress(OSError), open_log(self.log) as log:
-            for line in process.stderr:
-                log.write(line)
-                log.flush()
-                self._ssh_words = (self._ssh_words + line.decode(errors="replace"))[-2000:]
+        """Copy to the log what ssh and the worker there print, to a limit, and keep the last."""
+        copied = 0
+        with contextlib.suppress(OSError, ValueError), open_log(self.log) as log:
+            while part := os.read(process.stderr.fileno(), LONGEST_LINE):
+                self._ssh_words = (self._ssh_words + part)[-WORDS_KEPT:]
+                if copied < MOST_LOGGED:
+                    log.write(part)
+                    log.flush()
+                copied += len(part)
