@@ -1,6 +1,10 @@
 """The default run and the preset `fast` with three seeds, side by side: README's first figures.
 
-python benchmarks/default_run.py    # results/default_run.json, five minutes
+    python benchmarks/default_run.py                     # results/default_run.json, eight minutes
+    python benchmarks/default_run.py --against COMMIT    # its rounds, and those of that commit
+
+With --against the default run of both programs is made in turn, with each seed; results has it
+under "against".
 """
 
 import argparse
@@ -43,35 +47,61 @@ def table(result: dict) -> str:
     )
 
 
-def measure(flags: str, seed: int) -> dict:
-    """One run, its time from the command to the prompt."""
+def measure(flags: str, seed: int, root: Path = ROOT) -> dict:
+    """One run of the program in `root`: accuracies, and its time from the command to the prompt."""
     with tempfile.TemporaryDirectory() as folder:
-        place = [
-            "--seed",
-            str(seed),
-            "--runs",
-            folder,
-            "--name",
-            "run",
-            "--cache",
-            str(ROOT / ".cache"),
-        ]
-        script = str(ROOT / "federated_learning.py")
+        place = ["--runs", folder, "--name", "run", "--cache", str(root / ".cache")]
+        words = [*flags.split(), "--seed", str(seed), *place]
+        script = str(root / "federated_learning.py")
         began = time.perf_counter()
-        subprocess.run([sys.executable, script, *flags.split(), *place], check=True, cwd=folder)
+        subprocess.run([sys.executable, script, *words], check=True, cwd=folder)
         seconds = round(time.perf_counter() - began, 1)
         metrics = json.loads((Path(folder) / "run" / "metrics.json").read_text())
-    kept = {name: metrics[name] for name in ("test_accuracy", "weights_sha256")}
-    first = metrics["rounds"][0]["test_accuracy"]
-    return {"flags": flags, "seed": seed, **kept, "after_round_1": first, "seconds": seconds}
+    rounds = metrics["rounds"]
+    return {
+        "flags": flags,
+        "seed": seed,
+        "test_accuracy": metrics["test_accuracy"],
+        "weights_sha256": metrics["weights_sha256"],
+        "after_round_1": rounds[0]["test_accuracy"],
+        "seconds": seconds,
+        "seconds_of_rounds": round(sum(record["seconds"] for record in rounds), 1),
+    }
+
+
+def compare(commit: str, seeds: list[int]) -> dict:
+    """The default run here and at `commit`, in turn, and the ratio of their rounds' seconds."""
+    with tempfile.TemporaryDirectory() as folder:
+        other = Path(folder) / "program"
+        git = ["git", "-C", str(ROOT), "worktree"]
+        subprocess.run([*git, "add", "--detach", str(other), commit], check=True)
+        try:
+            ours = []
+            theirs = []
+            for seed in seeds:
+                theirs.append(measure("", seed, other))
+                ours.append(measure("", seed))
+        finally:
+            subprocess.run([*git, "remove", "--force", str(other)], check=True)
+    spent = [sum(run["seconds_of_rounds"] for run in runs) for runs in (ours, theirs)]
+    ratio = round(spent[0] / spent[1], 3)
+    print(f"rounds of the default: {ratio} of those of {commit}")
+    return {"commit": commit, "ratio_of_rounds": ratio, "ours": ours, "theirs": theirs}
 
 
 def main() -> None:
-    argparse.ArgumentParser(
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    runs = [measure(flags, seed) for seed in SEEDS for flags in FLAGS]
-    result = {**made_by(), "runs": runs}
+    )
+    parser.add_argument("--against", metavar="COMMIT", default="")
+    parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    options = parser.parse_args()
+    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    if options.against:
+        result["against"] = made_by() | compare(options.against, options.seeds)
+    else:
+        runs = [measure(flags, seed) for seed in options.seeds for flags in FLAGS]
+        result |= {**made_by(), "runs": runs}
     RESULTS.write_text(json.dumps(result, indent=1) + "\n")
     print(table(result))
 
