@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
-import io
+import functools
 import itertools
 import os
 import sys
@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from harness import SCRIPT, stopping
 from harness.fields import ConfigGroup, UserError, choice_lines, hints
 from harness.files import expand_path, read_json
+from harness.flags import check_flags, wants_help
 from harness.options import identity
 from harness.program import changed, read_programs
 
@@ -24,6 +25,7 @@ import tqdm
 import tyro
 
 Answer = TypeVar("Answer")
+TYRO_LOCK = threading.Lock()  # it keeps settings of one call in global variables
 
 
 class RunFailed(Exception):
@@ -39,62 +41,35 @@ def read_flags(
     """Return the configuration of class `kind` that `words` ask for; None is the terminal's.
 
     What they do not name is as in `default`. Raises UserError for what is no flag, or no value of
-    it, and for an empty text, which is what an unset variable leaves of `--data "$DATA"`.
+    it.
     """
     words = list(sys.argv[1:] if words is None else words)
-    refuse_empty(words)
+    asks_for_help = wants_help(words)
+    if not asks_for_help:
+        check_flags(words, kind.types())
     add_help(kind)
-    printed = io.StringIO()
-    with tolerate_closed_stream(sys.stdout):
+    with tolerate_closed_stream(sys.stdout), TYRO_LOCK:
         try:
-            with contextlib.redirect_stderr(printed):
-                return tyro.cli(
-                    kind,
-                    args=words,
-                    default=default,
-                    prog=SCRIPT,
-                    description=summary(kind),
-                    config=(tyro.conf.OmitArgPrefixes,),  # --alpha, not --partitioning.alpha
-                )
+            return tyro.cli(
+                kind,
+                args=words,
+                default=default,
+                prog=SCRIPT,
+                # python -OO leaves no docstring
+                description=(sys.modules[kind.__module__].__doc__ or "").partition("\n")[0],
+                config=(tyro.conf.OmitArgPrefixes,),  # --alpha, not --partitioning.alpha
+                console_outputs=asks_for_help,
+            )
         except SystemExit as leaving:
-            if leaving.code:
-                raise UserError(unframe(printed.getvalue())) from None
-            raise  # after the help
+            if leaving.code and not asks_for_help:
+                raise UserError("the flags cannot be read; see --help") from None
+            raise
         finally:
             sys.stdout.flush()
     sys.exit(1)  # the help could not be written
 
 
-def summary(kind: type) -> str:
-    """Return the first line of the module that `kind` is of; `python -OO` leaves none."""
-    return (sys.modules[kind.__module__].__doc__ or "").partition("\n")[0]
-
-
-def refuse_empty(words: Sequence[str]) -> None:
-    """Raise UserError for a flag whose value is an empty text."""
-    for before, word in itertools.pairwise(["", *words]):
-        flag = before if word == "" else word.removesuffix("=")
-        if flag != word and flag.startswith("--"):
-            raise UserError(
-                f"{flag} '' is empty, as an unset variable leaves it; give a value, or drop the "
-                "flag"
-            )
-
-
-def unframe(message: str) -> str:
-    """Return tyro's message about a mistake as one line: what is wrong, and the flags it shows.
-
-    tyro prints it as a title and sections in a frame, and offers it in no other form.
-    """
-    lines = [line.strip("│╭╮╰╯─|+ ") for line in message.splitlines()]
-    lines = [line if line.strip("-") else "" for line in lines]  # without Unicode it rules with -
-    paragraphs = [list(group) for has_text, group in itertools.groupby(lines, bool) if has_text]
-    title = paragraphs[0]
-    wrong = " ".join(title[1:] or paragraphs[1]).rstrip(".")
-    flags = [line.split(" {")[0] for line in lines if line.startswith("--")]
-    return f"{wrong}; {'choose ' + ', or '.join(flags) if flags else 'see --help'}"
-
-
+@functools.cache
 def add_help(group: type[ConfigGroup]) -> None:
     """Give each field its text in --help: the docstring below it, and a line for each choice."""
     module = ast.parse(Path(sys.modules[group.__module__].__file__).read_bytes())

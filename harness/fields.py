@@ -92,6 +92,16 @@ class ConfigGroup:
             values |= field.default.to_dict() if is_group else {field.name: field.default}
         return values
 
+    @classmethod
+    @functools.cache
+    def types(cls) -> dict[str, Any]:
+        """Return field -> type over all groups in this one."""
+        types: dict[str, Any] = {}
+        for field, hint in hints(cls).items():
+            is_group = isinstance(hint, type) and issubclass(hint, ConfigGroup)
+            types |= hint.types() if is_group else {field: hint}
+        return types
+
     def to_dict(self) -> dict[str, Any]:
         """Return field -> value over all groups in this one: what config.json holds."""
         fields: dict[str, Any] = {}

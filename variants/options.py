@@ -27,6 +27,7 @@ from harness.fields import (
     optional_float,
 )
 from harness.files import expand_path
+from harness.flags import to_flag
 
 
 class Choice(NamedTuple):
@@ -306,11 +307,6 @@ class Condition(NamedTuple):
     def __str__(self) -> str:
         flags = " or ".join(to_flag(field) for field in self.deciding)
         return f"{flags} {' or '.join(self.values)}".strip()
-
-
-def to_flag(field: str) -> str:
-    """Return the field as a flag: "client_lr" is "--client-lr"."""
-    return f"--{field.replace('_', '-')}"
 
 
 def conditions_of(deciding: Sequence[str], choices: dict[str, Any]) -> dict[str, Condition]:

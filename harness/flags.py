@@ -1,0 +1,137 @@
+"""Mistakes in a command line's flags, each told in one line: the flag, the value and the cure."""
+
+from __future__ import annotations
+
+import difflib
+import typing
+from collections.abc import Sequence
+from typing import Any
+
+from harness.fields import UserError, check_value, choices_of
+
+# Flags of the field's best-known programs, and the papers' letters: the field here, and how it
+# differs.
+ELSEWHERE = {
+    "K": ("num_clients", ""),
+    "nc": ("num_clients", ""),
+    "num_users": ("num_clients", ""),
+    "n_parties": ("num_clients", ""),
+    "clients": ("num_clients", ""),
+    "C": ("clients_per_round", ", a number and not a share"),
+    "frac": ("clients_per_round", ", a number and not a share"),
+    "fraction": ("clients_per_round", ", a number and not a share"),
+    "sample": ("clients_per_round", ", a number and not a share"),
+    "sample_ratio": ("clients_per_round", ", a number and not a share"),
+    "join_ratio": ("clients_per_round", ", a number and not a share"),
+    "T": ("rounds", ""),
+    "num_rounds": ("rounds", ""),
+    "comm_round": ("rounds", ""),
+    "com_round": ("rounds", ""),
+    "global_rounds": ("rounds", ""),
+    "epochs": ("local_epochs", " of a client, and --rounds"),
+    "E": ("local_epochs", ""),
+    "local_ep": ("local_epochs", ""),
+    "num_epochs": ("local_epochs", ""),
+    "B": ("batch_size", ", where 0 is the whole shard"),
+    "bs": ("batch_size", ""),
+    "local_bs": ("batch_size", ""),
+    "lr": ("client_lr", ""),
+    "eta": ("client_lr", ""),
+    "local_lr": ("client_lr", ""),
+    "learning_rate": ("client_lr", ""),
+    "local_learning_rate": ("client_lr", ""),
+    "optimizer": ("client_optimizer", ""),
+    "momentum": ("client_momentum", ", with --client-optimizer momentum"),
+    "alg": ("algorithm", ""),
+    "algo": ("algorithm", ""),
+    "strategy": ("algorithm", ""),
+    "mu": ("prox_mu", ""),
+    "beta": ("alpha", ", of the Dirichlet splits"),
+    "iid": ("partition", " iid"),
+    "noniid": ("partition", ", which is dirichlet by default"),
+    "unequal": ("partition", " quantity"),
+    "drop_percent": ("stragglers", ", a probability"),
+    "init_seed": ("seed", ""),
+    "num_classes": ("labels_per_client", ""),
+    "output": ("runs", ", and --name"),
+    "out": ("runs", ", and --name"),
+}
+
+
+def to_flag(field: str) -> str:
+    """Return the field as a flag: "client_lr" is "--client-lr"."""
+    return f"--{field.replace('_', '-')}"
+
+
+def wants_help(words: Sequence[str]) -> bool:
+    """Return whether tyro prints its help, or a shell's completion, for these words."""
+    return any(word in ("-h", "--help") or word.startswith("--tyro-") for word in words)
+
+
+def check_flags(words: Sequence[str], types: dict[str, Any]) -> None:
+    """Raise UserError for a word that is no flag of the fields `types`, or no value of its flag."""
+    position = 0
+    while position < len(words):
+        flag, equals, text = words[position].partition("=")
+        position += 1
+        field = find_field(flag, types)
+        if types[field] is bool:
+            if equals:
+                raise UserError(f"{flag} takes no value; give it alone, or --no-{flag[2:]}")
+            continue
+        if not equals:
+            if position == len(words) or words[position].startswith("--"):
+                raise UserError(f"{flag} lacks its value; {describe(types[field])}")
+            text = words[position]
+            position += 1
+        if text == "":
+            raise UserError(
+                f"{flag} '' is empty, as an unset variable leaves it; give a value, or drop the "
+                "flag"
+            )
+        check_value(field, to_value(text, types[field]), types[field])
+
+
+def find_field(flag: str, types: dict[str, Any]) -> str:
+    """Return the field that a word such as --client-lr names. Raises UserError if there is none."""
+    if not flag.startswith("-"):
+        raise UserError(f"{flag!r:.60} follows no flag that takes it; see --help")
+    name = flag.lstrip("-").replace("-", "_")
+    if flag.startswith("--"):
+        negated = name.removeprefix("no_")
+        if name in types:
+            return name
+        if negated != name and types.get(negated) is bool:
+            return negated
+    if name in ELSEWHERE:
+        field, difference = ELSEWHERE[name]
+        raise UserError(f"{flag} is no flag here; it is {to_flag(field)}{difference}")
+    near = difflib.get_close_matches(name, types, n=3, cutoff=0.6)
+    parts = [field for field in types if name and name in field.split("_")]
+    flags = [to_flag(field) for field in dict.fromkeys([*near, *parts])]
+    cure = f"choose {', or '.join(flags[:4])}" if flags else "see --help"
+    raise UserError(f"{flag!s:.60} is no flag; {cure}")
+
+
+def to_value(text: str, hint: Any) -> Any:
+    """Return what a flag's value means, of the type `hint`; the text itself if it means nothing."""
+    kind = typing.get_args(hint)[0] if typing.get_args(hint) else str
+    if kind == float | None and text == "None":
+        return None
+    try:
+        if kind is int:
+            return int(text)
+        if kind in (float, float | None):
+            return float(text)
+    except ValueError:
+        pass
+    return text
+
+
+def describe(hint: Any) -> str:
+    """Return what a flag of this type takes."""
+    choices = choices_of(hint)
+    if choices:
+        return f"choose {', '.join(choices)}"
+    spans = [mark for mark in typing.get_args(hint) if hasattr(mark, "low")]
+    return f"give a number in {spans[0].low:g}..{spans[0].high:g}" if spans else "give a text"
