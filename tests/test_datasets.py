@@ -3,10 +3,12 @@
 import gzip
 import hashlib
 import io
+import time
 from pathlib import Path
 
 import federated_learning as fl
 from harness.fields import UserError
+from variants import datasets, idx
 
 import numpy as np
 import pytest
@@ -83,7 +85,10 @@ def broken_files(folder, digits):
         "text.npz": (b"these are no arrays", "truncated, or no .npz"),
         "empty.npz": (b"", "truncated, or no .npz"),
         "keyless.npz": (npz(y_test=None), "no array y_test"),
-        "float.npz": (npz(x_train=good["x_train"] / 200), "between the 256 grey levels"),
+        "float.npz": (
+            npz(x_train=good["x_train"] / 200),
+            "which rounding to grey levels would spoil",
+        ),
         "flat.npz": (
             npz(x_test=good["x_test"].reshape(-1, 28, 14, 2)),
             "x_test has shape (360, 28, 14, 2)",
@@ -161,9 +166,112 @@ def test_idx_folders_are_read(tmp_path, digits, packed):
     assert fl.load_dataset(configure(data=str(tmp_path)).data).digest == digits.digest
     turned = fl.load_dataset(configure(data=str(tmp_path), transpose=True).data)
     assert np.array_equal(turned.train.images, digits.train.images.transpose(0, 2, 1))
-    next(tmp_path.glob("t10k-labels*")).write_bytes(b"no IDX")
-    with pytest.raises(UserError, match="t10k-labels"):
-        fl.load_dataset(configure(data=str(tmp_path)).data)
+    labels = next(tmp_path.glob("t10k-labels*"))
+    for content in (b"no IDX", b"\0\0\x08", b"\0\0\x08\x01\0\0"):
+        labels.write_bytes(content)
+        with pytest.raises(UserError, match="t10k-labels"):
+            fl.load_dataset(configure(data=str(tmp_path)).data)
+
+
+def write_idx(folder, digits, names):
+    """The digits as IDX files of these names, in the order of KEYS."""
+    arrays = [*digits.train, *digits.test]
+    for name, array in zip(names, arrays, strict=True):
+        head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
+        content = head + array.tobytes()
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+
+
+def names_of_a_set(pattern):
+    """pattern of {part}, {kind} -> the four names."""
+    kinds = ("images-idx3", "labels-idx1")
+    return [pattern.format(part=p, kind=kind) for p in ("train", "t10k") for kind in kinds]
+
+
+def test_idx_files_are_found_by_the_names_that_people_have(tmp_path, digits):
+    """torchvision's, plain and gzipped side by side; Kaggle's, each in a folder of its name; and
+    EMNIST's sets, several in one folder."""
+    torchvision = names_of_a_set("torchvision/MNIST/raw/{part}-{kind}-ubyte")
+    write_idx(tmp_path, digits, torchvision)
+    write_idx(tmp_path, digits, [f"{name}.gz" for name in torchvision])
+    write_idx(tmp_path, digits, names_of_a_set("kaggle/{part}-{kind}-ubyte/{part}-{kind}-ubyte"))
+    write_idx(
+        tmp_path,
+        digits,
+        [n.replace("-idx", ".idx") for n in names_of_a_set("dots/{part}-{kind}-ubyte")],
+    )
+    for name in ("digits", "letters"):
+        write_idx(
+            tmp_path, digits, names_of_a_set(f"emnist/emnist-{name}-{{part}}-{{kind}}-ubyte.gz")
+        )
+    one_of_four = "emnist/emnist-letters-train-labels-idx1-ubyte.gz"
+    for place in ("torchvision", "kaggle", "dots", "emnist/emnist-letters", one_of_four):
+        data = configure(data=str(tmp_path / place)).data
+        assert fl.load_dataset(data).digest == digits.digest, place
+    with pytest.raises(
+        UserError, match="has 2 sets of IDX files, emnist-digits, emnist-letters; c"
+    ):
+        fl.load_dataset(configure(data=str(tmp_path / "emnist")).data)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match="has no IDX files; give a folder with the four"):
+        fl.load_dataset(configure(data=str(empty)).data)
+
+
+def test_no_more_of_a_gzipped_file_is_read_than_its_header_says(tmp_path):
+    """A gigabyte behind a header of four bytes: refused in a moment; and a header that promises too
+    much."""
+    bomb = tmp_path / "train-labels-idx1-ubyte.gz"
+    with gzip.open(bomb, "wb", compresslevel=1) as file:
+        file.write(bytes([0, 0, 8, 1, 0, 0, 0, 4]))
+        for _ in range(1000):
+            file.write(bytes(1_000_000))
+    began = time.monotonic()
+    with pytest.raises(UserError, match="is no whole IDX file"):
+        idx.read_file(bomb)
+    assert time.monotonic() - began < 1
+    bomb.write_bytes(gzip.compress(bytes([0, 0, 8, 2]) + b"\xff" * 8))
+    with pytest.raises(UserError, match="says that it holds 18,446,744,065 GB; at most 8"):
+        idx.read_file(bomb)
+
+
+def test_images_in_fractions_bools_and_two_scales(tmp_path, digits):
+    def load(name, x_train, x_test):
+        arrays = {"x_train": x_train, "y_train": digits.train.labels}
+        arrays |= {"x_test": x_test, "y_test": digits.test.labels}
+        np.savez(tmp_path / name, **arrays)
+        return fl.load_dataset(configure(data=str(tmp_path / f"{name}.npz")).data)
+
+    x = digits.train.images
+    u = digits.test.images
+    resized = load("resized", x * 0.9, u * 0.9)
+    assert resized.train.images.max() == np.round(255 * 0.9)
+    assert "x_train is rounded to 256 grey levels" in resized.remarks[0]
+    unit = load("unit", x / 255 * 0.999, u / 255 * 0.999)
+    assert (unit.train.images == np.round(x * 0.999)).all() and len(unit.remarks) == 3
+    strokes = load("bool", x > 127, u > 127)
+    assert set(np.unique(strokes.train.images)) == {0, 255}
+    with pytest.raises(
+        UserError, match="x_train in 0..1 but x_test in 0..255; give both in one sc"
+    ):
+        load("mixed", x / 255, u)
+
+
+def test_test_images_that_are_training_images_are_counted(tmp_path, digits):
+    x, y = digits.train
+    shared = np.concatenate([digits.test.images, x[:7]])
+    assert datasets.count_shared(x, digits.test.images) == 0
+    np.savez(
+        tmp_path / "leak.npz",
+        x_train=x,
+        y_train=y,
+        x_test=shared,
+        y_test=np.concatenate([digits.test.labels, y[:7]]),
+    )
+    (remark,) = fl.load_dataset(configure(data=str(tmp_path / "leak.npz")).data).remarks
+    assert f"7 of the {len(shared)} test images are training images too" in remark
 
 
 def test_a_natural_split_is_the_owners(tmp_path, digits):

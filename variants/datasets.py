@@ -8,10 +8,9 @@ refused.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import re
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import NamedTuple
 
 from harness.fields import UserError
 from harness.files import expand_path, read_bytes
+from variants import idx
 
 import numpy as np
 import sklearn.datasets
@@ -33,6 +33,7 @@ OTHER_KEYS = (
 OWNERS = "client_train"  # an array of this name says whose each training image is
 IMAGE_SIDE = 28
 MAX_CLASSES = 100
+DARKEST = 32  # images in fractions whose highest is below it are in no usual scale
 # Of the SHA-256 of its four arrays, which data/README.md has.
 MNIST_SHA256 = "c473ce9de4170e6fe7638543697b7512b19cc4b2c68279feabf4a085461033dd"
 
@@ -113,7 +114,7 @@ def load_files(file: str, name: str, transpose: bool) -> Dataset:
     """
     path = expand_path(file)
     source = f"data={str(path)!r:.200}"
-    raw = read_idx(path, source) if path.is_dir() else read_npz(path)
+    raw = idx.read_set(path, source) if idx.names_set(path) else read_npz(path)
     arrays, remarks = to_canonical_arrays(raw, source)
     if transpose:
         arrays |= {
@@ -154,65 +155,26 @@ def read_npz(path: Path) -> Arrays:
     """Return the arrays of an .npz by Keras' names. Raises UserError if it cannot be read."""
     source = f"data={str(path)!r:.200}"
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as npz:
-            stored = {name: npz[name] for name in npz.files}
+        content = io.BytesIO(read_bytes(path))
+        size = sum(member.file_size for member in zipfile.ZipFile(content).infolist())
+        if size > idx.MOST_BYTES:
+            raise OSError(0, f"{size / 1e9:,.0f} GB, of which at most 8 can be used")
+        with np.load(content, allow_pickle=False) as npz:
+            members = {name: npz[name] for name in npz.files}
     except Exception as error:  # NumPy and zipfile raise a dozen kinds on a damaged file
         reason = getattr(error, "strerror", None) or "truncated, or no .npz"
         raise UserError(
             f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys, or a folder "
             "of IDX files; a run is resumed with --data NEW"
         ) from error
+    # A member that is no .npy comes as bytes.
+    stored = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
     for names in (KEYS, *OTHER_KEYS):
         if set(names) <= stored.keys():
             arrays = {key: stored[name] for key, name in zip(KEYS, names, strict=True)}
             return arrays | ({OWNERS: stored[OWNERS]} if OWNERS in stored else {})
     absent = sorted(set(KEYS) - stored.keys())
     raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
-
-
-def read_idx(folder: Path, source: str) -> Arrays:
-    """Return the arrays of a folder with the four IDX files of MNIST and its kin, gzipped or
-    not."""
-    arrays = {}
-    try:
-        files = sorted(folder.iterdir())
-    except OSError as error:
-        raise UserError(
-            f"{source} cannot be read ({error.strerror}); give a folder with the four IDX files"
-        ) from error
-    for key in KEYS:
-        part = "train" if key.endswith("train") else "(t10k|test)"
-        kind = "images" if key[0] == "x" else "labels"
-        pattern = rf"(.*[-_])?{part}[-_.]{kind}[-_.]idx[13][-_.]ubyte(\.gz)?"
-        found = [path for path in files if re.fullmatch(pattern, path.name)]
-        if len(found) != 1:
-            what = f"{len(found)} files" if found else "no file"
-            raise UserError(
-                f"{source} has {what} like {pattern!r} for {key}; give a folder with the four IDX "
-                "files"
-            )
-        arrays[key] = read_idx_file(found[0])
-    return arrays
-
-
-def read_idx_file(path: Path) -> np.ndarray:
-    """Return the array of an IDX file of bytes. Raises UserError if it is none, or cut."""
-    try:
-        content = read_bytes(path)
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
-    except Exception as error:
-        reason = getattr(error, "strerror", None) or "damaged gzip"
-        raise UserError(f"{path} cannot be read ({reason}); restore it") from error
-    ranks = content[3] if content[:3] == b"\0\0\x08" else 0
-    shape = (
-        np.frombuffer(content[4 : 4 + 4 * ranks], ">u4").tolist()
-        if len(content) >= 4 + 4 * ranks
-        else []
-    )
-    if not shape or len(content) != 4 + 4 * ranks + int(np.prod(shape, dtype=object)):
-        raise UserError(f"{path} is no whole IDX file of bytes; restore it")
-    return np.frombuffer(content, np.uint8, offset=4 + 4 * ranks).reshape(shape)
 
 
 def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
@@ -233,10 +195,22 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
             raise UserError(
                 f"{source}: y_{part} has shape {raw[f'y_{part}'].shape}; it must be {wanted}"
             )
-    if max(part.max() for part in images.values()) <= 1:
-        images = {part: array * 255 for part, array in images.items()}
+    scales = {part: 255 if array.max() <= 1 else 1 for part, array in images.items()}
+    if scales["train"] != scales["test"]:
+        ranges = [f"x_{part} in 0..{array.max():g}" for part, array in images.items()]
+        raise UserError(f"{source}: {' but '.join(ranges)}; give both in one scale")
+    if scales["train"] == 255:
         remarks.append(f"{source}: images in 0..1 are taken × 255")
-    images = {part: to_bytes(array, f"{source}: x_{part}") for part, array in images.items()}
+    exact = {part: array * scales[part] for part, array in images.items()}
+    images = {part: np.round(array).astype(np.uint8) for part, array in exact.items()}
+    for part, array in exact.items():
+        if np.abs(array - images[part]).max() > 0.01:
+            if array.max() < DARKEST:
+                raise UserError(
+                    f"{source}: x_{part} is {array.dtype} in 0..{array.max():g}, which rounding to "
+                    "grey levels would spoil; scale it to 0..1 or 0..255"
+                )
+            remarks.append(f"{source}: x_{part} is rounded to 256 grey levels")
     classes = np.unique(labels["train"])
     strange = np.setdiff1d(labels["test"], classes)
     gap = np.setdiff1d(np.arange(classes[-1] + 1), classes) if classes[0] == 0 else []
@@ -254,7 +228,15 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
         remarks.append(
             f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}"
         )
-    arrays = {f"x_{part}": array for part, array in images.items()} | {"classes": classes}
+    leaked = count_shared(images["train"], images["test"])
+    if leaked:
+        remarks.append(
+            f"{source}: {leaked:,} of the {len(images['test']):,} test images are training images "
+            "too; the test accuracy says too much of new ones"
+        )
+    arrays = {f"x_{part}": np.ascontiguousarray(array) for part, array in images.items()} | {
+        "classes": classes
+    }
     arrays |= {
         f"y_{part}": np.searchsorted(classes, array).astype(np.uint8)
         for part, array in labels.items()
@@ -273,7 +255,7 @@ def to_images(array: np.ndarray, source: str) -> np.ndarray:
     """Return images of any usual shape as [n,28,28], n > 0, of their own type."""
     side = IMAGE_SIDE
     shapes = {(side, side), (side, side, 1), (1, side, side), (side * side,)}
-    if array.dtype.kind not in "uif":
+    if array.dtype.kind not in "buif":
         raise UserError(f"{source} is {array.dtype}; images must be numbers")
     if array.shape[1:] not in shapes or len(array) == 0:
         raise UserError(
@@ -284,18 +266,14 @@ def to_images(array: np.ndarray, source: str) -> np.ndarray:
             f"{source} is {array.dtype} in {array.min():g}..{array.max():g}; images must lie in "
             "0..255"
         )
-    return array.reshape(-1, side, side)
+    is_bool = array.dtype.kind == "b"
+    return (array.astype(np.uint8) if is_bool else array).reshape(-1, side, side)
 
 
-def to_bytes(array: np.ndarray, source: str) -> np.ndarray:
-    """Return images in 0..255 as uint8; what lies between grey levels is refused."""
-    whole = np.round(array).astype(np.uint8)
-    if array.dtype.kind == "f" and np.abs(array - whole).max() > 0.01:
-        raise UserError(
-            f"{source} is {array.dtype} with values between the 256 grey levels; round them "
-            "yourself"
-        )
-    return np.ascontiguousarray(whole)
+def count_shared(train: np.ndarray, test: np.ndarray) -> int:
+    """Return how many of the test images uint8[n,28,28] are training images, pixel for pixel."""
+    known = {hash(image.tobytes()) for image in train}
+    return sum(hash(image.tobytes()) in known for image in test)
 
 
 def to_labels(array: np.ndarray, source: str) -> np.ndarray:
