@@ -44,6 +44,9 @@ The papers of the other algorithms are listed in variants/__init__.py.
 
 from __future__ import annotations
 
+from harness import command_line  # first of all: from here on Ctrl-C gives no traceback
+
+# isort: split
 import contextlib
 import gc
 import hashlib
@@ -58,7 +61,6 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from harness import command_line
 from harness.command_line import print_line, warn
 from harness.fields import (
     ConfigGroup,
@@ -107,7 +109,7 @@ class Partitioning(ConfigGroup):
     partition: choice(options.PARTITIONS) = "dirichlet"
     """How the training images are split over the clients."""
     num_clients: NumClients = 10
-    """Clients, K."""
+    """Clients, K. Of natural the default is 0, which stands for all owners."""
     min_images: CountOrZero = 0
     """Images that every client has at least: the split is drawn again until every client has so
     many. 0: a client without images is given one, from the client with the most."""
@@ -219,7 +221,7 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     run that is, only a first reading tells: so the flags are read twice. Raises UserError.
     """
     word_list = shlex.split(words) if isinstance(words, str) else words
-    flags = presets.insert_preset_flags(word_list)
+    flags = options.insert_implied_flags(presets.insert_preset_flags(word_list))
     config = command_line.read_flags(Config, flags, default=None)
     if config.run.resume:
         saved = command_line.read_saved(config.run.resume, Config())
@@ -236,7 +238,7 @@ if __name__ == "__main__":
     gc.disable()
 
 from harness import comparison, plots, program, records, results, shards
-from harness.engine.multi_host import start_workers
+from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
@@ -359,13 +361,19 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
             f"num_clients={num_clients} exceeds the {len(labels)} training images; choose "
             f"1..{len(labels)}"
         )
+    min_images = config.partitioning.min_images
+    if min_images * num_clients > len(labels):
+        raise UserError(
+            f"min_images={min_images} for each of {num_clients} clients is more than the "
+            f"{len(labels)} training images; choose at most {len(labels) // num_clients}"
+        )
     partitioner = PARTITIONERS[config.partition_name]
     # A partition that changes the clients' images, by rotation or noise, has its fields for that.
     split_fields = {} if partitioner.change_images else config.partition_fields
     if partitioner.by_owner:
         split_fields["owners"] = dataset.owners
     draw = partial(partitioner.split, labels, num_clients, **split_fields)
-    split, num_topped_up = partitions.draw_split(draw, config.seed, config.partitioning.min_images)
+    split, num_topped_up = partitions.draw_split(draw, config.seed, min_images)
     indices = [np.sort(part).astype(np.int64) for part in split]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
     partitions.verify_partition_file(config.partitioning.partition_file, dataset, counts)
@@ -1159,6 +1167,8 @@ def build_experiment(
     config = config.effective(**options.absolute_paths(chosen))
     if dataset is None:
         dataset = load_dataset(config.data)
+    if config.partitioning.num_clients == 0:
+        config = config.replace(num_clients=partitions.count_owners(dataset.owners))
     if partition is None:
         partition = make_partition(dataset, config)
     optimization = config.optimization
@@ -1190,6 +1200,7 @@ def build_experiment(
             *program.edited_remarks(),
             *presets.preset_remarks(config, Config()),
             *options.unused_remarks(chosen, Config.defaults()),
+            *options.horizon_remarks(config.to_dict()),
             *remarks_on_data(dataset, partition, accountant, config.training.rounds),
         ],
     )
@@ -1250,17 +1261,19 @@ def print_round(experiment: Experiment, record: RoundRecord, earlier: list[Round
         warn(f"round {record.round}: {trouble}")
 
 
-def run(config: Config) -> Result:
+def run(config: Config, how_to_go_on: str = "") -> Result:
     """Run one experiment, from data to plots. Ctrl-C keeps the rounds that are done.
 
-    Raises UserError for the user's mistakes, and RunFailed if a round cannot be done.
+    `how_to_go_on` says what continues a run that was stopped; by default it is --resume. Raises
+    UserError for the user's mistakes, and RunFailed if a round cannot be done.
     """
     experiment = build_experiment(config)
     config = experiment.config
     rounds = config.training.rounds
     caption = captions.caption(experiment)
     result = None
-    with RunFolder.open(experiment) as folder:
+    check_hosts(config.run)
+    with RunFolder.open(experiment, how_to_go_on) as folder:
         print_line(f"{caption}\n")
         for remark in experiment.remarks:
             warn(remark)
@@ -1269,7 +1282,9 @@ def run(config: Config) -> Result:
             evaluation = experiment.evaluate(state.global_model_weights)
             result = Result(folder.path, earlier_records, evaluation, state)
         new_rounds = iter(())
-        if not records.reached(earlier_records, config.run.target_accuracy):
+        if records.reached(earlier_records, config.run.target_accuracy):
+            print_line(records.describe_reached(earlier_records, config.run.target_accuracy))
+        else:
             new_rounds = run_rounds(experiment, state, folder.log, folder.journal)
         progress = command_line.Progress(
             rounds, len(earlier_records), timed=not experiment.accountant
@@ -1288,7 +1303,7 @@ def run(config: Config) -> Result:
                 if result:
                     save_result(folder, experiment, result)
             num_done = len(result.records) if result else 0
-            warn(f"stopped after round {num_done}; {folder.how_to_resume()}")
+            warn(f"stopped after round {num_done}; {folder.how_to_go_on}")
             raise
         if result is None:  # the privacy budget was spent by rounds that were begun and not done
             raise UserError(

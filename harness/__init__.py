@@ -6,7 +6,6 @@ Federated cannot run, whoever imports a module of this package first gets one li
 
 import importlib.util
 import os
-import platform
 import sys
 
 from harness.stopping import listen
@@ -33,12 +32,15 @@ def refuse(reason):
 
 
 def is_main():
-    """Return whether the script is what Python was started with."""
-    return os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "") == SCRIPT
+    """Return whether the script is what Python was started with; IPython's %run does not count."""
+    started = os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")
+    return started == SCRIPT and "IPython" not in sys.modules
 
 
 def check_environment():
     """Refuse another Python or system than TFF 0.87 has a wheel for, and missing packages."""
+    import platform  # it takes ten milliseconds, in which nothing would listen to Ctrl-C
+
     if sys.version_info[:2] != (3, 11) or sys.platform != "linux" or platform.machine() != "x86_64":
         refuse(
             f"Python {platform.python_version()} on {sys.platform} {platform.machine()} cannot run "
@@ -47,9 +49,20 @@ def check_environment():
         )
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
-            refuse(
-                f"{package} is not installed; `uv run {SCRIPT}`, or `make run`, sets everything up"
-            )
+            refuse(f"{package} is not installed{where_it_is()}")
+
+
+def where_it_is():
+    """Return the cure for a package that is missing."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    python = os.path.join(root, ".venv", "bin", "python")
+    if os.path.exists(python) and os.path.dirname(python) != os.path.dirname(sys.executable):
+        python = os.path.relpath(python)
+        return (
+            f" for {sys.executable}, but for {python}: `{python} {SCRIPT}`, or first `source "
+            f"{os.path.join(os.path.dirname(python), 'activate')}`"
+        )
+    return f"; `uv run {SCRIPT}`, or `make run`, sets everything up"
 
 
 def open_streams():
@@ -65,8 +78,8 @@ def open_streams():
 
 
 if is_main():
-    open_streams()
     listen()
+    open_streams()
 check_environment()
 # read when TensorFlow and gRPC load, by us or by somebody else
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

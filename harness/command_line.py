@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from harness import SCRIPT, stopping
 from harness.fields import ConfigGroup, UserError, choice_lines, hints
-from harness.files import expand_path, read_json
+from harness.files import briefly, expand_path, read_json
 from harness.flags import check_flags, wants_help
 from harness.options import identity
 from harness.program import changed, read_programs
@@ -151,14 +151,29 @@ def run_or_exit(function: Callable[..., Answer], *arguments: Any) -> Answer:
         if not stopping.requested:
             print_line(f"{SCRIPT}: {' '.join(str(error).splitlines())}", sys.stderr)
             sys.exit(2 if isinstance(error, UserError) else 1)
-    except (KeyboardInterrupt, Exception):
+    except (KeyboardInterrupt, Exception) as error:
+        if not stopping.requested and is_process_limit(error):
+            print_line(
+                f"{SCRIPT}: no further process or thread can be started here ({briefly(error)}); "
+                "raise the limit (ulimit -u, or the container's pids.max)",
+                sys.stderr,
+            )
+            sys.exit(1)
         if not stopping.requested:
             raise
     else:
         if not stopping.requested:
             return answer
     # All is written. Python's own way out would meet TensorFlow's threads, and may abort.
+    stopping.remove_generated_files()
     os._exit(128 + stopping.requested)
+
+
+def is_process_limit(error: BaseException) -> bool:
+    """Return whether an error says that no more processes or threads may be started."""
+    if isinstance(error, OSError):
+        return error.errno == errno.EAGAIN
+    return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
 def print_line(text: str, stream: Any = None) -> None:

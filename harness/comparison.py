@@ -239,4 +239,4 @@ def complete(single: Single, run: Callable) -> list[RoundRecord]:
         return single.earlier
     if folder.exists():
         config = config.replace(resume=str(folder))
-    return run(config).records
+    return run(config, "the same command goes on").records

@@ -42,6 +42,11 @@ def optional_float(low: float, high: float) -> Any:
     return Annotated[float | None, Range(low, high), tyro.conf.arg(metavar=f"{low:g}..{high:g}")]
 
 
+def optional_int(low: int, high: int) -> Any:
+    """Return the type of an int in low..high, or None where the default follows from others."""
+    return Annotated[int | None, Range(low, high), tyro.conf.arg(metavar=f"{low}..{high}")]
+
+
 class Choices(NamedTuple):
     """The choices of a text field: (name, its line in --help)."""
 
@@ -58,7 +63,7 @@ def choice(table: dict[str, Any]) -> Any:
 
 
 Count = int_range(1, 1000)
-NumClients = int_range(1, 60_000)
+NumClients = int_range(0, 60_000)
 CountOrZero = int_range(0, 60_000)  # the field's docstring says what 0 stands for
 Rounds = int_range(1, 100_000)
 Probability = float_range(0, 1)
@@ -163,6 +168,12 @@ def choice_lines(hint: Any) -> dict[str, str]:
     return dict(marks[0].lines) if marks else {}
 
 
+def describe_range(span: Range) -> str:
+    """Return "1..100", or "0.001..1e+06" of floats."""
+    low, high = (end if isinstance(end, int) else f"{end:g}" for end in span)
+    return f"{low}..{high}"
+
+
 def is_float(hint: Any) -> bool:
     """Return whether a field of this type holds a float, or None."""
     arguments = typing.get_args(hint)
@@ -182,11 +193,10 @@ def check_value(field: str, value: Any, hint: Any) -> None:
         cure = f"choose {', '.join(choices)}"
     else:
         kind, span, _ = typing.get_args(hint)
-        types = int if kind is int else (int, float)
-        is_number = isinstance(value, types) and not isinstance(value, bool)
-        in_range = is_number and span.low <= value <= span.high
-        valid = in_range or (value is None and kind == float | None)
-        name = "whole number" if kind is int else "number"
-        cure = f"choose a {name} in {span.low:g}..{span.high:g}"
+        is_whole = kind in (int, int | None)
+        is_number = isinstance(value, int if is_whole else (int, float))
+        in_range = is_number and not isinstance(value, bool) and span.low <= value <= span.high
+        valid = in_range or (value is None and kind in (int | None, float | None))
+        cure = f"choose a {'whole ' * is_whole}number in {describe_range(span)}"
     if not valid:
         raise UserError(f"{field}={value!r:.60} is not possible; {cure}")

@@ -14,11 +14,15 @@ import os
 import re
 import secrets
 import stat
+import tempfile
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from harness.fields import UserError
+
+TEMPORARY_BYTES = 2_000_000
 
 
 def expand_path(path: str) -> Path:
@@ -32,9 +36,10 @@ def read_bytes(path: Path) -> bytes:
     Raises OSError for anything else: a pipe would be waited for, without end.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
     with open(descriptor, "rb") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "not a regular file", str(path))
         return file.read()
 
 
@@ -44,8 +49,31 @@ def io_errors_as_user_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        reason = f"cannot write {error.filename or path}: {error.strerror or error}"
+        name = error.filename if isinstance(error.filename, str | bytes) else path
+        reason = f"cannot write {os.fsdecode(name)}: {error.strerror or error}"
         raise UserError(f"{reason}; free space or choose another folder") from error
+
+
+def check_temporary_folder() -> None:
+    """Raise UserError if TMPDIR has no room for what TensorFlow and Keras write there."""
+    try:
+        with tempfile.TemporaryFile() as file:
+            file.write(bytes(TEMPORARY_BYTES))
+    except OSError as error:
+        folder = os.environ.get("TMPDIR", "/tmp")
+        raise UserError(
+            f"cannot write into {folder} ({error.strerror}), where TensorFlow keeps what it "
+            "compiles; free space there, or name another folder by TMPDIR"
+        ) from error
+
+
+def check_clock() -> None:
+    """Raise UserError if the clock stands before 1980: no .keras file or checkpoint can hold it."""
+    if time.localtime().tm_year < 1980:
+        raise UserError(
+            f"the clock says {time.strftime('%Y-%m-%d')}, which no zip file, such as "
+            "global_model.keras, can hold; set it"
+        )
 
 
 def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:

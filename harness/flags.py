@@ -7,7 +7,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from harness.fields import UserError, check_value, choices_of
+from harness.fields import Range, UserError, check_value, choices_of, describe_range
 
 # Flags of the field's best-known programs, and the papers' letters: the field here, and how it
 # differs.
@@ -116,10 +116,10 @@ def find_field(flag: str, types: dict[str, Any]) -> str:
 def to_value(text: str, hint: Any) -> Any:
     """Return what a flag's value means, of the type `hint`; the text itself if it means nothing."""
     kind = typing.get_args(hint)[0] if typing.get_args(hint) else str
-    if kind == float | None and text == "None":
+    if kind in (int | None, float | None) and text == "None":
         return None
     try:
-        if kind is int:
+        if kind in (int, int | None):
             return int(text)
         if kind in (float, float | None):
             return float(text)
@@ -133,5 +133,5 @@ def describe(hint: Any) -> str:
     choices = choices_of(hint)
     if choices:
         return f"choose {', '.join(choices)}"
-    spans = [mark for mark in typing.get_args(hint) if hasattr(mark, "low")]
-    return f"give a number in {spans[0].low:g}..{spans[0].high:g}" if spans else "give a text"
+    spans = [mark for mark in typing.get_args(hint) if isinstance(mark, Range)]
+    return f"give a number in {describe_range(spans[0])}" if spans else "give a text"

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import itertools
+import logging
 import math
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
+from harness.command_line import warn
 from harness.program import processor
 from harness.records import RoundRecord, format_epsilon
 from harness.results import format_rounds_to_target, pluralize, skew
@@ -18,6 +22,7 @@ from harness.results import format_rounds_to_target, pluralize, skew
 import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
 
 BLUE = "#0b6fa4"
@@ -35,12 +40,38 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     Sizes are inches.
     """
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold")
+    fonts = fonts_for(title + caption)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", family=fonts)
     # A lone $ would start a formula, and "E = 3" must not be broken.
     unbroken = caption.replace("$", r"\$").replace(" = ", "\xa0=\xa0")
     lines = "\n".join(textwrap.wrap(unbroken, int(17 * width))).replace("\xa0", " ")
-    figure.supxlabel(lines, x=0.01, ha="left", fontsize=8, color=GREY)
+    figure.supxlabel(lines, x=0.01, ha="left", fontsize=8, color=GREY, family=fonts)
     return figure
+
+
+@functools.cache
+def fonts_for(text: str) -> list[str]:
+    """Return the fonts for a text: matplotlib's own, and one installed that has what it lacks.
+
+    If there is none, a notice says so, and matplotlib is told to be silent about each character.
+    """
+    own = FontProperties()
+    characters = {ord(char) for char in text if char.isprintable()}
+    lacking = characters - get_font(findfont(own)).get_charmap().keys()
+    if not lacking:
+        return own.get_family()
+    for entry in fontManager.ttflist:
+        try:
+            found = get_font(entry.fname).get_charmap().keys()
+        except (OSError, RuntimeError):  # a damaged file
+            continue
+        if lacking <= found:
+            return [*own.get_family(), entry.name]
+    shown = "".join(sorted(map(chr, lacking)))[:20]
+    warn(f"no font here has {shown!r}: plots show boxes; install one, such as fonts-noto-cjk")
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
+    return own.get_family()
 
 
 def join_parts(parts: Iterable[str]) -> str:
@@ -58,7 +89,7 @@ def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
 def whole_rounds(axes: Any) -> None:
     """Label the x axis with rounds: whole numbers."""
     axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 @default_style
@@ -272,7 +303,13 @@ def outside_legend(figure: Figure, title: str) -> None:
     figure.legend(frameon=False, fontsize=9, title=title, loc="outside right center")
 
 
-MARKERS = "os^vDPX*<>"
+def style_of(number: int) -> dict[str, str]:
+    """Return colour, marker and dashes of a comparison's line; 110 lines have different ones."""
+    dashes = ("-", "--", "-.", ":")[number // 10 % 4]
+    return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "ls": dashes}
+
+
+MARKERS = "os^vDPX*<>p"
 
 
 @default_style
@@ -282,7 +319,8 @@ def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
     title = f"Test error, mean ± sd of {seeds} seeds" if seeds > 1 else "Test error, one seed"
     figure = new_figure(9, 4.8, title, caption)
     axes = error_axes(figure)
-    for (name, accuracies), marker in zip(curves.items(), itertools.cycle(MARKERS)):
+    for number, (name, accuracies) in enumerate(curves.items()):
+        style = style_of(number)
         errors = 100 * (1 - accuracies)
         rounds = np.arange(1, accuracies.shape[1] + 1)
         mean = errors.mean(axis=0)
@@ -291,9 +329,9 @@ def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
             spread = errors.std(axis=0, ddof=1)
             label = f"{name}: {100 - mean[-1]:.2f} ± {spread[-1]:.2f} %"
             lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
-            axes.fill_between(rounds, lowest, mean + spread, alpha=0.15, lw=0)
+            axes.fill_between(rounds, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
         every = max(1, len(rounds) // 10)
-        axes.plot(rounds, mean, marker=marker, ms=4, markevery=every, label=label)
+        axes.plot(rounds, mean, **style, ms=4, markevery=every, label=label)
     whole_rounds(axes)
     outside_legend(figure, "accuracy after the last round")
     return figure
@@ -317,11 +355,10 @@ def plot_rounds_to_target(
     axes = error_axes(figure)
     for number, (name, of_seeds) in enumerate(curves.items()):
         label = f"{name}: {format_rounds_to_target(needed[name])}"
-        marker = MARKERS[number % len(MARKERS)]
         for accuracies in of_seeds:
             rounds = np.arange(1, len(accuracies) + 1)
-            line = axes.plot(rounds, 100 * (1 - accuracies), color=f"C{number % 10}", lw=1.2)[0]
-            line.set(marker=marker, markersize=4, markevery=max(1, len(accuracies) // 10))
+            line = axes.plot(rounds, 100 * (1 - accuracies), **style_of(number), lw=1.2)[0]
+            line.set(markersize=4, markevery=max(1, len(accuracies) // 10))
             line.set_label(label)
             label = "_"  # one entry a name: matplotlib leaves this one out
     axes.axhline(100 * (1 - target), color=GREY, lw=1, ls=":")

@@ -14,6 +14,7 @@ import numpy as np
 # the flags alone.
 PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon")
 STUCK_ROUNDS = 3  # at chance from the start, after which the user is told
+FEW_STEPS = 20  # of a client in all rounds, by which nothing is learned at any rate
 
 
 @dataclass(frozen=True)
@@ -104,9 +105,18 @@ class RoundRecord:
             return "no client's update was finite; a smaller --client-lr may help"
         is_stuck = all(accuracy < near_chance for accuracy in [*accuracies, self.test_accuracy])
         if is_stuck and (is_last or self.round == STUCK_ROUNDS):
-            more = "more rounds, " if is_last else ""
-            return f"the test accuracy is still at chance; {more}a smaller --client-lr may help"
+            return f"the test accuracy is still at chance; {self.cure_of_chance(is_last)}"
         return ""
+
+    def cure_of_chance(self, is_last: bool) -> str:
+        """Return what may help a global model that is at chance from the first round on."""
+        if self.private:
+            return "under this noise that may take more rounds, or more --clients-per-round"
+        steps = self.round * self.train.get("steps", math.inf)
+        if steps < FEW_STEPS:
+            return f"a client did {steps:.0f} local steps so far: more rounds may help"
+        more = "more rounds, " if is_last else ""
+        return f"{more}a smaller --client-lr may help"
 
     def line(self, rounds: int) -> str:
         """Return the round as one aligned line of the terminal."""
@@ -189,6 +199,15 @@ def read_records(lines: Sequence[str], rounds: int) -> list[RoundRecord]:
 def reached(records: Sequence[RoundRecord], target: float) -> bool:
     """Return whether a round reached the test accuracy `target`; 0 stands for no target."""
     return 0 < target <= max((record.test_accuracy for record in records), default=0)
+
+
+def describe_reached(records: Sequence[RoundRecord], target: float) -> str:
+    """Return what a run that has reached its target has to say if it is resumed."""
+    first = next(record.round for record in records if record.test_accuracy >= target)
+    return (
+        f"the target accuracy {target:.2%} was reached in round {first}; a larger "
+        "--target-accuracy goes on"
+    )
 
 
 def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None:

@@ -191,6 +191,8 @@ def format_differences(
         verdict = "told apart" if adjusted_p < SIGNIFICANT else "not told apart"
         if num_seeds < 2:
             texts[name] = ""
+        elif num_seeds > 1 and not np.subtract(outcomes[name], outcomes[base]).any():
+            texts[name] = f"; the same as {base} with every seed"
         elif p in (0, 1):
             texts[name] = f"{difference} with every seed"
         else:

@@ -14,6 +14,8 @@ import itertools
 import json
 import os
 import shlex
+import shutil
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +27,8 @@ from harness.fields import UserError
 from harness.files import (
     append,
     briefly,
+    check_clock,
+    check_temporary_folder,
     csv_line,
     csv_table,
     expand_path,
@@ -39,7 +43,14 @@ from harness.files import (
 )
 from harness.options import identity
 from harness.plots import to_png
-from harness.program import PROGRAMS, describe_program, program_hash, read_programs, same_program
+from harness.program import (
+    PROGRAMS,
+    ROOT,
+    describe_program,
+    program_hash,
+    read_programs,
+    same_program,
+)
 from harness.records import RoundRecord, read_records
 from harness.results import describe_partition
 
@@ -53,9 +64,10 @@ CHECKPOINTS_KEPT = 3
 class RunFolder:
     """The files of one run."""
 
-    def __init__(self, path: Path, experiment: Any):
+    def __init__(self, path: Path, experiment: Any, how_to_go_on: str):
         """The folder itself says which programs made its rounds so far."""
         self.path = path
+        self.how_to_go_on = how_to_go_on
         self.is_private = experiment.accountant is not None
         self.program = describe_program(experiment.row_hashes)
         self.programs = read_programs(path)
@@ -78,12 +90,15 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, experiment: Any) -> Iterator[RunFolder]:
+    def open(cls, experiment: Any, how_to_go_on: str = "") -> Iterator[RunFolder]:
         """Hold the run's folder: a new one, or that of the run to resume.
 
-        Raises UserError if that is of another configuration, program or split, or in use.
+        `how_to_go_on` says how the run goes on if it is stopped; by default it is --resume. Raises
+        UserError if the folder is of another configuration, program or split, or in use.
         """
         config = experiment.config
+        check_clock()
+        check_temporary_folder()
         partition = describe_partition(experiment)
         if config.run.resume:
             path = expand_path(config.run.resume)
@@ -103,16 +118,13 @@ class RunFolder:
             }
             name = config.run.name or default_name(config, experiment.dataset)
             path = make_folder(expand_path(config.run.runs), name, files)
-        text = f"notice: stopped before a new round was done; {how_to_resume(path)}"
+        how_to_go_on = how_to_go_on or how_to_resume(path)
+        text = f"notice: stopped before a new round was done; {how_to_go_on}"
         with stopping.last_words(text), lock(path):
             # A resumed run may have more rounds now.
             updated = config.replace(resume="", accept_changes=False)
             write_file(path / "config.json", to_json(updated.to_dict()))
-            yield cls(path, experiment)
-
-    def how_to_resume(self) -> str:
-        """Return the command by which the run goes on."""
-        return how_to_resume(self.path)
+            yield cls(path, experiment, how_to_go_on)
 
     def load(self, experiment: Any) -> tuple[Any, list[RoundRecord]]:
         """Return (state, records) of the newest checkpoint that the tables reach.
@@ -192,7 +204,29 @@ class RunFolder:
             self.hide_times()
         stopping.save_first()
         if self.events:
-            write_events(self.events, record.round, figures, confusion_plot)
+            self.write_events(record.round, figures, confusion_plot)
+
+    def write_events(self, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:
+        """Add the round's figures and its confusion matrix to the TensorBoard events.
+
+        TensorFlow says nothing of a file that it cannot write: whether it grows does.
+        """
+        size_before = self.events_size()
+        with self.events.as_default(step=round_num):
+            for name, value in row.items():
+                if value is not None:
+                    tf.summary.scalar(name, value)
+            tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion_plot()))[None])
+        self.events.flush()
+        if self.events_size() == size_before:
+            warn(
+                f"round {round_num} is not in TensorBoard's events: their file in {self.path} "
+                "cannot grow; all else is written"
+            )
+
+    def events_size(self) -> int:
+        """Return the bytes of all TensorBoard events of the run."""
+        return sum(path.stat().st_size for path in self.path.glob("events.out.tfevents.*"))
 
     def write_checkpoint(self, round_num: int, state: Any) -> None:
         """Write the state, and remove all but the newest checkpoints."""
@@ -309,7 +343,26 @@ def default_name(config: Any, dataset: Any) -> str:
 
 def how_to_resume(path: Path) -> str:
     """Return the command by which a stopped run goes on."""
-    return printable(f"python {SCRIPT} --resume {shlex.quote(str(path))} goes on")
+    return printable(f"{script_command()} --resume {shlex.quote(str(path))} goes on")
+
+
+def script_command() -> str:
+    """Return how the script is started from here, by this Python: "python federated_learning.py".
+
+    A Python of a virtual environment that the shell has not entered is named by its path.
+    """
+    found = shutil.which("python")
+    is_found = found is not None and os.path.samefile(found, sys.executable)
+    same_environment = is_found and Path(found).parent == Path(sys.executable).parent
+    python = "python" if same_environment else from_here(Path(sys.executable))
+    script = ROOT / SCRIPT
+    return f"{shlex.quote(python)} {shlex.quote(from_here(script))}"
+
+
+def from_here(path: Path) -> str:
+    """Return the path, relative to the working folder if it lies in it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
 def make_folder(runs: Path, name: str, files: dict[str, str]) -> Path:
@@ -347,18 +400,6 @@ def read_lines(path: Path) -> list[str]:
         return read_bytes(path).decode().splitlines()
     except (OSError, ValueError):
         return []
-
-
-def write_events(
-    events: Any, round_num: int, row: dict[str, Any], confusion_plot: Callable
-) -> None:
-    """Add the round's figures and its confusion matrix to the TensorBoard `events`."""
-    with events.as_default(step=round_num):
-        for name, value in row.items():
-            if value is not None:
-                tf.summary.scalar(name, value)
-        tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion_plot()))[None])
-    events.flush()
 
 
 def keras_bytes(model: Any, folder: Path) -> bytes:

@@ -8,13 +8,18 @@ everything is as it was.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
+
+from harness.fields import UserError
 
 import tensorflow as tf
 
 # A private module: TensorFlow's public ones can switch determinism on, but not off again.
 from tensorflow.python.framework import config as tf_config
+
+computing_process = 0  # the id of the process in which TensorFlow has run
 
 
 class Setting(NamedTuple):
@@ -47,7 +52,18 @@ SETTINGS = [
 
 @contextlib.contextmanager
 def documented_settings() -> Iterator[None]:
-    """Compute with these settings inside; a context, or a decorator."""
+    """Compute with these settings inside; a context, or a decorator.
+
+    Raises UserError in a process that was forked from one in which TensorFlow has run: its threads
+    are not there, and it would wait for them without end.
+    """
+    global computing_process
+    computing_process = computing_process or os.getpid()
+    if computing_process != os.getpid():
+        raise UserError(
+            "this process was forked from one in which TensorFlow has run, and would hang; start "
+            "it by multiprocessing's method 'spawn'"
+        )
     before = [setting.read() for setting in SETTINGS]
     try:
         for setting in SETTINGS:

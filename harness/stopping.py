@@ -11,6 +11,7 @@ signal ends the process at once: files are whole at any moment.
 import contextlib
 import os
 import signal
+import sys
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 requested = 0  # the signal by which the user asked for the end, if any
@@ -30,10 +31,19 @@ def exit_at_once(number, _):
     for end in list(_enders):
         with contextlib.suppress(Exception):
             end()
+    remove_generated_files()
     over_progress_display = b"\r\x1b[K" if os.isatty(2) else b""
     with contextlib.suppress(OSError):
         os.write(2, over_progress_display + _last_words)
     os._exit(128 + number)
+
+
+def remove_generated_files():
+    """Remove the files in TMPDIR that TensorFlow's AutoGraph would remove at a usual exit."""
+    for name, module in list(sys.modules.items()):
+        if name.startswith("__autograph_generated_file"):
+            with contextlib.suppress(OSError):
+                os.unlink(module.__file__)
 
 
 @contextlib.contextmanager

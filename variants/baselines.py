@@ -304,7 +304,7 @@ def run_baselines(
         for written in write_baselines(experiment, result, folder, trained, gains, confusions):
             print_line(f"wrote {written}")
     except (KeyboardInterrupt, Exception):
-        warn(f"the baselines are not done; {folder.how_to_resume()}")
+        warn(f"the baselines are not done; {folder.how_to_go_on}")
         raise
 
 

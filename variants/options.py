@@ -18,13 +18,13 @@ from harness.fields import (
     CountOrZero,
     Probability,
     Rate,
-    Rounds,
     Scale,
     UserError,
     choice,
     float_range,
     int_range,
     optional_float,
+    optional_int,
 )
 from harness.files import expand_path
 from harness.flags import to_flag
@@ -238,8 +238,9 @@ class Optimization(ConfigGroup):
     """How the server's learning rate changes with the round t."""
     lr_decay: Probability = 0.99
     """Factor from round to round of an exponential schedule."""
-    lr_horizon: Rounds = 100
-    """Rounds in which a cosine schedule gets to 0."""
+    lr_horizon: optional_int(1, 100_000) = None
+    """Rounds in which a cosine schedule gets to 0. By default all of the run; one that is extended
+    later keeps it."""
 
 
 @dataclass(frozen=True)
@@ -375,6 +376,22 @@ def default_client_lr(chosen: dict[str, Any]) -> float:
     return min(algorithm.client_lr, MODELS[chosen["model"]].highest_default_lr)
 
 
+def has_cosine(chosen: dict[str, Any]) -> bool:
+    """Return whether a rate follows a cosine over lr_horizon rounds."""
+    return "cosine" in (chosen["client_schedule"], chosen["server_schedule"])
+
+
+def horizon_remarks(chosen: dict[str, Any]) -> list[str]:
+    """Return a remark on rounds behind the end of a cosine, whose rate is 0."""
+    horizon = chosen["lr_horizon"]
+    if not has_cosine(chosen) or horizon is None or chosen["rounds"] <= horizon:
+        return []
+    return [
+        f"lr_horizon={horizon}: from round {horizon + 1} on the rate of the cosine schedule is 0, "
+        "and nothing more is learned"
+    ]
+
+
 def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
     """Return the fields of one run whose value in use is not the chosen one.
 
@@ -387,7 +404,18 @@ def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[st
         values["client_lr"] = default_client_lr(chosen)
     if chosen["server_lr"] is None:
         values["server_lr"] = facts.server_lr
+    if chosen["lr_horizon"] is None and has_cosine(chosen):
+        values["lr_horizon"] = chosen["rounds"]
     return values | facts.required
+
+
+def insert_implied_flags(words: Sequence[str]) -> list[str]:
+    """Return a command line with what its other flags imply: natural has all owners as clients."""
+    text = " ".join(words).replace("=", " ").replace("_", "-")
+    is_natural = "--partition natural" in text
+    if is_natural and "--num-clients" not in text and "--resume" not in text:
+        return [*words, "--num-clients", "0"]
+    return list(words)
 
 
 def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
@@ -436,6 +464,12 @@ def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
 def check_cohort(chosen: dict[str, Any]) -> None:
     """Raise UserError for more clients in a round, or attackers, than there are clients."""
     clients = chosen["num_clients"]
+    if clients == 0:
+        if chosen["partition"] != "natural":
+            raise UserError(
+                "num_clients=0 stands for all owners of partition='natural'; choose 1..60000"
+            )
+        return  # how many owners there are, the data tell; then all is checked again
     ranges = {"clients_per_round": f"1..{clients}, or 0 for all", "byzantine": f"0..{clients}"}
     for field, allowed in ranges.items():
         if chosen[field] > clients:
@@ -481,7 +515,8 @@ def check_privacy(chosen: dict[str, Any]) -> None:
     if chosen["aggregator"] != "dp":
         return
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
-    if chosen["noise_multiplier"] >= 0.1 * cohort:  # TFF cannot spread the noise
+    # TFF cannot spread the noise. A cohort of 0 is one of all owners, who are not counted yet.
+    if cohort and chosen["noise_multiplier"] >= 0.1 * cohort:
         raise UserError(
             f"noise_multiplier={chosen['noise_multiplier']} is too high for {cohort} clients a "
             f"round; choose less than {0.1 * cohort:g}, or more clients"
@@ -503,7 +538,7 @@ def check_aggregator(chosen: dict[str, Any]) -> None:
     aggregator = chosen["aggregator"]
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
     most = (cohort - 3) // 2
-    if aggregator in ("krum", "multi-krum") and chosen["tolerated"] > most:
+    if aggregator in ("krum", "multi-krum") and cohort and chosen["tolerated"] > most:
         raise UserError(
             f"tolerated={chosen['tolerated']} of {cohort} clients a round is more than "
             f"{aggregator} can withstand; choose at most {max(most, 0)}, or more clients"

@@ -7,9 +7,11 @@ those that options.PARTITIONS names. What cannot be done is a UserError.
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from harness.command_line import warn
 from harness.fields import UserError
 from harness.files import expand_path, read_bytes
 
@@ -269,6 +271,11 @@ def read_split(
     return parts
 
 
+def count_owners(owners: np.ndarray | None) -> int:
+    """Return the number of owners; 1 if the data do not name them, for `split_by_owner` to say."""
+    return 1 if owners is None else len(np.unique(owners))
+
+
 def split_by_owner(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, owners: np.ndarray | None
 ) -> Indices:
@@ -289,6 +296,8 @@ def split_by_owner(
 
 
 MAX_DRAWS = 1000
+SAME_DRAWS = 3  # draws with the same sizes, after which another will not differ
+SILENT_SECONDS = 10
 
 
 def draw_split(
@@ -297,16 +306,25 @@ def draw_split(
     """Return (a split, how many clients were given an image because they had got none).
 
     With `min_images`, draw(rng) is called until each client has so many, a function of the seed.
+    Raises UserError if no draw is like that, at once if all draws have clients of the same sizes.
     """
+    began = time.monotonic()
     indices = draw(np.random.default_rng(seed))
-    for attempt in range(1, MAX_DRAWS):
-        if min(map(len, indices)) >= min_images:
+    seen = set()
+    for attempt in range(1, MAX_DRAWS + 1):
+        sizes = sorted(map(len, indices))
+        seen.add(tuple(sizes))
+        if sizes[0] >= min_images:
             return top_up(indices)
+        if attempt == MAX_DRAWS or (attempt == SAME_DRAWS and len(seen) == 1):
+            break
+        if attempt > 1 and began and time.monotonic() - began > SILENT_SECONDS:
+            warn(f"drawing the split again until each client has {min_images} images")
+            began = 0
         indices = draw(np.random.default_rng([seed, 0, 3, attempt]))
     raise UserError(
-        f"min_images={min_images} is not reached by any of {MAX_DRAWS} draws, the last of which "
-        f"has a client of {min(map(len, indices))}; choose less, fewer clients, or a less skewed "
-        "split"
+        f"min_images={min_images} is not reached by any of {attempt:,} draws, the last of which "
+        f"has a client of {sizes[0]}; choose less, fewer clients, or a less skewed split"
     )
 
 

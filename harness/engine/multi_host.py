@@ -306,6 +306,13 @@ def start_workers(
     return MultiHost(experiment, clients_at_once, log)
 
 
+def check_hosts(run: Any) -> None:
+    """Raise UserError if a host of --workers cannot take part: before a folder is made."""
+    others = sorted({name for name in run.hosts if name != ssh.HERE})
+    with concurrent.futures.ThreadPoolExecutor(max(len(others), 1)) as pool:
+        list(pool.map(ssh.check, others, [run.workers_cache] * len(others)))
+
+
 class HostInput(NamedTuple):
     """What a host gets of the server's state: of the algorithm's memory, its clients' slots."""
 
