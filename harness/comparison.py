@@ -19,6 +19,7 @@ from harness.records import RoundRecord, reached, read_records, rounds_to_target
 from harness.results import (
     format_differences,
     format_final_accuracy,
+    format_highest_accuracy,
     format_rounds_to_target,
     pluralize,
 )
@@ -98,6 +99,7 @@ def compare_rounds_to_target(
     }
     texts = {
         name: f"target accuracy {target:.2%}: {format_rounds_to_target(rounds)}"
+        + (f"; {format_highest_accuracy(curves[name])}" if None in rounds else "")
         for name, rounds in needed.items()
     }
     labels = {name: name + format_spent(runs) for name, runs in records_of.items()}

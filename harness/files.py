@@ -69,9 +69,10 @@ def check_temporary_folder() -> None:
 
 def check_clock() -> None:
     """Raise UserError if the clock stands before 1980: no .keras file or checkpoint can hold it."""
-    if time.localtime().tm_year < 1980:
+    now = time.localtime()
+    if now.tm_year < 1980:
         raise UserError(
-            f"the clock says {time.strftime('%Y-%m-%d')}, which no zip file, such as "
+            f"the clock says {time.strftime('%Y-%m-%d', now)}, which no zip file, such as "
             "global_model.keras, can hold; set it"
         )
 

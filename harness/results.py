@@ -138,6 +138,13 @@ def format_final_accuracy(accuracies: np.ndarray) -> str:
     return f"test accuracy {final.mean():.2%}{spread}"
 
 
+def format_highest_accuracy(curves: Sequence[np.ndarray]) -> str:
+    """Return the highest of accuracies float[rounds], mean ± sd over the seeds, a curve each."""
+    highest = np.array([curve.max() for curve in curves])
+    spread = f" ± {highest.std(ddof=1):.2%}" if len(highest) > 1 else ""
+    return f"highest test accuracy {highest.mean():.2%}{spread}"
+
+
 def format_rounds_to_target(rounds: Sequence[float | None]) -> str:
     """Return the rounds that the seeds needed, mean ± sd of those that reached the target.
 

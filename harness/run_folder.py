@@ -64,7 +64,7 @@ CHECKPOINTS_KEPT = 3
 class RunFolder:
     """The files of one run."""
 
-    def __init__(self, path: Path, experiment: Any, how_to_go_on: str):
+    def __init__(self, path: Path, experiment: Any, how_to_go_on: str = ""):
         """The folder itself says which programs made its rounds so far."""
         self.path = path
         self.how_to_go_on = how_to_go_on

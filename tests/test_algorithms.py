@@ -2,6 +2,7 @@
 
 import federated_learning as fl
 from harness.fields import UserError
+from variants import options
 from variants.options import ALGORITHMS, Optimization
 
 import numpy as np
@@ -321,3 +322,19 @@ def test_a_schedule_in_plain_arithmetic_is_one_and_another_number_is_refused(
     monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: 0.5)
     with pytest.raises(UserError, match="rate_factor returns 0.5, which is neither 1.0 nor"):
         federation().process.initialize()
+
+
+def test_a_cosine_falls_over_the_runs_own_rounds_and_keeps_them_when_extended():
+    config = configure(client_schedule="cosine", rounds=8).effective()
+    assert config.optimization.lr_horizon == 8
+    rates = [
+        float(fl.algorithms.schedule("cosine", tf.constant(float(t)), config.optimization))
+        for t in (1, 5, 9)
+    ]
+    assert np.allclose(rates, [1, 0.5, 0])
+    extended = config.replace(rounds=12).effective()
+    assert extended.optimization.lr_horizon == 8
+    (remark,) = options.horizon_remarks(extended.to_dict())
+    assert "from round 9 on the rate of the cosine schedule is 0" in remark
+    assert options.horizon_remarks(config.to_dict()) == []
+    assert configure(rounds=8).effective().optimization.lr_horizon is None

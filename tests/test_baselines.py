@@ -4,6 +4,7 @@ gains, by hand."""
 import csv
 import json
 import signal
+import sys
 
 import federated_learning as fl
 from harness import plots
@@ -14,7 +15,7 @@ from variants.partitions import rotate_and_add_noise
 import numpy as np
 import pytest
 from reference import largest_difference, network, numpy_local, weights_of
-from runs import MLP_ON_DIGITS, configure, run_script, start
+from runs import MLP_ON_DIGITS, SCRIPT, configure, run_script, start
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "3", "--name", "run")
 
@@ -261,6 +262,6 @@ def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr.splitlines()[-1].startswith(
-        "notice: the baselines are not done; python federated_learning.py --resume"
+        f"notice: the baselines are not done; {sys.executable} {SCRIPT} --resume"
     )
     assert (tmp_path / "runs" / "run" / "metrics.json").exists()

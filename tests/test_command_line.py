@@ -3,6 +3,7 @@
 Errors help, and nothing is lost.
 """
 
+import errno
 import json
 import os
 import random
@@ -11,7 +12,12 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
+import tempfile
 import time
+
+from harness import command_line, files
+from harness.fields import UserError
 
 import pytest
 from runs import SCRIPT, SECONDS, call_script, command, gone, run_code, run_script, start, worker_of
@@ -96,12 +102,16 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
     [(signal.SIGINT, 130), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.thorough)],
 )
 def test_a_stopped_run_ends_in_seconds_and_says_how_to_go_on(tmp_path, sent, exit_code):
-    process = started(tmp_path, *LONG, "--name", "run")
+    made = tmp_path / "made"
+    made.mkdir()
+    environment = {**os.environ, "TMPDIR": str(made)}
+    process = started(tmp_path, *LONG, "--name", "run", env=environment)
     process.send_signal(sent)
     _, errors = process.communicate(timeout=10)  # 1 to 3 s, but other tests run beside this one
     assert process.returncode == exit_code
     (line,) = errors.splitlines()
-    assert line.endswith("python federated_learning.py --resume runs/run goes on")
+    assert line.endswith(f"{sys.executable} {SCRIPT} --resume runs/run goes on")
+    assert list(made.iterdir()) == []  # AutoGraph's files among them
     rounds = len((tmp_path / "runs" / "run" / "metrics.csv").read_text().splitlines()) - 1
     assert f"stopped after round {rounds};" in line
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
@@ -186,12 +196,7 @@ def test_runs_are_stopped_at_any_moment_of_their_start(tmp_path):
         _, errors = process.communicate(timeout=10)
         assert process.returncode == code and errors.count("\n") <= 1, errors
         if "goes on" in errors:  # and it does
-            assert shlex.split(errors.partition("; ")[2])[:4] == [
-                "python",
-                SCRIPT.name,
-                "--resume",
-                "runs/run",
-            ]
+            assert shlex.split(errors.partition("; ")[2])[:4] == command("--resume", "runs/run")
 
 
 @pytest.mark.thorough
@@ -266,7 +271,7 @@ REFUSED = {
     ("--resume", "full"): "full/config.json (not a regular file)",
     ("--dataset", "digits", "--cache", "file"): "cannot write",
     ("--dataset", "digits", "--runs", "file"): "cannot write",
-    ("--data", "."): "no file like",
+    ("--data", "."): "has no IDX files; give a folder",
 }
 
 
@@ -317,3 +322,62 @@ def test_pictures_are_the_same_whatever_matplotlibs_settings(tmp_path):
     assert len(pictures) == 5
     for name in pictures:
         assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_a_mistaken_flag_is_told_under_any_encoding(tmp_path, encoding):
+    done = run_script(tmp_path, "--lr", "0.1", PYTHONIOENCODING=encoding)
+    line = "federated_learning.py: --lr is no flag here; it is --client-lr\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+def test_no_room_for_temporary_files_is_told_before_anything_is_made(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    done = call_script(tmp_path, *QUICK)
+    assert done.returncode == 2 and "where TensorFlow keeps what it compiles" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_clock_that_no_zip_file_can_hold_is_told(monkeypatch):
+    monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time((1970, *[1] * 8)))
+    with pytest.raises(UserError, match="the clock says 1970-01-01, which no zip file"):
+        files.check_clock()
+
+
+@pytest.mark.parametrize(
+    "error", [BlockingIOError(errno.EAGAIN, "full"), RuntimeError("can't start new thread")]
+)
+def test_a_limit_of_processes_is_one_line(capsys, error):
+    def fail():
+        raise error
+
+    with pytest.raises(SystemExit) as leaving:
+        command_line.run_or_exit(fail)
+    assert leaving.value.code == 1
+    assert "no further process or thread can be started here" in capsys.readouterr().err
+
+
+@pytest.mark.thorough
+def test_percent_run_in_a_notebook_does_the_same(tmp_path):
+    """There the streams are no files, and the kernel's signals are its own."""
+    code = f"%run {SCRIPT} {' '.join(QUICK)} --name run"
+    shell = [sys.executable, "-m", "IPython", "--colors=NoColor", "-c", code]
+    done = subprocess.run(shell, cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS)
+    assert "final test accuracy" in done.stdout, done.stdout + done.stderr
+    assert (tmp_path / "runs" / "run" / "metrics.json").exists()
+
+
+@pytest.mark.thorough
+def test_tensorboards_events_that_cannot_grow_are_told(tmp_path):
+    """Each round adds 60 kB; its file may have 700, more than a checkpoint."""
+    done = subprocess.run(
+        command(*QUICK[:-1], "30", "--tensorboard", "--name", "run"),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000)),
+    )
+    assert "is not in TensorBoard's events: their file in runs/run cannot grow" in done.stderr
+    metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
+    assert done.returncode == 0 and len(metrics["rounds"]) == 30

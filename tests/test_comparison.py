@@ -14,7 +14,8 @@ from variants.captions import compared_caption
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, call_script, configure
+from runs import MLP_ON_DIGITS, call_script, configure, start, wait_for_round
+from test_records import make_record
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
 
@@ -244,3 +245,28 @@ def test_all_runs_are_checked_before_the_first_begins(tmp_path, monkeypatch, fla
     with pytest.raises(UserError, match=REFUSED[flags]):
         fl.compare(fl.parse(["--dataset", "digits", "--model", "mlp", *others, "--compare", names]))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_equal_rows_are_called_the_same():
+    told = format_differences({"a": [90.0, 91.0], "b": [90.0, 91.0]}, "a", "points")
+    assert told == {"b": "; the same as a with every seed"}
+
+
+def test_a_target_that_nobody_reaches_leaves_the_accuracy():
+    records = [make_record(accuracy, number) for number, accuracy in enumerate([0.5, 0.7, 0.6], 1)]
+    runs = {"fedavg": [records, [make_record(0.8)]]}
+    _, texts, _ = comparison.compare_rounds_to_target(runs, 0.95, "caption")
+    assert texts["fedavg"] == (
+        "target accuracy 95.00%: not reached; highest test accuracy 75.00% ± 7.07%"
+    )
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_comparison_says_that_the_same_command_goes_on(tmp_path):
+    flags = (*FLAGS[:-3], "1000", "--compare", "fedavg,scaffold")
+    process = start(tmp_path, *flags)
+    wait_for_round(process)
+    process.send_signal(2)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert errors.splitlines()[-1].endswith("; the same command goes on"), errors

@@ -1,11 +1,14 @@
 """Data and partition: the committed MNIST is MNIST; every split is disjoint, whole, seeded and as
 skewed as said."""
 
+import dataclasses
+
 import federated_learning as fl
 from harness.fields import UserError
 from harness.files import to_json
 from harness.results import describe_partition, skew
 from harness.shards import FOOTER_BYTES
+from variants import partitions
 
 import numpy as np
 import pytest
@@ -309,7 +312,7 @@ def test_a_least_number_of_images_is_drawn_for_or_refused(digits):
     again = config.replace(min_images=60)
     assert fl.make_partition(digits, again).sizes.min() >= 60
     assert fl.make_partition(digits, again).digest == fl.make_partition(digits, again).digest
-    with pytest.raises(UserError, match="min_images=140 is not reached by any of 1000 draws"):
+    with pytest.raises(UserError, match="min_images=140 is not reached by any of 1,000 draws"):
         fl.make_partition(digits, config.replace(min_images=140))
     skewed = fl.make_partition(digits, configure(dataset="digits", num_clients=100, alpha=0.001))
     assert 50 < skewed.num_topped_up <= (skewed.sizes == 1).sum()
@@ -318,3 +321,33 @@ def test_a_least_number_of_images_is_drawn_for_or_refused(digits):
             digits,
             configure(dataset="digits", partition="shards", num_clients=100, shards_per_client=20),
         )
+
+
+def test_sizes_that_cannot_be_are_refused_at_once(digits):
+    """More images than there are; or a split whose sizes are the same in every draw."""
+    config = configure(dataset="digits", num_clients=10)
+    with pytest.raises(UserError, match="is more than the 1437 training images; choose at most 1"):
+        fl.make_partition(digits, config.replace(min_images=144))
+    drawn = []
+
+    def draw(rng):
+        drawn.append(rng)
+        return np.split(rng.permutation(10), [3])
+
+    with pytest.raises(UserError, match="min_images=4 is not reached by any of 3 draws, the last"):
+        partitions.draw_split(draw, 0, 4)
+    assert len(drawn) == 3
+
+
+def test_a_natural_split_has_all_owners_unless_fewer_are_asked_for(digits):
+    owners = np.arange(len(digits.train.labels)) % 23
+    data = dataclasses.replace(digits, owners=owners)
+    everyone = fl.build_experiment(fl.parse("--dataset digits --partition natural"), data)
+    assert len(everyone.partition.sizes) == everyone.config.partitioning.num_clients == 23
+    assert everyone.config.cohort_size == 23
+    some = fl.parse("--dataset digits --partition natural --num-clients 5")
+    assert len(fl.build_experiment(some, data).partition.sizes) == 5
+    with pytest.raises(UserError, match="clients_per_round=24 exceeds num_clients=23"):
+        fl.build_experiment(fl.parse("--partition natural --clients-per-round 24"), data)
+    with pytest.raises(UserError, match="needs data that say whose each image is"):
+        fl.build_experiment(fl.parse("--dataset digits --partition natural"), digits)

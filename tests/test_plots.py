@@ -1,6 +1,7 @@
 """The plots draw the data that they are given: their artists are read back."""
 
 import math
+import warnings
 from functools import partial
 
 import federated_learning as fl
@@ -11,6 +12,7 @@ from variants import captions
 
 import numpy as np
 import pytest
+from matplotlib.font_manager import FontProperties
 from runs import configure
 
 NOTE = "a data set · 2 clients · seed 0"
@@ -136,7 +138,7 @@ def test_every_plot_says_what_it_was_made_on(digits):
         "seed 7",
     ):
         assert said in note
-    assert "lr 0.2 ·" in note  # plain averaging has no rate of the server worth a word
+    assert "lr 0.15 ·" in note  # plain averaging has no rate of the server worth a word
     adaptive = caption_of(
         configure(algorithm="fedadam", client_optimizer="momentum", server_lr=0.05), digits
     )
@@ -205,7 +207,7 @@ def test_a_caption_says_all_that_the_numbers_depend_on(digits):
 
 def test_a_caption_says_each_row_that_is_compared(digits):
     build = partial(fl.build_experiment, dataset=digits)
-    rows = fl.parse("--dataset digits --compare fedavg,scaffold,fedprox --prox-mu 0.1")
+    rows = fl.parse("--dataset digits --model mlp --compare fedavg,scaffold,fedprox --prox-mu 0.1")
     caption = captions.compared_caption(rows, build)
     named = "algorithms compared: fedavg, lr 0.2; scaffold, lr 0.1; fedprox, prox mu 0.1, lr 0.2 ·"
     assert named in caption and "· seed 0" in caption
@@ -230,3 +232,28 @@ def test_convergence_has_a_line_at_the_target():
     assert not any(
         "target" in line.get_label() for line in plots.plot_convergence(RECORDS, NOTE).axes[1].lines
     )
+
+
+def test_eleven_rows_of_a_comparison_are_eleven():
+    curves = {f"row {number}": np.full((1, 3), 0.5 + 0.01 * number) for number in range(11)}
+    lines = plots.plot_comparison(curves, NOTE).axes[0].lines
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+    assert len(looks) == 11
+
+
+def test_one_round_has_one_tick():
+    for axes in plots.plot_convergence(RECORDS[:1], NOTE).axes:
+        low, high = sorted(axes.get_xlim())
+        shown = [tick for tick in axes.xaxis.get_ticklocs() if low <= tick <= high]
+        assert shown == [1]
+
+
+def test_a_name_that_no_font_here_has_is_one_notice(capsys):
+    """Of cuneiform, which stands for any script that is not installed."""
+    name = "\U00012000 digits"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(3):
+            plots.to_png(plots.plot_convergence(RECORDS, f"{name} \u00b7 seed 0"))
+    assert capsys.readouterr().err.count("\n") <= 1
+    assert plots.fonts_for("MNIST \u00b7 \u03b5 3") == FontProperties().get_family()

@@ -1,9 +1,10 @@
 """What a round did, in a record."""
 
+from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
-from harness.records import RoundRecord, reached, rounds_to_target
+from harness.records import RoundRecord, describe_reached, reached, rounds_to_target
 from harness.results import class_report
 
 import numpy as np
@@ -49,6 +50,24 @@ def test_a_run_that_never_leaves_chance_says_so():
     assert ["still at chance" in text for text in said] == [False, False, True, True]
     assert make_record(0.55, 3).trouble([], 0.5, is_last=True) == ""  # two classes
     assert "still at chance" in make_record(0.5, 3).trouble([], 0.5, is_last=True)
+
+
+def test_what_helps_at_chance_is_not_always_a_smaller_rate():
+    """Noise hides what is learned, for a while; and a few steps teach nothing at any rate."""
+    plain = make_record(0.1, 3)
+    assert "; a smaller --client-lr may help" in plain.trouble([], 0.1, False)
+    private = replace(plain, epsilon=3.0)
+    text = private.trouble([], 0.1, False)
+    assert "under this noise that may take more rounds" in text and "--client-lr" not in text
+    few = replace(plain, train={"loss": 2.3, "steps": 1.0})
+    assert "a client did 3 local steps so far: more rounds may help" in few.trouble([], 0.1, False)
+
+
+def test_a_target_that_was_reached_says_how_to_go_on():
+    records = [make_record(accuracy, number) for number, accuracy in enumerate([0.5, 0.8, 0.9], 1)]
+    assert describe_reached(records, 0.8) == (
+        "the target accuracy 80.00% was reached in round 2; a larger --target-accuracy goes on"
+    )
 
 
 def test_what_lasts_is_told_when_it_begins_and_at_the_end():

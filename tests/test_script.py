@@ -1,6 +1,7 @@
 """The script as its users run it: by subprocess, on digits and on real MNIST."""
 
 import ast
+import concurrent.futures
 import csv
 import itertools
 import json
@@ -9,8 +10,11 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from pathlib import Path
 
 import federated_learning as fl
+from harness import flags
+from harness.fields import UserError
 from harness.files import to_json
 from harness.program import describe_program
 from harness.run_folder import RunFolder
@@ -20,7 +24,16 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from reference import network
-from runs import MLP_ON_DIGITS, ROOT, SCRIPT, call_script, configure, run_code, run_script
+from runs import (
+    MLP_ON_DIGITS,
+    ROOT,
+    SCRIPT,
+    SECONDS,
+    call_script,
+    configure,
+    run_code,
+    run_script,
+)
 
 QUICK = (*MLP_ON_DIGITS, "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
 
@@ -184,7 +197,7 @@ def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
     (tmp_path / "run" / "program.json").write_text(to_json({"programs": [program]}))
     folder = RunFolder(tmp_path / "run", experiment)
     model = fl.build_model(network("mlp"), 0)
-    folder.finish({}, model, {"a.png": Figure}, in_images=True)
+    folder.finish({}, model, {"a.png": Figure}, for_readme=True)
     assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "images" / "a.png").read_bytes()
 
 
@@ -210,17 +223,30 @@ def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, monkeypatc
 BAD_FLAGS = {
     "--rounds 0": "rounds=0",
     "--rounds 1.5": "1.5",
-    "--rounds many": "'many'; choose --rounds 1..100000",
-    "--rounds": "Missing value for argument '--rounds'",
+    "--rounds many": "rounds='many' is not possible; choose a whole number in 1..100000",
+    "--rounds \u00b2": "rounds='\u00b2' is not possible",
+    "--rounds": "--rounds lacks its value; give a number in 1..100000",
+    "--rounds --seed 1": "--rounds lacks its value",
+    "--model": "--model lacks its value; choose mlp, 2nn, cnn, lean-cnn, small-cnn, lenet",
+    "--seed -1": "seed=-1 is not possible; choose a whole number in 0..2147483647",
+    "--tensorboard yes": "'yes' follows no flag that takes it",
+    "--tensorboard=yes": "--tensorboard takes no value; give it alone, or --no-tensorboard",
+    "--no-rounds 1": "--no-rounds is no flag; choose --rounds",
+    "fedavg": "'fedavg' follows no flag that takes it",
+    "-x": "-x is no flag; see --help",
     "--alpha nan": "alpha=nan",
     "--alpha -1": "alpha=-1",
     "--partition sorted": "sorted",
-    "--model resnet": (
-        "invalid choice 'resnet' for argument '--model'. Expected one of ('mlp', '2nn', 'cnn', "
-    ),
-    "--no-such-flag 1": "no-such-flag, 1; see --help",
-    "--algoritm fedavg": "--algoritm, fedavg; choose --algorithm\n",
-    "--lr 0.1": "--lr, 0.1; choose --client-lr 0..1000, or ",
+    "--model resnet": "model='resnet' is not possible; choose mlp, 2nn, cnn, lean-cnn, ",
+    "--no-such-flag 1": "--no-such-flag is no flag; see --help",
+    "--algoritm fedavg": "--algoritm is no flag; choose --algorithm\n",
+    "--lr 0.1": "--lr is no flag here; it is --client-lr\n",
+    "-lr 0.1": "-lr is no flag here; it is --client-lr\n",
+    "--frac 0.1": "--frac is no flag here; it is --clients-per-round, a number and not a share\n",
+    "--num-users 3": "--num-users is no flag here; it is --num-clients\n",
+    "--E 3": "--E is no flag here; it is --local-epochs\n",
+    "--num-clients 0": "num_clients=0 stands for all owners of partition='natural'; choose 1..",
+    "--dataset digits --min-images 144": "min_images=144 for each of 10 clients is more than the",
     "--num-clients 5 --clients-per-round 6": "clients_per_round=6 exceeds num_clients=5",
     "--dataset digits --num-clients 2000": "num_clients=2000 exceeds the 1437 training images",
     "--dataset digits --data x.npz": "drop one",
@@ -362,3 +388,50 @@ def test_parse_speaks_the_terminals_language():
         config == configure(algorithm="scaffold", alpha=0.1)
         and config.optimization.algorithm == "scaffold"
     )
+
+
+def test_flags_are_read_in_two_threads_at_once():
+    """tyro keeps settings in global variables, and a stream that is put aside would be another
+    thread's."""
+
+    def read(seed):
+        if seed % 2:
+            with pytest.raises(UserError, match="--sed is no flag; choose --seed"):
+                fl.parse(f"--sed {seed}")
+            return seed
+        return fl.parse(f"--seed {seed} --model mlp").seed
+
+    errors = sys.stderr
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(read, range(24))) == list(range(24))
+    assert sys.stderr is errors
+
+
+def test_flags_of_other_programs_lead_to_ours():
+    types = fl.Config.types()
+    for name, (field, _) in flags.ELSEWHERE.items():
+        assert name not in types and field in types, name
+
+
+def test_a_process_that_was_forked_after_a_run_is_told_to_be_spawned():
+    code = (
+        "import os, federated_learning as fl\n"
+        "build = lambda: fl.build_experiment(fl.parse('--dataset digits --model mlp'))\n"
+        "build()\n"
+        "if os.fork() == 0:\n"
+        "    try: build()\n"
+        "    except fl.UserError as error: print(error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    done = run_code(Path.cwd(), code)
+    assert "was forked from one in which TensorFlow has run" in done.stdout, done.stderr
+
+
+def test_without_docstrings_flags_and_help_are_the_same():
+    """python -OO leaves none."""
+    bare = [sys.executable, "-OO", str(SCRIPT)]
+    done = subprocess.run([*bare, "--help"], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 0 and "Passes that a client makes over its shard" in done.stdout
+    done = subprocess.run([*bare, "--sed", "3"], capture_output=True, text=True, timeout=SECONDS)
+    assert done.returncode == 2 and done.stderr.endswith("--sed is no flag; choose --seed\n")
