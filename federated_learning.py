@@ -240,6 +240,7 @@ if __name__ == "__main__":
 from harness import comparison, plots, program, records, results, shards
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
+from harness.files import check_clock, check_temporary_folder
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
 from harness.settings import documented_settings
@@ -531,6 +532,16 @@ class Experiment:
     def shard_folder(self) -> Path:
         """The folder of the clients' shard files, written unless they are there already."""
         return write_shards(self)
+
+    def check(self) -> None:
+        """Raise UserError for what would stop the run, while there is nothing of it yet.
+
+        That is what this machine lacks, what a host refuses, and what the process cannot be made of.
+        """
+        check_clock()
+        check_temporary_folder()
+        check_hosts(self.config.run)
+        _ = self.process
 
     @cached_property
     def process(self) -> Any:
@@ -1272,7 +1283,7 @@ def run(config: Config, how_to_go_on: str = "") -> Result:
     rounds = config.training.rounds
     caption = captions.caption(experiment)
     result = None
-    check_hosts(config.run)
+    experiment.check()
     with RunFolder.open(experiment, how_to_go_on) as folder:
         print_line(f"{caption}\n")
         for remark in experiment.remarks:

@@ -22,7 +22,7 @@ from typing import Any
 
 from harness.fields import UserError
 
-TEMPORARY_BYTES = 2_000_000
+TEMPORARY_BYTES = 50_000  # AutoGraph writes ten files of some kilobytes
 
 
 def expand_path(path: str) -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import io
-import itertools
 import logging
 import math
 import re
@@ -136,6 +135,7 @@ def plot_matrix(
                 va="center",
                 fontsize=8,
                 color="white" if dark else "black",
+                in_layout=False,  # it stays in its cell
             )
 
 
@@ -267,19 +267,26 @@ def plot_misclassified(
 ) -> Figure:
     """Draw the first 18 of `images` uint8[N,28,28] that are predicted wrong: index, true and
     predicted label."""
-    most = 18
+    columns = 6
+    most = 3 * columns
     wrong = np.flatnonzero(predictions != labels)
     names = classes or range(256)
     figure = new_figure(
         9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", caption
     )
-    for axes, index in itertools.zip_longest(figure.subplots(3, most // 3).flat, wrong[:most]):
-        axes.axis("off")
-        if index is not None:
-            axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=255)
-            axes.set_title(
-                f"#{index}: {names[labels[index]]}, not {names[predictions[index]]}", fontsize=8
-            )
+    axes = figure.subplots()  # one for all: 18 of them would take a second
+    axes.axis("off")
+    height, width = images.shape[1:]
+    axes.set(xlim=(0, columns * 1.6 * width), ylim=(3.9 * height, -0.3 * height))
+    for place, index in enumerate(wrong[:most]):
+        row, column = divmod(place, columns)
+        left = (1.6 * column + 0.3) * width
+        top = 1.3 * row * height
+        extent = (left, left + width, top + height, top)
+        axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=255, extent=extent)
+        text = f"#{index}: {names[labels[index]]}, not {names[predictions[index]]}"
+        axes.text(left + width / 2, top - 1, text, ha="center", fontsize=8, in_layout=False)
+    axes.set(xlim=(0, columns * 1.6 * width), ylim=(3.9 * height, -0.3 * height))
     return figure
 
 

@@ -27,8 +27,6 @@ from harness.fields import UserError
 from harness.files import (
     append,
     briefly,
-    check_clock,
-    check_temporary_folder,
     csv_line,
     csv_table,
     expand_path,
@@ -97,8 +95,6 @@ class RunFolder:
         UserError if the folder is of another configuration, program or split, or in use.
         """
         config = experiment.config
-        check_clock()
-        check_temporary_folder()
         partition = describe_partition(experiment)
         if config.run.resume:
             path = expand_path(config.run.resume)

@@ -19,7 +19,8 @@ def make_folder(cache: str, digest: str) -> Path:
     """Return the folder of the shards of the split with this hash, made if it is not there."""
     folder = expand_path(cache).absolute() / f"shards-{digest}"
     with io_errors_as_user_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)  # a client's images are for nobody else
     return folder
 
 

@@ -122,9 +122,12 @@ def test_misclassified_shows_the_wrong_ones_alone():
     predictions = labels.copy()
     predictions[[2, 7]] = [3, 1]
     figure = plots.plot_misclassified(images, labels, predictions, NOTE)
-    shown = [axes for axes in figure.axes if axes.images]
-    assert [axes.get_title() for axes in shown] == ["#2: 2, not 3", "#7: 7, not 1"]
-    assert [int(axes.images[0].get_array()[0, 0]) for axes in shown] == [2, 7]
+    (axes,) = figure.axes
+    assert [text.get_text() for text in axes.texts] == ["#2: 2, not 3", "#7: 7, not 1"]
+    assert [int(image.get_array()[0, 0]) for image in axes.images] == [2, 7]
+    for image, text in zip(axes.images, axes.texts, strict=True):  # each below its text
+        left, right, _, top = image.get_extent()
+        assert left < text.get_position()[0] < right and text.get_position()[1] < top
 
 
 def test_every_plot_says_what_it_was_made_on(digits):
@@ -166,7 +169,7 @@ SAID = {
     "labels_per_client": "--partition labels-per-client --labels-per-client 3",
     "local_epochs": "--local-epochs 2",
     "lr_decay": "--client-schedule exponential --lr-decay 0.5",
-    "lr_horizon": "--server-schedule cosine --lr-horizon 5",
+    "lr_horizon": "--server-schedule cosine --lr-horizon 7",
     "min_images": "--min-images 20",
     "model": "--model mlp",
     "noise": "--partition feature --noise 20",

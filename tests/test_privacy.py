@@ -22,7 +22,7 @@ import pytest
 import tensorflow as tf
 import tensorflow_federated as tff
 from reference import accountant_of
-from runs import MLP_ON_DIGITS, configure, run_script
+from runs import MLP_ON_DIGITS, call_script, configure
 
 POISSON = configure(
     aggregator="dp",
@@ -342,7 +342,7 @@ def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monke
 
 def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     flags = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
-    done = run_script(tmp_path, *flags, "--name", "run")
+    done = call_script(tmp_path, *flags, "--name", "run")
     assert done.returncode == 0 and "train loss" not in done.stdout, done.stderr
     run = tmp_path / "runs" / "run"
     text = done.stdout + "".join(
@@ -358,7 +358,7 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     spent = accountant_of(configure(aggregator="dp", num_clients=20)).epsilon(range(1, 3))
     assert journal == ["1", "2"] and f"(ε {spent:.2f}, δ 1e-05)-differential privacy" in done.stdout
     assert "a bound that protects hardly anybody" in done.stderr
-    further = run_script(tmp_path, "--resume", str(run), "--rounds", "3")
+    further = call_script(tmp_path, "--resume", str(run), "--rounds", "3")
     assert further.returncode == 0 and "damaged" not in further.stderr, further.stderr
     assert [
         line.split()[1] for line in further.stdout.splitlines() if line.startswith("round ")

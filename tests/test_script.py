@@ -434,4 +434,6 @@ def test_without_docstrings_flags_and_help_are_the_same():
     done = subprocess.run([*bare, "--help"], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0 and "Passes that a client makes over its shard" in done.stdout
     done = subprocess.run([*bare, "--sed", "3"], capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 2 and done.stderr.endswith("--sed is no flag; choose --seed\n")
+    assert done.returncode == 2 and done.stderr.endswith(
+        "--sed is no flag; choose --seed, or --seeds\n"
+    )
