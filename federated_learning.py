@@ -536,7 +536,7 @@ class Experiment:
     def check(self) -> None:
         """Raise UserError for what would stop the run, while there is nothing of it yet.
 
-        That is what this machine lacks, what a host refuses, and what the process cannot be made of.
+        That is what this machine lacks, what a host refuses, and what no process can be made of.
         """
         check_clock()
         check_temporary_folder()
