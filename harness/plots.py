@@ -48,29 +48,35 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     return figure
 
 
-@functools.cache
 def fonts_for(text: str) -> list[str]:
-    """Return the fonts for a text: matplotlib's own, and one installed that has what it lacks.
-
-    If there is none, a notice says so, and matplotlib is told to be silent about each character.
-    """
+    """Return the fonts for a text: matplotlib's own, and one installed that has what it lacks."""
     own = FontProperties()
     characters = {ord(char) for char in text if char.isprintable()}
     lacking = characters - get_font(findfont(own)).get_charmap().keys()
-    if not lacking:
-        return own.get_family()
+    return [*own.get_family(), *find_font(frozenset(lacking))] if lacking else own.get_family()
+
+
+@functools.cache
+def find_font(characters: frozenset[int]) -> list[str]:
+    """Return the name of an installed font that has all these characters.
+
+    If there is none, nothing; then a notice says so, and no library says more.
+    """
+    # A font without bold letters would have a line printed for each text.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     for entry in fontManager.ttflist:
+        if "Last Resort" in entry.name:  # it has a box for every character
+            continue
         try:
             found = get_font(entry.fname).get_charmap().keys()
         except (OSError, RuntimeError):  # a damaged file
             continue
-        if lacking <= found:
-            return [*own.get_family(), entry.name]
-    shown = "".join(sorted(map(chr, lacking)))[:20]
+        if characters <= found:
+            return [entry.name]
+    shown = "".join(map(chr, sorted(characters)))[:20]
     warn(f"no font here has {shown!r}: plots show boxes; install one, such as fonts-noto-cjk")
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
-    return own.get_family()
+    return []
 
 
 def join_parts(parts: Iterable[str]) -> str:
