@@ -24,6 +24,7 @@ from harness.results import (
     pluralize,
 )
 from harness.run_folder import default_name, make_folder
+from harness.summary import summarize, to_latex, to_markdown
 
 import numpy as np
 
@@ -40,8 +41,9 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
     """Run every choice and seed that `config` compares; return the folder with table and plot.
 
     comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was
-    compared. All runs are checked before the first begins. build(config) makes an Experiment,
-    run(config) a Result. Raises UserError for what any of the runs would be refused for.
+    compared; summary.csv, .md and .tex have a row for each choice. All runs are checked before the
+    first begins. build(config) makes an Experiment, run(config) a Result. Raises UserError for what
+    any of the runs would be refused for.
     """
     field, names = compared_values(config)
     seeds = config.comparison.seeds
@@ -68,18 +70,39 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
         identified = {field: single.name, "seed": single.config.seed}
         rows += [identified | record.figures() for record in records]
         records_of[single.name].append(records)
-    summarize = compare_rounds_to_target if target else compare_accuracies
-    figure, texts, outcomes = summarize(records_of, target, caption)
-    write_file(folder / "comparison.csv", csv_table(rows))
-    write_file(folder / "comparison.png", to_png(figure))
+    draw = compare_rounds_to_target if target else compare_accuracies
+    figure, texts, outcomes = draw(records_of, target, caption)
+    base = base_of(names, config.defaults()[field])
+    summary = summarize(field, records_of, rates_of(singles), base, target)
+    files = {
+        "comparison.csv": csv_table(rows),
+        "comparison.png": to_png(figure),
+        "summary.csv": csv_table(summary),
+        "summary.md": to_markdown(summary),
+        "summary.tex": to_latex(summary, caption),
+    }
+    for name, content in files.items():
+        write_file(folder / name, content)
     print_line("")
-    unit = "rounds" if target else "points"
-    differences = differences_to_base(outcomes, config.defaults()[field], unit)
+    differences = differences_to_base(outcomes, base, "rounds" if target else "points")
     for name, text in texts.items():
         label = name + format_spent(records_of[name])
         print_line(f"{label:20} {text}{differences.get(name, '')}")
-    print_line(f"\nwrote {folder / 'comparison.csv'}\nwrote {folder / 'comparison.png'}")
+    print_line(f"\nwrote {', '.join(files)} into {folder}")
     return folder
+
+
+def base_of(names: Sequence[str], default: str) -> str:
+    """Return the row that the others are held against: the default, else the first."""
+    return default if default in names else names[0]
+
+
+def rates_of(singles: Sequence[Single]) -> dict[str, tuple[float, float]]:
+    """Return name -> the clients' and the server's learning rate."""
+    return {
+        single.name: (single.config.training.client_lr, single.config.training.server_lr)
+        for single in singles
+    }
 
 
 Outcome = tuple[Any, dict[str, str], dict[str, Sequence[float | None]]]
@@ -140,14 +163,11 @@ def format_spent(runs: Sequence[Sequence[RoundRecord]]) -> str:
     return f" (ε {max(spent):.1f})" if spent else ""
 
 
-def differences_to_base(
-    outcomes: dict[str, Sequence[Any]], default: str, unit: str
-) -> dict[str, str]:
-    """Return name -> how far its outcomes are from those of the default, else of the first name.
+def differences_to_base(outcomes: dict[str, Sequence[Any]], base: str, unit: str) -> dict[str, str]:
+    """Return name -> how far its outcomes are from those of `base`.
 
     Nothing can be said of a name with a seed that did not reach the target: its outcome is None.
     """
-    base = default if default in outcomes else next(iter(outcomes))
     complete_ones = {name: values for name, values in outcomes.items() if None not in (*values,)}
     return format_differences(complete_ones, base, unit) if base in complete_ones else {}
 

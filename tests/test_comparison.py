@@ -136,9 +136,9 @@ def test_several_rows_are_told_apart_by_holms_correction():
 def test_rows_are_told_against_the_usual_one_where_every_seed_has_an_end():
     ends = {"x": [1.0, 2.0], "usual": [3.0, 5.0], "y": [1.0, None]}
     assert set(comparison.differences_to_base(ends, "usual", "rounds")) == {"x"}
-    assert set(comparison.differences_to_base(ends, "another", "rounds")) == {
-        "usual"
-    }  # the first is x
+    assert set(comparison.differences_to_base(ends, "x", "rounds")) == {"usual"}
+    assert comparison.base_of(["x", "usual"], "usual") == "usual"
+    assert comparison.base_of(["x", "usual"], "another") == "x"
     assert comparison.differences_to_base({"y": ends["y"], "x": ends["x"]}, "y", "rounds") == {}
 
 

@@ -1,0 +1,131 @@
+"""A comparison's table as files: CSV for a program, Markdown for a README, LaTeX for a paper."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from harness.records import RoundRecord, rounds_to_target
+from harness.results import holm, paired_test
+
+import numpy as np
+import scipy.stats
+
+Table = list[dict[str, Any]]
+# Of a column: its heading in Markdown and LaTeX, and how its numbers are written.
+COLUMNS = {
+    "seeds": ("seeds", "d"),
+    "rounds": ("rounds", "d"),
+    "client_lr": ("client lr", "g"),
+    "server_lr": ("server lr", "g"),
+    "mean": ("test accuracy (%)", ".2f"),
+    "sd": ("sd", ".2f"),
+    "low": ("95 % from", ".2f"),
+    "high": ("to", ".2f"),
+    "difference": ("difference", "+.2f"),
+    "p": ("p", ".2g"),
+    "p_holm": ("p (Holm)", ".2g"),
+    "rounds_to_target": ("rounds to the target", ".1f"),
+    "reached": ("reached it", "d"),
+    "epsilon": ("ε", ".1f"),
+}
+
+
+def summarize(
+    field: str,
+    records_of: dict[str, list[list[RoundRecord]]],
+    rates: dict[str, tuple[float, float]],
+    base: str,
+    target: float,
+) -> Table:
+    """Return a row for each name: its test accuracy in percent over the seeds, and what it needed.
+
+    `records_of` has the records of each seed, `rates` the clients' and the server's. Accuracies are
+    those after the last round that all runs have. Differences are to the row `base`, by the paired
+    t-test, with Holm's correction where there are more than two rows. What does not apply is None.
+    """
+    rounds = min(len(records) for runs in records_of.values() for records in runs)
+    accuracies = {
+        name: [100 * records[rounds - 1].test_accuracy for records in runs]
+        for name, runs in records_of.items()
+    }
+    others = [name for name in records_of if name != base]
+    seeds = len(accuracies[base])
+    tests = [paired_test(accuracies[base], accuracies[name]) for name in others]
+    ps = [p for _, p in tests] if seeds > 1 else []
+    adjusted = holm(ps) if len(others) > 1 else [None] * len(others)
+    rows = []
+    for name, runs in records_of.items():
+        row = {field: name, "seeds": seeds, "rounds": rounds}
+        row |= dict(zip(("client_lr", "server_lr"), rates[name], strict=True))
+        row |= describe_spread(accuracies[name])
+        row |= {"difference": None, "p": None, "p_holm": None}
+        if name in others:
+            place = others.index(name)
+            row["difference"] = tests[place][0]
+            if ps:
+                row |= {"p": ps[place], "p_holm": adjusted[place]}
+        curves = [[record.test_accuracy for record in records] for records in runs]
+        needed = [rounds_to_target(curve, target) for curve in curves]
+        reached = [number for number in needed if number is not None]
+        row["rounds_to_target"] = float(np.mean(reached)) if reached else None
+        row["reached"] = len(reached) if target else None
+        spent = [records[rounds - 1].epsilon for records in runs]
+        row["epsilon"] = None if None in spent else max(spent)
+        rows.append(row)
+    return rows
+
+
+def describe_spread(values: Sequence[float]) -> dict[str, float | None]:
+    """Return mean, standard deviation and the 95 % interval of the mean, by Student's t."""
+    mean = float(np.mean(values))
+    if len(values) < 2:
+        return {"mean": mean, "sd": None, "low": None, "high": None}
+    sd = float(np.std(values, ddof=1))
+    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
+    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
+
+
+def used_columns(rows: Table) -> list[str]:
+    """Return the columns that say something in some row, the first of which names the rows."""
+    return [name for name in rows[0] if any(row[name] is not None for row in rows)]
+
+
+def cell(row: dict[str, Any], column: str) -> str:
+    """Return a value as it is written in a table; nothing for None."""
+    value = row[column]
+    if value is None:
+        return ""
+    return f"{value:{COLUMNS[column][1]}}" if column in COLUMNS else str(value)
+
+
+def heading(column: str) -> str:
+    """Return a column's heading."""
+    return COLUMNS[column][0] if column in COLUMNS else column
+
+
+def to_markdown(rows: Table) -> str:
+    """Return the rows as a table in Markdown."""
+    columns = used_columns(rows)
+    lines = [[heading(column) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
+    lines += [[cell(row, column) for column in columns] for row in rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def to_latex(rows: Table, caption: str) -> str:
+    r"""Return the rows as a LaTeX table; it needs \usepackage{booktabs}."""
+    columns = used_columns(rows)
+    lines = [[heading(column) for column in columns]]
+    lines += [[cell(row, column) for column in columns] for row in rows]
+    head, *body = [f"{' & '.join(map(escape, line))} \\\\\n" for line in lines]
+    return (
+        f"% {caption}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n\\toprule\n{head}"
+        f"\\midrule\n{''.join(body)}\\bottomrule\n\\end{{tabular}}\n"
+    )
+
+
+def escape(text: str) -> str:
+    """Return a text as LaTeX wants it."""
+    signs = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "ε": r"$\varepsilon$", "-": "-"}
+    return "".join(signs.get(char, char) for char in text)

@@ -1,0 +1,73 @@
+"""The table of a comparison, by hand."""
+
+import csv
+
+from harness.files import csv_table
+from harness.results import holm
+from harness.summary import describe_spread, summarize, to_latex, to_markdown
+
+import numpy as np
+import pytest
+import scipy.stats
+from test_records import make_record
+
+
+def runs(*accuracies):
+    """A run of two rounds for each final accuracy."""
+    return [[make_record(0.5, 1), make_record(accuracy, 2)] for accuracy in accuracies]
+
+
+RECORDS = {
+    "fedavg": runs(0.90, 0.92, 0.94),
+    "fedprox": runs(0.91, 0.94, 0.95),
+    "median": runs(0.80, 0.90, 0.85),
+}
+RATES = {"fedavg": (0.2, 1.0), "fedprox": (0.1, 1.0), "median": (0.2, 1.0)}
+
+
+def test_a_row_has_mean_interval_difference_and_p():
+    fedavg, fedprox, median = summarize("algorithm", RECORDS, RATES, "fedavg", 0)
+    assert (fedavg["algorithm"], fedavg["seeds"], fedavg["rounds"]) == ("fedavg", 3, 2)
+    assert (fedprox["client_lr"], fedprox["server_lr"]) == (0.1, 1.0)
+    assert fedavg["mean"] == pytest.approx(92) and fedavg["sd"] == pytest.approx(2)
+    # 4.303: Student's t with two degrees of freedom, in every table
+    assert fedavg["high"] - 92 == pytest.approx(4.303 * 2 / 3**0.5, abs=1e-3)
+    assert 92 - fedavg["low"] == pytest.approx(fedavg["high"] - 92)
+    assert fedavg["difference"] is fedavg["p"] is fedavg["p_holm"] is None
+    assert fedprox["difference"] == pytest.approx(4 / 3)
+    ps = [
+        scipy.stats.ttest_rel([91, 94, 95], [90, 92, 94]).pvalue,
+        scipy.stats.ttest_rel([80, 90, 85], [90, 92, 94]).pvalue,
+    ]
+    assert [fedprox["p"], median["p"]] == pytest.approx(ps)
+    assert [fedprox["p_holm"], median["p_holm"]] == pytest.approx(holm(ps))
+    assert fedavg["reached"] is fedavg["rounds_to_target"] is fedavg["epsilon"] is None
+
+
+def test_rounds_to_a_target_are_those_of_the_seeds_that_reach_it():
+    """From 0.5 to 0.92 the target 0.71 is half-way, from 0.5 to 0.94 it is at 21/44."""
+    fedavg, fedprox, _ = summarize("algorithm", RECORDS, RATES, "fedavg", 0.93)
+    assert (fedavg["reached"], fedprox["reached"]) == (1, 2)
+    assert fedavg["rounds_to_target"] == pytest.approx(1 + 0.43 / 0.44)
+
+
+def test_one_seed_has_no_spread_and_no_p():
+    assert describe_spread([90.0]) == {"mean": 90.0, "sd": None, "low": None, "high": None}
+    single = {name: records[:1] for name, records in RECORDS.items()}
+    _, fedprox, _ = summarize("algorithm", single, RATES, "fedavg", 0)
+    assert fedprox["difference"] == pytest.approx(1) and fedprox["p"] is None
+
+
+def test_the_same_table_in_three_forms():
+    rows = summarize("client_optimizer", RECORDS, RATES, "fedavg", 0)
+    written = list(csv.DictReader(csv_table(rows).splitlines()))
+    assert float(written[0]["mean"]) == pytest.approx(92) and written[0]["p"] == ""
+    markdown = to_markdown(rows).splitlines()
+    assert markdown[0].startswith("| client_optimizer | seeds | rounds | client lr | server lr |")
+    assert markdown[2].startswith("| fedavg | 3 | 2 | 0.2 | 1 | 92.00 | 2.00 | 87.03 | 96.97 |")
+    assert len({line.count("|") for line in markdown}) == 1 and "target" not in markdown[0]
+    latex = to_latex(rows, "digits, 3 seeds")
+    assert latex.startswith("% digits, 3 seeds\n\\begin{tabular}{l" + "r" * 11 + "}\n\\toprule\n")
+    assert "client\\_optimizer & seeds" in latex and "test accuracy (\\%)" in latex
+    assert "fedavg & 3 & 2 & 0.2 & 1 & 92.00 & 2.00 & 87.03 & 96.97 &  &  &  \\\\\n" in latex
+    assert np.ptp([line.count("&") for line in latex.splitlines() if "&" in line]) == 0
