@@ -44,7 +44,7 @@ The papers of the other algorithms are listed in variants/__init__.py.
 
 from __future__ import annotations
 
-from harness import command_line  # first of all: from here on Ctrl-C gives no traceback
+from harness import command_line, listing  # first: from here on Ctrl-C gives no traceback
 
 # isort: split
 import contextlib
@@ -54,6 +54,7 @@ import heapq
 import json
 import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -235,6 +236,9 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
 # and again; the end of this file switches it on.
 if __name__ == "__main__":
     parsed_config = command_line.run_or_exit(parse)
+    if parsed_config.run.list:
+        command_line.run_or_exit(listing.print_runs, parsed_config.run.list, Config())
+        sys.exit()
     gc.disable()
 
 from harness import comparison, plots, program, records, results, shards
@@ -1340,7 +1344,9 @@ def compare(config: Config) -> Path:
 
 def main(config: Config) -> None:
     """Do what a command line asks for."""
-    if compared_values(config):
+    if config.run.list:
+        listing.print_runs(config.run.list, Config())
+    elif compared_values(config):
         compare(config)
     else:
         run(config)

@@ -48,6 +48,9 @@ class Run(ConfigGroup):
     workers_cache: str = ".cache/federated_learning"
     """Folder on the hosts for TFF's worker and the shards; a relative one begins at the home folder
     there."""
+    list: str = ""
+    """Print the runs in this folder, a line each, and nothing else: what differs from the default,
+    rounds, accuracy, epsilon, seconds, and whether it is finished. --list runs."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""

@@ -76,6 +76,7 @@ WRONG = [
         "data": [7, "a\0b"],
         "name": ["a/b", ".", "..", "a\0b", "x" * 201, "ü" * 101],
         "runs": ["\0"],
+        "list": ["\0", 3, None],
         "cache": [None],
         "tensorboard": ["yes", 1],
     }.items()

@@ -1,0 +1,54 @@
+"""--list: the runs of a folder, by what lies there."""
+
+import federated_learning as fl
+from harness.files import csv_table, to_json
+from harness.listing import print_runs
+
+import pytest
+from runs import call_script, configure
+from test_records import make_record
+
+
+def make_run(folder, config, accuracies, finished=True, **figures):
+    """What a run leaves of which --list tells."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(to_json(config.effective().to_dict()))
+    records = [make_record(accuracy, number) for number, accuracy in enumerate(accuracies, 1)]
+    (folder / "metrics.csv").write_text(csv_table(r.figures() | figures for r in records))
+    if finished:
+        (folder / "metrics.json").write_text("{}")
+
+
+def lines_of(capsys):
+    return [line.split("  ") for line in capsys.readouterr().out.splitlines()]
+
+
+def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
+    make_run(tmp_path / "a", configure(), [0.5, 0.9, 0.95, 0.96, 0.97])
+    slow = configure(model="mlp", alpha=0.1, client_lr=0.05, rounds=3, name="b")
+    make_run(tmp_path / "b", slow, [0.5, 0.6], finished=False)
+    scaffold = configure(algorithm="scaffold", model="mlp", target_accuracy=0.5)
+    make_run(tmp_path / "c", scaffold, [0.5])
+    private = configure(aggregator="dp", num_clients=20, rounds=1)
+    make_run(tmp_path / "d", private, [0.2], epsilon=12.34, seconds="nan")
+    (tmp_path / "e").mkdir()
+    (tmp_path / "e" / "config.json").write_text("[1]")
+    (tmp_path / "no-run").mkdir()
+    print_runs(str(tmp_path), fl.Config())
+    header, *lines = [[cell.strip() for cell in line if cell] for line in lines_of(capsys)]
+    assert header[:3] == ["folder", "differs from the default in", "rounds"]
+    assert lines == [
+        ["a", "nothing", "5/5", "97.00%", "5", "finished"],
+        ["b", "alpha 0.1, model mlp, rounds 3, client_lr 0.05", "2/3", "60.00%", "2"]
+        + ["stopped, or going on"],
+        ["c", "model mlp, algorithm scaffold", "1/5", "50.00%", "1", "ended early"],
+        ["d", "num_clients 20, rounds 1, aggregator dp", "1/1", "20.00%", "12.3", "finished"],
+        ["e", "cannot be read"],
+    ]
+
+
+@pytest.mark.parametrize("folder", ["nowhere", "."])
+def test_a_folder_without_runs_is_a_mistake(tmp_path, folder):
+    done = call_script(tmp_path, "--list", folder)
+    assert done.returncode == 2
+    assert f"list='{folder}' holds no run; give the folder of --runs\n" in done.stderr
