@@ -110,7 +110,7 @@ class Partitioning(ConfigGroup):
     partition: choice(options.PARTITIONS) = "dirichlet"
     """How the training images are split over the clients."""
     num_clients: NumClients = 10
-    """Clients, K. Of natural the default is 0, which stands for all owners."""
+    """Clients, K. With --partition natural the default is 0, all owners."""
     min_images: CountOrZero = 0
     """Images that every client has at least: the split is drawn again until every client has so
     many. 0: a client without images is given one, from the client with the most."""
@@ -890,9 +890,8 @@ def build_summed_training(client_update: Callable, message_size: int) -> Callabl
             steps_sum += output.weight * output.effective_steps
             metrics = metrics.write(place, tf.stack(output.metrics))
             messages = messages.write(place, output.message)
-        mean = tuple(
-            tf.math.divide_no_nan(s, weight_sum) for s in update_sum
-        )  # line 6, in the chunk
+        # line 6, within the chunk
+        mean = tuple(tf.math.divide_no_nan(s, weight_sum) for s in update_sum)
         mean_steps = tf.math.divide_no_nan(steps_sum, weight_sum)
         return SummedChunk(mean, weight_sum, mean_steps, metrics.stack(), messages.stack())
 
@@ -987,9 +986,8 @@ def build_process(experiment: Experiment) -> Any:
         trained = tff.federated_map(
             train_chunk, (weights, tff.federated_broadcast(algorithm_state), chunks)
         )
-        aggregated = aggregate.next(
-            state.aggregator, trained.update, trained.weight
-        )  # and over chunks
+        # line 6, over the chunks
+        aggregated = aggregate.next(state.aggregator, trained.update, trained.weight)
         update = (
             tff.federated_map(server.from_flat, aggregated.result)
             if is_stacked
