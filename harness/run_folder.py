@@ -205,20 +205,25 @@ class RunFolder:
     def write_events(self, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:
         """Add the round's figures and its confusion matrix to the TensorBoard events.
 
-        TensorFlow says nothing of a file that it cannot write: whether it grows does.
+        Of a file that it cannot write TensorFlow says nothing, or fails at a later round: whether
+        the file grows tells. After that no more events are written.
         """
         size_before = self.events_size()
-        with self.events.as_default(step=round_num):
-            for name, value in row.items():
-                if value is not None:
-                    tf.summary.scalar(name, value)
-            tf.summary.image("confusion matrix", tf.io.decode_png(to_png(confusion_plot()))[None])
-        self.events.flush()
-        if self.events_size() == size_before:
-            warn(
-                f"round {round_num} is not in TensorBoard's events: their file in {self.path} "
-                "cannot grow; all else is written"
-            )
+        picture = tf.io.decode_png(to_png(confusion_plot()))[None]
+        with contextlib.suppress(tf.errors.OpError):
+            with self.events.as_default(step=round_num):
+                for name, value in row.items():
+                    if value is not None:
+                        tf.summary.scalar(name, value)
+                tf.summary.image("confusion matrix", picture)
+            self.events.flush()
+            if self.events_size() > size_before:
+                return
+        self.events = None
+        warn(
+            f"TensorBoard's events end before round {round_num}: their file in {self.path} cannot "
+            "grow; all else is written"
+        )
 
     def events_size(self) -> int:
         """Return the bytes of all TensorBoard events of the run."""
