@@ -75,7 +75,8 @@ from harness.fields import (
     float_range,
     int_range,
 )
-from harness.options import Comparison, Run, compared_values, identity
+from harness.options import Comparison, Run, identity
+from harness.sweep import compared_rows, join_compared
 from variants import options, presets
 
 import numpy as np
@@ -184,7 +185,7 @@ class Config(ConfigGroup):
         """Raise UserError if fields do not go together."""
         super().__post_init__()
         options.check_combination(self.to_dict(), self.defaults())
-        compared_values(self)
+        compared_rows(self)
 
     def replace(self, **changes: Any) -> Config:
         """Return a copy with other values in these fields. A preset's fields are set first."""
@@ -222,7 +223,7 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     run that is, only a first reading tells: so the flags are read twice. Raises UserError.
     """
     word_list = shlex.split(words) if isinstance(words, str) else words
-    flags = options.insert_implied_flags(presets.insert_preset_flags(word_list))
+    flags = join_compared(options.insert_implied_flags(presets.insert_preset_flags(word_list)))
     config = command_line.read_flags(Config, flags, default=None)
     if config.run.resume:
         saved = command_line.read_saved(config.run.resume, Config())
@@ -1344,7 +1345,7 @@ def main(config: Config) -> None:
     """Do what a command line asks for."""
     if config.run.list:
         listing.print_runs(config.run.list, Config())
-    elif compared_values(config):
+    elif compared_rows(config):
         compare(config)
     else:
         run(config)

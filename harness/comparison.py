@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from harness.command_line import check_resumed, print_line, read_saved
 from harness.fields import UserError
 from harness.files import csv_table, expand_path, numbered, read_json, to_json, write_file
-from harness.options import compared_values, identity
+from harness.options import identity
 from harness.plots import plot_comparison, plot_rounds_to_target, to_png
 from harness.program import changed, program, read_programs
 from harness.records import RoundRecord, reached, read_records, rounds_to_target
@@ -25,6 +25,7 @@ from harness.results import (
 )
 from harness.run_folder import default_name, make_folder
 from harness.summary import summarize, to_latex, to_markdown
+from harness.sweep import Row, compared_rows
 
 import numpy as np
 
@@ -32,9 +33,14 @@ import numpy as np
 class Single(NamedTuple):
     """One of the runs that are compared."""
 
-    name: str  # the choice that is compared, such as "fedprox"
+    row: Row
     config: Any
     earlier: list[RoundRecord] | None  # its records if it is done already
+
+    def describe(self) -> str:
+        """Return what is told before it begins."""
+        changes = [f"{field} {value}" for field, value in self.row.changes.items()]
+        return ", ".join([*changes, f"seed {self.config.seed}"])
 
 
 def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callable) -> Path:
@@ -45,35 +51,34 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
     first begins. build(config) makes an Experiment, run(config) a Result. Raises UserError for what
     any of the runs would be refused for.
     """
-    field, names = compared_values(config)
+    compared = compared_rows(config)
     seeds = config.comparison.seeds
     target = config.run.target_accuracy
     singles = []
-    for name in names:
+    for row in compared.rows:
         for seed in range(config.seed, config.seed + seeds):
-            changes = {field: name, "seed": seed, "compare": "", "seeds": 1}
+            changes = {**row.changes, "seed": seed, "compare": "", "seeds": 1}
             single = name_run(build(config.effective(**changes)))
-            singles.append(Single(name, single, read_earlier(single)))
+            singles.append(Single(row, single, read_earlier(single)))
     described = {
-        "field": field,
-        "values": names,
+        "field": ", ".join(compared.fields),
+        "values": [row.label for row in compared.rows],
         "seeds": seeds,
         "runs": [single.config.run.name for single in singles],
         "target_accuracy": target,
     }
     folder = find_folder(expand_path(config.run.runs), config.run.name, described)
     rows = []
-    records_of: dict[str, list[list[RoundRecord]]] = {name: [] for name in names}
+    records_of: dict[str, list[list[RoundRecord]]] = {row.label: [] for row in compared.rows}
     for number, single in enumerate(singles, 1):
-        print_line(f"\n[{number}/{len(singles)}] {field} {single.name}, seed {single.config.seed}")
+        print_line(f"\n[{number}/{len(singles)}] {single.describe()}")
         records = complete(single, run)
-        identified = {field: single.name, "seed": single.config.seed}
+        identified = {**single.row.changes, "seed": single.config.seed}
         rows += [identified | record.figures() for record in records]
-        records_of[single.name].append(records)
+        records_of[single.row.label].append(records)
     draw = compare_rounds_to_target if target else compare_accuracies
     figure, texts, outcomes = draw(records_of, target, caption)
-    base = base_of(names, config.defaults()[field])
-    summary = summarize(field, records_of, rates_of(singles), base, target)
+    summary = summarize(described["field"], records_of, rates_of(singles), compared.base, target)
     files = {
         "comparison.csv": csv_table(rows),
         "comparison.png": to_png(figure),
@@ -84,7 +89,8 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
     for name, content in files.items():
         write_file(folder / name, content)
     print_line("")
-    differences = differences_to_base(outcomes, base, "rounds" if target else "points")
+    unit = "rounds" if target else "points"
+    differences = differences_to_base(outcomes, compared.base, unit)
     for name, text in texts.items():
         label = name + format_spent(records_of[name])
         print_line(f"{label:20} {text}{differences.get(name, '')}")
@@ -92,15 +98,10 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
     return folder
 
 
-def base_of(names: Sequence[str], default: str) -> str:
-    """Return the row that the others are held against: the default, else the first."""
-    return default if default in names else names[0]
-
-
 def rates_of(singles: Sequence[Single]) -> dict[str, tuple[float, float]]:
     """Return name -> the clients' and the server's learning rate."""
     return {
-        single.name: (single.config.training.client_lr, single.config.training.server_lr)
+        single.row.label: (single.config.training.client_lr, single.config.training.server_lr)
         for single in singles
     }
 

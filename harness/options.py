@@ -88,15 +88,16 @@ class Comparison(ConfigGroup):
     """Several runs in one plot and one table. A run that is done already is not done again."""
 
     compare: str = ""
-    """Algorithms, or partitions, aggregators, models or attacks, with commas between. Each is run,
-    on the same split and seed, and one plot shows all."""
+    """Algorithms, or partitions, aggregators, models or attacks, with commas between, or values of
+    any field that changes a run: fedavg,fedprox or alpha=0.1,1. Each is run, on the same split and
+    seed if these are not what differs, and one plot shows all. Given twice, as in --compare
+    fedavg,scaffold --compare alpha=0.1,1, it makes a grid."""
     seeds: Count = 1
     """Seeds to run and compare, from `seed` on: mean and standard deviation, and whether they tell
     a row from the default, or the first (paired t-test over the seeds, with Holm's correction for
     several rows)."""
 
 
-COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")
 MAY_GROW = ("rounds", "epsilon_budget")  # a resumed run may go further
 # Files count by their content: the partition's hash is that of data and split.
 BY_CONTENT = ("data", "data_name", "transpose", "partition_file")
@@ -112,28 +113,3 @@ def identity(config: Any) -> dict[str, Any]:
     fields = {field: value for field, value in effective.items() if field not in ignored}
     # The last bits of the sums follow the number of hosts, not their names.
     return fields | {"workers": len(read_hosts(effective["workers"]))}
-
-
-def compared_values(config: ConfigGroup) -> tuple[str, list[str]] | None:
-    """Return (field, the values to compare), or None for a single run.
-
-    Raises UserError for names that are not of one field.
-    """
-    flat = config.to_dict()
-    if not flat["compare"] and flat["seeds"] == 1:
-        return None
-    if flat["resume"]:
-        raise UserError(
-            f"resume={flat['resume']!r:.60} does not go with compare or seeds, which resume their "
-            "runs by themselves; drop one of the two"
-        )
-    names = [flat["algorithm"]]
-    if flat["compare"]:
-        names = [name.strip() for name in flat["compare"].split(",")]
-    field = next((field for field in COMPARABLE if set(names) <= set(config.choices(field))), None)
-    if field is None or len(set(names)) < len(names):
-        raise UserError(
-            f"compare={flat['compare']!r:.60} does not name different choices of one flag, with "
-            f"commas between; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox"
-        )
-    return field, names

@@ -7,9 +7,9 @@ from functools import partial
 import federated_learning as fl
 from harness import comparison, plots
 from harness.fields import UserError
-from harness.options import compared_values
 from harness.records import rounds_to_target
 from harness.results import format_differences, format_rounds_to_target, holm, paired_test
+from harness.sweep import compared_rows, join_compared
 from variants.captions import compared_caption
 
 import numpy as np
@@ -137,8 +137,6 @@ def test_rows_are_told_against_the_usual_one_where_every_seed_has_an_end():
     ends = {"x": [1.0, 2.0], "usual": [3.0, 5.0], "y": [1.0, None]}
     assert set(comparison.differences_to_base(ends, "usual", "rounds")) == {"x"}
     assert set(comparison.differences_to_base(ends, "x", "rounds")) == {"usual"}
-    assert comparison.base_of(["x", "usual"], "usual") == "usual"
-    assert comparison.base_of(["x", "usual"], "another") == "x"
     assert comparison.differences_to_base({"y": ends["y"], "x": ends["x"]}, "y", "rounds") == {}
 
 
@@ -200,8 +198,8 @@ def test_what_is_compared_stands_in_the_caption(digits):
     caption = compared_caption(config, partial(fl.build_experiment, dataset=digits))
     assert "aggregators compared: mean; median ·" in caption and "seeds 4 to 6" in caption
     assert (
-        compared_values(configure(seeds=2)) == ("algorithm", ["fedavg"])
-        and compared_values(fl.Config()) is None
+        compared_rows(configure(seeds=2)).rows == [("fedavg", {"algorithm": "fedavg"})]
+        and compared_rows(fl.Config()) is None
     )
     with pytest.raises(UserError, match="drop one of the two"):
         configure(compare="fedavg,fedprox", resume="runs/x")
@@ -270,3 +268,54 @@ def test_ctrl_c_in_a_comparison_says_that_the_same_command_goes_on(tmp_path):
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
     assert errors.splitlines()[-1].endswith("; the same command goes on"), errors
+
+
+def test_values_of_a_field_and_grids_are_rows():
+    rates = compared_rows(configure(compare="client_lr=0.05,0.1"))
+    assert [row.label for row in rates.rows] == ["client lr 0.05", "client lr 0.1"]
+    assert [row.changes for row in rates.rows] == [{"client_lr": 0.05}, {"client_lr": 0.1}]
+    assert rates.base == "client lr 0.05"  # None, the default, is none of them
+    words = ["--compare", "algorithm=scaffold,fedavg", "--seed", "3", "--compare=alpha=0.1,0.5"]
+    assert join_compared(words) == [
+        *("--seed", "3", "--compare"),
+        "algorithm=scaffold,fedavg;alpha=0.1,0.5",
+    ]
+    config = fl.parse(words)
+    grid = compared_rows(config)
+    assert config.seed == 3 and grid.fields == ("algorithm", "alpha")
+    assert [row.label for row in grid.rows] == [
+        f"{name}, alpha {alpha}" for name in ("scaffold", "fedavg") for alpha in (0.1, 0.5)
+    ]
+    assert grid.base == "fedavg, alpha 0.5"
+    assert compared_rows(configure(compare="num_clients=5,10")).rows[0].changes == {
+        "num_clients": 5
+    }
+
+
+@pytest.mark.parametrize(
+    ("compare", "said"),
+    [
+        ("seed=1,2", "'seed' is no field that a comparison can change"),
+        ("data=a,b", "'data' is no field that a comparison can change"),
+        ("alpha=0.1,x", "alpha='x' is not possible; choose a number in 0.001..1e"),
+        ("alpha=0.1,0.1", "does not name different choices"),
+        ("alpha=0.1;alpha=0.2", "names a field twice"),
+        ("rounds=" + ",".join(map(str, range(1, 300))), "makes 299 runs; choose at most 200"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(compare, said):
+    with pytest.raises(UserError, match=said):
+        configure(compare=compare)
+
+
+@pytest.mark.slow
+def test_a_grid_runs_each_of_its_cells_once(tmp_path):
+    flags = (*FLAGS, "--compare", "fedavg,fedprox", "--compare", "alpha=0.1,1")
+    done = call_script(tmp_path, *flags, "--prox-mu", "0.1")
+    assert done.returncode == 0 and "has no effect" not in done.stderr, done.stderr
+    assert "[4/4] algorithm fedprox, alpha 1.0, seed 0" in done.stdout
+    rows = table(tmp_path)
+    cells = {(row["algorithm"], float(row["alpha"])) for row in rows}
+    assert cells == {("fedavg", 0.1), ("fedavg", 1), ("fedprox", 0.1), ("fedprox", 1)}
+    again = call_script(tmp_path, *FLAGS, "--compare", "alpha=1,0.1")
+    assert again.stdout.count("is there already") == 2, again.stdout

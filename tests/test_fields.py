@@ -25,7 +25,7 @@ WRONG = [
         "client_lr": [-0.1, float("nan"), float("inf"), "fast", True],
         "alpha": [0, -1, float("nan"), 1e7],
         "shards_per_client": [0, 1001],
-        "compare": ["fedavg,median", "fedavg,fedavg", "fedavg,", 3],
+        "compare": ["fedavg,median", "fedavg,fedavg", "fedavg,", "seed=1,2", 3],
         "seeds": [0, 1001],
         "sampling": ["with replacement"],
         "delta": [0, 1],

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.options import compared_values
 from harness.plots import join_parts
+from harness.sweep import compared_rows
 from variants import options
 
 
@@ -111,12 +111,17 @@ def compared_caption(config: Any, build: Callable[[Any], Any]) -> str:
 
     build(config) makes an Experiment.
     """
-    field, names = compared_values(config)
-    experiments = [build(config.effective(**{field: name}, compare="", seeds=1)) for name in names]
-    parts = caption_parts(experiments[0])
-    if config.comparison.compare:
-        rows = [caption_parts(experiment)[field] for experiment in experiments]
-        parts[field] = f"{field}s compared: {'; '.join(rows)}"
+    compared = compared_rows(config)
+    experiments = [
+        build(config.effective(**row.changes, compare="", seeds=1)) for row in compared.rows
+    ]
+    parts_of_rows = [caption_parts(experiment) for experiment in experiments]
+    parts = parts_of_rows[0]
+    for topic in parts:
+        said = list(dict.fromkeys(row[topic] for row in parts_of_rows))
+        if len(said) > 1 or (config.comparison.compare and topic in compared.fields):
+            plural = topic if topic.endswith(("s", "ing")) else f"{topic}s"
+            parts[topic] = f"{plural} compared: {'; '.join(filter(None, said))}"
     if config.comparison.seeds > 1:
         last = config.seed + config.comparison.seeds - 1
         parts["seed"] = f"seeds {config.seed} to {last}"

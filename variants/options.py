@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -344,7 +345,7 @@ def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, st
 
     Both arguments are field -> value.
     """
-    compared = [name.strip() for name in chosen["compare"].split(",")]
+    compared = [name.strip() for name in re.split("[,;=]", chosen["compare"])]
     if chosen["partition_file"]:
         chosen = chosen | {"partition": "file"}
     unused = {}

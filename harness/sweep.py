@@ -1,0 +1,125 @@
+"""What --compare asks for: the rows of a comparison, each with the fields that it changes."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from harness.fields import ConfigGroup, UserError, check_value
+from harness.flags import to_value
+from harness.options import Comparison, Run
+
+COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
+NEVER = ("seed", "preset", "dataset", "data", "data_name", "transpose", "holdout", "partition_file")
+MOST_RUNS = 200
+
+
+class Row(NamedTuple):
+    """A row of a comparison."""
+
+    label: str  # "fedprox", "alpha 0.1", or of a grid "scaffold, alpha 0.1"
+    changes: dict[str, Any]  # field -> value
+
+
+class Compared(NamedTuple):
+    """All rows, and which of them the others are held against: the default, else the first."""
+
+    fields: tuple[str, ...]
+    rows: list[Row]
+    base: str
+
+
+def compared_rows(config: ConfigGroup) -> Compared | None:
+    """Return what is compared, or None for a single run.
+
+    Raises UserError for names that are not of one field, and for too many runs.
+    """
+    flat = config.to_dict()
+    if not flat["compare"] and flat["seeds"] == 1:
+        return None
+    if flat["resume"]:
+        raise UserError(
+            f"resume={flat['resume']!r:.60} does not go with compare or seeds, which resume their "
+            "runs by themselves; drop one of the two"
+        )
+    terms = [term for term in flat["compare"].split(";") if term.strip()]
+    values_of = dict(read_term(term, config) for term in terms)
+    if len(values_of) < len(terms):
+        raise UserError(f"compare={flat['compare']!r:.60} names a field twice; name each once")
+    values_of = values_of or {"algorithm": [flat["algorithm"]]}
+    rows = []
+    for combination in itertools.product(*values_of.values()):
+        changes = dict(zip(values_of, combination, strict=True))
+        rows.append(Row(", ".join(map(label_of, changes, combination)), changes))
+    num_runs = len(rows) * flat["seeds"]
+    if num_runs > MOST_RUNS:
+        raise UserError(
+            f"compare={flat['compare']!r:.60} with seeds={flat['seeds']} makes {num_runs:,} runs; "
+            f"choose at most {MOST_RUNS}"
+        )
+    usual = {field: config.defaults()[field] for field in values_of}
+    base = next((row.label for row in rows if row.changes == usual), rows[0].label)
+    return Compared(tuple(values_of), rows, base)
+
+
+def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:
+    """Return (field, its values) of "alpha=0.1,1", or of "fedavg,fedprox", names of one field."""
+    name, has_field, texts = term.rpartition("=")
+    names = [text.strip() for text in texts.split(",")]
+    if has_field:
+        field = name.strip().removeprefix("--").replace("-", "_")
+        hint = sweepable(config).get(field)
+        if hint is None:
+            raise UserError(
+                f"compare={term!r:.60}: {field!r:.40} is no field that a comparison can change; "
+                "choose one such as alpha, client_lr or algorithm"
+            )
+        values = [to_value(text, hint) for text in names]
+        for value in values:
+            check_value(field, value, hint)
+    else:
+        values = names
+        known = [field for field in COMPARABLE if set(names) <= set(config.choices(field))]
+        field = known[0] if known else ""
+    if not field or len(set(names)) < len(names):
+        raise UserError(
+            f"compare={term!r:.60} does not name different choices of one flag, with commas "
+            f"between; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox, or values such "
+            "as alpha=0.1,1"
+        )
+    return field, values
+
+
+def sweepable(config: ConfigGroup) -> dict[str, Any]:
+    """Return field -> type of those that a comparison can change: numbers and choices of a run."""
+    own = {*Run().to_dict(), *Comparison().to_dict(), *NEVER}
+    return {field: hint for field, hint in config.types().items() if field not in own}
+
+
+def label_of(field: str, value: Any) -> str:
+    """Return how a value is called in a table: a choice by its name, a number with its field."""
+    if isinstance(value, str):
+        return value if field in COMPARABLE else f"{field.replace('_', ' ')} {value}"
+    shown = f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{field.replace('_', ' ')} {shown}"
+
+
+def join_compared(words: Sequence[str]) -> list[str]:
+    """Return a command line with its --compare flags made one: two of them are a grid."""
+    terms = []
+    others = []
+    position = 0
+    while position < len(words):
+        flag, equals, text = words[position].partition("=")
+        position += 1
+        if flag != "--compare":
+            others.append(words[position - 1])
+        elif equals:
+            terms.append(text)
+        elif position < len(words):
+            terms.append(words[position])
+            position += 1
+        else:
+            others.append(flag)  # without a value, which is told later
+    return [*others, "--compare", ";".join(terms)] if terms else others
