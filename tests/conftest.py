@@ -74,7 +74,17 @@ STARTED = {
 }  # fixtures
 
 
-LONG = {"test_notebook.py", "test_faults.py", "test_hosts.py"}  # with a test of minutes
+# The modules that take a minute and more: they begin, lest one ends alone.
+LONG = {
+    "test_notebook.py",
+    "test_faults.py",
+    "test_hosts.py",
+    "test_run_folder.py",
+    "test_command_line.py",
+    "test_worker.py",
+    "test_program.py",
+    "test_comparison.py",
+}
 
 
 # What does for another row, or at another moment, what a test of `make test` does for one of its
@@ -114,7 +124,7 @@ MORE_OF_A_KIND = {
 def pytest_collection_modifyitems(items):
     """Marks `slow` what starts a process or builds a TFF one: `make quick` leaves it out.
 
-    The long modules begin, lest one ends alone.
+    The long modules begin.
     """
     items.sort(key=lambda item: item.path.name not in LONG)
     for item in items:
