@@ -18,7 +18,7 @@ from harness import SCRIPT, stopping
 from harness.fields import ConfigGroup, UserError, choice_lines, hints
 from harness.files import briefly, expand_path, read_json
 from harness.flags import check_flags, wants_help
-from harness.options import identity
+from harness.options import Run, identity
 from harness.program import changed, read_programs
 
 import tqdm
@@ -94,10 +94,12 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
     """Return the configuration of the run in `folder`, checked as a new one is."""
     path = expand_path(folder) / "config.json"
     fields = read_json(path)
-    unknown = fields.keys() ^ default.to_dict().keys()
-    if unknown:
+    known = default.to_dict().keys()
+    # A field of Run, which changes no numbers, may be newer than the run.
+    strange = (fields.keys() - known) | (known - fields.keys() - Run().to_dict().keys())
+    if strange:
         raise UserError(
-            f"{path}: the field {min(unknown)!r:.60} is unknown or missing; restore the file"
+            f"{path}: the field {min(strange)!r:.60} is unknown or missing; restore the file"
         )
     split = path.with_name("partition.json")
     if fields["partition_file"] and "indices" in read_json(split):

@@ -17,6 +17,7 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
+from harness.command_line import read_saved
 from harness.fields import UserError
 from harness.files import lock, to_json
 from harness.program import describe_program
@@ -27,7 +28,7 @@ from harness.shards import FOOTER_BYTES, fingerprint
 import numpy as np
 import psutil
 import pytest
-from runs import SECONDS, call_script, command, gone, run_script, start
+from runs import SECONDS, call_script, command, configure, gone, run_script, start
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--num-clients", "4", "--clients-per-round", "3")
 ROUNDS = 6
@@ -411,3 +412,15 @@ def test_a_run_ends_at_its_target_and_goes_on_to_a_higher_one(tmp_path, monkeypa
     further = fl.run(fl.parse(f"--resume {run.folder} --target-accuracy 1"))
     assert [record.test_accuracy for record in further.records] == accuracies
     assert json.loads((run.folder / "metrics.json").read_text())["rounds_to_target"] is None
+
+
+def test_a_run_that_is_older_than_a_flag_about_files_is_read(tmp_path):
+    """Such a flag changes no numbers; one that does makes another run of it."""
+    fields = configure(seed=3).to_dict()
+    del fields["list"]
+    (tmp_path / "config.json").write_text(to_json(fields))
+    assert read_saved(str(tmp_path), fl.Config()).seed == 3
+    del fields["alpha"]
+    (tmp_path / "config.json").write_text(to_json(fields))
+    with pytest.raises(UserError, match="the field 'alpha' is unknown or missing"):
+        read_saved(str(tmp_path), fl.Config())
