@@ -36,7 +36,8 @@ def test_normal_end_leaves_no_worker_which_had_onednn(tmp_path):
 @pytest.mark.thorough
 def test_exception_leaves_no_worker(tmp_path):
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); import federated_learning as fl\n"
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from harness.engine.worker import LocalWorker\n"
         "with LocalWorker(1): input(); raise RuntimeError('in the run')"
     )
     process = subprocess.Popen(
@@ -190,12 +191,13 @@ def test_nobody_else_reaches_the_worker(tmp_path):
 def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
     code = (
         f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl\n"
-        "start = fl.Worker._start\n"
-        "def refused(self, isolated):\n"
+        "from harness.engine.worker import LocalWorker\n"
+        "spawn = LocalWorker.spawn\n"
+        "def refused(self, folder, isolated):\n"
         "    if isolated: raise PermissionError('cannot isolate the worker (Operation not "
         "permitted)')\n"
-        "    return start(self, isolated)\n"
-        "fl.Worker._start = refused\n"
+        "    return spawn(self, folder, isolated)\n"
+        "LocalWorker.spawn = refused\n"
         "fl.main(fl.parse('--dataset digits --model mlp --rounds 1'))"
     )
     done = subprocess.run(
