@@ -1,6 +1,7 @@
 """Rounds over several hosts: machines with their own sshd, links that are cut, and what a host that
 refuses is told."""
 
+import contextlib
 import json
 import os
 import socket
@@ -16,7 +17,7 @@ import numpy as np
 import psutil
 import pytest
 from machines import machines, tool, why_not
-from runs import MLP_ON_DIGITS, SECONDS, command, configure, start, wait_for_round
+from runs import MLP_ON_DIGITS, SECONDS, command, configure, gone, start, wait_for_round
 
 RUN = (*MLP_ON_DIGITS, "--rounds", "20", "--num-clients", "6", "--local-epochs", "15")
 REASON = why_not()
@@ -148,14 +149,15 @@ def test_ctrl_c_while_files_are_sent_leaves_nothing(tmp_path, pair):
     process = begin(tmp_path, pair)
     deadline = time.monotonic() + SECONDS
     while time.monotonic() < deadline:
-        sending = [child for child in children(process) if child.name() == "rsync"]
-        if sending:
-            break
+        with contextlib.suppress(psutil.NoSuchProcess):  # one that ended between two questions
+            sending = [child for child in children(process) if child.name() == "rsync"]
+            if sending:
+                break
         time.sleep(0.01)
     process.send_signal(2)
     code, _, errors = finish(process, 10)
     assert sending and code == 130, errors
-    assert not any(child.is_running() and child.status() != "zombie" for child in sending)
+    assert all(gone(child, 2) for child in sending)
     deadline = time.monotonic() + 5
     while pair[0][1].processes("rsync") and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -91,6 +91,10 @@ class Child:
     def __exit__(self, *error: Any) -> None:
         self.kill()
         self.process.wait()
+        self._listener.join(1)
+        self.process.stdout.close()
+        if not self._listener.is_alive():
+            self.process.stderr.close()
         self._exit_stack.close()
 
     def kill(self) -> None:
