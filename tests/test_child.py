@@ -1,6 +1,7 @@
 """Whatever ssh, rsync or a host prints, or does not: one line in a limited time, and nothing is
 left."""
 
+import json
 import os
 import subprocess
 import sys
@@ -135,10 +136,10 @@ def test_a_file_that_is_no_program_there_gets_the_right_remedy(program, tmp_path
 
 def test_a_greeting_counts_for_nothing(program, tmp_path):
     program("ssh", GREETING)
-    assert ssh.check("hostA", str(tmp_path / "cache")) == ""
+    assert ssh.check("hostA", str(tmp_path / "cache")) == (str(tmp_path / "cache"), "")
     (tmp_path / "cache" / "worker_binary").write_bytes(b"abc")
     # FIPS 180-2, appendix B.1
-    assert ssh.check("hostA", str(tmp_path / "cache")) == (
+    assert ssh.check("hostA", str(tmp_path / "cache")).binary == (
         "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
     )
 
@@ -162,24 +163,24 @@ def test_an_rsync_that_complains_at_length_is_heard(program, tmp_path):
 def test_what_is_sent_is_ours_alone_and_what_is_damaged_is_sent_again(program, tmp_path):
     program("ssh", LOGIN)
     source = tmp_path / "here"
-    (source / "shards").mkdir(parents=True)
-    (source / "shards" / "0.bin").write_bytes(b"images")
+    (source / "shards-1").mkdir(parents=True)
+    (source / "shards-1" / "0.bin").write_bytes(b"images")
     (source / "worker_binary").write_bytes(b"program")
     (source / "worker_binary").chmod(0o755)
     there = tmp_path / "there"
-    (there / "shards").mkdir(parents=True, mode=0o755)
+    (there / "shards-1").mkdir(parents=True, mode=0o755)
     there.chmod(0o755)
     damaged = there / "worker_binary"
     damaged.write_bytes(bytes(7))  # as long
     own = (source / "worker_binary").stat()
     os.utime(damaged, (own.st_atime, own.st_mtime))
-    assert ssh.check("hostA", str(there)) != probe.hash_binary(source)
-    for names in (["worker_binary"], ["shards/0.bin"]):
+    assert ssh.check("hostA", str(there)).binary != probe.hash_binary(source)
+    for names in (["worker_binary"], ["shards-1/0.bin"]):
         list(ssh.send("hostA", source, names, str(there), patience=20))
     assert damaged.read_bytes() == b"program"
     modes = {path.name: path.stat().st_mode & 0o777 for path in [there, *there.rglob("*")]}
-    assert modes == {"there": 0o700, "shards": 0o700, "0.bin": 0o600, "worker_binary": 0o700}
-    assert ssh.check("hostA", str(there)) == probe.hash_binary(source)
+    assert modes == {"there": 0o700, "shards-1": 0o700, "0.bin": 0o600, "worker_binary": 0o700}
+    assert ssh.check("hostA", str(there)).binary == probe.hash_binary(source)
 
 
 needs_root = pytest.mark.skipif(os.getuid() != 0, reason="only root may give files away")
@@ -218,6 +219,38 @@ def test_a_folder_that_others_may_write_is_refused_and_one_that_they_read_is_clo
     assert folder.stat().st_mode & 0o777 == 0o700
     folder.parent.chmod(0o1777)  # as /tmp: what is in it belongs to its owner
     assert probe.make_folder(str(folder)) == ""
+
+
+def test_a_folder_that_holds_other_things_keeps_its_mode(tmp_path):
+    """Such as /opt, or a home: who closed it would lock others out."""
+    (tmp_path / "other").touch()
+    tmp_path.chmod(0o755)
+    said = f"{tmp_path} holds other things, and others may read it (mode 755); `chmod go-rwx` it"
+    assert probe.make_folder(str(tmp_path)).startswith(said)
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    tmp_path.chmod(0o700)
+    assert probe.make_folder(str(tmp_path)) == ""
+
+
+def test_what_is_checked_is_what_is_used(program, tmp_path):
+    """link/../cache is not beside the link, but beside what it leads to; and so is the answer."""
+    open_to_all = tmp_path / "open"
+    (open_to_all / "inner").mkdir(parents=True)
+    open_to_all.chmod(0o777)
+    (tmp_path / "link").symlink_to(open_to_all / "inner")
+    named = f"{tmp_path}/link/../cache"
+    assert probe.make_folder(named).startswith(f"others may write {open_to_all} (mode 777)")
+    open_to_all.chmod(0o755)
+    program("ssh", LOGIN)
+    assert ssh.check("hostA", named).path == str(open_to_all / "cache")
+
+
+@pytest.mark.parametrize("folder", ["/a b", "/a;b", "/$HOME", "-x"])
+def test_a_folder_whose_name_a_shell_may_read_otherwise_is_refused(program, folder):
+    answer = json.dumps({"wrong": "", "folder": folder, "binary": ""})
+    program("ssh", f"cat <<'END'\n{MARK}{answer}\nEND")
+    with pytest.raises(UserError, match="^hostA: workers_cache=.* is not a plain path"):
+        ssh.check("hostA", "cache")
 
 
 def test_ctrl_c_ends_what_was_started(tmp_path):

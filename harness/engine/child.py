@@ -83,15 +83,20 @@ class Child:
         self._exit_stack.callback(running.discard, self)
         self._exit_stack.enter_context(stopping.ended_by_request(self.kill))
         self.lines = LineReader(self.process.stdout)
-        threading.Thread(target=self._give, daemon=True).start()
         self._listener = threading.Thread(target=self._listen, daemon=True)
-        self._listener.start()
+        try:
+            self._listener.start()
+            threading.Thread(target=self._give, daemon=True).start()
+        except BaseException:  # no more threads are allowed
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: Any) -> None:
         self.kill()
         self.process.wait()
-        self._listener.join(1)
+        if self._listener.ident:
+            self._listener.join(1)
         self.process.stdout.close()
         if not self._listener.is_alive():
             self.process.stderr.close()

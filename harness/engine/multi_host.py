@@ -81,12 +81,12 @@ class MultiHost:
         self.pool = concurrent.futures.ThreadPoolExecutor(len(self.names))
         self.request = stopping.ended_by_request(self.kill)
         self.request.__enter__()
-        self.server_worker.__enter__()
         try:
-            binaries = list(self.pool.map(ssh.check, others, [self.cache] * len(others)))
-            for name, binary in zip(others, binaries, strict=True):
+            self.server_worker.__enter__()
+            folders = list(self.pool.map(ssh.check, others, [self.cache] * len(others)))
+            for name, folder in zip(others, folders, strict=True):
                 parts = [part for part, owner in enumerate(self.names) if owner == name]
-                self._send(name, parts, binary)
+                self._send(name, parts, folder)
             list(self.pool.map(Worker.open, self.workers))
         except Unreachable as error:  # before anything trains, it is for the user to mend
             self.__exit__(None, None, None)
@@ -112,24 +112,27 @@ class MultiHost:
         for worker in self.workers:
             worker.kill()
 
-    def _send(self, name: str, parts: Sequence[int], binary: str) -> None:
-        """Send TFF's worker and the shards of these parts' clients to another host.
+    def _send(self, name: str, parts: Sequence[int], folder: ssh.HostFolder) -> None:
+        """Send TFF's worker and the shards of these parts' clients to another host, into `folder`.
 
-        What is there already stays; `binary` is the SHA-256 of the worker there, if there is one.
+        What is there already stays.
         """
+        for worker in self.workers:
+            if worker.host == name:
+                worker.folder = folder.path
         clients = [k for k in range(self.num_clients) if k % len(self.names) in parts]
         shards = [f"{self.shards.name}/{client}.bin" for client in clients]
         data = Path(tff.__file__).parent / "data"
         to_send = {self.shards.parent: shards}
-        if binary != hash_worker(data):
+        if folder.binary != hash_worker(data):
             to_send[data] = [probe.BINARY]
         total = sum(
-            (folder / file).stat().st_size for folder, files in to_send.items() for file in files
+            (source / file).stat().st_size for source, files in to_send.items() for file in files
         )
         with SendProgress(name, total) as progress:
-            for folder, names in to_send.items():
-                if names:
-                    progress.follow(ssh.send(name, folder, names, self.cache, self.patience))
+            for source, files in to_send.items():
+                if files:
+                    progress.follow(ssh.send(name, source, files, folder.path, self.patience))
         print_line(
             f"{name}: TFF's worker and {len(shards):,} shards are there, "
             f"{progress.sent / 1e6:,.1f} MB sent"

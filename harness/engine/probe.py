@@ -3,13 +3,13 @@
     python3 -IS probe.py MARK FOLDER OLDEST_GLIBC
 
 It is a program of its own, for a bare Python. It prints one line of JSON, after MARK: `wrong`, what
-forbids it, or an empty text; and `binary`, the SHA-256 of the worker that is there already, or an
-empty text.
+forbids it, or an empty text; `folder`, where it really is, without links; and `binary`, the SHA-256
+of the worker that is there already, or an empty text.
 
 Whoever may write the folder could have us run a program of his, and whoever may read it sees the
 clients' images. So the folder and all above it belong to us or to root, and nobody else may write
 them, as sshd wants it of its keys. In a folder like /tmp, where only the owner may rename what is
-his, others may write.
+his, others may write. What is checked is the folder without links, and that is used from then on.
 """
 
 import ctypes
@@ -22,6 +22,7 @@ import stat
 import sys
 
 BINARY = "worker_binary"
+OURS = (BINARY, "shards-", f".{BINARY}.", ".rsync")  # what the names there begin with
 OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWNET = 0x40000000
@@ -51,16 +52,29 @@ def trouble_with_access(path, is_parent):
     return None
 
 
+def trouble_with_readers(real):
+    """Return why the folder cannot be closed to others, or None; close it if it is for us alone."""
+    mode = stat.S_IMODE(os.stat(real).st_mode)
+    if not mode & 0o077:
+        return None
+    others = [name for name in os.listdir(real) if not name.startswith(OURS)]
+    if others:
+        return (
+            f"{real} holds other things, and others may read it (mode {mode:o}); `chmod go-rwx` it"
+        )
+    os.chmod(real, 0o700)
+    return None
+
+
 def make_folder(folder):
     """Make the folder, for us alone; return what forbids its use, or an empty text."""
     choose = "choose another --workers-cache"
-    home = os.path.realpath(os.path.expanduser("~"))
+    path = os.path.join(os.getcwd(), folder)
+    real = os.path.realpath(path)
+    umask = os.umask(0o077)  # for the folders above it too
     try:
-        os.umask(0o077)  # the folders above it too
-        os.makedirs(folder, exist_ok=True)
-        folder = os.path.abspath(folder)
-        real = os.path.realpath(folder)
-        paths = with_parents(folder) + with_parents(real)
+        os.makedirs(real, exist_ok=True)
+        paths = with_parents(path) + with_parents(real)
         paths += [os.path.join(real, name) for name in os.listdir(real)]
         troubles = [trouble_with_owner(path) for path in paths]
         troubles += [trouble_with_access(path, path != real) for path in with_parents(real)]
@@ -69,10 +83,13 @@ def make_folder(folder):
             return f"{troubles[0]}, or {choose}"
         if not os.access(real, os.W_OK | os.X_OK):
             return f"cannot write {real}; {choose}"
-        if real != home:
-            os.chmod(real, 0o700)
+        trouble = trouble_with_readers(real)
+        if trouble:
+            return f"{trouble}, or {choose}"
     except OSError as error:
-        return f"cannot make {os.path.abspath(folder)} ({error.strerror}); {choose}"
+        return f"cannot make {real} ({error.strerror}); {choose}"
+    finally:
+        os.umask(umask)
     return ""
 
 
@@ -117,7 +134,8 @@ def to_numbers(version):
 def main(mark, folder, oldest):
     """Print the answer."""
     wrong = make_folder(folder)
-    answer = {"wrong": find_trouble(oldest) or wrong, "binary": hash_binary(folder)}
+    real = os.path.realpath(folder)
+    answer = {"wrong": find_trouble(oldest) or wrong, "folder": real, "binary": hash_binary(real)}
     print("\n" + mark + json.dumps(answer), flush=True)
 
 

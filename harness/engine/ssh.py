@@ -17,6 +17,7 @@ import shlex
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from harness.engine.child import Child
 from harness.engine.supervisor import MARK
@@ -166,8 +167,15 @@ def ask(host: str, code: str, *words: str) -> list[str]:
     return list(lines)
 
 
-def check(host: str, cache: str) -> str:
-    """Return the SHA-256 of the worker that is on the host, or an empty text if there is none.
+class HostFolder(NamedTuple):
+    """The folder for worker and shards on a host."""
+
+    path: str  # absolute, without links
+    binary: str  # the SHA-256 of the worker that is there, or an empty text
+
+
+def check(host: str, cache: str) -> HostFolder:
+    """Make the folder `cache` on the host, and return what is there.
 
     Raises UserError, in one line that names the host and the cure, where it cannot run TFF's
     worker.
@@ -179,8 +187,8 @@ def check(host: str, cache: str) -> str:
     try:
         answer = json.loads(marked[-1].removeprefix(MARK))
         wrong = answer["wrong"]
-        binary = answer["binary"]
-        if not isinstance(wrong, str) or not isinstance(binary, str):
+        folder = HostFolder(answer["folder"], answer["binary"])
+        if not all(isinstance(text, str) for text in (wrong, *folder)):
             raise ValueError
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         said = " ".join(" ".join(lines).split())[:80]
@@ -193,7 +201,11 @@ def check(host: str, cache: str) -> str:
             if wrong.startswith(("is ", "has ", "forbids "))
             else f"{host}: {wrong}"
         )
-    return binary
+    try:
+        check_folder(folder.path)
+    except UserError as error:
+        raise UserError(f"{host}: {error}") from error
+    return folder
 
 
 def send(

@@ -246,8 +246,12 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
     def __enter__(self) -> Worker:
         self._exit_stack = contextlib.ExitStack()
         self._exit_stack.enter_context(stopping.ended_by_request(self.kill))
-        self.open()
-        self._exit_stack.enter_context(tff.framework.get_context_stack().install(self.context))
+        try:
+            self.open()
+            self._exit_stack.enter_context(tff.framework.get_context_stack().install(self.context))
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -314,6 +318,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     def _connect(self, isolated: bool = True) -> grpc.Channel:
         """Start the worker and return an open channel to it."""
+        self.pid = 0  # a lost worker's may be another process's by now
         with private_folder() as folder:
             self.spawn(folder, isolated)
             self.lines = LineReader(self.process.stdout)
@@ -456,10 +461,12 @@ class LocalWorker(Worker):
         return Unreachable(f"{self.name} did not start{reason}; see {self.log}")
 
     def kill(self) -> None:
-        """Kill the worker's own process; the supervisor ends with it."""
-        if self.pid and not self.ended:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.pid, signal.SIGKILL)
+        """Kill the worker's own process, and the supervisor ends with it; or the other way round
+        while its process id is not known."""
+        if self.ended:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self.pid or self.process.pid, signal.SIGKILL)
 
 
 class RemoteWorker(Worker):
