@@ -78,7 +78,7 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
         records_of[single.row.label].append(records)
     draw = compare_rounds_to_target if target else compare_accuracies
     figure, texts, outcomes = draw(records_of, target, caption)
-    summary = summarize(described["field"], records_of, rates_of(singles), compared.base, target)
+    summary = summarize(records_of, rates_of(singles), compared.base, target)
     files = {
         "comparison.csv": csv_table(rows),
         "comparison.png": to_png(figure),

@@ -198,6 +198,11 @@ def csv_line(values: Iterable[Any]) -> str:
 
 
 def csv_table(rows: Iterable[dict[str, Any]]) -> str:
-    """Return a CSV file's text: the names of the first row, then the values of each."""
+    """Return a CSV file's text: all names of the rows, in their order, then the values of each.
+
+    A value that a row does not have is empty, as None is.
+    """
     rows = list(rows)
-    return "".join(map(csv_line, [*rows[:1], *(row.values() for row in rows)]))
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    lines = [[row.get(name) for name in names] for row in rows]
+    return "".join(map(csv_line, [names, *lines] if rows else []))

@@ -116,6 +116,8 @@ def find_field(flag: str, types: dict[str, Any]) -> str:
 def to_value(text: str, hint: Any) -> Any:
     """Return what a flag's value means, of the type `hint`; the text itself if it means nothing."""
     kind = typing.get_args(hint)[0] if typing.get_args(hint) else str
+    if hint is bool:
+        return {"True": True, "False": False}.get(text, text)
     if kind in (int | None, float | None) and text == "None":
         return None
     try:

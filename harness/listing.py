@@ -12,14 +12,25 @@ from harness.fields import ConfigGroup, UserError
 from harness.files import expand_path, read_json
 from harness.options import Run
 
-FOLLOWING = ("client_lr", "server_lr", "lr_horizon")  # fields whose defaults follow from others
+# Fields whose defaults follow from others, and these.
+FOLLOWING = ("client_lr", "server_lr", "lr_horizon")
+DECIDING = (
+    "algorithm",
+    "client_optimizer",
+    "client_schedule",
+    "model",
+    "rounds",
+    "server_schedule",
+)
 HEADINGS = ("folder", "differs from the default in", "rounds", "accuracy", "ε", "seconds", "state")
 
 
 def print_runs(folder: str, default: ConfigGroup) -> None:
     """Print a table of the runs in `folder`, by name. Raises UserError if there is none."""
-    runs = expand_path(folder)
-    paths = sorted(path.parent for path in runs.glob("*/config.json"))
+    try:
+        paths = sorted(path.parent for path in expand_path(folder).glob("*/config.json"))
+    except OSError:  # such as a name that is too long
+        paths = []
     if not paths:
         raise UserError(f"list={folder!r:.200} holds no run; give the folder of --runs")
     rows = [HEADINGS, *(describe_run(path, default) for path in paths)]
@@ -66,8 +77,8 @@ def describe_changes(saved: dict[str, Any], default: ConfigGroup) -> str:
     the default of its algorithm, optimizer and model.
     """
     usual = default.to_dict()
-    chosen = {field: saved[field] for field in usual if default.choices(field) and field in saved}
-    usual |= default.effective(**chosen, rounds=saved["rounds"]).subset(FOLLOWING)
+    chosen = {field: saved[field] for field in DECIDING if field in saved}
+    usual |= default.effective(**chosen).subset(FOLLOWING)
     own = Run().to_dict()  # where files lie
     changed = [
         f"{field} {show(saved[field])}"

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.stats
 
 Table = list[dict[str, Any]]
+ROW = "compared"  # the first column, of the rows' names
 # Of a column: its heading in Markdown and LaTeX, and how its numbers are written.
 COLUMNS = {
     "seeds": ("seeds", "d"),
@@ -33,7 +34,6 @@ COLUMNS = {
 
 
 def summarize(
-    field: str,
     records_of: dict[str, list[list[RoundRecord]]],
     rates: dict[str, tuple[float, float]],
     base: str,
@@ -57,7 +57,7 @@ def summarize(
     adjusted = holm(ps) if len(others) > 1 else [None] * len(others)
     rows = []
     for name, runs in records_of.items():
-        row = {field: name, "seeds": seeds, "rounds": rounds}
+        row = {ROW: name, "seeds": seeds, "rounds": rounds}
         row |= dict(zip(("client_lr", "server_lr"), rates[name], strict=True))
         row |= describe_spread(accuracies[name])
         row |= {"difference": None, "p": None, "p_holm": None}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,17 @@ from harness.flags import to_value
 from harness.options import Comparison, Run
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
-NEVER = ("seed", "preset", "dataset", "data", "data_name", "transpose", "holdout", "partition_file")
+NEVER = (
+    "rounds",
+    "seed",
+    "preset",
+    "dataset",
+    "data",
+    "data_name",
+    "transpose",
+    "holdout",
+    "partition_file",
+)
 MOST_RUNS = 200
 
 
@@ -48,16 +59,16 @@ def compared_rows(config: ConfigGroup) -> Compared | None:
     if len(values_of) < len(terms):
         raise UserError(f"compare={flat['compare']!r:.60} names a field twice; name each once")
     values_of = values_of or {"algorithm": [flat["algorithm"]]}
-    rows = []
-    for combination in itertools.product(*values_of.values()):
-        changes = dict(zip(values_of, combination, strict=True))
-        rows.append(Row(", ".join(map(label_of, changes, combination)), changes))
-    num_runs = len(rows) * flat["seeds"]
+    num_runs = math.prod(map(len, values_of.values())) * flat["seeds"]
     if num_runs > MOST_RUNS:
         raise UserError(
             f"compare={flat['compare']!r:.60} with seeds={flat['seeds']} makes {num_runs:,} runs; "
             f"choose at most {MOST_RUNS}"
         )
+    rows = []
+    for combination in itertools.product(*values_of.values()):
+        changes = dict(zip(values_of, combination, strict=True))
+        rows.append(Row(", ".join(map(label_of, changes, combination)), changes))
     usual = {field: config.defaults()[field] for field in values_of}
     base = next((row.label for row in rows if row.changes == usual), rows[0].label)
     return Compared(tuple(values_of), rows, base)
@@ -82,7 +93,7 @@ def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:
         values = names
         known = [field for field in COMPARABLE if set(names) <= set(config.choices(field))]
         field = known[0] if known else ""
-    if not field or len(set(names)) < len(names):
+    if not field or len({label_of(field, value) for value in values}) < len(values):
         raise UserError(
             f"compare={term!r:.60} does not name different choices of one flag, with commas "
             f"between; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox, or values such "
@@ -101,8 +112,7 @@ def label_of(field: str, value: Any) -> str:
     """Return how a value is called in a table: a choice by its name, a number with its field."""
     if isinstance(value, str):
         return value if field in COMPARABLE else f"{field.replace('_', ' ')} {value}"
-    shown = f"{value:g}" if isinstance(value, float) else str(value)
-    return f"{field.replace('_', ' ')} {shown}"
+    return f"{field.replace('_', ' ')} {str(value).removesuffix('.0')}"
 
 
 def join_compared(words: Sequence[str]) -> list[str]:
@@ -117,7 +127,7 @@ def join_compared(words: Sequence[str]) -> list[str]:
             others.append(words[position - 1])
         elif equals:
             terms.append(text)
-        elif position < len(words):
+        elif position < len(words) and not words[position].startswith("--"):
             terms.append(words[position])
             position += 1
         else:

@@ -287,9 +287,17 @@ def test_values_of_a_field_and_grids_are_rows():
         f"{name}, alpha {alpha}" for name in ("scaffold", "fedavg") for alpha in (0.1, 0.5)
     ]
     assert grid.base == "fedavg, alpha 0.5"
-    assert compared_rows(configure(compare="num_clients=5,10")).rows[0].changes == {
-        "num_clients": 5
-    }
+    clients = compared_rows(configure(compare="num_clients=5,10"))
+    assert clients.rows[0] == ("num clients 5", {"num_clients": 5})
+    close = compared_rows(configure(compare="client_lr=0.12345678,0.12345679"))
+    assert len({row.label for row in close.rows}) == 2
+    both = configure(aggregator="dp", num_clients=20, compare="public_cohorts=True,False")
+    assert [row.changes["public_cohorts"] for row in compared_rows(both).rows] == [True, False]
+    with pytest.raises(UserError, match="--compare lacks its value"):
+        fl.parse("--compare --seeds 3")
+
+
+THREE = ("num_clients", "shards_per_client", "local_epochs")
 
 
 @pytest.mark.parametrize(
@@ -300,7 +308,14 @@ def test_values_of_a_field_and_grids_are_rows():
         ("alpha=0.1,x", "alpha='x' is not possible; choose a number in 0.001..1e"),
         ("alpha=0.1,0.1", "does not name different choices"),
         ("alpha=0.1;alpha=0.2", "names a field twice"),
-        ("rounds=" + ",".join(map(str, range(1, 300))), "makes 299 runs; choose at most 200"),
+        ("alpha=0.1,0.10", "does not name different choices"),
+        ("alpha=1,1.0", "does not name different choices"),
+        ("rounds=5,10", "'rounds' is no field that a comparison can change"),
+        ("num_clients=" + ",".join(map(str, range(1, 300))), "makes 299 runs; choose at most 200"),
+        (
+            ";".join(f"{field}={','.join(map(str, range(1, 1000)))}" for field in THREE),
+            "makes 997,002,999 runs; choose at most 200",
+        ),
     ],
 )
 def test_what_cannot_be_compared_is_refused(compare, said):

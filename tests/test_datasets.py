@@ -206,6 +206,12 @@ def test_idx_files_are_found_by_the_names_that_people_have(tmp_path, digits):
         write_idx(
             tmp_path, digits, names_of_a_set(f"emnist/emnist-{name}-{{part}}-{{kind}}-ubyte.gz")
         )
+        # what macOS puts beside each file
+        write_idx(
+            tmp_path, digits, names_of_a_set(f"emnist/._emnist-{name}-{{part}}-{{kind}}-ubyte")
+        )
+    for name in names_of_a_set("dots/._{part}-{kind}-ubyte"):
+        (tmp_path / name).write_bytes(b"Mac OS X")
     one_of_four = "emnist/emnist-letters-train-labels-idx1-ubyte.gz"
     for place in ("torchvision", "kaggle", "dots", "emnist/emnist-letters", one_of_four):
         data = configure(data=str(tmp_path / place)).data
@@ -232,6 +238,10 @@ def test_no_more_of_a_gzipped_file_is_read_than_its_header_says(tmp_path):
     with pytest.raises(UserError, match="is no whole IDX file"):
         idx.read_file(bomb)
     assert time.monotonic() - began < 1
+    for ranks, sizes in ((33, b"\0\0\0\1"), (40, b"\xff" * 4)):
+        bomb.write_bytes(gzip.compress(bytes([0, 0, 8, ranks]) + sizes * ranks + b"\0"))
+        with pytest.raises(UserError, match="is no whole IDX file"):
+            idx.read_file(bomb)
     bomb.write_bytes(gzip.compress(bytes([0, 0, 8, 2]) + b"\xff" * 8))
     with pytest.raises(UserError, match="says that it holds 18,446,744,065 GB; at most 8"):
         idx.read_file(bomb)
@@ -291,3 +301,16 @@ def test_a_natural_split_is_the_owners(tmp_path, digits):
         fl.make_partition(dataset, configure(**flags, num_clients=5))
     with pytest.raises(UserError, match="needs data that say whose each image is"):
         fl.make_partition(digits, configure(dataset="digits", partition="natural"))
+
+
+def test_a_name_that_no_file_can_have_is_one_line(tmp_path):
+    with pytest.raises(UserError, match="cannot be read .File name too long."):
+        fl.load_dataset(configure(data=str(tmp_path / ("x" * 300))).data)
+
+
+def test_labels_far_apart_take_no_memory(tmp_path, digits):
+    far = {"y_train": digits.train.labels.astype(np.int64) % 2 * 2_000_000_000}
+    far |= {"y_test": digits.test.labels.astype(np.int64) % 2 * 2_000_000_000}
+    np.savez(tmp_path / "far.npz", x_train=digits.train.images, x_test=digits.test.images, **far)
+    dataset = fl.load_dataset(configure(data=str(tmp_path / "far.npz")).data)
+    assert dataset.classes == (0, 2_000_000_000) and "0..2000000000" in dataset.remarks[0]

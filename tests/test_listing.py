@@ -31,6 +31,8 @@ def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
     make_run(tmp_path / "c", scaffold, [0.5])
     private = configure(aggregator="dp", num_clients=20, rounds=1)
     make_run(tmp_path / "d", private, [0.2], epsilon=12.34, seconds="nan")
+    split = configure(partition_file="/there/split.json", num_clients=7)
+    make_run(tmp_path / "f", split.replace(partition="file"), [0.5])
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "config.json").write_text("[1]")
     (tmp_path / "no-run").mkdir()
@@ -44,11 +46,14 @@ def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
         ["c", "model mlp, algorithm scaffold", "1/5", "50.00%", "1", "ended early"],
         ["d", "num_clients 20, rounds 1, aggregator dp", "1/1", "20.00%", "12.3", "finished"],
         ["e", "cannot be read"],
+        ["f", "partition file, num_clients 7, partition_file split.json", "1/5", "50.00%", "1"]
+        + ["ended early"],
     ]
 
 
-@pytest.mark.parametrize("folder", ["nowhere", "."])
+@pytest.mark.parametrize("folder", ["nowhere", ".", "x" * 300])
 def test_a_folder_without_runs_is_a_mistake(tmp_path, folder):
     done = call_script(tmp_path, "--list", folder)
     assert done.returncode == 2
-    assert f"list='{folder}' holds no run; give the folder of --runs\n" in done.stderr
+    assert f"list='{folder[:190]}" in done.stderr and done.stderr.count("\n") == 1
+    assert done.stderr.endswith(" holds no run; give the folder of --runs\n")

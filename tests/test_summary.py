@@ -26,8 +26,8 @@ RATES = {"fedavg": (0.2, 1.0), "fedprox": (0.1, 1.0), "median": (0.2, 1.0)}
 
 
 def test_a_row_has_mean_interval_difference_and_p():
-    fedavg, fedprox, median = summarize("algorithm", RECORDS, RATES, "fedavg", 0)
-    assert (fedavg["algorithm"], fedavg["seeds"], fedavg["rounds"]) == ("fedavg", 3, 2)
+    fedavg, fedprox, median = summarize(RECORDS, RATES, "fedavg", 0)
+    assert (fedavg["compared"], fedavg["seeds"], fedavg["rounds"]) == ("fedavg", 3, 2)
     assert (fedprox["client_lr"], fedprox["server_lr"]) == (0.1, 1.0)
     assert fedavg["mean"] == pytest.approx(92) and fedavg["sd"] == pytest.approx(2)
     # 4.303: Student's t with two degrees of freedom, in every table
@@ -46,7 +46,7 @@ def test_a_row_has_mean_interval_difference_and_p():
 
 def test_rounds_to_a_target_are_those_of_the_seeds_that_reach_it():
     """From 0.5 to 0.92 the target 0.71 is half-way, from 0.5 to 0.94 it is at 21/44."""
-    fedavg, fedprox, _ = summarize("algorithm", RECORDS, RATES, "fedavg", 0.93)
+    fedavg, fedprox, _ = summarize(RECORDS, RATES, "fedavg", 0.93)
     assert (fedavg["reached"], fedprox["reached"]) == (1, 2)
     assert fedavg["rounds_to_target"] == pytest.approx(1 + 0.43 / 0.44)
 
@@ -54,20 +54,26 @@ def test_rounds_to_a_target_are_those_of_the_seeds_that_reach_it():
 def test_one_seed_has_no_spread_and_no_p():
     assert describe_spread([90.0]) == {"mean": 90.0, "sd": None, "low": None, "high": None}
     single = {name: records[:1] for name, records in RECORDS.items()}
-    _, fedprox, _ = summarize("algorithm", single, RATES, "fedavg", 0)
+    _, fedprox, _ = summarize(single, RATES, "fedavg", 0)
     assert fedprox["difference"] == pytest.approx(1) and fedprox["p"] is None
 
 
 def test_the_same_table_in_three_forms():
-    rows = summarize("client_optimizer", RECORDS, RATES, "fedavg", 0)
+    rows = summarize(RECORDS, RATES, "fedavg", 0)
     written = list(csv.DictReader(csv_table(rows).splitlines()))
     assert float(written[0]["mean"]) == pytest.approx(92) and written[0]["p"] == ""
     markdown = to_markdown(rows).splitlines()
-    assert markdown[0].startswith("| client_optimizer | seeds | rounds | client lr | server lr |")
+    assert markdown[0].startswith("| compared | seeds | rounds | client lr | server lr |")
     assert markdown[2].startswith("| fedavg | 3 | 2 | 0.2 | 1 | 92.00 | 2.00 | 87.03 | 96.97 |")
     assert len({line.count("|") for line in markdown}) == 1 and "target" not in markdown[0]
     latex = to_latex(rows, "digits, 3 seeds")
     assert latex.startswith("% digits, 3 seeds\n\\begin{tabular}{l" + "r" * 11 + "}\n\\toprule\n")
-    assert "client\\_optimizer & seeds" in latex and "test accuracy (\\%)" in latex
+    assert "compared & seeds" in latex and "test accuracy (\\%)" in latex
     assert "fedavg & 3 & 2 & 0.2 & 1 & 92.00 & 2.00 & 87.03 & 96.97 &  &  &  \\\\\n" in latex
     assert np.ptp([line.count("&") for line in latex.splitlines() if "&" in line]) == 0
+
+
+def test_a_row_that_has_fewer_columns_leaves_the_others_empty():
+    """As a private run's, beside one that tells what its clients reported."""
+    text = csv_table([{"a": 1, "b": 2}, {"b": 3, "c": 4}])
+    assert text == "a,b,c\n1,2,\n,3,4\n" and csv_table([]) == ""

@@ -213,7 +213,6 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
             remarks.append(f"{source}: x_{part} is rounded to 256 grey levels")
     classes = np.unique(labels["train"])
     strange = np.setdiff1d(labels["test"], classes)
-    gap = np.setdiff1d(np.arange(classes[-1] + 1), classes) if classes[0] == 0 else []
     if len(strange):
         raise UserError(
             f"{source}: no image in y_train has label {strange[0]}, as y_test has; give data of "
@@ -223,7 +222,7 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
         raise UserError(
             f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}"
         )
-    if classes[0] != 0 or len(gap):
+    if classes[0] != 0 or classes[-1] != len(classes) - 1:
         span = f"{classes[0]}..{classes[-1]}"
         remarks.append(
             f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}"

@@ -20,8 +20,7 @@ NAME = re.compile(
 )
 DEEPEST = 3  # folders below the one that is named: torchvision's are in MNIST/raw
 MOST_BYTES = 2**33  # of an array
-
-
+MOST_RANKS = 4
 KEYS = {
     "x_train": "train images",
     "y_train": "train labels",
@@ -32,14 +31,15 @@ KEYS = {
 
 def names_set(path: Path) -> bool:
     """Return whether `path` is a folder, or what the files of a set in its folder begin with."""
-    if path.is_dir():
-        return True
-    if path.exists():
-        return NAME.fullmatch(path.name) is not None
-    folder = path.parent
-    return folder.is_dir() and any(
-        file.name.startswith(path.name) and NAME.fullmatch(file.name) for file in folder.iterdir()
-    )
+    try:
+        if path.is_dir():
+            return True
+        if path.exists():
+            return NAME.fullmatch(path.name) is not None
+        names = os.listdir(path.parent)
+    except OSError:  # a name that is too long, a folder that may not be read: reading it says so
+        return False
+    return any(name.startswith(path.name) and NAME.fullmatch(name) for name in names)
 
 
 def read_set(path: Path, source: str) -> dict[str, np.ndarray]:
@@ -96,9 +96,11 @@ def find_sets(folder: Path, source: str) -> dict[str, dict[str, Path]]:
         if NAME.fullmatch(below.name):  # Kaggle's has a folder for each file, with the file's name
             below = below.parent
         for name in sorted(files):  # a plain name comes before the same with .gz
-            if found := NAME.fullmatch(name):
+            found = NAME.fullmatch(name)
+            if found and not name.startswith("."):  # macOS puts ._NAME beside NAME
                 sets = by_depth.setdefault(len(below.parts), {})
-                members = sets.setdefault(str(below / found["set"]).removeprefix("."), {})
+                path = below / found["set"]
+                members = sets.setdefault(str(path) if path.parts else "", {})
                 part = "train" if found["part"] == "train" else "test"
                 members.setdefault(f"{part} {found['kind']}", Path(place, name))
     return by_depth[min(by_depth)] if by_depth else {}
@@ -114,7 +116,8 @@ def read_file(path: Path) -> np.ndarray:
             raise OSError(0, "not a regular file")
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             head = file.read(4)
-            ranks = head[3] if len(head) == 4 and head[:3] == b"\0\0\x08" else 0
+            is_idx = len(head) == 4 and head[:3] == b"\0\0\x08" and head[3] <= MOST_RANKS
+            ranks = head[3] if is_idx else 0
             sizes = file.read(4 * ranks)
             shape = np.frombuffer(sizes[: len(sizes) // 4 * 4], ">u4").tolist()
             length = int(np.prod(shape, dtype=object))
