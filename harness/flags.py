@@ -68,6 +68,29 @@ def wants_help(words: Sequence[str]) -> bool:
     return any(word in ("-h", "--help") or word.startswith("--tyro-") for word in words)
 
 
+def split_off(words: Sequence[str], field: str) -> tuple[list[str], list[str]]:
+    """Return (the values that a command line gives to the flag of a field, all other words).
+
+    A flag that lacks its value stays with the others, for `check_flags` to tell.
+    """
+    values = []
+    others = []
+    position = 0
+    while position < len(words):
+        flag, equals, text = words[position].partition("=")
+        position += 1
+        if not flag.startswith("--") or flag[2:].replace("-", "_") != field:
+            others.append(words[position - 1])
+        elif equals:
+            values.append(text)
+        elif position < len(words) and not words[position].startswith("--"):
+            values.append(words[position])
+            position += 1
+        else:
+            others.append(flag)
+    return values, others
+
+
 def check_flags(words: Sequence[str], types: dict[str, Any]) -> None:
     """Raise UserError for a word that is no flag of the fields `types`, or no value of its flag."""
     position = 0

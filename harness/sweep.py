@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from harness.fields import ConfigGroup, UserError, check_value
-from harness.flags import to_value
+from harness.flags import split_off, to_value
 from harness.options import Comparison, Run
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
@@ -117,19 +117,5 @@ def label_of(field: str, value: Any) -> str:
 
 def join_compared(words: Sequence[str]) -> list[str]:
     """Return a command line with its --compare flags made one: two of them are a grid."""
-    terms = []
-    others = []
-    position = 0
-    while position < len(words):
-        flag, equals, text = words[position].partition("=")
-        position += 1
-        if flag != "--compare":
-            others.append(words[position - 1])
-        elif equals:
-            terms.append(text)
-        elif position < len(words) and not words[position].startswith("--"):
-            terms.append(words[position])
-            position += 1
-        else:
-            others.append(flag)  # without a value, which is told later
-    return [*others, "--compare", ";".join(terms)] if terms else others
+    terms, others = split_off(words, "compare")
+    return [*others, "--compare", ";".join(terms)] if terms else list(words)

@@ -28,7 +28,7 @@ from harness.fields import (
     optional_int,
 )
 from harness.files import expand_path
-from harness.flags import to_flag
+from harness.flags import split_off, to_flag
 
 
 class Choice(NamedTuple):
@@ -412,9 +412,9 @@ def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[st
 
 def insert_implied_flags(words: Sequence[str]) -> list[str]:
     """Return a command line with what its other flags imply: natural has all owners as clients."""
-    text = " ".join(words).replace("=", " ").replace("_", "-")
-    is_natural = "--partition natural" in text
-    if is_natural and "--num-clients" not in text and "--resume" not in text:
+    partitions = split_off(words, "partition")[0]
+    says_how_many = split_off(words, "num_clients")[0] or split_off(words, "resume")[0]
+    if partitions[-1:] == ["natural"] and not says_how_many:
         return [*words, "--num-clients", "0"]
     return list(words)
 

@@ -8,11 +8,11 @@ benchmarks/paper.py --tune`); that of `fast` likewise (`python benchmarks/tuning
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from harness.flags import split_off
 from harness.options import identity
 
 
@@ -152,9 +152,8 @@ def insert_preset_flags(words: Sequence[str] | None) -> list[str]:
     Without words they are the terminal's. A run that is resumed has its flags in its folder.
     """
     words = list(sys.argv[1:] if words is None else words)
-    names = [value for flag, value in itertools.pairwise(words) if flag == "--preset"]
-    names += [word.removeprefix("--preset=") for word in words if word.startswith("--preset=")]
-    is_resumed = any(word.partition("=")[0] == "--resume" for word in words)
+    names = split_off(words, "preset")[0]
+    is_resumed = bool(split_off(words, "resume")[0])
     if is_resumed or not names or names[-1] not in PRESETS:
         return words
     return [*PRESETS[names[-1]].flags.split(), *words]
