@@ -17,9 +17,8 @@ from harness.plots import plot_comparison, plot_rounds_to_target, to_png
 from harness.program import changed, program, read_programs
 from harness.records import RoundRecord, reached, read_records, rounds_to_target
 from harness.results import (
+    format_accuracy,
     format_differences,
-    format_final_accuracy,
-    format_highest_accuracy,
     format_rounds_to_target,
     pluralize,
 )
@@ -123,7 +122,7 @@ def compare_rounds_to_target(
     }
     texts = {
         name: f"target accuracy {target:.2%}: {format_rounds_to_target(rounds)}"
-        + (f"; {format_highest_accuracy(curves[name])}" if None in rounds else "")
+        + (f"; highest {format_accuracy(list(map(max, curves[name])))}" if None in rounds else "")
         for name, rounds in needed.items()
     }
     labels = {name: name + format_spent(runs) for name, runs in records_of.items()}
@@ -150,7 +149,7 @@ def compare_accuracies(
         for name, runs in cut.items()
     }
     texts = {
-        name: f"{format_final_accuracy(values)} after {pluralize(rounds, 'round')}"
+        name: f"{format_accuracy(values[:, -1])} after {pluralize(rounds, 'round')}"
         for name, values in accuracies.items()
     }
     labeled = {name + format_spent(cut[name]): values for name, values in accuracies.items()}

@@ -6,7 +6,7 @@ import hashlib
 import platform
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.command_line import print_line
 from harness.records import rounds_to_target
@@ -131,18 +131,10 @@ def format_target(target: float | None, rounds: float | None) -> str:
     return f"\ntarget accuracy {target:.2%} {outcome}"
 
 
-def format_final_accuracy(accuracies: np.ndarray) -> str:
-    """Return the last of accuracies float[seeds,rounds], mean ± sd over the seeds."""
-    final = accuracies[:, -1]
-    spread = f" ± {final.std(ddof=1):.2%}" if len(final) > 1 else ""
-    return f"test accuracy {final.mean():.2%}{spread}"
-
-
-def format_highest_accuracy(curves: Sequence[np.ndarray]) -> str:
-    """Return the highest of accuracies float[rounds], mean ± sd over the seeds, a curve each."""
-    highest = np.array([curve.max() for curve in curves])
-    spread = f" ± {highest.std(ddof=1):.2%}" if len(highest) > 1 else ""
-    return f"highest test accuracy {highest.mean():.2%}{spread}"
+def format_accuracy(accuracies: Sequence[float]) -> str:
+    """Return the mean ± sd over the seeds of accuracies float[seeds]."""
+    spread = f" ± {np.std(accuracies, ddof=1):.2%}" if len(accuracies) > 1 else ""
+    return f"test accuracy {np.mean(accuracies):.2%}{spread}"
 
 
 def format_rounds_to_target(rounds: Sequence[float | None]) -> str:
@@ -179,6 +171,25 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
+class Difference(NamedTuple):
+    """How far a row is from another, seed by seed."""
+
+    mean: float
+    p: float  # of the paired t-test
+    adjusted_p: float  # by Holm's correction over all rows
+
+
+def compare_outcomes(outcomes: dict[str, Sequence[float]], base: str) -> dict[str, Difference]:
+    """Return name -> its difference to `base`, of each other name; `outcomes` are float[seeds]."""
+    names = [name for name in outcomes if name != base]
+    tests = [paired_test(outcomes[base], outcomes[name]) for name in names]
+    adjusted = holm([p for _, p in tests])
+    return {
+        name: Difference(mean, p, adjusted_p)
+        for name, (mean, p), adjusted_p in zip(names, tests, adjusted, strict=True)
+    }
+
+
 def format_differences(
     outcomes: dict[str, Sequence[float]], base: str, unit: str
 ) -> dict[str, str]:
@@ -187,13 +198,11 @@ def format_differences(
     `outcomes` has float[seeds] by name. With three names and more each p is adjusted for all of
     them. Of one seed nothing can be said.
     """
-    names = [name for name in outcomes if name != base]
-    tests = [paired_test(outcomes[base], outcomes[name]) for name in names]
-    adjusted = holm([p for _, p in tests])
-    method = "paired t-test" + (f", Holm over {len(names)} rows" if len(names) > 1 else "")
+    tests = compare_outcomes(outcomes, base)
+    method = "paired t-test" + (f", Holm over {len(tests)} rows" if len(tests) > 1 else "")
     num_seeds = len(outcomes[base])
     texts = {}
-    for name, (mean, p), adjusted_p in zip(names, tests, adjusted, strict=True):
+    for name, (mean, p, adjusted_p) in tests.items():
         difference = f"; {mean:+.2f} {unit} vs {base}"
         verdict = "told apart" if adjusted_p < SIGNIFICANT else "not told apart"
         if num_seeds < 2:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.records import RoundRecord, rounds_to_target
-from harness.results import holm, paired_test
+from harness.results import compare_outcomes
 
 import numpy as np
 import scipy.stats
@@ -50,22 +50,20 @@ def summarize(
         name: [100 * records[rounds - 1].test_accuracy for records in runs]
         for name, runs in records_of.items()
     }
-    others = [name for name in records_of if name != base]
     seeds = len(accuracies[base])
-    tests = [paired_test(accuracies[base], accuracies[name]) for name in others]
-    ps = [p for _, p in tests] if seeds > 1 else []
-    adjusted = holm(ps) if len(others) > 1 else [None] * len(others)
+    differences = compare_outcomes(accuracies, base)
     rows = []
     for name, runs in records_of.items():
         row = {ROW: name, "seeds": seeds, "rounds": rounds}
         row |= dict(zip(("client_lr", "server_lr"), rates[name], strict=True))
         row |= describe_spread(accuracies[name])
         row |= {"difference": None, "p": None, "p_holm": None}
-        if name in others:
-            place = others.index(name)
-            row["difference"] = tests[place][0]
-            if ps:
-                row |= {"p": ps[place], "p_holm": adjusted[place]}
+        if name in differences:
+            row["difference"] = differences[name].mean
+            if seeds > 1:
+                row["p"] = differences[name].p
+            if seeds > 1 and len(differences) > 1:
+                row["p_holm"] = differences[name].adjusted_p
         curves = [[record.test_accuracy for record in records] for records in runs]
         needed = [rounds_to_target(curve, target) for curve in curves]
         reached = [number for number in needed if number is not None]
