@@ -316,13 +316,13 @@ def outside_legend(figure: Figure, title: str) -> None:
     figure.legend(frameon=False, fontsize=9, title=title, loc="outside right center")
 
 
+MARKERS = "os^vDPX*<>p"
+
+
 def style_of(number: int) -> dict[str, str]:
     """Return colour, marker and dashes of a comparison's line; 110 lines have different ones."""
     dashes = ("-", "--", "-.", ":")[number // 10 % 4]
     return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "ls": dashes}
-
-
-MARKERS = "os^vDPX*<>p"
 
 
 @default_style

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import federated_learning as fl
 from harness import command_line
+from harness.records import RoundRecord
 
 import psutil
 
@@ -24,6 +25,23 @@ MLP_ON_DIGITS = ("--dataset", "digits", "--model", "mlp")  # a run of seconds
 def configure(**flags) -> fl.Config:
     """The default configuration with these fields."""
     return fl.Config().replace(**flags)
+
+
+def make_record(accuracy, round_num=1, loss=2.3, num_nonfinite=0, num_clients=1):
+    """A round's record with this test accuracy."""
+    return RoundRecord(
+        round=round_num,
+        clients=[{"client": client} for client in range(num_clients)],
+        train={"loss": 1.0, "accuracy": 0.5},
+        test_loss=loss,
+        test_accuracy=accuracy,
+        num_nonfinite=num_nonfinite,
+        dropped=0,
+        bytes_down=0,
+        bytes_up=0,
+        epsilon=None,
+        seconds=1.0,
+    )
 
 
 def command(*flags: str) -> list[str]:

@@ -14,8 +14,7 @@ from variants.captions import compared_caption
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, call_script, configure, start, wait_for_round
-from test_records import make_record
+from runs import MLP_ON_DIGITS, call_script, configure, make_record, start, wait_for_round
 
 FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
 

@@ -5,8 +5,7 @@ from harness.files import csv_table, to_json
 from harness.listing import print_runs
 
 import pytest
-from runs import call_script, configure
-from test_records import make_record
+from runs import call_script, configure, make_record
 
 
 def make_run(folder, config, accuracies, finished=True, **figures):

@@ -4,27 +4,12 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
-from harness.records import RoundRecord, describe_reached, reached, rounds_to_target
+from harness.records import describe_reached, reached, rounds_to_target
 from harness.results import class_report
 
 import numpy as np
 import pytest
-
-
-def make_record(accuracy, round_num=1, loss=2.3, num_nonfinite=0, num_clients=1):
-    return RoundRecord(
-        round=round_num,
-        clients=[{"client": client} for client in range(num_clients)],
-        train={"loss": 1.0, "accuracy": 0.5},
-        test_loss=loss,
-        test_accuracy=accuracy,
-        num_nonfinite=num_nonfinite,
-        dropped=0,
-        bytes_down=0,
-        bytes_up=0,
-        epsilon=None,
-        seconds=1.0,
-    )
+from runs import make_record
 
 
 def test_what_counts_as_trouble():

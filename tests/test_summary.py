@@ -9,7 +9,7 @@ from harness.summary import describe_spread, summarize, to_latex, to_markdown
 import numpy as np
 import pytest
 import scipy.stats
-from test_records import make_record
+from runs import make_record
 
 
 def runs(*accuracies):

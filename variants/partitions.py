@@ -7,6 +7,7 @@ those that options.PARTITIONS names. What cannot be done is a UserError.
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -308,7 +309,7 @@ def draw_split(
     With `min_images`, draw(rng) is called until each client has so many, a function of the seed.
     Raises UserError if no draw is like that, at once if all draws have clients of the same sizes.
     """
-    began = time.monotonic()
+    tell_at = time.monotonic() + SILENT_SECONDS
     indices = draw(np.random.default_rng(seed))
     seen = set()
     for attempt in range(1, MAX_DRAWS + 1):
@@ -318,9 +319,9 @@ def draw_split(
             return top_up(indices)
         if attempt == MAX_DRAWS or (attempt == SAME_DRAWS and len(seen) == 1):
             break
-        if attempt > 1 and began and time.monotonic() - began > SILENT_SECONDS:
+        if time.monotonic() > tell_at:
             warn(f"drawing the split again until each client has {min_images} images")
-            began = 0
+            tell_at = math.inf
         indices = draw(np.random.default_rng([seed, 0, 3, attempt]))
     raise UserError(
         f"min_images={min_images} is not reached by any of {attempt:,} draws, the last of which "
