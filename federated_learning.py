@@ -545,8 +545,13 @@ class Experiment:
         """
         check_clock()
         check_temporary_folder()
-        check_hosts(self.config.run)
+        _ = self.host_folders
         _ = self.process
+
+    @cached_property
+    def host_folders(self) -> dict[str, Any]:
+        """Host -> its folder for worker and shards, of the other machines that train."""
+        return check_hosts(self.config.run)
 
     @cached_property
     def process(self) -> Any:

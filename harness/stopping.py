@@ -26,11 +26,16 @@ def listen():
             signal.signal(number, exit_at_once)
 
 
+def end_what_was_started():
+    """End what the main thread may wait for, and what would outlive it."""
+    for end in list(_enders):
+        with contextlib.suppress(Exception):  # the next one ends all the same
+            end()
+
+
 def exit_at_once(number, _):
     """Handle a signal while there is nothing to save."""
-    for end in list(_enders):
-        with contextlib.suppress(Exception):
-            end()
+    end_what_was_started()
     remove_generated_files()
     over_progress_display = b"\r\x1b[K" if os.isatty(2) else b""
     with contextlib.suppress(OSError):
@@ -72,8 +77,7 @@ def note_request(number, frame):
     if requested:
         exit_at_once(number, frame)
     requested = number
-    for end in list(_enders):
-        end()
+    end_what_was_started()
 
 
 @contextlib.contextmanager

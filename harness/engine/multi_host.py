@@ -49,10 +49,11 @@ class MultiHost:
     """
 
     def __init__(self, experiment: Any, clients_at_once: int, log: str | Path):
-        """`experiment` has the configuration, the partition, the algorithm and the shards."""
+        """`experiment` has the configuration, the algorithm, the shards, and what is on hosts."""
         run = experiment.config.run
         self.names = run.hosts
         self.cache = run.workers_cache
+        self.folders: dict[str, ssh.HostFolder] = experiment.host_folders
         self.patience = run.patience
         self.shards = experiment.shard_folder
         self.num_clients = experiment.config.partitioning.num_clients
@@ -66,7 +67,7 @@ class MultiHost:
             if name == ssh.HERE:
                 self.workers.append(LocalWorker(*arguments, folder=self.shards.parent))
             else:
-                self.workers.append(RemoteWorker(name, self.cache, *arguments))
+                self.workers.append(RemoteWorker(name, self.folders[name].path, *arguments))
         self.owner_of_part = list(range(len(self.names)))  # the worker that does each part
         # A host that has taken another's part over does one after the other.
         self.locks = [threading.Lock() for _ in self.names]
@@ -77,14 +78,12 @@ class MultiHost:
         self.closing = False
 
     def __enter__(self) -> MultiHost:
-        others = sorted({name for name in self.names if name != ssh.HERE})
         self.pool = concurrent.futures.ThreadPoolExecutor(len(self.names))
         self.request = stopping.ended_by_request(self.kill)
         self.request.__enter__()
         try:
             self.server_worker.__enter__()
-            folders = list(self.pool.map(ssh.check, others, [self.cache] * len(others)))
-            for name, folder in zip(others, folders, strict=True):
+            for name, folder in self.folders.items():
                 parts = [part for part, owner in enumerate(self.names) if owner == name]
                 self._send(name, parts, folder)
             list(self.pool.map(Worker.open, self.workers))
@@ -117,9 +116,6 @@ class MultiHost:
 
         What is there already stays.
         """
-        for worker in self.workers:
-            if worker.host == name:
-                worker.folder = folder.path
         clients = [k for k in range(self.num_clients) if k % len(self.names) in parts]
         shards = [f"{self.shards.name}/{client}.bin" for client in clients]
         data = Path(tff.__file__).parent / "data"
@@ -309,11 +305,15 @@ def start_workers(
     return MultiHost(experiment, clients_at_once, log)
 
 
-def check_hosts(run: Any) -> None:
-    """Raise UserError if a host of --workers cannot take part: before a folder is made."""
+def check_hosts(run: Any) -> dict[str, ssh.HostFolder]:
+    """Return host -> its folder, of the other machines that --workers names.
+
+    Raises UserError for one that cannot take part.
+    """
     others = sorted({name for name in run.hosts if name != ssh.HERE})
     with concurrent.futures.ThreadPoolExecutor(max(len(others), 1)) as pool:
-        list(pool.map(ssh.check, others, [run.workers_cache] * len(others)))
+        folders = pool.map(ssh.check, others, [run.workers_cache] * len(others))
+        return dict(zip(others, folders, strict=True))
 
 
 class HostInput(NamedTuple):
