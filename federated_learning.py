@@ -92,9 +92,10 @@ class Data(ConfigGroup):
     """mnist: data/mnist.npz beside the script. digits: scikit-learn's 1,797 8x8 digits, a run of
     seconds."""
     data: str = ""
-    """Other data of 28x28 images in place of MNIST: an .npz with the arrays x_train, y_train,
-    x_test and y_test, or a folder with four IDX files, such as Fashion-MNIST's, gzipped or not.
-    The environment variable FL_DATA does the same."""
+    """Other images in place of MNIST, of any size, grey or in colours: an .npz with the arrays
+    x_train, y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as
+    MedMNIST's; or a folder with four IDX files, such as Fashion-MNIST's, gzipped or not. The
+    environment variable FL_DATA does the same."""
     data_name: str = ""
     """What plots and lines call the data of --data, such as Fashion-MNIST."""
     transpose: bool = False
@@ -102,6 +103,9 @@ class Data(ConfigGroup):
     holdout: int_range(0, 50_000) = 0
     """Training images that are held out and evaluated on in place of the test set, for choosing
     hyper-parameters."""
+    validation: bool = False
+    """Evaluate on the validation images that the file of --data has, such as MedMNIST's, in place
+    of its test set, for choosing hyper-parameters."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +123,7 @@ class Partitioning(ConfigGroup):
     """Concentration of the Dirichlet splits; smaller is more skewed."""
     shards_per_client: Count = 2
     """Label-sorted pieces that a client gets. Used by shards."""
-    labels_per_client: int_range(1, 100) = 2
+    labels_per_client: int_range(1, 65_536) = 2
     """Labels that a client has images of, k. Used by labels-per-client and random-labels."""
     size_exponent: float_range(0, 10) = 1.0
     """The client of size rank r has images in proportion to r ** -size_exponent; 0: all equal.
@@ -263,10 +267,9 @@ from variants import (
 )
 from variants.aggregators import Aggregator, CohortInfo
 from variants.algorithms import Algorithm
-from variants.datasets import IMAGE_SIDE, Dataset
+from variants.datasets import Dataset
 from variants.partitions import Partitioner
 
-import sklearn.metrics
 import tensorflow as tf
 import tensorflow_federated as tff
 
@@ -277,7 +280,9 @@ MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
 
 def load_mnist() -> Dataset:
     """Return MNIST, from the file beside the script. Raises UserError if that is not MNIST."""
-    dataset = datasets.make_dataset("MNIST", datasets.read_npz(MNIST_FILE))
+    arrays = datasets.read_npz(MNIST_FILE)
+    arrays |= {key: arrays[key][..., np.newaxis] for key in ("x_train", "x_test")}
+    dataset = datasets.make_dataset("MNIST", arrays)
     if not dataset.original:
         raise UserError(
             f"{MNIST_FILE} is not MNIST (its SHA-256 differs); restore the committed file"
@@ -288,12 +293,14 @@ def load_mnist() -> Dataset:
 # A table: what a choice of a flag stands for. The default row stands in this file, the others in a
 # module of variants/.
 DATASETS = {"mnist": load_mnist, **datasets.ROWS}
+build_dataset = datasets.build_dataset  # of arrays of one's own, for run(config, dataset=...)
 
 
 def load_dataset(data: Data) -> Dataset:
     """Return the data set that is asked for. Raises UserError if it is missing or malformed."""
+    datasets.check_test_set(data)
     if data.data:
-        dataset = datasets.load_files(data.data, data.data_name, data.transpose)
+        dataset = datasets.load_files(data.data, data.data_name, data.transpose, data.validation)
     else:
         dataset = DATASETS[data.dataset]()
     if data.holdout:
@@ -309,7 +316,7 @@ def split_dirichlet(
 ) -> list[np.ndarray]:
     """Split each label over the clients in shares drawn from Dirichlet(alpha) [2].
 
-    `labels` are uint8[N]. Returns K index arrays int64[n_k], some of them perhaps empty.
+    `labels` are uint8[N] or uint16[N]. Returns K index arrays int64[n_k], some perhaps empty.
     """
     owner = np.empty(len(labels), np.int64)  # the client of each image
     for label in np.unique(labels):
@@ -387,7 +394,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     return Partition(indices, np.stack(counts), num_topped_up, digest)
 
 
-# == Model: Keras layers from float32[n,28,28,1] in 0..1 to C logits ===============================
+# == Model: Keras layers from images float32[n,H,W,channels] in 0..1 to C logits ===================
 
 
 def build_lean_cnn() -> list[Any]:
@@ -404,10 +411,11 @@ MODELS: dict[str, Callable[[], list[Any]]] = {"lean-cnn": build_lean_cnn, **mode
 
 
 class Network(NamedTuple):
-    """A row of MODELS by its name, and the number of classes: a model without weights yet."""
+    """A row of MODELS by its name, and what goes in and comes out: a model without weights yet."""
 
     name: str
     build_hidden_layers: Callable[[], list[Any]]
+    image_shape: tuple[int, int, int]  # height, width, channels
     num_classes: int
 
     def build_layers(self) -> list[Any]:
@@ -417,9 +425,9 @@ class Network(NamedTuple):
         return [*hidden, tf.keras.layers.Dense(self.num_classes)]
 
 
-def to_input(pixels: Any) -> Any:
-    """Turn uint8[n,784] or [n,28,28] into float32[n,28,28,1] in 0..1."""
-    return tf.reshape(tf.cast(pixels, tf.float32) / 255, [-1, IMAGE_SIDE, IMAGE_SIDE, 1])
+def to_input(images: Any) -> Any:
+    """Turn images uint8[n,H,W,channels] into float32 in 0..1."""
+    return tf.cast(images, tf.float32) / 255
 
 
 @documented_settings()  # float32, graphs, ..., instead of the user's own settings of Keras
@@ -428,8 +436,9 @@ def build_model(network: Network, seed: int) -> Any:
 
     They come from the layers' own initializers; Keras' default is Glorot uniform, zero biases.
     """
-    inputs = tf.keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1))
-    model = tf.keras.Sequential([inputs, *network.build_layers()])
+    with layers.refuse_wrong_size(network.name, network.image_shape):
+        inputs = tf.keras.Input(network.image_shape)
+        model = tf.keras.Sequential([inputs, *network.build_layers()])
     layers.check_layers(network.name, model)
     model.set_weights(layers.initial_weights(model, seed))
     return model
@@ -439,11 +448,12 @@ def build_model(network: Network, seed: int) -> Any:
 def build_saved_model(network: Network, weights: Any) -> Any:
     """Return the Keras model that is saved, with TFF's ModelWeights `weights`.
 
-    It takes raw pixels [n,28,28,1] in 0..255, so that whoever loads it need not know our scaling.
+    It takes raw pixels [n,H,W,channels] in 0..255, so that whoever loads it need not know our
+    scaling.
     """
     model = build_model(network, seed=0)
     weights.assign_weights_to(model)
-    pixels = tf.keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1))
+    pixels = tf.keras.Input(network.image_shape)
     return tf.keras.Sequential([pixels, tf.keras.layers.Rescaling(1 / 255), *model.layers])
 
 
@@ -514,7 +524,10 @@ class Experiment:
     remarks: list[str]  # what the user should know before the run begins
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
-        """Return images uint8[n,28,28] as the client has them; some partitions change them."""
+        """Return images uint8[n,H,W,channels] as the client has them.
+
+        Some partitions change them.
+        """
         config = self.config
         if self.partitioner.change_images is None:
             return images
@@ -634,7 +647,7 @@ class ClientTask(NamedTuple):
     client: Any  # int64
     round_num: Any  # int64, from 1
     key: Any  # int64[2], of all its randomness in this round
-    shard: Any  # uint8[n_k,785]: 784 pixels and the label
+    shard: shards.Shard  # its images uint8[n_k,H,W,channels] and labels int32[n_k]
     num_visits: Any  # int32, examples to train on in all epochs: E * n_k, less for a straggler
     learning_rate: Any  # float32
     server_message: Any  # what the algorithm sends beside the weights
@@ -720,9 +733,9 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
 
     @tf.function
     def local_training(initial, task):  # line 5: w_k <- w after local_epochs of SGD on batches
-        labels = tf.cast(task.shard[:, -1], tf.int32)
-        pixels = task.shard[:, :-1]
-        size = tf.shape(task.shard)[0]
+        images = task.shard.images
+        labels = task.shard.labels
+        size = tf.size(labels)
         batch_size = training.batch_size or size
         num_epochs = -(-task.num_visits // size)  # rounded up: a straggler's last one is cut
         num_steps = tf.cast(
@@ -741,7 +754,7 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
             for start in tf.range(0, tf.size(order), batch_size):
                 tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                 batch = order[start : start + batch_size]
-                x = to_input(tf.gather(pixels, batch))
+                x = to_input(tf.gather(images, batch))
                 y = tf.gather(labels, batch)
                 # Without Dropout or the like no step uses its key.
                 step_key = fold_in(epoch_key, tf.cast(start, tf.int64)) if is_random else epoch_key
@@ -809,8 +822,8 @@ def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
         folder = Path(folder.name)
 
     def client_update(initial, memory, round_num, client):
-        own_shard = shards.read_shard(folder, client)
-        size = tf.shape(own_shard)[0]
+        own_shard = shards.read_shard(folder, client, experiment.network.image_shape)
+        size = tf.size(own_shard.labels)
         seed_and_client = tf.stack([tf.constant(config.seed, tf.int64), client])
         key = tf.random.experimental.stateless_fold_in(seed_and_client, round_num)
         factor = algorithms.schedule(schedule, tf.cast(round_num, tf.float32), config.optimization)
@@ -825,9 +838,8 @@ def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
         )
 
         def shard_gradient():
-            x = to_input(task.shard[:, :-1])
-            y = tf.cast(task.shard[:, -1], tf.int32)
-            return loss_and_gradients(experiment.network, initial, x, y, key)[2]
+            x = to_input(task.shard.images)
+            return loss_and_gradients(experiment.network, initial, x, task.shard.labels, key)[2]
 
         trained = local_training(initial, task)
         update = tuple(old - new for old, new in zip(initial, trained.weights, strict=True))
@@ -1120,8 +1132,8 @@ def build_evaluator(network: Network, dataset: Dataset) -> Callable[[Any], Evalu
         for start in range(0, len(test.labels), EVALUATION_BATCH)
     ]
 
-    image_shape = [None, IMAGE_SIDE, IMAGE_SIDE, 1]
-    signature = [tf.TensorSpec(image_shape, tf.float32), tf.TensorSpec([None], tf.int32)]
+    batch_shape = [None, *network.image_shape]
+    signature = [tf.TensorSpec(batch_shape, tf.float32), tf.TensorSpec([None], tf.int32)]
 
     @tf.function(autograph=False, input_signature=signature)
     def evaluate_batch(x: Any, y: Any) -> tuple[Any, Any]:
@@ -1138,12 +1150,12 @@ def build_evaluator(network: Network, dataset: Dataset) -> Callable[[Any], Evalu
         results = [evaluate_batch(x, y) for x, y in batches]
         predictions = np.concatenate([predicted for predicted, _ in results])
         losses = np.concatenate([loss for _, loss in results])
-        labels = range(dataset.num_classes)
         return Evaluation(
             loss=float(losses.mean(dtype=np.float64)),
-            accuracy=float(sklearn.metrics.accuracy_score(test.labels, predictions)),
-            predictions=predictions.astype(np.uint8),
-            confusion=sklearn.metrics.confusion_matrix(test.labels, predictions, labels=labels),
+            accuracy=float(np.mean(predictions == test.labels)),
+            labels=test.labels,
+            predictions=predictions.astype(test.labels.dtype),
+            num_classes=dataset.num_classes,
         )
 
     return evaluate
@@ -1156,6 +1168,8 @@ def check_experiment(experiment: Experiment) -> None:
     """Raise UserError for rows that don't go together, or a budget that allows no round."""
     algorithms.check_memory(experiment.algorithm, experiment.num_parameters)
     algorithms.check_aggregator(experiment.algorithm, experiment.aggregator)
+    if experiment.config.run.baselines:
+        baselines.check_labels(experiment.dataset.num_classes)
     if experiment.accountant:
         experiment.accountant.check_budget()
 
@@ -1208,7 +1222,9 @@ def build_experiment(
         dataset=dataset,
         partition=partition,
         partitioner=rows["partition"],
-        network=Network(config.training.model, rows["model"], dataset.num_classes),
+        network=Network(
+            config.training.model, rows["model"], dataset.image_shape, dataset.num_classes
+        ),
         algorithm=rows["algorithm"](optimization, partition.sizes),
         client_optimizer=rows["client_optimizer"](config.training.client_lr, optimization),
         aggregator=rows["aggregator"],
@@ -1311,7 +1327,7 @@ def run(config: Config, how_to_go_on: str = "") -> Result:
         try:
             for state, record, evaluation in progress.follow(new_rounds):
                 draw_confusion = partial(
-                    plots.plot_confusion, evaluation.confusion, caption, experiment.dataset.classes
+                    plots.plot_confusion, evaluation, caption, experiment.dataset.classes
                 )
                 folder.save_round(record, state, draw_confusion)
                 earlier = result.records if result else []

@@ -52,7 +52,8 @@ ROWS += [{"model": "small-cnn"}, {"model": "small-cnn", "algorithm": "scaffold"}
 
 def states(config: fl.Config, dataset: fl.Dataset | None = None) -> Iterator:
     """Yields (state, record) after each round, without evaluation."""
-    nothing = fl.Evaluation(0.0, 0.0, np.zeros(0, np.uint8), np.zeros((10, 10), np.int64))
+    no_labels = np.zeros(0, np.uint8)
+    nothing = fl.Evaluation(0.0, 0.0, no_labels, no_labels, 10)
     experiment = fl.build_experiment(config, dataset)
     vars(experiment)["evaluate"] = lambda _: nothing
     for state, record, _ in fl.run_rounds(experiment):

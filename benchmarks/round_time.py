@@ -40,7 +40,15 @@ WORKS = {  # images a client, and what differs from the default configuration
     "mlp": (6000, {"model": "mlp", "batch_size": 32}),
     "small-cnn": (1000, {"model": "small-cnn", "batch_size": 16}),
     "cnn": (300, {"model": "cnn", "batch_size": 10}),
+    "colour": (1000, {"model": "small-cnn", "batch_size": 16}),
 }
+
+
+def in_colours(split: fl.datasets.Split) -> fl.datasets.Split:
+    """MNIST's digits as synthetic images uint8[n,32,32,3], each in a colour of its own."""
+    padded = np.pad(split.images, [(0, 0), (2, 2), (2, 2), (0, 0)])
+    colours = np.random.default_rng(0).uniform(0.3, 1, (len(padded), 1, 1, 3))
+    return fl.datasets.Split((padded * colours).astype(np.uint8), split.labels)
 
 
 class Work:
@@ -56,9 +64,12 @@ class Work:
         train = fl.datasets.Split(
             full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS]
         )
-        dataset = fl.Dataset(
-            full.name, train, full.test, False, f"{full.digest} first {images * CLIENTS}"
-        )
+        test = full.test
+        if name == "colour":
+            train = in_colours(train)
+            test = in_colours(test)
+        digest = f"{full.digest} first {images * CLIENTS} {train.images.shape}"
+        dataset = fl.Dataset(full.name, train, test, False, digest)
         experiment = fl.build_experiment(config, dataset)
         self.experiment = experiment
         self.config = experiment.config
@@ -69,11 +80,11 @@ class Work:
         self.process = experiment.process
 
     def client_arrays(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """(images float32[n,28,28,1] in 0..1, labels int32[n]) of each client."""
+        """(images float32[n,H,W,channels] in 0..1, labels int32[n]) of each client."""
         train = self.dataset.train
         return [
             (
-                train.images[part][..., None].astype(np.float32) / 255,
+                train.images[part].astype(np.float32) / 255,
                 train.labels[part].astype(np.int32),
             )
             for part in self.partition.indices
@@ -158,7 +169,7 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
     train_set = work.dataset.train
     data = [
         (
-            tf.constant(train_set.images[p][..., None]),
+            tf.constant(train_set.images[p]),
             tf.constant(train_set.labels[p].astype(np.int32)),
         )
         for p in work.partition.indices
@@ -188,7 +199,8 @@ def stock(work: Work):
     """TFF's own FedAvg, as its tutorials build it."""
     tf = fl.tf
     optimizers = fl.tff.learning.optimizers
-    batch = (tf.TensorSpec([None, 28, 28, 1], tf.float32), tf.TensorSpec([None], tf.int32))
+    shape = work.experiment.network.image_shape
+    batch = (tf.TensorSpec([None, *shape], tf.float32), tf.TensorSpec([None], tf.int32))
     loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     return fl.tff.learning.algorithms.build_weighted_fed_avg(
         fl.tff.learning.models.functional_model_from_keras(work.keras_model(), loss, batch),
@@ -198,22 +210,19 @@ def stock(work: Work):
 
 
 def stock_tff(work: Work) -> Iterator[list[np.ndarray]]:
-    """TFF's FedAvg by client id: the worker reads the shard files through tf.data."""
+    """TFF's FedAvg by client id: the worker reads the shard files, and batches them by tf.data."""
     tf = fl.tf
     tff = fl.tff
     batch = work.training.batch_size
 
-    def decode(records):
-        rows = tf.io.decode_raw(records, tf.uint8)
-        return fl.to_input(rows[:, :-1]), tf.cast(rows[:, -1], tf.int32)
+    def scaled(images, labels):
+        return fl.to_input(images), labels
 
     @tff.tensorflow.computation(tff.TensorType(np.int64))
     def client_dataset(client):
-        path = tf.strings.join([f"{work.shards}/", tf.strings.as_string(client), ".bin"])
-        records = tf.data.FixedLengthRecordDataset(
-            path, fl.shards.RECORD_BYTES, footer_bytes=fl.shards.FOOTER_BYTES
-        )
-        return records.shuffle(len(work.partition.indices[0])).batch(batch).map(decode)
+        shard = fl.shards.read_shard(work.shards, client, work.experiment.network.image_shape)
+        examples = tf.data.Dataset.from_tensor_slices(tuple(shard))
+        return examples.shuffle(len(work.partition.indices[0])).batch(batch).map(scaled)
 
     process = tff.simulation.compose_dataset_computation_with_learning_process(
         client_dataset, stock(work)

@@ -50,7 +50,7 @@ def measure(num_clients: int) -> dict[str, float]:
     to_json(fl.results.describe_partition(experiment))
     fl.write_shards(experiment)
     prepared = time.perf_counter() - began
-    nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0])
+    nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0], 10)
     vars(experiment)["evaluate"] = lambda _: nothing
     records = [record for _, record, _ in fl.run_rounds(experiment)]
     seconds = [record.seconds for record in records[1:]]

@@ -100,7 +100,7 @@ class Comparison(ConfigGroup):
 
 MAY_GROW = ("rounds", "epsilon_budget")  # a resumed run may go further
 # Files count by their content: the partition's hash is that of data and split.
-BY_CONTENT = ("data", "data_name", "transpose", "partition_file")
+BY_CONTENT = ("data", "data_name", "transpose", "validation", "partition_file")
 
 
 def identity(config: Any) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from harness.command_line import warn
 from harness.program import processor
-from harness.records import RoundRecord, format_epsilon
+from harness.records import Evaluation, RoundRecord, format_epsilon
 from harness.results import format_rounds_to_target, pluralize, skew
 
 import matplotlib.style
@@ -27,6 +27,7 @@ from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
 BLUE = "#0b6fa4"
 ORANGE = "#d1495b"
 GREY = "#5c6770"
+MOST_LABELS = 40  # of which a confusion matrix is drawn
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
 
 # A decorator: the user's matplotlibrc changes nothing.
@@ -129,6 +130,8 @@ def plot_matrix(
     for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
         if names:
             axis.set_major_formatter(FuncFormatter(partial(label_of, names)))
+    if len(columns) > ANNOTATED:
+        axes.tick_params("x", rotation=90)
     if max(matrix.shape) <= ANNOTATED:
         for (row, column), count in np.ndenumerate(matrix):
             dark = shade[row, column] > 0.55 * shade.max()
@@ -225,14 +228,25 @@ def draw_confusion(
 
 
 @default_style
-def plot_confusion(confusion: np.ndarray, caption: str, classes: Sequence[int] = ()) -> Figure:
-    """Draw the confusion matrix int64[C,C]; errors are shaded by their share of the true label."""
-    total = confusion.sum()
-    wrong = total - np.trace(confusion)
-    figure = new_figure(7, 6.4, f"{wrong:,} of {total:,} test images misclassified", caption)
-    shares = 100 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)
+def plot_confusion(evaluation: Evaluation, caption: str, classes: Sequence[int] = ()) -> Figure:
+    """Draw the confusion matrix; errors are shaded by their share of the true label.
+
+    Of many labels it has those that most errors are about.
+    """
+    wrong = (evaluation.labels != evaluation.predictions).sum()
+    title = f"{wrong:,} of {len(evaluation.labels):,} test images misclassified"
+    shown = evaluation.hardest_labels(MOST_LABELS)
+    names = [classes[label] for label in shown] if classes else shown
+    if len(shown) < evaluation.num_classes:
+        caption = (
+            f"{caption} · the {len(shown)} of {evaluation.num_classes:,} labels with most errors"
+        )
+    figure = new_figure(7, 6.4, title, caption)
+    confusion = evaluation.confusion_of(shown)
+    num_images = np.bincount(evaluation.labels, minlength=evaluation.num_classes)[shown]
+    shares = 100 * confusion / np.maximum(num_images[:, np.newaxis], 1)
     name = "errors (% of the true label's images)"
-    return draw_confusion(figure, confusion, shares, name, classes)
+    return draw_confusion(figure, confusion, shares, name, names)
 
 
 @default_style
@@ -271,27 +285,33 @@ def plot_misclassified(
     caption: str,
     classes: Sequence[int] = (),
 ) -> Figure:
-    """Draw the first 18 of `images` uint8[N,28,28] that are predicted wrong: index, true and
-    predicted label."""
+    """Draw the first 18 of `images` uint8[N,H,W,channels] that are predicted wrong: index, true
+    and predicted label."""
     columns = 6
     most = 3 * columns
     wrong = np.flatnonzero(predictions != labels)
-    names = classes or range(256)
+    names = classes or range(2**16)
     figure = new_figure(
         9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", caption
     )
     axes = figure.subplots()  # one for all: 18 of them would take a second
     axes.axis("off")
-    height, width = images.shape[1:]
+    height = images.shape[1]
+    width = images.shape[2]
     axes.set(xlim=(0, columns * 1.6 * width), ylim=(3.9 * height, -0.3 * height))
     for place, index in enumerate(wrong[:most]):
         row, column = divmod(place, columns)
         left = (1.6 * column + 0.3) * width
         top = 1.3 * row * height
         extent = (left, left + width, top + height, top)
-        axes.imshow(images[index], cmap="gray_r", vmin=0, vmax=255, extent=extent)
+        image = images[index]
+        if image.shape[-1] == 1:
+            image = image[..., 0]  # matplotlib takes grey ones without a channel
+        axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, extent=extent)
         text = f"#{index}: {names[labels[index]]}, not {names[predictions[index]]}"
-        axes.text(left + width / 2, top - 1, text, ha="center", fontsize=8, in_layout=False)
+        axes.text(
+            left + width / 2, top - height / 28, text, ha="center", fontsize=8, in_layout=False
+        )
     axes.set(xlim=(0, columns * 1.6 * width), ylim=(3.9 * height, -0.3 * height))
     return figure
 
@@ -480,9 +500,7 @@ def result_figures(experiment: Any, result: Any, caption: str) -> dict[str, Call
     figures = {
         "convergence_plot.png": partial(plot_convergence, result.records, caption, target),
         "accuracy_by_megabytes.png": partial(plot_cost, result.records, caption),
-        "confusion_matrix.png": partial(
-            plot_confusion, evaluation.confusion, caption, dataset.classes
-        ),
+        "confusion_matrix.png": partial(plot_confusion, evaluation, caption, dataset.classes),
         "misclassified.png": partial(
             plot_misclassified, *dataset.test, evaluation.predictions, caption, dataset.classes
         ),

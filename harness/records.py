@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, get_origin, get_type_hints
 
 import numpy as np
+import sklearn.metrics
 
 # What a differentially private run may publish of a round: the noisy result, and what follows from
 # the flags alone.
 PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon")
+MOST_IN_MATRIX = 2000  # labels of which a confusion matrix is kept: 4 million numbers
 STUCK_ROUNDS = 3  # at chance from the start, after which the user is told
 FEW_STEPS = 20  # of a client in all rounds, by which nothing is learned at any rate
+
+
+@contextlib.contextmanager
+def few_images_of_many_labels() -> Iterator[None]:
+    """Silence scikit-learn, which takes many labels for a mistake."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The number of unique classes is greater")
+        yield
 
 
 @dataclass(frozen=True)
@@ -23,8 +36,34 @@ class Evaluation:
 
     loss: float  # mean cross-entropy in nats
     accuracy: float  # 0..1
-    predictions: np.ndarray  # uint8[N]
-    confusion: np.ndarray  # int64[C,C], a row a true label
+    labels: np.ndarray  # [N] of an unsigned type, the true ones
+    predictions: np.ndarray  # likewise
+    num_classes: int
+
+    @cached_property
+    def confusion(self) -> np.ndarray:
+        """The confusion matrix int64[C,C], a row a true label."""
+        return self.confusion_of(range(self.num_classes))
+
+    def confusion_of(self, labels: Sequence[int]) -> np.ndarray:
+        """Return the part of the confusion matrix that these labels are the rows and columns of."""
+        known = np.isin(self.labels, labels) & np.isin(self.predictions, labels)
+        with few_images_of_many_labels():
+            return sklearn.metrics.confusion_matrix(
+                self.labels[known], self.predictions[known], labels=list(labels)
+            )
+
+    def hardest_labels(self, most: int) -> list[int]:
+        """Return the labels that most errors are about, as the true one or as the predicted one.
+
+        They are sorted, at most `most`, and all labels if there are no more.
+        """
+        if self.num_classes <= most:
+            return list(range(self.num_classes))
+        wrong = self.labels != self.predictions
+        about = np.concatenate([self.labels[wrong], self.predictions[wrong]])
+        num_errors = np.bincount(about, minlength=self.num_classes)
+        return np.sort(np.argsort(-num_errors, kind="stable")[:most]).tolist()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.command_line import print_line
-from harness.records import rounds_to_target
+from harness.records import MOST_IN_MATRIX, few_images_of_many_labels, rounds_to_target
 
 import numpy as np
 import scipy.stats
@@ -68,21 +68,21 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
     return content
 
 
-def class_report(confusion: np.ndarray, classes: Sequence[int]) -> dict[str, Any]:
-    """Return scikit-learn's report on a confusion matrix int64[C,C], by class and in the mean.
+def class_report(evaluation: Any, classes: Sequence[int]) -> dict[str, Any]:
+    """Return scikit-learn's report on an evaluation, by class and in the mean.
 
     Classes without test images are left out, of the means too.
     """
-    labels, predictions = np.indices(confusion.shape)
-    tested = np.flatnonzero(confusion.sum(axis=1))
-    return sklearn.metrics.classification_report(
-        np.repeat(labels.ravel(), confusion.ravel()),
-        np.repeat(predictions.ravel(), confusion.ravel()),
-        labels=tested,
-        target_names=[str(classes[place]) for place in tested],
-        output_dict=True,
-        zero_division=0,
-    )
+    tested = np.unique(evaluation.labels)
+    with few_images_of_many_labels():
+        return sklearn.metrics.classification_report(
+            evaluation.labels,
+            evaluation.predictions,
+            labels=tested,
+            target_names=[str(classes[place]) for place in tested],
+            output_dict=True,
+            zero_division=0,
+        )
 
 
 def describe(
@@ -93,6 +93,7 @@ def describe(
     target = experiment.config.run.target_accuracy
     accuracies = [record.test_accuracy for record in records]
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__}
+    is_small = dataset.num_classes <= MOST_IN_MATRIX
     return {
         "dataset": dataset.name,
         "original_mnist": dataset.original,
@@ -102,11 +103,12 @@ def describe(
         "test_accuracy": evaluation.accuracy,
         "test_loss": evaluation.loss,
         "epsilon": records[-1].epsilon,
-        "confusion": evaluation.confusion.tolist(),
+        "test_images": len(evaluation.labels),
+        "confusion": evaluation.confusion.tolist() if is_small else None,
         "target_accuracy": target or None,
         "rounds_to_target": rounds_to_target(accuracies, target),
         "classes": list(dataset.classes),
-        "report": class_report(evaluation.confusion, dataset.classes),
+        "report": class_report(evaluation, dataset.classes),
         "rounds": [record.to_json() for record in records],
     }
 
@@ -225,10 +227,10 @@ def print_summary(metrics: dict[str, Any], written: Sequence[Path]) -> None:
     labels = [str(label) for label in metrics["classes"] if str(label) in report]
     hardest = sorted(labels, key=lambda label: report[label]["f1-score"])[:3]
     f1_scores = [f"{label} ({report[label]['f1-score']:.2%})" for label in hardest]
-    num_images = np.sum(metrics["confusion"])
+    rounds = pluralize(len(metrics["rounds"]), "round")
     print_line(
         f"\nfinal test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, "
-        f"{num_images:,} test images, after {pluralize(len(metrics['rounds']), 'round')}\n"
+        f"{metrics['test_images']:,} test images, after {rounds}\n"
         f"mean over classes: precision {means['precision']:.2%}, recall {means['recall']:.2%}, "
         f"F1 {means['f1-score']:.2%}; lowest F1: {', '.join(f1_scores)}"
         + format_privacy(metrics["epsilon"], metrics["config"]["delta"])

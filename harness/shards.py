@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
 
 import numpy as np
 import tensorflow as tf
 
-RECORD_BYTES = 28 * 28 + 1  # an image and its label
-FOOTER_BYTES = 8  # FarmHash64 of the records, by which the worker knows a damaged file
+LABEL_BYTES = 2
+FOOTER_BYTES = 8  # FarmHash64 of what comes before, by which the worker knows a damaged file
+
+
+class Shard(NamedTuple):
+    """A client's data: images uint8[n_k,H,W,channels] and labels int32[n_k]."""
+
+    images: Any
+    labels: Any
 
 
 def make_folder(cache: str, digest: str) -> Path:
@@ -25,13 +34,12 @@ def make_folder(cache: str, digest: str) -> Path:
 
 
 def write_shard(folder: Path, client: int, images: np.ndarray, labels: np.ndarray) -> None:
-    """Write `<client>.bin`, uint8[n_k,785] and the footer, unless it is there and whole.
+    """Write `<client>.bin`: all images, all labels, and the footer, unless it is there and whole.
 
-    `images` are uint8[n_k,28,28], `labels` uint8[n_k].
+    `images` are uint8[n_k,H,W,channels]; `labels` [n_k] are written as little-endian uint16.
     """
-    pixels = images.reshape(len(images), -1)
-    records = np.concatenate([pixels, labels[:, None]], axis=1).ravel()
-    content = records.tobytes() + fingerprint(records).numpy().tobytes()
+    stored = np.frombuffer(images.tobytes() + labels.astype("<u2").tobytes(), np.uint8)
+    content = stored.tobytes() + fingerprint(stored).numpy().tobytes()
     path = folder / f"{client}.bin"
     with io_errors_as_user_errors(path):
         if not path.exists() or read_bytes(path) != content:
@@ -46,18 +54,21 @@ def fingerprint(data: Any) -> Any:
     return tf.fingerprint(data[tf.newaxis])[0]
 
 
-def read_shard(folder: Path, client: Any) -> Any:
-    """Return uint8[n_k,785] of a client's file, in the worker's graph.
+def read_shard(folder: Path, client: Any, image_shape: Sequence[int]) -> Shard:
+    """Return what a client's file holds, in the worker's graph; `image_shape` is (H, W, channels).
 
     `client` is an int64 scalar. Fails if the file is missing or damaged.
     """
     path = tf.strings.join([os.fsencode(folder), "/", tf.strings.as_string(client), ".bin"])
     content = tf.io.decode_raw(tf.io.read_file(path), tf.uint8)
-    records = content[:-FOOTER_BYTES]
+    stored = content[:-FOOTER_BYTES]
     footer = tf.pad(content, [[FOOTER_BYTES, 0]])[-FOOTER_BYTES:]  # also of a file that is shorter
-    is_whole = tf.reduce_all(tf.equal(fingerprint(records), footer))
+    is_whole = tf.reduce_all(tf.equal(fingerprint(stored), footer))
     checked = tf.debugging.Assert(
         is_whole, ["damaged shard file (deleted, it is made again):", path]
     )
     with tf.control_dependencies([checked]):
-        return tf.reshape(records, [-1, RECORD_BYTES])
+        size = tf.size(stored) // (math.prod(image_shape) + LABEL_BYTES)
+    pixels = stored[: -LABEL_BYTES * size]
+    labels = tf.bitcast(tf.reshape(stored[-LABEL_BYTES * size :], [-1, LABEL_BYTES]), tf.uint16)
+    return Shard(tf.reshape(pixels, [-1, *image_shape]), tf.cast(labels, tf.int32))

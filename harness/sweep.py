@@ -20,6 +20,7 @@ NEVER = (
     "data",
     "data_name",
     "transpose",
+    "validation",
     "holdout",
     "partition_file",
 )

@@ -5,8 +5,8 @@ from functools import partial
 from pathlib import Path
 
 import federated_learning as fl
-from harness.records import name_metrics
-from harness.shards import FOOTER_BYTES, RECORD_BYTES
+from harness.records import Evaluation, name_metrics
+from harness.shards import FOOTER_BYTES, LABEL_BYTES
 from variants import models, privacy
 
 import numpy as np
@@ -34,7 +34,7 @@ def alone(clients):
 
 def network(name, num_classes=10):
     """A row of MODELS, as build_experiment resolves it."""
-    return fl.Network(name, fl.MODELS[name], num_classes)
+    return fl.Network(name, fl.MODELS[name], (28, 28, 1), num_classes)
 
 
 def accountant_of(config):
@@ -59,26 +59,38 @@ def largest_difference(some, others):
     return max(np.abs(a - b).max() for a, b in zip(some, others, strict=True))
 
 
+def evaluation_of(confusion) -> Evaluation:
+    """An evaluation with this confusion matrix int64[C,C], a row a true label."""
+    true, predicted = np.indices(confusion.shape)
+    labels = np.repeat(true.ravel(), confusion.ravel())
+    predictions = np.repeat(predicted.ravel(), confusion.ravel())
+    return Evaluation(1.0, np.mean(labels == predictions), labels, predictions, len(confusion))
+
+
+def read_shard_file(path: Path, image_shape=(28, 28, 1)):
+    """(images uint8[n,H,W,channels], labels [n]) of a shard file, by the documented form."""
+    content = path.read_bytes()[:-FOOTER_BYTES]
+    pixels = int(np.prod(image_shape))
+    size = len(content) // (pixels + LABEL_BYTES)
+    images = np.frombuffer(content[: size * pixels], np.uint8).reshape(-1, *image_shape)
+    return images, np.frombuffer(content[size * pixels :], "<u2")
+
+
 def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
     """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule,
     eagerly."""
-    records = np.frombuffer(
-        (shards / f"{client}.bin").read_bytes()[:-FOOTER_BYTES], np.uint8
-    ).reshape(-1, RECORD_BYTES)
+    images, labels = read_shard_file(shards / f"{client}.bin")
     key = tf.random.experimental.stateless_fold_in(
         tf.constant([config.seed, client], tf.int64), np.int64(round_num)
     )
     training = config.training
     for epoch in range(training.local_epochs):
         epoch_key = tf.random.experimental.stateless_fold_in(key, np.int64(epoch))
-        order = tf.random.experimental.stateless_shuffle(tf.range(len(records)), epoch_key).numpy()
-        size = training.batch_size or len(records)
-        for start in range(0, len(records), size):
-            chosen = records[order[start : start + size]]
-            yield (
-                chosen[:, :-1].reshape(-1, 28, 28, 1) / np.float32(255),
-                chosen[:, -1].astype(np.int32),
-            )
+        order = tf.random.experimental.stateless_shuffle(tf.range(len(labels)), epoch_key).numpy()
+        size = training.batch_size or len(labels)
+        for start in range(0, len(labels), size):
+            batch = order[start : start + size]
+            yield images[batch] / np.float32(255), labels[batch].astype(np.int32)
 
 
 def numpy_gradients(weights, images, labels):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import federated_learning as fl
 from harness.fields import UserError
-from variants import datasets, idx
+from variants import canonical, idx
 
 import numpy as np
 import pytest
@@ -17,10 +17,11 @@ from runs import configure
 
 def test_committed_mnist_is_the_original(mnist):
     assert mnist.original and mnist.name == "MNIST" and mnist.num_classes == 10
-    assert mnist.train.images.shape == (60_000, 28, 28) and mnist.test.images.shape == (
+    assert mnist.train.images.shape == (60_000, 28, 28, 1) and mnist.test.images.shape == (
         10_000,
         28,
         28,
+        1,
     )
     published = Path(fl.__file__).with_name("data").joinpath("README.md").read_text()
     assert hashlib.sha256(mnist.train.images.tobytes()).hexdigest() in published
@@ -47,7 +48,7 @@ def test_digits_are_scikit_learns_enlarged(digits):
     small = {
         (image * 255 / 16).round().astype(np.uint8).tobytes() for image in load_digits().images
     }
-    assert {image[3:27:3, 3:27:3].tobytes() for image in digits.train.images} <= small
+    assert {image[3:27:3, 3:27:3, 0].tobytes() for image in digits.train.images} <= small
 
 
 def test_holdout_evaluates_on_training_images_alone(digits):
@@ -121,15 +122,15 @@ def as_people_have_it(digits):
     (u, v) = digits.test
     return {
         "channel": {
-            "x_train": x[..., None],
+            "x_train": x,
             "y_train": y[:, None],
-            "x_test": u[:, None],
+            "x_test": u.reshape(-1, 1, 28, 28),
             "y_test": np.eye(10)[v],
         },
         "flat": {
             "train_images": x.reshape(-1, 784),
             "train_labels": y,
-            "test_images": u,
+            "test_images": u[..., 0],
             "test_labels": v * 1.0,
         },
         "unit": {
@@ -152,10 +153,96 @@ def test_data_is_taken_as_people_have_it(tmp_path, digits, form):
     assert dataset.classes == tuple(range(1, 11) if form == "labelled" else range(10))
 
 
+def colours(seed, n=40, shape=(12, 9, 3), num_labels=4):
+    """Random images uint8[n,12,9,3], and labels 0..3."""
+    rng = np.random.default_rng(seed)
+    return rng.integers(0, 256, (n, *shape)).astype(np.uint8), np.arange(n) % num_labels
+
+
+def load_npz(path, validation=False, **arrays):
+    np.savez(path, **arrays)
+    return fl.load_dataset(configure(data=str(path), validation=validation).data)
+
+
+def test_images_of_any_size_and_colour_are_taken_in_every_usual_form(tmp_path):
+    """Channels last, first (PyTorch), and before the number (SVHN's Matlab files, labels from 1);
+    in 0..1, and in -1..1."""
+    x, y = colours(0)
+    u, v = colours(1, 20)
+    first = {"x_train": x.transpose(0, 3, 1, 2), "x_test": u.transpose(0, 3, 1, 2)}
+    last = {"x_train": x.transpose(1, 2, 3, 0), "x_test": u.transpose(1, 2, 3, 0)}
+    unit = {"x_train": x / 255, "x_test": u / 255}
+    signed = {"x_train": x / np.float32(127.5) - 1, "x_test": u / np.float32(127.5) - 1}
+    labels = {"y_train": y, "y_test": v}
+    from_one = {"y_train": y[:, None] + 1, "y_test": v[:, None] + 1}
+    forms = [first | labels, last | from_one, unit | labels, signed | labels]
+    for arrays in [{"x_train": x, "x_test": u} | labels, *forms]:
+        dataset = load_npz(tmp_path / "set.npz", **arrays)
+        assert dataset.image_shape == (12, 9, 3) and dataset.name == "set"
+        assert np.array_equal(dataset.train.images, x) and np.array_equal(dataset.test.images, u)
+        assert np.array_equal(dataset.train.labels, y)
+    flat = load_npz(
+        tmp_path / "flat.npz", x_train=x.reshape(-1, 18 * 18), x_test=u.reshape(-1, 324), **labels
+    )
+    assert flat.image_shape == (18, 18, 1)
+    same = fl.build_dataset(x, y, u, v, "mine")
+    assert same.name == "mine" and same.digest == dataset.digest != flat.digest
+
+
+def test_images_that_are_no_images_are_refused_in_one_line(tmp_path):
+    x, y = colours(0)
+    labels = {"y_train": y, "y_test": y}
+    other = colours(0, shape=(12, 8, 3))[0]
+    for train, test, message in [
+        (x, other, "x_train has images of 12x9x3, but x_test of 12x8x3"),
+        (x, x[..., :2], "x_test has shape (40, 12, 9, 2); it must be (n, height, width)"),
+        (x, x.reshape(40, -1)[:, :323], "x_test has shape (40, 323)"),
+        (x, x.astype(int) - 1, "x_test is int64 in -1..254"),
+        (x / 100 - 1, x / 100, "x_train is float64 in -1..1.55"),
+        (x / 127.5 - 1, x, "x_train in -1..1 but x_test in 0..255; give both in one scale"),
+    ]:
+        with pytest.raises(UserError) as refused:
+            load_npz(tmp_path / "set.npz", x_train=train, x_test=test, **labels)
+        assert message in str(refused.value)
+
+
+def test_thousands_of_labels_are_kept(tmp_path):
+    x = np.zeros((70_000, 2, 2), np.uint8)
+    y = np.arange(70_000) % 2**16
+    dataset = load_npz(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x[:5], y_test=y[:5])
+    assert dataset.num_classes == 2**16 and dataset.train.labels.dtype == np.uint16
+    assert np.array_equal(dataset.train.labels, y)
+    with pytest.raises(UserError, match="65537 labels are too many; choose data of at most 65536"):
+        load_npz(
+            tmp_path / "set.npz", x_train=x, y_train=np.arange(70_000) % 65_537, x_test=x, y_test=y
+        )
+
+
+def test_validation_images_are_evaluated_on_where_asked(tmp_path):
+    """MedMNIST's names; without --validation a notice says that they are there."""
+    x, y = colours(0)
+    u, v = colours(1, 20)
+    a, b = colours(2, 12)
+    both = {"train_images": x, "train_labels": y, "test_images": u, "test_labels": v}
+    arrays = both | {"val_images": a, "val_labels": b[:, None]}
+    plain = load_npz(tmp_path / "set.npz", **arrays)
+    assert np.array_equal(plain.test.images, u)
+    assert [text for text in plain.remarks if "its 12 validation images are not used" in text]
+    chosen = load_npz(tmp_path / "set.npz", validation=True, **arrays)
+    assert np.array_equal(chosen.test.images, a) and np.array_equal(chosen.test.labels, b)
+    assert chosen.name == "set, evaluated on its validation images"
+    with pytest.raises(UserError, match="has no validation images"):
+        load_npz(tmp_path / "set.npz", validation=True, **both)
+    with pytest.raises(UserError, match="mnist has no validation images of its own"):
+        fl.load_dataset(configure(validation=True).data)
+    with pytest.raises(UserError, match="both take the test set's place"):
+        fl.load_dataset(configure(validation=True, holdout=5, data="set.npz").data)
+
+
 @pytest.mark.parametrize("packed", [False, True])
 def test_idx_folders_are_read(tmp_path, digits, packed):
     for part, split in (("train", digits.train), ("t10k", digits.test)):
-        for kind, array in (("images-idx3", split.images), ("labels-idx1", split.labels)):
+        for kind, array in (("images-idx3", split.images[..., 0]), ("labels-idx1", split.labels)):
             head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
             name = tmp_path / f"{part}-{kind}-ubyte"
             content = head + array.tobytes()
@@ -165,7 +252,7 @@ def test_idx_folders_are_read(tmp_path, digits, packed):
                 name.write_bytes(content)
     assert fl.load_dataset(configure(data=str(tmp_path)).data).digest == digits.digest
     turned = fl.load_dataset(configure(data=str(tmp_path), transpose=True).data)
-    assert np.array_equal(turned.train.images, digits.train.images.transpose(0, 2, 1))
+    assert np.array_equal(turned.train.images, digits.train.images.transpose(0, 2, 1, 3))
     labels = next(tmp_path.glob("t10k-labels*"))
     for content in (b"no IDX", b"\0\0\x08", b"\0\0\x08\x01\0\0"):
         labels.write_bytes(content)
@@ -175,7 +262,7 @@ def test_idx_folders_are_read(tmp_path, digits, packed):
 
 def write_idx(folder, digits, names):
     """The digits as IDX files of these names, in the order of KEYS."""
-    arrays = [*digits.train, *digits.test]
+    arrays = [array.squeeze() for array in (*digits.train, *digits.test)]
     for name, array in zip(names, arrays, strict=True):
         head = bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes()
         content = head + array.tobytes()
@@ -272,7 +359,7 @@ def test_images_in_fractions_bools_and_two_scales(tmp_path, digits):
 def test_test_images_that_are_training_images_are_counted(tmp_path, digits):
     x, y = digits.train
     shared = np.concatenate([digits.test.images, x[:7]])
-    assert datasets.count_shared(x, digits.test.images) == 0
+    assert canonical.count_shared(x, digits.test.images) == 0
     np.savez(
         tmp_path / "leak.npz",
         x_train=x,

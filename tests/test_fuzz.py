@@ -96,7 +96,7 @@ def folder(tmp_path_factory, digits):
             bytes([0, 0, 8, array.ndim]) + np.array(array.shape, ">u4").tobytes() + array.tobytes()
         )
         (folder / "idx" / f"{name}-ubyte.gz").write_bytes(gzip.compress(content, mtime=0))
-    evaluation = Evaluation(1.0, 0.5, np.zeros(2, np.uint8), np.eye(10, dtype=int))
+    evaluation = Evaluation(1.0, 0.5, np.zeros(2, np.uint8), np.arange(2, dtype=np.uint8), 10)
     rows = [
         {
             "client": 0,

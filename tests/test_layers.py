@@ -123,6 +123,22 @@ def test_a_layer_of_which_something_would_be_lost_is_refused_in_one_line(monkeyp
         fl.build_model(network("2nn"), 0)
 
 
+@pytest.mark.parametrize(
+    "name, shape, message",
+    [
+        ("lean-cnn", (4, 4, 1), "model='lean-cnn' cannot take images of 4x4x1 (Negative dimension"),
+        ("lean-cnn", (6, 6, 3), "caused by subtracting 2 from 1); choose another, such as mlp"),
+        ("cnn", (1, 1, 1), "model='cnn' cannot take images of 1x1x1"),
+        ("mlp", (2000, 2100, 1), "model='mlp' has more than 536,870,911 parameters with images of"),
+    ],
+)
+def test_a_model_too_small_or_too_large_for_the_images_is_one_line(name, shape, message):
+    too_wide = fl.Network(name, fl.MODELS[name], shape, 10)
+    with pytest.raises(UserError) as refused:
+        fl.build_model(too_wide, 0)
+    assert message in str(refused.value) and "\n" not in str(refused.value)
+
+
 def test_layers_that_are_made_once_are_refused(monkeypatch):
     made = models.dense(16)
     monkeypatch.setitem(fl.MODELS, "2nn", lambda: made)

@@ -7,12 +7,12 @@ import federated_learning as fl
 from harness.fields import UserError
 from harness.files import to_json
 from harness.results import describe_partition, skew
-from harness.shards import FOOTER_BYTES
 from variants import partitions
 
 import numpy as np
 import pytest
 from flower_splits import flower_dirichlet, flower_labels
+from reference import read_shard_file
 from runs import configure
 
 SPLITS = sorted(fl.PARTITIONERS.keys() - {"file", "natural"})
@@ -175,29 +175,24 @@ def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
         experiment = fl.build_experiment(config, mnist)
         partition = experiment.partition
         folder = experiment.shard_folder
-        files = [
-            np.frombuffer((folder / f"{k}.bin").read_bytes()[:-FOOTER_BYTES], np.uint8)
-            for k in range(3)
-        ]
-        return [file.reshape(-1, 785) for file in files], partition
+        return [read_shard_file(folder / f"{k}.bin") for k in range(3)], partition
 
     turned, partition = shards(rotation=90)
     own = [mnist.train.images[part] for part in partition.indices]
-    assert np.array_equal(turned[0][:, :-1].reshape(-1, 28, 28), np.rot90(own[0], 1, axes=(2, 1)))
-    assert np.array_equal(turned[1][:, :-1].reshape(-1, 28, 28), own[1])
-    assert np.array_equal(turned[2][:, :-1].reshape(-1, 28, 28), np.rot90(own[2], 1, axes=(1, 2)))
+    assert np.array_equal(turned[0][0], np.rot90(own[0], 1, axes=(2, 1)))
+    assert np.array_equal(turned[1][0], own[1])
+    assert np.array_equal(turned[2][0], np.rot90(own[2], 1, axes=(1, 2)))
     assert all(
-        (t[:, -1] == mnist.train.labels[p]).all()
-        for t, p in zip(turned, partition.indices, strict=True)
+        (labels == mnist.train.labels[part]).all()
+        for (_, labels), part in zip(turned, partition.indices, strict=True)
     )
     noisy, other = shards(rotation=0, noise=40)
     assert other.digest != partition.digest  # other shard files
     # nothing is cut off at 0 or 255 within 2.5 standard deviations
     grey = (own[2] > 100) & (own[2] < 155)
-    assert np.array_equal(noisy[0][:, :-1].reshape(-1, 28, 28), own[0])
-    assert np.std(
-        (noisy[2][:, :-1].reshape(-1, 28, 28) - own[2].astype(float))[grey]
-    ) == pytest.approx(40, rel=0.02)
+    assert np.array_equal(noisy[0][0], own[0])
+    added = (noisy[2][0] - own[2].astype(float))[grey]
+    assert np.std(added) == pytest.approx(40, rel=0.02)
 
 
 def test_a_saved_split_is_replayed(digits, tmp_path):
@@ -265,16 +260,14 @@ def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, t
     split = experiment.partition
     folder = fl.write_shards(experiment)
     for client, part in enumerate(split.indices):
-        records = np.frombuffer(
-            (folder / f"{client}.bin").read_bytes()[:-FOOTER_BYTES], np.uint8
-        ).reshape(len(part), 785)
-        assert np.array_equal(records[:, :784].reshape(-1, 28, 28), digits.train.images[part])
-        assert np.array_equal(records[:, 784], digits.train.labels[part])
+        images, labels = read_shard_file(folder / f"{client}.bin")
+        assert np.array_equal(images, digits.train.images[part])
+        assert np.array_equal(labels, digits.train.labels[part])
     whole = folder / "0.bin"
     cut = folder / "1.bin"
     before = whole.stat().st_mtime_ns
     content = cut.read_bytes()
-    cut.write_bytes(content[:-785])
+    cut.write_bytes(content[:-786])
     assert fl.write_shards(experiment) == folder
     assert whole.stat().st_mtime_ns == before and cut.read_bytes() == content
     assert sorted(path.name for path in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", "3.bin"]

@@ -13,6 +13,7 @@ from variants import captions
 import numpy as np
 import pytest
 from matplotlib.font_manager import FontProperties
+from reference import evaluation_of
 from runs import configure
 
 NOTE = "a data set · 2 clients · seed 0"
@@ -88,7 +89,7 @@ def test_convergence_draws_the_records(panel, quantity, scale):
 
 def test_confusion_draws_counts_and_shades_errors():
     confusion = np.array([[9, 1, 0], [2, 6, 2], [0, 0, 1000]])
-    figure = plots.plot_confusion(confusion, NOTE)
+    figure = plots.plot_confusion(evaluation_of(confusion), NOTE)
     assert texts(figure) == ["9", "1", "·", "2", "6", "2", "·", "·", "1,000"]
     shade = np.asarray(figure.axes[0].images[0].get_array())
     # percent of the true label's images
@@ -104,6 +105,26 @@ def test_confusion_draws_counts_and_shades_errors():
     )
 
 
+def test_confusion_of_many_labels_shows_those_with_most_errors():
+    """Of 100 labels, label 7 is taken for 70, 8 for 80, and so on: 40 labels, 50 errors."""
+    confusion = 5 * np.eye(100, dtype=int)
+    confusion[7, 70] = 3
+    for true in range(8, 28):
+        confusion[true, 2 * true + 30] = 1
+    figure = plots.plot_confusion(evaluation_of(confusion), NOTE)
+    assert f"23 of {500 + 23}" in figure.get_suptitle()
+    assert "the 40 of 100 labels with most errors" in figure.get_supxlabel().replace("\n", " ")
+    shade = np.asarray(figure.axes[0].images[0].get_array())
+    assert shade.shape == (40, 40) and shade.max() == pytest.approx(100 * 3 / 8)
+
+
+def test_colours_are_shown_as_they_are():
+    images = np.random.default_rng(0).integers(0, 256, (2, 8, 6, 3)).astype(np.uint8)
+    figure = plots.plot_misclassified(images, np.array([0, 1]), np.array([0, 0]), NOTE)
+    (image,) = figure.axes[0].images
+    assert np.array_equal(image.get_array(), images[1])
+
+
 def test_partition_draws_counts_with_few_clients_and_a_map_with_many():
     counts = np.arange(20).reshape(2, 10)
     figure = plots.plot_partition(counts, NOTE)
@@ -117,8 +138,8 @@ def test_partition_draws_counts_with_few_clients_and_a_map_with_many():
 
 def test_misclassified_shows_the_wrong_ones_alone():
     labels = np.arange(10, dtype=np.uint8)
-    images = np.zeros((10, 28, 28), np.uint8)
-    images[:, 0, 0] = np.arange(10)
+    images = np.zeros((10, 28, 28, 1), np.uint8)
+    images[:, 0, 0, 0] = np.arange(10)
     predictions = labels.copy()
     predictions[[2, 7]] = [3, 1]
     figure = plots.plot_misclassified(images, labels, predictions, NOTE)
@@ -150,7 +171,7 @@ def test_every_plot_says_what_it_was_made_on(digits):
     one = configure(**flags, partition="labels-per-client", labels_per_client=1)
     note = caption_of(one, digits)
     assert "· 10 clients, 1 a round · 1 label a client ·" in note and "· 1 attacker (nan) ·" in note
-    figure = plots.plot_confusion(np.eye(10, dtype=int), note)
+    figure = plots.plot_confusion(evaluation_of(np.eye(10, dtype=int)), note)
     assert figure.get_supxlabel().replace("\n", " ") == note
 
 

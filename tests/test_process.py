@@ -163,7 +163,7 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
     assert [row["finite"] for row in rows] == [True, False, True]
     others, _, _ = process.next(process.initialize(), alone([0, 2]))
     assert largest_difference(weights_of(state), weights_of(others)) < 1e-7
-    evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
+    evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros(0), 10)
     record = record_of(rows, evaluation)
     assert record.num_nonfinite == 1 and np.isfinite(record.train["loss"])
     assert "left out" in record.line(5)
@@ -307,6 +307,36 @@ def test_the_workers_environment_is_the_same_on_every_machine(monkeypatch):
     }
 
 
+def test_images_in_colours_are_trained_and_evaluated_on(worker, tmp_path):
+    """One step on the whole shard: w - rate * gradient, by Keras' own model on the arrays
+    themselves, weighted by n_k. Labels above 255 among them."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (600, 5, 4, 3)).astype(np.uint8)
+    labels = np.arange(600) % 300
+    dataset = fl.build_dataset(images, labels, images[:90], labels[:90])
+    flags = {"model": "mlp", "num_clients": 2, "algorithm": "fedsgd", "client_lr": 0.5}
+    experiment = fl.build_experiment(configure(**flags, cache=str(tmp_path)), dataset)
+    state, _, _ = experiment.process.next(experiment.process.initialize(), alone([0, 1]))
+    model = fl.build_model(experiment.network, 0)
+    start = model.get_weights()
+    loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    expected = [np.zeros_like(weight) for weight in start]
+    for indices in experiment.partition.indices:
+        with tf.GradientTape() as tape:
+            value = loss(labels[indices], model(images[indices] / np.float32(255)))
+        for total, weight, gradient in zip(
+            expected, start, tape.gradient(value, model.weights), strict=True
+        ):
+            total += len(indices) / 600 * (weight - 0.5 * gradient.numpy())
+    assert largest_difference(weights_of(state), expected) < 1e-6
+    model.set_weights(weights_of(state))
+    predicted = model(images[:90] / np.float32(255)).numpy().argmax(axis=1)
+    evaluation = experiment.evaluate(state.global_model_weights)
+    assert np.array_equal(evaluation.predictions, predicted)
+    assert evaluation.accuracy == np.mean(predicted == labels[:90])
+    assert evaluation.confusion.shape == (300, 300)
+
+
 def test_evaluation_is_over_every_test_image(digits, monkeypatch):
     """360 images in batches of 100: loss and accuracy of all, by NumPy on the model's own
     logits."""
@@ -351,6 +381,6 @@ def test_training_figures_are_weighted_by_examples():
             "finite": False,
         },
     ]
-    evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros((10, 10)))
+    evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros(0), 10)
     record = record_of(rows, evaluation)
     assert record.train == pytest.approx({"loss": 1.75, "accuracy": 0.5, "steps": 1.0})

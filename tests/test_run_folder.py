@@ -321,7 +321,7 @@ def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
     next(line for line in process.stdout if line.startswith("round "))
     (shard,) = (tmp_path / ".cache").glob("*/3.bin")
     content = shard.read_bytes()
-    shard.write_bytes(content[: 785 * 5])
+    shard.write_bytes(content[: 784 * 5])
     _, errors = process.communicate(timeout=60)
     lines = errors.splitlines()
     assert process.returncode == 1 and len(lines) == 2, errors

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from harness.shards import Shard
 from variants.options import Adversity
 
 import numpy as np
@@ -31,12 +32,12 @@ def choose_attackers(adversity: Adversity, num_clients: int, seed: int) -> np.nd
     return np.sort(rng.choice(num_clients, adversity.byzantine, replace=False))
 
 
-def flip_labels(shard: Any, num_classes: int) -> Any:
-    """Return a shard uint8[n,785] in which label l is C - 1 - l (Fang et al. 2020, section 5)."""
-    return tf.concat([shard[:, :-1], tf.cast(num_classes - 1, tf.uint8) - shard[:, -1:]], axis=1)
+def flip_labels(shard: Shard, num_classes: int) -> Shard:
+    """Return a shard in which label l is C - 1 - l (Fang et al. 2020, section 5)."""
+    return shard._replace(labels=num_classes - 1 - shard.labels)
 
 
-def honest_shard(shard: Any, num_classes: int) -> Any:
+def honest_shard(shard: Shard, num_classes: int) -> Shard:
     """Return the shard as it is."""
     return shard
 
@@ -109,8 +110,8 @@ class ClientBehaviour:
         """Return whether `client`, an int64 scalar, attacks."""
         return tf.reduce_any(tf.equal(client, self.attackers))
 
-    def shard(self, client: Any, shard: Any) -> Any:
-        """Return what a client with this shard uint8[n,785] trains on."""
+    def shard(self, client: Any, shard: Shard) -> Shard:
+        """Return what a client with this shard trains on."""
         if not self.adversity.byzantine:
             return shard
         return tf.cond(

@@ -24,6 +24,7 @@ from harness.engine.worker import LocalWorker
 from harness.fields import UserError
 from harness.files import append, csv_table, json_line, read_bytes, write_file
 from harness.program import digest, program
+from harness.records import MOST_IN_MATRIX
 from harness.results import pluralize
 from variants import captions, options
 from variants.datasets import Split
@@ -131,6 +132,15 @@ def build_baselines(
         found.append(Baseline("alone", client, own_rounds, alone.process, evaluate, evaluate_own))
         found.append(Baseline("tuned", client, 1, tuned.process, evaluate, evaluate_own))
     return found
+
+
+def check_labels(num_classes: int) -> None:
+    """Raise UserError for more labels than baselines can have: each keeps a confusion matrix."""
+    if num_classes > MOST_IN_MATRIX:
+        raise UserError(
+            f"baselines=True with {num_classes:,} labels needs too large tables; leave it out, or "
+            f"choose data of at most {MOST_IN_MATRIX:,} labels"
+        )
 
 
 def recall_by_class(confusion: np.ndarray) -> np.ndarray:

@@ -2,8 +2,7 @@
 images held out.
 
 A data set is read as four arrays by Keras' names, x_train, y_train, x_test, y_test, and becomes a
-Dataset: images uint8[n,28,28] in 0..255, labels uint8[n] in 0..C-1. What would lose information is
-refused.
+Dataset: images uint8[n,H,W,C] in 0..255 of any size, grey or in colours, and labels 0, 1, ...
 """
 
 from __future__ import annotations
@@ -14,32 +13,37 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from harness.fields import UserError
 from harness.files import expand_path, read_bytes
 from variants import idx
+from variants.canonical import (
+    OWNERS,
+    Arrays,
+    brightness_remarks,
+    format_shape,
+    to_canonical_arrays,
+)
 
 import numpy as np
 import sklearn.datasets
 import sklearn.model_selection
 
-Arrays = dict[str, np.ndarray]
 KEYS = ("x_train", "y_train", "x_test", "y_test")
 OTHER_KEYS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("arr_0", "arr_1", "arr_2", "arr_3"),
 )
-OWNERS = "client_train"  # an array of this name says whose each training image is
-IMAGE_SIDE = 28
-MAX_CLASSES = 100
-DARKEST = 32  # images in fractions whose highest is below it are in no usual scale
+VALIDATION_KEYS = (("x_val", "y_val"), ("val_images", "val_labels"))
+MNIST_SHAPE = (28, 28, 1)
 # Of the SHA-256 of its four arrays, which data/README.md has.
 MNIST_SHA256 = "c473ce9de4170e6fe7638543697b7512b19cc4b2c68279feabf4a085461033dd"
 
 
 class Split(NamedTuple):
-    """images uint8[N,28,28] in 0..255, labels uint8[N] in 0..C-1."""
+    """images uint8[N,height,width,channels] in 0..255, labels uint8[N] in 0..C-1; uint16[N] where
+    C > 256."""
 
     images: np.ndarray
     labels: np.ndarray
@@ -70,14 +74,21 @@ class Dataset:
         return int(self.train.labels.max()) + 1
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels), (28, 28, 1) for MNIST."""
+        return self.train.images.shape[1:]
+
+    @property
     def chance(self) -> float:
         """The test accuracy of always naming the most frequent label."""
         return float(np.bincount(self.test.labels).max() / len(self.test.labels))
 
 
 def make_dataset(name: str, arrays: Arrays, remarks: Sequence[str] = ()) -> Dataset:
-    """Return the data set of these arrays, identified by the SHA-256 of their bytes."""
+    """Return the data set of these arrays in our form, identified by the SHA-256 of their bytes."""
     digests = [hashlib.sha256(arrays[key].tobytes()).hexdigest() for key in KEYS]
+    if arrays["x_train"].shape[1:] != MNIST_SHAPE:  # the same bytes may be other images
+        digests.append(format_shape(arrays["x_train"].shape[1:]))
     digest = hashlib.sha256("".join(digests).encode()).hexdigest()
     train = Split(arrays["x_train"], arrays["y_train"])
     test = Split(arrays["x_test"], arrays["y_test"])
@@ -94,12 +105,25 @@ def make_dataset(name: str, arrays: Arrays, remarks: Sequence[str] = ()) -> Data
     )
 
 
+def build_dataset(
+    x_train: Any, y_train: Any, x_test: Any, y_test: Any, name: str = "arrays of one's own"
+) -> Dataset:
+    """Return the data set of these arrays, in any form that --data takes, for `run(dataset=...)`.
+
+    Images are [n,H,W] or [n,H,W,channels] in 0..1 or 0..255; labels are whole numbers [n]. Raises
+    UserError for others.
+    """
+    given = dict(zip(KEYS, map(np.asarray, (x_train, y_train, x_test, y_test)), strict=True))
+    arrays, remarks = to_canonical_arrays(given, name)
+    return make_dataset(name, arrays, [*remarks, *brightness_remarks(arrays["x_train"])])
+
+
 def load_digits() -> Dataset:
     """Return scikit-learn's 1,797 digits, 8x8 in 0..16, as 28x28 in 0..255: each pixel three wide,
     a margin of two."""
     bunch = sklearn.datasets.load_digits()
     images = np.kron(bunch.images, np.ones((3, 3))) * (255 / 16)
-    images = np.pad(images, [(0, 0), (2, 2), (2, 2)]).round().astype(np.uint8)
+    images = np.pad(images, [(0, 0), (2, 2), (2, 2)]).round().astype(np.uint8)[..., np.newaxis]
     parts = sklearn.model_selection.train_test_split(
         images, bunch.target.astype(np.uint8), test_size=0.2, random_state=0, stratify=bunch.target
     )
@@ -107,24 +131,54 @@ def load_digits() -> Dataset:
     return make_dataset("scikit-learn digits (not MNIST)", arrays)
 
 
-def load_files(file: str, name: str, transpose: bool) -> Dataset:
+def load_files(file: str, name: str, transpose: bool, validation: bool) -> Dataset:
     """Return the data set in an .npz or in a folder of IDX files, called `name` if that is given.
 
-    With `transpose` the images' rows and columns change places, as EMNIST's files need it.
+    With `transpose` the images' rows and columns change places, as EMNIST's files need it; with
+    `validation` the file's validation images take the test set's place.
     """
     path = expand_path(file)
     source = f"data={str(path)!r:.200}"
     raw = idx.read_set(path, source) if idx.names_set(path) else read_npz(path)
+    num_unused = 0 if validation else len(raw.get("x_val", ()))
+    if validation:
+        if "x_val" not in raw:
+            raise UserError(
+                f"{source} has no validation images (val_images or x_val); leave out --validation, "
+                "or hold out training images with --holdout 5000"
+            )
+        raw |= {"x_test": raw["x_val"], "y_test": raw["y_val"]}
     arrays, remarks = to_canonical_arrays(raw, source)
+    if num_unused:
+        remarks.append(
+            f"{source}: its {num_unused:,} validation images are not used; --validation evaluates "
+            "on them in place of the test set, for choosing hyper-parameters"
+        )
     if transpose:
         arrays |= {
-            key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1))
+            key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1, 3))
             for key in ("x_train", "x_test")
         }
-    dataset = make_dataset(
-        name or "not the original MNIST", arrays, [*remarks, *brightness_remarks(arrays["x_train"])]
-    )
+    is_mnists_form = arrays["x_train"].shape[1:] == MNIST_SHAPE
+    name_in_use = name or ("not the original MNIST" if is_mnists_form else path.stem)
+    if validation:
+        name_in_use += ", evaluated on its validation images"
+    remarks += brightness_remarks(arrays["x_train"])
+    dataset = make_dataset(name_in_use, arrays, remarks)
     return make_dataset("MNIST", arrays) if dataset.original and not name else dataset
+
+
+def check_test_set(data: Any) -> None:
+    """Raise UserError for flags of the group Data by which no test set, or two, would be chosen."""
+    if data.validation and not data.data:
+        raise UserError(
+            f"validation=True: {data.dataset} has no validation images of its own; hold out "
+            "training images with --holdout 5000"
+        )
+    if data.validation and data.holdout:
+        raise UserError(
+            f"holdout={data.holdout} and validation=True both take the test set's place; drop one"
+        )
 
 
 def hold_out(dataset: Dataset, count: int) -> Dataset:
@@ -172,140 +226,12 @@ def read_npz(path: Path) -> Arrays:
     for names in (KEYS, *OTHER_KEYS):
         if set(names) <= stored.keys():
             arrays = {key: stored[name] for key, name in zip(KEYS, names, strict=True)}
+            for images, labels in VALIDATION_KEYS:
+                if {images, labels} <= stored.keys():
+                    arrays |= {"x_val": stored[images], "y_val": stored[labels]}
             return arrays | ({OWNERS: stored[OWNERS]} if OWNERS in stored else {})
     absent = sorted(set(KEYS) - stored.keys())
     raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
-
-
-def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
-    """Return the arrays in our form, and what was done to them.
-
-    Raises UserError if they hold something else.
-    """
-    remarks: list[str] = []
-    images = {
-        part: to_images(raw[f"x_{part}"], f"{source}: x_{part}") for part in ("train", "test")
-    }
-    labels = {
-        part: to_labels(raw[f"y_{part}"], f"{source}: y_{part}") for part in ("train", "test")
-    }
-    for part in ("train", "test"):
-        if labels[part].shape != images[part].shape[:1]:
-            wanted = f"{images[part].shape[:1]}, a label an image"
-            raise UserError(
-                f"{source}: y_{part} has shape {raw[f'y_{part}'].shape}; it must be {wanted}"
-            )
-    scales = {part: 255 if array.max() <= 1 else 1 for part, array in images.items()}
-    if scales["train"] != scales["test"]:
-        ranges = [f"x_{part} in 0..{array.max():g}" for part, array in images.items()]
-        raise UserError(f"{source}: {' but '.join(ranges)}; give both in one scale")
-    if scales["train"] == 255:
-        remarks.append(f"{source}: images in 0..1 are taken × 255")
-    exact = {part: array * scales[part] for part, array in images.items()}
-    images = {part: np.round(array).astype(np.uint8) for part, array in exact.items()}
-    for part, array in exact.items():
-        if np.abs(array - images[part]).max() > 0.01:
-            if array.max() < DARKEST:
-                raise UserError(
-                    f"{source}: x_{part} is {array.dtype} in 0..{array.max():g}, which rounding to "
-                    "grey levels would spoil; scale it to 0..1 or 0..255"
-                )
-            remarks.append(f"{source}: x_{part} is rounded to 256 grey levels")
-    classes = np.unique(labels["train"])
-    strange = np.setdiff1d(labels["test"], classes)
-    if len(strange):
-        raise UserError(
-            f"{source}: no image in y_train has label {strange[0]}, as y_test has; give data of "
-            "one kind"
-        )
-    if len(classes) > MAX_CLASSES:
-        raise UserError(
-            f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}"
-        )
-    if classes[0] != 0 or classes[-1] != len(classes) - 1:
-        span = f"{classes[0]}..{classes[-1]}"
-        remarks.append(
-            f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}"
-        )
-    leaked = count_shared(images["train"], images["test"])
-    if leaked:
-        remarks.append(
-            f"{source}: {leaked:,} of the {len(images['test']):,} test images are training images "
-            "too; the test accuracy says too much of new ones"
-        )
-    arrays = {f"x_{part}": np.ascontiguousarray(array) for part, array in images.items()} | {
-        "classes": classes
-    }
-    arrays |= {
-        f"y_{part}": np.searchsorted(classes, array).astype(np.uint8)
-        for part, array in labels.items()
-    }
-    if OWNERS in raw:
-        if raw[OWNERS].shape != arrays["y_train"].shape or raw[OWNERS].dtype.kind not in "uiUS":
-            wanted = f"{arrays['y_train'].shape}, whose each training image is"
-            raise UserError(
-                f"{source}: {OWNERS} is {raw[OWNERS].dtype}{raw[OWNERS].shape}; it must be {wanted}"
-            )
-        arrays[OWNERS] = raw[OWNERS]
-    return arrays, remarks
-
-
-def to_images(array: np.ndarray, source: str) -> np.ndarray:
-    """Return images of any usual shape as [n,28,28], n > 0, of their own type."""
-    side = IMAGE_SIDE
-    shapes = {(side, side), (side, side, 1), (1, side, side), (side * side,)}
-    if array.dtype.kind not in "buif":
-        raise UserError(f"{source} is {array.dtype}; images must be numbers")
-    if array.shape[1:] not in shapes or len(array) == 0:
-        raise UserError(
-            f"{source} has shape {array.shape}; it must be (n, {side}, {side}), n > 0, or flat"
-        )
-    if not np.isfinite(array).all() or array.min() < 0 or array.max() > 255:
-        raise UserError(
-            f"{source} is {array.dtype} in {array.min():g}..{array.max():g}; images must lie in "
-            "0..255"
-        )
-    is_bool = array.dtype.kind == "b"
-    return (array.astype(np.uint8) if is_bool else array).reshape(-1, side, side)
-
-
-def count_shared(train: np.ndarray, test: np.ndarray) -> int:
-    """Return how many of the test images uint8[n,28,28] are training images, pixel for pixel."""
-    known = {hash(image.tobytes()) for image in train}
-    return sum(hash(image.tobytes()) in known for image in test)
-
-
-def to_labels(array: np.ndarray, source: str) -> np.ndarray:
-    """Return labels of shape (n,), (n,1) or one-hot (n,C) as int64[n]."""
-    if array.dtype.kind not in "uifb" or (
-        array.dtype.kind == "f" and not (np.round(array) == array).all()
-    ):
-        raise UserError(f"{source} is {array.dtype}; labels must be whole numbers")
-    if array.ndim == 2 and array.shape[1] == 1:
-        array = array[:, 0]
-    if (
-        array.ndim == 2
-        and array.shape[1] > 1
-        and np.isin(array, (0, 1)).all()
-        and (array.sum(axis=1) == 1).all()
-    ):
-        array = array.argmax(axis=1)
-    if array.ndim == 1 and len(array) and np.abs(array.astype(np.float64)).max() > 2**31:
-        raise UserError(
-            f"{source} spans {array.min()}..{array.max()}; labels must be small whole numbers"
-        )
-    return array.astype(np.int64)
-
-
-def brightness_remarks(images: np.ndarray) -> list[str]:
-    """Return what is unusual about training images uint8[n,28,28]."""
-    mean = images.mean()
-    if mean > 127:
-        return [
-            f"the images are bright (mean {mean:.0f} of 255), as dark strokes on white are; if the "
-            "run stays at chance invert them or try --client-lr 0.01"
-        ]
-    return []
 
 
 ROWS = {"digits": load_digits}

@@ -6,8 +6,10 @@ layers promise neither, so layers with randomness get a key, and layers with sta
 
 from __future__ import annotations
 
+import contextlib
 import inspect
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.fields import UserError
@@ -15,11 +17,44 @@ from harness.fields import UserError
 import numpy as np
 import tensorflow as tf
 
+MOST_PARAMETERS = 2**29 - 1  # float32, below the 2 GiB of a protocol buffer, in which they travel
 # The layer's attribute that draws a weight, where it isn't called `<weight>_initializer`.
 DRAWN_BY = {
     name: f"{name.removesuffix('_kernel')}_initializer"
     for name in ("depthwise_kernel", "pointwise_kernel", "recurrent_kernel")
 }
+
+
+@contextlib.contextmanager
+def refuse_wrong_size(name: str, image_shape: Sequence[int]) -> Iterator[None]:
+    """Raise UserError where layers made in it cannot take these images, or have too many weights.
+
+    They are counted before there is memory for them.
+    """
+    size = "x".join(map(str, image_shape))
+    total = 0
+
+    def count(next_creator: Any, **options: Any) -> Any:
+        nonlocal total
+        total += math.prod(options["shape"] or ())  # a generator of random numbers has none
+        if total > MOST_PARAMETERS:
+            raise UserError(
+                f"model={name!r} has more than {MOST_PARAMETERS:,} parameters with images of "
+                f"{size}, too many for a message of TFF; choose a smaller model or smaller images"
+            )
+        return next_creator(**options)
+
+    try:
+        with tf.variable_creator_scope(count):
+            yield
+    except ValueError as error:
+        # Keras says first in which layer it was, then what.
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = next(iter(lines[1:]), lines[0]).partition(" for '{{")[0]
+        raise UserError(
+            f"model={name!r} cannot take images of {size} ({reason:.200}); choose another, such as "
+            "mlp"
+        ) from error
 
 
 def check_layers(name: str, model: Any) -> None:

@@ -1,7 +1,7 @@
 """Networks other than the default one, and the blocks that all are made of.
 
-A row is a function that returns new Keras layers, those before the logits. They get
-float32[n,28,28,1] in 0..1.
+A row is a function that returns new Keras layers, those before the logits. They get images
+float32[n,H,W,channels] in 0..1; the numbers of parameters are those for MNIST.
 """
 
 from __future__ import annotations

@@ -107,8 +107,8 @@ PARTITIONS = {
 }
 
 MODELS = {
-    "mlp": ModelChoice("784-128-10"),
-    "2nn": ModelChoice("784-200-200-10 [McMahan et al. 2017]"),
+    "mlp": ModelChoice("a hidden layer of 128 units"),
+    "2nn": ModelChoice("two hidden layers of 200 units [McMahan et al. 2017]"),
     "cnn": ModelChoice("5x5 convolutions of 32 and 64 filters, 512 units [McMahan et al. 2017]"),
     # At 0.4, twice the rate of the others, one seed of three falls to chance; at 0.3 none of five.
     "lean-cnn": ModelChoice(

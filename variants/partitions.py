@@ -220,11 +220,12 @@ def split_by_dirichlet_size(
 def rotate_and_add_noise(
     images: np.ndarray, client: int, num_clients: int, seed: int, rotation: float, noise: float
 ):
-    """Return `images` uint8[n,28,28] as client 0..K-1 sees them: the same labels, other inputs.
+    """Return `images` uint8[n,H,W,channels] as client 0..K-1 sees them.
 
-    They are rotated by -`rotation`..`rotation` degrees and blurred by Gaussian noise of a standard
-    deviation of 0..`noise` grey levels, both evenly spaced from the first client to the last. The
-    feature skew of Li et al. 2022 is such noise alone, without rotation.
+    The labels stay, the inputs are others: rotated by -`rotation`..`rotation` degrees, and blurred
+    by Gaussian noise of a standard deviation of 0..`noise` grey levels, both evenly spaced from the
+    first client to the last. The feature skew of Li et al. 2022 is such noise alone, without
+    rotation.
     """
     place = client / max(num_clients - 1, 1)
     angle = (2 * place - 1) * rotation

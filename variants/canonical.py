@@ -1,0 +1,218 @@
+"""Arrays as people have them, made ours: images uint8[n,H,W,C] in 0..255, and labels 0, 1, ... of
+the smallest unsigned type.
+
+Height, width, channels last or first, labels one-hot or from 1, fractions: all are taken. What
+would lose information is refused.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from harness.fields import UserError
+
+import numpy as np
+
+Arrays = dict[str, np.ndarray]
+PARTS = ("train", "test")
+OWNERS = "client_train"  # an array of this name says whose each training image is
+CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
+MAX_CLASSES = 2**16
+DARKEST = 32  # images in fractions whose highest is below it are in no usual scale
+
+
+class Scale(NamedTuple):
+    """Images x become (x + offset) * factor, in 0..255; `remark` says it where it changes them."""
+
+    offset: float
+    factor: float
+    remark: str
+
+
+SCALES = {
+    "0..255": Scale(0, 1, ""),
+    "0..1": Scale(0, 255, "images in 0..1 are taken × 255"),
+    "-1..1": Scale(1, 127.5, "images in -1..1 are taken as 0..255"),
+}
+
+
+def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
+    """Return the arrays in our form, with `classes`, and what was done to them.
+
+    Raises UserError if they hold something else; `source` is what it calls them.
+    """
+    labels = {part: to_labels(raw[f"y_{part}"], f"{source}: y_{part}") for part in PARTS}
+    images = {
+        part: to_images(raw[f"x_{part}"], labels[part].shape, f"{source}: x_{part}")
+        for part in PARTS
+    }
+    for part in PARTS:
+        if labels[part].shape != images[part].shape[:1]:
+            wanted = f"{images[part].shape[:1]}, a label an image"
+            raise UserError(
+                f"{source}: y_{part} has shape {raw[f'y_{part}'].shape}; it must be {wanted}"
+            )
+    shapes = {part: format_shape(images[part].shape[1:]) for part in PARTS}
+    if shapes["train"] != shapes["test"]:
+        raise UserError(
+            f"{source}: x_train has images of {shapes['train']}, but x_test of {shapes['test']}; "
+            "give both in one shape"
+        )
+    grey_levels, remarks = to_grey_levels(images, source)
+    places, classes, label_remarks = to_places(labels, source)
+    remarks += label_remarks
+    leaked = count_shared(grey_levels["train"], grey_levels["test"])
+    if leaked:
+        remarks.append(
+            f"{source}: {leaked:,} of the {len(grey_levels['test']):,} test images are training "
+            "images too; the test accuracy says too much of new ones"
+        )
+    arrays = {f"x_{part}": np.ascontiguousarray(array) for part, array in grey_levels.items()}
+    arrays |= {f"y_{part}": array for part, array in places.items()}
+    arrays["classes"] = classes
+    if OWNERS in raw:
+        if raw[OWNERS].shape != places["train"].shape or raw[OWNERS].dtype.kind not in "uiUS":
+            wanted = f"{places['train'].shape}, whose each training image is"
+            raise UserError(
+                f"{source}: {OWNERS} is {raw[OWNERS].dtype}{raw[OWNERS].shape}; it must be {wanted}"
+            )
+        arrays[OWNERS] = raw[OWNERS]
+    return arrays, remarks
+
+
+def format_shape(shape: tuple[int, ...]) -> str:
+    """Return "28x28", or "32x32x3" of images with colours."""
+    return "x".join(map(str, shape[:2] if shape[2:] == (1,) else shape))
+
+
+def to_images(array: np.ndarray, labels_shape: tuple[int, ...], source: str) -> np.ndarray:
+    """Return images of any usual shape as [n,H,W,C], n > 0, of their own type and scale.
+
+    Flat ones are grey squares. The number of labels tells where Matlab's order, [H,W,C,n], stands.
+    """
+    if array.dtype.kind not in "buif":
+        raise UserError(f"{source} is {array.dtype}; images must be numbers")
+    num_labels = labels_shape[0] if labels_shape else 0
+    images = array
+    if images.ndim in (3, 4) and images.shape[0] != num_labels == images.shape[-1]:
+        images = np.moveaxis(images, -1, 0)
+    if images.ndim == 2 and math.isqrt(images.shape[1]) ** 2 == images.shape[1]:
+        side = math.isqrt(images.shape[1])
+        images = images.reshape(len(images), side, side)
+    if images.ndim == 3:
+        images = images[..., np.newaxis]
+    if images.ndim == 4 and images.shape[3] not in CHANNELS and images.shape[1] in CHANNELS:
+        images = np.moveaxis(images, 1, 3)
+    if images.ndim != 4 or images.shape[3] not in CHANNELS or images.size == 0:
+        raise UserError(
+            f"{source} has shape {array.shape}; it must be (n, height, width), n > 0, with colours "
+            "(n, height, width, 3) or (n, 3, height, width), or flat grey squares (n, 784)"
+        )
+    low = float(images.min())
+    high = float(images.max())
+    lowest = -1 if array.dtype.kind == "f" and high <= 1 else 0
+    if not np.isfinite(high - low) or low < lowest or high > 255:
+        raise UserError(
+            f"{source} is {array.dtype} in {low:g}..{high:g}; images must lie in 0..255"
+        )
+    return images.astype(np.uint8) if array.dtype.kind == "b" else images
+
+
+def to_grey_levels(images: Arrays, source: str) -> tuple[Arrays, list[str]]:
+    """Return images of both parts as uint8 in 0..255, and what was done to them."""
+    names = {part: name_scale(array) for part, array in images.items()}
+    if set(names.values()) == {"0..1", "-1..1"}:  # one part happens to have no negative number
+        names = dict.fromkeys(PARTS, "-1..1")
+    if names["train"] != names["test"]:
+        ranges = [f"x_{part} in {array.min():g}..{array.max():g}" for part, array in images.items()]
+        raise UserError(f"{source}: {' but '.join(ranges)}; give both in one scale")
+    scale = SCALES[names["train"]]
+    remarks = [f"{source}: {scale.remark}"] if scale.remark else []
+    rounded = {}
+    for part, array in images.items():
+        if array.dtype == np.uint8 and scale.factor == 1:
+            rounded[part] = array
+            continue
+        exact = (array + scale.offset if scale.offset else array) * scale.factor
+        rounded[part] = np.round(exact).astype(np.uint8)
+        if np.abs(exact - rounded[part]).max() > 0.01:
+            if exact.max() < DARKEST:
+                raise UserError(
+                    f"{source}: x_{part} is {array.dtype} in 0..{exact.max():g}, which rounding to "
+                    "grey levels would spoil; scale it to 0..1 or 0..255"
+                )
+            remarks.append(f"{source}: x_{part} is rounded to 256 grey levels")
+    return rounded, remarks
+
+
+def name_scale(images: np.ndarray) -> str:
+    """Return the key in SCALES of images in their own scale."""
+    if images.min() < 0:
+        return "-1..1"
+    return "0..1" if images.max() <= 1 else "0..255"
+
+
+def to_places(labels: Arrays, source: str) -> tuple[Arrays, np.ndarray, list[str]]:
+    """Return labels as their places 0, 1, ... among the training labels, these, and a remark."""
+    classes = np.unique(labels["train"])
+    strange = np.setdiff1d(labels["test"], classes)
+    if len(strange):
+        raise UserError(
+            f"{source}: no image in y_train has label {strange[0]}, as y_test has; give data of "
+            "one kind"
+        )
+    if len(classes) > MAX_CLASSES:
+        raise UserError(
+            f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}"
+        )
+    remarks = []
+    if classes[0] != 0 or classes[-1] != len(classes) - 1:
+        span = f"{classes[0]}..{classes[-1]}"
+        remarks.append(
+            f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}"
+        )
+    smallest = np.min_scalar_type(len(classes) - 1)
+    places = {
+        part: np.searchsorted(classes, array).astype(smallest) for part, array in labels.items()
+    }
+    return places, classes, remarks
+
+
+def count_shared(train: np.ndarray, test: np.ndarray) -> int:
+    """Return how many of the test images uint8[n,H,W,C] are training images, pixel for pixel."""
+    known = {hash(image.tobytes()) for image in train}
+    return sum(hash(image.tobytes()) in known for image in test)
+
+
+def to_labels(array: np.ndarray, source: str) -> np.ndarray:
+    """Return labels of shape (n,), (n,1) or one-hot (n,C) as int64[n]."""
+    if array.dtype.kind not in "uifb" or (
+        array.dtype.kind == "f" and not (np.round(array) == array).all()
+    ):
+        raise UserError(f"{source} is {array.dtype}; labels must be whole numbers")
+    if array.ndim == 2 and array.shape[1] == 1:
+        array = array[:, 0]
+    if (
+        array.ndim == 2
+        and array.shape[1] > 1
+        and np.isin(array, (0, 1)).all()
+        and (array.sum(axis=1) == 1).all()
+    ):
+        array = array.argmax(axis=1)
+    if array.ndim == 1 and len(array) and np.abs(array.astype(np.float64)).max() > 2**31:
+        raise UserError(
+            f"{source} spans {array.min()}..{array.max()}; labels must be small whole numbers"
+        )
+    return array.astype(np.int64)
+
+
+def brightness_remarks(images: np.ndarray) -> list[str]:
+    """Return what is unusual about training images uint8[n,H,W,C]; colours may be bright."""
+    mean = images.mean()
+    if mean > 127 and images.shape[3] == 1:
+        return [
+            f"the images are bright (mean {mean:.0f} of 255), as dark strokes on white are; if the "
+            "run stays at chance invert them or try --client-lr 0.01"
+        ]
+    return []
