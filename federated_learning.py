@@ -76,7 +76,7 @@ from harness.fields import (
     int_range,
 )
 from harness.options import Comparison, Run, identity
-from harness.sweep import compared_rows, join_compared
+from harness.sweep import compared_rows, join_compared, overlaid_folders
 from variants import options, presets
 
 import numpy as np
@@ -146,8 +146,9 @@ class Training(ConfigGroup):
     What only some algorithms use is in the group Optimization.
     """
 
-    model: choice(options.MODELS) = "lean-cnn"
-    """The clients' network."""
+    model: choice(options.MODELS, options.OWN_MODEL, "FILE.py:FUNCTION") = "lean-cnn"
+    """The clients' network. FILE.py:FUNCTION is one of your own: the function returns new Keras
+    layers, those before the logits, in each call."""
     rounds: Rounds = 5
     """Rounds of communication, T."""
     clients_per_round: CountOrZero = 0
@@ -227,8 +228,11 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     run that is, only a first reading tells: so the flags are read twice. Raises UserError.
     """
     word_list = shlex.split(words) if isinstance(words, str) else words
-    flags = join_compared(options.insert_implied_flags(presets.insert_preset_flags(word_list)))
-    config = command_line.read_flags(Config, flags, default=None)
+    given = list(sys.argv[1:] if word_list is None else word_list)
+    presets.explain_preset(given)
+    flags = join_compared(options.insert_implied_flags(presets.insert_preset_flags(given)))
+    from_file = command_line.read_config_file(given, Config())
+    config = command_line.read_flags(Config, flags, default=from_file)
     if config.run.resume:
         saved = command_line.read_saved(config.run.resume, Config())
         config = command_line.read_flags(Config, flags, default=saved)
@@ -236,19 +240,28 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     return config
 
 
+def answer_at_once(config: Config) -> None:
+    """Do what --version or --list asks for, without TensorFlow."""
+    if config.run.version:
+        command_line.print_version()
+    else:
+        listing.print_runs(config.run.list, Config())
+
+
 # The command line is read before TensorFlow is imported: --help and a wrong flag are answered at
 # once. Garbage collection is off during the imports that follow, as it would go through them again
 # and again; the end of this file switches it on.
 if __name__ == "__main__":
     parsed_config = command_line.run_or_exit(parse)
-    if parsed_config.run.list:
-        command_line.run_or_exit(listing.print_runs, parsed_config.run.list, Config())
+    if parsed_config.run.version or parsed_config.run.list:
+        command_line.run_or_exit(answer_at_once, parsed_config)
         sys.exit()
     gc.disable()
 
-from harness import comparison, plots, program, records, results, shards
+from harness import comparison, overlay, plots, program, records, results, shards
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
+from harness.figure_files import form_of
 from harness.files import check_clock, check_temporary_folder
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
@@ -1206,7 +1219,7 @@ def build_experiment(
         partition = make_partition(dataset, config)
     optimization = config.optimization
     rows = {
-        "model": MODELS[config.training.model],
+        "model": models.find(config.training.model, MODELS),
         "partition": PARTITIONERS[config.partition_name],
         "algorithm": ALGORITHMS[optimization.algorithm],
         "client_optimizer": CLIENT_OPTIMIZERS[optimization.client_optimizer],
@@ -1263,8 +1276,10 @@ def is_default_run(experiment: Experiment, num_rounds: int) -> bool:
     same_folder = (config.run.name, config.run.runs) == (default.run.name, default.run.runs)
     is_done = num_rounds == default.training.rounds == config.training.rounds
     has_target = config.run.target_accuracy > 0
+    as_shown = form_of(config.run) == form_of(default.run)
     original = experiment.dataset.original
-    return same_numbers and same_split and same_folder and original and is_done and not has_target
+    same_run = same_numbers and same_split and same_folder and original
+    return same_run and is_done and as_shown and not has_target
 
 
 def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tuple[dict, list]:
@@ -1296,13 +1311,21 @@ def print_round(experiment: Experiment, record: RoundRecord, earlier: list[Round
         warn(f"round {record.round}: {trouble}")
 
 
-def run(config: Config, how_to_go_on: str = "") -> Result:
+def run(
+    config: Config,
+    how_to_go_on: str = "",
+    *,
+    dataset: Dataset | None = None,
+    on_round: Callable[[RoundRecord], Any] | None = None,
+) -> Result:
     """Run one experiment, from data to plots. Ctrl-C keeps the rounds that are done.
 
-    `how_to_go_on` says what continues a run that was stopped; by default it is --resume. Raises
-    UserError for the user's mistakes, and RunFailed if a round cannot be done.
+    `how_to_go_on` says what continues a run that was stopped; by default it is --resume. `dataset`
+    is one of `build_dataset`, in place of the configuration's. `on_round` gets the record of each
+    new round, once the round is saved. Raises UserError for the user's mistakes, and RunFailed if a
+    round cannot be done.
     """
-    experiment = build_experiment(config)
+    experiment = build_experiment(config, dataset)
     config = experiment.config
     rounds = config.training.rounds
     caption = captions.caption(experiment)
@@ -1333,6 +1356,8 @@ def run(config: Config, how_to_go_on: str = "") -> Result:
                 earlier = result.records if result else []
                 result = Result(folder.path, [*earlier, record], evaluation, state)
                 print_round(experiment, record, earlier)
+                if on_round:
+                    on_round(record)
         except (KeyboardInterrupt, Exception):
             with contextlib.suppress(Exception):  # what stopped the run is what the user must know
                 if result:
@@ -1364,8 +1389,10 @@ def compare(config: Config) -> Path:
 
 def main(config: Config) -> None:
     """Do what a command line asks for."""
-    if config.run.list:
-        listing.print_runs(config.run.list, Config())
+    if config.run.version or config.run.list:
+        answer_at_once(config)
+    elif overlaid_folders(config.comparison.compare):
+        overlay.overlay(config, Config())
     elif compared_rows(config):
         compare(config)
     else:

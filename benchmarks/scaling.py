@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import federated_learning as fl  # noqa: E402
 from harness import plots  # noqa: E402
+from harness.figure_files import to_bytes  # noqa: E402
 from harness.files import to_json  # noqa: E402
 
 import psutil  # noqa: E402
@@ -82,7 +83,7 @@ def plot(result: dict) -> None:
     )
     for axes in (seconds, memory):
         plots.plain(axes)
-    PICTURE.write_bytes(plots.to_png(figure))
+    PICTURE.write_bytes(to_bytes(figure))
 
 
 def main() -> None:

@@ -47,6 +47,13 @@ def check_environment():
             "TensorFlow Federated 0.87, which needs Python 3.11 on Linux x86-64; there `uv run "
             f"{SCRIPT}`, or `make run`, sets everything up"
         )
+    ours = importlib.util.find_spec("variants")
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    if ours is None or not os.path.abspath(ours.origin or "").startswith(os.path.join(root, "")):
+        refuse(
+            f"`import variants` finds {ours and ours.origin or 'nothing'}, not the folder variants "
+            f"of {root}; rename it, or put {root} first in PYTHONPATH"
+        )
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             refuse(f"{package} is not installed{where_it_is()}")

@@ -8,23 +8,27 @@ import errno
 import functools
 import itertools
 import os
+import platform
 import sys
 import threading
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from harness import SCRIPT, stopping
 from harness.fields import ConfigGroup, UserError, choice_lines, hints
-from harness.files import briefly, expand_path, read_json
-from harness.flags import check_flags, wants_help
+from harness.files import briefly, expand_path, read_bytes, read_json
+from harness.flags import check_flags, split_off, wants_help
 from harness.options import Run, identity
-from harness.program import changed, read_programs
+from harness.program import changed, describe_provenance, read_programs
 
 import tqdm
 import tyro
 
 Answer = TypeVar("Answer")
+# Fields of a run's config.json that a new run has not.
+OF_ONE_COMMAND = ("config", "resume", "accept_changes", "list", "version")
 TYRO_LOCK = threading.Lock()  # it keeps settings of one call in global variables
 
 
@@ -109,6 +113,53 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
         return default.replace(**{**fields, "resume": folder})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
+    """Return the configuration that --config names, as a default for flags; None without the flag.
+
+    Tables of a TOML file group its fields and mean nothing else. What belongs to one run alone,
+    such as what it resumed, is left out. Raises UserError for a file that has something else.
+    """
+    names, others = split_off(words, "config")
+    if not names:
+        return None
+    if split_off(others, "resume")[0]:
+        raise UserError(
+            f"config={names[-1]!r:.200} does not go with --resume, which has all fields of its "
+            "run; drop one"
+        )
+    path = expand_path(names[-1])
+    fields = {}
+    for name, value in read_table(path).items():
+        fields |= value if isinstance(value, dict) else {name: value}
+    own = {field: value for field, value in fields.items() if field not in OF_ONE_COMMAND}
+    try:
+        return default.replace(**own)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Return what a TOML or JSON file holds. Raises UserError if it cannot be read."""
+    if path.suffix != ".toml":
+        return read_json(path)
+    try:
+        return tomllib.loads(read_bytes(path).decode())
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}); name a file") from error
+    except ValueError as error:  # not UTF-8, or not TOML
+        raise UserError(f"{path} is no TOML ({briefly(error)}); mend it") from error
+
+
+def print_version() -> None:
+    """Print what a report of a fault should name."""
+    about = describe_provenance(None)
+    state = {True: "clean", False: "edited since", None: "no git repository"}[about["clean"]]
+    print_line(
+        f"{SCRIPT}, commit {about['commit'] or 'unknown'} ({state})\n"
+        f"Python {platform.python_version()}, {about['versions']}\n{about['processor']}"
+    )
 
 
 def check_resumed(

@@ -5,16 +5,20 @@ from __future__ import annotations
 import glob
 import hashlib
 import json
+import math
+import re
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.command_line import check_resumed, print_line, read_saved
 from harness.fields import UserError
+from harness.figure_files import form_of, to_bytes
 from harness.files import csv_table, expand_path, numbered, read_json, to_json, write_file
 from harness.options import identity
-from harness.plots import plot_comparison, plot_rounds_to_target, to_png
-from harness.program import changed, program, read_programs
+from harness.plots import plot_comparison, plot_rounds_to_target
+from harness.program import changed, describe_provenance, program, read_programs
 from harness.records import RoundRecord, reached, read_records, rounds_to_target
 from harness.results import (
     format_accuracy,
@@ -42,6 +46,15 @@ class Single(NamedTuple):
         return ", ".join([*changes, f"seed {self.config.seed}"])
 
 
+class Finished(NamedTuple):
+    """The runs of a comparison, all done."""
+
+    records_of: dict[str, list[list[RoundRecord]]]  # name -> the records of each seed
+    rates: dict[str, tuple[float, float]]  # name -> the clients' and the server's learning rate
+    base: str  # the name that the others are held against; "" where their seeds differ
+    table: list[dict[str, Any]]  # the rows of comparison.csv
+
+
 def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callable) -> Path:
     """Run every choice and seed that `config` compares; return the folder with table and plot.
 
@@ -50,9 +63,9 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
     first begins. build(config) makes an Experiment, run(config) a Result. Raises UserError for what
     any of the runs would be refused for.
     """
+    since = time.perf_counter()
     compared = compared_rows(config)
     seeds = config.comparison.seeds
-    target = config.run.target_accuracy
     singles = []
     for row in compared.rows:
         for seed in range(config.seed, config.seed + seeds):
@@ -64,23 +77,42 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
         "values": [row.label for row in compared.rows],
         "seeds": seeds,
         "runs": [single.config.run.name for single in singles],
-        "target_accuracy": target,
+        "target_accuracy": config.run.target_accuracy,
     }
     folder = find_folder(expand_path(config.run.runs), config.run.name, described)
-    rows = []
-    records_of: dict[str, list[list[RoundRecord]]] = {row.label: [] for row in compared.rows}
-    for number, single in enumerate(singles, 1):
-        print_line(f"\n[{number}/{len(singles)}] {single.describe()}")
+    print_line(f"{len(compared.rows)} rows, {pluralize(seeds, 'seed')}: {describe_work(singles)}")
+    finished = Finished(
+        {row.label: [] for row in compared.rows}, rates_of(singles), compared.base, []
+    )
+    for number, single in enumerate(singles):
+        place = f"[{number + 1}/{len(singles)}]"
+        print_line(f"\n{place} {single.describe()}; {describe_work(singles)}")
         records = complete(single, run)
+        singles[number] = single._replace(earlier=records)
         identified = {**single.row.changes, "seed": single.config.seed}
-        rows += [identified | record.figures() for record in records]
-        records_of[single.row.label].append(records)
+        finished.table.extend(identified | record.figures() for record in records)
+        finished.records_of[single.row.label].append(records)
+    write_comparison(folder, finished, config.run, caption, since)
+    return folder
+
+
+def write_comparison(
+    folder: Path, finished: Finished, run: Any, caption: str, since: float
+) -> None:
+    """Write the tables and the plot of a comparison, and print a line for each of its names.
+
+    `run` is the group of flags, `since` when the comparison began.
+    """
+    target = run.target_accuracy
     draw = compare_rounds_to_target if target else compare_accuracies
-    figure, texts, outcomes = draw(records_of, target, caption)
-    summary = summarize(records_of, rates_of(singles), compared.base, target)
+    figure, texts, outcomes = draw(finished.records_of, target, caption)
+    summary = summarize(finished.records_of, finished.rates, finished.base, target)
+    form = form_of(run)
+    is_private = any(runs[0][-1].private for runs in finished.records_of.values())
+    provenance = describe_provenance(None if is_private else since)
     files = {
-        "comparison.csv": csv_table(rows),
-        "comparison.png": to_png(figure),
+        "comparison.csv": csv_table(finished.table),
+        form.file_name("comparison.png"): to_bytes(figure, form, provenance),
         "summary.csv": csv_table(summary),
         "summary.md": to_markdown(summary),
         "summary.tex": to_latex(summary, caption),
@@ -89,12 +121,35 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
         write_file(folder / name, content)
     print_line("")
     unit = "rounds" if target else "points"
-    differences = differences_to_base(outcomes, compared.base, unit)
+    differences = differences_to_base(outcomes, finished.base, unit)
+    labels = {name: name + format_spent(finished.records_of[name]) for name in texts}
+    width = max(map(len, labels.values()))
     for name, text in texts.items():
-        label = name + format_spent(records_of[name])
-        print_line(f"{label:20} {text}{differences.get(name, '')}")
+        print_line(f"{labels[name]:{width}}  {text}{differences.get(name, '')}")
     print_line(f"\nwrote {', '.join(files)} into {folder}")
-    return folder
+
+
+def describe_work(singles: Sequence[Single]) -> str:
+    """Return how many of the runs are to be made, and in what time, by the mean of those done.
+
+    Of private runs, whose time is not told, and where none is done, it is not known.
+    """
+    num_left = sum(single.earlier is None for single in singles)
+    times = [
+        sum(record.seconds for record in single.earlier) for single in singles if single.earlier
+    ]
+    known = [seconds for seconds in times if not math.isnan(seconds)]
+    text = f"{num_left} of {pluralize(len(singles), 'run')} to go"
+    if num_left and known:
+        text += f", expected time {format_time(num_left * float(np.mean(known)))}"
+    return text
+
+
+def format_time(seconds: float) -> str:
+    """Return "40 s", "7 min" or "2.5 h"."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def rates_of(singles: Sequence[Single]) -> dict[str, tuple[float, float]]:
@@ -219,7 +274,8 @@ def find_folder(runs: Path, name: str, described: dict[str, Any]) -> Path:
 
     A name that something else has gets -2, -3, ...
     """
-    name = name or f"compare-{'-'.join(described['values'])[:100]}-{short_hash(described)}"
+    values = re.sub(r"[^\w.]+", "-", "-".join(described["values"]))
+    name = name or f"compare-{values[:100]}-{short_hash(described)}"
     for folder in numbered(runs / name):
         if not folder.exists():
             folder = make_folder(runs, folder.name, {"comparison.json": to_json(described)})
@@ -238,18 +294,23 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
     if not folder.exists():
         return None
     check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
+    records = read_metrics(folder)
+    is_done = len(records) == config.training.rounds
+    return records if is_done or reached(records, config.run.target_accuracy) else None
+
+
+def read_metrics(folder: Path) -> list[RoundRecord]:
+    """Return the records in a run's metrics.json, none where there is no such file."""
     path = folder / "metrics.json"
     if not path.exists():
-        return None
+        return []
     try:
         lines = [json.dumps(row) for row in read_json(path)["rounds"]]
-        records = read_records(lines, len(lines))
+        return read_records(lines, len(lines))
     except UserError:
         raise
     except Exception as error:
         raise UserError(f"{path} does not hold the rounds; remove the folder") from error
-    is_done = len(records) == config.training.rounds
-    return records if is_done or reached(records, config.run.target_accuracy) else None
 
 
 def complete(single: Single, run: Callable) -> list[RoundRecord]:

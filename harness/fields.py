@@ -8,7 +8,9 @@ line. Names are unique over all groups, so a field is found by its name alone:
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import functools
+import re
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -51,15 +53,21 @@ class Choices(NamedTuple):
     """The choices of a text field: (name, its line in --help)."""
 
     lines: tuple[tuple[str, str], ...]
+    pattern: str = ""  # a regular expression of the other texts that it may be
+    others: str = ""  # how --help calls those
 
 
-def choice(table: dict[str, Any]) -> Any:
+def choice(table: dict[str, Any], pattern: str = "", others: str = "") -> Any:
     """Return the type of a text that is a key of `table`: of name -> its line in --help.
 
-    A value may also be an object with this line as its attribute `help`.
+    A value may also be an object with this line as its attribute `help`. With a `pattern` the text
+    may be another that matches it, such as `others`.
     """
     lines = tuple((name, getattr(value, "help", value)) for name, value in table.items())
-    return Annotated[Literal[tuple(table)], Choices(lines)]
+    if not pattern:
+        return Annotated[Literal[tuple(table)], Choices(lines)]
+    metavar = tyro.conf.arg(metavar=f"{{{','.join([*table, others])}}}")
+    return Annotated[str, Choices(lines, pattern, others), metavar]
 
 
 Count = int_range(1, 1000)
@@ -135,8 +143,9 @@ class ConfigGroup:
         """
         known = self.to_dict()
         for field in changes.keys() - known.keys():
+            near = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
             raise UserError(
-                f"{field!r:.60} is no field of the configuration; choose from {', '.join(known)}"
+                f"{field!r:.60} is no field of the configuration; choose {', '.join(near or known)}"
             )
         replaced = {}
         for field, value in vars(self).items():
@@ -155,8 +164,15 @@ class ConfigGroup:
         return next(group.choices(field) for group in groups if field in group.to_dict())
 
 
+def choices_mark(hint: Any) -> Choices | None:
+    """Return what `choice` noted in the type that it made; of any other type nothing."""
+    return next((mark for mark in typing.get_args(hint)[1:] if isinstance(mark, Choices)), None)
+
+
 def choices_of(hint: Any) -> tuple[str, ...]:
     """Return the texts that a field of this type can be; of any other type nothing."""
+    if mark := choices_mark(hint):
+        return tuple(name for name, _ in mark.lines)
     if typing.get_origin(hint) is Annotated:
         hint = typing.get_args(hint)[0]
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
@@ -164,8 +180,8 @@ def choices_of(hint: Any) -> tuple[str, ...]:
 
 def choice_lines(hint: Any) -> dict[str, str]:
     """Return choice -> its line in --help, of a type that `choice` made; of any other nothing."""
-    marks = [mark for mark in typing.get_args(hint)[1:] if isinstance(mark, Choices)]
-    return dict(marks[0].lines) if marks else {}
+    mark = choices_mark(hint)
+    return dict(mark.lines) if mark else {}
 
 
 def describe_range(span: Range) -> str:
@@ -189,8 +205,11 @@ def check_value(field: str, value: Any, hint: Any) -> None:
         valid = isinstance(value, str) and "\0" not in value
         cure = "give a text without a null character"
     elif choices := choices_of(hint):
-        valid = isinstance(value, str) and value in choices
-        cure = f"choose {', '.join(choices)}"
+        mark = choices_mark(hint)
+        others = mark.others if mark else ""
+        is_other = others and isinstance(value, str) and re.fullmatch(mark.pattern, value)
+        valid = isinstance(value, str) and (value in choices or bool(is_other))
+        cure = f"choose {', '.join([*choices, others] if others else choices)}"
     else:
         kind, span, _ = typing.get_args(hint)
         is_whole = kind in (int, int | None)

@@ -7,7 +7,7 @@ import typing
 from collections.abc import Sequence
 from typing import Any
 
-from harness.fields import Range, UserError, check_value, choices_of, describe_range
+from harness.fields import Range, UserError, check_value, choices_mark, choices_of, describe_range
 
 # Flags of the field's best-known programs, and the papers' letters: the field here, and how it
 # differs.
@@ -157,6 +157,8 @@ def describe(hint: Any) -> str:
     """Return what a flag of this type takes."""
     choices = choices_of(hint)
     if choices:
-        return f"choose {', '.join(choices)}"
+        mark = choices_mark(hint)
+        others = [mark.others] if mark and mark.others else []
+        return f"choose {', '.join([*choices, *others])}"
     spans = [mark for mark in typing.get_args(hint) if isinstance(mark, Range)]
     return f"give a number in {describe_range(spans[0])}" if spans else "give a text"

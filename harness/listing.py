@@ -70,8 +70,8 @@ def read_rounds(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def describe_changes(saved: dict[str, Any], default: ConfigGroup) -> str:
-    """Return the fields that change numbers and are not as by default, such as "alpha 0.1".
+def changed_fields(saved: dict[str, Any], default: ConfigGroup) -> dict[str, Any]:
+    """Return field -> value of those that change numbers and are not as by default.
 
     `saved` is field -> value, of this version of the program or another. A rate counts if it is not
     the default of its algorithm, optimizer and model.
@@ -80,12 +80,17 @@ def describe_changes(saved: dict[str, Any], default: ConfigGroup) -> str:
     chosen = {field: saved[field] for field in DECIDING if field in saved}
     usual |= default.effective(**chosen).subset(FOLLOWING)
     own = Run().to_dict()  # where files lie
-    changed = [
-        f"{field} {show(saved[field])}"
+    return {
+        field: saved[field]
         for field in usual
         if field in saved and field not in own and saved[field] != usual[field]
-    ]
-    return ", ".join(changed) or "nothing"
+    }
+
+
+def describe_changes(saved: dict[str, Any], default: ConfigGroup) -> str:
+    """Return these fields as a text, such as "alpha 0.1"."""
+    changed = changed_fields(saved, default)
+    return ", ".join(f"{field} {show(value)}" for field, value in changed.items()) or "nothing"
 
 
 def show(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from harness.engine.ssh import HERE, check_folder, read_hosts
 from harness.fields import ConfigGroup, Count, Probability, UserError, float_range
@@ -17,6 +17,9 @@ class Run(ConfigGroup):
     None of these flags changes a round's numbers, except the number of workers their last bits.
     """
 
+    config: str = ""
+    """A file of fields, run.toml or a run's config.json, with the names of the flags, such as
+    client_lr = 0.1. Flags beside it win."""
     resume: str = ""
     """Folder of a run to resume where it stopped, or to extend by a larger --rounds. All else is
     as it was."""
@@ -51,6 +54,12 @@ class Run(ConfigGroup):
     list: str = ""
     """Print the runs in this folder, a line each, and nothing else: what differs from the default,
     rounds, accuracy, epsilon, seconds, and whether it is finished. --list runs."""
+    version: bool = False
+    """Print the commit and the versions of what makes the numbers, and nothing else."""
+    figures: Literal["png", "pdf", "svg"] = "png"
+    """Format of the figures."""
+    caption: bool = True
+    """--no-caption leaves out the small print below the figures, as a paper needs it."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""
@@ -91,7 +100,8 @@ class Comparison(ConfigGroup):
     """Algorithms, or partitions, aggregators, models or attacks, with commas between, or values of
     any field that changes a run: fedavg,fedprox or alpha=0.1,1. Each is run, on the same split and
     seed if these are not what differs, and one plot shows all. Given twice, as in --compare
-    fedavg,scaffold --compare alpha=0.1,1, it makes a grid."""
+    fedavg,scaffold --compare alpha=0.1,1, it makes a grid. Folders of finished runs, such as
+    runs/a,runs/b, are put into one table and plot, without training."""
     seeds: Count = 1
     """Seeds to run and compare, from `seed` on: mean and standard deviation, and whether they tell
     a row from the default, or the first (paired t-test over the seeds, with Holm's correction for

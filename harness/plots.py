@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import io
 import logging
 import math
 import re
@@ -14,7 +13,6 @@ from functools import partial
 from typing import Any, Literal
 
 from harness.command_line import warn
-from harness.program import processor
 from harness.records import Evaluation, RoundRecord, format_epsilon
 from harness.results import format_rounds_to_target, pluralize, skew
 
@@ -26,6 +24,8 @@ from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
 
 BLUE = "#0b6fa4"
 ORANGE = "#d1495b"
+# Okabe and Ito's, which the colour-blind tell apart, without yellow, which is pale on white.
+CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 GREY = "#5c6770"
 MOST_LABELS = 40  # of which a confusion matrix is drawn
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
@@ -96,14 +96,6 @@ def whole_rounds(axes: Any) -> None:
     """Label the x axis with rounds: whole numbers."""
     axes.set_xlabel("round")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-@default_style
-def to_png(figure: Figure) -> bytes:
-    """Return the figure as a PNG file's bytes, in which the processor is named."""
-    png = io.BytesIO()
-    figure.savefig(png, format="png", metadata={"Software": None, "Source": processor()})
-    return png.getvalue()
 
 
 def label_of(names: Sequence[Any], place: float, _: int) -> str:
@@ -337,19 +329,24 @@ def outside_legend(figure: Figure, title: str) -> None:
 
 
 MARKERS = "os^vDPX*<>p"
+DASHES = ("-", "--", "-.", ":")
 
 
 def style_of(number: int) -> dict[str, str]:
-    """Return colour, marker and dashes of a comparison's line; 110 lines have different ones."""
-    dashes = ("-", "--", "-.", ":")[number // 10 % 4]
-    return {"color": f"C{number % 10}", "marker": MARKERS[number % len(MARKERS)], "ls": dashes}
+    """Return colour, marker and dashes of a comparison's line; 308 lines have different ones."""
+    return {
+        "color": CYCLE[number % len(CYCLE)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "ls": DASHES[number % len(DASHES)],
+    }
 
 
 @default_style
 def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
     """Draw the test error by round, a line a name, of accuracies float[seeds,rounds]."""
-    seeds = len(next(iter(curves.values())))
-    title = f"Test error, mean ± sd of {seeds} seeds" if seeds > 1 else "Test error, one seed"
+    numbers = sorted({len(accuracies) for accuracies in curves.values()})
+    seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
+    title = f"Test error, mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "Test error, one seed"
     figure = new_figure(9, 4.8, title, caption)
     axes = error_axes(figure)
     for number, (name, accuracies) in enumerate(curves.items()):
@@ -357,16 +354,16 @@ def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
         errors = 100 * (1 - accuracies)
         rounds = np.arange(1, accuracies.shape[1] + 1)
         mean = errors.mean(axis=0)
-        label = f"{name}: {100 - mean[-1]:.2f} %"
-        if seeds > 1:
+        label = f"{name}: {mean[-1]:.2f} %"
+        if len(accuracies) > 1:
             spread = errors.std(axis=0, ddof=1)
-            label = f"{name}: {100 - mean[-1]:.2f} ± {spread[-1]:.2f} %"
+            label = f"{name}: {mean[-1]:.2f} ± {spread[-1]:.2f} %"
             lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
             axes.fill_between(rounds, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
         every = max(1, len(rounds) // 10)
         axes.plot(rounds, mean, **style, ms=4, markevery=every, label=label)
     whole_rounds(axes)
-    outside_legend(figure, "accuracy after the last round")
+    outside_legend(figure, "error after the last round")
     return figure
 
 
@@ -383,7 +380,7 @@ def plot_rounds_to_target(
     get there has None.
     """
     seeds = len(next(iter(curves.values())))
-    title = f"Rounds to {100 * target:.4g} %, {pluralize(seeds, 'seed')}"
+    title = f"Rounds to {100 * target:.4g} % test accuracy, {pluralize(seeds, 'seed')}"
     figure = new_figure(9, 4.8, title, caption)
     axes = error_axes(figure)
     for number, (name, of_seeds) in enumerate(curves.items()):
@@ -394,7 +391,8 @@ def plot_rounds_to_target(
             line.set(markersize=4, markevery=max(1, len(accuracies) // 10))
             line.set_label(label)
             label = "_"  # one entry a name: matplotlib leaves this one out
-    axes.axhline(100 * (1 - target), color=GREY, lw=1, ls=":")
+    label = f"target: error {100 * (1 - target):.3g} %"
+    axes.axhline(100 * (1 - target), color=GREY, lw=1.5, ls=(0, (1, 3)), label=label)
     whole_rounds(axes)
     outside_legend(figure, "rounds to the target")
     return figure
@@ -420,7 +418,7 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
         epochs = list(errors_at)
         mean = [float(np.mean(errors)) for errors in errors_at.values()]
         marker = "o" if len(epochs) <= 50 else None
-        label = f"{title}: {100 - mean[-1]:.2f} %"
+        label = f"{title}: {mean[-1]:.2f} %"
         axes.plot(epochs, mean, style, color=color, marker=marker, ms=4, label=label)
         if name == "alone":
             lowest = [min(errors) for errors in errors_at.values()]
@@ -428,7 +426,7 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
             band = "lowest to highest"
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.15, lw=0, label=band)
     axes.set_xlabel("local epochs, passes over the images")
-    outside_legend(figure, "accuracy in the end")
+    outside_legend(figure, "error in the end")
     return figure
 
 

@@ -8,14 +8,17 @@ resumed, or read as a result, without a word.
 from __future__ import annotations
 
 import ast
+import datetime
 import functools
 import hashlib
 import importlib.metadata
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path
@@ -194,6 +197,28 @@ def describe_program(rows: dict[str, str]) -> dict[str, Any]:
     `rows` are those of `hash_rows`.
     """
     return {**program(), "rows": rows, "commit": commit(), "processor": processor()}
+
+
+def describe_provenance(since: float | None) -> dict[str, Any]:
+    """Return by what a result was made: when, by which command, code and machine, in what time.
+
+    `since` is perf_counter() at the beginning of the run, None for a private run: neither date nor
+    time are told of that.
+    """
+    name = commit()
+    about = {
+        "command": shlex.join(sys.orig_argv),
+        "commit": name and name.removesuffix("-dirty"),
+        "clean": name and not name.endswith("-dirty"),
+        "processor": processor(),
+        "cores": len(os.sched_getaffinity(0)),
+        "versions": ", ".join(f"{package} {number}" for package, number in versions().items()),
+    }
+    if since is not None:
+        now = datetime.datetime.now(datetime.UTC)
+        about["date"] = now.isoformat(timespec="seconds")
+        about["seconds"] = round(time.perf_counter() - since, 1)
+    return about
 
 
 def same_program(one: dict[str, Any], other: dict[str, Any]) -> bool:

@@ -104,6 +104,10 @@ class RoundRecord:
         hidden = {name: blank(types[name]) for name in vars(self) if name not in PUBLIC}
         return replace(self, **hidden)
 
+    def numbers(self) -> dict[str, float]:
+        """Return name -> value of the figures that there are, as an experiment tracker takes it."""
+        return {name: value for name, value in self.figures().items() if value is not None}
+
     def figures(self) -> dict[str, Any]:
         """Return column -> value: all but what single clients reported."""
         columns = {}

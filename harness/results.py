@@ -237,5 +237,8 @@ def print_summary(metrics: dict[str, Any], written: Sequence[Path]) -> None:
         + format_target(metrics["target_accuracy"], metrics["rounds_to_target"])
         + f"\nweights sha256 {metrics['weights_sha256']}\n"
     )
+    in_folder: dict[Path, list[str]] = {}
     for path in written:
-        print_line(f"wrote {path}")
+        in_folder.setdefault(path.parent, []).append(path.name)
+    for folder, names in in_folder.items():
+        print_line(f"wrote {folder}/: {', '.join(names)}")

@@ -17,6 +17,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 from harness import SCRIPT, stopping
 from harness.command_line import check_resumed, printable, read_saved, warn
 from harness.fields import UserError
+from harness.figure_files import form_of, to_bytes
 from harness.files import (
     append,
     briefly,
@@ -40,11 +42,11 @@ from harness.files import (
     write_file,
 )
 from harness.options import identity
-from harness.plots import to_png
 from harness.program import (
     PROGRAMS,
     ROOT,
     describe_program,
+    describe_provenance,
     program_hash,
     read_programs,
     same_program,
@@ -69,6 +71,8 @@ class RunFolder:
         self.is_private = experiment.accountant is not None
         self.program = describe_program(experiment.row_hashes)
         self.programs = read_programs(path)
+        self.opened = time.perf_counter()
+        self.form = form_of(experiment.config.run)
         self.events = None
         if experiment.config.run.tensorboard:
             self.events = tf.summary.create_file_writer(str(path))
@@ -209,7 +213,7 @@ class RunFolder:
         the file grows tells. After that no more events are written.
         """
         size_before = self.events_size()
-        picture = tf.io.decode_png(to_png(confusion_plot()))[None]
+        picture = tf.io.decode_png(to_bytes(confusion_plot()))[None]
         with contextlib.suppress(tf.errors.OpError):
             with self.events.as_default(step=round_num):
                 for name, value in row.items():
@@ -284,20 +288,31 @@ class RunFolder:
 
         `figures` are functions that draw. With `for_readme` the plots go into ./images too.
         """
-        made_by = {"program_note": self.program_note(), "programs": self.programs}
+        provenance = describe_provenance(None if self.is_private else self.opened)
+        made_by = {
+            "provenance": provenance,
+            "program_note": self.program_note(),
+            "programs": self.programs,
+        }
         write_file(self.path / "metrics.json", to_json(metrics | made_by))
         write_file(self.path / "global_model.keras", keras_bytes(model, self.path))
         folders = [self.path, Path("images")] if for_readme else [self.path]
-        drawn = self.draw(figures, folders)
+        drawn = self.draw(figures, folders, provenance)
         if self.is_private:
             self.hide_times()
         names = ["metrics.json", "global_model.keras", "config.json", "partition.json"]
         return [*drawn, *(self.path / name for name in [*names, "metrics.csv"])]
 
-    def draw(self, figures: dict[str, Callable], folders: Sequence[Path] = ()) -> list[Path]:
+    def draw(
+        self,
+        figures: dict[str, Callable],
+        folders: Sequence[Path] = (),
+        provenance: dict[str, Any] | None = None,
+    ) -> list[Path]:
         """Write the plots into `folders`, by default the run's own; return the paths.
 
-        A plot that fails is a notice: all that matters is written by then.
+        Their metadata has the provenance, or at least the processor. A plot that fails is a
+        notice: all that matters is written by then.
         """
         folders = folders or [self.path]
         drawn = []
@@ -306,13 +321,14 @@ class RunFolder:
                 folder.mkdir(exist_ok=True)
         for name, draw in figures.items():
             try:
-                png = to_png(draw())
+                content = to_bytes(draw(), self.form, provenance)
             except Exception as error:
                 warn(f"{name} cannot be drawn ({briefly(error)}); all else is written")
                 continue
             for folder in folders:
-                write_file(folder / name, png)
-                drawn.append(folder / name)
+                path = folder / self.form.file_name(name)
+                write_file(path, content)
+                drawn.append(path)
         return drawn
 
 
@@ -338,7 +354,8 @@ def default_name(config: Any, dataset: Any) -> str:
     data = config.data.dataset
     if data == "mnist" and not dataset.original:
         data = "other"
-    parts = [data, config.partition_name, config.optimization.algorithm, config.training.model]
+    model = config.training.model.rpartition("/")[2].replace(".py:", "-")  # also of one's own
+    parts = [data, config.partition_name, config.optimization.algorithm, model]
     return "-".join([*parts, f"seed{config.seed}"])
 
 

@@ -42,18 +42,19 @@ def summarize(
     """Return a row for each name: its test accuracy in percent over the seeds, and what it needed.
 
     `records_of` has the records of each seed, `rates` the clients' and the server's. Accuracies are
-    those after the last round that all runs have. Differences are to the row `base`, by the paired
-    t-test, with Holm's correction where there are more than two rows. What does not apply is None.
+    those after the last round that all runs have. Differences are to the row `base`, if it is one,
+    by the paired t-test, with Holm's correction where there are more than two rows. What does not
+    apply is None.
     """
     rounds = min(len(records) for runs in records_of.values() for records in runs)
     accuracies = {
         name: [100 * records[rounds - 1].test_accuracy for records in runs]
         for name, runs in records_of.items()
     }
-    seeds = len(accuracies[base])
-    differences = compare_outcomes(accuracies, base)
+    differences = compare_outcomes(accuracies, base) if base else {}
     rows = []
     for name, runs in records_of.items():
+        seeds = len(runs)
         row = {ROW: name, "seeds": seeds, "rounds": rounds}
         row |= dict(zip(("client_lr", "server_lr"), rates[name], strict=True))
         row |= describe_spread(accuracies[name])

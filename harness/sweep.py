@@ -5,9 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.fields import ConfigGroup, UserError, check_value
+from harness.files import expand_path
 from harness.flags import split_off, to_value
 from harness.options import Comparison, Run
 
@@ -48,7 +50,7 @@ def compared_rows(config: ConfigGroup) -> Compared | None:
     Raises UserError for names that are not of one field, and for too many runs.
     """
     flat = config.to_dict()
-    if not flat["compare"] and flat["seeds"] == 1:
+    if not flat["compare"] and flat["seeds"] == 1 or overlaid_folders(flat["compare"]):
         return None
     if flat["resume"]:
         raise UserError(
@@ -73,6 +75,24 @@ def compared_rows(config: ConfigGroup) -> Compared | None:
     usual = {field: config.defaults()[field] for field in values_of}
     base = next((row.label for row in rows if row.changes == usual), rows[0].label)
     return Compared(tuple(values_of), rows, base)
+
+
+def overlaid_folders(text: str) -> list[Path]:
+    """Return the folders of finished runs that --compare names, none if it names choices.
+
+    Raises UserError if a folder among them has no run.
+    """
+    names = [name.strip() for name in text.replace(";", ",").split(",")]
+    paths = [expand_path(name) for name in names if name]
+    if not any("/" in name or path.is_dir() for name, path in zip(names, paths, strict=False)):
+        return []
+    for path in paths:
+        if not (path / "config.json").is_file():
+            raise UserError(
+                f"compare={str(path)!r:.60} has no run; give folders of runs, such as those that "
+                "--list runs tells, or choices such as fedavg,fedprox"
+            )
+    return paths
 
 
 def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:

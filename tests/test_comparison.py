@@ -1,7 +1,10 @@
 """--compare and --seeds: one plot, one tidy table, and no run done twice."""
 
 import csv
+import itertools
 import json
+import math
+from dataclasses import replace
 from functools import partial
 
 import federated_learning as fl
@@ -9,7 +12,7 @@ from harness import comparison, plots
 from harness.fields import UserError
 from harness.records import rounds_to_target
 from harness.results import format_differences, format_rounds_to_target, holm, paired_test
-from harness.sweep import compared_rows, join_compared
+from harness.sweep import Row, compared_rows, join_compared
 from variants.captions import compared_caption
 
 import numpy as np
@@ -89,9 +92,72 @@ def test_the_comparisons_plot_draws_means_and_standard_deviations():
         [90, 80]
     )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        f"one: 85.00 ± {5 * np.sqrt(2):.2f} %",
-        "two: 20.00 ± 0.00 %",
+        f"one: 15.00 ± {5 * np.sqrt(2):.2f} %",
+        "two: 80.00 ± 0.00 %",
     ]
+
+
+def test_eleven_rows_are_eleven_lines():
+    """Each with a colour, a marker and dashes that no other has together, and none as its
+    neighbour."""
+    styles = [tuple(plots.style_of(number).values()) for number in range(308)]
+    assert len(set(styles)) == 308
+    for one, next_one in itertools.pairwise(styles):
+        assert not set(one) & set(next_one)
+
+
+def finished(seconds, **changes):
+    """A run that is done, of two rounds that took so long."""
+    records = [replace(make_record(0.5), seconds=seconds)] * 2
+    return comparison.Single(Row("a", changes), fl.Config(), records)
+
+
+def test_the_time_of_a_comparison_is_told_by_its_runs_that_are_done():
+    """Runs of 2 * 30 and 2 * 60 s: the mean is 90 s, four runs take 6 minutes."""
+    waiting = comparison.Single(Row("a", {}), fl.Config(), None)
+    work = comparison.describe_work
+    assert work([waiting] * 4) == "4 of 4 runs to go"
+    some = [finished(30.0), finished(60.0), *[waiting] * 4]
+    assert work(some) == "4 of 6 runs to go, expected time 6 min"
+    assert work([finished(math.nan), waiting]) == "1 of 2 runs to go"  # a private run tells no time
+    assert work([finished(30.0)]) == "0 of 1 run to go"
+    assert [comparison.format_time(s) for s in (7.2, 300, 9000)] == ["7 s", "5 min", "2.5 h"]
+
+
+def test_finished_runs_are_overlaid(tmp_path, monkeypatch, capsys):
+    """Two seeds of two rates: rows by what differs, the seeds together, as the runs' own tables
+    have it."""
+    monkeypatch.chdir(tmp_path)
+    flags = [*FLAGS, "--rounds", "1", "--local-epochs", "1", "--batch-size", "200"]
+    for rate in ("0.1", "0.3"):
+        for seed in ("0", "1"):
+            own = ["--client-lr", rate, "--seed", seed, "--name", f"{rate}-{seed}"]
+            fl.run(fl.parse([*flags, *own]))
+    names = ["0.1-0", "0.1-1", "0.3-0", "0.3-1"]
+    together = ",".join(f"runs/{name}" for name in names)
+    fl.main(fl.parse(["--compare", together, "--name", "both", "--figures", "svg"]))
+    said = capsys.readouterr().out
+    folder = tmp_path / "runs" / "both"
+    summary = list(csv.DictReader((folder / "summary.csv").open()))
+    assert [row["compared"] for row in summary] == ["client lr 0.1", "client lr 0.3"]
+    for row, rate in zip(summary, ("0.1", "0.3"), strict=True):
+        ends = [
+            json.loads((tmp_path / "runs" / f"{rate}-{seed}" / "metrics.json").read_text())
+            for seed in (0, 1)
+        ]
+        mean = np.mean([100 * end["test_accuracy"] for end in ends])
+        assert float(row["mean"]) == pytest.approx(mean) and row["seeds"] == "2"
+        assert f"client lr {rate}  test accuracy {mean:.2f}%" in said
+    assert b"<svg" in (folder / "comparison.svg").read_bytes()
+    fl.main(fl.parse(["--compare", together.replace(",runs/0.3-1", ""), "--name", "three"]))
+    assert "vs client lr" not in capsys.readouterr().out  # their seeds differ: nothing to pair
+    with pytest.raises(UserError, match="is the same run as"):
+        fl.main(fl.parse(["--compare", "runs/0.1-0,runs/0.1-0/"]))
+    with pytest.raises(UserError, match="'runs/none' has no run; give folders"):
+        fl.parse(["--compare", "runs/0.1-0,runs/none"])
+    (tmp_path / "runs" / "0.1-0" / "metrics.json").unlink()
+    with pytest.raises(UserError, match="0.1-0' is not finished; go on with --resume"):
+        fl.main(fl.parse(["--compare", together]))
 
 
 def test_a_difference_is_tested_seed_by_seed():
@@ -164,7 +230,8 @@ def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
         and set(target.get_ydata()) == {40}
     )
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [
-        f"{name}: {told[name]}" for name in curves
+        *(f"{name}: {told[name]}" for name in curves),
+        "target: error 40 %",
     ]
 
 
@@ -181,7 +248,7 @@ def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
     for name in ("fedavg", "fedsgd"):
         curve = [float(row["test_accuracy"]) for row in rows if row["algorithm"] == name]
         rounds = format_rounds_to_target([rounds_to_target(curve, 0.8)])
-        assert f"{name:20} target accuracy 80.00%: {rounds}" in said
+        assert f"{name}  target accuracy 80.00%: {rounds}" in said
         assert (len(curve) < 8) == (name == "fedavg") and (curve[-1] >= 0.8) == (name == "fedavg")
     lower = fl.compare(
         fl.parse(

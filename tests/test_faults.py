@@ -113,7 +113,8 @@ def go(rounds, monkeypatch, tmp_path):
     monkeypatch.setattr(fl, "build_process", lambda *_: experiment.process)
     monkeypatch.setattr(fl, "build_evaluator", lambda *_: experiment.evaluate)
     monkeypatch.setattr(run_folder, "keras_bytes", lambda *_: b"a model")
-    monkeypatch.setattr(run_folder, "to_png", lambda _: b"a picture")
+    monkeypatch.setattr(run_folder, "to_bytes", lambda *_: b"a picture")
+    monkeypatch.setattr(run_folder, "describe_provenance", lambda _: {"seconds": 1.0})
     for plot in (
         "plot_partition",
         "plot_convergence",

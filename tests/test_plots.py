@@ -5,7 +5,7 @@ import warnings
 from functools import partial
 
 import federated_learning as fl
-from harness import plots
+from harness import figure_files, plots
 from harness.options import identity
 from harness.records import RoundRecord
 from variants import captions
@@ -241,6 +241,16 @@ def test_a_caption_says_each_row_that_is_compared(digits):
     assert named in caption
 
 
+@pytest.mark.parametrize("kind, start", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
+def test_figures_have_the_form_that_is_asked_for_and_say_what_made_them(kind, start):
+    figure = plots.plot_convergence(RECORDS, NOTE)
+    form = figure_files.FigureForm(kind, has_caption=False)
+    content = figure_files.to_bytes(figure, form, {"command": "python x.py", "seconds": None})
+    assert content.startswith(start) and b"command: python x.py" in content
+    assert b"seconds" not in content and figure.get_supxlabel() == ""
+    assert form.file_name("convergence_plot.png") == f"convergence_plot.{kind}"
+
+
 def test_one_is_said_as_one():
     assert (
         plots.join_parts(["1 clients, 1 a round", "", "11 labels"])
@@ -278,6 +288,6 @@ def test_a_name_that_no_font_here_has_is_one_notice(capsys):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         for _ in range(3):
-            plots.to_png(plots.plot_convergence(RECORDS, f"{name} \u00b7 seed 0"))
+            figure_files.to_bytes(plots.plot_convergence(RECORDS, f"{name} \u00b7 seed 0"))
     assert capsys.readouterr().err.count("\n") <= 1
     assert plots.fonts_for("MNIST \u00b7 \u03b5 3") == FontProperties().get_family()

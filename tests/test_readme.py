@@ -27,7 +27,13 @@ def commands(start):
 
 
 @pytest.mark.parametrize("line", commands(r"python federated_learning\.py"))
-def test_every_command_of_the_script_parses(line):
+def test_every_command_of_the_script_parses(line, tmp_path, monkeypatch):
+    """Beside the files that it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.toml").write_text("rounds = 3\n")
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
     flags = shlex.split(line.split("|")[0].split(">")[0])[2:]
     if "--help" in flags or any(flag.startswith("--tyro") for flag in flags):
         with pytest.raises(SystemExit) as end:

@@ -33,7 +33,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "partition": describe_partition(experiment),
         "algorithm": describe_algorithm(config),
         "aggregator": describe_aggregator(experiment),
-        "model": training.model,
+        "model": training.model.rpartition("/")[2],
         "training": f"E = {training.local_epochs}, B = {batch_size}",
         **describe_adversity(config.adversity),
         "seed": f"seed {config.seed}",

@@ -106,6 +106,7 @@ PARTITIONS = {
     "file": Choice("as partition_file says", ("partition_file",)),
 }
 
+OWN_MODEL = r".+\.py:\w+"  # in place of a name: a file, and a function in it
 MODELS = {
     "mlp": ModelChoice("a hidden layer of 128 units"),
     "2nn": ModelChoice("two hidden layers of 200 units [McMahan et al. 2017]"),
@@ -374,7 +375,8 @@ def default_client_lr(chosen: dict[str, Any]) -> float:
     if own is not None:
         return own
     algorithm = ALGORITHMS[chosen["algorithm"]]
-    return min(algorithm.client_lr, MODELS[chosen["model"]].highest_default_lr)
+    model = MODELS.get(chosen["model"], ModelChoice(""))
+    return min(algorithm.client_lr, model.highest_default_lr)
 
 
 def has_cosine(chosen: dict[str, Any]) -> bool:
@@ -425,6 +427,8 @@ def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
     Fields that name no file are left out.
     """
     files = {"data": chosen["data"], "partition_file": chosen["partition_file"]}
+    if chosen["model"] not in MODELS:
+        files["model"] = chosen["model"]
     if not chosen["resume"] and chosen["dataset"] == "mnist":
         files["data"] = files["data"] or os.environ.get("FL_DATA", "")
     return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}

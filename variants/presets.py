@@ -8,11 +8,11 @@ benchmarks/paper.py --tune`); that of `fast` likewise (`python benchmarks/tuning
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from harness.flags import split_off
+from harness.command_line import print_line
+from harness.flags import split_off, wants_help
 from harness.options import identity
 
 
@@ -146,14 +146,21 @@ def preset_fields(name: Any, parse: Callable[[Sequence[str]], Any]) -> dict[str,
     return parse(words).subset(fields)
 
 
-def insert_preset_flags(words: Sequence[str] | None) -> list[str]:
+def explain_preset(words: Sequence[str]) -> None:
+    """Print what the --preset of a command line sets, if help is asked for beside it."""
+    names = split_off(words, "preset")[0]
+    if wants_help(words) and names and names[-1] in PRESETS:
+        preset = PRESETS[names[-1]]
+        print_line(f"--preset {names[-1]}: {preset.help}\nsets {preset.flags or 'nothing'}\n")
+
+
+def insert_preset_flags(words: Sequence[str]) -> list[str]:
     """Return a command line's words with the flags of its --preset before them: its own win.
 
-    Without words they are the terminal's. A run that is resumed has its flags in its folder.
+    A run that is resumed has its flags in its folder.
     """
-    words = list(sys.argv[1:] if words is None else words)
     names = split_off(words, "preset")[0]
     is_resumed = bool(split_off(words, "resume")[0])
     if is_resumed or not names or names[-1] not in PRESETS:
-        return words
+        return list(words)
     return [*PRESETS[names[-1]].flags.split(), *words]

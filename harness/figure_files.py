@@ -1,0 +1,53 @@
+"""Figures as files: PNG, PDF or SVG, which say by what command and program they were made."""
+
+from __future__ import annotations
+
+import io
+from typing import Any, NamedTuple
+
+from harness.plots import default_style
+from harness.program import processor
+
+from matplotlib.figure import Figure
+
+FORMATS = ("png", "pdf", "svg")
+# Of a format: the field that holds a text, and the fields that it has else and we leave out.
+TEXT_FIELD = {"png": "Description", "pdf": "Subject", "svg": "Description"}
+OTHER_FIELDS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
+
+
+class FigureForm(NamedTuple):
+    """How a run's figures are written."""
+
+    format: str = "png"
+    has_caption: bool = True  # the small print below, which a paper has elsewhere
+
+    def file_name(self, name: str) -> str:
+        """Return the name of a figure's file, which is given as a PNG's."""
+        return f"{name.removesuffix('.png')}.{self.format}"
+
+
+PLAIN = FigureForm()
+
+
+def form_of(run: Any) -> FigureForm:
+    """Return the form that the flags of the group Run ask for."""
+    return FigureForm(run.figures, run.caption)
+
+
+@default_style
+def to_bytes(
+    figure: Figure, form: FigureForm = PLAIN, provenance: dict[str, Any] | None = None
+) -> bytes:
+    """Return the figure as a file's bytes. `provenance` goes into its metadata, else the processor.
+
+    A date is there only as provenance: that of the file may say when a private run's round was.
+    """
+    if not form.has_caption:
+        figure.supxlabel("")
+    about = provenance or {"processor": processor()}
+    text = "; ".join(f"{name}: {value}" for name, value in about.items() if value is not None)
+    metadata = OTHER_FIELDS[form.format] | {TEXT_FIELD[form.format]: text}
+    content = io.BytesIO()
+    figure.savefig(content, format=form.format, metadata=metadata)
+    return content.getvalue()

@@ -1,0 +1,200 @@
+"""What a user brings: arrays, a model in a file, a function for each round, fields in a file."""
+
+import json
+import os
+import subprocess
+import sys
+
+import federated_learning as fl
+from harness import SCRIPT
+from harness.fields import UserError
+from harness.program import ROOT, hash_rows
+from variants import models
+
+import numpy as np
+import pytest
+from runs import SECONDS, call_script, configure
+
+OWN = """
+import tensorflow as tf
+L = tf.keras.layers
+UNITS = 8
+def build():
+    return [L.Flatten(), L.Dense(UNITS, "relu"), L.Dropout(0.5)]
+def sequential():
+    return tf.keras.Sequential([L.Flatten(), L.Dense(UNITS, "relu"), L.Dropout(0.5)])
+def with_state():
+    return [L.Flatten(), L.BatchNormalization()]
+def nothing():
+    pass
+def fails():
+    return 1 / 0
+"""
+
+
+@pytest.fixture
+def net(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(OWN)
+    return path
+
+
+def test_a_model_of_ones_own_is_trained_as_a_row_is(net, tmp_path, monkeypatch, digits):
+    """The same layers in the table MODELS give the same weights; so does a Sequential of them."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"dataset": "digits", "num_clients": 2, "rounds": 1, "local_epochs": 1}
+    module = {}
+    exec(OWN, module)
+    monkeypatch.setitem(fl.MODELS, "mlp", module["build"])
+    ends = [
+        fl.run(configure(**flags, model=model, name=name))
+        for model, name in [
+            ("mlp", "row"),
+            ("net.py:build", "file"),
+            (f"{net}:sequential", "sequential"),
+        ]
+    ]
+    ours = [json.loads((end.folder / "metrics.json").read_text())["weights_sha256"] for end in ends]
+    assert len(set(ours)) == 1
+    assert json.loads((ends[1].folder / "config.json").read_text())["model"] == f"{net}:build"
+
+
+def test_a_model_that_cannot_be_is_one_line(net, digits):
+    for name, message in [
+        ("with_state", "keeps state (moving_mean, moving_variance)"),
+        ("nothing", "returns NoneType; return a list of Keras layers"),
+        ("fails", "fails (division by zero)"),
+        ("absent", "the file has no function absent"),
+    ]:
+        with pytest.raises(UserError) as refused:
+            fl.build_experiment(configure(dataset="digits", model=f"{net}:{name}"), digits)
+        assert message in str(refused.value) and "net.py" in str(refused.value)
+    net.write_text("import nothing_of_this_name")
+    for path, message in [(net, "its file fails"), (net.with_name("no.py"), "cannot be read")]:
+        with pytest.raises(UserError, match=message):
+            models.find(f"{path}:build", fl.MODELS)
+    with pytest.raises(UserError, match="choose mlp, .*, lenet, FILE.py:FUNCTION"):
+        fl.parse("--model lennet")
+
+
+def test_an_edited_file_is_another_model(net):
+    """Also where the function itself stays: it uses what stands beside it."""
+
+    def row():
+        return hash_rows({"model": models.find(f"{net}:build", fl.MODELS)})
+
+    before = row()
+    assert before == row()
+    net.write_text(OWN.replace("UNITS = 8", "UNITS = 9"))
+    assert row() != before
+
+
+def test_arrays_and_a_function_for_each_round(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (90, 6, 5, 3)).astype(np.uint8)
+    labels = np.arange(90) % 3
+    dataset = fl.build_dataset(images[:60], labels[:60], images[60:], labels[60:], "noise")
+    seen = []
+    config = configure(model="mlp", num_clients=2, rounds=2)
+    end = fl.run(config, dataset=dataset, on_round=seen.append)
+    assert seen == end.records and len(seen) == 2
+    assert json.loads((end.folder / "metrics.json").read_text())["dataset"] == "noise"
+    numbers = seen[0].numbers()
+    assert numbers["test_accuracy"] == seen[0].test_accuracy and None not in numbers.values()
+
+
+def test_a_file_has_the_fields_and_flags_win(tmp_path):
+    """TOML, flat or in tables, and a run's config.json; what one run resumed is not taken over."""
+    toml = tmp_path / "run.toml"
+    toml.write_text('seed = 3\nrounds = 7\n[data]\ndataset = "digits"\n[x]\nclient_lr = 1\n')
+    config = fl.parse(["--config", str(toml), "--rounds", "2"])
+    assert (config.seed, config.training.rounds, config.training.client_lr) == (3, 2, 1)
+    saved = tmp_path / "config.json"
+    saved.write_text(json.dumps({**config.to_dict(), "resume": "runs/x", "alpha": 0.1}))
+    again = fl.parse(f"--config {saved}")
+    assert again.partitioning.alpha == 0.1 and again.run.resume == ""
+    preset = fl.parse(f"--config {toml} --preset mcmahan-2nn-iid")
+    assert preset.training.model == "2nn" and preset.training.rounds == 1500 and preset.seed == 3
+    for text, message in [
+        ("rouns = 2", "run.toml: 'rouns' is no field of the configuration; choose rounds"),
+        ("rounds = 0", "run.toml: rounds=0 is not possible"),
+        ("rounds = ", "run.toml is no TOML"),
+    ]:
+        toml.write_text(text)
+        with pytest.raises(UserError) as refused:
+            fl.parse(f"--config {toml}")
+        assert message in str(refused.value)
+    with pytest.raises(UserError, match="no.toml cannot be read"):
+        fl.parse("--config no.toml")
+    with pytest.raises(UserError, match="does not go with --resume"):
+        fl.parse(f"--config {saved} --resume runs/x")
+
+
+def test_help_beside_a_preset_says_what_it_sets(capsys):
+    with pytest.raises(SystemExit):
+        fl.parse("--preset mcmahan-2nn-iid --help")
+    first = capsys.readouterr().out.splitlines()[:2]
+    assert first[0].startswith("--preset mcmahan-2nn-iid: McMahan et al. 2017")
+    assert first[1].startswith("sets --num-clients 100 --clients-per-round 10")
+
+
+@pytest.mark.slow
+def test_the_version_is_told_at_once(tmp_path):
+    done = call_script(tmp_path, "--version")
+    assert done.returncode == 0 and "tensorflow 2.14.1" in done.stdout
+    assert done.stdout.startswith(f"{SCRIPT}, commit ")
+
+
+def run_code(code, folder, python=sys.executable, **environment):
+    words = [python, "-c", code]
+    env = os.environ | environment
+    return subprocess.run(
+        words, cwd=folder, capture_output=True, text=True, timeout=SECONDS, env=env
+    )
+
+
+@pytest.mark.slow
+def test_a_module_called_variants_that_comes_first_is_named(tmp_path):
+    (tmp_path / "variants.py").write_text("")
+    done = run_code("import federated_learning", tmp_path, PYTHONPATH=str(ROOT))
+    last = done.stderr.splitlines()[-1]
+    assert last.startswith("ImportError: `import variants` finds") and "rename it" in last
+
+
+TRACKED = """
+import federated_learning as fl
+import mlflow
+
+mlflow.set_tracking_uri("file:mlruns")
+config = fl.parse("--dataset digits --model mlp --rounds 2")
+with mlflow.start_run() as run:
+    mlflow.log_params(config.to_dict())
+    fl.run(config, on_round=lambda record: mlflow.log_metrics(record.numbers(), record.round))
+history = mlflow.MlflowClient().get_metric_history(run.info.run_id, "test_accuracy")
+print([(point.step, point.value) for point in history])
+"""
+
+
+@pytest.mark.thorough
+@pytest.mark.timeout(600)
+def test_mlflow_gets_every_round_and_the_checkout_is_installed_by_pip(tmp_path):
+    """By MLflow's own package, in an environment of its own, from a folder that is not ours."""
+    environment = tmp_path / "venv"
+    subprocess.run([sys.executable, "-m", "venv", environment], check=True)
+    pip = [environment / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check"]
+    subprocess.run([*pip, "mlflow-skinny==3.17.2"], check=True)
+    subprocess.run([*pip, "--no-deps", "-e", ROOT], check=True)
+    packages = os.path.dirname(os.path.dirname(np.__file__))  # TensorFlow's pins come first
+    done = run_code(
+        TRACKED,
+        tmp_path,
+        environment / "bin" / "python",
+        PYTHONPATH=packages,
+        MLFLOW_ALLOW_FILE_STORE="true",
+    )
+    assert done.returncode == 0, done.stderr
+    (folder,) = (tmp_path / "runs").iterdir()
+    rounds = json.loads((folder / "metrics.json").read_text())["rounds"]
+    expected = [(record["round"], record["test_accuracy"]) for record in rounds]
+    assert done.stdout.splitlines()[-1] == str(expected)
