@@ -124,7 +124,10 @@ class Partitioning(ConfigGroup):
     shards_per_client: Count = 2
     """Label-sorted pieces that a client gets. Used by shards."""
     labels_per_client: int_range(1, 65_536) = 2
-    """Labels that a client has images of, k. Used by labels-per-client and random-labels."""
+    """Labels that a client has images of, k. Used by labels-per-client, random-labels and
+    lognormal-labels."""
+    size_spread: float_range(0, 10) = 2.0
+    """Standard deviation of the logarithm of the sizes. Used by lognormal-labels."""
     size_exponent: float_range(0, 10) = 1.0
     """The client of size rank r has images in proportion to r ** -size_exponent; 0: all equal.
     Used by quantity."""
@@ -134,6 +137,12 @@ class Partitioning(ConfigGroup):
     noise: float_range(0, 255) = 0.0
     """Standard deviation, in grey levels, of the noise on the last client's images; the first has
     none. Used by feature."""
+    owner_choice: Literal["largest", "random"] = "largest"
+    """Which owners are clients, if these are fewer: those with the most images, or some at random.
+    Used by natural."""
+    unseen_clients: float_range(0, 0.9) = 0.0
+    """Share of the clients that are never drawn: each round tells the accuracy on their images, and
+    on those of the clients that train [Yuan et al. 2022]."""
     partition_file: str = ""
     """A partition.json, of a run or another program, whose split is used. Implies
     `--partition file`."""
@@ -153,11 +162,15 @@ class Training(ConfigGroup):
     """Rounds of communication, T."""
     clients_per_round: CountOrZero = 0
     """Clients drawn for each round, m; 0: all."""
-    sampling: Literal["fixed", "poisson"] = "fixed"
+    sampling: Literal["fixed", "poisson", "by-size"] = "fixed"
     """fixed: clients_per_round of them, without replacement. poisson: each client independently,
-    clients_per_round on average."""
+    clients_per_round on average. by-size: clients_per_round draws with replacement, in proportion
+    to the clients' images, and then a plain mean [Li et al. 2020]."""
     local_epochs: Count = 3
     """Passes that a client makes over its shard in a round, E."""
+    local_steps: CountOrZero = 0
+    """Local steps that each client makes in a round, in place of local_epochs; 0: as many as these
+    take."""
     batch_size: CountOrZero = 16
     """Examples in a local batch, B; 0: the client's whole shard."""
     client_lr: OptionalRate = None
@@ -218,7 +231,14 @@ class Config(ConfigGroup):
     @property
     def cohort_size(self) -> int:
         """Clients that train in a round, m; with Poisson sampling on average."""
-        return self.training.clients_per_round or self.partitioning.num_clients
+        drawn = self.partitioning.num_clients - self.num_unseen
+        return self.training.clients_per_round or drawn
+
+    @property
+    def num_unseen(self) -> int:
+        """Clients that are never drawn."""
+        partitioning = self.partitioning
+        return options.num_unseen(partitioning.unseen_clients, partitioning.num_clients)
 
 
 def parse(words: str | Sequence[str] | None = None) -> Config:
@@ -271,6 +291,7 @@ from variants import (
     aggregators,
     algorithms,
     baselines,
+    beside,
     captions,
     datasets,
     layers,
@@ -280,7 +301,7 @@ from variants import (
 )
 from variants.aggregators import Aggregator, CohortInfo
 from variants.algorithms import Algorithm
-from variants.datasets import Dataset
+from variants.datasets import Dataset, Split
 from variants.partitions import Partitioner
 
 import tensorflow as tf
@@ -587,7 +608,7 @@ class Experiment:
     @cached_property
     def evaluate(self) -> Callable[[Any], Evaluation]:
         """evaluate(weights) -> Evaluation of TFF's ModelWeights on the test set."""
-        return build_evaluator(self.network, self.dataset)
+        return build_evaluator(self.network, self.dataset, beside.find_splits(self))
 
 
 # == Shards: each client's images in a file, which only the worker that trains this client reads ===
@@ -612,19 +633,27 @@ def write_shards(experiment: Experiment) -> Path:
 
 
 def sample_clients(
-    config: Config, round_num: int, rng: np.random.Generator | None = None
+    config: Config,
+    round_num: int,
+    sizes: np.ndarray | None = None,
+    rng: np.random.Generator | None = None,
 ) -> list[int]:
     """Line 3: draw the round's clients, by default a function of (seed, round).
 
-    They are sorted, as the last bits of a sum depend on its order. A private run with secret
-    cohorts passes an `rng` that the operating system seeded.
+    They are sorted, as the last bits of a sum depend on its order. Drawn by their `sizes` int64[K]
+    a client may come twice, and counts twice. A private run with secret cohorts passes an `rng`
+    that the operating system seeded.
     """
     if rng is None:
         rng = np.random.default_rng([config.seed, round_num])
-    num_clients = config.partitioning.num_clients
+    unseen = adversity.unseen_clients(config)  # by default nobody
+    clients = np.setdiff1d(np.arange(config.partitioning.num_clients), unseen)
     if config.training.sampling == "poisson":
-        return np.flatnonzero(rng.random(num_clients) < config.cohort_size / num_clients).tolist()
-    return sorted(rng.choice(num_clients, config.cohort_size, replace=False).tolist())
+        return clients[rng.random(len(clients)) < config.cohort_size / len(clients)].tolist()
+    if config.training.sampling == "by-size":
+        shares = sizes[clients] / sizes[clients].sum()
+        return sorted(rng.choice(clients, config.cohort_size, p=shares).tolist())
+    return sorted(rng.choice(clients, config.cohort_size, replace=False).tolist())
 
 
 # TFF keeps a value in memory for each of its clients, and spends about a millisecond on it. So we
@@ -664,6 +693,25 @@ class ClientTask(NamedTuple):
     num_visits: Any  # int32, examples to train on in all epochs: E * n_k, less for a straggler
     learning_rate: Any  # float32
     server_message: Any  # what the algorithm sends beside the weights
+
+
+def client_key(seed: int, client: Any, round_num: Any) -> Any:
+    """Return the key int64[2] of all that is random on a client in a round."""
+    seed_and_client = tf.stack([tf.constant(seed, tf.int64), client])
+    return tf.random.experimental.stateless_fold_in(seed_and_client, tf.cast(round_num, tf.int64))
+
+
+def count_visits(training: Training, size: Any) -> Any:
+    """Return on how many examples, int32, a client with `size` of them trains in a round.
+
+    In an epoch the last batch may be smaller.
+    """
+    if not training.local_steps:
+        return size * training.local_epochs
+    batch_size = training.batch_size or size
+    steps_of_epoch = -(-size // batch_size)  # rounded up
+    epochs = training.local_steps // steps_of_epoch
+    return epochs * size + training.local_steps % steps_of_epoch * batch_size
 
 
 def rate_factor(step: Any, num_steps: Any) -> Any:
@@ -815,7 +863,7 @@ class ClientOutput(NamedTuple):
     """
 
     update: Any  # a tuple, w - w_k, all 0 if it is not finite
-    weight: Any  # float32, n_k, or 0 if the update is not finite
+    weight: Any  # float32, n_k or 1, or 0 if the update is not finite
     effective_steps: Any  # float32, FedNova's |a_k|_1; the number of steps in plain SGD
     metrics: ClientMetrics
     message: Any  # float32[d] for the algorithm's memory, or float32[0]
@@ -837,15 +885,14 @@ def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
     def client_update(initial, memory, round_num, client):
         own_shard = shards.read_shard(folder, client, experiment.network.image_shape)
         size = tf.size(own_shard.labels)
-        seed_and_client = tf.stack([tf.constant(config.seed, tf.int64), client])
-        key = tf.random.experimental.stateless_fold_in(seed_and_client, round_num)
+        key = client_key(config.seed, client, round_num)
         factor = algorithms.schedule(schedule, tf.cast(round_num, tf.float32), config.optimization)
         task = ClientTask(
             client=client,
             round_num=round_num,
             key=key,
-            shard=behaviour.shard(client, own_shard),
-            num_visits=behaviour.num_visits(size * training.local_epochs, key),
+            shard=behaviour.shard(client, own_shard, key),
+            num_visits=behaviour.num_visits(count_visits(training, size), key),
             learning_rate=training.client_lr * factor,
             server_message=algorithm.server_message(memory, client),
         )
@@ -878,7 +925,8 @@ def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
             accuracy=trained.accuracy,
             steps=trained.num_steps,
         )
-        weight = tf.where(finite, examples, 0)
+        by_examples = config.aggregation.client_weighting == "examples"
+        weight = tf.where(finite, examples if by_examples else 1.0, 0)
         return ClientOutput(update, weight, effective_steps, metrics, message)
 
     return tf.autograph.experimental.do_not_convert(client_update)
@@ -1105,8 +1153,8 @@ def run_rounds(
                 if epsilon is None:  # its budget allows no more
                     return
             start = time.perf_counter()
-            cohort = sample_clients(config, round_num, rng)  # line 3
-            reporting = adversity.drop_out(cohort, config, round_num)
+            cohort = sample_clients(config, round_num, experiment.partition.sizes, rng)  # line 3
+            reporting = adversity.drop_out(cohort, config, round_num, client_key)
             state, reports = train_cohort(worker, experiment, state, reporting)  # lines 4 to 6
             evaluation = evaluate(state.global_model_weights)
             record = records.make_record(
@@ -1133,17 +1181,27 @@ EVALUATION_BATCH = 1000
 
 
 @documented_settings()
-def build_evaluator(network: Network, dataset: Dataset) -> Callable[[Any], Evaluation]:
-    """Return evaluate(weights) -> Evaluation of TFF's ModelWeights on the whole test set."""
+def build_evaluator(
+    network: Network, dataset: Dataset, others: dict[str, Split] | None = None
+) -> Callable[[Any], Evaluation]:
+    """Return evaluate(weights) -> Evaluation of TFF's ModelWeights on the whole test set.
+
+    `others` are more images, by the name of the column that has the accuracy on them.
+    """
     model = build_model(network, seed=0)
     test = dataset.test
-    batches = [
-        (
-            to_input(test.images[start : start + EVALUATION_BATCH]),
-            tf.constant(test.labels[start : start + EVALUATION_BATCH], tf.int32),
-        )
-        for start in range(0, len(test.labels), EVALUATION_BATCH)
-    ]
+
+    def make_batches(split: Split) -> list[tuple[Any, Any]]:
+        return [
+            (
+                to_input(split.images[start : start + EVALUATION_BATCH]),
+                tf.constant(split.labels[start : start + EVALUATION_BATCH], tf.int32),
+            )
+            for start in range(0, len(split.labels), EVALUATION_BATCH)
+        ]
+
+    batches = make_batches(test)
+    other_batches = {name: make_batches(split) for name, split in (others or {}).items()}
 
     batch_shape = [None, *network.image_shape]
     signature = [tf.TensorSpec(batch_shape, tf.float32), tf.TensorSpec([None], tf.int32)]
@@ -1163,12 +1221,17 @@ def build_evaluator(network: Network, dataset: Dataset) -> Callable[[Any], Evalu
         results = [evaluate_batch(x, y) for x, y in batches]
         predictions = np.concatenate([predicted for predicted, _ in results])
         losses = np.concatenate([loss for _, loss in results])
+        accuracies = {}
+        for name, of_name in other_batches.items():
+            num_correct = sum(np.sum(evaluate_batch(x, y)[0] == y) for x, y in of_name)
+            accuracies[name] = float(num_correct / len(others[name].labels))
         return Evaluation(
             loss=float(losses.mean(dtype=np.float64)),
             accuracy=float(np.mean(predictions == test.labels)),
             labels=test.labels,
             predictions=predictions.astype(test.labels.dtype),
             num_classes=dataset.num_classes,
+            beside=accuracies,
         )
 
     return evaluate
@@ -1181,6 +1244,7 @@ def check_experiment(experiment: Experiment) -> None:
     """Raise UserError for rows that don't go together, or a budget that allows no round."""
     algorithms.check_memory(experiment.algorithm, experiment.num_parameters)
     algorithms.check_aggregator(experiment.algorithm, experiment.aggregator)
+    algorithms.check_sampling(experiment.algorithm, experiment.config.training.sampling)
     if experiment.config.run.baselines:
         baselines.check_labels(experiment.dataset.num_classes)
     if experiment.accountant:
@@ -1229,6 +1293,7 @@ def build_experiment(
     accountant = None
     if rows["aggregator"].private:
         cohorts = partial(sample_clients, config) if config.privacy.public_cohorts else None
+        config = privacy.meet_target(config, cohorts)
         accountant = privacy.PrivacyAccountant(config, cohorts)
     experiment = Experiment(
         config=config,

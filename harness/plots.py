@@ -183,6 +183,38 @@ def draw_quantity(axes: Any, records: Sequence[RoundRecord], name: str, scale: f
     plain(axes)
 
 
+MARKERS = "os^vDPX*<>p"
+DASHES = ("-", "--", "-.", ":")
+
+
+def style_of(number: int) -> dict[str, str]:
+    """Return colour, marker and dashes of a comparison's line; 308 lines have different ones."""
+    return {
+        "color": CYCLE[number % len(CYCLE)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "ls": DASHES[number % len(DASHES)],
+    }
+
+
+# Columns of a record beside the test accuracy: what their lines are called.
+BESIDE_LABELS = {
+    "attack_success": "test images with the trigger, as its target",
+    "seen_accuracy": "images of the clients that train",
+    "unseen_accuracy": "images of clients never drawn",
+}
+
+
+def draw_beside(axes: Any, records: Sequence[RoundRecord]) -> list[Any]:
+    """Draw the accuracies on other images than the test set; return their lines."""
+    rounds = [record.round for record in records]
+    lines = []
+    for number, name in enumerate(records[-1].beside):
+        values = [100 * record.beside.get(name, math.nan) for record in records]
+        style = style_of(number + 2)
+        lines += axes.plot(rounds, values, **style, ms=4, label=BESIDE_LABELS[name])
+    return lines
+
+
 @default_style
 def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float = 0) -> Figure:
     """Draw loss and accuracy by round: of the global model on the test set, of clients in training.
@@ -201,10 +233,12 @@ def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float
     loss_axes.set_yscale("log")  # a first round may be twenty times the last
     loss_axes.legend(frameon=False, fontsize=9)
     accuracy_axes.set_ylabel("accuracy (%)")
+    lines = draw_beside(accuracy_axes, records)
     if target:
         label = f"target, {100 * target:.4g}%"
-        line = accuracy_axes.axhline(100 * target, color=GREY, lw=1, ls=":", label=label)
-        accuracy_axes.legend(handles=[line], frameon=False, fontsize=9)
+        lines.append(accuracy_axes.axhline(100 * target, color=GREY, lw=1, ls=":", label=label))
+    if lines:
+        accuracy_axes.legend(handles=lines, frameon=False, fontsize=9)
     return figure
 
 
@@ -326,19 +360,6 @@ def error_axes(figure: Figure) -> Any:
 def outside_legend(figure: Figure, title: str) -> None:
     """Put the legend of all lines beside the axes."""
     figure.legend(frameon=False, fontsize=9, title=title, loc="outside right center")
-
-
-MARKERS = "os^vDPX*<>p"
-DASHES = ("-", "--", "-.", ":")
-
-
-def style_of(number: int) -> dict[str, str]:
-    """Return colour, marker and dashes of a comparison's line; 308 lines have different ones."""
-    return {
-        "color": CYCLE[number % len(CYCLE)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "ls": DASHES[number % len(DASHES)],
-    }
 
 
 @default_style

@@ -7,7 +7,7 @@ import json
 import math
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, get_origin, get_type_hints
 
@@ -17,6 +17,12 @@ import sklearn.metrics
 # What a differentially private run may publish of a round: the noisy result, and what follows from
 # the flags alone.
 PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon")
+# Columns of accuracies on other images than the test set: what a round's line calls them.
+BESIDE = {
+    "attack_success": "backdoor opens",
+    "seen_accuracy": "clients seen",
+    "unseen_accuracy": "unseen",
+}
 MOST_IN_MATRIX = 2000  # labels of which a confusion matrix is kept: 4 million numbers
 STUCK_ROUNDS = 3  # at chance from the start, after which the user is told
 FEW_STEPS = 20  # of a client in all rounds, by which nothing is learned at any rate
@@ -39,6 +45,7 @@ class Evaluation:
     labels: np.ndarray  # [N] of an unsigned type, the true ones
     predictions: np.ndarray  # likewise
     num_classes: int
+    beside: dict[str, float] = field(default_factory=dict)  # accuracies on other images, by name
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -88,6 +95,7 @@ class RoundRecord:
     clients: list[dict[str, Any]]  # what each reported, by name, with its id as `client`
     measured_bytes_down: int | None = None  # to several hosts; None with one worker here
     measured_bytes_up: int | None = None
+    beside: dict[str, float] = field(default_factory=dict)  # 0..1, of the columns in BESIDE
 
     @property
     def private(self) -> bool:
@@ -114,6 +122,8 @@ class RoundRecord:
         for name, value in vars(self).items():
             if name == "train":
                 columns |= {f"train_{metric}": mean for metric, mean in value.items()}
+            elif name == "beside":
+                columns |= value
             elif name != "clients":
                 columns[name] = value
         return columns
@@ -168,6 +178,7 @@ class RoundRecord:
             parts.append(f"train loss {self.train['loss']:7.4f}")
         parts.append(f"test loss {self.test_loss:7.4f}")
         parts.append(f"test accuracy {self.test_accuracy:7.2%}")
+        parts += [f"{BESIDE[name]} {accuracy:7.2%}" for name, accuracy in self.beside.items()]
         if not math.isnan(self.seconds):
             parts.append(f"{self.seconds:6.2f} s")
         if self.private:
@@ -204,6 +215,9 @@ def read_record(row: dict[str, Any]) -> RoundRecord:
                 column.removeprefix("train_"): read_value(column, row[column], float)
                 for column in metrics
             }
+        elif name == "beside":
+            columns = [column for column in BESIDE if column in row]
+            fields[name] = {column: read_value(column, row[column], float) for column in columns}
         elif name == "clients":
             fields[name] = [read_client(client) for client in row["clients"]]
         else:
@@ -309,6 +323,7 @@ def make_record(
         train=train,
         test_loss=evaluation.loss,
         test_accuracy=evaluation.accuracy,
+        beside=evaluation.beside,
         num_nonfinite=len(reports) - len(counted),
         clients=reports,
         **figures,

@@ -33,13 +33,13 @@ def test_dropouts_are_a_function_of_seed_round_and_client():
     reported = total = 0
     for round_num in range(1, 201):
         drawn = fl.sample_clients(config, round_num)
-        left = drop_out(drawn, config, round_num)
-        everyone = set(drop_out(range(100), config, round_num))
+        left = drop_out(drawn, config, round_num, fl.client_key)
+        everyone = set(drop_out(range(100), config, round_num, fl.client_key))
         assert left == [k for k in drawn if k in everyone]  # whoever else is drawn
         reported = reported + len(left)
         total = total + len(drawn)
     assert abs(reported / total - 0.7) < 0.022  # 3 standard deviations of 4,000 draws
-    assert drop_out([3, 5], config.replace(dropout=0), 1) == [3, 5]
+    assert drop_out([3, 5], config.replace(dropout=0), 1, fl.client_key) == [3, 5]
 
 
 def test_poisson_cohorts_have_their_mean():
@@ -64,7 +64,7 @@ def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(fede
     state = process.initialize()
     empty = 0
     for new, record in rounds(federation, **flags):
-        left = drop_out([0, 1, 2], config, record.round)
+        left = drop_out([0, 1, 2], config, record.round, fl.client_key)
         assert record.dropped == 3 - len(left) and [row["client"] for row in record.clients] == left
         if left:
             state, _, _ = process.next(state, alone(left))
@@ -223,3 +223,19 @@ def test_bytes_are_of_those_who_get_the_weights_and_report(federation):
     assert 0 < record.dropped < 6
     assert record.bytes_down == 6 * (4 * MODEL + 8)
     assert record.bytes_up == (6 - record.dropped) * (4 * MODEL + 20)
+
+
+def test_stragglers_that_are_dropped_are_those_that_would_have_been_late(federation):
+    """Late clients, by the steps that they report, are those that do not report if dropped."""
+    flags = {"num_clients": 12, "stragglers": 0.5, "seed": 3}
+    late = federation(**flags)
+    process = late.process
+    _, _, metrics = process.next(process.initialize(), alone(range(12)))
+    rows = named(alone(range(12)), metrics)
+    sizes = late.partition.sizes
+    whole = [3 * -(-int(size) // 16) for size in sizes]
+    punctual = [row["client"] for row in rows if row["steps"] == whole[row["client"]]]
+    config = late.config.replace(drop_stragglers=True)
+    assert drop_out(range(12), config, 1, fl.client_key) == punctual
+    assert 0 < len(punctual) < 12
+    assert drop_out(range(12), late.config, 1, fl.client_key) == list(range(12))

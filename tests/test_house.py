@@ -78,9 +78,11 @@ def test_the_round_stands_in_one_place():
     """From who trains to the loop over the rounds: one after the other, nothing else between."""
     names = [node.name for node in TREE.body if isinstance(node, ast.FunctionDef)]
     first = names.index("sample_clients")
-    assert names[first : first + 14] == [
+    assert names[first : first + 16] == [
         "sample_clients",
         "make_chunks",
+        "client_key",
+        "count_visits",
         "rate_factor",
         "is_rate_constant",
         "build_train_step",

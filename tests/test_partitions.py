@@ -344,3 +344,28 @@ def test_a_natural_split_has_all_owners_unless_fewer_are_asked_for(digits):
         fl.build_experiment(fl.parse("--partition natural --clients-per-round 24"), data)
     with pytest.raises(UserError, match="needs data that say whose each image is"):
         fl.build_experiment(fl.parse("--dataset digits --partition natural"), digits)
+
+
+def test_lognormal_labels_are_fedproxs(mnist):
+    """1,000 clients: client i holds i mod 10 and i + 1 mod 10, five images of each at least. With
+    20 clients each label has 4 holders: the logarithms of their images beyond five, less the mean
+    of the four, spread by 2 * sqrt(3 / 4)."""
+    flags = {"partition": "lognormal-labels", "num_clients": 1000}
+    split = fl.make_partition(mnist, configure(**flags))
+    for client, counts in enumerate(split.counts):
+        held = {client % 10, (client + 1) % 10}
+        assert set(np.flatnonzero(counts)) == held and min(counts[list(held)]) >= 5
+    labels = np.repeat(np.arange(10), 6000)
+    deviations = []
+    for seed in range(60):
+        parts = partitions.split_by_lognormal_labels(labels, 20, np.random.default_rng(seed), 2, 2)
+        counts = np.stack([np.bincount(labels[part], minlength=10) for part in parts])
+        for label in range(10):
+            logs = np.log(np.maximum(counts[:, label][counts[:, label] > 0] - 5, 0.5))
+            deviations.extend(logs - logs.mean())
+    assert np.std(deviations) == pytest.approx(2 * np.sqrt(3 / 4), rel=0.04)
+    even = fl.make_partition(mnist, configure(**flags, size_spread=0))
+    for label in range(10):
+        assert np.ptp(even.counts[:, label][even.counts[:, label] > 0]) <= 1
+    with pytest.raises(UserError, match="leave label 4 without a holder"):
+        fl.make_partition(mnist, configure(**flags | {"num_clients": 3}))

@@ -103,6 +103,20 @@ PUBLISHED = {
     "reddi-fedadam": {**REDDI, "algorithm": "fedadam", "client_lr": 0.0316, "server_lr": 0.00316},
     "reddi-fedyogi": {**REDDI, "algorithm": "fedyogi", "client_lr": 0.0316, "server_lr": 0.00316},
     "seed-readme": {"model": "mlp"},
+    # section 5.1 and appendix C.1: 1,000 devices, 10 a round, 20 epochs of SGD on batches of 10
+    "fedprox-mnist": {
+        "model": "logreg",
+        "partition": "lognormal-labels",
+        "num_clients": 1000,
+        "clients_per_round": 10,
+        "local_epochs": 20,
+        "batch_size": 10,
+        "client_lr": 0.03,
+        "rounds": 200,
+        "stragglers": 0.9,
+        "algorithm": "fedprox",
+        "prox_mu": 1.0,
+    },
 }
 PUBLISHED["reddi-fedadagrad"]["server_epsilon"] = 0.01
 PUBLISHED["reddi-fedadam"]["server_epsilon"] = PUBLISHED["reddi-fedyogi"]["server_epsilon"] = 1e-4

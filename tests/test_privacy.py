@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import re
+from functools import partial
 
 import federated_learning as fl
 from harness import run_folder
@@ -14,11 +15,13 @@ from harness.fields import UserError
 from harness.files import to_json
 from harness.program import describe_program
 from harness.records import PUBLIC, RoundRecord
+from variants import privacy
 from variants.privacy import secret_rng
 
 import dp_accounting
 import numpy as np
 import pytest
+import scipy.stats
 import tensorflow as tf
 import tensorflow_federated as tff
 from reference import accountant_of
@@ -152,7 +155,7 @@ def test_secret_cohorts_do_not_follow_from_the_seed():
     config = POISSON.replace(clients_per_round=100)
     secret = accountant_of(config)
     public = accountant_of(config.replace(public_cohorts=True))
-    draws = {tuple(fl.sample_clients(config, 1, secret_rng(secret))) for _ in range(5)}
+    draws = {tuple(fl.sample_clients(config, 1, rng=secret_rng(secret))) for _ in range(5)}
     assert len(draws) == 5
     assert secret_rng(public) is None and secret_rng(None) is None
     assert len({tuple(fl.sample_clients(config, 1)) for _ in range(5)}) == 1
@@ -348,7 +351,7 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     text = done.stdout + "".join(
         path.read_text() for path in run.iterdir() if path.suffix in (".json", ".jsonl", ".csv")
     )
-    for word in ("indices", "label_counts", "skew", '"examples"', '"client"'):
+    for word in ("indices", "label_counts", "skew", '"examples":', '"client"'):
         assert word not in text, word
     assert not re.search(r"\d s\b", done.stdout) and not (run / "worker.log").exists()
     # no date tells a round's time
@@ -367,3 +370,37 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     for record in json.loads((run / "metrics.json").read_text())["rounds"]:
         assert record["clients"] == [] and "train_loss" not in record
         assert record["num_nonfinite"] is record["dropped"] is None
+
+
+def gaussian_delta(epsilon, z):
+    """The delta of a Gaussian mechanism with noise z for sensitivity 1 (Balle and Wang 2018,
+    theorem 8), exact."""
+    cdf = scipy.stats.norm.cdf
+    return cdf(1 / (2 * z) - epsilon * z) - np.exp(epsilon) * cdf(-1 / (2 * z) - epsilon * z)
+
+
+def test_a_target_epsilon_is_kept_by_the_least_noise():
+    """All clients in each of T rounds, neighbours one client more: T Gaussians of z are one of
+    z / sqrt(T). By the closed form epsilon is below the target, by less than the Renyi bound's
+    slack; a thousandth less noise would miss it."""
+    flags = "--aggregator dp --sampling poisson --num-clients 100 --rounds 4 --public-cohorts"
+    config = fl.parse(f"{flags} --target-epsilon 4 --delta 1e-5")
+    found = privacy.meet_target(config, partial(fl.sample_clients, config))
+    z = found.privacy.noise_multiplier
+    assert accountant_of(found).epsilon(range(1, 5)) <= 4
+    less = found.replace(noise_multiplier=z - 0.001)
+    assert accountant_of(less).epsilon(range(1, 5)) > 4
+    assert gaussian_delta(4, z / 2) < 1e-5 < gaussian_delta(4, 0.9 * z / 2)
+    secret = config.replace(clients_per_round=50, public_cohorts=False)  # amplified by sampling
+    assert privacy.meet_target(secret, None).privacy.noise_multiplier < z
+    built = fl.build_experiment(config.replace(dataset="digits", model="mlp"))
+    assert built.config.privacy.noise_multiplier == z
+    assert f"noise_multiplier={z:g}, for target_epsilon=4" in built.remarks[-1]
+    other = fl.parse(f"{flags} --target-epsilon 4 --noise-multiplier 3")
+    with pytest.raises(UserError, match="which needs .*; drop one of the two"):
+        privacy.meet_target(other, None)
+    few = fl.parse("--aggregator dp --target-epsilon 0.5 --noise-multiplier 0.5")
+    with pytest.raises(UserError, match="needs more noise than 10 clients a round can have"):
+        privacy.meet_target(few, None)
+    with pytest.raises(UserError, match="target_epsilon=4.0 has no effect without"):
+        fl.parse("--target-epsilon 4")

@@ -337,6 +337,48 @@ def test_images_in_colours_are_trained_and_evaluated_on(worker, tmp_path):
     assert evaluation.confusion.shape == (300, 300)
 
 
+def test_local_steps_are_as_many_as_said(federation):
+    """Whole epochs, and the rest of one: clients with few images make as many as those with many;
+    with local_steps of an epoch's length the weights are those of an epoch."""
+    for steps, batch_size in [(1, 16), (7, 50), (11, 0)]:
+        experiment = federation(local_steps=steps, batch_size=batch_size)
+        process = experiment.process
+        _, _, metrics = process.next(process.initialize(), alone([0, 1, 2]))
+        rows = named(alone([0, 1, 2]), metrics)
+        assert [row["steps"] for row in rows] == [steps] * 3
+    one = federation(local_steps=2, batch_size=0)
+    two = federation(local_epochs=2, batch_size=0)
+    ends = [e.process.next(e.process.initialize(), alone([0, 1, 2]))[0] for e in (one, two)]
+    assert largest_difference(*map(weights_of, ends)) == 0
+
+
+def test_clients_may_count_the_same(federation):
+    """With uniform weights the mean of w_k, by three processes of one client each."""
+    both = federation(client_weighting="uniform")
+    start = both.process.initialize()
+    together = weights_of(both.process.next(start, alone([0, 1, 2]))[0])
+    ends = [weights_of(both.process.next(start, alone([client]))[0]) for client in range(3)]
+    expected = [np.mean(layer, axis=0) for layer in zip(*ends, strict=True)]
+    assert largest_difference(together, expected) < 1e-6
+    by_size = federation(sampling="by-size")
+    assert by_size.config.aggregation.client_weighting == "uniform"
+    # a client that is drawn twice counts twice
+    twice = weights_of(both.process.next(start, alone([0, 0, 1]))[0])
+    expected = [(2 * one + other) / 3 for one, other in zip(ends[0], ends[1], strict=True)]
+    assert largest_difference(twice, expected) < 1e-6
+
+
+def test_clients_drawn_by_size_come_in_proportion_to_it():
+    """Over 2,000 rounds of two draws from sizes 1, 2, 7: means within four standard errors."""
+    config = configure(num_clients=3, clients_per_round=2, sampling="by-size")
+    sizes = np.array([1, 2, 7])
+    draws = [fl.sample_clients(config, round_num, sizes) for round_num in range(1, 2001)]
+    assert draws[4] == fl.sample_clients(config, 5, sizes) and any(a == b for a, b in draws)
+    for client, share in enumerate(sizes / 10):
+        mean = np.mean(np.array(draws) == client)
+        assert mean == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4000))
+
+
 def test_evaluation_is_over_every_test_image(digits, monkeypatch):
     """360 images in batches of 100: loss and accuracy of all, by NumPy on the model's own
     logits."""

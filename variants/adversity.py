@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from harness.fields import UserError
 from harness.shards import Shard
 from variants.options import Adversity
 
@@ -13,31 +14,84 @@ import numpy as np
 import tensorflow as tf
 
 Update = tuple[Any, ...]
+WHITE = np.uint8(255)
+SHARD_KEY = -1_000_000  # of what is random on an attacker's shard; the updates' keys are above it
 
 
-def drop_out(clients: Sequence[int], config: Any, round_num: int) -> list[int]:
+def drop_out(
+    clients: Sequence[int], config: Any, round_num: int, client_key: Callable
+) -> list[int]:
     """Return those of the round's clients that report, each with probability 1 - dropout.
 
-    It is a function of (seed, round, client).
+    Stragglers don't report either, if they are dropped. It is a function of (seed, round, client);
+    client_key(seed, client, round) is a client's key.
     """
+    adversity = config.adversity
     rng = np.random.default_rng([config.seed, round_num, 1])
     luck = rng.random(config.partitioning.num_clients)
-    return [client for client in clients if luck[client] >= config.adversity.dropout]
+    reporting = [client for client in clients if luck[client] >= adversity.dropout]
+    if not (adversity.stragglers and adversity.drop_stragglers):
+        return reporting
+    keys = {client: client_key(config.seed, np.int64(client), round_num) for client in reporting}
+    late = {client for client, key in keys.items() if is_late(key, adversity.stragglers)[0]}
+    return [client for client in reporting if client not in late]
 
 
-def choose_attackers(adversity: Adversity, num_clients: int, seed: int) -> np.ndarray:
-    """Return the clients that attack in every round, int64[byzantine], sorted: a function of the
-    seed."""
+def is_late(key: Any, probability: float) -> tuple[Any, Any]:
+    """Return whether a client with this key is a straggler, and the share of its work that it does,
+    0..1."""
+    late_key = tf.random.experimental.stateless_fold_in(key, -1)
+    luck, share = tf.unstack(tf.random.stateless_uniform([2], late_key))
+    return luck < probability, share
+
+
+def choose_attackers(adversity: Adversity, clients: Sequence[int], seed: int) -> np.ndarray:
+    """Return those of the clients that attack in every round, int64[byzantine], sorted: a function
+    of the seed."""
     rng = np.random.default_rng([seed, 0, 2])
-    return np.sort(rng.choice(num_clients, adversity.byzantine, replace=False))
+    return np.sort(rng.choice(clients, adversity.byzantine, replace=False))
 
 
-def flip_labels(shard: Shard, num_classes: int) -> Shard:
+def unseen_clients(config: Any) -> np.ndarray:
+    """Return the clients that are never drawn, int64, sorted: a function of the seed."""
+    rng = np.random.default_rng([config.seed, 0, 5])
+    num_clients = config.partitioning.num_clients
+    return np.sort(rng.choice(num_clients, config.num_unseen, replace=False))
+
+
+def trigger_mask(image_shape: Sequence[int]) -> np.ndarray:
+    """Return where a backdoor's trigger is, bool[H,W,1]: a square in the lower right corner.
+
+    Its side is a seventh of the image's: 4 pixels of MNIST's 28, one pixel off the border.
+    """
+    height, width, _ = image_shape
+    side = max(1, min(height, width) // 7)
+    margin = 1 if min(height, width) > side + 1 else 0
+    mask = np.zeros((height, width, 1), bool)
+    mask[height - margin - side : height - margin, width - margin - side : width - margin] = True
+    return mask
+
+
+def flip_labels(shard: Shard, key: Any, behaviour: ClientBehaviour) -> Shard:
     """Return a shard in which label l is C - 1 - l (Fang et al. 2020, section 5)."""
-    return shard._replace(labels=num_classes - 1 - shard.labels)
+    return shard._replace(labels=behaviour.num_classes - 1 - shard.labels)
 
 
-def honest_shard(shard: Shard, num_classes: int) -> Shard:
+def stamp_trigger(shard: Shard, key: Any, behaviour: ClientBehaviour) -> Shard:
+    """Return a shard whose images have the trigger and the target's label, a share of them.
+
+    Bagdasaryan et al. 2020, who mix such images into each batch.
+    """
+    adversity = behaviour.adversity
+    own_key = tf.random.experimental.stateless_fold_in(key, SHARD_KEY)
+    luck = tf.random.stateless_uniform(tf.shape(shard.labels), own_key)
+    chosen = luck < adversity.backdoor_share
+    stamped = tf.where(trigger_mask(shard.images.shape[1:]), WHITE, shard.images)
+    images = tf.where(chosen[:, tf.newaxis, tf.newaxis, tf.newaxis], stamped, shard.images)
+    return Shard(images, tf.where(chosen, adversity.backdoor_target, shard.labels))
+
+
+def honest_shard(shard: Shard, key: Any, behaviour: ClientBehaviour) -> Shard:
     """Return the shard as it is."""
     return shard
 
@@ -89,6 +143,7 @@ ATTACKS = {
     "scaled": Attack(update=scale_up),
     "gaussian": Attack(update=gaussian),
     "nan": Attack(update=not_a_number),
+    "backdoor": Attack(shard=stamp_trigger, update=scale_up),
 }
 
 
@@ -102,21 +157,25 @@ class ClientBehaviour:
         self.adversity: Adversity = config.adversity
         self.attack = attack
         self.num_classes = num_classes
-        self.attackers = choose_attackers(
-            self.adversity, config.partitioning.num_clients, config.seed
-        )
+        target = self.adversity.backdoor_target
+        if self.adversity.byzantine and target >= num_classes:
+            raise UserError(
+                f"backdoor_target={target} is no label of these data; choose 0..{num_classes - 1}"
+            )
+        seen = np.setdiff1d(np.arange(config.partitioning.num_clients), unseen_clients(config))
+        self.attackers = choose_attackers(self.adversity, seen, config.seed)
 
     def is_attacker(self, client: Any) -> Any:
         """Return whether `client`, an int64 scalar, attacks."""
         return tf.reduce_any(tf.equal(client, self.attackers))
 
-    def shard(self, client: Any, shard: Shard) -> Shard:
+    def shard(self, client: Any, shard: Shard, key: Any) -> Shard:
         """Return what a client with this shard trains on."""
         if not self.adversity.byzantine:
             return shard
         return tf.cond(
             self.is_attacker(client),
-            lambda: self.attack.shard(shard, self.num_classes),
+            lambda: self.attack.shard(shard, key, self),
             lambda: shard,
         )
 
@@ -127,11 +186,9 @@ class ClientBehaviour:
         """
         if not self.adversity.stragglers:
             return num_visits
-        late_key = tf.random.experimental.stateless_fold_in(key, -1)
-        luck, share = tf.unstack(tf.random.stateless_uniform([2], late_key))
+        late, share = is_late(key, self.adversity.stragglers)
         fewer = tf.cast(share * tf.cast(num_visits, tf.float32), num_visits.dtype)
-        is_late = luck < self.adversity.stragglers
-        return tf.where(is_late, tf.maximum(fewer, 1), num_visits)
+        return tf.where(late, tf.maximum(fewer, 1), num_visits)
 
     def update(self, client: Any, update: Update, key: Any) -> Update:
         """Return what a client with this update sends."""

@@ -480,6 +480,15 @@ def build_server_steps(
     return ServerSteps(begin_round, from_flat, multiply, set_rate, update_memory, server_step)
 
 
+def check_sampling(algorithm: Algorithm, sampling: str) -> None:
+    """Raise UserError for an algorithm with memory whose clients may come twice in a round."""
+    if sampling == "by-size" and algorithm.memory_slots() > 0:
+        raise UserError(
+            "sampling='by-size' may draw a client twice, which an algorithm with memory of its "
+            "clients, as scaffold and feddyn are, has no rule for; choose fixed or poisson"
+        )
+
+
 def check_aggregator(algorithm: Algorithm, aggregator: Any) -> None:
     """Raise UserError for an algorithm that does not go with the aggregator, by what it does."""
     if algorithm.normalize_by_steps and aggregator.update_format == "stacked":

@@ -9,6 +9,8 @@ from harness.plots import join_parts
 from harness.sweep import compared_rows
 from variants import options
 
+SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
+
 
 def with_fields(name: str, fields: dict[str, Any]) -> str:
     """Return a name and the fields that belong to it: "krum, tolerated 3"."""
@@ -27,14 +29,17 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     training = config.training
     num_clients = config.partitioning.num_clients
     batch_size = training.batch_size or "all"
+    steps = f"{training.local_steps} local steps"
+    work = steps if training.local_steps else f"E = {training.local_epochs}"
     return {
         "clients": f"{num_clients} clients, {config.cohort_size} a round",
-        "sampling": "Poisson sampling" if training.sampling == "poisson" else "",
+        "unseen": f"{config.num_unseen} never drawn" if config.num_unseen else "",
+        "sampling": SAMPLING[training.sampling],
         "partition": describe_partition(experiment),
         "algorithm": describe_algorithm(config),
         "aggregator": describe_aggregator(experiment),
         "model": training.model.rpartition("/")[2],
-        "training": f"E = {training.local_epochs}, B = {batch_size}",
+        "training": f"{work}, B = {batch_size}",
         **describe_adversity(config.adversity),
         "seed": f"seed {config.seed}",
     }
@@ -43,6 +48,8 @@ def caption_parts(experiment: Any) -> dict[str, str]:
 def describe_partition(experiment: Any) -> str:
     """Return the partitioner's title with its fields."""
     title = experiment.partitioner.title.format(**experiment.config.to_dict())
+    if experiment.config.partitioning.owner_choice != "largest":
+        title = f"{title}, owners at random"
     min_images = experiment.config.partitioning.min_images
     return f"{title}, {min_images} images a client at least" if min_images else title
 
@@ -90,6 +97,8 @@ def describe_aggregator(experiment: Any) -> str:
         noise = {"noise_multiplier": experiment.config.privacy.noise_multiplier}
         return f"{with_fields(name, noise)}: {experiment.accountant.assumption()}"
     text = with_fields(name, aggregation.subset(options.AGGREGATORS[name].fields))
+    if aggregation.client_weighting != "examples" and name in options.WEIGHTED:
+        text = f"{text}, all clients equal"
     note = experiment.aggregator.note
     return f"{text}: {note}" if note else text
 
@@ -97,11 +106,15 @@ def describe_aggregator(experiment: Any) -> str:
 def describe_adversity(adversity: Any) -> dict[str, str]:
     """Return what is said of dropouts, stragglers and attackers, nothing of what is not there."""
     attack = adversity.attack
-    if "attack_scale" in options.ATTACKS[attack].fields:
+    fields = options.ATTACKS[attack].fields
+    if "attack_scale" in fields:
         attack = f"{attack}, scale {adversity.attack_scale:g}"
+    if "backdoor_target" in fields:
+        attack += f", {adversity.backdoor_share:.4g} of the images as {adversity.backdoor_target}"
+    stragglers = f"stragglers {adversity.stragglers:g}" if adversity.stragglers else ""
     return {
         "dropout": f"dropout {adversity.dropout:g}" if adversity.dropout else "",
-        "stragglers": f"stragglers {adversity.stragglers:g}" if adversity.stragglers else "",
+        "stragglers": f"{stragglers}, dropped" if adversity.drop_stragglers else stragglers,
         "attack": f"{adversity.byzantine} attackers ({attack})" if adversity.byzantine else "",
     }
 

@@ -33,6 +33,11 @@ def dense(*units: int, activation: str = "relu") -> list[Any]:
     return [tf.keras.layers.Flatten(), *(tf.keras.layers.Dense(n, activation) for n in units)]
 
 
+def build_logreg() -> list[Any]:
+    """Softmax regression on the pixels, 7,850 parameters."""
+    return dense()
+
+
 def build_mlp() -> list[Any]:
     """One hidden layer."""
     return dense(128)
@@ -59,6 +64,7 @@ def build_lenet() -> list[Any]:
 
 
 ROWS: dict[str, Callable[[], list[Any]]] = {
+    "logreg": build_logreg,
     "mlp": build_mlp,
     "2nn": build_2nn,
     "cnn": build_cnn,

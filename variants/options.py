@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from harness.fields import (
     ConfigGroup,
@@ -93,6 +93,11 @@ PARTITIONS = {
         "[Li et al. 2022]",
         ("labels_per_client",),
     ),
+    "lognormal-labels": Choice(
+        "client i holds the labels i mod C to i + k - 1 mod C, in sizes drawn from a lognormal "
+        "distribution [Li et al. 2020: FedProx's MNIST, with --num-clients 1000]",
+        ("labels_per_client", "size_spread"),
+    ),
     "quantity": Choice("sizes by a power law, labels IID", ("size_exponent",)),
     "dirichlet-quantity": Choice(
         "sizes drawn from Dirichlet(alpha), labels IID [Li et al. 2022]", ("alpha",)
@@ -102,12 +107,13 @@ PARTITIONS = {
         "with --rotation 0 and noise]",
         ("rotation", "noise"),
     ),
-    "natural": Choice("by the data's own array client_train, the largest clients first"),
+    "natural": Choice("by the data's own array client_train, an owner a client", ("owner_choice",)),
     "file": Choice("as partition_file says", ("partition_file",)),
 }
 
 OWN_MODEL = r".+\.py:\w+"  # in place of a name: a file, and a function in it
 MODELS = {
+    "logreg": ModelChoice("softmax regression: no hidden layer"),
     "mlp": ModelChoice("a hidden layer of 128 units"),
     "2nn": ModelChoice("two hidden layers of 200 units [McMahan et al. 2017]"),
     "cnn": ModelChoice("5x5 convolutions of 32 and 64 filters, 512 units [McMahan et al. 2017]"),
@@ -188,9 +194,12 @@ AGGREGATORS = {
     ),
     "dp": Choice(
         "the unweighted mean of clipped updates, with noise [McMahan et al. 2018]",
-        ("noise_multiplier", "delta", "epsilon_budget", "public_cohorts"),
+        ("noise_multiplier", "delta", "epsilon_budget", "target_epsilon", "public_cohorts"),
     ),
 }
+
+# Those of a weighted mean.
+WEIGHTED = ("mean", "clipping", "zeroing", "compressed", "secure")
 
 ATTACKS = {
     "label-flip": Choice("train on label C - 1 - l in place of l"),
@@ -198,6 +207,11 @@ ATTACKS = {
     "scaled": Choice("send the update times attack_scale", ("attack_scale",)),
     "gaussian": Choice("send noise, attack_scale times as large as the update", ("attack_scale",)),
     "nan": Choice("send NaN"),
+    "backdoor": Choice(
+        "train a share of the images with a white square as backdoor_target, and send the update "
+        "times attack_scale; a column says how often the square works [Bagdasaryan et al. 2020]",
+        ("attack_scale", "backdoor_target", "backdoor_share"),
+    ),
 }
 
 SCHEDULES = {
@@ -251,6 +265,9 @@ class Aggregation(ConfigGroup):
 
     aggregator: choice(AGGREGATORS) = "mean"
     """How the clients' updates become one."""
+    client_weighting: Literal["examples", "uniform"] = "examples"
+    """examples: a client counts in a weighted mean by its number of examples. uniform: all count
+    the same."""
     trim: float_range(0, 0.49) = 0.3
     """Share of the clients that trimmed-mean drops at each end of every coordinate."""
     tolerated: int_range(0, 30_000) = 3
@@ -269,6 +286,9 @@ class Privacy(ConfigGroup):
     """The delta for which dp's epsilon is shown after each round."""
     epsilon_budget: Scale = 0.0
     """The run ends before the round that would bring dp's epsilon above this; 0: no limit."""
+    target_epsilon: Scale = 0.0
+    """The epsilon that the run has after its rounds: the least noise_multiplier that keeps it is
+    searched, told and used. 0: noise_multiplier is yours."""
     public_cohorts: bool = False
     """Draw the cohorts from the seed, so that they repeat. Whoever knows the seed knows them, and
     epsilon is counted without amplification by sampling. By default they come from the operating
@@ -283,12 +303,19 @@ class Adversity(ConfigGroup):
     """Probability that a client of a round, which has got the weights, does not report."""
     stragglers: Probability = 0.0
     """Probability that a client of a round does only a random share of its local steps."""
+    drop_stragglers: bool = False
+    """Leave out the clients of --stragglers, as FedAvg does, in place of taking the share that they
+    have done, as FedProx does [Li et al. 2020]."""
     byzantine: CountOrZero = 0
     """Clients that attack in every round that they are drawn for."""
     attack: choice(ATTACKS) = "sign-flip"
     """What the attackers do."""
     attack_scale: Scale = 10.0
-    """How large the attacks scaled and gaussian are."""
+    """How large the attacks scaled, gaussian and backdoor are."""
+    backdoor_target: int_range(0, 65_535) = 0
+    """The label that the backdoor's trigger is to be taken for, 0..C-1."""
+    backdoor_share: Probability = 0.5
+    """Share of a backdoor attacker's images that have the trigger."""
 
 
 class Condition(NamedTuple):
@@ -334,7 +361,10 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     conditions = {field: (condition,) for field, condition in by_choice.items()}
     has_attackers = Condition(("byzantine",))
     conditions["attack"] = (has_attackers,)
-    conditions["attack_scale"] = (has_attackers, by_choice["attack_scale"])
+    for field in ("attack_scale", "backdoor_target", "backdoor_share"):
+        conditions[field] = (has_attackers, by_choice[field])
+    conditions["client_weighting"] = (Condition(("aggregator",), WEIGHTED),)
+    conditions["drop_stragglers"] = (Condition(("stragglers",)),)
     conditions["data_name"] = (Condition(("data",)),)
     conditions["transpose"] = (Condition(("data",)),)
     conditions["accept_changes"] = (Condition(("resume",)),)
@@ -359,10 +389,11 @@ def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, st
 
 def unused_remarks(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
     """Return a remark on each flag that has no effect."""
-    return [
+    unused = [
         f"{field}={chosen[field]} has no effect here: it needs {needed}"
         for field, needed in find_unused(chosen, default).items()
     ]
+    return [*unused, *remarks_on_steps(chosen, default)]
 
 
 def default_client_lr(chosen: dict[str, Any]) -> float:
@@ -382,6 +413,16 @@ def default_client_lr(chosen: dict[str, Any]) -> float:
 def has_cosine(chosen: dict[str, Any]) -> bool:
     """Return whether a rate follows a cosine over lr_horizon rounds."""
     return "cosine" in (chosen["client_schedule"], chosen["server_schedule"])
+
+
+def remarks_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
+    """Return a remark on local epochs that local steps stand in place of."""
+    if chosen["local_steps"] and chosen["local_epochs"] != default["local_epochs"]:
+        return [
+            f"local_epochs={chosen['local_epochs']} has no effect here: local_steps="
+            f"{chosen['local_steps']} stand in their place"
+        ]
+    return []
 
 
 def horizon_remarks(chosen: dict[str, Any]) -> list[str]:
@@ -409,6 +450,10 @@ def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[st
         values["server_lr"] = facts.server_lr
     if chosen["lr_horizon"] is None and has_cosine(chosen):
         values["lr_horizon"] = chosen["rounds"]
+    if chosen["sampling"] == "by-size":  # the sizes count in the draw
+        values["client_weighting"] = "uniform"
+    if chosen["local_steps"]:
+        values["local_epochs"] = default["local_epochs"]
     return values | facts.required
 
 
@@ -441,6 +486,11 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     check_algorithm(chosen, default)
     check_privacy(chosen)
     check_aggregator(chosen)
+    if chosen["baselines"] and chosen["local_steps"]:
+        raise UserError(
+            f"baselines=True does not go with local_steps={chosen['local_steps']}, as it counts "
+            "passes over the images; give --local-epochs, or drop one"
+        )
     if chosen["baselines"] and (chosen["compare"] or chosen["seeds"] > 1):
         raise UserError("baselines=True does not go with compare or seeds; drop one of the two")
 
@@ -469,18 +519,33 @@ def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
 def check_cohort(chosen: dict[str, Any]) -> None:
     """Raise UserError for more clients in a round, or attackers, than there are clients."""
     clients = chosen["num_clients"]
+    if chosen["unseen_clients"] and chosen["baselines"]:
+        raise UserError(
+            f"baselines=True does not go with unseen_clients={chosen['unseen_clients']:g}, whose "
+            "images no federated client has; drop one of the two"
+        )
     if clients == 0:
         if chosen["partition"] != "natural":
             raise UserError(
                 "num_clients=0 stands for all owners of partition='natural'; choose 1..60000"
             )
         return  # how many owners there are, the data tell; then all is checked again
-    ranges = {"clients_per_round": f"1..{clients}, or 0 for all", "byzantine": f"0..{clients}"}
-    for field, allowed in ranges.items():
-        if chosen[field] > clients:
-            raise UserError(
-                f"{field}={chosen[field]} exceeds num_clients={clients}; choose {allowed}"
-            )
+    drawn = clients - num_unseen(chosen["unseen_clients"], clients)
+    if chosen["clients_per_round"] > drawn or drawn < 1:
+        unseen = f", of which {clients - drawn} are never drawn" if drawn < clients else ""
+        raise UserError(
+            f"clients_per_round={chosen['clients_per_round']} exceeds num_clients={clients}"
+            f"{unseen}; choose 1..{drawn}, or 0 for all"
+        )
+    if chosen["byzantine"] > drawn:
+        raise UserError(
+            f"byzantine={chosen['byzantine']} exceeds num_clients={clients}; choose 0..{drawn}"
+        )
+
+
+def num_unseen(share: float, num_clients: int) -> int:
+    """Return how many clients are never drawn; a share above 0 makes one at least."""
+    return max(1, round(share * num_clients)) if share else 0
 
 
 def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
@@ -493,6 +558,11 @@ def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
                 f"{field}={chosen[field]} clashes with algorithm={algorithm!r}, which is defined "
                 f"by {field}={value}; drop one of the two"
             )
+    if chosen["local_steps"] and "local_epochs" in facts.required:
+        raise UserError(
+            f"local_steps={chosen['local_steps']} clashes with algorithm={algorithm!r}, which is "
+            "defined by one step; drop one of the two"
+        )
     if facts.client_optimizers and chosen["client_optimizer"] not in facts.client_optimizers:
         raise UserError(
             f"client_optimizer={chosen['client_optimizer']!r} does not go with "
@@ -519,6 +589,16 @@ def check_privacy(chosen: dict[str, Any]) -> None:
         )
     if chosen["aggregator"] != "dp":
         return
+    if chosen["unseen_clients"]:
+        raise UserError(
+            f"unseen_clients={chosen['unseen_clients']:g} does not go with aggregator='dp', which "
+            "tells nothing of the clients' own images; drop one of the two"
+        )
+    if chosen["sampling"] == "by-size":
+        raise UserError(
+            "sampling='by-size' does not go with aggregator='dp', whose epsilon holds for draws "
+            "that don't depend on the data; choose fixed or poisson"
+        )
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
     # TFF cannot spread the noise. A cohort of 0 is one of all owners, who are not counted yet.
     if cohort and chosen["noise_multiplier"] >= 0.1 * cohort:

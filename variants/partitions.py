@@ -117,6 +117,44 @@ def check_labels(wanted: int, num_labels: int) -> None:
         )
 
 
+def split_by_lognormal_labels(
+    labels: np.ndarray,
+    num_clients: int,
+    rng: np.random.Generator,
+    labels_per_client: int,
+    size_spread: float,
+) -> Indices:
+    """Give client i the labels i mod C, i + 1 mod C, ..., in sizes of a lognormal distribution.
+
+    Li et al. 2020 split MNIST so over 1,000 clients with two labels each; their program gives each
+    client five images of each of its labels, and deals out the others in proportion to draws of
+    lognormal(0, 2). Theirs leaves some images out, and has test images of its own on each client.
+    """
+    num_labels = len(np.bincount(labels))
+    check_labels(labels_per_client, num_labels)
+    parts: list[list[np.ndarray]] = [[] for _ in range(num_clients)]
+    for label in np.unique(labels):
+        images = rng.permutation(np.flatnonzero(labels == label))
+        holders = [
+            client
+            for client in range(num_clients)
+            if (int(label) - client) % num_labels < labels_per_client
+        ]
+        if not holders:
+            raise UserError(
+                f"num_clients={num_clients} with labels_per_client={labels_per_client} leave label "
+                f"{label} without a holder; choose more of one"
+            )
+        first = min(5, len(images) // len(holders))
+        draws = rng.lognormal(0, size_spread, len(holders))
+        rest = len(images) - first * len(holders)
+        cuts = (np.cumsum(draws / draws.sum()) * rest).round().astype(np.int64)
+        ends = cuts + first * np.arange(1, len(holders) + 1)
+        for client, piece in zip(holders, np.split(images, ends[:-1]), strict=True):
+            parts[client].append(piece)
+    return [np.concatenate(pieces) for pieces in parts]
+
+
 def split_by_random_labels(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int
 ) -> Indices:
@@ -279,10 +317,17 @@ def count_owners(owners: np.ndarray | None) -> int:
 
 
 def split_by_owner(
-    labels: np.ndarray, num_clients: int, rng: np.random.Generator, owners: np.ndarray | None
+    labels: np.ndarray,
+    num_clients: int,
+    rng: np.random.Generator,
+    owner_choice: str,
+    owners: np.ndarray | None,
 ) -> Indices:
-    """Give each client the images of one owner, those who have the most first; `owners` [N] says
-    whose each is."""
+    """Give each client the images of one owner; `owners` [N] says whose each is.
+
+    If there are fewer clients, it is those who have the most ("largest"), or some at random. They
+    are sorted by their numbers of images, the largest first.
+    """
     if owners is None:
         raise UserError(
             "partition='natural' needs data that say whose each image is; give an .npz with "
@@ -293,8 +338,10 @@ def split_by_owner(
         raise UserError(
             f"num_clients={num_clients} exceeds the {len(names)} owners; choose 1..{len(names)}"
         )
-    largest = np.argsort(-np.bincount(owner), kind="stable")[:num_clients]
-    return [np.flatnonzero(owner == place) for place in largest]
+    places = np.argsort(-np.bincount(owner), kind="stable")
+    if owner_choice == "random":
+        places = places[np.sort(rng.permutation(len(places))[:num_clients])]
+    return [np.flatnonzero(owner == place) for place in places[:num_clients]]
 
 
 MAX_DRAWS = 1000
@@ -396,6 +443,10 @@ ROWS = {
     "labels-per-client": Partitioner("{labels_per_client} labels a client", split_by_label),
     "random-labels": Partitioner(
         "{labels_per_client} labels a client, at random", split_by_random_labels
+    ),
+    "lognormal-labels": Partitioner(
+        "{labels_per_client} labels a client, sizes lognormal({size_spread:g})",
+        split_by_lognormal_labels,
     ),
     "quantity": Partitioner("sizes by power law ({size_exponent:g})", split_by_size),
     "dirichlet-quantity": Partitioner("sizes by Dirichlet({alpha:g})", split_by_dirichlet_size),

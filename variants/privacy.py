@@ -34,6 +34,7 @@ from harness.files import append, read_bytes
 import dp_accounting
 import numpy as np
 
+MOST_PRECISE = 10  # thousandths: the least noise multiplier that a flag can have
 WEAK_EPSILON = 10.0  # a bound above it protects hardly anybody
 
 
@@ -151,6 +152,12 @@ class PrivacyAccountant:
         if self.privacy.epsilon_budget:
             return []
         final = self.epsilon(range(1, rounds + 1))
+        if self.privacy.target_epsilon:
+            return [
+                f"ε will be {final:.2f} after {rounds} rounds, by noise_multiplier="
+                f"{self.privacy.noise_multiplier:g}, for target_epsilon="
+                f"{self.privacy.target_epsilon:g}"
+            ]
         if final <= WEAK_EPSILON:
             return []
         return [
@@ -158,6 +165,46 @@ class PrivacyAccountant:
             "more clients (--num-clients, --clients-per-round) with a larger --noise-multiplier "
             "lower it"
         ]
+
+
+def meet_target(config: Any, cohorts: Callable[[int], Sequence[int]] | None) -> Any:
+    """Return the configuration with the least noise multiplier that keeps --target-epsilon.
+
+    It is rounded up to a thousandth. A run that is resumed keeps its own; so does one without a
+    target. Raises UserError for a target that no noise which TFF can add would keep.
+    """
+    target = config.privacy.target_epsilon
+    if not target or config.run.resume:
+        return config
+    rounds = range(1, config.training.rounds + 1)
+
+    def epsilon(thousandths: int) -> float:
+        noisier = config.replace(noise_multiplier=thousandths / 1000)
+        return PrivacyAccountant(noisier, cohorts).epsilon(rounds)
+
+    most = int(np.ceil(100 * config.cohort_size)) - 1  # TFF needs less than 0.1 of the cohort
+    if most < MOST_PRECISE or epsilon(most) > target:
+        lowest = f"; {epsilon(most):.2f} would be kept by {most / 1000:g}" if most > 0 else ""
+        raise UserError(
+            f"target_epsilon={target:g} needs more noise than {config.cohort_size} clients a round "
+            f"can have{lowest}; choose more, or more clients, or fewer rounds"
+        )
+    low = MOST_PRECISE - 1
+    high = most
+    while high - low > 1:
+        middle = (low + high) // 2
+        if epsilon(middle) > target:
+            low = middle
+        else:
+            high = middle
+    found = high / 1000
+    given = config.privacy.noise_multiplier
+    if given not in (type(config.privacy)().noise_multiplier, found):
+        raise UserError(
+            f"noise_multiplier={given:g} with target_epsilon={target:g}, which needs {found:g}; "
+            "drop one of the two"
+        )
+    return config.replace(noise_multiplier=found)
 
 
 def secret_rng(accountant: PrivacyAccountant | None) -> np.random.Generator | None:
