@@ -30,7 +30,7 @@ d parameters of the model.
     python federated_learning.py                                  # 10 clients, 5 rounds
     python federated_learning.py --partition shards --rounds 50   # McMahan's non-IID split
     python federated_learning.py --compare fedavg,fedprox         # one plot, same split and seed
-    python federated_learning.py --help                           # every flag
+    python federated_learning.py --help                           # the themes of the flags
 
 Randomness is a pure function of (seed, round, client), except for the noise and the cohorts of a
 private run: the same command gives the same weights, bit for bit. variants/ holds what needs a flag
@@ -44,7 +44,7 @@ The papers of the other algorithms are listed in variants/__init__.py.
 
 from __future__ import annotations
 
-from harness import command_line, listing  # first: from here on Ctrl-C gives no traceback
+from harness import command_line, help, listing  # first: from here on Ctrl-C gives no traceback
 
 # isort: split
 import contextlib
@@ -158,6 +158,9 @@ class Training(ConfigGroup):
     model: choice(options.MODELS, options.OWN_MODEL, "FILE.py:FUNCTION") = "lean-cnn"
     """The clients' network. FILE.py:FUNCTION is one of your own: the function returns new Keras
     layers, those before the logits, in each call."""
+    initial_model: str = ""
+    """A .keras file of this network, such as a run's global_model.keras, whose weights the global
+    model starts from. By default they follow from the seed."""
     rounds: Rounds = 5
     """Rounds of communication, T."""
     clients_per_round: CountOrZero = 0
@@ -250,6 +253,7 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     word_list = shlex.split(words) if isinstance(words, str) else words
     given = list(sys.argv[1:] if word_list is None else word_list)
     presets.explain_preset(given)
+    help.answer_help(Config(), given)
     flags = join_compared(options.insert_implied_flags(presets.insert_preset_flags(given)))
     from_file = command_line.read_config_file(given, Config())
     config = command_line.read_flags(Config, flags, default=from_file)
@@ -276,13 +280,14 @@ if __name__ == "__main__":
     if parsed_config.run.version or parsed_config.run.list:
         command_line.run_or_exit(answer_at_once, parsed_config)
         sys.exit()
+    command_line.tell_loading()
     gc.disable()
 
-from harness import comparison, overlay, plots, program, records, results, shards
+from harness import comparison, overlay, plots, program, records, results, run_folder, shards
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
 from harness.figure_files import form_of
-from harness.files import check_clock, check_temporary_folder
+from harness.files import check_clock, check_temporary_folder, expand_path
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
 from harness.settings import documented_settings
@@ -573,7 +578,9 @@ class Experiment:
     @cached_property
     def initial_weights(self) -> tuple[np.ndarray, ...]:
         """The global model's first weights (line 1), one float32 array per tensor."""
-        return tuple(build_model(self.network, self.config.seed).get_weights())
+        weights = build_model(self.network, self.config.seed).get_weights()
+        file = self.config.training.initial_model
+        return tuple(layers.read_weights(file, weights) if file else weights)
 
     @property
     def num_parameters(self) -> int:
@@ -1130,16 +1137,19 @@ def run_rounds(
     state: Any = None,
     log: str | Path = os.devnull,
     journal: Path | None = None,
+    earlier: Sequence[RoundRecord] = (),
 ) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
     """Yield (state, record, evaluation) after each round that follows `state`, else from the first.
 
     TFF's worker lives as long as the generator, and prints to `log`. A private run notes in its
-    `journal` each round that it begins. Raises RunFailed if a round cannot be done.
+    `journal` each round that it begins. `earlier` are the records of the rounds before. Raises
+    RunFailed if a round cannot be done.
     """
     config = experiment.config
     accountant = experiment.accountant
     evaluate = experiment.evaluate  # built here, before the first round's clock starts
     most_chunks = NUM_CHUNKS.get(experiment.aggregator.update_format, config.cohort_size)
+    done = list(earlier)
     rng = privacy.secret_rng(accountant)  # None if the cohorts follow from the seed
     with start_workers(experiment, min(config.cohort_size, most_chunks), log) as worker:
         if state is None:
@@ -1170,8 +1180,9 @@ def run_rounds(
                 ),
                 **worker.measured_bytes(),
             )
+            done.append(record)
             yield state, record.public() if accountant else record, evaluation
-            if records.reached([record], config.run.target_accuracy):
+            if records.is_over(done, config.run):
                 return
 
 
@@ -1189,20 +1200,6 @@ def build_evaluator(
     `others` are more images, by the name of the column that has the accuracy on them.
     """
     model = build_model(network, seed=0)
-    test = dataset.test
-
-    def make_batches(split: Split) -> list[tuple[Any, Any]]:
-        return [
-            (
-                to_input(split.images[start : start + EVALUATION_BATCH]),
-                tf.constant(split.labels[start : start + EVALUATION_BATCH], tf.int32),
-            )
-            for start in range(0, len(split.labels), EVALUATION_BATCH)
-        ]
-
-    batches = make_batches(test)
-    other_batches = {name: make_batches(split) for name, split in (others or {}).items()}
-
     batch_shape = [None, *network.image_shape]
     signature = [tf.TensorSpec(batch_shape, tf.float32), tf.TensorSpec([None], tf.int32)]
 
@@ -1215,23 +1212,32 @@ def build_evaluator(
     # Traced now: once `build_process` has made layers in graphs of its own, this model fails.
     evaluate_batch.get_concrete_function()
 
+    def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
+        """Return (predictions [N], cross-entropies float32[N])."""
+        results = []
+        for start in range(0, len(split.labels), EVALUATION_BATCH):
+            batch = slice(start, start + EVALUATION_BATCH)
+            y = tf.constant(split.labels[batch], tf.int32)
+            results.append(evaluate_batch(to_input(split.images[batch]), y))
+        predictions = np.concatenate([predicted for predicted, _ in results])
+        losses = np.concatenate([loss for _, loss in results])
+        return predictions.astype(split.labels.dtype), losses
+
     @documented_settings()
     def evaluate(weights: Any) -> Evaluation:
         weights.assign_weights_to(model)
-        results = [evaluate_batch(x, y) for x, y in batches]
-        predictions = np.concatenate([predicted for predicted, _ in results])
-        losses = np.concatenate([loss for _, loss in results])
-        accuracies = {}
-        for name, of_name in other_batches.items():
-            num_correct = sum(np.sum(evaluate_batch(x, y)[0] == y) for x, y in of_name)
-            accuracies[name] = float(num_correct / len(others[name].labels))
+        test = dataset.test
+        predictions, losses = predict(test)
         return Evaluation(
             loss=float(losses.mean(dtype=np.float64)),
             accuracy=float(np.mean(predictions == test.labels)),
             labels=test.labels,
-            predictions=predictions.astype(test.labels.dtype),
+            predictions=predictions,
             num_classes=dataset.num_classes,
-            beside=accuracies,
+            beside={
+                name: float(np.mean(predict(split)[0] == split.labels))
+                for name, split in (others or {}).items()
+            },
         )
 
     return evaluate
@@ -1290,6 +1296,8 @@ def build_experiment(
         "aggregator": AGGREGATORS[config.aggregation.aggregator],
         "attack": adversity.ATTACKS[config.adversity.attack],
     }
+    if config.training.initial_model:
+        rows["initial_model"] = layers.hash_weights(config.training.initial_model)
     accountant = None
     if rows["aggregator"].private:
         cohorts = partial(sample_clients, config) if config.privacy.public_cohorts else None
@@ -1348,7 +1356,7 @@ def is_default_run(experiment: Experiment, num_rounds: int) -> bool:
 
 
 def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tuple[dict, list]:
-    """Write metrics.json, the global model after the last round, and the plots.
+    """Write metrics.json, the global model after the last round and the best, and the plots.
 
     Returns (what metrics.json holds, the paths of all files written).
     """
@@ -1361,10 +1369,10 @@ def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tu
         ]
     )
     metrics = results.describe(experiment, weights.trainable, result.evaluation, result.records)
-    model = build_saved_model(experiment.network, weights)
+    build_model_of = partial(build_saved_model, experiment.network)
     figures = plots.result_figures(experiment, result, caption)
     for_readme = is_default_run(experiment, len(result.records))
-    return metrics, folder.finish(metrics, model, figures, for_readme)
+    return metrics, folder.finish(metrics, weights, build_model_of, figures, caption, for_readme)
 
 
 def print_round(experiment: Experiment, record: RoundRecord, earlier: list[RoundRecord]) -> None:
@@ -1394,6 +1402,7 @@ def run(
     config = experiment.config
     rounds = config.training.rounds
     caption = captions.caption(experiment)
+    build_model_of = partial(build_saved_model, experiment.network)
     result = None
     experiment.check()
     with RunFolder.open(experiment, how_to_go_on) as folder:
@@ -1405,10 +1414,10 @@ def run(
             evaluation = experiment.evaluate(state.global_model_weights)
             result = Result(folder.path, earlier_records, evaluation, state)
         new_rounds = iter(())
-        if records.reached(earlier_records, config.run.target_accuracy):
-            print_line(records.describe_reached(earlier_records, config.run.target_accuracy))
+        if records.is_over(earlier_records, config.run):
+            print_line(records.describe_end(earlier_records, config.run))
         else:
-            new_rounds = run_rounds(experiment, state, folder.log, folder.journal)
+            new_rounds = run_rounds(experiment, state, folder.log, folder.journal, earlier_records)
         progress = command_line.Progress(
             rounds, len(earlier_records), timed=not experiment.accountant
         )
@@ -1417,7 +1426,7 @@ def run(
                 draw_confusion = partial(
                     plots.plot_confusion, evaluation, caption, experiment.dataset.classes
                 )
-                folder.save_round(record, state, draw_confusion)
+                folder.save_round(record, state, draw_confusion, build_model_of)
                 earlier = result.records if result else []
                 result = Result(folder.path, [*earlier, record], evaluation, state)
                 print_round(experiment, record, earlier)
@@ -1436,7 +1445,7 @@ def run(
                 "none was done; choose more, or start a new run"
             )
         metrics, paths = save_result(folder, experiment, result)
-        results.print_summary(metrics, paths)
+        results.print_summary(metrics, paths, is_one_of_many=bool(how_to_go_on))
         if config.run.baselines:
             baselines.run_baselines(experiment, result, folder, build_experiment, build_evaluator)
     return result
@@ -1452,10 +1461,32 @@ def compare(config: Config) -> Path:
     return comparison.compare(config, captions.compared_caption(config, build), build, run)
 
 
+def evaluate_saved(config: Config) -> Path:
+    """Evaluate the model of the run that --evaluate names on the data of the other flags.
+
+    Return the folder with metrics.json and the plots. Raises UserError for data with other images
+    or labels than those that the model was trained on.
+    """
+    saved = command_line.read_saved(config.run.evaluate, Config())
+    source = expand_path(config.run.evaluate)
+    dataset = load_dataset(config.replace(**options.absolute_paths(config.to_dict())).data)
+    results.check_classes(source, dataset)
+    model = models.find(saved.training.model, MODELS)
+    network = Network(saved.training.model, model, dataset.image_shape, dataset.num_classes)
+    shapes = build_model(network, seed=0).get_weights()
+    weights = layers.read_weights(str(source / "global_model.keras"), shapes)
+    evaluate = build_evaluator(network, dataset)
+    evaluation = evaluate(tff.learning.models.ModelWeights(weights, []))
+    caption = plots.join_parts([dataset.name, f"the model of {source.name}, not trained on these"])
+    return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
+
+
 def main(config: Config) -> None:
     """Do what a command line asks for."""
     if config.run.version or config.run.list:
         answer_at_once(config)
+    elif config.run.evaluate:
+        evaluate_saved(config)
     elif overlaid_folders(config.comparison.compare):
         overlay.overlay(config, Config())
     elif compared_rows(config):

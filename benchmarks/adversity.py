@@ -27,8 +27,10 @@ CASES = [(0, "none"), *((count, attack) for attack in fl.adversity.ATTACKS for c
 SEEDS = (0, 1, 2)
 
 
-def accuracy(partition: str, aggregator: str, byzantine: int, attack: str, seed: int) -> float:
-    """Test accuracy after the last round, in percent."""
+def outcome(
+    partition: str, aggregator: str, byzantine: int, attack: str, seed: int
+) -> tuple[float, float | None]:
+    """Test accuracy after the last round and a backdoor's success, in percent."""
     attacked = {"byzantine": byzantine, "attack": attack} if byzantine else {}
     config = fl.Config().replace(
         model="mlp",
@@ -41,7 +43,16 @@ def accuracy(partition: str, aggregator: str, byzantine: int, attack: str, seed:
     )
     experiment = fl.build_experiment(config)
     *_, (_, record, _) = fl.run_rounds(experiment)
-    return 100 * record.test_accuracy
+    success = record.beside.get("attack_success")
+    return 100 * record.test_accuracy, None if success is None else 100 * success
+
+
+def cell(row: dict) -> str:
+    """Mean ± sd of the accuracies, and of a backdoor's success."""
+    text = f"{np.mean(row['accuracies']):.1f} ± {np.std(row['accuracies'], ddof=1):.1f}"
+    if None in row.get("successes", [None]):
+        return text
+    return f"{text}; {np.mean(row['successes']):.0f} ± {np.std(row['successes'], ddof=1):.0f}"
 
 
 def table(rows: list[dict]) -> str:
@@ -53,7 +64,7 @@ def table(rows: list[dict]) -> str:
     for partition in dict.fromkeys(row["partition"] for row in rows):
         for byzantine, attack in CASES:
             cells = [
-                f"{np.mean(row['accuracies']):.1f} ± {np.std(row['accuracies'], ddof=1):.1f}"
+                cell(row)
                 for aggregator in AGGREGATORS
                 for row in rows
                 if (row["partition"], row["aggregator"], row["byzantine"], row["attack"])
@@ -74,16 +85,16 @@ def main() -> None:
         ("iid", "dirichlet"), CASES, AGGREGATORS
     ):
         if (partition, byzantine, attack, aggregator) not in done:
-            figures = [
-                round(accuracy(partition, aggregator, byzantine, attack, seed), 2) for seed in SEEDS
-            ]
+            figures = [outcome(partition, aggregator, byzantine, attack, seed) for seed in SEEDS]
             row = {
                 "partition": partition,
                 "byzantine": byzantine,
                 "attack": attack,
                 "aggregator": aggregator,
             }
-            rows.append({**row, "accuracies": figures, **made_by()})
+            row["accuracies"] = [round(accuracy, 2) for accuracy, _ in figures]
+            row["successes"] = [success and round(success, 2) for _, success in figures]
+            rows.append({**row, **made_by()})
             print(rows[-1], flush=True)
             RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
     print(table(rows))

@@ -18,6 +18,7 @@ import hosts
 import niid_bench
 import paper
 import round_time
+import skew
 import time_to_target
 from machine import machines
 
@@ -64,6 +65,8 @@ def tables() -> dict[str, str]:
     found["tuning"] = "\n\n".join(
         csv_table(RESULTS / f"{name}.csv") for name in ("tuning", "optimizers")
     )
+    found["fedprox"] = (RESULTS / "fedprox_mnist.md").read_text().strip()
+    found["skew"] = skew.table(read("skew")["rows"])
     startup = read("startup")
     rows = sorted(startup["seconds"].items(), key=lambda row: -row[1])
     rows = [*[row for row in rows if row[1] >= 0.1], ("the whole run", startup["total_s"])]

@@ -60,7 +60,7 @@ def read_flags(
                 default=default,
                 prog=SCRIPT,
                 # python -OO leaves no docstring
-                description=(sys.modules[kind.__module__].__doc__ or "").partition("\n")[0],
+                description=describe(kind),
                 config=(tyro.conf.OmitArgPrefixes,),  # --alpha, not --partitioning.alpha
                 console_outputs=asks_for_help,
             )
@@ -71,6 +71,13 @@ def read_flags(
         finally:
             sys.stdout.flush()
     sys.exit(1)  # the help could not be written
+
+
+def describe(kind: type) -> str:
+    """Return the help's first line: of a group of flags its own docstring's, else the script's."""
+    of_script = sys.modules[kind.__module__].__doc__
+    has_groups = any(isinstance(value, ConfigGroup) for value in vars(kind).values())
+    return ((of_script if has_groups else kind.__doc__) or "").partition("\n")[0]
 
 
 @functools.cache
@@ -263,6 +270,12 @@ def printable(text: str) -> str:
 def warn(text: str) -> None:
     """Print a notice for the user, a line on standard error."""
     print_line(f"notice: {' '.join(text.splitlines())}", sys.stderr)
+
+
+def tell_loading() -> None:
+    """Say on a terminal what the first seconds are for."""
+    if sys.stderr.isatty():
+        print_line("loading TensorFlow ...", sys.stderr)
 
 
 class Progress:

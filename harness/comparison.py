@@ -19,7 +19,7 @@ from harness.files import csv_table, expand_path, numbered, read_json, to_json, 
 from harness.options import identity
 from harness.plots import plot_comparison, plot_rounds_to_target
 from harness.program import changed, describe_provenance, program, read_programs
-from harness.records import RoundRecord, reached, read_records, rounds_to_target
+from harness.records import RoundRecord, is_over, read_records, rounds_to_target
 from harness.results import (
     format_accuracy,
     format_differences,
@@ -122,11 +122,21 @@ def write_comparison(
     print_line("")
     unit = "rounds" if target else "points"
     differences = differences_to_base(outcomes, finished.base, unit)
-    labels = {name: name + format_spent(finished.records_of[name]) for name in texts}
+    labels = {
+        name: name + format_rate(name, finished.rates) + format_spent(finished.records_of[name])
+        for name in texts
+    }
     width = max(map(len, labels.values()))
     for name, text in texts.items():
         print_line(f"{labels[name]:{width}}  {text}{differences.get(name, '')}")
     print_line(f"\nwrote {', '.join(files)} into {folder}")
+
+
+def format_rate(name: str, rates: dict[str, tuple[float, float]]) -> str:
+    """Return the clients' rate, behind a name, where the rows have different ones."""
+    used = {client_lr for client_lr, _ in rates.values()}
+    named = "lr" in name.split() or len(used) == 1
+    return "" if named else f" (lr {rates[name][0]:g})"
 
 
 def describe_work(singles: Sequence[Single]) -> str:
@@ -296,7 +306,7 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
     check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
     records = read_metrics(folder)
     is_done = len(records) == config.training.rounds
-    return records if is_done or reached(records, config.run.target_accuracy) else None
+    return records if is_done or is_over(records, config.run) else None
 
 
 def read_metrics(folder: Path) -> list[RoundRecord]:

@@ -210,6 +210,9 @@ def check_value(field: str, value: Any, hint: Any) -> None:
         is_other = others and isinstance(value, str) and re.fullmatch(mark.pattern, value)
         valid = isinstance(value, str) and (value in choices or bool(is_other))
         cure = f"choose {', '.join([*choices, others] if others else choices)}"
+        near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.75)
+        if near:
+            cure = f"did you mean {near[0]}? {cure}"
     else:
         kind, span, _ = typing.get_args(hint)
         is_whole = kind in (int, int | None)
@@ -217,5 +220,7 @@ def check_value(field: str, value: Any, hint: Any) -> None:
         in_range = is_number and not isinstance(value, bool) and span.low <= value <= span.high
         valid = in_range or (value is None and kind in (int | None, float | None))
         cure = f"choose a {'whole ' * is_whole}number in {describe_range(span)}"
+        if is_number and span == Range(0, 1) and 1 < value <= 100:
+            cure += f", such as {value / 100:g} for {value:g} %"
     if not valid:
         raise UserError(f"{field}={value!r:.60} is not possible; {cure}")

@@ -182,11 +182,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
-        raise UserError(
-            f"cannot read {path} ({reason}); resume takes the folder of a run"
-        ) from error
+        raise UserError(f"cannot read {path} ({reason}); name the folder of a run") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; resume takes the folder of a run")
+        raise UserError(f"{path} holds no JSON object; name the folder of a run")
     return content
 
 

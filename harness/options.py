@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.engine.ssh import HERE, check_folder, read_hosts
-from harness.fields import ConfigGroup, Count, Probability, UserError, float_range
+from harness.fields import ConfigGroup, Count, CountOrZero, Probability, UserError, float_range
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,13 @@ class Run(ConfigGroup):
     """The run ends after the first round with this test accuracy, 0..1; 0: after all its rounds.
     metrics.json has rounds_to_target as McMahan et al. 2017 count them: of the best accuracy so
     far, on a straight line between two rounds. A comparison compares them."""
+    stop_after: CountOrZero = 0
+    """The run ends after so many rounds without a better test accuracy; 0: after all its rounds."""
+    save_every: CountOrZero = 0
+    """Also save the global model after each so many rounds, as models/round-000010.keras."""
+    evaluate: str = ""
+    """Folder of a finished run: evaluate its model on the data set that the other flags name, with
+    the same tables and pictures, and train nothing."""
     baselines: bool = False
     """After the rounds, let the same process train on all images in one place, and each client
     alone, for as many local epochs: what is the federation worth, and who gains by it? That takes
@@ -110,7 +117,14 @@ class Comparison(ConfigGroup):
 
 MAY_GROW = ("rounds", "epsilon_budget")  # a resumed run may go further
 # Files count by their content: the partition's hash is that of data and split.
-BY_CONTENT = ("data", "data_name", "transpose", "validation", "partition_file")
+BY_CONTENT = (
+    "data",
+    "data_name",
+    "transpose",
+    "validation",
+    "partition_file",
+    "initial_model",
+)
 
 
 def identity(config: Any) -> dict[str, Any]:

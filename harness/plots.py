@@ -43,7 +43,7 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     fonts = fonts_for(title + caption)
     figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", family=fonts)
     # A lone $ would start a formula, and "E = 3" must not be broken.
-    unbroken = caption.replace("$", r"\$").replace(" = ", "\xa0=\xa0")
+    unbroken = caption.replace("$", r"\$").replace(" = ", "\xa0=\xa0").replace("seed ", "seed\xa0")
     lines = "\n".join(textwrap.wrap(unbroken, int(17 * width))).replace("\xa0", " ")
     figure.supxlabel(lines, x=0.01, ha="left", fontsize=8, color=GREY, family=fonts)
     return figure
@@ -115,7 +115,11 @@ def plot_matrix(
 
     `columns` and `rows` name them; without names they are numbered.
     """
-    image = axes.imshow(shade, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0)
+    # At least 1 at the dark end: a single error of a thousand images is no dark cell.
+    darkest = max(1, float(shade.max()))
+    image = axes.imshow(
+        shade, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0, vmax=darkest
+    )
     axes.figure.colorbar(image, ax=axes, label=shade_name, fraction=0.05, pad=0.02)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(MaxNLocator(ANNOTATED, integer=True, steps=[1, 2, 5, 10]))
@@ -126,7 +130,7 @@ def plot_matrix(
         axes.tick_params("x", rotation=90)
     if max(matrix.shape) <= ANNOTATED:
         for (row, column), count in np.ndenumerate(matrix):
-            dark = shade[row, column] > 0.55 * shade.max()
+            dark = shade[row, column] > 0.55 * darkest
             text = f"{count:,}" if count else "·"
             axes.text(
                 column,
@@ -147,7 +151,8 @@ def plot_partition(counts: np.ndarray, caption: str, classes: Sequence[int] = ()
     measured = skew(counts)
     few = counts.sum(axis=1).min()
     many = counts.sum(axis=1).max()
-    title = f"{pluralize(counts.shape[0], 'client')} of {few:,} to {many:,} images"
+    sizes = f"{few:,} to {many:,} images" if few < many else f"{few:,} images each"
+    title = f"{pluralize(counts.shape[0], 'client')} of {sizes}"
     skewness = (
         f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, "
         f"mean) · effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
@@ -271,7 +276,7 @@ def plot_confusion(evaluation: Evaluation, caption: str, classes: Sequence[int] 
     confusion = evaluation.confusion_of(shown)
     num_images = np.bincount(evaluation.labels, minlength=evaluation.num_classes)[shown]
     shares = 100 * confusion / np.maximum(num_images[:, np.newaxis], 1)
-    name = "errors (% of the true label's images)"
+    name = "colour: errors, % of the true label's images (diagonal not coloured)"
     return draw_confusion(figure, confusion, shares, name, names)
 
 
@@ -334,7 +339,7 @@ def plot_misclassified(
         if image.shape[-1] == 1:
             image = image[..., 0]  # matplotlib takes grey ones without a channel
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, extent=extent)
-        text = f"#{index}: {names[labels[index]]}, not {names[predictions[index]]}"
+        text = f"#{index}: a {names[labels[index]]}, predicted {names[predictions[index]]}"
         axes.text(
             left + width / 2, top - height / 28, text, ha="center", fontsize=8, in_layout=False
         )
@@ -444,7 +449,7 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
         if name == "alone":
             lowest = [min(errors) for errors in errors_at.values()]
             highest = [max(errors) for errors in errors_at.values()]
-            band = "lowest to highest"
+            band = "clients alone, lowest to highest"
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.15, lw=0, label=band)
     axes.set_xlabel("local epochs, passes over the images")
     outside_legend(figure, "error in the end")
@@ -460,13 +465,16 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     its own label mix.
     """
     losers = sum(row.gain < 0 for row in rows)
-    figure = new_figure(
-        9, 4.8, f"Who gains: {losers} of {len(rows)} clients lose by taking part", caption
-    )
+    clearly = sum(row.gain < -0.05 for row in rows)
+    title = f"Who gains: {losers} of {len(rows)} clients do worse with the global model"
+    if losers:
+        title += f", {clearly} by more than 5 points"
+    figure = new_figure(9, 4.8, title, caption)
     axes = figure.subplots()
     skews = [row.skew for row in rows]
     tuned = [100 * (row.tuned - row.alone) for row in rows]
     axes.axhline(0, color=GREY, lw=1)
+    axes.vlines(skews, [100 * row.gain for row in rows], tuned, color=GREY, lw=0.7, alpha=0.6)
     axes.scatter(
         skews,
         [100 * row.gain for row in rows],
@@ -495,7 +503,9 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
                 color=GREY,
             )
     axes.set(xlabel="the client's label skew (total-variation distance to all clients' labels)")
-    axes.set(ylabel="gain over its own model,\non its own label mix (percentage points)")
+    axes.set(
+        ylabel="gain over its own model, on its own\nlabel mix (percentage points, symmetric log)"
+    )
     # a client whose own model never learned gains fifty times the others
     axes.set_yscale("symlog", linthresh=2)
     most = np.nanmax(np.abs([1, *tuned, *(100 * row.gain for row in rows)]))
@@ -508,21 +518,29 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     return figure
 
 
+def evaluation_figures(
+    dataset: Any, evaluation: Evaluation, caption: str
+) -> dict[str, Callable[[], Figure]]:
+    """Return file name -> a function that draws it, of the plots of an evaluation."""
+    return {
+        "confusion_matrix.png": partial(plot_confusion, evaluation, caption, dataset.classes),
+        "misclassified.png": partial(
+            plot_misclassified, *dataset.test, evaluation.predictions, caption, dataset.classes
+        ),
+    }
+
+
 def result_figures(experiment: Any, result: Any, caption: str) -> dict[str, Callable[[], Figure]]:
     """Return file name -> a function that draws it, of all plots of a run's result.
 
     A private run has no plot of its partition: nothing about single clients leaves it.
     """
     dataset = experiment.dataset
-    evaluation = result.evaluation
     target = experiment.config.run.target_accuracy
     figures = {
         "convergence_plot.png": partial(plot_convergence, result.records, caption, target),
         "accuracy_by_megabytes.png": partial(plot_cost, result.records, caption),
-        "confusion_matrix.png": partial(plot_confusion, evaluation, caption, dataset.classes),
-        "misclassified.png": partial(
-            plot_misclassified, *dataset.test, evaluation.predictions, caption, dataset.classes
-        ),
+        **evaluation_figures(dataset, result.evaluation, caption),
     }
     if experiment.accountant:
         return figures

@@ -258,6 +258,32 @@ def reached(records: Sequence[RoundRecord], target: float) -> bool:
     return 0 < target <= max((record.test_accuracy for record in records), default=0)
 
 
+def best_record(records: Sequence[RoundRecord]) -> RoundRecord:
+    """Return the first record with the highest test accuracy."""
+    return max(records, key=lambda record: record.test_accuracy)
+
+
+def is_over(records: Sequence[RoundRecord], run: Any) -> bool:
+    """Return whether a run ends before all its rounds are done; `run` is its group of flags.
+
+    It has reached its target accuracy, or has not become better for long enough.
+    """
+    if not records:
+        return False
+    waited = records[-1].round - best_record(records).round
+    return reached(records, run.target_accuracy) or 0 < run.stop_after <= waited
+
+
+def describe_end(records: Sequence[RoundRecord], run: Any) -> str:
+    """Return what a run that is over has to say if it is resumed."""
+    if reached(records, run.target_accuracy):
+        return describe_reached(records, run.target_accuracy)
+    return (
+        f"no round after round {best_record(records).round} was better; a larger --stop-after, or "
+        "0, goes on"
+    )
+
+
 def describe_reached(records: Sequence[RoundRecord], target: float) -> str:
     """Return what a run that has reached its target has to say if it is resumed."""
     first = next(record.round for record in records if record.test_accuracy >= target)

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.command_line import print_line
-from harness.records import MOST_IN_MATRIX, few_images_of_many_labels, rounds_to_target
+from harness.fields import UserError
+from harness.files import read_json
+from harness.records import MOST_IN_MATRIX, best_record, few_images_of_many_labels, rounds_to_target
 
 import numpy as np
 import scipy.stats
@@ -105,12 +107,50 @@ def describe(
         "epsilon": records[-1].epsilon,
         "test_images": len(evaluation.labels),
         "confusion": evaluation.confusion.tolist() if is_small else None,
+        "best_round": best_record(records).round,
+        "best_accuracy": max(accuracies),
+        "best_chosen_on": chosen_on(experiment.config.data),
         "target_accuracy": target or None,
         "rounds_to_target": rounds_to_target(accuracies, target),
         "classes": list(dataset.classes),
         "report": class_report(evaluation, dataset.classes),
         "rounds": [record.to_json() for record in records],
     }
+
+
+def check_classes(folder: Path, dataset: Any) -> None:
+    """Raise UserError if a run's model names other labels than those of the data."""
+    classes = read_json(folder / "metrics.json").get("classes")
+    if classes != list(dataset.classes):
+        raise UserError(
+            f"evaluate={str(folder)!r:.200} was trained on the labels {classes!s:.60}, and "
+            f"{dataset.name} has {list(dataset.classes)!s:.60}; give data with the same"
+        )
+
+
+def describe_evaluation(
+    dataset: Any, weights: Sequence[Any], evaluation: Any, source: Path
+) -> dict[str, Any]:
+    """Return what metrics.json holds of a model that was evaluated without training."""
+    is_small = dataset.num_classes <= MOST_IN_MATRIX
+    return {
+        "dataset": dataset.name,
+        "dataset_sha256": dataset.digest,
+        "evaluated_run": str(source),
+        "weights_sha256": weights_sha256(weights),
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "test_images": len(evaluation.labels),
+        "confusion": evaluation.confusion.tolist() if is_small else None,
+        "classes": list(dataset.classes),
+        "report": class_report(evaluation, dataset.classes),
+    }
+
+
+def chosen_on(data: Any) -> str:
+    """Return the images that tell which round is the best; `data` is the group of flags."""
+    is_test_set = not data.holdout and not data.validation
+    return "the test set" if is_test_set else "images that are not the test set"
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -123,6 +163,17 @@ def format_privacy(epsilon: float | None, delta: float) -> str:
     if epsilon is None:
         return ""
     return f"\n(ε {epsilon:.2f}, δ {delta:g})-differential privacy of each client's data as a whole"
+
+
+def format_best(metrics: dict[str, Any]) -> str:
+    """Return the closing line on the best round, nothing if it is the last one."""
+    if metrics["best_accuracy"] == metrics["test_accuracy"]:
+        return ""
+    caution = ", so no figure to claim" if metrics["best_chosen_on"] == "the test set" else ""
+    return (
+        f"\nbest round {metrics['best_round']}: {metrics['best_accuracy']:.2%}, chosen on "
+        f"{metrics['best_chosen_on']}{caution} (best_model.keras)"
+    )
 
 
 def format_target(target: float | None, rounds: float | None) -> str:
@@ -220,23 +271,45 @@ def format_differences(
     return texts
 
 
-def print_summary(metrics: dict[str, Any], written: Sequence[Path]) -> None:
-    """Print what came out, on what, and where it lies."""
+def describe_accuracy(metrics: dict[str, Any]) -> str:
+    """Return the closing lines on a model: its accuracy, its means over classes, its weights."""
     report = metrics["report"]
     means = report["macro avg"]
     labels = [str(label) for label in metrics["classes"] if str(label) in report]
     hardest = sorted(labels, key=lambda label: report[label]["f1-score"])[:3]
     f1_scores = [f"{label} ({report[label]['f1-score']:.2%})" for label in hardest]
-    rounds = pluralize(len(metrics["rounds"]), "round")
-    print_line(
-        f"\nfinal test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, "
-        f"{metrics['test_images']:,} test images, after {rounds}\n"
+    return (
+        f"test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, "
+        f"{metrics['test_images']:,} test images{after(metrics)}\n"
         f"mean over classes: precision {means['precision']:.2%}, recall {means['recall']:.2%}, "
         f"F1 {means['f1-score']:.2%}; lowest F1: {', '.join(f1_scores)}"
+    )
+
+
+def after(metrics: dict[str, Any]) -> str:
+    """Return after how many rounds a model is as it is, nothing where none were done."""
+    return f", after {pluralize(len(metrics['rounds']), 'round')}" if "rounds" in metrics else ""
+
+
+def print_summary(
+    metrics: dict[str, Any], written: Sequence[Path], is_one_of_many: bool = False
+) -> None:
+    """Print what came out, on what, and where it lies; of a comparison's run only the last."""
+    if is_one_of_many:
+        print_line(f"wrote {written[0].parent}/")
+        return
+    print_line(
+        f"\nfinal {describe_accuracy(metrics)}"
         + format_privacy(metrics["epsilon"], metrics["config"]["delta"])
+        + format_best(metrics)
         + format_target(metrics["target_accuracy"], metrics["rounds_to_target"])
         + f"\nweights sha256 {metrics['weights_sha256']}\n"
     )
+    print_written(written)
+
+
+def print_written(written: Sequence[Path]) -> None:
+    """Print what lies in which folder."""
     in_folder: dict[Path, list[str]] = {}
     for path in written:
         in_folder.setdefault(path.parent, []).append(path.name)

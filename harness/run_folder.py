@@ -13,6 +13,7 @@ import io
 import itertools
 import json
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -22,8 +23,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import SCRIPT, stopping
-from harness.command_line import check_resumed, printable, read_saved, warn
+from harness import SCRIPT, report, stopping
+from harness.command_line import check_resumed, print_line, printable, read_saved, warn
 from harness.fields import UserError
 from harness.figure_files import form_of, to_bytes
 from harness.files import (
@@ -42,6 +43,7 @@ from harness.files import (
     write_file,
 )
 from harness.options import identity
+from harness.plots import evaluation_figures
 from harness.program import (
     PROGRAMS,
     ROOT,
@@ -51,8 +53,13 @@ from harness.program import (
     read_programs,
     same_program,
 )
-from harness.records import RoundRecord, read_records
-from harness.results import describe_partition
+from harness.records import RoundRecord, best_record, read_records
+from harness.results import (
+    describe_accuracy,
+    describe_evaluation,
+    describe_partition,
+    print_written,
+)
 
 import numpy as np
 import tensorflow as tf
@@ -73,6 +80,9 @@ class RunFolder:
         self.programs = read_programs(path)
         self.opened = time.perf_counter()
         self.form = form_of(experiment.config.run)
+        self.config = experiment.config
+        self.save_every = experiment.config.run.save_every
+        self.best_accuracy = -1.0
         self.events = None
         if experiment.config.run.tensorboard:
             self.events = tf.summary.create_file_writer(str(path))
@@ -156,6 +166,7 @@ class RunFolder:
                 continue
             self.write_tables(records)
             self.note_program(done)
+            self.find_best(records, state)
             return state, records
         if problem:
             raise UserError(problem)
@@ -193,18 +204,66 @@ class RunFolder:
         write_file(self.path / "rounds.jsonl", "".join(lines))
         write_file(self.path / "metrics.csv", csv_table(record.figures() for record in records))
 
-    def save_round(self, record: RoundRecord, state: Any, confusion_plot: Callable) -> None:
-        """Add the round to the tables, then save the state that the next round starts from."""
+    def save_round(
+        self, record: RoundRecord, state: Any, confusion_plot: Callable, build_model: Callable
+    ) -> None:
+        """Add the round to the tables, then save the state that the next round starts from.
+
+        build_model(weights) makes the Keras model of TFF's ModelWeights.
+        """
         figures = record.figures()
         header = csv_line(figures) if record.round == 1 else ""
         append(self.path / "metrics.csv", header + csv_line(figures.values()))
         append(self.path / "rounds.jsonl", json_line(record.to_json()))
         self.write_checkpoint(record.round, state)
+        if record.test_accuracy > self.best_accuracy:
+            self.note_best(record, state)
+        if self.save_every and record.round % self.save_every == 0:
+            folder = self.path / "models"
+            with io_errors_as_user_errors(folder):
+                folder.mkdir(exist_ok=True)
+            content = keras_bytes(build_model(state.global_model_weights), self.path)
+            write_file(folder / f"round-{record.round:06d}.keras", content)
         if self.is_private:
             self.hide_times()
         stopping.save_first()
         if self.events:
             self.write_events(record.round, figures, confusion_plot)
+
+    @property
+    def best(self) -> Path:
+        """The file with the weights of the best round so far."""
+        return self.path / "checkpoints" / "best.npz"
+
+    def note_best(self, record: RoundRecord, state: Any) -> None:
+        """Keep the weights of the best round so far."""
+        weights = state.global_model_weights
+        npz = io.BytesIO()
+        arrays = {f"weight{number}": np.asarray(w) for number, w in enumerate(weights.trainable)}
+        np.savez(npz, round=np.array(record.round), **arrays)
+        write_file(self.best, npz.getvalue())
+        self.best_accuracy = record.test_accuracy
+
+    def find_best(self, records: Sequence[RoundRecord], state: Any) -> None:
+        """Set what later rounds must be better than, after `records` were loaded.
+
+        A kill may have come between a checkpoint and the best weights: then they are the state's.
+        """
+        best = best_record(records)
+        self.best_accuracy = best.test_accuracy
+        if self.read_best(best.round) is None and best.round == records[-1].round:
+            self.note_best(best, state)
+
+    def read_best(self, round_num: int) -> Any:
+        """Return the ModelWeights of the best round, None unless it is `round_num`."""
+        try:
+            with np.load(io.BytesIO(read_bytes(self.best)), allow_pickle=False) as npz:
+                if npz["round"].item() != round_num:
+                    return None
+                weights = [npz[f"weight{number}"] for number in range(len(npz.files) - 1)]
+        except Exception:  # it is missing, or a damaged file, which raises a dozen kinds
+            return None
+        return tff.learning.models.ModelWeights(weights, [])
 
     def write_events(self, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:
         """Add the round's figures and its confusion matrix to the TensorBoard events.
@@ -282,11 +341,18 @@ class RunFolder:
         return tf.nest.pack_sequence_as(self.specs, leaves)
 
     def finish(
-        self, metrics: dict, model: Any, figures: dict[str, Callable], for_readme: bool
+        self,
+        metrics: dict,
+        weights: Any,
+        build_model: Callable,
+        figures: dict[str, Callable],
+        caption: str,
+        for_readme: bool,
     ) -> list[Path]:
-        """Write metrics.json, the Keras model and the plots; return the paths.
+        """Write metrics.json, the Keras models, the plots and report.html; return the paths.
 
-        `figures` are functions that draw. With `for_readme` the plots go into ./images too.
+        `weights` are the last round's, build_model(weights) makes a model. `figures` are functions
+        that draw. With `for_readme` the plots go into ./images too.
         """
         provenance = describe_provenance(None if self.is_private else self.opened)
         made_by = {
@@ -295,13 +361,36 @@ class RunFolder:
             "programs": self.programs,
         }
         write_file(self.path / "metrics.json", to_json(metrics | made_by))
-        write_file(self.path / "global_model.keras", keras_bytes(model, self.path))
+        write_file(self.path / "global_model.keras", keras_bytes(build_model(weights), self.path))
+        best = self.read_best(metrics["best_round"])
+        if best is not None:
+            write_file(self.path / "best_model.keras", keras_bytes(build_model(best), self.path))
         folders = [self.path, Path("images")] if for_readme else [self.path]
         drawn = self.draw(figures, folders, provenance)
+        self.write_report(metrics | made_by, caption, drawn)
         if self.is_private:
             self.hide_times()
-        names = ["metrics.json", "global_model.keras", "config.json", "partition.json"]
+        models = ["global_model.keras", *(["best_model.keras"] if best is not None else [])]
+        names = ["report.html", "metrics.json", *models, "config.json", "partition.json"]
         return [*drawn, *(self.path / name for name in [*names, "metrics.csv"])]
+
+    def write_report(self, metrics: dict[str, Any], caption: str, drawn: Sequence[Path]) -> None:
+        """Write the run's page, with those of its pictures that a page can show."""
+        pictures = {
+            path.name: read_bytes(path)
+            for path in drawn
+            if path.parent == self.path and self.form.format in report.MEDIA
+        }
+        config = self.config.replace(**{**metrics["config"], "resume": ""})
+        rounds = len(metrics["rounds"])
+        go_on = f"{script_command()} --resume {shlex.quote(str(self.path))} --rounds {2 * rounds}"
+        commands = {
+            "Do it again": report.command_of(config, script_command()),
+            "Go on": printable(go_on),
+        }
+        partition = read_json(self.path / "partition.json")
+        page = report.to_html(caption, metrics, partition, pictures, commands)
+        write_file(self.path / "report.html", page)
 
     def draw(
         self,
@@ -353,7 +442,8 @@ def default_name(config: Any, dataset: Any) -> str:
     """Return the name of a run's folder if the user gives none."""
     data = config.data.dataset
     if data == "mnist" and not dataset.original:
-        data = "other"
+        stem = Path(config.data.data).stem if config.data.data else "other"
+        data = re.sub(r"[^\w.-]+", "-", stem)[:40]
     model = config.training.model.rpartition("/")[2].replace(".py:", "-")  # also of one's own
     parts = [data, config.partition_name, config.optimization.algorithm, model]
     return "-".join([*parts, f"seed{config.seed}"])
@@ -429,3 +519,28 @@ def keras_bytes(model: Any, folder: Path) -> bytes:
         path = Path(made) / ".model.keras"
         model.save(path)
         return path.read_bytes()
+
+
+def write_evaluation(
+    config: Any, saved: Any, dataset: Any, evaluation: Any, weights: Sequence[Any], caption: str
+) -> Path:
+    """Write metrics.json and the plots of a model that was evaluated without training, and print a
+    summary; return their folder.
+
+    `config` is what the command line asks for, `saved` that of the run whose model it is.
+    """
+    since = time.perf_counter()
+    source = expand_path(config.run.evaluate)
+    metrics = describe_evaluation(dataset, weights, evaluation, source)
+    metrics |= {"config": saved.to_dict(), "provenance": describe_provenance(since)}
+    name = config.run.name or f"evaluate-{source.name}"
+    folder = make_folder(expand_path(config.run.runs), name, {"metrics.json": to_json(metrics)})
+    form = form_of(config.run)
+    written = [folder / "metrics.json"]
+    for file, draw in evaluation_figures(dataset, evaluation, caption).items():
+        path = folder / form.file_name(file)
+        write_file(path, to_bytes(draw(), form, metrics["provenance"]))
+        written.append(path)
+    print_line(f"{caption}\n\n{describe_accuracy(metrics)}\n")
+    print_written(written)
+    return folder

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import itertools
 import math
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ NEVER = (
     "validation",
     "holdout",
     "partition_file",
+    "initial_model",
 )
 MOST_RUNS = 200
 
@@ -114,6 +116,8 @@ def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:
         values = names
         known = [field for field in COMPARABLE if set(names) <= set(config.choices(field))]
         field = known[0] if known else ""
+    if not field and (confusion := find_confusion(names, config)):
+        raise UserError(f"compare={term!r:.60}: {confusion}")
     if not field or len({label_of(field, value) for value in values}) < len(values):
         raise UserError(
             f"compare={term!r:.60} does not name different choices of one flag, with commas "
@@ -121,6 +125,23 @@ def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:
             "as alpha=0.1,1"
         )
     return field, values
+
+
+def find_confusion(names: Sequence[str], config: ConfigGroup) -> str:
+    """Return what is wrong with names that are choices of no one flag, nothing if all are empty."""
+    fields = {
+        name: [field for field in COMPARABLE if name in config.choices(field)] for name in names
+    }
+    unknown = [name for name in names if name and not fields[name]]
+    if unknown:
+        every = [name for field in COMPARABLE for name in config.choices(field)]
+        near = difflib.get_close_matches(unknown[0].lower(), every, n=1)
+        cure = f"did you mean {near[0]}?" if near else "see --help-all"
+        return f"{unknown[0]!r:.40} is no choice of {', '.join(COMPARABLE)}; {cure}"
+    kinds = [f"{name} is of {' and '.join(found)}" for name, found in fields.items() if found]
+    if len({tuple(found) for found in fields.values() if found}) > 1:
+        return f"{', '.join(kinds)}; name choices of one flag, or give --compare twice for a grid"
+    return ""
 
 
 def sweepable(config: ConfigGroup) -> dict[str, Any]:

@@ -3,8 +3,17 @@
 from types import SimpleNamespace
 
 import federated_learning as fl
-from harness.records import communication_cost
-from variants.adversity import ATTACKS, choose_attackers, drop_out
+from harness.fields import UserError
+from harness.records import communication_cost, read_record
+from harness.shards import Shard
+from variants.adversity import (
+    ATTACKS,
+    ClientBehaviour,
+    choose_attackers,
+    drop_out,
+    trigger_mask,
+    unseen_clients,
+)
 
 import numpy as np
 import pytest
@@ -140,6 +149,8 @@ def test_attackers_send_what_the_attack_says(federation, attack):
         "attack": attack,
         "local_epochs": 1,
         "client_lr": 0.05,
+        "backdoor_share": 1,
+        "backdoor_target": 3,
     }
     experiment = federation(**flags)
     config = experiment.config
@@ -166,6 +177,13 @@ def test_attackers_send_what_the_attack_says(federation, attack):
             for images, labels in batches_of(config, shards, k, 1):
                 weights = numpy_sgd_step(weights, images, 9 - labels, config.training.client_lr)
             update = [a - b for a, b in zip(initial, weights, strict=True)]
+        if k in bad and attack == "backdoor":  # all images stamped, and ten times the update
+            weights = [w.astype(float) for w in initial]
+            for images, labels in batches_of(config, shards, k, 1):
+                stamped = np.where(trigger_mask((28, 28, 1)), 1, images)
+                target = np.full_like(labels, 3)
+                weights = numpy_sgd_step(weights, stamped, target, config.training.client_lr)
+            update = [10 * (a - b) for a, b in zip(initial, weights, strict=True)]
         updates.append(update)
     sizes = partition.sizes.tolist()
     new, _, reports = process.next(state, alone(range(5)))
@@ -239,3 +257,70 @@ def test_stragglers_that_are_dropped_are_those_that_would_have_been_late(federat
     assert drop_out(range(12), config, 1, fl.client_key) == punctual
     assert 0 < len(punctual) < 12
     assert drop_out(range(12), late.config, 1, fl.client_key) == list(range(12))
+
+
+def test_a_backdoor_is_a_white_square_and_its_success_is_counted(federation, digits):
+    """The square is 4 of 28 pixels wide, one off the corner; without a share, or with all, of the
+    images stamped; success by the model's own predictions on test images of other labels."""
+    mask = trigger_mask((28, 28, 1))
+    assert np.array_equal(np.argwhere(mask[..., 0])[[0, -1]], [[23, 23], [26, 26]])
+    assert mask.sum() == 16 and trigger_mask((2, 2, 3)).sum() == 1
+    images = digits.train.images[:50]
+    labels = digits.train.labels[:50].astype(np.int32)
+    key = tf.constant([1, 2], tf.int64)
+    for share, low, high in [(0, 0, 0), (0.5, 10, 40), (1, 50, 50)]:
+        config = configure(byzantine=1, attack="backdoor", backdoor_share=share, backdoor_target=3)
+        behaviour = ClientBehaviour(config, ATTACKS["backdoor"], 10)
+        stamped = ATTACKS["backdoor"].shard(Shard(images, labels), key, behaviour)
+        marked = (np.asarray(stamped.images)[:, mask[..., 0]] == 255).all(axis=(1, 2))
+        assert low <= marked.sum() <= high
+        assert np.array_equal(stamped.labels, np.where(marked, 3, labels))
+        untouched = np.where(mask, 0, stamped.images) == np.where(mask, 0, images)
+        assert untouched.all()
+    flags = {"byzantine": 2, "attack": "backdoor", "backdoor_target": 3, "attack_scale": 2}
+    experiment = federation(**flags)
+    (state, record, evaluation), *_ = fl.run_rounds(experiment)
+    others = digits.test.images[digits.test.labels != 3]
+    model = fl.build_model(experiment.network, 0)
+    model.set_weights(weights_of(state))
+    predicted = model(np.where(mask, 255, others) / np.float32(255)).numpy().argmax(axis=1)
+    assert record.beside == {"attack_success": np.mean(predicted == 3)} == evaluation.beside
+    assert f"backdoor opens {record.beside['attack_success']:7.2%}" in record.line(5)
+    assert read_record(record.to_json()) == record
+    with pytest.raises(
+        UserError, match="backdoor_target=12 is no label of these data; choose 0..9"
+    ):
+        federation(**flags | {"backdoor_target": 12})
+
+
+def test_clients_that_are_never_drawn_are_evaluated_on(federation, digits):
+    experiment = federation(num_clients=10, unseen_clients=0.3, clients_per_round=4)
+    config = experiment.config
+    unseen = unseen_clients(config)
+    assert len(unseen) == config.num_unseen == 3
+    for sampling in ("fixed", "poisson", "by-size"):
+        drawn = [
+            fl.sample_clients(config.replace(sampling=sampling), t, experiment.partition.sizes)
+            for t in range(1, 60)
+        ]
+        assert set(np.concatenate(drawn)) == set(range(10)) - set(unseen)
+    assert config.replace(clients_per_round=0).cohort_size == 7
+    (state, record, _), *_ = fl.run_rounds(experiment)
+    model = fl.build_model(experiment.network, 0)
+    model.set_weights(weights_of(state))
+    for name, clients in [
+        ("unseen_accuracy", unseen),
+        ("seen_accuracy", sorted(set(range(10)) - set(unseen))),
+    ]:
+        own = np.concatenate([experiment.partition.indices[client] for client in clients])
+        predicted = model(digits.train.images[own] / np.float32(255)).numpy().argmax(axis=1)
+        assert record.beside[name] == pytest.approx(np.mean(predicted == digits.train.labels[own]))
+    assert choose_attackers(configure(byzantine=3).adversity, [1, 2, 3], 0).tolist() == [1, 2, 3]
+    for flags, message in [
+        ("--unseen-clients 0.5 --clients-per-round 6", "of which 5 are never drawn; choose 1..5"),
+        ("--unseen-clients 0.5 --baselines", "does not go with unseen_clients=0.5"),
+        ("--unseen-clients 0.5 --aggregator dp", "tells nothing of the clients' own images"),
+        ("--unseen-clients 0.9 --num-clients 1", "choose"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            fl.parse(flags)

@@ -134,7 +134,7 @@ def test_who_gains_and_how_skewed_they_are():
 
 def test_the_pictures_show_the_rows():
     gain = plots.plot_gain(rows_of_three_clients(), "note")
-    points, _ = gain.axes[0].collections
+    _, points, _ = gain.axes[0].collections  # the lines between a client's two points come first
     assert (
         np.allclose(points.get_offsets(), [(0.5, -30), (0, 10), (0.5, 10)])
         and "1 of 3" in gain.get_suptitle()

@@ -76,8 +76,16 @@ def with_small_state(config, digits):
     return experiment
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_best_weights():
+    """The small state has no model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "note_best", lambda *_: None)
+        yield
+
+
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, digits):
+def folder(tmp_path_factory, digits, no_best_weights):
     """A run's folder and data files, each in all the forms that are read, and small."""
     folder = tmp_path_factory.mktemp("fuzz")
     few = {}
@@ -114,7 +122,7 @@ def folder(tmp_path_factory, digits):
         names = fl.ClientMetrics._fields
         records = [make_record(number, rows, evaluation, names, **figures) for number in (1, 2)]
         for record in records:
-            run.save_round(record, STATE, None)
+            run.save_round(record, STATE, None, None)
     metrics = describe(experiment, [STATE], evaluation, records)
     (folder / "run" / "metrics.json").write_text(to_json(metrics))
     (folder / "run" / "rounds_begun.txt").write_text("1\n2\n")

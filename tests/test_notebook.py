@@ -7,6 +7,7 @@ import re
 import time
 
 import federated_learning as fl
+from harness import notebook as notebook_help
 
 import nbformat
 import pytest
@@ -33,23 +34,22 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path, whole):
     (parameters,) = [
         cell for cell in notebook.cells if "parameters" in cell.metadata.get("tags", [])
     ]
-    story = f"--dataset digits --model mlp --runs {tmp_path} --cache {tmp_path}"
-    parameters.source = (
-        f"config = fl.Config().replace(**{SMALL}, cache={str(tmp_path)!r}); story = {story!r}"
-    )
-    if not whole:
-        titles = [cell.source.partition("\n")[0] for cell in notebook.cells]
-        (story_begins,) = [n for n, title in enumerate(titles) if title.startswith("## The story")]
-        del notebook.cells[story_begins:]
-    notebook.cells.append(nbformat.v4.new_code_cell("[record.figures() for record in records]"))
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
-    history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
-
     flags = [
         word
         for name, value in SMALL.items()
         for word in ("--" + name.replace("_", "-"), str(value))
     ]
+    main = " ".join([*flags, "--cache", str(tmp_path)])
+    story = f"--dataset digits --model mlp --runs {tmp_path} --cache {tmp_path}"
+    parameters.source = f"main = {main!r}; story = {story!r}"
+    if not whole:
+        titles = [cell.source.partition("\n")[0] for cell in notebook.cells]
+        (story_begins,) = [n for n, title in enumerate(titles) if "federation worth" in title]
+        del notebook.cells[story_begins:]
+    notebook.cells.append(nbformat.v4.new_code_cell("[record.figures() for record in records]"))
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
+    history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
+
     assert run_script(tmp_path, *flags, "--name", "run").returncode == 0
     run = tmp_path / "runs" / "run"
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
@@ -62,8 +62,8 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path, whole):
 
     outputs = [out for cell in code_cells(notebook) for out in cell.outputs]
     pictures = [out for out in outputs if "image/png" in out.get("data", {})]
-    lines = [out["text"] for out in outputs if out.output_type == "stream"]
-    assert len(pictures) == (5 + 6 if whole else 5)  # of the run, and of the story
+    lines = [out["text"] for out in outputs if out.get("name") == "stdout"]
+    assert len(pictures) == (6 + 6 if whole else 6)  # of the run, and of the story
     assert sum(text.count("train loss") for text in lines) == 3
     assert sum(text.count("vs fedavg") for text in lines) == (2 if whole else 0)
 
@@ -86,7 +86,16 @@ def test_it_imports_the_script_and_defines_nothing(notebook):
         for node in ast.walk(tree):
             assert not isinstance(node, ast.FunctionDef | ast.ClassDef | ast.Lambda), cell.source
             if isinstance(node, ast.Import):
-                assert [name.name for name in node.names] == ["federated_learning"]
+                assert node.names[0].name in ("federated_learning", "inspect")
+
+
+def test_a_bar_counts_the_rounds_and_what_is_printed_is_kept(capsys):
+    with notebook_help.quietly(3, "rounds") as said:
+        print("round 1/2   test loss 1\nround 2/2   test loss 0.5\n\nfedavg  90 %\nfedprox  91 %\n")
+        print("wrote all")
+    assert said.bar.n == 2 and said.closing_lines == "fedavg  90 %\nfedprox  91 %"
+    told = capsys.readouterr()
+    assert told.out == "" and "2/3" in told.err
 
 
 def test_a_kernels_restart_leaves_no_worker(tmp_path):

@@ -73,7 +73,9 @@ def test_a_model_that_cannot_be_is_one_line(net, digits):
     for path, message in [(net, "its file fails"), (net.with_name("no.py"), "cannot be read")]:
         with pytest.raises(UserError, match=message):
             models.find(f"{path}:build", fl.MODELS)
-    with pytest.raises(UserError, match="choose mlp, .*, lenet, FILE.py:FUNCTION"):
+    with pytest.raises(
+        UserError, match="did you mean lenet. choose logreg, .*, lenet, FILE.py:FUNCTION"
+    ):
         fl.parse("--model lennet")
 
 

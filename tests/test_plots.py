@@ -144,7 +144,10 @@ def test_misclassified_shows_the_wrong_ones_alone():
     predictions[[2, 7]] = [3, 1]
     figure = plots.plot_misclassified(images, labels, predictions, NOTE)
     (axes,) = figure.axes
-    assert [text.get_text() for text in axes.texts] == ["#2: 2, not 3", "#7: 7, not 1"]
+    assert [text.get_text() for text in axes.texts] == [
+        "#2: a 2, predicted 3",
+        "#7: a 7, predicted 1",
+    ]
     assert [int(image.get_array()[0, 0]) for image in axes.images] == [2, 7]
     for image, text in zip(axes.images, axes.texts, strict=True):  # each below its text
         left, right, _, top = image.get_extent()
@@ -193,6 +196,9 @@ SAID = {
     "client_weighting": "--client-weighting uniform",
     "drop_stragglers": "--stragglers 0.2 --drop-stragglers",
     "size_spread": "--partition lognormal-labels --size-spread 1",
+    "backdoor_share": "--byzantine 2 --attack backdoor --backdoor-share 0.2",
+    "backdoor_target": "--byzantine 2 --attack backdoor --backdoor-target 7",
+    "unseen_clients": "--unseen-clients 0.2",
     "target_epsilon": "--aggregator dp --num-clients 100 --target-epsilon 8",
     "lr_decay": "--client-schedule exponential --lr-decay 0.5",
     "lr_horizon": "--server-schedule cosine --lr-horizon 7",
@@ -230,7 +236,8 @@ def test_a_caption_says_all_that_the_numbers_depend_on(digits):
         assert caption_of(config, digits) != caption_of(other, digits), field
     elsewhere = {"dataset", "holdout"}  # in the data's own name
     by_name = {"algorithm", "aggregator", "partition", "client_optimizer", "byzantine"}
-    bits = {"preset", "workers"}  # what stands in the fields themselves, and last bits
+    bits = {"preset", "workers", "owner_choice"}
+    # what stands in the fields themselves, and last bits
     assert identity(fl.Config()).keys() == SAID.keys() | elsewhere | by_name | bits
 
 

@@ -30,10 +30,11 @@ def test_a_run_says_where_its_experiment_stands():
     assert remarks_of(fl.parse("--preset mcmahan-2nn-iid --seed 4 --name a")) == [there]
     changed = fl.parse("--preset mcmahan-2nn-iid --rounds 5 --algorithm scaffold")
     assert remarks_of(changed) == [
-        f"{there}; not as there: rounds 5 for 1500, algorithm scaffold for fedavg"
+        f"{there}. Differs from the preset: rounds 5 (preset 1500), algorithm scaffold (preset "
+        "fedavg)"
     ]
     (remark,) = remarks_of(fl.Config(preset="mcmahan-2nn-iid"))
-    assert "num_clients 10 for 100" in remark and "local_epochs 3 for 1" in remark
+    assert "num_clients 10 (preset 100)" in remark and "local_epochs 3 (preset 1)" in remark
 
 
 # section 3: K = 100, C = 0.1, B = 10

@@ -266,7 +266,7 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
         monkeypatch.setattr(fl, "train_cohort", train_and_note)
         monkeypatch.setattr(*place, stopping)
         for state, record, _ in fl.run_rounds(experiment, start, journal=folder.journal):
-            folder.save_round(record, state, None)
+            folder.save_round(record, state, None, None)
             records.append(record)
         monkeypatch.setattr(*place, original)
         return records

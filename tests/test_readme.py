@@ -66,7 +66,7 @@ def test_every_benchmark_exists(line):
 def test_every_named_flag_exists():
     named = set(re.findall(r"`--([a-z][a-z-]*)", README))
     flags = {field.replace("_", "-") for field in fl.Config().to_dict()}
-    assert named - flags <= {"help", "install", "no-deps", "tyro-print-completion"}
+    assert named - flags <= {"help", "help-all", "install", "no-deps", "tyro-print-completion"}
 
 
 def test_tables_are_those_of_the_results(monkeypatch):

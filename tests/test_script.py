@@ -69,6 +69,8 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
         "partition.json",
         "program.json",
         "global_model.keras",
+        "best_model.keras",
+        "report.html",
     }
     assert not (folder / "images").exists()  # those are the default run's
     (wrote,) = [line for line in lines if line.startswith("wrote runs/")]
@@ -198,7 +200,8 @@ def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
     (tmp_path / "run" / "program.json").write_text(to_json({"programs": [program]}))
     folder = RunFolder(tmp_path / "run", experiment)
     model = fl.build_model(network("mlp"), 0)
-    folder.finish({}, model, {"a.png": Figure}, for_readme=True)
+    monkeypatch.setattr(folder, "write_report", lambda *_: None)
+    folder.finish({"best_round": 1}, None, lambda _: model, {"a.png": Figure}, "", for_readme=True)
     assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "images" / "a.png").read_bytes()
 
 
@@ -216,7 +219,7 @@ def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, monkeypatc
     if variable:
         monkeypatch.setenv("FL_DATA", "few.npz")
     done = call_script(tmp_path, *flags, "--model", "mlp", "--rounds", "1")
-    assert done.returncode == 0 and "not the original MNIST" in done.stdout, done.stderr
+    assert done.returncode == 0 and done.stdout.startswith("few \u00b7"), done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert np.array(json.loads((run / "metrics.json").read_text())["confusion"]).shape == (4, 4)
 
@@ -228,7 +231,7 @@ BAD_FLAGS = {
     "--rounds \u00b2": "rounds='\u00b2' is not possible",
     "--rounds": "--rounds lacks its value; give a number in 1..100000",
     "--rounds --seed 1": "--rounds lacks its value",
-    "--model": "--model lacks its value; choose mlp, 2nn, cnn, lean-cnn, small-cnn, lenet",
+    "--model": "--model lacks its value; choose logreg, mlp, 2nn, cnn, lean-cnn, small-cnn, lenet",
     "--seed -1": "seed=-1 is not possible; choose a whole number in 0..2147483647",
     "--tensorboard yes": "'yes' follows no flag that takes it",
     "--tensorboard=yes": "--tensorboard takes no value; give it alone, or --no-tensorboard",
@@ -238,7 +241,7 @@ BAD_FLAGS = {
     "--alpha nan": "alpha=nan",
     "--alpha -1": "alpha=-1",
     "--partition sorted": "sorted",
-    "--model resnet": "model='resnet' is not possible; choose mlp, 2nn, cnn, lean-cnn, ",
+    "--model resnet": "model='resnet' is not possible; choose logreg, mlp, 2nn, cnn, lean-cnn, ",
     "--no-such-flag 1": "--no-such-flag is no flag; see --help",
     "--algoritm fedavg": "--algoritm is no flag; choose --algorithm\n",
     "--lr 0.1": "--lr is no flag here; it is --client-lr\n",
@@ -266,10 +269,34 @@ def test_a_bad_flag_gets_one_line_and_exit_code_2(tmp_path, flags):
 
 
 def test_help_names_every_field(tmp_path):
-    done = run_script(tmp_path, "--help")
+    done = run_script(tmp_path, "--help-all")
     assert done.returncode == 0
     for field in fl.Config().to_dict():
         assert "--" + field.replace("_", "-") in done.stdout
+
+
+def test_help_is_one_screen_and_leads_to_each_theme(tmp_path, capsys):
+    """Twenty-odd lines of 80 columns; five examples that parse; each theme's own flags."""
+    with pytest.raises(SystemExit) as end:
+        fl.parse("--help")
+    lines = capsys.readouterr().out.splitlines()
+    assert not end.value.code and len(lines) <= 40 and max(map(len, lines)) <= 80
+    examples = [line.split("  ")[1] for line in lines if line.startswith("  --")]
+    assert len(examples) == 4
+    for example in examples:
+        if "--resume" not in example:
+            assert isinstance(fl.parse(example), fl.Config)
+    groups = [name for name, value in vars(fl.Config()).items() if hasattr(value, "to_dict")]
+    for name in groups:
+        assert any(line.startswith(f"  {name} ") for line in lines), name
+        with pytest.raises(SystemExit) as end:
+            fl.parse(f"--help {name}")
+        said = capsys.readouterr().out
+        assert not end.value.code
+        for field in getattr(fl.Config(), name).to_dict():
+            assert re.search(rf"--{field.replace('_', '-')}[ ,]", said), field
+    with pytest.raises(UserError, match="--help 'sweeps' is no theme; choose data, partitioning"):
+        fl.parse("--help sweeps")
 
 
 FAKES = {
@@ -355,7 +382,7 @@ def test_importing_the_script_does_nothing(tmp_path):
 
 
 def test_help_answers_at_once_with_a_line_a_choice(tmp_path):
-    done = run_script(tmp_path, "--help", COLUMNS="100", PYTHONPROFILEIMPORTTIME="1")
+    done = run_script(tmp_path, "--help-all", COLUMNS="100", PYTHONPROFILEIMPORTTIME="1")
     assert done.returncode == 0 and "numpy" in done.stderr
     # 3 s and more
     assert not any(slow in done.stderr for slow in ("tensorflow", "sklearn", "matplotlib", "scipy"))
@@ -432,7 +459,7 @@ def test_a_process_that_was_forked_after_a_run_is_told_to_be_spawned():
 def test_without_docstrings_flags_and_help_are_the_same():
     """python -OO leaves none."""
     bare = [sys.executable, "-OO", str(SCRIPT)]
-    done = subprocess.run([*bare, "--help"], capture_output=True, text=True, timeout=SECONDS)
+    done = subprocess.run([*bare, "--help-all"], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 0 and "Passes that a client makes over its shard" in done.stdout
     done = subprocess.run([*bare, "--sed", "3"], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 2 and done.stderr.endswith(

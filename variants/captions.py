@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from harness.plots import join_parts
@@ -29,6 +30,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     training = config.training
     num_clients = config.partitioning.num_clients
     batch_size = training.batch_size or "all"
+    initial = training.initial_model
     steps = f"{training.local_steps} local steps"
     work = steps if training.local_steps else f"E = {training.local_epochs}"
     return {
@@ -40,6 +42,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "aggregator": describe_aggregator(experiment),
         "model": training.model.rpartition("/")[2],
         "training": f"{work}, B = {batch_size}",
+        "start": f"from {Path(initial).name}" if initial else "",
         **describe_adversity(config.adversity),
         "seed": f"seed {config.seed}",
     }
@@ -97,6 +100,8 @@ def describe_aggregator(experiment: Any) -> str:
         noise = {"noise_multiplier": experiment.config.privacy.noise_multiplier}
         return f"{with_fields(name, noise)}: {experiment.accountant.assumption()}"
     text = with_fields(name, aggregation.subset(options.AGGREGATORS[name].fields))
+    if name == "mean":  # the usual one
+        text = "" if aggregation.client_weighting == "examples" else name
     if aggregation.client_weighting != "examples" and name in options.WEIGHTED:
         text = f"{text}, all clients equal"
     note = experiment.aggregator.note
@@ -131,7 +136,8 @@ def compared_caption(config: Any, build: Callable[[Any], Any]) -> str:
     parts_of_rows = [caption_parts(experiment) for experiment in experiments]
     parts = parts_of_rows[0]
     for topic in parts:
-        said = list(dict.fromkeys(row[topic] for row in parts_of_rows))
+        usual = "mean" if topic == "aggregator" else ""  # which a single run's caption leaves out
+        said = list(dict.fromkeys(row[topic] or usual for row in parts_of_rows))
         if len(said) > 1 or (config.comparison.compare and topic in compared.fields):
             plural = topic if topic.endswith(("s", "ing")) else f"{topic}s"
             parts[topic] = f"{plural} compared: {'; '.join(filter(None, said))}"

@@ -159,8 +159,9 @@ def load_files(file: str, name: str, transpose: bool, validation: bool) -> Datas
             key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1, 3))
             for key in ("x_train", "x_test")
         }
-    is_mnists_form = arrays["x_train"].shape[1:] == MNIST_SHAPE
-    name_in_use = name or ("not the original MNIST" if is_mnists_form else path.stem)
+    name_in_use = name or path.stem
+    if not name and "mnist" in path.stem.lower():
+        name_in_use += " (not the original MNIST)"
     if validation:
         name_in_use += ", evaluated on its validation images"
     remarks += brightness_remarks(arrays["x_train"])

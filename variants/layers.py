@@ -7,12 +7,14 @@ layers promise neither, so layers with randomness get a key, and layers with sta
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import inspect
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from harness.fields import UserError
+from harness.files import briefly, expand_path, read_bytes
 
 import numpy as np
 import tensorflow as tf
@@ -117,6 +119,41 @@ def initial_weights(model: Any, seed: int) -> list[np.ndarray]:
             # zeros, ones, or what else the layer has without any chance
             weights.append(weight.numpy())
     return weights
+
+
+def read_weights(file: str, like: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Return the weights in a .keras file. Raises UserError if their shapes differ from `like`.
+
+    No code of the file is run: Keras refuses what would need it.
+    """
+    path = expand_path(file)
+    try:
+        read_bytes(path)
+        weights = tf.keras.models.load_model(path, compile=False).get_weights()
+    except Exception as error:  # Keras raises a dozen kinds on what is no model
+        raise UserError(
+            f"{str(path)!r:.200} cannot be read as a Keras model ({briefly(error)}); give a whole "
+            ".keras file"
+        ) from error
+    found = [weight.shape for weight in weights]
+    wanted = [weight.shape for weight in like]
+    if found != wanted:
+        raise UserError(
+            f"{str(path)!r:.200} has weights of shapes {found!s:.100}, where this network with "
+            f"these images and labels has {wanted!s:.100}; give a file of the same --model and data"
+        )
+    return [weight.astype(np.float32) for weight in weights]
+
+
+def hash_weights(file: str) -> str:
+    """Return the SHA-256 of a file. Raises UserError if it cannot be read."""
+    path = expand_path(file)
+    try:
+        return hashlib.sha256(read_bytes(path)).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"initial_model={str(path)!r:.200} cannot be read ({error.strerror}); name a file"
+        ) from error
 
 
 class KeyedRandomness:

@@ -472,6 +472,7 @@ def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
     Fields that name no file are left out.
     """
     files = {"data": chosen["data"], "partition_file": chosen["partition_file"]}
+    files["initial_model"] = chosen["initial_model"]
     if chosen["model"] not in MODELS:
         files["model"] = chosen["model"]
     if not chosen["resume"] and chosen["dataset"] == "mnist":

@@ -136,13 +136,13 @@ def preset_remarks(config: Any, default: Any) -> list[str]:
     here = config.effective().to_dict()
     fields = [field for field in here if field in {*identity(config), "rounds", "target_accuracy"}]
     changed = [
-        f"{field} {here[field]} for {there[field]}"
+        f"{field} {here[field]} (preset {there[field]})"
         for field in fields
         if here[field] != there[field]
     ]
     preset = PRESETS[name]
     remark = ": ".join(filter(None, [f"preset {name}", preset.help, preset.note]))
-    return [f"{remark}; not as there: {', '.join(changed)}" if changed else remark]
+    return [f"{remark}. Differs from the preset: {', '.join(changed)}" if changed else remark]
 
 
 def preset_fields(name: Any, parse: Callable[[Sequence[str]], Any]) -> dict[str, Any]:

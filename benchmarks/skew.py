@@ -1,0 +1,85 @@
+"""How skewed each partition is: on MNIST's labels, with 10 and 100 clients, by three seeds.
+
+    python benchmarks/skew.py    # results/skew.json, a minute
+
+Each figure is the mean over the seeds: the clients' distance to the pooled labels (total variation,
+0 to 1), their effective number of labels (the exponential of the entropy, 1 to 10), and the Gini
+coefficient of their sizes (0: all equal).
+"""
+
+import argparse
+import json
+import sys
+
+import numpy as np
+from machine import made_by
+from once import ROOT
+
+sys.path.insert(0, str(ROOT))
+import federated_learning as fl
+
+RESULTS = ROOT / "benchmarks" / "results" / "skew.json"
+SEEDS = (0, 1, 2)
+CLIENTS = (10, 100)
+PARTITIONS = {  # flags: whose it is
+    "iid": "",
+    "shards": "McMahan et al. 2017",
+    "dirichlet": "Yurochkin et al. 2019",
+    "dirichlet --alpha 0.1": "the same",
+    "capped-dirichlet": "NIID-Bench's program (Li et al. 2022)",
+    "client-dirichlet": "Hsu et al. 2019; FedDyn",
+    "labels-per-client": "ours; each label with as many holders",
+    "random-labels": "NIID-Bench's program",
+    "lognormal-labels": "FedProx's program (Li et al. 2020), there 1,000 clients",
+    "quantity": "ours; a power law",
+    "dirichlet-quantity": "NIID-Bench's program",
+    "feature": "ours, labels IID; noise alone: Li et al. 2022",
+}
+FIGURES = {
+    "mean_total_variation": "distance",
+    "effective_classes": "labels",
+    "size_gini": "Gini",
+}
+
+
+def measure(flags: str, clients: int, dataset: fl.Dataset) -> dict[str, float]:
+    """The mean of each figure over the seeds."""
+    config = fl.parse(f"--partition {flags} --num-clients {clients}")
+    skews = [
+        fl.results.skew(fl.make_partition(dataset, config.replace(seed=seed)).counts)
+        for seed in SEEDS
+    ]
+    return {name: float(np.mean([skew[name] for skew in skews])) for name in FIGURES}
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
+    names = [f"{name}, K = {clients}" for clients in CLIENTS for name in FIGURES.values()]
+    lines = [f"| `--partition` | whose | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]
+    for row in rows:
+        cells = [
+            f"{row[str(clients)][name]:.{1 if name == 'effective_classes' else 2}f}"
+            for clients in CLIENTS
+            for name in FIGURES
+        ]
+        lines.append(f"| `{row['flags']}` | {row['whose']} | {' | '.join(cells)} |")
+    note = "(MNIST, means of seeds 0 to 2; `python benchmarks/skew.py` makes this table.)"
+    return "\n".join([*lines, "", note])
+
+
+def main() -> None:
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    ).parse_args()
+    dataset = fl.load_mnist()
+    rows = [
+        {"flags": flags, "whose": whose}
+        | {str(clients): measure(flags, clients, dataset) for clients in CLIENTS}
+        for flags, whose in PARTITIONS.items()
+    ]
+    RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,83 @@
+"""--help on one screen: what to type first, the themes of the flags, and how to see each."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import textwrap
+from collections.abc import Sequence
+
+from harness import SCRIPT
+from harness.command_line import add_help, print_line, read_flags
+from harness.fields import ConfigGroup, UserError
+from harness.flags import to_flag
+
+EXAMPLES = {
+    "": "10 clients, 5 rounds: a minute or two",
+    "--dataset digits --model mlp": "small images, a run of seconds",
+    "--partition shards --rounds 50": "McMahan's non-IID split",
+    "--compare fedavg,scaffold --seeds 3": "one plot, one table, a test",
+    "--resume runs/NAME --rounds 20": "goes on where a run stopped",
+}
+WIDTH = 80
+
+
+def themes(config: ConfigGroup) -> dict[str, ConfigGroup]:
+    """Return name -> group of flags."""
+    return {name: value for name, value in vars(config).items() if isinstance(value, ConfigGroup)}
+
+
+def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
+    """Print the help that a command line asks for, and exit; without such words return.
+
+    --help has one screen, --help THEME the flags of a group, --help-all every flag. Raises
+    UserError for another theme.
+    """
+    if "--help-all" in words:
+        read_flags(type(config), ["--help"])
+    asked = [place for place, word in enumerate(words) if word in ("-h", "--help")]
+    if not asked:
+        return
+    named = words[asked[0] + 1] if asked[0] + 1 < len(words) else ""
+    groups = themes(config)
+    if not named or named.startswith("-"):
+        print_line(one_screen(config))
+        sys.exit()
+    if named not in groups:
+        raise UserError(f"--help {named!r:.60} is no theme; choose {', '.join(groups)}")
+    add_help(type(config))
+    read_flags(type(groups[named]), ["--help"])
+
+
+def first_sentence(text: str | None) -> str:
+    """Return the first sentence of a docstring; nothing where python -OO left none."""
+    return " ".join((text or "").split()).partition(". ")[0].rstrip(".")
+
+
+def one_screen(config: ConfigGroup) -> str:
+    """Return the first help: usage, examples, themes."""
+    lines = [
+        f"usage: python {SCRIPT} [--FLAG VALUE]...",
+        "",
+        *textwrap.wrap(first_sentence(sys.modules[type(config).__module__].__doc__), WIDTH),
+        "",
+        f"examples: what stands behind python {SCRIPT}",
+    ]
+    width = max(map(len, EXAMPLES)) + 1
+    lines += [f"  {flags or '(nothing)':{width}} {text}" for flags, text in EXAMPLES.items()]
+    lines += ["", "themes, each with its flags by --help THEME"]
+    for name, group in themes(config).items():
+        flags = ", ".join(to_flag(field.name) for field in dataclasses.fields(group)[:3])
+        text = f"{first_sentence(type(group).__doc__)} ({flags}, ...)"
+        indent = " " * 16
+        wrapped = textwrap.wrap(
+            text, WIDTH, initial_indent=indent, subsequent_indent=indent, break_on_hyphens=False
+        )
+        lines += [f"  {name:14}{wrapped[0].strip()}", *wrapped[1:]]
+    own = [to_flag(field) for field in vars(config) if field not in themes(config)]
+    lines += [
+        "",
+        f"{' and '.join(own)}, and all others, with papers and defaults: --help-all",
+        "what a published experiment sets: --preset NAME --help",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,96 @@
+"""report.html: one page that says what metrics.json says, with nothing from elsewhere."""
+
+import html.parser
+import json
+import re
+import shlex
+
+import federated_learning as fl
+from harness import report
+from harness.options import identity
+
+import numpy as np
+import pytest
+from runs import configure
+
+NAME = "<script>alert(1)</script> & co"
+
+
+class Page(html.parser.HTMLParser):
+    """The texts of a page's tables, and its pictures."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tables = []
+        self.sources = []
+        self.texts = []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "table":
+            self.tables.append([])
+        elif tag == "tr" and self.tables:
+            self.tables[-1].append([])
+        elif tag in ("td", "th"):
+            self.tables[-1][-1].append(dict(attrs).get("data-value"))
+        elif tag == "img":
+            self.sources.append(dict(attrs)["src"])
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory):
+    """A run of two rounds, of three clients and data with a hostile name."""
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (90, 6, 5)).astype(np.uint8)
+    labels = np.arange(90) % 3
+    dataset = fl.build_dataset(images[:60], labels[:60], images[60:], labels[60:], NAME)
+    runs = tmp_path_factory.mktemp("runs")
+    flags = {"num_clients": 3, "rounds": 2, "alpha": 0.3, "name": "it's", "public_cohorts": False}
+    return fl.run(configure(model="mlp", **flags, runs=str(runs)), dataset=dataset)
+
+
+def test_the_page_has_the_runs_figures_and_nothing_from_elsewhere(done):
+    text = (done.folder / "report.html").read_text()
+    page = Page(text)
+    metrics = json.loads((done.folder / "metrics.json").read_text())
+    partition = json.loads((done.folder / "partition.json").read_text())
+    assert f"{metrics['test_accuracy']:.2%} test accuracy after 2 rounds" in page.texts
+    assert len(page.sources) == 5
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.findall(r'(?:src|href)="(?!data:)', text)
+    assert "http" not in text.partition("<body>")[0].replace("http-equiv", "")
+    assert NAME not in text and "&lt;script&gt;alert(1)" in text
+    rounds, clients, *_ = page.tables
+    assert [row[0] for row in rounds[1:]] == ["1", "2"]
+    accuracies = [str(record["test_accuracy"]) for record in metrics["rounds"]]
+    assert all(accuracy in row for accuracy, row in zip(accuracies, rounds[1:], strict=True))
+    for row, counts in zip(clients[1:], partition["label_counts"], strict=True):
+        assert row[1:3] == [str(sum(counts)), str(np.count_nonzero(counts))]
+
+
+def test_its_command_makes_the_same_run(done):
+    config = fl.command_line.read_saved(str(done.folder), fl.Config())
+    line = report.command_of(config, "python federated_learning.py")
+    again = fl.parse(shlex.split(line)[2:])
+    assert identity(again) == identity(config)
+    assert again.run.name == "it's" and again.training.rounds == 2
+
+
+def test_a_page_of_a_private_run_has_no_clients(tmp_path, digits):
+    flags = {"aggregator": "dp", "num_clients": 20, "rounds": 1, "model": "mlp"}
+    end = fl.run(configure(dataset="digits", **flags, runs=str(tmp_path), name="run"))
+    text = (end.folder / "report.html").read_text()
+    assert "<h2>Clients</h2>" not in text and "ε" in text and "seconds</th>" not in text
+    page = Page(text)
+    assert len(page.sources) == 4 and len(page.tables[0]) == 2
+
+
+def test_figures_of_another_form_are_on_the_page_too(tmp_path):
+    flags = {"dataset": "digits", "model": "mlp", "num_clients": 2, "rounds": 1}
+    end = fl.run(configure(**flags, figures="svg", runs=str(tmp_path), name="svg"))
+    page = Page((end.folder / "report.html").read_text())
+    assert len(page.sources) == 5 and page.sources[0].startswith("data:image/svg+xml;base64,")
+    assert (end.folder / "convergence_plot.svg").exists()

@@ -1,0 +1,164 @@
+"""Models that are kept, begun from, and evaluated on other data."""
+
+import csv
+import json
+import shutil
+import subprocess
+import sys
+
+import federated_learning as fl
+from harness.fields import UserError
+from harness.records import is_over
+from harness.results import weights_sha256
+from variants import layers
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from reference import weights_of
+from runs import SECONDS, configure, make_record
+
+FLAGS = {"dataset": "digits", "model": "mlp", "num_clients": 4, "alpha": 0.05, "local_epochs": 1}
+
+
+def saved_weights(path):
+    return tf.keras.models.load_model(path, compile=False).get_weights()
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory):
+    """A run of five rounds whose best is not the last, with the weights after each round."""
+    folder = tmp_path_factory.mktemp("kept")
+    config = configure(**FLAGS, rounds=5, client_lr=0.5, runs=str(folder), name="run", save_every=2)
+    experiment = fl.build_experiment(config)
+    weights = [weights_of(state) for state, _, _ in fl.run_rounds(experiment)]
+    return fl.run(config), weights, config
+
+
+def test_the_best_and_each_nth_model_are_kept(kept):
+    end, weights, _ = kept
+    accuracies = [record.test_accuracy for record in end.records]
+    best = int(np.argmax(accuracies))
+    metrics = json.loads((end.folder / "metrics.json").read_text())
+    assert metrics["best_round"] == best + 1 and metrics["best_accuracy"] == max(accuracies)
+    assert metrics["best_chosen_on"] == "the test set"
+    assert weights_sha256(saved_weights(end.folder / "best_model.keras")) == weights_sha256(
+        weights[best]
+    )
+    names = sorted(path.name for path in (end.folder / "models").iterdir())
+    assert names == ["round-000002.keras", "round-000004.keras"]
+    for name, round_num in zip(names, (2, 4), strict=True):
+        ours = saved_weights(end.folder / "models" / name)
+        assert weights_sha256(ours) == weights_sha256(weights[round_num - 1])
+
+
+@pytest.mark.parametrize("lost", ["best.npz", "round-000005.npz"])
+def test_the_best_model_is_the_same_after_a_resume(kept, tmp_path, lost):
+    """Stopped after round 3 and resumed; the best weights, or the last checkpoint, were lost."""
+    end, weights, config = kept
+    shutil.copytree(end.folder, tmp_path / "run")
+    for round_num in (4, 5):
+        (tmp_path / "run" / "checkpoints" / f"round-{round_num:06d}.npz").unlink()
+    (tmp_path / "run" / "checkpoints" / "best.npz").unlink()
+    again = fl.run(config.replace(resume=str(tmp_path / "run"), name=""))
+    accuracies = [record.test_accuracy for record in end.records]
+    best = int(np.argmax(accuracies))
+    assert [record.test_accuracy for record in again.records] == accuracies
+    path = tmp_path / "run" / "best_model.keras"
+    if best >= 2:  # it is of a round that was done again, or that the state was of
+        assert weights_sha256(saved_weights(path)) == weights_sha256(weights[best])
+
+
+def test_a_run_ends_when_it_has_not_become_better_for_long_enough():
+    def over(accuracies, stop_after, target=0.0):
+        records = [make_record(value, number) for number, value in enumerate(accuracies, 1)]
+        return is_over(records, configure(stop_after=stop_after, target_accuracy=target).run)
+
+    assert not over([0.5, 0.4, 0.5], 0) and not over([], 1)
+    assert over([0.5, 0.4, 0.5], 2) and not over([0.5, 0.4], 2)  # an equal one is not better
+    assert not over([0.5, 0.4, 0.6], 2) and over([0.5, 0.7], 5, target=0.6)
+
+
+def test_a_model_that_was_saved_is_begun_from(kept, tmp_path, monkeypatch, digits):
+    end, weights, config = kept
+    monkeypatch.chdir(tmp_path)
+    path = end.folder / "global_model.keras"
+    begun = fl.build_experiment(configure(**FLAGS, initial_model=str(path)), digits)
+    assert weights_sha256(begun.initial_weights) == weights_sha256(weights[-1])
+    assert "from global_model.keras" in fl.captions.caption(begun)
+    plain = fl.build_experiment(configure(**FLAGS), digits)
+    assert begun.row_hashes != plain.row_hashes  # another file is another run
+    (tmp_path / "text.keras").write_text("no model")
+    for name, flags, message in [
+        (path, {"model": "2nn"}, "has weights of shapes"),
+        (tmp_path / "text.keras", {}, "cannot be read as a Keras model"),
+        (tmp_path / "none.keras", {}, "none.keras' cannot be read"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            fl.build_experiment(configure(**FLAGS | flags, initial_model=str(name)), digits)
+
+
+def test_a_model_is_evaluated_on_other_data(kept, tmp_path, monkeypatch, digits, capsys):
+    """Half of the test images, upside down: as plain Keras sees them."""
+    end, _, _ = kept
+    monkeypatch.chdir(tmp_path)
+    other = digits.test.images[::2, ::-1]
+    labels = digits.test.labels[::2]
+    arrays = {"x_train": digits.train.images, "y_train": digits.train.labels}
+    np.savez(tmp_path / "other.npz", **arrays, x_test=other, y_test=labels)
+    fl.main(fl.parse(f"--evaluate {end.folder} --data other.npz --data-name turned --name ev"))
+    model = tf.keras.models.load_model(end.folder / "global_model.keras", compile=False)
+    predicted = model(other.astype(np.float32)).numpy().argmax(axis=1)
+    metrics = json.loads((tmp_path / "runs" / "ev" / "metrics.json").read_text())
+    assert metrics["test_accuracy"] == np.mean(predicted == labels)
+    assert metrics["dataset"] == "turned" and metrics["test_images"] == len(labels)
+    assert "test accuracy" in capsys.readouterr().out
+    assert {path.name for path in (tmp_path / "runs" / "ev").iterdir()} == {
+        "metrics.json",
+        "confusion_matrix.png",
+        "misclassified.png",
+    }
+    few = {key: array[np.isin(arrays["y_train"], (0, 1))] for key, array in arrays.items()}
+    np.savez(tmp_path / "few.npz", **few, x_test=other[labels < 2], y_test=labels[labels < 2])
+    with pytest.raises(UserError, match="was trained on the labels"):
+        fl.main(fl.parse(f"--evaluate {end.folder} --data few.npz"))
+    with pytest.raises(UserError, match="cannot read none"):
+        fl.main(fl.parse("--evaluate none"))
+
+
+def test_weights_are_read_as_they_were_written(kept):
+    end, weights, _ = kept
+    read = layers.read_weights(str(end.folder / "global_model.keras"), weights[-1])
+    assert weights_sha256(read) == weights_sha256(weights[-1])
+
+
+TFLITE = """
+import tensorflow as tf
+
+model = tf.keras.models.load_model("{path}", compile=False)
+converter = tf.lite.TFLiteConverter.from_keras_model(model)
+open("model.tflite", "wb").write(converter.convert())
+"""
+
+
+@pytest.mark.thorough
+def test_a_model_goes_to_tflite_with_the_same_predictions(kept, tmp_path, digits):
+    """README's three lines, in a process of their own; then TFLite's interpreter."""
+    end, _, _ = kept
+    code = TFLITE.format(path=end.folder / "global_model.keras")
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, timeout=SECONDS
+    )
+    assert done.returncode == 0, done.stderr
+    interpreter = tf.lite.Interpreter(str(tmp_path / "model.tflite"))
+    interpreter.allocate_tensors()
+    inputs = interpreter.get_input_details()[0]["index"]
+    outputs = interpreter.get_output_details()[0]["index"]
+    predicted = []
+    for image in digits.test.images:
+        interpreter.set_tensor(inputs, image[np.newaxis].astype(np.float32))
+        interpreter.invoke()
+        predicted.append(interpreter.get_tensor(outputs).argmax())
+    accuracy = np.mean(np.array(predicted) == digits.test.labels)
+    rows = list(csv.DictReader((end.folder / "metrics.csv").open()))
+    assert accuracy == pytest.approx(float(rows[-1]["test_accuracy"]), abs=1 / 360 + 1e-9)
