@@ -346,6 +346,24 @@ def test_a_natural_split_has_all_owners_unless_fewer_are_asked_for(digits):
         fl.build_experiment(fl.parse("--dataset digits --partition natural"), digits)
 
 
+def test_owners_at_random_are_a_part_of_them_and_a_function_of_the_seed():
+    """Owner o has o + 1 images: the largest five are 9, 8, 7, 6, 5; at random they are others."""
+    owners = np.repeat(np.arange(10), np.arange(1, 11))
+    labels = np.zeros(len(owners), np.uint8)
+
+    def sizes(choice, seed):
+        rng = np.random.default_rng(seed)
+        parts = partitions.split_by_owner(labels, 5, rng, choice, owners)
+        assert all(len(set(owners[part])) == 1 for part in parts)
+        return [len(part) for part in parts]
+
+    assert sizes("largest", 0) == sizes("largest", 1) == [10, 9, 8, 7, 6]
+    drawn = [sizes("random", seed) for seed in range(200)]
+    assert drawn[3] == sizes("random", 3) and all(one == sorted(one)[::-1] for one in drawn)
+    often = np.bincount(np.concatenate(drawn), minlength=11)[1:] / 200  # each owner in half of them
+    assert often == pytest.approx([0.5] * 10, abs=4 * 0.5 / np.sqrt(200))
+
+
 def test_lognormal_labels_are_fedproxs(mnist):
     """1,000 clients: client i holds i mod 10 and i + 1 mod 10, five images of each at least. With
     20 clients each label has 4 holders: the logarithms of their images beyond five, less the mean
