@@ -44,7 +44,7 @@ The papers of the other algorithms are listed in variants/__init__.py.
 
 from __future__ import annotations
 
-from harness import command_line, help, listing  # first: from here on Ctrl-C gives no traceback
+from harness import command_line, listing, usage  # first: from here on Ctrl-C gives no traceback
 
 # isort: split
 import contextlib
@@ -253,7 +253,7 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     word_list = shlex.split(words) if isinstance(words, str) else words
     given = list(sys.argv[1:] if word_list is None else word_list)
     presets.explain_preset(given)
-    help.answer_help(Config(), given)
+    usage.answer_help(Config(), given)
     flags = join_compared(options.insert_implied_flags(presets.insert_preset_flags(given)))
     from_file = command_line.read_config_file(given, Config())
     config = command_line.read_flags(Config, flags, default=from_file)

@@ -25,13 +25,14 @@ from harness.fields import UserError
 from harness.files import append, csv_table, json_line, read_bytes, write_file
 from harness.program import digest, program
 from harness.records import MOST_IN_MATRIX
-from harness.results import pluralize
+from harness.results import pluralize, print_written
 from variants import captions, options
 from variants.datasets import Split
 
 import numpy as np
 
 STORE = "baselines.jsonl"
+CLEAR_LOSS = 0.05  # of accuracy
 PLAIN = {
     "algorithm": "fedavg",
     "aggregator": "mean",
@@ -311,8 +312,7 @@ def run_baselines(
         ]
         gains = find_gains(counts, confusions, trained)
         print_line(describe(result.records[-1].test_accuracy, measured(gains), trained))
-        for written in write_baselines(experiment, result, folder, trained, gains, confusions):
-            print_line(f"wrote {written}")
+        print_written(write_baselines(experiment, result, folder, trained, gains, confusions))
     except (KeyboardInterrupt, Exception):
         warn(f"the baselines are not done; {folder.how_to_go_on}")
         raise
@@ -371,16 +371,24 @@ def describe(federated: float, gains: Sequence[Gain], trained: Trained) -> str:
     central = trained["centralized", -1]["accuracies"][-1]
     alone = [entry["accuracies"][-1] for (kind, _), entry in trained.items() if kind == "alone"]
     text = (
-        f"\nfederated      {federated:.2%}\n"
-        f"centralized    {central:.2%}, all images in one place, as many local epochs\n"
-        f"alone          {np.mean(alone):.2%}, mean of {pluralize(len(alone), 'client')} "
+        f"\nfederated        {federated:.2%}\n"
+        f"centralized      {central:.2%}, all images in one place, as many local epochs\n"
+        f"alone            {np.mean(alone):.2%}, mean of {pluralize(len(alone), 'client')} "
         f"({min(alone):.2%} to {max(alone):.2%})\n"
         "on each client's own label mix, mean ± sd over clients and the mean of the worst 10 %:\n"
     )
-    titles = {"federated": "global model", "alone": "its own", "tuned": "global, tuned"}
+    titles = {
+        "federated": "global model",
+        "alone": "own model",
+        "tuned": "global + 1 epoch",
+    }
     for field, title in titles.items():
         values = np.sort([getattr(gain, field) for gain in gains])
         worst = values[: max(1, round(0.1 * len(values)))].mean()
-        text += f"{title:<15}{values.mean():.2%} ± {100 * values.std():.2f}, worst {worst:.2%}\n"
+        text += f"{title:<17}{values.mean():.2%} ± {100 * values.std():.2f}, worst {worst:.2%}\n"
     num_losers = sum(gain.gain < 0 for gain in gains)
-    return f"{text}{num_losers} of {len(gains)} clients lose by taking part\n"
+    num_clear = sum(gain.gain < -CLEAR_LOSS for gain in gains)
+    return (
+        f"{text}{num_losers} of {len(gains)} clients do worse with the global model, "
+        f"{num_clear} by more than {100 * CLEAR_LOSS:g} points\n"
+    )
