@@ -1375,6 +1375,34 @@ def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tu
     return metrics, folder.finish(metrics, weights, build_model_of, figures, caption, for_readme)
 
 
+@documented_settings()
+def save_clients(
+    folder: RunFolder, experiment: Experiment, state: Any, record: RoundRecord
+) -> None:
+    """Save what each client of the record's round sent, as models.
+
+    `state` is that before the round, None for the first. The clients are trained once more, here,
+    by the same function of (seed, round, client); the last bits may be others than the worker's.
+    """
+    client_update = tf.function(build_client_update(experiment), autograph=False)
+    slots = experiment.algorithm.memory_slots()
+    memory = np.zeros([slots, experiment.num_parameters if slots else 0], np.float32)
+    weights = experiment.initial_weights
+    if state is not None:
+        memory = state.client_work.memory
+        weights = state.global_model_weights.trainable
+    initial = tuple(map(tf.constant, weights))
+    round_num = tf.constant(record.round, tf.int64)
+    for client in sorted({report["client"] for report in record.clients}):
+        output = client_update(
+            initial, tf.constant(memory), round_num, tf.constant(client, tf.int64)
+        )
+        scale = output.effective_steps if experiment.algorithm.normalize_by_steps else 1.0
+        own = [old - scale * u for old, u in zip(initial, output.update, strict=True)]
+        sent = tff.learning.models.ModelWeights([w.numpy() for w in own], [])
+        folder.save_client(client, build_saved_model(experiment.network, sent))
+
+
 def print_round(experiment: Experiment, record: RoundRecord, earlier: list[RoundRecord]) -> None:
     """Print a round's line, and a notice of what seems wrong with it after those before."""
     rounds = experiment.config.training.rounds
@@ -1404,6 +1432,7 @@ def run(
     caption = captions.caption(experiment)
     build_model_of = partial(build_saved_model, experiment.network)
     result = None
+    before = None  # the state before the last round
     experiment.check()
     with RunFolder.open(experiment, how_to_go_on) as folder:
         print_line(f"{caption}\n")
@@ -1428,6 +1457,7 @@ def run(
                 )
                 folder.save_round(record, state, draw_confusion, build_model_of)
                 earlier = result.records if result else []
+                before = result.state if result else None
                 result = Result(folder.path, [*earlier, record], evaluation, state)
                 print_round(experiment, record, earlier)
                 if on_round:
@@ -1444,6 +1474,8 @@ def run(
                 f"epsilon_budget={config.privacy.epsilon_budget:g} allows no further round, and "
                 "none was done; choose more, or start a new run"
             )
+        if config.run.save_clients and result.records[-1].clients:
+            save_clients(folder, experiment, before, result.records[-1])
         metrics, paths = save_result(folder, experiment, result)
         results.print_summary(metrics, paths, is_one_of_many=bool(how_to_go_on))
         if config.run.baselines:

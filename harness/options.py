@@ -41,6 +41,8 @@ class Run(ConfigGroup):
     """The run ends after so many rounds without a better test accuracy; 0: after all its rounds."""
     save_every: CountOrZero = 0
     """Also save the global model after each so many rounds, as models/round-000010.keras."""
+    save_clients: bool = False
+    """Also save what each client sent in the last round, as clients/client-000003.keras."""
     evaluate: str = ""
     """Folder of a finished run: evaluate its model on the data set that the other flags name, with
     the same tables and pictures, and train nothing."""

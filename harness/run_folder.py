@@ -265,6 +265,13 @@ class RunFolder:
             return None
         return tff.learning.models.ModelWeights(weights, [])
 
+    def save_client(self, client: int, model: Any) -> None:
+        """Write the model that a client sent in the last round."""
+        folder = self.path / "clients"
+        with io_errors_as_user_errors(folder):
+            folder.mkdir(exist_ok=True)
+        write_file(folder / f"client-{client:06d}.keras", keras_bytes(model, self.path))
+
     def write_events(self, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:
         """Add the round's figures and its confusion matrix to the TensorBoard events.
 

@@ -29,6 +29,7 @@ WRONG = [
         "backdoor_share": [1.1],
         "stop_after": [-1],
         "save_every": [-1],
+        "save_clients": ["yes"],
         "evaluate": [3, "\0"],
         "size_spread": [-1, 11],
         "client_weighting": ["equal"],

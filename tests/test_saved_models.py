@@ -15,7 +15,7 @@ from variants import layers
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import weights_of
+from reference import largest_difference, weights_of
 from runs import SECONDS, configure, make_record
 
 FLAGS = {"dataset": "digits", "model": "mlp", "num_clients": 4, "alpha": 0.05, "local_epochs": 1}
@@ -124,6 +124,26 @@ def test_a_model_is_evaluated_on_other_data(kept, tmp_path, monkeypatch, digits,
         fl.main(fl.parse(f"--evaluate {end.folder} --data few.npz"))
     with pytest.raises(UserError, match="cannot read none"):
         fl.main(fl.parse("--evaluate none"))
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "fednova", "scaffold"])
+def test_what_each_client_sent_is_kept(tmp_path, monkeypatch, algorithm):
+    """Their mean, weighted by n_k, is the global model after the last round, which is the second;
+    FedNova's weights come from steps of different numbers, so only the clients' number is held."""
+    monkeypatch.chdir(tmp_path)
+    config = configure(**FLAGS | {"alpha": 1.0}, rounds=2, algorithm=algorithm, save_clients=True)
+    end = fl.run(config.replace(client_lr=0.1))
+    paths = sorted((end.folder / "clients").iterdir())
+    assert [path.name for path in paths] == [f"client-{k:06d}.keras" for k in range(4)]
+    sizes = [report["examples"] for report in end.records[-1].clients]
+    kept = [saved_weights(path) for path in paths]
+    mean = [np.average(layer, axis=0, weights=sizes) for layer in zip(*kept, strict=True)]
+    if algorithm != "fednova":
+        assert largest_difference(mean, weights_of(end.state)) < 1e-5
+    assert largest_difference(kept[0], kept[1]) > 1e-3
+    for flags in ("--aggregator dp", "--workers localhost,localhost"):
+        with pytest.raises(UserError, match="save_clients=True does not go with"):
+            fl.parse(f"--save-clients {flags}")
 
 
 def test_weights_are_read_as_they_were_written(kept):

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
+from harness.engine.ssh import HERE
 from harness.fields import (
     ConfigGroup,
     CountOrZero,
@@ -487,6 +488,11 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     check_algorithm(chosen, default)
     check_privacy(chosen)
     check_aggregator(chosen)
+    if chosen["save_clients"] and chosen["workers"] != HERE:
+        raise UserError(
+            f"save_clients=True does not go with workers={chosen['workers']!r:.60}, whose clients' "
+            "shards lie on the hosts; drop one of the two"
+        )
     if chosen["baselines"] and chosen["local_steps"]:
         raise UserError(
             f"baselines=True does not go with local_steps={chosen['local_steps']}, as it counts "
@@ -606,6 +612,11 @@ def check_privacy(chosen: dict[str, Any]) -> None:
         raise UserError(
             f"noise_multiplier={chosen['noise_multiplier']} is too high for {cohort} clients a "
             f"round; choose less than {0.1 * cohort:g}, or more clients"
+        )
+    if chosen["save_clients"]:
+        raise UserError(
+            "save_clients=True does not go with aggregator='dp', which tells nothing of single "
+            "clients; drop one of the two"
         )
     if chosen["tensorboard"]:
         raise UserError(
