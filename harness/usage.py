@@ -79,5 +79,6 @@ def one_screen(config: ConfigGroup) -> str:
         "",
         f"{' and '.join(own)}, and all others, with papers and defaults: --help-all",
         "what a published experiment sets: --preset NAME --help",
+        "without training: --list runs, --evaluate runs/NAME, --version",
     ]
     return "\n".join(lines)

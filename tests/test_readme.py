@@ -22,7 +22,8 @@ TEXTS = README + MEASURED + fl.__doc__ + (ROOT / "Dockerfile").read_text()
 def commands(start):
     """The lines of README's code blocks and of the script's docstring that start so, without
     comments."""
-    found = re.findall(rf"^(?:#  )? *({start}.*)$", TEXTS, re.MULTILINE)
+    whole_lines = re.sub(r"\\\n *", "", TEXTS)
+    found = re.findall(rf"^(?:#  )? *({start}.*)$", whole_lines, re.MULTILINE)
     return sorted({" ".join(shlex.split(line, comments=True)) for line in found})
 
 

@@ -8,6 +8,7 @@ benchmarks/paper.py --tune`); that of `fast` likewise (`python benchmarks/tuning
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -155,11 +156,14 @@ def preset_fields(name: Any, parse: Callable[[Sequence[str]], Any]) -> dict[str,
 
 
 def explain_preset(words: Sequence[str]) -> None:
-    """Print what the --preset of a command line sets, if help is asked for beside it."""
+    """Print what the --preset of a command line sets, if help is asked for beside it, and exit."""
     names = split_off(words, "preset")[0]
     if wants_help(words) and names and names[-1] in PRESETS:
         preset = PRESETS[names[-1]]
-        print_line(f"--preset {names[-1]}: {preset.help}\nsets {preset.flags or 'nothing'}\n")
+        print_line(f"--preset {names[-1]}: {preset.help}\nsets {preset.flags or 'nothing'}")
+        if preset.note:
+            print_line(f"not as there: {preset.note}")
+        sys.exit()
 
 
 def insert_preset_flags(words: Sequence[str]) -> list[str]:
