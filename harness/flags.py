@@ -66,7 +66,7 @@ def to_flag(field: str) -> str:
 def wants_help(words: Sequence[str]) -> bool:
     """Return whether tyro prints its help, or a shell's completion, for these words."""
     asking = ("-h", "--help", "--help-all")
-    return any(word in asking or word.startswith("--tyro-") for word in words)
+    return any(word in asking or word.startswith(("--tyro-", "--help=")) for word in words)
 
 
 def split_off(words: Sequence[str], field: str) -> tuple[list[str], list[str]]:

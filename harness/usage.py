@@ -30,23 +30,33 @@ def themes(config: ConfigGroup) -> dict[str, ConfigGroup]:
 def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
     """Print the help that a command line asks for, and exit; without such words return.
 
-    --help has one screen, --help THEME the flags of a group, --help-all every flag. Raises
-    UserError for another theme.
+    --help has one screen, --help THEME the flags of a group, --help FLAG those of its group, and
+    --help-all every flag. Raises UserError for what is neither.
     """
     if "--help-all" in words:
         read_flags(type(config), ["--help"])
-    asked = [place for place, word in enumerate(words) if word in ("-h", "--help")]
+    asked = [place for place, word in enumerate(words) if asks_for_help(word)]
     if not asked:
         return
-    named = words[asked[0] + 1] if asked[0] + 1 < len(words) else ""
+    following = words[asked[0] + 1 :][:1]
+    named = words[asked[0]].partition("=")[2] or "".join(following)
     groups = themes(config)
-    if not named or named.startswith("-"):
+    # A flag is shown in its theme: --help alpha, or --help --alpha.
+    field = named.lstrip("-").replace("-", "_")
+    fields = {name: theme for theme, group in groups.items() for name in group.to_dict()}
+    theme = field if field in groups else fields.get(field, "")
+    if not theme and (not named or named.startswith("-")):
         print_line(one_screen(config))
         sys.exit()
-    if named not in groups:
-        raise UserError(f"--help {named!r:.60} is no theme; choose {', '.join(groups)}")
+    if not theme:
+        raise UserError(f"--help {named!r:.60} is no theme and no flag; choose {', '.join(groups)}")
     add_help(type(config))
-    read_flags(type(groups[named]), ["--help"])
+    read_flags(type(groups[theme]), ["--help"])
+
+
+def asks_for_help(word: str) -> bool:
+    """Return whether a word is --help, with or without a theme behind it."""
+    return word in ("-h", "--help") or word.startswith("--help=")
 
 
 def first_sentence(text: str | None) -> str:

@@ -295,7 +295,11 @@ def test_help_is_one_screen_and_leads_to_each_theme(tmp_path, capsys):
         assert not end.value.code
         for field in getattr(fl.Config(), name).to_dict():
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", said), field
-    with pytest.raises(UserError, match="--help 'sweeps' is no theme; choose data, partitioning"):
+    for words in ("--help=partitioning", "--help alpha", "--help --alpha", "-h alpha --rounds 3"):
+        with pytest.raises(SystemExit):
+            fl.parse(words)
+        assert "--size-spread 0..10" in capsys.readouterr().out, words
+    with pytest.raises(UserError, match="'sweeps' is no theme and no flag; choose data, partition"):
         fl.parse("--help sweeps")
 
 
