@@ -1501,7 +1501,8 @@ def evaluate_saved(config: Config) -> Path:
     """
     saved = command_line.read_saved(config.run.evaluate, Config())
     source = expand_path(config.run.evaluate)
-    dataset = load_dataset(config.replace(**options.absolute_paths(config.to_dict())).data)
+    data = config.replace(**options.absolute_paths(config.to_dict())).data
+    dataset = load_dataset(saved.data if data == Data() else data)
     results.check_classes(source, dataset)
     model = models.find(saved.training.model, MODELS)
     network = Network(saved.training.model, model, dataset.image_shape, dataset.num_classes)
@@ -1509,7 +1510,8 @@ def evaluate_saved(config: Config) -> Path:
     weights = layers.read_weights(str(source / "global_model.keras"), shapes)
     evaluate = build_evaluator(network, dataset)
     evaluation = evaluate(tff.learning.models.ModelWeights(weights, []))
-    caption = plots.join_parts([dataset.name, f"the model of {source.name}, not trained on these"])
+    origin = results.describe_origin(source, dataset)
+    caption = plots.join_parts([dataset.name, f"the model of {source.name}{origin}"])
     return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
 
 

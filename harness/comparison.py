@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.command_line import check_resumed, print_line, read_saved
+from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
 from harness.figure_files import form_of, to_bytes
 from harness.files import csv_table, expand_path, numbered, read_json, to_json, write_file
@@ -21,6 +21,7 @@ from harness.plots import plot_comparison, plot_rounds_to_target
 from harness.program import changed, describe_provenance, program, read_programs
 from harness.records import RoundRecord, is_over, read_records, rounds_to_target
 from harness.results import (
+    Base,
     format_accuracy,
     format_differences,
     format_rounds_to_target,
@@ -42,8 +43,7 @@ class Single(NamedTuple):
 
     def describe(self) -> str:
         """Return what is told before it begins."""
-        changes = [f"{field} {value}" for field, value in self.row.changes.items()]
-        return ", ".join([*changes, f"seed {self.config.seed}"])
+        return f"{self.row.label}, seed {self.config.seed}"
 
 
 class Finished(NamedTuple):
@@ -51,7 +51,7 @@ class Finished(NamedTuple):
 
     records_of: dict[str, list[list[RoundRecord]]]  # name -> the records of each seed
     rates: dict[str, tuple[float, float]]  # name -> the clients' and the server's learning rate
-    base: str  # the name that the others are held against; "" where their seeds differ
+    base: Base  # what a row is held against; "" where their seeds differ
     table: list[dict[str, Any]]  # the rows of comparison.csv
 
 
@@ -120,6 +120,9 @@ def write_comparison(
     for name, content in files.items():
         write_file(folder / name, content)
     print_line("")
+    lengths = {len(records) for runs in finished.records_of.values() for records in runs}
+    if len(lengths) > 1 and not target:
+        warn(f"all are shown after {min(lengths)} rounds, those of the shortest run")
     unit = "rounds" if target else "points"
     differences = differences_to_base(outcomes, finished.base, unit)
     labels = {
@@ -228,13 +231,15 @@ def format_spent(runs: Sequence[Sequence[RoundRecord]]) -> str:
     return f" (ε {max(spent):.1f})" if spent else ""
 
 
-def differences_to_base(outcomes: dict[str, Sequence[Any]], base: str, unit: str) -> dict[str, str]:
-    """Return name -> how far its outcomes are from those of `base`.
+def differences_to_base(
+    outcomes: dict[str, Sequence[Any]], base: Base, unit: str
+) -> dict[str, str]:
+    """Return name -> how far its outcomes are from those of its base.
 
     Nothing can be said of a name with a seed that did not reach the target: its outcome is None.
     """
     complete_ones = {name: values for name, values in outcomes.items() if None not in (*values,)}
-    return format_differences(complete_ones, base, unit) if base in complete_ones else {}
+    return format_differences(complete_ones, base, unit)
 
 
 def name_run(experiment: Any) -> Any:

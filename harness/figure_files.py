@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from harness.plots import default_style
 from harness.program import processor
 
+import matplotlib
 from matplotlib.figure import Figure
 
 FORMATS = ("png", "pdf", "svg")
@@ -49,5 +50,6 @@ def to_bytes(
     text = "; ".join(f"{name}: {value}" for name, value in about.items() if value is not None)
     metadata = OTHER_FIELDS[form.format] | {TEXT_FIELD[form.format]: text}
     content = io.BytesIO()
-    figure.savefig(content, format=form.format, metadata=metadata)
+    with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3
+        figure.savefig(content, format=form.format, metadata=metadata)
     return content.getvalue()

@@ -22,7 +22,15 @@ DECIDING = (
     "rounds",
     "server_schedule",
 )
-HEADINGS = ("folder", "differs from the default in", "rounds", "accuracy", "ε", "seconds", "state")
+HEADINGS = (
+    "folder",
+    "differs from the default in",
+    "rounds",
+    "accuracy",
+    "ε",
+    "s of rounds",
+    "state",
+)
 
 
 def print_runs(folder: str, default: ConfigGroup) -> None:

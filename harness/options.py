@@ -44,8 +44,8 @@ class Run(ConfigGroup):
     save_clients: bool = False
     """Also save what each client sent in the last round, as clients/client-000003.keras."""
     evaluate: str = ""
-    """Folder of a finished run: evaluate its model on the data set that the other flags name, with
-    the same tables and pictures, and train nothing."""
+    """Folder of a finished run: evaluate its model on the data set that the other flags name, by
+    default its own, with the same tables and pictures, and train nothing."""
     baselines: bool = False
     """After the rounds, let the same process train on all images in one place, and each client
     alone, for as many local epochs: what is the federation worth, and who gains by it? That takes

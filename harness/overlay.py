@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.command_line import read_saved
+from harness.command_line import read_saved, warn
 from harness.comparison import Finished, find_folder, read_metrics, write_comparison
 from harness.fields import ConfigGroup, UserError
 from harness.files import expand_path, read_json
@@ -16,6 +16,9 @@ from harness.plots import join_parts
 from harness.records import RoundRecord
 from harness.results import pluralize
 from harness.sweep import COMPARABLE, label_of, overlaid_folders
+
+# Fields that name no row: its seeds are together, its data have a name, and it may be cut.
+SAID_ELSEWHERE = {"seed", "dataset", "data", "data_name", "rounds", "holdout", "validation"}
 
 
 class Done(NamedTuple):
@@ -72,6 +75,8 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
     }
     folder = find_folder(expand_path(config.run.runs), config.run.name, described)
     datasets = sorted({run.dataset for run in runs})
+    if len(datasets) > 1:
+        warn(f"the runs are of different data: {' and '.join(datasets)}")
     seeds = sorted({run.config.seed for run in runs})
     caption = join_parts(
         [
@@ -103,7 +108,7 @@ def name_rows(runs: list[Done], default: ConfigGroup) -> list[str]:
     `runs` has one run of each row.
     """
     changed = [changed_fields(run.config.to_dict(), default) for run in runs]
-    fields = sorted({field for of_run in changed for field in of_run} - {"seed", "dataset"})
+    fields = sorted({field for of_run in changed for field in of_run} - SAID_ELSEWHERE)
     values = {field: [run.config.to_dict()[field] for run in runs] for field in fields}
     differing = [field for field in fields if len(set(values[field])) > 1]
     whole_names = [

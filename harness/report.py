@@ -72,6 +72,7 @@ def to_html(
         f"{metrics['best_chosen_on']}",
         **metrics["provenance"],
     }
+    about["code as in the commit"] = about.pop("clean", None)
     rounds = [
         {name: value for name, value in row.items() if name not in HIDDEN and value is not None}
         for row in metrics["rounds"]
@@ -185,7 +186,7 @@ def command_of(config: ConfigGroup, script: str) -> str:
     """Return the command that makes the run of a configuration again."""
     words = []
     for field, value in config.changed().items():
-        if field in ("resume", "accept_changes", "config") or value is None:
+        if field in ("resume", "accept_changes", "config", "name") or value is None:
             continue
         if isinstance(value, bool):
             words.append(to_flag(field) if value else f"--no-{to_flag(field)[2:]}")

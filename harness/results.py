@@ -128,6 +128,12 @@ def check_classes(folder: Path, dataset: Any) -> None:
         )
 
 
+def describe_origin(folder: Path, dataset: Any) -> str:
+    """Return what a caption says of data that a run's model was not trained beside."""
+    own = read_json(folder / "partition.json").get("dataset_sha256")
+    return ", on its own test set" if own == dataset.digest else ", trained on other data"
+
+
 def describe_evaluation(
     dataset: Any, weights: Sequence[Any], evaluation: Any, source: Path
 ) -> dict[str, Any]:
@@ -232,10 +238,22 @@ class Difference(NamedTuple):
     adjusted_p: float  # by Holm's correction over all rows
 
 
-def compare_outcomes(outcomes: dict[str, Sequence[float]], base: str) -> dict[str, Difference]:
-    """Return name -> its difference to `base`, of each other name; `outcomes` are float[seeds]."""
-    names = [name for name in outcomes if name != base]
-    tests = [paired_test(outcomes[base], outcomes[name]) for name in names]
+# The name of the row that all others are held against; of a grid, name -> such a row.
+Base = str | dict[str, str]
+
+
+def base_of(name: str, base: Base) -> str:
+    """Return the name of the row that this one is held against."""
+    return base if isinstance(base, str) else base[name]
+
+
+def compare_outcomes(outcomes: dict[str, Sequence[float]], base: Base) -> dict[str, Difference]:
+    """Return name -> its difference to its base, where that is another of the names.
+
+    `outcomes` are float[seeds].
+    """
+    names = [name for name in outcomes if base_of(name, base) in outcomes.keys() - {name}]
+    tests = [paired_test(outcomes[base_of(name, base)], outcomes[name]) for name in names]
     adjusted = holm([p for _, p in tests])
     return {
         name: Difference(mean, p, adjusted_p)
@@ -244,24 +262,25 @@ def compare_outcomes(outcomes: dict[str, Sequence[float]], base: str) -> dict[st
 
 
 def format_differences(
-    outcomes: dict[str, Sequence[float]], base: str, unit: str
+    outcomes: dict[str, Sequence[float]], base: Base, unit: str
 ) -> dict[str, str]:
-    """Return name -> how far it is from `base`, seed by seed, and if the seeds tell them apart.
+    """Return name -> how far it is from its base, seed by seed, and if the seeds tell them apart.
 
     `outcomes` has float[seeds] by name. With three names and more each p is adjusted for all of
     them. Of one seed nothing can be said.
     """
     tests = compare_outcomes(outcomes, base)
     method = "paired t-test" + (f", Holm over {len(tests)} rows" if len(tests) > 1 else "")
-    num_seeds = len(outcomes[base])
     texts = {}
     for name, (mean, p, adjusted_p) in tests.items():
-        difference = f"; {mean:+.2f} {unit} vs {base}"
+        num_seeds = len(outcomes[name])
+        own_base = base_of(name, base)
+        difference = f"; {mean:+.2f} {unit} vs {own_base}"
         verdict = "told apart" if adjusted_p < SIGNIFICANT else "not told apart"
         if num_seeds < 2:
             texts[name] = ""
-        elif num_seeds > 1 and not np.subtract(outcomes[name], outcomes[base]).any():
-            texts[name] = f"; the same as {base} with every seed"
+        elif num_seeds > 1 and not np.subtract(outcomes[name], outcomes[own_base]).any():
+            texts[name] = f"; the same as {own_base} with every seed"
         elif p in (0, 1):
             texts[name] = f"{difference} with every seed"
         else:

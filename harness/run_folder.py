@@ -374,20 +374,31 @@ class RunFolder:
             write_file(self.path / "best_model.keras", keras_bytes(build_model(best), self.path))
         folders = [self.path, Path("images")] if for_readme else [self.path]
         drawn = self.draw(figures, folders, provenance)
-        self.write_report(metrics | made_by, caption, drawn)
+        self.write_report(metrics | made_by, caption, figures, drawn)
         if self.is_private:
             self.hide_times()
         models = ["global_model.keras", *(["best_model.keras"] if best is not None else [])]
         names = ["report.html", "metrics.json", *models, "config.json", "partition.json"]
         return [*drawn, *(self.path / name for name in [*names, "metrics.csv"])]
 
-    def write_report(self, metrics: dict[str, Any], caption: str, drawn: Sequence[Path]) -> None:
-        """Write the run's page, with those of its pictures that a page can show."""
-        pictures = {
-            path.name: read_bytes(path)
-            for path in drawn
-            if path.parent == self.path and self.form.format in report.MEDIA
-        }
+    def write_report(
+        self,
+        metrics: dict[str, Any],
+        caption: str,
+        figures: dict[str, Callable],
+        drawn: Sequence[Path],
+    ) -> None:
+        """Write the run's page, with its pictures; those that no page can show are drawn again."""
+        own = [path for path in drawn if path.parent == self.path]
+        if self.form.format in report.MEDIA:
+            pictures = {path.name: read_bytes(path) for path in own}
+        else:
+            written = {path.stem for path in own}
+            pictures = {
+                name: to_bytes(draw())
+                for name, draw in figures.items()
+                if name.removesuffix(".png") in written
+            }
         config = self.config.replace(**{**metrics["config"], "resume": ""})
         rounds = len(metrics["rounds"])
         go_on = f"{script_command()} --resume {shlex.quote(str(self.path))} --rounds {2 * rounds}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.records import RoundRecord, rounds_to_target
-from harness.results import compare_outcomes
+from harness.results import Base, base_of, compare_outcomes
 
 import numpy as np
 import scipy.stats
@@ -25,6 +25,7 @@ COLUMNS = {
     "low": ("95 % from", ".2f"),
     "high": ("to", ".2f"),
     "difference": ("difference", "+.2f"),
+    "versus": ("against", "s"),
     "p": ("p", ".2g"),
     "p_holm": ("p (Holm)", ".2g"),
     "rounds_to_target": ("rounds to the target", ".1f"),
@@ -36,15 +37,15 @@ COLUMNS = {
 def summarize(
     records_of: dict[str, list[list[RoundRecord]]],
     rates: dict[str, tuple[float, float]],
-    base: str,
+    base: Base,
     target: float,
 ) -> Table:
     """Return a row for each name: its test accuracy in percent over the seeds, and what it needed.
 
     `records_of` has the records of each seed, `rates` the clients' and the server's. Accuracies are
-    those after the last round that all runs have. Differences are to the row `base`, if it is one,
-    by the paired t-test, with Holm's correction where there are more than two rows. What does not
-    apply is None.
+    those after the last round that all runs have. Differences are to the row's `base`, if it has
+    one, by the paired t-test, with Holm's correction where there are more than two rows. What does
+    not apply is None.
     """
     rounds = min(len(records) for runs in records_of.values() for records in runs)
     accuracies = {
@@ -58,8 +59,9 @@ def summarize(
         row = {ROW: name, "seeds": seeds, "rounds": rounds}
         row |= dict(zip(("client_lr", "server_lr"), rates[name], strict=True))
         row |= describe_spread(accuracies[name])
-        row |= {"difference": None, "p": None, "p_holm": None}
+        row |= {"difference": None, "versus": None, "p": None, "p_holm": None}
         if name in differences:
+            row["versus"] = base_of(name, base)
             row["difference"] = differences[name].mean
             if seeds > 1:
                 row["p"] = differences[name].p
@@ -77,13 +79,16 @@ def summarize(
 
 
 def describe_spread(values: Sequence[float]) -> dict[str, float | None]:
-    """Return mean, standard deviation and the 95 % interval of the mean, by Student's t."""
+    """Return mean, standard deviation and the 95 % interval of the mean, by Student's t.
+
+    They are percent: the interval ends at 0 and at 100.
+    """
     mean = float(np.mean(values))
     if len(values) < 2:
         return {"mean": mean, "sd": None, "low": None, "high": None}
     sd = float(np.std(values, ddof=1))
     half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
-    return {"mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
+    return {"mean": mean, "sd": sd, "low": max(mean - half, 0.0), "high": min(mean + half, 100.0)}
 
 
 def used_columns(rows: Table) -> list[str]:

@@ -43,7 +43,7 @@ class Compared(NamedTuple):
 
     fields: tuple[str, ...]
     rows: list[Row]
-    base: str
+    base: str | dict[str, str]  # of a grid: label -> that of the row it is held against
 
 
 def compared_rows(config: ConfigGroup) -> Compared | None:
@@ -74,9 +74,27 @@ def compared_rows(config: ConfigGroup) -> Compared | None:
     for combination in itertools.product(*values_of.values()):
         changes = dict(zip(values_of, combination, strict=True))
         rows.append(Row(", ".join(map(label_of, changes, combination)), changes))
-    usual = {field: config.defaults()[field] for field in values_of}
-    base = next((row.label for row in rows if row.changes == usual), rows[0].label)
-    return Compared(tuple(values_of), rows, base)
+    return Compared(tuple(values_of), rows, find_base(rows, config.defaults()))
+
+
+def find_base(rows: Sequence[Row], defaults: dict[str, Any]) -> str | dict[str, str]:
+    """Return the label of the row with the default value, else of the first.
+
+    In a grid that is asked for each value of the other fields: which algorithm is better is asked
+    for each alpha. The field that rows of a group differ in is a choice, such as algorithm, if one
+    is compared, else the first.
+    """
+    fields = list(rows[0].changes)
+    field = next((field for field in fields if field in COMPARABLE), fields[0])
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        others = {name: value for name, value in row.changes.items() if name != field}
+        groups.setdefault(repr(others), []).append(row)
+    bases = {}
+    for group in groups.values():
+        usual = [row for row in group if row.changes[field] == defaults[field]]
+        bases |= {row.label: (usual or group)[0].label for row in group}
+    return bases if len(groups) > 1 else bases[rows[0].label]
 
 
 def overlaid_folders(text: str) -> list[Path]:

@@ -31,7 +31,7 @@ def table(folder):
 def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     flags = (*FLAGS, "--compare", "fedavg,scaffold", "--seeds", "2")
     done = call_script(tmp_path, *flags)
-    assert done.returncode == 0 and "[4/4] algorithm scaffold, seed 1" in done.stdout, done.stderr
+    assert done.returncode == 0 and "[4/4] scaffold, seed 1" in done.stdout, done.stderr
     rows = table(tmp_path)
     assert [(row["algorithm"], row["seed"], row["round"]) for row in rows] == [
         (name, seed, round_num)
@@ -352,7 +352,11 @@ def test_values_of_a_field_and_grids_are_rows():
     assert [row.label for row in grid.rows] == [
         f"{name}, alpha {alpha}" for name in ("scaffold", "fedavg") for alpha in (0.1, 0.5)
     ]
-    assert grid.base == "fedavg, alpha 0.5"
+    # which algorithm is better is asked for each alpha
+    assert {grid.base[row.label] for row in grid.rows} == {
+        row.label for row in grid.rows if row.changes["algorithm"] == "fedavg"
+    }
+    assert grid.base["scaffold, alpha 0.1"] == "fedavg, alpha 0.1"
     clients = compared_rows(configure(compare="num_clients=5,10"))
     assert clients.rows[0] == ("num clients 5", {"num_clients": 5})
     close = compared_rows(configure(compare="client_lr=0.12345678,0.12345679"))
@@ -394,7 +398,7 @@ def test_a_grid_runs_each_of_its_cells_once(tmp_path):
     flags = (*FLAGS, "--compare", "fedavg,fedprox", "--compare", "alpha=0.1,1")
     done = call_script(tmp_path, *flags, "--prox-mu", "0.1")
     assert done.returncode == 0 and "has no effect" not in done.stderr, done.stderr
-    assert "[4/4] algorithm fedprox, alpha 1.0, seed 0" in done.stdout
+    assert "[4/4] fedprox, alpha 1, seed 0" in done.stdout
     rows = table(tmp_path)
     cells = {(row["algorithm"], float(row["alpha"])) for row in rows}
     assert cells == {("fedavg", 0.1), ("fedavg", 1), ("fedprox", 0.1), ("fedprox", 1)}

@@ -112,7 +112,11 @@ def test_a_model_is_evaluated_on_other_data(kept, tmp_path, monkeypatch, digits,
     metrics = json.loads((tmp_path / "runs" / "ev" / "metrics.json").read_text())
     assert metrics["test_accuracy"] == np.mean(predicted == labels)
     assert metrics["dataset"] == "turned" and metrics["test_images"] == len(labels)
-    assert "test accuracy" in capsys.readouterr().out
+    assert "turned \u00b7 the model of run, trained on other data" in capsys.readouterr().out
+    fl.main(fl.parse(f"--evaluate {end.folder} --name own"))  # without data: the run's own
+    own = json.loads((tmp_path / "runs" / "own" / "metrics.json").read_text())
+    assert own["test_accuracy"] == end.records[-1].test_accuracy
+    assert "the model of run, on its own test set" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "runs" / "ev").iterdir()} == {
         "metrics.json",
         "confusion_matrix.png",

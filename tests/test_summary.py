@@ -67,9 +67,9 @@ def test_the_same_table_in_three_forms():
     assert markdown[2].startswith("| fedavg | 3 | 2 | 0.2 | 1 | 92.00 | 2.00 | 87.03 | 96.97 |")
     assert len({line.count("|") for line in markdown}) == 1 and "target" not in markdown[0]
     latex = to_latex(rows, "digits, 3 seeds")
-    assert latex.startswith("% digits, 3 seeds\n\\begin{tabular}{l" + "r" * 11 + "}\n\\toprule\n")
+    assert latex.startswith("% digits, 3 seeds\n\\begin{tabular}{l" + "r" * 12 + "}\n\\toprule\n")
     assert "compared & seeds" in latex and "test accuracy (\\%)" in latex
-    assert "fedavg & 3 & 2 & 0.2 & 1 & 92.00 & 2.00 & 87.03 & 96.97 &  &  &  \\\\\n" in latex
+    assert "fedavg & 3 & 2 & 0.2 & 1 & 92.00 & 2.00 & 87.03 & 96.97 &  &  &  &  \\\\\n" in latex
     assert np.ptp([line.count("&") for line in latex.splitlines() if "&" in line]) == 0
 
 

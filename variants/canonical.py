@@ -162,6 +162,10 @@ def to_places(labels: Arrays, source: str) -> tuple[Arrays, np.ndarray, list[str
             f"{source}: no image in y_train has label {strange[0]}, as y_test has; give data of "
             "one kind"
         )
+    if len(classes) < 2:
+        raise UserError(
+            f"{source}: all images have the label {classes[0]}; give data of two labels at least"
+        )
     if len(classes) > MAX_CLASSES:
         raise UserError(
             f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}"

@@ -217,7 +217,9 @@ def read_npz(path: Path) -> Arrays:
         with np.load(content, allow_pickle=False) as npz:
             members = {name: npz[name] for name in npz.files}
     except Exception as error:  # NumPy and zipfile raise a dozen kinds on a damaged file
-        reason = getattr(error, "strerror", None) or "truncated, or no .npz"
+        objects = "Object arrays" in str(error)
+        known = "it has Python objects, not numbers" if objects else "truncated, or no .npz"
+        reason = getattr(error, "strerror", None) or known
         raise UserError(
             f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys, or a folder "
             "of IDX files; a run is resumed with --data NEW"
