@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from harness import SCRIPT, stopping
 from harness.fields import ConfigGroup, UserError, choice_lines, hints
 from harness.files import briefly, expand_path, read_bytes, read_json
-from harness.flags import check_flags, split_off, wants_help
+from harness.flags import check_flags, find_field, split_off, wants_help
 from harness.options import Run, identity
 from harness.program import changed, describe_provenance, read_programs
 
@@ -104,6 +104,11 @@ def add_help(group: type[ConfigGroup]) -> None:
 def read_saved(folder: str, default: ConfigGroup) -> Any:
     """Return the configuration of the run in `folder`, checked as a new one is."""
     path = expand_path(folder) / "config.json"
+    if os.path.exists(path.with_name("comparison.json")):
+        raise UserError(
+            f"{str(path.parent)!r:.200} is a comparison, not a run; the command that made it goes "
+            "on, and its runs lie beside it"
+        )
     fields = read_json(path)
     known = default.to_dict().keys()
     # A field of Run, which changes no numbers, may be newer than the run.
@@ -142,6 +147,8 @@ def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
         fields |= value if isinstance(value, dict) else {name: value}
     own = {field: value for field, value in fields.items() if field not in OF_ONE_COMMAND}
     try:
+        for field in own:
+            find_field(f"--{field}", default.types())  # tells what it may be called here
         return default.replace(**own)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error

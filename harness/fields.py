@@ -213,6 +213,8 @@ def check_value(field: str, value: Any, hint: Any) -> None:
         near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.75)
         if near:
             cure = f"did you mean {near[0]}? {cure}"
+        elif others and str(value).endswith(".py"):
+            cure = f"give its function too, as in {value!s:.60}:build"
     else:
         kind, span, _ = typing.get_args(hint)
         is_whole = kind in (int, int | None)

@@ -21,7 +21,7 @@ class FigureForm(NamedTuple):
     """How a run's figures are written."""
 
     format: str = "png"
-    has_caption: bool = True  # the small print below, which a paper has elsewhere
+    has_caption: bool = True  # title and small print, which a paper has elsewhere
 
     def file_name(self, name: str) -> str:
         """Return the name of a figure's file, which is given as a PNG's."""
@@ -44,7 +44,8 @@ def to_bytes(
 
     A date is there only as provenance: that of the file may say when a private run's round was.
     """
-    if not form.has_caption:
+    if not form.has_caption:  # a paper has its own, and its title
+        figure.suptitle("")
         figure.supxlabel("")
     about = provenance or {"processor": processor()}
     text = "; ".join(f"{name}: {value}" for name, value in about.items() if value is not None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,13 @@ def print_runs(folder: str, default: ConfigGroup) -> None:
     except OSError:  # such as a name that is too long
         paths = []
     if not paths:
-        raise UserError(f"list={folder!r:.200} holds no run; give the folder of --runs")
+        is_run = os.path.isfile(expand_path(folder) / "config.json")
+        what = (
+            "is a run itself; give the folder above"
+            if is_run
+            else "holds no run; give the folder of --runs"
+        )
+        raise UserError(f"list={folder!r:.200} {what}")
     rows = [HEADINGS, *(describe_run(path, default) for path in paths)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:

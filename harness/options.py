@@ -68,7 +68,7 @@ class Run(ConfigGroup):
     figures: Literal["png", "pdf", "svg"] = "png"
     """Format of the figures."""
     caption: bool = True
-    """--no-caption leaves out the small print below the figures, as a paper needs it."""
+    """--no-caption leaves out the figures' titles and small print, which a paper has elsewhere."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,10 +105,12 @@ def overlaid_folders(text: str) -> list[Path]:
     """
     names = [name.strip() for name in text.replace(";", ",").split(",")]
     paths = [expand_path(name) for name in names if name]
-    if not any("/" in name or path.is_dir() for name, path in zip(names, paths, strict=False)):
+    if not any(
+        "/" in name or os.path.isdir(path) for name, path in zip(names, paths, strict=False)
+    ):
         return []
     for path in paths:
-        if not (path / "config.json").is_file():
+        if not os.path.isfile(path / "config.json"):
             raise UserError(
                 f"compare={str(path)!r:.60} has no run; give folders of runs, such as those that "
                 "--list runs tells, or choices such as fedavg,fedprox"
@@ -123,9 +126,10 @@ def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:
         field = name.strip().removeprefix("--").replace("-", "_")
         hint = sweepable(config).get(field)
         if hint is None:
+            several = "; for a grid give --compare twice" if "," in name else ""
             raise UserError(
                 f"compare={term!r:.60}: {field!r:.40} is no field that a comparison can change; "
-                "choose one such as alpha, client_lr or algorithm"
+                f"choose one such as alpha, client_lr or algorithm{several}"
             )
         values = [to_value(text, hint) for text in names]
         for value in values:

@@ -151,8 +151,16 @@ def test_finished_runs_are_overlaid(tmp_path, monkeypatch, capsys):
     assert b"<svg" in (folder / "comparison.svg").read_bytes()
     fl.main(fl.parse(["--compare", together.replace(",runs/0.3-1", ""), "--name", "three"]))
     assert "vs client lr" not in capsys.readouterr().out  # their seeds differ: nothing to pair
+    with pytest.raises(UserError, match="is a comparison, not a run"):
+        fl.parse("--resume runs/both")
+    with pytest.raises(UserError, match="for a grid give --compare twice"):
+        fl.parse("--compare fedavg,alpha=1")
     with pytest.raises(UserError, match="is the same run as"):
         fl.main(fl.parse(["--compare", "runs/0.1-0,runs/0.1-0/"]))
+    with pytest.raises(UserError, match="has no run; give folders"):
+        fl.parse(["--compare", "x/" + "y" * 300])
+    with pytest.raises(UserError, match="is no choice of"):
+        fl.parse(["--compare", "y" * 300])
     with pytest.raises(UserError, match="'runs/none' has no run; give folders"):
         fl.parse(["--compare", "runs/0.1-0,runs/none"])
     (tmp_path / "runs" / "0.1-0" / "metrics.json").unlink()

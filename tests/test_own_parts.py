@@ -79,6 +79,11 @@ def test_a_model_that_cannot_be_is_one_line(net, digits):
         fl.parse("--model lennet")
 
 
+def test_a_file_without_its_function_is_told_what_to_add():
+    with pytest.raises(UserError, match="give its function too, as in net.py:build"):
+        fl.parse("--model net.py")
+
+
 def test_an_edited_file_is_another_model(net):
     """Also where the function itself stays: it uses what stands beside it."""
 
@@ -119,7 +124,8 @@ def test_a_file_has_the_fields_and_flags_win(tmp_path):
     preset = fl.parse(f"--config {toml} --preset mcmahan-2nn-iid")
     assert preset.training.model == "2nn" and preset.training.rounds == 1500 and preset.seed == 3
     for text, message in [
-        ("rouns = 2", "run.toml: 'rouns' is no field of the configuration; choose rounds"),
+        ("rouns = 2", "run.toml: --rouns is no flag; choose --rounds"),
+        ("learning_rate = 1", "--learning_rate is no flag here; it is --client-lr"),
         ("rounds = 0", "run.toml: rounds=0 is not possible"),
         ("rounds = ", "run.toml is no TOML"),
     ]:

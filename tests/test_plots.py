@@ -260,7 +260,7 @@ def test_figures_have_the_form_that_is_asked_for_and_say_what_made_them(kind, st
     content = figure_files.to_bytes(figure, form, {"command": "python x.py", "seconds": None})
     assert content.startswith(start) and b"command: python x.py" in content
     assert b"/Type3" not in content  # a font that journals refuse
-    assert b"seconds" not in content and figure.get_supxlabel() == ""
+    assert b"seconds" not in content and figure.get_supxlabel() == figure.get_suptitle() == ""
     assert form.file_name("convergence_plot.png") == f"convergence_plot.{kind}"
 
 
