@@ -653,8 +653,7 @@ def sample_clients(
     """
     if rng is None:
         rng = np.random.default_rng([config.seed, round_num])
-    unseen = adversity.unseen_clients(config)  # by default nobody
-    clients = np.setdiff1d(np.arange(config.partitioning.num_clients), unseen)
+    clients = adversity.drawn_clients(config)  # by default all
     if config.training.sampling == "poisson":
         return clients[rng.random(len(clients)) < config.cohort_size / len(clients)].tolist()
     if config.training.sampling == "by-size":

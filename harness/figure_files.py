@@ -11,7 +11,6 @@ from harness.program import processor
 import matplotlib
 from matplotlib.figure import Figure
 
-FORMATS = ("png", "pdf", "svg")
 # Of a format: the field that holds a text, and the fields that it has else and we leave out.
 TEXT_FIELD = {"png": "Description", "pdf": "Subject", "svg": "Description"}
 OTHER_FIELDS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}

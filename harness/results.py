@@ -87,6 +87,21 @@ def class_report(evaluation: Any, classes: Sequence[int]) -> dict[str, Any]:
         )
 
 
+def describe_model(dataset: Any, weights: Sequence[Any], evaluation: Any) -> dict[str, Any]:
+    """Return what metrics.json holds of a model with these weights, by its evaluation."""
+    is_small = dataset.num_classes <= MOST_IN_MATRIX
+    return {
+        "dataset": dataset.name,
+        "weights_sha256": weights_sha256(weights),
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "test_images": len(evaluation.labels),
+        "confusion": evaluation.confusion.tolist() if is_small else None,
+        "classes": list(dataset.classes),
+        "report": class_report(evaluation, dataset.classes),
+    }
+
+
 def describe(
     experiment: Any, weights: Sequence[Any], evaluation: Any, records: Sequence[Any]
 ) -> dict[str, Any]:
@@ -95,25 +110,17 @@ def describe(
     target = experiment.config.run.target_accuracy
     accuracies = [record.test_accuracy for record in records]
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__}
-    is_small = dataset.num_classes <= MOST_IN_MATRIX
     return {
-        "dataset": dataset.name,
         "original_mnist": dataset.original,
         "config": {**experiment.config.to_dict(), "resume": ""},
         "versions": {**versions, "tff": tff.__version__},
-        "weights_sha256": weights_sha256(weights),
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
+        **describe_model(dataset, weights, evaluation),
         "epsilon": records[-1].epsilon,
-        "test_images": len(evaluation.labels),
-        "confusion": evaluation.confusion.tolist() if is_small else None,
         "best_round": best_record(records).round,
         "best_accuracy": max(accuracies),
         "best_chosen_on": chosen_on(experiment.config.data),
         "target_accuracy": target or None,
         "rounds_to_target": rounds_to_target(accuracies, target),
-        "classes": list(dataset.classes),
-        "report": class_report(evaluation, dataset.classes),
         "rounds": [record.to_json() for record in records],
     }
 
@@ -138,19 +145,8 @@ def describe_evaluation(
     dataset: Any, weights: Sequence[Any], evaluation: Any, source: Path
 ) -> dict[str, Any]:
     """Return what metrics.json holds of a model that was evaluated without training."""
-    is_small = dataset.num_classes <= MOST_IN_MATRIX
-    return {
-        "dataset": dataset.name,
-        "dataset_sha256": dataset.digest,
-        "evaluated_run": str(source),
-        "weights_sha256": weights_sha256(weights),
-        "test_accuracy": evaluation.accuracy,
-        "test_loss": evaluation.loss,
-        "test_images": len(evaluation.labels),
-        "confusion": evaluation.confusion.tolist() if is_small else None,
-        "classes": list(dataset.classes),
-        "report": class_report(evaluation, dataset.classes),
-    }
+    about = {"dataset_sha256": dataset.digest, "evaluated_run": str(source)}
+    return about | describe_model(dataset, weights, evaluation)
 
 
 def chosen_on(data: Any) -> str:

@@ -59,6 +59,11 @@ def unseen_clients(config: Any) -> np.ndarray:
     return np.sort(rng.choice(num_clients, config.num_unseen, replace=False))
 
 
+def drawn_clients(config: Any) -> np.ndarray:
+    """Return the clients that a round may draw, int64, sorted: by default all."""
+    return np.setdiff1d(np.arange(config.partitioning.num_clients), unseen_clients(config))
+
+
 def trigger_mask(image_shape: Sequence[int]) -> np.ndarray:
     """Return where a backdoor's trigger is, bool[H,W,1]: a square in the lower right corner.
 
@@ -162,8 +167,7 @@ class ClientBehaviour:
             raise UserError(
                 f"backdoor_target={target} is no label of these data; choose 0..{num_classes - 1}"
             )
-        seen = np.setdiff1d(np.arange(config.partitioning.num_clients), unseen_clients(config))
-        self.attackers = choose_attackers(self.adversity, seen, config.seed)
+        self.attackers = choose_attackers(self.adversity, drawn_clients(config), config.seed)
 
     def is_attacker(self, client: Any) -> Any:
         """Return whether `client`, an int64 scalar, attacks."""

@@ -28,10 +28,8 @@ def find_splits(experiment: Any) -> dict[str, Split]:
         stamped = np.where(adversity.trigger_mask(images.shape[1:]), adversity.WHITE, others)
         splits["attack_success"] = Split(stamped, np.full(len(others), target, labels.dtype))
     if config.partitioning.unseen_clients:
-        unseen = adversity.unseen_clients(config)
-        seen = np.setdiff1d(np.arange(config.partitioning.num_clients), unseen)
-        splits["seen_accuracy"] = gather(experiment, seen)
-        splits["unseen_accuracy"] = gather(experiment, unseen)
+        splits["seen_accuracy"] = gather(experiment, adversity.drawn_clients(config))
+        splits["unseen_accuracy"] = gather(experiment, adversity.unseen_clients(config))
     return splits
 
 
