@@ -264,6 +264,13 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     return config
 
 
+def check_paths(config: Config) -> None:
+    """Raise UserError for a file, or a run's folder, that a flag names and that is not there."""
+    options.check_files(config.to_dict())
+    for folder in filter(None, [config.run.evaluate, *overlaid_folders(config.comparison.compare)]):
+        command_line.read_saved(str(folder), Config())
+
+
 def answer_at_once(config: Config) -> None:
     """Do what --version or --list asks for, without TensorFlow."""
     if config.run.version:
@@ -280,6 +287,7 @@ if __name__ == "__main__":
     if parsed_config.run.version or parsed_config.run.list:
         command_line.run_or_exit(answer_at_once, parsed_config)
         sys.exit()
+    command_line.run_or_exit(check_paths, parsed_config)
     command_line.tell_loading()
     gc.disable()
 
@@ -1476,7 +1484,7 @@ def run(
         if config.run.save_clients and result.records[-1].clients:
             save_clients(folder, experiment, before, result.records[-1])
         metrics, paths = save_result(folder, experiment, result)
-        results.print_summary(metrics, paths, is_one_of_many=bool(how_to_go_on))
+        results.print_summary(metrics, paths, folder.seconds, is_one_of_many=bool(how_to_go_on))
         if config.run.baselines:
             baselines.run_baselines(experiment, result, folder, build_experiment, build_evaluator)
     return result
@@ -1516,6 +1524,7 @@ def evaluate_saved(config: Config) -> Path:
 
 def main(config: Config) -> None:
     """Do what a command line asks for."""
+    check_paths(config)
     if config.run.version or config.run.list:
         answer_at_once(config)
     elif config.run.evaluate:

@@ -110,9 +110,14 @@ def write_comparison(
     form = form_of(run)
     is_private = any(runs[0][-1].private for runs in finished.records_of.values())
     provenance = describe_provenance(None if is_private else since)
+    figures = {"comparison.png": figure, **draw_cost(finished.records_of, caption)}
     files = {
         "comparison.csv": csv_table(finished.table),
-        form.file_name("comparison.png"): to_bytes(figure, form, provenance),
+        **{
+            form.file_name(name): to_bytes(drawn, form, provenance)
+            for name, drawn in figures.items()
+            if form.is_drawn
+        },
         "summary.csv": csv_table(summary),
         "summary.md": to_markdown(summary),
         "summary.tex": to_latex(summary, caption),
@@ -225,6 +230,25 @@ def compare_accuracies(
     return plot_comparison(labeled, caption), texts, final
 
 
+def draw_cost(records_of: dict[str, list[list[RoundRecord]]], caption: str) -> dict[str, Any]:
+    """Return file name -> figure of the errors by megabytes sent; none where all send the same."""
+    rounds = min(len(records) for runs in records_of.values() for records in runs)
+    accuracies = {}
+    megabytes = {}
+    for name, runs in records_of.items():
+        cut = [records[:rounds] for records in runs]
+        label = name + format_spent(cut)
+        accuracies[label] = np.array(
+            [[record.test_accuracy for record in records] for records in cut]
+        )
+        sent = [[record.bytes_down + record.bytes_up for record in records] for records in cut]
+        megabytes[label] = np.cumsum(sent, axis=1).mean(axis=0) / 1e6
+    totals = [float(of_rounds[-1]) for of_rounds in megabytes.values()]
+    if max(totals) < 1.01 * min(totals):
+        return {}
+    return {"comparison_by_megabytes.png": plot_comparison(accuracies, caption, megabytes)}
+
+
 def format_spent(runs: Sequence[Sequence[RoundRecord]]) -> str:
     """Return the largest epsilon of these runs, behind a name; nothing if they are not private."""
     spent = [records[-1].epsilon for records in runs if records[-1].private]
@@ -253,7 +277,7 @@ def name_run(experiment: Any) -> Any:
         program(),
         experiment.row_hashes,
     ]
-    prefix = f"{default_name(config, experiment.dataset)}-{config.aggregation.aggregator}"
+    prefix = default_name(config, experiment.dataset)
     named = config.replace(name=f"{prefix}-{short_hash(depends_on)}")
     explain_rerun(named, prefix, digest, experiment.row_hashes)
     return named

@@ -22,6 +22,11 @@ class FigureForm(NamedTuple):
     format: str = "png"
     has_caption: bool = True  # title and small print, which a paper has elsewhere
 
+    @property
+    def is_drawn(self) -> bool:
+        """Whether there are figures at all."""
+        return self.format != "none"
+
     def file_name(self, name: str) -> str:
         """Return the name of a figure's file, which is given as a PNG's."""
         return f"{name.removesuffix('.png')}.{self.format}"

@@ -34,27 +34,6 @@ HEADINGS = (
 )
 
 
-def print_runs(folder: str, default: ConfigGroup) -> None:
-    """Print a table of the runs in `folder`, by name. Raises UserError if there is none."""
-    try:
-        paths = sorted(path.parent for path in expand_path(folder).glob("*/config.json"))
-    except OSError:  # such as a name that is too long
-        paths = []
-    if not paths:
-        is_run = os.path.isfile(expand_path(folder) / "config.json")
-        what = (
-            "is a run itself; give the folder above"
-            if is_run
-            else "holds no run; give the folder of --runs"
-        )
-        raise UserError(f"list={folder!r:.200} {what}")
-    rows = [HEADINGS, *(describe_run(path, default) for path in paths)]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    for row in rows:
-        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
-        print_line("  ".join(cells).rstrip())
-
-
 def describe_run(path: Path, default: ConfigGroup) -> tuple[str, ...]:
     """Return the cells of a run's line."""
     try:
@@ -75,6 +54,41 @@ def describe_run(path: Path, default: ConfigGroup) -> tuple[str, ...]:
         )
     except (UserError, OSError, LookupError, ValueError, TypeError, csv.Error):
         return (path.name, "", "", "", "", "", "cannot be read")
+
+
+def describe_comparison(path: Path, default: ConfigGroup) -> tuple[str, ...]:
+    """Return the cells of a comparison's line."""
+    try:
+        described = read_json(path / "comparison.json")
+        values = ", ".join(map(str, described["values"]))
+        seeds = described.get("seeds", 1)
+        over = f", {seeds} seeds" if seeds > 1 else ""
+        is_done = (path / "summary.csv").exists()
+        state = "finished" if is_done else "stopped, or going on"
+        return (path.name, f"comparison of {values}{over}", "", "", "", "", state)
+    except (UserError, LookupError, TypeError):
+        return (path.name, "", "", "", "", "", "cannot be read")
+
+
+def describe_evaluation(path: Path, default: ConfigGroup) -> tuple[str, ...]:
+    """Return the cells of the line of a model that was evaluated without training."""
+    try:
+        metrics = read_json(path / "metrics.json")
+        model = Path(metrics["evaluated_run"]).name
+        of_model = "" if model in path.name else f" of {model}"
+        what = f"evaluation{of_model} on {metrics['dataset']}"
+        accuracy = f"{float(metrics['test_accuracy']):.2%}"
+        return (path.name, what, "", accuracy, "", "", "finished")
+    except (UserError, LookupError, TypeError, ValueError):
+        return (path.name, "", "", "", "", "", "cannot be read")
+
+
+# The file by which a folder is known, and what tells of it.
+DESCRIBED = (
+    ("config.json", describe_run),
+    ("comparison.json", describe_comparison),
+    ("metrics.json", describe_evaluation),
+)
 
 
 def read_rounds(path: Path) -> list[dict[str, str]]:
@@ -120,3 +134,39 @@ def describe_state(path: Path, done: int, total: int) -> str:
     if not (path / "metrics.json").exists():
         return "stopped, or going on"
     return "finished" if done == total else "ended early"
+
+
+def subfolders(folder: str) -> list[Path]:
+    """Return the folders in a folder, by name; none where it cannot be read."""
+    try:
+        return sorted(path for path in expand_path(folder).iterdir() if path.is_dir())
+    except OSError:  # such as a name that is too long
+        return []
+
+
+def print_runs(folder: str, default: ConfigGroup) -> None:
+    """Print a table of the runs in `folder`, by name, then of comparisons and evaluations there.
+
+    Raises UserError if there is none.
+    """
+    runs = []
+    others = []
+    for path in subfolders(folder):
+        for file, describe in DESCRIBED:
+            if (path / file).exists():
+                lines = runs if describe is describe_run else others
+                lines.append(describe(path, default))
+                break
+    if not runs + others:
+        is_run = os.path.isfile(expand_path(folder) / "config.json")
+        what = (
+            "is a run itself; give the folder above"
+            if is_run
+            else "holds no run; give the folder of --runs"
+        )
+        raise UserError(f"list={folder!r:.200} {what}")
+    rows = [HEADINGS, *runs, *others]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        print_line("  ".join(cells).rstrip())

@@ -62,11 +62,11 @@ class Run(ConfigGroup):
     there."""
     list: str = ""
     """Print the runs in this folder, a line each, and nothing else: what differs from the default,
-    rounds, accuracy, epsilon, seconds, and whether it is finished. --list runs."""
+    rounds, accuracy, epsilon, seconds, and whether it is finished. --list alone is --list runs."""
     version: bool = False
     """Print the commit and the versions of what makes the numbers, and nothing else."""
-    figures: Literal["png", "pdf", "svg"] = "png"
-    """Format of the figures."""
+    figures: Literal["png", "pdf", "svg", "none"] = "png"
+    """Format of the figures. none draws none, which takes two seconds off each run of a sweep."""
     caption: bool = True
     """--no-caption leaves out the figures' titles and small print, which a paper has elsewhere."""
     tensorboard: bool = False

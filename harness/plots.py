@@ -322,13 +322,14 @@ def plot_misclassified(
     most = 3 * columns
     wrong = np.flatnonzero(predictions != labels)
     names = classes or range(2**16)
-    figure = new_figure(
-        9, 4.6, f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images", caption
-    )
-    axes = figure.subplots()  # one for all: 18 of them would take a second
-    axes.axis("off")
     height = images.shape[1]
     width = images.shape[2]
+    # The grid of images fills the figure's width; above and below it are title and caption.
+    inches = min(max(9 * (3.9 * height) / (columns * 1.6 * width), 1.5), 12) + 0.95
+    title = f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images"
+    figure = new_figure(9, inches, title, caption)
+    axes = figure.subplots()  # one for all: 18 of them would take a second
+    axes.axis("off")
     axes.set(xlim=(0, columns * 1.6 * width), ylim=(3.9 * height, -0.3 * height))
     for place, index in enumerate(wrong[:most]):
         row, column = divmod(place, columns)
@@ -347,9 +348,12 @@ def plot_misclassified(
     return figure
 
 
-def only_2_and_5(value: float, _: int) -> str:
-    """Return the label of a minor tick of a log axis."""
-    return f"{value:g}" if f"{value:g}"[0] in "25" else ""
+def label_minor_tick(axis: Any, value: float, _: int) -> str:
+    """Return the label of a minor tick of a log axis: of 2 and 5, on a short axis of all."""
+    low = axis.get_view_interval().min()
+    high = axis.get_view_interval().max()
+    labelled = "25" if high > 5 * low else "123456789"
+    return f"{value:g}" if f"{value:g}"[0] in labelled else ""
 
 
 def error_axes(figure: Figure) -> Any:
@@ -357,19 +361,27 @@ def error_axes(figure: Figure) -> Any:
     axes = figure.subplots()
     axes.set(ylabel="test error (%)", yscale="log")
     axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(only_2_and_5))
+    axes.yaxis.set_minor_formatter(FuncFormatter(partial(label_minor_tick, axes.yaxis)))
     plain(axes, "both")
     return axes
 
 
 def outside_legend(figure: Figure, title: str) -> None:
-    """Put the legend of all lines beside the axes."""
-    figure.legend(frameon=False, fontsize=9, title=title, loc="outside right center")
+    """Put the legend of all lines beside the axes; long names of lines are broken."""
+    legend = figure.legend(frameon=False, fontsize=9, title=title, loc="outside right center")
+    for text in legend.get_texts():
+        unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
+        text.set_text(textwrap.fill(unbroken, 40).replace("\xa0", " "))
 
 
 @default_style
-def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
-    """Draw the test error by round, a line a name, of accuracies float[seeds,rounds]."""
+def plot_comparison(
+    curves: dict[str, np.ndarray], caption: str, megabytes: dict[str, np.ndarray] | None = None
+) -> Figure:
+    """Draw the test error by round, a line a name, of accuracies float[seeds,rounds].
+
+    With `megabytes` float[rounds], what a name's server and clients have sent so far, by these.
+    """
     numbers = sorted({len(accuracies) for accuracies in curves.values()})
     seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
     title = f"Test error, mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "Test error, one seed"
@@ -378,17 +390,24 @@ def plot_comparison(curves: dict[str, np.ndarray], caption: str) -> Figure:
     for number, (name, accuracies) in enumerate(curves.items()):
         style = style_of(number)
         errors = 100 * (1 - accuracies)
-        rounds = np.arange(1, accuracies.shape[1] + 1)
+        places = np.arange(1, accuracies.shape[1] + 1)
+        if megabytes:
+            places = megabytes[name]
         mean = errors.mean(axis=0)
         label = f"{name}: {mean[-1]:.2f} %"
         if len(accuracies) > 1:
             spread = errors.std(axis=0, ddof=1)
             label = f"{name}: {mean[-1]:.2f} ± {spread[-1]:.2f} %"
             lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
-            axes.fill_between(rounds, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
-        every = max(1, len(rounds) // 10)
-        axes.plot(rounds, mean, **style, ms=4, markevery=every, label=label)
-    whole_rounds(axes)
+            axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
+        if megabytes:
+            label += f", {places[-1]:,.1f} MB"
+        every = max(1, len(places) // 10)
+        axes.plot(places, mean, **style, ms=4, markevery=every, label=label)
+    if megabytes:
+        axes.set(xlabel="sent down and up so far (MB)", xlim=(0, None))
+    else:
+        whole_rounds(axes)
     outside_legend(figure, "error after the last round")
     return figure
 
@@ -461,7 +480,7 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     """Draw what the global model, and the same after a local epoch, bring each client, against its
     label skew.
 
-    `rows` have client, skew, federated, alone and tuned; gains are over the client's own model, on
+    `rows` are those of clients.csv; gains are over the client's own model, on
     its own label mix.
     """
     losers = sum(row.gain < 0 for row in rows)
@@ -472,7 +491,7 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     figure = new_figure(9, 4.8, title, caption)
     axes = figure.subplots()
     skews = [row.skew for row in rows]
-    tuned = [100 * (row.tuned - row.alone) for row in rows]
+    tuned = [100 * (row.tuned_accuracy - row.own_accuracy) for row in rows]
     axes.axhline(0, color=GREY, lw=1)
     axes.vlines(skews, [100 * row.gain for row in rows], tuned, color=GREY, lw=0.7, alpha=0.6)
     axes.scatter(

@@ -80,7 +80,7 @@ def to_html(
     parts = [
         f"<h1>{score} test accuracy after {len(rounds)} rounds</h1>",
         f'<p class="small">{html.escape(title)}</p>',
-        "<h2>Pictures</h2>",
+        *(["<h2>Pictures</h2>"] if pictures else []),
         f'<div class="figures">{"".join(show(*item) for item in pictures.items())}</div>',
         section("Rounds", table(rounds)),
         section("Clients", table(describe_clients(metrics["rounds"][-1]["clients"], partition))),

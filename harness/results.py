@@ -307,9 +307,15 @@ def after(metrics: dict[str, Any]) -> str:
 
 
 def print_summary(
-    metrics: dict[str, Any], written: Sequence[Path], is_one_of_many: bool = False
+    metrics: dict[str, Any],
+    written: Sequence[Path],
+    seconds: float | None,
+    is_one_of_many: bool = False,
 ) -> None:
-    """Print what came out, on what, and where it lies; of a comparison's run only the last."""
+    """Print what came out, on what, and where it lies; of a comparison's run only the last.
+
+    `seconds` is how long it took, None for a private run.
+    """
     if is_one_of_many:
         print_line(f"wrote {written[0].parent}/")
         return
@@ -318,9 +324,19 @@ def print_summary(
         + format_privacy(metrics["epsilon"], metrics["config"]["delta"])
         + format_best(metrics)
         + format_target(metrics["target_accuracy"], metrics["rounds_to_target"])
-        + f"\nweights sha256 {metrics['weights_sha256']}\n"
+        + f"\nweights sha256 {metrics['weights_sha256']}"
+        + f"{format_seconds(metrics['rounds'], seconds)}\n"
     )
     print_written(written)
+
+
+def format_seconds(rounds: Sequence[dict[str, Any]], seconds: float | None) -> str:
+    """Return how long this command took, and all rounds; nothing of a private run."""
+    if seconds is None:
+        return ""
+    in_rounds = sum(record["seconds"] for record in rounds)
+    all_rounds = f"{pluralize(len(rounds), 'round')} {in_rounds:.1f} s"
+    return f"\ntime {seconds:.1f} s, without imports; {all_rounds}"
 
 
 def print_written(written: Sequence[Path]) -> None:

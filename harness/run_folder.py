@@ -42,6 +42,7 @@ from harness.files import (
     to_json,
     write_file,
 )
+from harness.listing import changed_fields, show
 from harness.options import identity
 from harness.plots import evaluation_figures
 from harness.program import (
@@ -66,6 +67,8 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 CHECKPOINTS_KEPT = 3
+LONGEST_NAME = 120  # letters of a folder's name that is made of a run's fields
+NAMED_FIRST = ("dataset", "partition", "algorithm", "model", "seed")  # in each folder's name
 
 
 class RunFolder:
@@ -89,6 +92,11 @@ class RunFolder:
         # What a checkpoint belongs to, and the shapes of the state in it; `load` sets them.
         self.key = ""
         self.specs: Any = ()
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the folder has been open; None of a private run, whose times are not told."""
+        return None if self.is_private else time.perf_counter() - self.opened
 
     @property
     def log(self) -> Path:
@@ -421,6 +429,8 @@ class RunFolder:
         Their metadata has the provenance, or at least the processor. A plot that fails is a
         notice: all that matters is written by then.
         """
+        if not self.form.is_drawn:
+            return []
         folders = folders or [self.path]
         drawn = []
         for folder in folders:
@@ -457,14 +467,33 @@ def from_array(array: np.ndarray, spec: tf.TensorSpec) -> Any:
 
 
 def default_name(config: Any, dataset: Any) -> str:
-    """Return the name of a run's folder if the user gives none."""
+    """Return the name of a run's folder if the user gives none.
+
+    It ends with the fields that are not as by default, such as "-alpha0.1".
+    """
     data = config.data.dataset
     if data == "mnist" and not dataset.original:
         stem = Path(config.data.data).stem if config.data.data else "other"
         data = re.sub(r"[^\w.-]+", "-", stem)[:40]
     model = config.training.model.rpartition("/")[2].replace(".py:", "-")  # also of one's own
     parts = [data, config.partition_name, config.optimization.algorithm, model]
-    return "-".join([*parts, f"seed{config.seed}"])
+    name = "-".join([*parts, f"seed{config.seed}"])
+    for field, value in changed_fields(identity(config), type(config)()).items():
+        if field in NAMED_FIRST:
+            continue
+        longer = f"{name}-{name_value(field, value)}"
+        if len(longer) > LONGEST_NAME:
+            return f"{name}-and-more"
+        name = longer
+    return name
+
+
+def name_value(field: str, value: Any) -> str:
+    """Return a field and its value in a folder's name: "alpha0.1", "aggregator-median"."""
+    if isinstance(value, bool):
+        return field if value else f"no-{field}"
+    text = re.sub(r"[^\w.-]+", "-", show(value))[:40]
+    return f"{field}-{text}" if isinstance(value, str) else f"{field}{text}"
 
 
 def how_to_resume(path: Path) -> str:
@@ -555,7 +584,8 @@ def write_evaluation(
     folder = make_folder(expand_path(config.run.runs), name, {"metrics.json": to_json(metrics)})
     form = form_of(config.run)
     written = [folder / "metrics.json"]
-    for file, draw in evaluation_figures(dataset, evaluation, caption).items():
+    figures = evaluation_figures(dataset, evaluation, caption) if form.is_drawn else {}
+    for file, draw in figures.items():
         path = folder / form.file_name(file)
         write_file(path, to_bytes(draw(), form, metrics["provenance"]))
         written.append(path)

@@ -31,6 +31,7 @@ COLUMNS = {
     "rounds_to_target": ("rounds to the target", ".1f"),
     "reached": ("reached it", "d"),
     "epsilon": ("ε", ".1f"),
+    "megabytes": ("MB sent", ",.1f"),
 }
 
 
@@ -74,8 +75,14 @@ def summarize(
         row["reached"] = len(reached) if target else None
         spent = [records[rounds - 1].epsilon for records in runs]
         row["epsilon"] = None if None in spent else max(spent)
+        row["megabytes"] = float(np.mean([megabytes_sent(records[:rounds]) for records in runs]))
         rows.append(row)
     return rows
+
+
+def megabytes_sent(records: Sequence[RoundRecord]) -> float:
+    """Return what server and clients sent in these rounds, in units of 10^6 bytes."""
+    return sum(record.bytes_down + record.bytes_up for record in records) / 1e6
 
 
 def describe_spread(values: Sequence[float]) -> dict[str, float | None]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import itertools
 import sys
 import textwrap
 from collections.abc import Sequence
@@ -30,33 +32,50 @@ def themes(config: ConfigGroup) -> dict[str, ConfigGroup]:
 def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
     """Print the help that a command line asks for, and exit; without such words return.
 
-    --help has one screen, --help THEME the flags of a group, --help FLAG those of its group, and
-    --help-all every flag. Raises UserError for what is neither.
+    --help has one screen, --help THEME the flags of a group, --help FLAG those of its group, of
+    several if several are named, and --help-all every flag. Raises UserError for what is neither.
     """
     if "--help-all" in words:
         read_flags(type(config), ["--help"])
     asked = [place for place, word in enumerate(words) if asks_for_help(word)]
     if not asked:
         return
-    following = words[asked[0] + 1 :][:1]
-    named = words[asked[0]].partition("=")[2] or "".join(following)
     groups = themes(config)
-    # A flag is shown in its theme: --help alpha, or --help --alpha.
-    field = named.lstrip("-").replace("-", "_")
-    fields = {name: theme for theme, group in groups.items() for name in group.to_dict()}
-    theme = field if field in groups else fields.get(field, "")
-    if not theme and (not named or named.startswith("-")):
+    of_field = {field: name for name, group in groups.items() for field in group.to_dict()}
+    chosen = []
+    for word in named_behind(words, asked[0]):
+        # A flag is shown in its theme: --help alpha, or --help --alpha.
+        name = word.lstrip("-").replace("-", "_")
+        if name in groups or name in of_field:
+            chosen.append(name if name in groups else of_field[name])
+        elif not word.startswith("-"):
+            raise UserError(
+                f"--help {word!r:.60} is no theme and no flag; choose {', '.join(groups)}"
+            )
+    if not chosen:
         print_line(one_screen(config))
         sys.exit()
-    if not theme:
-        raise UserError(f"--help {named!r:.60} is no theme and no flag; choose {', '.join(groups)}")
     add_help(type(config))
-    read_flags(type(groups[theme]), ["--help"])
+    for theme in dict.fromkeys(chosen):
+        with contextlib.suppress(SystemExit):
+            read_flags(type(groups[theme]), ["--help"])
+    sys.exit()
 
 
 def asks_for_help(word: str) -> bool:
     """Return whether a word is --help, with or without a theme behind it."""
     return word in ("-h", "--help") or word.startswith("--help=")
+
+
+def named_behind(words: Sequence[str], place: int) -> list[str]:
+    """Return what the --help at `place` is asked about: its own value, a flag, or names."""
+    own = words[place].partition("=")[2]
+    if own:
+        return [own]
+    following = list(words[place + 1 :])
+    if following and following[0].startswith("-"):
+        return following[:1]
+    return list(itertools.takewhile(lambda word: not word.startswith("-"), following))
 
 
 def first_sentence(text: str | None) -> str:

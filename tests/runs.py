@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "federated_learning.py"
 SECONDS = 240  # limit of any one command
 MLP_ON_DIGITS = ("--dataset", "digits", "--model", "mlp")  # a run of seconds
+NO_FIGURES = ("--figures", "none")  # of a test that does not look at them: two seconds a run
 
 
 def configure(**flags) -> fl.Config:

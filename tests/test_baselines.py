@@ -15,7 +15,7 @@ from variants.partitions import rotate_and_add_noise
 import numpy as np
 import pytest
 from reference import largest_difference, network, numpy_local, weights_of
-from runs import MLP_ON_DIGITS, SCRIPT, configure, run_script, start
+from runs import MLP_ON_DIGITS, SCRIPT, call_script, configure, start
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "3", "--name", "run")
 
@@ -127,8 +127,13 @@ def rows_of_three_clients():
 def test_who_gains_and_how_skewed_they_are():
     first, second, third = rows_of_three_clients()
     assert (first.skew, second.skew) == (0.5, 0) and first.images == 10
-    assert (first.federated, first.alone, first.tuned) == pytest.approx((0.6, 0.9, 0.8))
-    assert (second.federated, second.alone) == (pytest.approx(0.75), pytest.approx(0.65))
+    assert (first.global_accuracy, first.own_accuracy, first.tuned_accuracy) == pytest.approx(
+        (0.6, 0.9, 0.8)
+    )
+    assert (second.global_accuracy, second.own_accuracy) == (
+        pytest.approx(0.75),
+        pytest.approx(0.65),
+    )
     assert [row.gain for row in (first, second, third)] == pytest.approx([-0.3, 0.1, 0.1])
 
 
@@ -166,7 +171,7 @@ def test_what_baselines_do_not_go_with(flags):
 
 
 def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path):
-    done = run_script(tmp_path, *FLAGS, "--baselines")
+    done = call_script(tmp_path, *FLAGS, "--baselines")
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "run"
     tables = {
@@ -195,7 +200,7 @@ def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path)
     store.write_text("".join(lines[:3]) + lines[3][:40])  # as kill -9 leaves it
     for name in tables:
         (folder / name).unlink()
-    again = run_script(tmp_path, "--resume", "runs/run", "--baselines")
+    again = call_script(tmp_path, "--resume", "runs/run", "--baselines")
     assert again.returncode == 0, again.stderr
     assert {name: (folder / name).read_bytes() for name in tables} == tables
     assert store.read_text() == "".join(lines)
@@ -229,8 +234,8 @@ def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, c
     fl.run(configure(**flags, **places, baselines=True))
     said = capsys.readouterr()
     rows = list(csv.DictReader((tmp_path / "run" / "clients.csv").open()))
-    (unknown,) = (row for row in rows if row["federated"] == "nan")
-    known = [100 * float(row["federated"]) for row in rows if row != unknown]
+    (unknown,) = (row for row in rows if row["global_accuracy"] == "nan")
+    known = [100 * float(row["global_accuracy"]) for row in rows if row != unknown]
     assert unknown["gain"] == "nan" and "no test image has: 1 client;" in said.err
     assert (
         f"global model   {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%"

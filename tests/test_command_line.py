@@ -21,9 +21,20 @@ from harness import command_line, files
 from harness.fields import UserError
 
 import pytest
-from runs import SCRIPT, SECONDS, call_script, command, gone, run_script, start, worker_of
+from runs import (
+    MLP_ON_DIGITS,
+    NO_FIGURES,
+    SCRIPT,
+    SECONDS,
+    call_script,
+    command,
+    gone,
+    run_script,
+    start,
+    worker_of,
+)
 
-QUICK = ("--dataset", "digits", "--model", "mlp", "--rounds", "2")
+QUICK = (*MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "2")
 LONG = (*QUICK[:-1], "100000")
 
 

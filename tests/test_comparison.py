@@ -17,9 +17,17 @@ from variants.captions import compared_caption
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, call_script, configure, make_record, start, wait_for_round
+from runs import (
+    MLP_ON_DIGITS,
+    NO_FIGURES,
+    call_script,
+    configure,
+    make_record,
+    start,
+    wait_for_round,
+)
 
-FLAGS = ("--dataset", "digits", "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
+FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 
 
 def table(folder):

@@ -28,7 +28,13 @@ from runs import configure
 MUTATIONS = int(os.environ.get("MUTATIONS", "1000"))
 STATE = np.arange(3, dtype=np.float32)
 STATE_TYPE = tff.FederatedType(tff.TensorType(np.float32, [3]), tff.SERVER)
-FLAGS = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 2}
+FLAGS = {
+    "dataset": "digits",
+    "model": "mlp",
+    "num_clients": 4,
+    "rounds": 2,
+    "figures": "none",
+}
 VALUES = [
     "null",
     "true",

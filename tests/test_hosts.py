@@ -17,9 +17,9 @@ import numpy as np
 import psutil
 import pytest
 from machines import machines, tool, why_not
-from runs import MLP_ON_DIGITS, SECONDS, command, configure, gone, start, wait_for_round
+from runs import MLP_ON_DIGITS, NO_FIGURES, SECONDS, command, configure, gone, start, wait_for_round
 
-RUN = (*MLP_ON_DIGITS, "--rounds", "20", "--num-clients", "6", "--local-epochs", "15")
+RUN = (*MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "20", "--num-clients", "6", "--local-epochs", "15")
 REASON = why_not()
 needs_machines = pytest.mark.skipif(bool(REASON), reason=REASON)
 

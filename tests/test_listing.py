@@ -35,6 +35,14 @@ def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
     (tmp_path / "e").mkdir()
     (tmp_path / "e" / "config.json").write_text("[1]")
     (tmp_path / "no-run").mkdir()
+    compared = {"values": ["fedavg", "fedprox"], "seeds": 2}
+    for name in ("0-compared", "0-begun"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "comparison.json").write_text(to_json(compared))
+    (tmp_path / "0-compared" / "summary.csv").write_text("")
+    (tmp_path / "0-evaluated").mkdir()
+    evaluated = {"evaluated_run": "/there/a", "dataset": "USPS", "test_accuracy": 0.5}
+    (tmp_path / "0-evaluated" / "metrics.json").write_text(to_json(evaluated))
     print_runs(str(tmp_path), fl.Config())
     header, *lines = [[cell.strip() for cell in line if cell] for line in lines_of(capsys)]
     assert header[:3] == ["folder", "differs from the default in", "rounds"]
@@ -47,7 +55,15 @@ def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
         ["e", "cannot be read"],
         ["f", "partition file, num_clients 7, partition_file split.json", "1/5", "50.00%", "1"]
         + ["ended early"],
+        ["0-begun", "comparison of fedavg, fedprox, 2 seeds", "stopped, or going on"],
+        ["0-compared", "comparison of fedavg, fedprox, 2 seeds", "finished"],
+        ["0-evaluated", "evaluation on USPS", "50.00%", "finished"],
     ]
+
+
+def test_list_alone_is_that_of_the_folder_runs():
+    assert fl.parse("--list").run.list == fl.parse("--list --seed 1").run.list == "runs"
+    assert fl.parse("--list there").run.list == fl.parse("--list=there").run.list == "there"
 
 
 @pytest.mark.parametrize("folder", ["nowhere", ".", "x" * 300])

@@ -47,7 +47,7 @@ def test_a_model_of_ones_own_is_trained_as_a_row_is(net, tmp_path, monkeypatch, 
     exec(OWN, module)
     monkeypatch.setitem(fl.MODELS, "mlp", module["build"])
     ends = [
-        fl.run(configure(**flags, model=model, name=name))
+        fl.run(configure(**flags, model=model, name=name, figures="none"))
         for model, name in [
             ("mlp", "row"),
             ("net.py:build", "file"),

@@ -103,7 +103,7 @@ PUBLISHED = {
     "reddi-fedadagrad": {**REDDI, "algorithm": "fedadagrad", "client_lr": 0.0316, "server_lr": 0.1},
     "reddi-fedadam": {**REDDI, "algorithm": "fedadam", "client_lr": 0.0316, "server_lr": 0.00316},
     "reddi-fedyogi": {**REDDI, "algorithm": "fedyogi", "client_lr": 0.0316, "server_lr": 0.00316},
-    "seed-readme": {"model": "mlp"},
+    "original-script": {"model": "mlp"},
     # section 5.1 and appendix C.1: 1,000 devices, 10 a round, 20 epochs of SGD on batches of 10
     "fedprox-mnist": {
         "model": "logreg",
@@ -136,10 +136,13 @@ def test_reddis_presets_say_how_they_differ():
 
 
 def test_flags_of_a_resumed_run_are_its_own():
-    words = ["--resume", "runs/a", "--preset", "seed-readme"]
+    words = ["--resume", "runs/a", "--preset", "original-script"]
     assert (
         insert_preset_flags(words) == words
         and insert_preset_flags(["--preset", "nothing"]) == ["--preset", "nothing"]
         and insert_preset_flags([]) == []
     )
-    assert insert_preset_flags(["--preset", "seed-readme", "--seed", "1"])[:2] == ["--model", "mlp"]
+    assert insert_preset_flags(["--preset", "original-script", "--seed", "1"])[:2] == [
+        "--model",
+        "mlp",
+    ]

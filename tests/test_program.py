@@ -17,7 +17,7 @@ from variants.aggregators import Aggregator
 import pytest
 from runs import ROOT, SECONDS, configure
 
-TINY = "--dataset digits --model mlp --rounds 2 --local-epochs 1 --num-clients 4"
+TINY = "--dataset digits --model mlp --rounds 2 --local-epochs 1 --num-clients 4 --figures none"
 
 
 @pytest.mark.parametrize(

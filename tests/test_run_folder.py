@@ -22,15 +22,25 @@ from harness.fields import UserError
 from harness.files import lock, to_json
 from harness.program import describe_program
 from harness.results import weights_sha256
-from harness.run_folder import CHECKPOINTS_KEPT, RunFolder
+from harness.run_folder import CHECKPOINTS_KEPT, RunFolder, default_name
 from harness.shards import FOOTER_BYTES, fingerprint
 
 import numpy as np
 import psutil
 import pytest
-from runs import SECONDS, call_script, command, configure, gone, run_script, start
+from runs import (
+    MLP_ON_DIGITS,
+    NO_FIGURES,
+    SECONDS,
+    call_script,
+    command,
+    configure,
+    gone,
+    run_script,
+    start,
+)
 
-FLAGS = ("--dataset", "digits", "--model", "mlp", "--num-clients", "4", "--clients-per-round", "3")
+FLAGS = (*MLP_ON_DIGITS, *NO_FIGURES, "--num-clients", "4", "--clients-per-round", "3")
 ROUNDS = 6
 KILLS = int(os.environ.get("KILLS", "1"))
 
@@ -42,6 +52,26 @@ def outcome(run: Path):
     for row in [*rows, *metrics["rounds"]]:
         del row["seconds"]
     return rows, metrics["rounds"], metrics["weights_sha256"]
+
+
+def test_a_folders_name_has_what_is_not_as_by_default(digits):
+    """A rate counts if it is not that of the algorithm; an unused flag, and rounds, never."""
+    start = "digits-dirichlet-fedavg-mlp-seed0"
+    for flags, name in (
+        ("--rounds 7 --prox-mu 0.5 --target-accuracy 0.9", start),
+        ("--alpha 0.1", f"{start}-alpha0.1"),
+        ("--aggregator median --client-lr 0.05", f"{start}-client_lr0.05-aggregator-median"),
+        ("--algorithm scaffold", "digits-dirichlet-scaffold-mlp-seed0"),
+        ("--drop-stragglers --stragglers 0.5", f"{start}-stragglers0.5-drop_stragglers"),
+        ("--workers localhost,hostA", start),
+        ("--seed 2", "digits-dirichlet-fedavg-mlp-seed2"),
+    ):
+        config = fl.parse(f"--dataset digits --model mlp {flags}")
+        assert default_name(config.effective(), digits) == name
+    many = "--client-momentum 0.85 --client-optimizer momentum --weight-decay 0.001 "
+    many += "--local-epochs 7 --batch-size 100 --min-images 3 --stragglers 0.123 --dropout 0.123"
+    name = default_name(fl.parse(f"--dataset digits --model mlp {many}").effective(), digits)
+    assert len(name) <= 130 and name.endswith("-and-more")
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +184,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(whole, half, t
     assert outcome(half) == outcome(whole[0])
 
 
-OWN = "--model mlp --num-clients 4 --local-epochs 1"
+OWN = "--model mlp --num-clients 4 --local-epochs 1 --figures none"
 
 
 @pytest.fixture
@@ -194,7 +224,7 @@ def test_a_run_goes_on_wherever_its_data_and_split_have_moved(own, tmp_path, mon
     with pytest.raises(
         UserError, match="data.npz' cannot be read .*; a run is resumed with --data NEW"
     ):
-        fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3"))
+        fl.main(fl.parse(f"--resume {here}/runs/run --rounds 3"))
     resumed = fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3 --data moved.npz"))
     assert weights_sha256(resumed.state.global_model_weights.trainable) == expected
 
@@ -397,7 +427,7 @@ def test_refusals_on_a_loaded_machine_say_one_line_and_no_more(half, tmp_path):
 
 def test_a_run_ends_at_its_target_and_goes_on_to_a_higher_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = "--dataset digits --model mlp --num-clients 4 --rounds 6 --name run"
+    flags = "--dataset digits --model mlp --num-clients 4 --rounds 6 --name run --figures none"
     accuracies = [record.test_accuracy for record in fl.run(fl.parse(flags)).records]
     target = accuracies[2] - 1e-6
     # reached in round 3, and there is more to reach

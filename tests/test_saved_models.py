@@ -18,7 +18,14 @@ import tensorflow as tf
 from reference import largest_difference, weights_of
 from runs import SECONDS, configure, make_record
 
-FLAGS = {"dataset": "digits", "model": "mlp", "num_clients": 4, "alpha": 0.05, "local_epochs": 1}
+FLAGS = {
+    "dataset": "digits",
+    "model": "mlp",
+    "num_clients": 4,
+    "alpha": 0.05,
+    "local_epochs": 1,
+    "figures": "none",
+}
 
 
 def saved_weights(path):

@@ -26,6 +26,7 @@ from matplotlib.figure import Figure
 from reference import network
 from runs import (
     MLP_ON_DIGITS,
+    NO_FIGURES,
     ROOT,
     SCRIPT,
     SECONDS,
@@ -36,6 +37,7 @@ from runs import (
 )
 
 QUICK = (*MLP_ON_DIGITS, "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
+NAME = "digits-dirichlet-fedavg-mlp-seed0-num_clients5-clients_per_round3"  # of its folder
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
     rounds = [line for line in lines if line.startswith("round ")]
     # aligned
     assert len(rounds) == 3 and len({line.index("test accuracy") for line in rounds}) == 1
-    run = folder / "runs" / "digits-dirichlet-fedavg-mlp-seed0"
+    run = folder / "runs" / NAME
     names = {path.name for path in run.iterdir()} - {"checkpoints", "rounds.jsonl", "worker.log"}
     plots = {
         "accuracy_by_megabytes.png",
@@ -101,7 +103,7 @@ def test_the_saved_model_scores_the_same_in_plain_keras(twice, digits, kind):
     """It takes what users have: raw pixels, 0..255."""
     import keras
 
-    run = twice[0] / "runs" / "digits-dirichlet-fedavg-mlp-seed0"
+    run = twice[0] / "runs" / NAME
     images = digits.test.images[..., None].astype(kind)
     logits = keras.models.load_model(run / "global_model.keras")(images)
     accuracy = np.mean(np.argmax(logits, axis=1) == digits.test.labels)
@@ -113,9 +115,7 @@ def test_the_saved_model_scores_the_same_in_plain_keras(twice, digits, kind):
 def test_the_same_command_gives_the_same_numbers_in_a_folder_of_its_own(twice):
     import keras
 
-    runs = [
-        twice[0] / "runs" / f"digits-dirichlet-fedavg-mlp-seed0{suffix}" for suffix in ("", "-2")
-    ]
+    runs = [twice[0] / "runs" / f"{NAME}{suffix}" for suffix in ("", "-2")]
     tables = [list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in runs]
     for row in [*tables[0], *tables[1]]:
         assert float(row.pop("seconds")) > 0
@@ -160,7 +160,8 @@ def tensor_proto_value(event):
 
 @pytest.mark.slow
 def test_real_mnist(tmp_path):
-    done = call_script(tmp_path, "--model", "mlp", "--rounds", "2", "--local-epochs", "1")
+    flags = ("--model", "mlp", "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
+    done = call_script(tmp_path, *flags)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     metrics = json.loads((run / "metrics.json").read_text())
@@ -218,7 +219,7 @@ def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, monkeypatc
     flags = ("--data", "few.npz") if flag else ()
     if variable:
         monkeypatch.setenv("FL_DATA", "few.npz")
-    done = call_script(tmp_path, *flags, "--model", "mlp", "--rounds", "1")
+    done = call_script(tmp_path, *flags, *NO_FIGURES, "--model", "mlp", "--rounds", "1")
     assert done.returncode == 0 and done.stdout.startswith("few \u00b7"), done.stderr
     (run,) = (tmp_path / "runs").iterdir()
     assert np.array(json.loads((run / "metrics.json").read_text())["confusion"]).shape == (4, 4)
@@ -295,6 +296,11 @@ def test_help_is_one_screen_and_leads_to_each_theme(tmp_path, capsys):
         assert not end.value.code
         for field in getattr(fl.Config(), name).to_dict():
             assert re.search(rf"--{field.replace('_', '-')}[ ,]", said), field
+    with pytest.raises(SystemExit) as end:
+        fl.parse("--help privacy alpha --rounds 3")
+    said = capsys.readouterr().out
+    assert not end.value.code and "--delta" in said and "--size-spread" in said
+    assert "--local-epochs " not in said
     for words in ("--help=partitioning", "--help alpha", "--help --alpha", "-h alpha --rounds 3"):
         with pytest.raises(SystemExit):
             fl.parse(words)

@@ -1,7 +1,9 @@
 """The table of a comparison, by hand."""
 
 import csv
+import dataclasses
 
+from harness.comparison import draw_cost
 from harness.files import csv_table
 from harness.results import holm
 from harness.summary import describe_spread, summarize, to_latex, to_markdown
@@ -67,9 +69,11 @@ def test_the_same_table_in_three_forms():
     assert markdown[2].startswith("| fedavg | 3 | 2 | 0.2 | 1 | 92.00 | 2.00 | 87.03 | 96.97 |")
     assert len({line.count("|") for line in markdown}) == 1 and "target" not in markdown[0]
     latex = to_latex(rows, "digits, 3 seeds")
-    assert latex.startswith("% digits, 3 seeds\n\\begin{tabular}{l" + "r" * 12 + "}\n\\toprule\n")
+    assert latex.startswith("% digits, 3 seeds\n\\begin{tabular}{l" + "r" * 13 + "}\n\\toprule\n")
     assert "compared & seeds" in latex and "test accuracy (\\%)" in latex
-    assert "fedavg & 3 & 2 & 0.2 & 1 & 92.00 & 2.00 & 87.03 & 96.97 &  &  &  &  \\\\\n" in latex
+    assert (
+        "fedavg & 3 & 2 & 0.2 & 1 & 92.00 & 2.00 & 87.03 & 96.97 &  &  &  &  & 0.0 \\\\\n" in latex
+    )
     assert np.ptp([line.count("&") for line in latex.splitlines() if "&" in line]) == 0
 
 
@@ -77,3 +81,22 @@ def test_a_row_that_has_fewer_columns_leaves_the_others_empty():
     """As a private run's, beside one that tells what its clients reported."""
     text = csv_table([{"a": 1, "b": 2}, {"b": 3, "c": 4}])
     assert text == "a,b,c\n1,2,\n,3,4\n" and csv_table([]) == ""
+
+
+def test_cost_is_drawn_where_the_rows_send_different_amounts():
+    """Two megabytes a round, and four: after two rounds four and eight."""
+    records_of = {
+        name: [
+            [dataclasses.replace(record, bytes_down=half, bytes_up=half) for record in records]
+            for records in RECORDS[name]
+        ]
+        for name, half in (("fedavg", 1_000_000), ("fedprox", 2_000_000))
+    }
+    fedavg, fedprox = summarize(records_of, RATES, "fedavg", 0)
+    assert (fedavg["megabytes"], fedprox["megabytes"]) == (4, 8)
+    figures = draw_cost(records_of, "digits")
+    first, second = figures["comparison_by_megabytes.png"].axes[0].lines
+    assert first.get_xdata().tolist() == [2, 4] and second.get_xdata().tolist() == [4, 8]
+    assert first.get_ydata().tolist() == pytest.approx([50, 8])
+    assert first.get_label() == "fedavg: 8.00 ± 2.00 %, 4.0 MB"
+    assert draw_cost({name: records_of["fedavg"] for name in ("a", "b")}, "digits") == {}

@@ -14,11 +14,31 @@ from harness.engine.worker import WATCH, LocalWorker
 
 import psutil
 import pytest
-from runs import ROOT, SECONDS, command, gone, run_script, start, wait_for_round, worker_of
+from runs import (
+    NO_FIGURES,
+    ROOT,
+    SECONDS,
+    command,
+    gone,
+    run_script,
+    start,
+    wait_for_round,
+    worker_of,
+)
 from tensorflow_federated.proto.v0 import executor_pb2
 
-LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
-SHORT = ("--dataset", "digits", "--model", "lean-cnn", "--rounds", "4", "--local-epochs", "4")
+LONG = (*NO_FIGURES, "--dataset", "digits", "--model", "mlp", "--rounds", "100000")
+SHORT = (
+    *NO_FIGURES,
+    "--dataset",
+    "digits",
+    "--model",
+    "lean-cnn",
+    "--rounds",
+    "4",
+    "--local-epochs",
+    "4",
+)
 
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow itself would take oneDNN with AVX-512 VNNI alone
@@ -198,7 +218,7 @@ def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
         "permitted)')\n"
         "    return spawn(self, folder, isolated)\n"
         "LocalWorker.spawn = refused\n"
-        "fl.main(fl.parse('--dataset digits --model mlp --rounds 1'))"
+        "fl.main(fl.parse('--dataset digits --model mlp --rounds 1 --figures none'))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS

@@ -223,10 +223,10 @@ class Gain(NamedTuple):
     client: int
     images: int
     skew: float  # total-variation distance of its labels to all clients' labels
-    federated: float  # of the global model
-    alone: float  # of its own model
-    tuned: float  # of the global model after a local epoch of its own
-    gain: float  # federated - alone
+    global_accuracy: float  # of the global model
+    own_accuracy: float  # of the model that it trains alone
+    tuned_accuracy: float  # of the global model after a local epoch of its own
+    gain: float  # global_accuracy - own_accuracy
 
 
 def find_gains(
@@ -240,18 +240,18 @@ def find_gains(
     pooled = counts.sum(axis=0) / counts.sum()
     gains = []
     for client, (mix, confusion) in enumerate(zip(counts, confusions, strict=True)):
-        federated = accuracy_on_label_mix(confusion, mix)
-        alone = accuracy_on_label_mix(trained["alone", client]["confusion"], mix)
-        tuned = accuracy_on_label_mix(trained["tuned", client]["confusion"], mix)
+        global_accuracy = accuracy_on_label_mix(confusion, mix)
+        own_accuracy = accuracy_on_label_mix(trained["alone", client]["confusion"], mix)
+        tuned_accuracy = accuracy_on_label_mix(trained["tuned", client]["confusion"], mix)
         gains.append(
             Gain(
                 client=client,
                 images=int(mix.sum()),
                 skew=float(np.abs(mix / mix.sum() - pooled).sum() / 2),
-                federated=federated,
-                alone=alone,
-                tuned=tuned,
-                gain=federated - alone,
+                global_accuracy=global_accuracy,
+                own_accuracy=own_accuracy,
+                tuned_accuracy=tuned_accuracy,
+                gain=global_accuracy - own_accuracy,
             )
         )
     return gains
@@ -320,7 +320,7 @@ def run_baselines(
 
 def measured(gains: Sequence[Gain]) -> list[Gain]:
     """Return the rows of the clients that have a label with test images."""
-    return [gain for gain in gains if not math.isnan(gain.federated)]
+    return [gain for gain in gains if not math.isnan(gain.global_accuracy)]
 
 
 def write_baselines(
@@ -345,9 +345,9 @@ def write_baselines(
             "left out of who gains, with labels that no test image has: "
             f"{pluralize(num_left_out, 'client')}; nan in clients.csv"
         )
-    worst = min(measured(gains), key=attrgetter("federated")).client
+    worst = min(measured(gains), key=attrgetter("global_accuracy")).client
     matrix = mix_rows(confusions[worst], experiment.partition.counts[worst])
-    title = f"Client {worst}, the worst: {gains[worst].federated:.2%} on its own label mix"
+    title = f"Client {worst}, the worst: {gains[worst].global_accuracy:.2%} on its own label mix"
     caption = captions.caption(experiment)
     figures = {
         "baselines.png": partial(plots.plot_baselines, curves, caption),
@@ -378,9 +378,9 @@ def describe(federated: float, gains: Sequence[Gain], trained: Trained) -> str:
         "on each client's own label mix, mean ± sd over clients and the mean of the worst 10 %:\n"
     )
     titles = {
-        "federated": "global model",
-        "alone": "own model",
-        "tuned": "global + 1 epoch",
+        "global_accuracy": "global model",
+        "own_accuracy": "own model",
+        "tuned_accuracy": "global + 1 epoch",
     }
     for field, title in titles.items():
         values = np.sort([getattr(gain, field) for gain in gains])

@@ -222,7 +222,7 @@ def read_npz(path: Path) -> Arrays:
         reason = getattr(error, "strerror", None) or known
         raise UserError(
             f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys, or a folder "
-            "of IDX files; a run is resumed with --data NEW"
+            "of IDX files"
         ) from error
     # A member that is no .npy comes as bytes.
     stored = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}

@@ -28,7 +28,7 @@ from harness.fields import (
     optional_float,
     optional_int,
 )
-from harness.files import expand_path
+from harness.files import briefly, expand_path
 from harness.flags import split_off, to_flag
 
 
@@ -459,12 +459,19 @@ def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[st
 
 
 def insert_implied_flags(words: Sequence[str]) -> list[str]:
-    """Return a command line with what its other flags imply: natural has all owners as clients."""
+    """Return a command line with what its flags imply.
+
+    The partition natural has all owners as clients; --list alone is that of the folder runs.
+    """
+    words = list(words)
+    for place, word in enumerate(words):
+        if word == "--list" and (words[place + 1 :] or ["--"])[0].startswith("--"):
+            words[place] = "--list=runs"
     partitions = split_off(words, "partition")[0]
     says_how_many = split_off(words, "num_clients")[0] or split_off(words, "resume")[0]
     if partitions[-1:] == ["natural"] and not says_how_many:
         return [*words, "--num-clients", "0"]
-    return list(words)
+    return words
 
 
 def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
@@ -479,6 +486,23 @@ def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
     if not chosen["resume"] and chosen["dataset"] == "mnist":
         files["data"] = files["data"] or os.environ.get("FL_DATA", "")
     return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}
+
+
+def check_files(chosen: dict[str, Any]) -> None:
+    """Raise UserError if a file that a flag names is not there. `chosen` is field -> value.
+
+    The files are read later, by whoever uses them; this tells a wrong path before TensorFlow is
+    imported.
+    """
+    for field, path in absolute_paths(chosen).items():
+        file = path.rpartition(":")[0] if field == "model" else path
+        try:
+            os.stat(file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or briefly(error)
+            is_moved = field == "data" and chosen["resume"]
+            cure = "a run is resumed with --data NEW" if is_moved else "name one that is there"
+            raise UserError(f"{field}={path!r:.200} cannot be read ({reason}); {cure}") from error
 
 
 def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:

@@ -118,7 +118,7 @@ PRESETS: dict[str, Preset] = {
         "--prox-mu 0",
         "stragglers do a uniform share of their steps, there of their epochs",
     ),
-    "seed-readme": Preset(
+    "original-script": Preset(
         "--model mlp --num-clients 10 --rounds 5",
         "the script that this project started from: 96.7 % claimed",
     ),
