@@ -98,6 +98,21 @@ def whole_rounds(axes: Any) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
+def label_minor_tick(axis: Any, value: float, _: int) -> str:
+    """Return the label of a minor tick of a log axis: of 2 and 5, on a short axis of all."""
+    low = axis.get_view_interval().min()
+    high = axis.get_view_interval().max()
+    labelled = "25" if high > 5 * low else "123456789"
+    return f"{value:g}" if f"{value:g}"[0] in labelled else ""
+
+
+def log_scale(axes: Any) -> None:
+    """Give the axes a log scale in y, with plain numbers for its ticks."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(partial(label_minor_tick, axes.yaxis)))
+
+
 def label_of(names: Sequence[Any], place: float, _: int) -> str:
     """Return the name of a row or column, for its tick."""
     return str(names[round(place)]) if 0 <= round(place) < len(names) else ""
@@ -235,7 +250,7 @@ def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float
     draw_quantity(loss_axes, records, "loss", 1)
     draw_quantity(accuracy_axes, records, "accuracy", 100)
     loss_axes.set_ylabel("cross-entropy (nats)")
-    loss_axes.set_yscale("log")  # a first round may be twenty times the last
+    log_scale(loss_axes)  # a first round may be twenty times the last
     loss_axes.legend(frameon=False, fontsize=9)
     accuracy_axes.set_ylabel("accuracy (%)")
     lines = draw_beside(accuracy_axes, records)
@@ -348,20 +363,11 @@ def plot_misclassified(
     return figure
 
 
-def label_minor_tick(axis: Any, value: float, _: int) -> str:
-    """Return the label of a minor tick of a log axis: of 2 and 5, on a short axis of all."""
-    low = axis.get_view_interval().min()
-    high = axis.get_view_interval().max()
-    labelled = "25" if high > 5 * low else "123456789"
-    return f"{value:g}" if f"{value:g}"[0] in labelled else ""
-
-
 def error_axes(figure: Figure) -> Any:
     """Return axes of the test error on a log scale; the x axis has no label yet."""
     axes = figure.subplots()
-    axes.set(ylabel="test error (%)", yscale="log")
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(partial(label_minor_tick, axes.yaxis)))
+    axes.set_ylabel("test error (%)")
+    log_scale(axes)
     plain(axes, "both")
     return axes
 

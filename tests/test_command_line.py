@@ -78,7 +78,7 @@ def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named
     assert "Traceback" not in done.stderr
     # The disk has room again. Without the shards no run had begun.
     begun = ("--resume", "runs/run") if named == "checkpoints" else (*QUICK, "--name", "run")
-    again = run_script(tmp_path, *begun)
+    again = call_script(tmp_path, *begun)
     assert again.returncode == 0 and "after 2 rounds" in again.stdout, again.stderr
 
 
@@ -316,7 +316,7 @@ def test_a_log_that_cannot_be_written_is_told_as_that(tmp_path):
 
 @pytest.mark.thorough
 def test_pictures_are_the_same_whatever_matplotlibs_settings(tmp_path):
-    flags = ("--name", "run")
+    flags = ("--name", "run", "--figures", "png")
     (tmp_path / "matplotlibrc").write_text(
         "text.usetex: True\nsavefig.format: svg\nfont.size: 30\n"
     )

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
-from runs import ROOT, find_worker, gone, run_script
+from runs import NO_FIGURES, ROOT, call_script, find_worker, gone
 
 SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 3}
 
@@ -50,7 +50,7 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path, whole):
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
 
-    assert run_script(tmp_path, *flags, "--name", "run").returncode == 0
+    assert call_script(tmp_path, *flags, *NO_FIGURES, "--name", "run").returncode == 0
     run = tmp_path / "runs" / "run"
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
     assert len(rows) == len(history) == 3

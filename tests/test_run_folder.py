@@ -107,7 +107,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
         folder = tmp_path / str(number)
         folder.mkdir()
         process = subprocess.Popen(
-            command(*FLAGS, "--rounds", str(ROUNDS), "--name", "run"),
+            command(*FLAGS, "--rounds", str(ROUNDS), "--name", "run", "--figures", "png"),
             cwd=folder,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
@@ -127,7 +127,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
             if run.exists()
             else (*FLAGS, "--rounds", str(ROUNDS), "--name", "run")
         )
-        done = run_script(folder, *flags)
+        done = call_script(folder, *flags)
         assert done.returncode == 0, done.stderr
         assert outcome(run) == outcome(whole[0])
         assert all(gone(child) for child in below)

@@ -27,7 +27,7 @@ from runs import (
 )
 from tensorflow_federated.proto.v0 import executor_pb2
 
-LONG = (*NO_FIGURES, "--dataset", "digits", "--model", "mlp", "--rounds", "100000")
+LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
 SHORT = (
     *NO_FIGURES,
     "--dataset",
