@@ -103,7 +103,7 @@ def label_minor_tick(axis: Any, value: float, _: int) -> str:
     low = axis.get_view_interval().min()
     high = axis.get_view_interval().max()
     labelled = "25" if high > 5 * low else "123456789"
-    return f"{value:g}" if f"{value:g}"[0] in labelled else ""
+    return f"{value:g}" if f"{value:e}"[0] in labelled else ""
 
 
 def log_scale(axes: Any) -> None:
