@@ -10,7 +10,7 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check install --quiet --no-deps
-SIDE_BY_SIDE := -n 2 --dist loadfile --no-loadscope-reorder  # a module's tests share its worker and its runs
+SIDE_BY_SIDE := -n 3 --dist loadfile --no-loadscope-reorder  # a module shares its worker and runs; some tests wait: 3 for 2 cores
 SUPPORTED := import platform, sys; \
 	print(sys.version_info[:2] == (3, 11) and sys.platform == "linux" and platform.machine() == "x86_64")
 supported = $(shell $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null)

@@ -17,7 +17,16 @@ import numpy as np
 import psutil
 import pytest
 from machines import machines, tool, why_not
-from runs import MLP_ON_DIGITS, NO_FIGURES, SECONDS, command, configure, gone, start, wait_for_round
+from runs import (
+    MLP_ON_DIGITS,
+    NO_FIGURES,
+    SECONDS,
+    call_script,
+    configure,
+    gone,
+    start,
+    wait_for_round,
+)
 
 RUN = (*MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "20", "--num-clients", "6", "--local-epochs", "15")
 REASON = why_not()
@@ -37,13 +46,7 @@ def pair(tmp_path_factory):
 def undisturbed(tmp_path_factory):
     """metrics.json of RUN on two workers here."""
     folder = tmp_path_factory.mktemp("here")
-    done = subprocess.run(
-        command(*RUN, "--workers", "localhost,localhost"),
-        cwd=folder,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-    )
+    done = call_script(folder, *RUN, "--workers", "localhost,localhost")
     assert done.returncode == 0, done.stderr
     return outcome(folder)
 
@@ -89,12 +92,15 @@ def wait_for_worker(machine):
     raise AssertionError("no worker appeared")
 
 
-def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(
-    tmp_path, pair, undisturbed
-):
-    code, said, errors = finish(begin(tmp_path, pair))
+def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(tmp_path, pair):
+    short = (*RUN, "--rounds", "3", "--local-epochs", "2")
+    (here := tmp_path / "here").mkdir()
+    alone = call_script(here, *short, "--workers", "localhost,localhost")
+    assert alone.returncode == 0, alone.stderr
+    (there := tmp_path / "there").mkdir()
+    code, said, errors = finish(begin(there, pair, *short))
     assert code == 0 and errors == [], errors
-    assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
+    assert outcome(there)["weights_sha256"] == outcome(here)["weights_sha256"]
     assert "hostA: TFF's worker and 3 shards are there" in said
     assert [machine.shards() for machine in pair[0]] == [
         ["0.bin", "2.bin", "4.bin"],

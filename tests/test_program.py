@@ -15,7 +15,7 @@ from variants import models
 from variants.aggregators import Aggregator
 
 import pytest
-from runs import ROOT, SECONDS, configure
+from runs import ROOT, SECONDS, call_script, configure
 
 TINY = "--dataset digits --model mlp --rounds 2 --local-epochs 1 --num-clients 4 --figures none"
 
@@ -127,20 +127,21 @@ def accuracies(done):
     return dict(re.findall(r"^(fed\w+) +test accuracy ([\d.]+)%", done.stdout, re.MULTILINE))
 
 
-def test_an_edited_program_gets_its_own_numbers(copy):
+def test_an_edited_program_gets_its_own_numbers(copy, monkeypatch):
     folder, call = copy
-    first = accuracies(call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1"))
+    compared = f"{TINY} --rounds 1 --compare fedavg,fedprox --prox-mu 0.1"
+    first = accuracies(call_script(folder, *compared.split()))  # the same program, in this process
     script = folder / "variants" / "models.py"
     script.write_text(
         script.read_text().replace("    return dense(128)", "    return dense(64, 64)")
     )
-    edited = call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1")
+    edited = call(compared)
     assert (
         edited.stdout.count("by another program (variants/models.py changed): it is made again")
         == 2
     )
-    shutil.rmtree(folder / "runs")
-    fresh = accuracies(call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1"))
+    monkeypatch.setitem(fl.MODELS, "mlp", lambda: models.dense(64, 64))
+    fresh = accuracies(call_script(folder, *compared.split(), "--runs", "fresh"))
     assert accuracies(edited) == fresh != first
 
 
@@ -156,7 +157,7 @@ def test_a_comment_makes_no_other_program(copy):
 
 def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):
     folder, call = copy
-    assert call(f"{TINY} --name run").returncode == 0
+    assert call_script(folder, *TINY.split(), "--name", "run").returncode == 0
     path = folder / "variants" / "options.py"
     path.write_text(path.read_text().replace("client_lr: float = 0.2 ", "client_lr: float = 0.02 "))
     refused = call("--resume runs/run --rounds 4")

@@ -292,12 +292,16 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
         "other types": npz_bytes(**{**good, "leaf0": good["leaf0"].astype(np.float64)}),
         "missing leaves": npz_bytes(key=good["key"]),
     }
+    experiment = fl.build_experiment(fl.parse(f"--resume {half} --rounds 6"))
     for what, content in bombs.items():
         newest.write_bytes(content)
         # The one before, of round 4 too, is taken instead.
         (half / "checkpoints" / "round-000003.npz").write_bytes(npz_bytes(**good))
-        fl.run(fl.parse(f"--resume {half} --rounds 6"))
+        with RunFolder.open(experiment) as folder:
+            state, records = folder.load(experiment)
         assert "going back" in capsys.readouterr().err, what
+        # it lies in the place of round 3's
+        assert state.client_work.round == 4 and len(records) == 3, what
         assert not (tmp_path / "exploded").exists(), what
         for path in (half / "checkpoints").iterdir():
             path.unlink()

@@ -42,9 +42,9 @@ NAME = "digits-dirichlet-fedavg-mlp-seed0-num_clients5-clients_per_round3"  # of
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):
-    """The same command, twice, in one folder."""
+    """The same command twice in one folder, by a process of its own and in this one."""
     folder = tmp_path_factory.mktemp("twice")
-    return folder, [run_script(folder, *QUICK) for _ in range(2)]
+    return folder, [run_script(folder, *QUICK), call_script(folder, *QUICK)]
 
 
 def test_a_run_says_and_writes_what_it_did(twice, digits):

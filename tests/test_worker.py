@@ -15,9 +15,11 @@ from harness.engine.worker import WATCH, LocalWorker
 import psutil
 import pytest
 from runs import (
+    MLP_ON_DIGITS,
     NO_FIGURES,
     ROOT,
     SECONDS,
+    call_script,
     command,
     gone,
     run_script,
@@ -28,17 +30,7 @@ from runs import (
 from tensorflow_federated.proto.v0 import executor_pb2
 
 LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
-SHORT = (
-    *NO_FIGURES,
-    "--dataset",
-    "digits",
-    "--model",
-    "lean-cnn",
-    "--rounds",
-    "4",
-    "--local-epochs",
-    "4",
-)
+SHORT = (*MLP_ON_DIGITS, *NO_FIGURES, "--model", "lean-cnn", "--rounds", "3", "--local-epochs", "2")
 
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow itself would take oneDNN with AVX-512 VNNI alone
@@ -46,7 +38,7 @@ ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow itself would take oneDNN with AVX
 
 def test_normal_end_leaves_no_worker_which_had_onednn(tmp_path):
     plain = {name: value for name, value in os.environ.items() if name != ONEDNN}
-    process = start(tmp_path, "--dataset", "digits", "--model", "mlp", "--rounds", "2", env=plain)
+    process = start(tmp_path, *MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "2", env=plain)
     worker = worker_of(process)
     assert worker.environ()[ONEDNN] == "1"
     assert process.communicate(timeout=SECONDS)[1] == "" and process.returncode == 0
@@ -121,7 +113,7 @@ def test_a_pipe_behind_the_script_ends_with_it(tmp_path):
 def undisturbed(tmp_path_factory):
     """The rows of a run's metrics.csv, without the seconds."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    assert run_script(folder, *SHORT).returncode == 0
+    assert call_script(folder, *SHORT).returncode == 0
     return rows_of(folder)
 
 
@@ -148,7 +140,7 @@ def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert errors.count("\n") == 1 and said in errors and "again on a fresh one" in errors
-    assert rows_of(tmp_path) == undisturbed and len(undisturbed) == 4
+    assert rows_of(tmp_path) == undisturbed and len(undisturbed) == 3
 
 
 def test_what_watches_waits_for_no_finalizer():
