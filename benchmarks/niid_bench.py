@@ -9,8 +9,8 @@ in all.
     python benchmarks/niid_bench.py --rows "fedavg, as Flower's"
 
 Flower's baseline does 50 rounds of 10 local epochs over 10 clients; ours 10 rounds of 3, or what
-BESIDE says: five algorithms with its network (lenet), FedAvg with the script's own, and one step a
-round with Adam on the server. Flower prints the best of all rounds; results has that and the
+BESIDE says: five algorithms with its network (lenet), and one step a round with Adam on the
+server. Flower prints the best of all rounds; results has that and the
 last. A run in runs/niid_bench is read, one that was stopped goes on.
 """
 
@@ -46,7 +46,6 @@ ROWS = {
     "scaffold": f"{LENET} scaffold",
     "fednova": f"{LENET} fednova",
     "feddyn": f"{LENET} feddyn --dyn-alpha 0.01",
-    "fedavg, small-cnn": "--model small-cnn --client-lr 0.1",
     "fedadam, one step": "--model lenet --client-lr 1 --server-lr 0.02 --algorithm fedadam",
     "fedavg, as Flower's": (
         "--model lenet --client-optimizer momentum --client-lr 0.01 --weight-decay 1e-5"
@@ -62,7 +61,6 @@ BESIDE = {
     **{("two-labels", name): TWO_LABELS for name in ROWS},
     ("two-labels", "scaffold"): f"{TWO_LABELS} --client-lr 0.02",
     **{("one-label", name): ONE_LABEL for name in ROWS},
-    ("one-label", "fedavg, small-cnn"): f"{ONE_LABEL} --client-lr 0.2",
     **{(split, "fedadam, one step"): ONE_STEP for split in SPLITS},
     **{
         (split, "fedavg, as Flower's"): "--rounds 50 --local-epochs 10 --batch-size 64"
