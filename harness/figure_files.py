@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from typing import Any, NamedTuple
 
+from harness.files import to_utf_8
 from harness.plots import default_style
 from harness.program import processor
 
@@ -53,7 +54,7 @@ def to_bytes(
         figure.supxlabel("")
     about = provenance or {"processor": processor()}
     text = "; ".join(f"{name}: {value}" for name, value in about.items() if value is not None)
-    metadata = OTHER_FIELDS[form.format] | {TEXT_FIELD[form.format]: text}
+    metadata = OTHER_FIELDS[form.format] | {TEXT_FIELD[form.format]: to_utf_8(text).decode()}
     content = io.BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3
         figure.savefig(content, format=form.format, metadata=metadata)

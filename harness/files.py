@@ -89,7 +89,7 @@ def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             try:
-                write_all(descriptor, data.encode() if isinstance(data, str) else data)
+                write_all(descriptor, to_utf_8(data) if isinstance(data, str) else data)
                 if sync:
                     os.fsync(descriptor)
             finally:
@@ -97,6 +97,11 @@ def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def to_utf_8(text: str) -> bytes:
+    """Return the bytes of a text; what is no UTF-8 in a file's name in it becomes "?"."""
+    return text.encode(errors="replace")
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -114,7 +119,7 @@ def append(path: Path, text: str, sync: bool = False) -> None:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW, 0o666)
         size = os.fstat(descriptor).st_size
         try:
-            write_all(descriptor, text.encode())
+            write_all(descriptor, to_utf_8(text))
             if sync:
                 os.fsync(descriptor)
         except OSError:

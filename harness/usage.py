@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import itertools
 import sys
@@ -10,7 +9,7 @@ import textwrap
 from collections.abc import Sequence
 
 from harness import SCRIPT
-from harness.command_line import add_help, print_line, read_flags
+from harness.command_line import add_help, read_flags, tolerate_closed_stream
 from harness.fields import ConfigGroup, UserError
 from harness.flags import to_flag
 
@@ -53,13 +52,18 @@ def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
                 f"--help {word!r:.60} is no theme and no flag; choose {', '.join(groups)}"
             )
     if not chosen:
-        print_line(one_screen(config))
-        sys.exit()
+        with tolerate_closed_stream(sys.stdout):
+            print(one_screen(config), flush=True)
+            sys.exit()
+        sys.exit(1)  # the help could not be written
     add_help(type(config))
+    codes = []
     for theme in dict.fromkeys(chosen):
-        with contextlib.suppress(SystemExit):
+        try:
             read_flags(type(groups[theme]), ["--help"])
-    sys.exit()
+        except SystemExit as leaving:
+            codes.append(leaving.code or 0)
+    sys.exit(max(codes))
 
 
 def asks_for_help(word: str) -> bool:

@@ -401,3 +401,11 @@ def test_labels_far_apart_take_no_memory(tmp_path, digits):
     np.savez(tmp_path / "far.npz", x_train=digits.train.images, x_test=digits.test.images, **far)
     dataset = fl.load_dataset(configure(data=str(tmp_path / "far.npz")).data)
     assert dataset.classes == (0, 2_000_000_000) and "0..2000000000" in dataset.remarks[0]
+
+
+def test_a_file_whose_name_is_no_utf_8_is_called_by_what_can_be_shown(tmp_path, digits):
+    path = tmp_path / os.fsdecode(b"d\xff.npz")
+    arrays = {"x_train": digits.train.images, "y_train": digits.train.labels}
+    with path.open("wb") as file:
+        np.savez(file, **arrays, x_test=digits.test.images, y_test=digits.test.labels)
+    assert fl.load_dataset(configure(data=str(path)).data).name == "d?"

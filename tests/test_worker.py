@@ -170,7 +170,7 @@ def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_pat
         workers.append(worker_of(process, besides=workers))
         time.sleep(1)
         os.kill(workers[-1].pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=30)
+    _, errors = process.communicate(timeout=SECONDS)
     lines = errors.splitlines()
     assert process.returncode == 1 and len(lines) == 4 and "3 times in this round" in lines[-1], (
         errors

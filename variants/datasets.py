@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.fields import UserError
-from harness.files import expand_path, read_bytes
+from harness.files import expand_path, read_bytes, to_utf_8
 from variants import idx
 from variants.canonical import (
     OWNERS,
@@ -159,7 +159,7 @@ def load_files(file: str, name: str, transpose: bool, validation: bool) -> Datas
             key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1, 3))
             for key in ("x_train", "x_test")
         }
-    name_in_use = name or path.stem
+    name_in_use = to_utf_8(name or path.stem).decode()
     if not name and "mnist" in path.stem.lower():
         name_in_use += " (not the original MNIST)"
     if validation:

@@ -10,7 +10,9 @@ import contextlib
 import hashlib
 import inspect
 import math
+import tempfile
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.fields import UserError
@@ -128,8 +130,10 @@ def read_weights(file: str, like: Sequence[np.ndarray]) -> list[np.ndarray]:
     """
     path = expand_path(file)
     try:
-        read_bytes(path)
-        weights = tf.keras.models.load_model(path, compile=False).get_weights()
+        with tempfile.TemporaryDirectory() as made:
+            copy = Path(made) / "model.keras"  # Keras reads no name that is not UTF-8
+            copy.write_bytes(read_bytes(path))
+            weights = tf.keras.models.load_model(copy, compile=False).get_weights()
     except Exception as error:  # Keras raises a dozen kinds on what is no model
         raise UserError(
             f"{str(path)!r:.200} cannot be read as a Keras model ({briefly(error)}); give a whole "
