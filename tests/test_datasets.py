@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import os
 import time
 from pathlib import Path
 
