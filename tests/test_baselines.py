@@ -238,10 +238,10 @@ def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, c
     known = [100 * float(row["global_accuracy"]) for row in rows if row != unknown]
     assert unknown["gain"] == "nan" and "no test image has: 1 client;" in said.err
     assert (
-        f"global model   {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%"
+        f"global model     {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%"
         in said.out
     )
-    assert "of 2 clients lose" in said.out
+    assert "of 2 clients do worse with the global model" in said.out
     (tmp_path / "only1.json").write_text(
         json.dumps({"indices": [np.flatnonzero(labels[few] == 1).tolist()]})
     )
