@@ -1524,10 +1524,11 @@ def evaluate_saved(config: Config) -> Path:
 
 def main(config: Config) -> None:
     """Do what a command line asks for."""
-    check_paths(config)
     if config.run.version or config.run.list:
         answer_at_once(config)
-    elif config.run.evaluate:
+        return
+    check_paths(config)
+    if config.run.evaluate:
         evaluate_saved(config)
     elif overlaid_folders(config.comparison.compare):
         overlay.overlay(config, Config())

@@ -19,7 +19,13 @@ from harness.files import csv_table, expand_path, numbered, read_json, to_json, 
 from harness.options import identity
 from harness.plots import plot_comparison, plot_rounds_to_target
 from harness.program import changed, describe_provenance, program, read_programs
-from harness.records import RoundRecord, is_over, read_records, rounds_to_target
+from harness.records import (
+    RoundRecord,
+    is_over,
+    megabytes_so_far,
+    read_records,
+    rounds_to_target,
+)
 from harness.results import (
     Base,
     format_accuracy,
@@ -110,7 +116,9 @@ def write_comparison(
     form = form_of(run)
     is_private = any(runs[0][-1].private for runs in finished.records_of.values())
     provenance = describe_provenance(None if is_private else since)
-    figures = {"comparison.png": figure, **draw_cost(finished.records_of, caption)}
+    figures = {"comparison.png": figure}
+    if not target:  # else each run ends by itself
+        figures |= draw_cost(finished.records_of, caption)
     files = {
         "comparison.csv": csv_table(finished.table),
         **{
@@ -208,6 +216,19 @@ def compare_rounds_to_target(
     return figure, texts, needed
 
 
+def cut_to_shortest(
+    records_of: dict[str, list[list[RoundRecord]]],
+) -> dict[str, list[list[RoundRecord]]]:
+    """Return the same runs, all of as many rounds as the shortest has."""
+    rounds = min(len(records) for runs in records_of.values() for records in runs)
+    return {name: [records[:rounds] for records in runs] for name, runs in records_of.items()}
+
+
+def accuracies_of(runs: Sequence[Sequence[RoundRecord]]) -> np.ndarray:
+    """Return the test accuracies float64[seeds,rounds] of runs of equal length."""
+    return np.array([[record.test_accuracy for record in records] for records in runs])
+
+
 def compare_accuracies(
     records_of: dict[str, list[list[RoundRecord]]], target: float, caption: str
 ) -> Outcome:
@@ -215,12 +236,9 @@ def compare_accuracies(
 
     All runs are cut to the rounds of the shortest: a privacy budget may end one early.
     """
-    rounds = min(len(records) for runs in records_of.values() for records in runs)
-    cut = {name: [records[:rounds] for records in runs] for name, runs in records_of.items()}
-    accuracies = {
-        name: np.array([[record.test_accuracy for record in records] for records in runs])
-        for name, runs in cut.items()
-    }
+    cut = cut_to_shortest(records_of)
+    accuracies = {name: accuracies_of(runs) for name, runs in cut.items()}
+    rounds = len(next(iter(cut.values()))[0])
     texts = {
         name: f"{format_accuracy(values[:, -1])} after {pluralize(rounds, 'round')}"
         for name, values in accuracies.items()
@@ -232,17 +250,12 @@ def compare_accuracies(
 
 def draw_cost(records_of: dict[str, list[list[RoundRecord]]], caption: str) -> dict[str, Any]:
     """Return file name -> figure of the errors by megabytes sent; none where all send the same."""
-    rounds = min(len(records) for runs in records_of.values() for records in runs)
     accuracies = {}
     megabytes = {}
-    for name, runs in records_of.items():
-        cut = [records[:rounds] for records in runs]
-        label = name + format_spent(cut)
-        accuracies[label] = np.array(
-            [[record.test_accuracy for record in records] for records in cut]
-        )
-        sent = [[record.bytes_down + record.bytes_up for record in records] for records in cut]
-        megabytes[label] = np.cumsum(sent, axis=1).mean(axis=0) / 1e6
+    for name, runs in cut_to_shortest(records_of).items():
+        label = name + format_spent(runs)
+        accuracies[label] = accuracies_of(runs)
+        megabytes[label] = np.mean([megabytes_so_far(records) for records in runs], axis=0)
     totals = [float(of_rounds[-1]) for of_rounds in megabytes.values()]
     if max(totals) < 1.01 * min(totals):
         return {}

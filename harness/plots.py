@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from harness.command_line import warn
-from harness.records import Evaluation, RoundRecord, format_epsilon
+from harness.records import Evaluation, RoundRecord, format_epsilon, megabytes_so_far
 from harness.results import format_rounds_to_target, pluralize, skew
 
 import matplotlib.style
@@ -310,7 +310,7 @@ def plot_mixed_confusion(
 def plot_cost(records: Sequence[RoundRecord], caption: str) -> Figure:
     """Draw test accuracy against the megabytes, 10^6 bytes, that server and clients have sent, a
     point a round."""
-    megabytes = np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
+    megabytes = megabytes_so_far(records)
     share = 100 * sum(record.bytes_up for record in records) / max(1e6 * megabytes[-1], 1)
     title = f"{megabytes[-1]:,.1f} MB in {pluralize(len(records), 'round')}"
     figure = new_figure(7, 4.2, title, f"{caption} · {share:.0f} % of the bytes go up")

@@ -293,6 +293,11 @@ def describe_reached(records: Sequence[RoundRecord], target: float) -> str:
     )
 
 
+def megabytes_so_far(records: Sequence[RoundRecord]) -> np.ndarray:
+    """Return what server and clients have sent after each round, in 10^6 bytes, float64[rounds]."""
+    return np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
+
+
 def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None:
     """Return after how many rounds the best test accuracy so far crossed `target`, or None.
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from harness.records import RoundRecord, rounds_to_target
+from harness.records import RoundRecord, megabytes_so_far, rounds_to_target
 from harness.results import Base, base_of, compare_outcomes
 
 import numpy as np
@@ -75,14 +75,10 @@ def summarize(
         row["reached"] = len(reached) if target else None
         spent = [records[rounds - 1].epsilon for records in runs]
         row["epsilon"] = None if None in spent else max(spent)
-        row["megabytes"] = float(np.mean([megabytes_sent(records[:rounds]) for records in runs]))
+        sent = [megabytes_so_far(records[:rounds])[-1] for records in runs]
+        row["megabytes"] = float(np.mean(sent))
         rows.append(row)
     return rows
-
-
-def megabytes_sent(records: Sequence[RoundRecord]) -> float:
-    """Return what server and clients sent in these rounds, in units of 10^6 bytes."""
-    return sum(record.bytes_down + record.bytes_up for record in records) / 1e6
 
 
 def describe_spread(values: Sequence[float]) -> dict[str, float | None]:
