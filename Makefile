@@ -22,7 +22,7 @@ test: .venv/dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
 
 thorough: .venv/dev
-	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "" $(ARGS)
+	MUTATIONS=$${MUTATIONS:-4000} $(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "" $(ARGS)
 
 quick: .venv/dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m "not slow and not thorough" $(ARGS)

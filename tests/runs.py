@@ -6,8 +6,9 @@ import io
 import os
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import federated_learning as fl
@@ -105,6 +106,25 @@ def wait_for_round(process: subprocess.Popen) -> None:
         if line.startswith("round "):
             return
     raise AssertionError(process.stderr.read())
+
+
+@contextlib.contextmanager
+def after_first_round(folder: Path, act: Callable[[], None]) -> Iterator[None]:
+    """Calls `act` in a thread once a run in `folder`, which goes on in this process, has one."""
+    over = threading.Event()
+
+    def watch():
+        while not over.wait(0.01):
+            if any(path.stat().st_size for path in folder.glob("runs/*/rounds.jsonl")):
+                return act()
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def worker_of(process: subprocess.Popen, besides: Sequence[psutil.Process] = ()) -> psutil.Process:

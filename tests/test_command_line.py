@@ -62,14 +62,12 @@ def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named
     """A limit on the size of a file stands for the disk's: a shard, then a checkpoint, does not
     fit."""
     limit = kilobytes * 1024
-    done = subprocess.run(
-        command(*QUICK, "--name", "run"),
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
-    )
+    _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, highest))
+    try:
+        done = call_script(tmp_path, *QUICK, "--name", "run")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (highest, highest))
     last = done.stderr.splitlines()[-1]
     assert (
         done.returncode == 2

@@ -92,16 +92,20 @@ def wait_for_worker(machine):
     raise AssertionError("no worker appeared")
 
 
-def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(tmp_path, pair):
+def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(
+    tmp_path, pair, monkeypatch
+):
     short = (*RUN, "--rounds", "3", "--local-epochs", "2")
     (here := tmp_path / "here").mkdir()
     alone = call_script(here, *short, "--workers", "localhost,localhost")
     assert alone.returncode == 0, alone.stderr
     (there := tmp_path / "there").mkdir()
-    code, said, errors = finish(begin(there, pair, *short))
-    assert code == 0 and errors == [], errors
+    for name, value in pair[1].items():
+        monkeypatch.setenv(name, value)
+    done = call_script(there, *short, *over(pair))
+    assert done.returncode == 0 and done.stderr == "", done.stderr
     assert outcome(there)["weights_sha256"] == outcome(here)["weights_sha256"]
-    assert "hostA: TFF's worker and 3 shards are there" in said
+    assert "hostA: TFF's worker and 3 shards are there" in done.stdout
     assert [machine.shards() for machine in pair[0]] == [
         ["0.bin", "2.bin", "4.bin"],
         ["1.bin", "3.bin", "5.bin"],

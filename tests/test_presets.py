@@ -12,14 +12,12 @@ def remarks_of(config):
 
 @pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"none"}))
 def test_a_preset_is_its_flags(name):
-    assert fl.parse(f"--preset {name}").to_dict() == fl.parse(PRESETS[name].flags).to_dict() | {
-        "preset": name
-    }
-    assert fl.parse(f"--rounds 7 --preset={name}").training.rounds == 7
-    assert fl.Config().replace(preset=name) == fl.parse(f"--preset {name}")
-    assert fl.Config().replace(seed=3).replace(preset=name, rounds=7) == fl.parse(
-        f"--preset {name} --rounds 7 --seed 3"
-    )
+    preset = fl.parse(f"--preset {name}")
+    assert preset.to_dict() == fl.parse(PRESETS[name].flags).to_dict() | {"preset": name}
+    assert fl.Config().replace(preset=name) == preset
+    shorter = fl.parse(f"--rounds 7 --preset={name} --seed 3")
+    assert shorter == preset.replace(rounds=7, seed=3)
+    assert shorter == fl.Config().replace(seed=3).replace(preset=name, rounds=7)
 
 
 def test_a_run_says_where_its_experiment_stands():

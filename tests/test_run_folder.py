@@ -1,7 +1,8 @@
 """Nothing is lost: killed and resumed equals uninterrupted, damage is noticed, another run's files
 are refused.
 
-KILLS=20 python -m pytest tests/test_run_folder.py kills the script at 20 random moments, not one.
+KILLS=20 python -m pytest tests/test_run_folder.py kills the script at 20 random moments after its
+imports, not one.
 """
 
 import csv
@@ -32,11 +33,11 @@ from runs import (
     MLP_ON_DIGITS,
     NO_FIGURES,
     SECONDS,
+    after_first_round,
     call_script,
     command,
     configure,
     gone,
-    run_script,
     start,
 )
 
@@ -76,10 +77,10 @@ def test_a_folders_name_has_what_is_not_as_by_default(digits):
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """(folder of an uninterrupted run, the seconds that it took)"""
+    """(folder of an uninterrupted run, the seconds that it took without imports)"""
     folder = tmp_path_factory.mktemp("whole")
     began = time.monotonic()
-    done = run_script(folder, *FLAGS, "--rounds", str(ROUNDS), "--name", "run")
+    done = call_script(folder, *FLAGS, "--rounds", str(ROUNDS), "--name", "run")
     assert (
         done.returncode == 0
         and "weights sha256 " + outcome(folder / "runs" / "run")[2] in done.stdout
@@ -112,7 +113,9 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
-        time.sleep(moments.uniform(0.3, whole[1]))
+        while process.poll() is None and not any(folder.glob("runs/*")):
+            time.sleep(0.02)
+        time.sleep(moments.uniform(0, whole[1]))
         below = (
             psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         )
@@ -345,23 +348,18 @@ def test_a_run_that_is_going_on_is_not_resumed(half, tmp_path):
 
 
 def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
-    process = subprocess.Popen(
-        command("--dataset", "digits", "--model", "mlp", "--rounds", "100000", "--name", "run"),
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    next(line for line in process.stdout if line.startswith("round "))
-    (shard,) = (tmp_path / ".cache").glob("*/3.bin")
-    content = shard.read_bytes()
-    shard.write_bytes(content[: 784 * 5])
-    _, errors = process.communicate(timeout=60)
-    lines = errors.splitlines()
-    assert process.returncode == 1 and len(lines) == 2, errors
+
+    def damage_shard():
+        (shard,) = (tmp_path / ".cache").glob("*/3.bin")
+        shard.write_bytes(shard.read_bytes()[: 784 * 5])
+
+    with after_first_round(tmp_path, damage_shard):
+        done = call_script(tmp_path, *FLAGS, "--rounds", "100000", "--name", "run")
+    lines = done.stderr.splitlines()
+    assert done.returncode == 1 and len(lines) == 2, done.stderr
     assert (
         "--resume runs/run goes on" in lines[0]
-        and str(shard) in lines[1]
+        and "/3.bin" in lines[1]
         and "damaged shard" in lines[1]
     )
 
@@ -432,19 +430,16 @@ def test_refusals_on_a_loaded_machine_say_one_line_and_no_more(half, tmp_path):
 def test_a_run_ends_at_its_target_and_goes_on_to_a_higher_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     flags = "--dataset digits --model mlp --num-clients 4 --rounds 6 --name run --figures none"
-    accuracies = [record.test_accuracy for record in fl.run(fl.parse(flags)).records]
-    target = accuracies[2] - 1e-6
-    # reached in round 3, and there is more to reach
-    assert max(accuracies[:2]) < target < accuracies[4]
-    run = fl.run(fl.parse(f"{flags} --target-accuracy {target}"))
+    run = fl.run(fl.parse(f"{flags} --target-accuracy 0.85"))
+    reached = [record.test_accuracy for record in run.records]
+    assert 1 < len(reached) < 6 and max(reached[:-1]) < 0.85 <= reached[-1]
     metrics = json.loads((run.folder / "metrics.json").read_text())
-    assert [record.test_accuracy for record in run.records] == accuracies[:3] and 2 < metrics[
-        "rounds_to_target"
-    ] < 3
+    assert len(reached) - 1 < metrics["rounds_to_target"] <= len(reached)
     again = fl.run(fl.parse(f"--resume {run.folder}"))
-    assert len(again.records) == 3  # it is reached already
+    assert len(again.records) == len(reached)  # it is reached already
     further = fl.run(fl.parse(f"--resume {run.folder} --target-accuracy 1"))
-    assert [record.test_accuracy for record in further.records] == accuracies
+    accuracies = [record.test_accuracy for record in further.records]
+    assert len(accuracies) == 6 and accuracies[: len(reached)] == reached
     assert json.loads((run.folder / "metrics.json").read_text())["rounds_to_target"] is None
 
 

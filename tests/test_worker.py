@@ -19,8 +19,10 @@ from runs import (
     NO_FIGURES,
     ROOT,
     SECONDS,
+    after_first_round,
     call_script,
     command,
+    find_worker,
     gone,
     run_script,
     start,
@@ -30,19 +32,27 @@ from runs import (
 from tensorflow_federated.proto.v0 import executor_pb2
 
 LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
-SHORT = (*MLP_ON_DIGITS, *NO_FIGURES, "--model", "lean-cnn", "--rounds", "3", "--local-epochs", "2")
+SHORT = (*MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "3", "--local-epochs", "20")
 
 
 ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow itself would take oneDNN with AVX-512 VNNI alone
 
 
-def test_normal_end_leaves_no_worker_which_had_onednn(tmp_path):
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The rows of a run's metrics.csv, without the seconds; its worker had oneDNN and is gone."""
+    folder = tmp_path_factory.mktemp("undisturbed")
     plain = {name: value for name, value in os.environ.items() if name != ONEDNN}
-    process = start(tmp_path, *MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "2", env=plain)
+    process = start(folder, *SHORT, env=plain)
     worker = worker_of(process)
     assert worker.environ()[ONEDNN] == "1"
     assert process.communicate(timeout=SECONDS)[1] == "" and process.returncode == 0
     assert gone(worker, 0.5)
+    return rows_of(folder)
+
+
+def test_normal_end_leaves_no_worker_which_had_onednn(undisturbed):
+    assert len(undisturbed) == 3
 
 
 @pytest.mark.thorough
@@ -72,7 +82,7 @@ def test_exception_leaves_no_worker(tmp_path):
     [
         (signal.SIGINT, 130),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.thorough),
-        (signal.SIGKILL, -9),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.thorough),
     ],
 )
 def test_signal_leaves_no_worker(tmp_path, sent, exit_code):
@@ -109,14 +119,6 @@ def test_a_pipe_behind_the_script_ends_with_it(tmp_path):
     assert "final test accuracy" in done.stdout
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The rows of a run's metrics.csv, without the seconds."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert call_script(folder, *SHORT).returncode == 0
-    return rows_of(folder)
-
-
 def rows_of(folder):
     (run,) = (folder / "runs").iterdir()
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
@@ -133,13 +135,15 @@ def rows_of(folder):
 def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(
     tmp_path, undisturbed, sent, said
 ):
-    process = start(tmp_path, *SHORT, "--patience", "2")
-    worker = worker_of(process)
-    wait_for_round(process)
-    os.kill(worker.pid, sent)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert errors.count("\n") == 1 and said in errors and "again on a fresh one" in errors
+
+    def lose_worker():
+        os.kill(find_worker(os.getpid()).pid, sent)
+
+    with after_first_round(tmp_path, lose_worker):
+        done = call_script(tmp_path, *SHORT, "--patience", "2")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("\n") == 1 and "again on a fresh one" in done.stderr
+    assert said in done.stderr
     assert rows_of(tmp_path) == undisturbed and len(undisturbed) == 3
 
 
@@ -177,7 +181,7 @@ def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_pat
     )
 
 
-def test_nobody_else_reaches_the_worker(tmp_path):
+def test_nobody_else_reaches_the_worker_which_ends_with_a_killed_run(tmp_path):
     """The worker's network namespace is its own, and its listening port is none of this
     machine's."""
     process = start(tmp_path, *LONG, env={**os.environ, "TMPDIR": str(tmp_path)})
