@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from unittest import mock
 
 import federated_learning as fl
 from harness import command_line
@@ -62,12 +63,17 @@ def run_script(folder: Path, *flags: str, **environment: str) -> subprocess.Comp
     )
 
 
-def call_script(folder: Path, *flags: str) -> subprocess.CompletedProcess:
+def call_script(folder: Path, *flags: str, **environment: str) -> subprocess.CompletedProcess:
     """The same in this process, which has TensorFlow already: for what isn't about the process
     itself."""
     out = io.StringIO()
     err = io.StringIO()
-    with contextlib.chdir(folder), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+    with (
+        contextlib.chdir(folder),
+        mock.patch.dict(os.environ, environment),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
         try:
             command_line.run_or_exit(fl.main, command_line.run_or_exit(fl.parse, flags))
             code = 0

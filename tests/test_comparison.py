@@ -4,6 +4,8 @@ import csv
 import itertools
 import json
 import math
+import re
+import shutil
 from dataclasses import replace
 from functools import partial
 
@@ -30,15 +32,31 @@ from runs import (
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 
 
-def table(folder):
-    (path,) = (folder / "runs").glob("compare-*/comparison.csv")
+def table(folder, which="*"):
+    (path,) = (folder / "runs").glob(f"compare-{which}/comparison.csv")
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
+COMPARED = (*FLAGS, "--compare", "fedavg,scaffold", "--seeds", "2")
+
+
+@pytest.fixture(scope="module")
+def two_by_two(tmp_path_factory):
+    """(the folder in which COMPARED ran, what it said)"""
+    folder = tmp_path_factory.mktemp("compared")
+    return folder, call_script(folder, *COMPARED)
+
+
+@pytest.fixture
+def compared(two_by_two, tmp_path):
+    """A copy of that folder, and what was said."""
+    shutil.copytree(two_by_two[0], tmp_path, dirs_exist_ok=True)
+    return tmp_path, two_by_two[1]
+
+
 @pytest.mark.slow
-def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
-    flags = (*FLAGS, "--compare", "fedavg,scaffold", "--seeds", "2")
-    done = call_script(tmp_path, *flags)
+def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(compared):
+    tmp_path, done = compared
     assert done.returncode == 0 and "[4/4] scaffold, seed 1" in done.stdout, done.stderr
     rows = table(tmp_path)
     assert [(row["algorithm"], row["seed"], row["round"]) for row in rows] == [
@@ -84,7 +102,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(tmp_path):
     (interrupted,) = (tmp_path / "runs").glob("*-scaffold-*seed0-*")
     (interrupted / "metrics.json").unlink()
     (interrupted / "checkpoints" / "round-000002.npz").unlink()
-    again = call_script(tmp_path, *flags)
+    again = call_script(tmp_path, *COMPARED)
     assert again.returncode == 0 and again.stdout.count("is there already") == 3, again.stderr
     assert again.stdout.count("round 2/2") == 1 and "round 1/2" not in again.stdout
     assert [row | {"seconds": 0} for row in table(tmp_path)] == [
@@ -132,48 +150,59 @@ def test_the_time_of_a_comparison_is_told_by_its_runs_that_are_done():
     assert [comparison.format_time(s) for s in (7.2, 300, 9000)] == ["7 s", "5 min", "2.5 h"]
 
 
-def test_finished_runs_are_overlaid(tmp_path, monkeypatch, capsys):
-    """Two seeds of two rates: rows by what differs, the seeds together, as the runs' own tables
-    have it."""
-    monkeypatch.chdir(tmp_path)
-    flags = [*FLAGS, "--rounds", "1", "--local-epochs", "1", "--batch-size", "200"]
-    for rate in ("0.1", "0.3"):
-        for seed in ("0", "1"):
-            own = ["--client-lr", rate, "--seed", seed, "--name", f"{rate}-{seed}"]
-            fl.run(fl.parse([*flags, *own]))
-    names = ["0.1-0", "0.1-1", "0.3-0", "0.3-1"]
-    together = ",".join(f"runs/{name}" for name in names)
+def check_overlay(folder, rows, capsys):
+    """That the runs of `rows`, (label, their folders by seed), are overlaid as their own tables
+    have it; returns their folders as --compare takes them."""
+    together = ",".join(str(run) for _, runs in rows for run in runs)
     fl.main(fl.parse(["--compare", together, "--name", "both", "--figures", "svg"]))
     said = capsys.readouterr().out
-    folder = tmp_path / "runs" / "both"
-    summary = list(csv.DictReader((folder / "summary.csv").open()))
-    assert [row["compared"] for row in summary] == ["client lr 0.1", "client lr 0.3"]
-    for row, rate in zip(summary, ("0.1", "0.3"), strict=True):
-        ends = [
-            json.loads((tmp_path / "runs" / f"{rate}-{seed}" / "metrics.json").read_text())
-            for seed in (0, 1)
-        ]
+    both = folder / "runs" / "both"
+    summary = list(csv.DictReader((both / "summary.csv").open()))
+    assert [row["compared"] for row in summary] == [label for label, _ in rows]
+    for row, (label, runs) in zip(summary, rows, strict=True):
+        ends = [json.loads((folder / run / "metrics.json").read_text()) for run in runs]
         mean = np.mean([100 * end["test_accuracy"] for end in ends])
         assert float(row["mean"]) == pytest.approx(mean) and row["seeds"] == "2"
-        assert f"client lr {rate}  test accuracy {mean:.2f}%" in said
-    assert b"<svg" in (folder / "comparison.svg").read_bytes()
-    fl.main(fl.parse(["--compare", together.replace(",runs/0.3-1", ""), "--name", "three"]))
-    assert "vs client lr" not in capsys.readouterr().out  # their seeds differ: nothing to pair
+        assert re.search(rf"^{label}.* test accuracy {mean:.2f}%", said, re.MULTILINE)
+    assert b"<svg" in (both / "comparison.svg").read_bytes()
+    return together
+
+
+def test_finished_runs_are_overlaid(compared, tmp_path, monkeypatch, capsys):
+    """Two seeds of two algorithms: rows by what differs, the seeds together."""
+    monkeypatch.chdir(tmp_path)
+    runs = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("runs/digits-*"))
+    together = check_overlay(tmp_path, [("fedavg", runs[:2]), ("scaffold", runs[2:])], capsys)
+    fl.main(fl.parse(["--compare", together.rpartition(",")[0], "--name", "three"]))
+    assert "vs fedavg" not in capsys.readouterr().out  # their seeds differ: nothing to pair
     with pytest.raises(UserError, match="is a comparison, not a run"):
         fl.parse("--resume runs/both")
     with pytest.raises(UserError, match="for a grid give --compare twice"):
         fl.parse("--compare fedavg,alpha=1")
     with pytest.raises(UserError, match="is the same run as"):
-        fl.main(fl.parse(["--compare", "runs/0.1-0,runs/0.1-0/"]))
+        fl.main(fl.parse(["--compare", f"{runs[0]},{runs[0]}/"]))
     with pytest.raises(UserError, match="has no run; give folders"):
         fl.parse(["--compare", "x/" + "y" * 300])
     with pytest.raises(UserError, match="is no choice of"):
         fl.parse(["--compare", "y" * 300])
     with pytest.raises(UserError, match="'runs/none' has no run; give folders"):
-        fl.parse(["--compare", "runs/0.1-0,runs/none"])
-    (tmp_path / "runs" / "0.1-0" / "metrics.json").unlink()
-    with pytest.raises(UserError, match="0.1-0' is not finished; go on with --resume"):
+        fl.parse(["--compare", f"{runs[0]},runs/none"])
+    (tmp_path / runs[0] / "metrics.json").unlink()
+    with pytest.raises(UserError, match=f"{runs[0].name}' is not finished; go on with --resume"):
         fl.main(fl.parse(["--compare", together]))
+
+
+@pytest.mark.thorough
+def test_runs_of_two_rates_are_overlaid(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for rate in ("0.1", "0.3"):
+        for seed in ("0", "1"):
+            own = ["--client-lr", rate, "--seed", seed, "--name", f"{rate}-{seed}"]
+            fl.run(fl.parse([*FLAGS, *own]))
+    rows = [
+        (f"client lr {rate}", [f"runs/{rate}-{seed}" for seed in (0, 1)]) for rate in (0.1, 0.3)
+    ]
+    check_overlay(tmp_path, rows, capsys)
 
 
 def test_a_difference_is_tested_seed_by_seed():
@@ -410,13 +439,16 @@ def test_what_cannot_be_compared_is_refused(compare, said):
 
 
 @pytest.mark.slow
-def test_a_grid_runs_each_of_its_cells_once(tmp_path):
-    flags = (*FLAGS, "--compare", "fedavg,fedprox", "--compare", "alpha=0.1,1")
+def test_a_grid_runs_each_of_its_cells_once(compared):
+    """One of them, fedavg at the default alpha, is there from another comparison."""
+    tmp_path, _ = compared
+    flags = (*FLAGS, "--compare", "fedavg,fedprox", "--compare", "alpha=0.5,1")
     done = call_script(tmp_path, *flags, "--prox-mu", "0.1")
     assert done.returncode == 0 and "has no effect" not in done.stderr, done.stderr
     assert "[4/4] fedprox, alpha 1, seed 0" in done.stdout
-    rows = table(tmp_path)
+    assert done.stdout.count("is there already") == 1
+    rows = table(tmp_path, "*alpha*")
     cells = {(row["algorithm"], float(row["alpha"])) for row in rows}
-    assert cells == {("fedavg", 0.1), ("fedavg", 1), ("fedprox", 0.1), ("fedprox", 1)}
-    again = call_script(tmp_path, *FLAGS, "--compare", "alpha=1,0.1")
+    assert cells == {("fedavg", 0.5), ("fedavg", 1), ("fedprox", 0.5), ("fedprox", 1)}
+    again = call_script(tmp_path, *FLAGS, "--compare", "alpha=1,0.5")
     assert again.stdout.count("is there already") == 2, again.stdout

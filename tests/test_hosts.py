@@ -92,17 +92,13 @@ def wait_for_worker(machine):
     raise AssertionError("no worker appeared")
 
 
-def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(
-    tmp_path, pair, monkeypatch
-):
+def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(tmp_path, pair):
     short = (*RUN, "--rounds", "3", "--local-epochs", "2")
     (here := tmp_path / "here").mkdir()
     alone = call_script(here, *short, "--workers", "localhost,localhost")
     assert alone.returncode == 0, alone.stderr
     (there := tmp_path / "there").mkdir()
-    for name, value in pair[1].items():
-        monkeypatch.setenv(name, value)
-    done = call_script(there, *short, *over(pair))
+    done = call_script(there, *short, *over(pair), **pair[1])
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert outcome(there)["weights_sha256"] == outcome(here)["weights_sha256"]
     assert "hostA: TFF's worker and 3 shards are there" in done.stdout
@@ -348,18 +344,11 @@ def test_another_user_does_not_come_to_the_door(tmp_path):
 def refuse(tmp_path, pair, host, **environment):
     """What a run over `host` says, in its one line; it ends with exit code 2 before anything
     trains."""
-    process = start(
-        tmp_path,
-        *RUN,
-        *over(pair, f"{host},localhost"),
-        env={**os.environ, **pair[1], **environment},
-    )
-    code, said, errors = finish(process, 60)
-    assert code == 2 and "round" not in said.replace("a round", ""), (said, errors)
-    assert "Traceback" not in "".join(errors) and errors[-1].startswith(
-        "federated_learning.py: "
-    ), errors
-    return errors[-1]
+    done = call_script(tmp_path, *RUN, *over(pair, f"{host},localhost"), **pair[1], **environment)
+    assert done.returncode == 2 and "round" not in done.stdout.replace("a round", ""), done
+    last = done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr and last.startswith("federated_learning.py: "), done
+    return last
 
 
 @needs_machines
