@@ -91,6 +91,10 @@ LONG = {
 # kind: function -> the ids of these rows, without any all of them.
 MORE_OF_A_KIND = {
     "test_a_cheap_cell_of_the_results_again": (),
+    "test_a_comparison_to_a_target_tells_rounds": (),
+    "test_a_page_of_a_private_run_has_no_clients": (),
+    "test_three_workers_repeat_to_the_bit_where_a_cohort_leaves_one_out": (),
+    "test_with_one_step_a_round_the_split_is_nothing_to_the_weights": (),
     "test_a_client_whose_labels_no_test_image_has_is_left_out": (),
     "test_a_killed_coordinator_leaves_nothing_on_any_host": (),
     "test_a_name_that_another_comparison_has_is_not_overwritten": (),

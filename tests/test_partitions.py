@@ -170,20 +170,23 @@ def test_sizes_follow_the_power_law(mnist):
 
 @pytest.mark.slow
 def test_features_are_shifted_by_client_and_labels_are_not(mnist, tmp_path):
+    few = mnist.train.images[:6000], mnist.train.labels[:6000]
+    dataset = fl.build_dataset(*few, mnist.test.images, mnist.test.labels, "mnist")
+
     def shards(**flags):
         config = configure(partition="feature", num_clients=3, cache=str(tmp_path), **flags)
-        experiment = fl.build_experiment(config, mnist)
+        experiment = fl.build_experiment(config, dataset)
         partition = experiment.partition
         folder = experiment.shard_folder
         return [read_shard_file(folder / f"{k}.bin") for k in range(3)], partition
 
     turned, partition = shards(rotation=90)
-    own = [mnist.train.images[part] for part in partition.indices]
+    own = [dataset.train.images[part] for part in partition.indices]
     assert np.array_equal(turned[0][0], np.rot90(own[0], 1, axes=(2, 1)))
     assert np.array_equal(turned[1][0], own[1])
     assert np.array_equal(turned[2][0], np.rot90(own[2], 1, axes=(1, 2)))
     assert all(
-        (labels == mnist.train.labels[part]).all()
+        (labels == dataset.train.labels[part]).all()
         for (_, labels), part in zip(turned, partition.indices, strict=True)
     )
     noisy, other = shards(rotation=0, noise=40)

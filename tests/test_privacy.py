@@ -25,7 +25,7 @@ import scipy.stats
 import tensorflow as tf
 import tensorflow_federated as tff
 from reference import accountant_of
-from runs import MLP_ON_DIGITS, call_script, configure
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
 
 POISSON = configure(
     aggregator="dp",
@@ -361,7 +361,7 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     spent = accountant_of(configure(aggregator="dp", num_clients=20)).epsilon(range(1, 3))
     assert journal == ["1", "2"] and f"(ε {spent:.2f}, δ 1e-05)-differential privacy" in done.stdout
     assert "a bound that protects hardly anybody" in done.stderr
-    further = call_script(tmp_path, "--resume", str(run), "--rounds", "3")
+    further = call_script(tmp_path, "--resume", str(run), "--rounds", "3", *NO_FIGURES)
     assert further.returncode == 0 and "damaged" not in further.stderr, further.stderr
     assert [
         line.split()[1] for line in further.stdout.splitlines() if line.startswith("round ")
