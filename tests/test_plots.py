@@ -203,7 +203,7 @@ SAID = {
     "lr_decay": "--client-schedule exponential --lr-decay 0.5",
     "lr_horizon": "--server-schedule cosine --lr-horizon 7",
     "min_images": "--min-images 20",
-    "model": "--model mlp",
+    "model": "--model 2nn",
     "noise": "--partition feature --noise 20",
     "noise_multiplier": "--aggregator dp --noise-multiplier 0.7",
     "num_clients": "--num-clients 5",
@@ -230,7 +230,7 @@ SAID = {
 def test_a_caption_says_all_that_the_numbers_depend_on(digits):
     """Two runs that differ in one field have two captions."""
     for field, flags in SAID.items():
-        config = fl.parse(f"--dataset digits {flags}")
+        config = fl.parse(f"--dataset digits --model mlp {flags}")
         other = config.replace(**{field: fl.Config.defaults()[field]})
         assert config.to_dict()[field] != other.to_dict()[field], field
         assert caption_of(config, digits) != caption_of(other, digits), field

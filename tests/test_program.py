@@ -158,17 +158,19 @@ def test_a_comment_makes_no_other_program(copy):
 
 
 def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):
+    """The copy is edited and begins; this process, of the program as it was, goes on."""
     folder, call = copy
-    assert call_script(folder, *TINY.split(), "--name", "run").returncode == 0
     path = folder / "variants" / "options.py"
     path.write_text(path.read_text().replace("client_lr: float = 0.2 ", "client_lr: float = 0.02 "))
-    refused = call("--resume runs/run --rounds 4")
+    assert call(f"{TINY} --name run").returncode == 0
+    further = ("--resume", "runs/run", "--rounds", "4")
+    refused = call_script(folder, *further)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert (
         "(variants/options.py changed since); restore it, start a new run, or go on"
         in refused.stderr
     )
-    done = call("--resume runs/run --rounds 4 --accept-changes")
+    done = call_script(folder, *further, "--accept-changes")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((folder / "runs" / "run" / "metrics.json").read_text())
     made_by = [

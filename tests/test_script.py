@@ -10,7 +10,6 @@ import shutil
 import subprocess
 import sys
 import tomllib
-from pathlib import Path
 
 import federated_learning as fl
 from harness import flags
@@ -375,20 +374,29 @@ def test_an_older_python_gets_as_far_as_the_line_that_refuses_it():
         ast.parse(path.read_text(), feature_version=(3, 8))
 
 
-def test_importing_the_script_does_nothing(tmp_path):
-    code = (
-        "import sys, threading, random, harness, numpy, tensorflow_federated, psutil\n"
-        "before = numpy.random.get_state()[1].tobytes(), random.getstate(), "
-        "threading.active_count()\n"
-        "import federated_learning\n"
-        "assert before == (numpy.random.get_state()[1].tobytes(), random.getstate(), "
-        "threading.active_count())\n"
-        "assert not psutil.Process().children() and 'matplotlib.pyplot' not in sys.modules"
-    )
-    done = run_code(tmp_path, code)
-    assert done.returncode == 0 and done.stderr == "" and list(tmp_path.iterdir()) == [], (
-        done.stderr
-    )
+IMPORTED = """
+import os, sys, threading, random, harness, numpy, tensorflow_federated, psutil
+before = numpy.random.get_state()[1].tobytes(), random.getstate(), threading.active_count()
+import federated_learning as fl
+after = numpy.random.get_state()[1].tobytes(), random.getstate(), threading.active_count()
+assert before == after and not os.listdir()
+assert not psutil.Process().children() and 'matplotlib.pyplot' not in sys.modules
+"""
+FORKED = """
+build = lambda: fl.build_experiment(fl.parse('--dataset digits --model mlp'))
+build()
+if os.fork() == 0:
+    try: build()
+    except fl.UserError as error: print(error, flush=True)
+    os._exit(0)
+os.wait()
+"""
+
+
+def test_importing_does_nothing_and_a_process_forked_after_a_run_is_told_to_be_spawned(tmp_path):
+    done = run_code(tmp_path, IMPORTED + FORKED)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert "was forked from one in which TensorFlow has run" in done.stdout
 
 
 def test_help_answers_at_once_with_a_line_a_choice(tmp_path):
@@ -449,21 +457,6 @@ def test_flags_of_other_programs_lead_to_ours():
     types = fl.Config.types()
     for name, (field, _) in flags.ELSEWHERE.items():
         assert name not in types and field in types, name
-
-
-def test_a_process_that_was_forked_after_a_run_is_told_to_be_spawned():
-    code = (
-        "import os, federated_learning as fl\n"
-        "build = lambda: fl.build_experiment(fl.parse('--dataset digits --model mlp'))\n"
-        "build()\n"
-        "if os.fork() == 0:\n"
-        "    try: build()\n"
-        "    except fl.UserError as error: print(error, flush=True)\n"
-        "    os._exit(0)\n"
-        "os.wait()\n"
-    )
-    done = run_code(Path.cwd(), code)
-    assert "was forked from one in which TensorFlow has run" in done.stdout, done.stderr
 
 
 def test_without_docstrings_flags_and_help_are_the_same():
