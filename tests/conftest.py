@@ -100,6 +100,18 @@ MORE_OF_A_KIND = {
     "test_a_killed_coordinator_leaves_nothing_on_any_host": (),
     "test_a_name_that_another_comparison_has_is_not_overwritten": (),
     "test_a_pipe_behind_the_script_ends_with_it": (),
+    "test_a_preset_is_its_flags": (
+        "mcmahan-2nn-noniid",
+        "mcmahan-cnn-iid",
+        "mcmahan-cnn-noniid",
+        "niid-bench-iid",
+        "niid-bench-one-label",
+        "niid-bench-two-labels",
+        "reddi-fedadagrad",
+        "reddi-fedavg",
+        "reddi-fedavgm",
+        "reddi-fedyogi",
+    ),
     "test_a_private_round_is_counted_as_often_as_its_noise_was_drawn": (
         "before training",
         "before the checkpoint",

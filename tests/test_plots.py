@@ -227,9 +227,11 @@ SAID = {
 
 
 @pytest.mark.slow
-def test_a_caption_says_all_that_the_numbers_depend_on(digits):
-    """Two runs that differ in one field have two captions."""
-    for field, flags in SAID.items():
+@pytest.mark.parametrize("every", [4, pytest.param(1, marks=pytest.mark.thorough)])
+def test_a_caption_says_all_that_the_numbers_depend_on(digits, every):
+    """Two runs that differ in one field have two captions; `make test` tries each fourth field,
+    `make thorough` all."""
+    for field, flags in list(SAID.items())[::every]:
         config = fl.parse(f"--dataset digits --model mlp {flags}")
         other = config.replace(**{field: fl.Config.defaults()[field]})
         assert config.to_dict()[field] != other.to_dict()[field], field

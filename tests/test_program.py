@@ -127,20 +127,23 @@ def accuracies(done):
     return dict(re.findall(r"^(fed\w+) +test accuracy ([\d.]+)%", done.stdout, re.MULTILINE))
 
 
-def test_an_edited_program_gets_its_own_numbers(copy, monkeypatch):
+@pytest.mark.parametrize("where", ["table", pytest.param("file", marks=pytest.mark.thorough)])
+def test_an_edited_program_gets_its_own_numbers(copy, monkeypatch, where):
+    """Edited in the file, or in this process as in a notebook's cell."""
     folder, call = copy
     compared = f"{TINY} --rounds 1 --compare fedavg,fedprox --prox-mu 0.1"
     first = accuracies(call_script(folder, *compared.split()))  # the same program, in this process
-    script = folder / "variants" / "models.py"
-    script.write_text(
-        script.read_text().replace("    return dense(128)", "    return dense(64, 64)")
-    )
-    edited = call(compared)
-    assert (
-        edited.stdout.count("by another program (variants/models.py changed): it is made again")
-        == 2
-    )
+    if where == "file":
+        script = folder / "variants" / "models.py"
+        script.write_text(
+            script.read_text().replace("    return dense(128)", "    return dense(64, 64)")
+        )
+        edited = call(compared)
     monkeypatch.setitem(fl.MODELS, "mlp", lambda: models.dense(64, 64))
+    if where == "table":
+        edited = call_script(folder, *compared.split())
+    changed = {"file": "variants/models.py changed", "table": "model changed"}[where]
+    assert edited.stdout.count(f"by another program ({changed}): it is made again") == 2
     fresh = call_script(folder, *TINY.split(), "--rounds", "1", "--runs", "fresh").stdout
     (accuracy,) = re.findall(r"^final test accuracy ([\d.]+)%", fresh, re.MULTILINE)
     assert accuracies(edited)["fedavg"] == accuracy != first["fedavg"]

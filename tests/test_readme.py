@@ -271,10 +271,13 @@ def test_the_errands_of_change_it_are_done_by_what_stands_there(changed_copy):
 
 
 @pytest.mark.slow
-def test_a_copy_with_the_errands_passes_the_house_tests(changed_copy):
-    chosen = "test_house or parity or clipsgd or deep"
+@pytest.mark.parametrize(
+    "chosen",
+    ["house", pytest.param("parity or clipsgd or deep", marks=pytest.mark.thorough)],
+)
+def test_a_copy_with_the_errands_passes_the_house_tests_and_its_new_rows(changed_copy, chosen):
     flags = ["-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen]
-    modules = ["house", "partitions", "algorithms", "layers"]
+    modules = ["house"] if chosen == "house" else ["partitions", "algorithms", "layers"]
     words = [sys.executable, "-m", "pytest", *flags, *(f"tests/test_{name}.py" for name in modules)]
     quick = subprocess.run(words, cwd=changed_copy, capture_output=True, text=True, timeout=SECONDS)
     assert quick.returncode == 0 and " passed" in quick.stdout, quick.stdout[-3000:]

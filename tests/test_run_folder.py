@@ -126,7 +126,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
             if path.is_file() and not path.name.startswith("."):
                 check_whole(path)
         flags = (
-            ("--resume", str(run))
+            ("--resume", str(run), *NO_FIGURES)
             if run.exists()
             else (*FLAGS, "--rounds", str(ROUNDS), "--name", "run")
         )

@@ -5,6 +5,7 @@ import concurrent.futures
 import csv
 import itertools
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -31,24 +32,37 @@ from runs import (
     SECONDS,
     call_script,
     configure,
+    gone,
     run_code,
     run_script,
+    start,
+    worker_of,
 )
 
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow itself would take oneDNN with AVX-512 VNNI alone
 QUICK = (*MLP_ON_DIGITS, "--rounds", "3", "--num-clients", "5", "--clients-per-round", "3")
 NAME = "digits-dirichlet-fedavg-mlp-seed0-num_clients5-clients_per_round3"  # of its folder
 
 
 @pytest.fixture(scope="module")
 def twice(tmp_path_factory):
-    """The same command twice in one folder, by a process of its own and in this one."""
+    """The same run twice in one folder, by a process of its own, whose worker ended with it, and
+    in this one; and whether that worker had oneDNN."""
     folder = tmp_path_factory.mktemp("twice")
-    return folder, [run_script(folder, *QUICK), call_script(folder, *QUICK)]
+    plain = {name: value for name, value in os.environ.items() if name != ONEDNN}
+    process = start(folder, *QUICK, env=plain)
+    worker = worker_of(process)
+    had_onednn = worker.environ()[ONEDNN]
+    said, errors = process.communicate(timeout=SECONDS)
+    assert gone(worker, 0.5)
+    first = subprocess.CompletedProcess(QUICK, process.returncode, said, errors)
+    return folder, [first, call_script(folder, *QUICK, *NO_FIGURES)], had_onednn
 
 
 def test_a_run_says_and_writes_what_it_did(twice, digits):
-    folder, (done, _) = twice
+    folder, (done, _), had_onednn = twice
     assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert had_onednn == "1"
     lines = done.stdout.splitlines()
     assert lines[0].startswith("scikit-learn digits (not MNIST)")
     rounds = [line for line in lines if line.startswith("round ")]

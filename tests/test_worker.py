@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 
@@ -35,24 +36,7 @@ LONG = ("--dataset", "digits", "--model", "mlp", "--rounds", "100000")
 SHORT = (*MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "3", "--local-epochs", "20")
 
 
-ONEDNN = "TF_ENABLE_ONEDNN_OPTS"  # TensorFlow itself would take oneDNN with AVX-512 VNNI alone
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The rows of a run's metrics.csv, without the seconds; its worker had oneDNN and is gone."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    plain = {name: value for name, value in os.environ.items() if name != ONEDNN}
-    process = start(folder, *SHORT, env=plain)
-    worker = worker_of(process)
-    assert worker.environ()[ONEDNN] == "1"
-    assert process.communicate(timeout=SECONDS)[1] == "" and process.returncode == 0
-    assert gone(worker, 0.5)
-    return rows_of(folder)
-
-
-def test_normal_end_leaves_no_worker_which_had_onednn(undisturbed):
-    assert len(undisturbed) == 3
+ONEDNN = "TF_ENABLE_ONEDNN_OPTS"
 
 
 @pytest.mark.thorough
@@ -119,6 +103,14 @@ def test_a_pipe_behind_the_script_ends_with_it(tmp_path):
     assert "final test accuracy" in done.stdout
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """The rows of a run's metrics.csv, without the seconds."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    assert call_script(folder, *SHORT).returncode == 0
+    return rows_of(folder)
+
+
 def rows_of(folder):
     (run,) = (folder / "runs").iterdir()
     rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
@@ -181,14 +173,13 @@ def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_pat
     )
 
 
-def test_nobody_else_reaches_the_worker_which_ends_with_a_killed_run(tmp_path):
+def test_nobody_else_reaches_the_worker(tmp_path, monkeypatch):
     """The worker's network namespace is its own, and its listening port is none of this
     machine's."""
-    process = start(tmp_path, *LONG, env={**os.environ, "TMPDIR": str(tmp_path)})
-    worker = worker_of(process)
-    wait_for_round(process)
-    ours, its = (os.readlink(f"/proc/{pid}/ns/net") for pid in (os.getpid(), worker.pid))
-    try:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with LocalWorker(1):
+        worker = find_worker(os.getpid())
+        ours, its = (os.readlink(f"/proc/{pid}/ns/net") for pid in (os.getpid(), worker.pid))
         assert ours != its, "this machine allows no namespaces; then the run must say so"
         inside = {
             c.laddr.port for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN
@@ -197,9 +188,6 @@ def test_nobody_else_reaches_the_worker_which_ends_with_a_killed_run(tmp_path):
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("localhost", 8000), timeout=1)
         assert not list(tmp_path.glob("fl-*"))  # the way in is closed behind us
-    finally:
-        process.kill()
-        process.communicate()
     assert gone(worker, 2)
 
 
