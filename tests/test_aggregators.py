@@ -17,11 +17,11 @@ from tensorflow_model_optimization.python.core.internal import tensor_encoding a
 CLIENTS = 7
 
 
-@pytest.fixture
-def updates(federation):
+@pytest.fixture(scope="module")
+def updates(federation_of_module):
     """(initial weights, each client's w - w_k as lists of arrays, n_k), from a mean over that
     client alone."""
-    experiment = federation(num_clients=CLIENTS)
+    experiment = federation_of_module(num_clients=CLIENTS)
     partition = experiment.partition
     process = experiment.process
     state = process.initialize()

@@ -139,9 +139,9 @@ def go(rounds, monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("every", [37, pytest.param(1, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("every", [47, pytest.param(1, marks=pytest.mark.thorough)])
 def test_every_change_of_the_disk_may_go_wrong(go, tmp_path, monkeypatch, every):
-    """`make test` tries each 37th of them, `make thorough` all."""
+    """`make test` tries each 47th of them, `make thorough` all."""
     with monkeypatch.context() as patch:
         whole = Disk(patch, tmp_path)
         expected = go("whole")

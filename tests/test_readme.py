@@ -249,35 +249,45 @@ def insert(path, how, name, code):
     path.write_text(text)
 
 
+RUN_AND_TEST = """
+import sys
+import federated_learning as fl
+import pytest
+fl.main(fl.parse(sys.argv[1]))
+sys.exit(pytest.main(sys.argv[2:]))
+"""
+NEW_ROWS = ["-k", "parity or clipsgd or deep", "-m", "not slow"]
+
+
 @pytest.mark.slow
-def test_the_errands_of_change_it_are_done_by_what_stands_there(changed_copy):
-    """A run that uses them all, of six steps a client."""
-    line = f"{sys.executable} federated_learning.py --dataset digits --rounds 1 --num-clients 4"
-    flags = [*ERRANDS.values(), "--name run --local-epochs 1 --batch-size 100"]
-    words = shlex.split(f"{line} {' '.join(flags)}")
-    done = subprocess.run(words, cwd=changed_copy, capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0, done.stderr
-    assert "even and odd digits apart · clipsgd" in done.stdout
+@pytest.mark.parametrize(
+    "tests",
+    [
+        pytest.param(["tests/test_house.py"], id="house"),
+        pytest.param(NEW_ROWS, id="new rows", marks=pytest.mark.thorough),
+    ],
+)
+def test_the_errands_of_change_it_are_done_by_what_stands_there(changed_copy, tests):
+    """A run that uses them all, of six steps a client, and the copy's tests of the house or of its
+    new rows."""
     run = changed_copy / "runs" / "run"
+    series = changed_copy / "norms.csv"
+    shutil.rmtree(run, ignore_errors=True)
+    series.unlink(missing_ok=True)
+    flags = ["--dataset digits --rounds 1 --num-clients 4", *ERRANDS.values()]
+    flags += ["--name run --local-epochs 1 --batch-size 100"]
+    words = [sys.executable, "-c", RUN_AND_TEST, " ".join(flags), "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        [*words, *tests], cwd=changed_copy, capture_output=True, text=True, timeout=SECONDS
+    )
+    assert done.returncode == 0 and " passed" in done.stdout, done.stderr + done.stdout[-3000:]
+    assert "even and odd digits apart · clipsgd" in done.stdout
     assert (run / "client_sizes.png").stat().st_size > 10_000
     row = next(csv.DictReader((run / "metrics.csv").open()))
     clients = json.loads((run / "metrics.json").read_text())["rounds"][0]["clients"]
     norms = [client["update_norm"] for client in clients]
     examples = [client["examples"] for client in clients]
     assert float(row["train_update_norm"]) == pytest.approx(np.average(norms, weights=examples))
-    series = [line.split(",") for line in (changed_copy / "norms.csv").read_text().splitlines()]
-    assert [round_num for round_num, _ in series] == ["1"] * int(clients[3]["steps"])
-    assert all(0 < float(norm) <= 1.0001 for _, norm in series)  # clipsgd cuts them
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "chosen",
-    ["house", pytest.param("parity or clipsgd or deep", marks=pytest.mark.thorough)],
-)
-def test_a_copy_with_the_errands_passes_the_house_tests_and_its_new_rows(changed_copy, chosen):
-    flags = ["-q", "-p", "no:cacheprovider", "-m", "not slow", "-k", chosen]
-    modules = ["house"] if chosen == "house" else ["partitions", "algorithms", "layers"]
-    words = [sys.executable, "-m", "pytest", *flags, *(f"tests/test_{name}.py" for name in modules)]
-    quick = subprocess.run(words, cwd=changed_copy, capture_output=True, text=True, timeout=SECONDS)
-    assert quick.returncode == 0 and " passed" in quick.stdout, quick.stdout[-3000:]
+    lines = [line.split(",") for line in series.read_text().splitlines()]
+    assert [round_num for round_num, _ in lines] == ["1"] * int(clients[3]["steps"])
+    assert all(0 < float(norm) <= 1.0001 for _, norm in lines)  # clipsgd cuts them
