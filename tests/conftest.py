@@ -67,25 +67,11 @@ def nothing_goes_on():
                 process.kill()
 
 
-BUILDERS = {
-    "federation",
-    "federation_of_module",
-    "learners",
-    "trained",
-}  # fixtures that build a TFF process
+# Fixtures that start a worker, build a TFF process, or train; and what starts a process.
+BUILDERS = {"worker", "federation", "federation_of_module", "learners", "trained", "kept", "done"}
+BUILDERS |= {"copy", "whole", "half", "twice", "undisturbed", "own", "go", "pair", "compared"}
 STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}
-STARTERS |= {"NotebookClient", "KernelManager", "compare", "rounds_of", "run"}
-STARTED = {
-    "copy",
-    "whole",
-    "half",
-    "twice",
-    "undisturbed",
-    "own",
-    "go",
-    "learners",
-    "pair",
-}  # fixtures
+STARTERS |= {"NotebookClient", "KernelManager", "compare", "rounds_of", "run", "after_first_round"}
 
 
 # The modules that take a minute and more: they begin, lest one ends alone.
@@ -216,5 +202,5 @@ def pytest_collection_modifyitems(items):
         if name in MORE_OF_A_KIND and row in (MORE_OF_A_KIND[name] or [row]):
             item.add_marker(pytest.mark.thorough)
         names = set(item.function.__code__.co_names)
-        if STARTERS & names or (STARTED | BUILDERS) & set(item.fixturenames):
+        if STARTERS & names or BUILDERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)

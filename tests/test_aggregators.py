@@ -190,7 +190,7 @@ def test_compression_is_within_half_a_step_of_its_255(federation):
     assert 0.2 * bound < kernel < 1.01 * bound and max(small) < 1e-6
 
 
-def test_compression_starts_above_20_000_numbers_and_packs_as_counted():
+def test_compression_starts_above_20_000_numbers_and_packs_as_counted(worker):
     """What TFF's own encoder makes of a tensor: its int32 and float32, by their bytes."""
     for size in (20_000, 20_001, 100_352):
         kind = tff.to_type([tff.TensorType(np.float32, [size])])
@@ -256,7 +256,7 @@ def test_medians_and_krums_neighbours_by_hand():
     assert differ > 10
 
 
-def test_secure_sums_are_not_cut_for_large_clients():
+def test_secure_sums_are_not_cut_for_large_clients(worker):
     """A client of 120,000 images: bounds of 1e5 on n_k made 1.2 times the update of it, in
     silence."""
     factory = aggregators.build_secure(None, aggregators.CohortInfo(2, most_examples=120_000))

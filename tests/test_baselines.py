@@ -170,6 +170,7 @@ def test_what_baselines_do_not_go_with(flags):
         configure(baselines=True, **flags)
 
 
+@pytest.mark.slow
 def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path):
     done = call_script(tmp_path, *FLAGS, *NO_FIGURES, "--baselines")
     assert done.returncode == 0, done.stderr

@@ -54,6 +54,7 @@ def started(folder, *flags, **options):
     return process
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("kilobytes", "named"),
     [pytest.param(60, "shards-", marks=pytest.mark.thorough), (300, "checkpoints")],
@@ -143,6 +144,7 @@ class Infinite(fl.Algorithm):
         return tuple(g * float("inf") for g in gradients)
 
 
+@pytest.mark.slow
 def test_divergence_is_announced_and_recorded(tmp_path, monkeypatch):
     monkeypatch.setitem(fl.ALGORITHMS, "fedprox", Infinite)
     done = call_script(tmp_path, *QUICK, "--name", "run", "--algorithm", "fedprox")

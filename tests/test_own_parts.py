@@ -39,6 +39,7 @@ def net(tmp_path):
     return path
 
 
+@pytest.mark.slow
 def test_a_model_of_ones_own_is_trained_as_a_row_is(net, tmp_path, monkeypatch, digits):
     """The same layers in the table MODELS give the same weights; so does a Sequential of them."""
     monkeypatch.chdir(tmp_path)

@@ -104,6 +104,7 @@ def skews(dataset, seeds, **flags):
     return np.mean([list(skew(partition.counts).values()) for partition in partitions], axis=0)
 
 
+@pytest.mark.slow
 def test_whose_dirichlet_is_how_skewed(mnist):
     """Over 30 seeds: NIID-Bench's caps make sizes alike and labels more skewed; by client, all have
     one size."""
@@ -121,6 +122,7 @@ def test_whose_dirichlet_is_how_skewed(mnist):
     assert sizes[0] < 0.1 and sizes[2] > 0.4
 
 
+@pytest.mark.slow
 def test_dirichlet_shares_have_dirichlets_own_moments(mnist):
     """A label's shares of K clients: means 1 / K, variances (K - 1) / (K ** 2 (K alpha + 1)), over
     60 seeds x labels.

@@ -343,6 +343,7 @@ def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monke
         fl.run(config)
 
 
+@pytest.mark.slow
 def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     flags = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
     done = call_script(tmp_path, *flags, "--name", "run")
