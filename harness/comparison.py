@@ -9,12 +9,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
-from harness.figure_files import form_of, to_bytes
+from harness.figure_files import draw_files, form_of
 from harness.files import csv_table, expand_path, numbered, read_json, to_json, write_file
 from harness.options import identity
 from harness.plots import plot_comparison, plot_rounds_to_target
@@ -110,22 +111,17 @@ def write_comparison(
     `run` is the group of flags, `since` when the comparison began.
     """
     target = run.target_accuracy
-    draw = compare_rounds_to_target if target else compare_accuracies
-    figure, texts, outcomes = draw(finished.records_of, target, caption)
+    compare = compare_rounds_to_target if target else compare_accuracies
+    draw_comparison, texts, outcomes = compare(finished.records_of, target, caption)
     summary = summarize(finished.records_of, finished.rates, finished.base, target)
-    form = form_of(run)
     is_private = any(runs[0][-1].private for runs in finished.records_of.values())
     provenance = describe_provenance(None if is_private else since)
-    figures = {"comparison.png": figure}
+    figures = {"comparison.png": draw_comparison}
     if not target:  # else each run ends by itself
-        figures |= draw_cost(finished.records_of, caption)
+        figures |= cost_figures(finished.records_of, caption)
     files = {
         "comparison.csv": csv_table(finished.table),
-        **{
-            form.file_name(name): to_bytes(drawn, form, provenance)
-            for name, drawn in figures.items()
-            if form.is_drawn
-        },
+        **draw_files(figures, form_of(run), provenance),
         "summary.csv": csv_table(summary),
         "summary.md": to_markdown(summary),
         "summary.tex": to_latex(summary, caption),
@@ -186,13 +182,13 @@ def rates_of(singles: Sequence[Single]) -> dict[str, tuple[float, float]]:
     }
 
 
-Outcome = tuple[Any, dict[str, str], dict[str, Sequence[float | None]]]
+Outcome = tuple[Callable, dict[str, str], dict[str, Sequence[float | None]]]
 
 
 def compare_rounds_to_target(
     records_of: dict[str, list[list[RoundRecord]]], target: float, caption: str
 ) -> Outcome:
-    """Return (figure, name -> its line, name -> rounds to the target by seed)."""
+    """Return (what draws it, name -> its line, name -> rounds to the target by seed)."""
     curves = {
         name: [np.array([record.test_accuracy for record in records]) for records in runs]
         for name, runs in records_of.items()
@@ -207,13 +203,14 @@ def compare_rounds_to_target(
         for name, rounds in needed.items()
     }
     labels = {name: name + format_spent(runs) for name, runs in records_of.items()}
-    figure = plot_rounds_to_target(
+    draw = partial(
+        plot_rounds_to_target,
         {labels[name]: of_seeds for name, of_seeds in curves.items()},
         {labels[name]: rounds for name, rounds in needed.items()},
         target,
         caption,
     )
-    return figure, texts, needed
+    return draw, texts, needed
 
 
 def cut_to_shortest(
@@ -232,7 +229,7 @@ def accuracies_of(runs: Sequence[Sequence[RoundRecord]]) -> np.ndarray:
 def compare_accuracies(
     records_of: dict[str, list[list[RoundRecord]]], target: float, caption: str
 ) -> Outcome:
-    """Return (figure, name -> its line, name -> final accuracy in percent by seed).
+    """Return (what draws it, name -> its line, name -> final accuracy in percent by seed).
 
     All runs are cut to the rounds of the shortest: a privacy budget may end one early.
     """
@@ -245,11 +242,13 @@ def compare_accuracies(
     }
     labeled = {name + format_spent(cut[name]): values for name, values in accuracies.items()}
     final = {name: 100 * values[:, -1] for name, values in accuracies.items()}
-    return plot_comparison(labeled, caption), texts, final
+    return partial(plot_comparison, labeled, caption), texts, final
 
 
-def draw_cost(records_of: dict[str, list[list[RoundRecord]]], caption: str) -> dict[str, Any]:
-    """Return file name -> figure of the errors by megabytes sent; none where all send the same."""
+def cost_figures(
+    records_of: dict[str, list[list[RoundRecord]]], caption: str
+) -> dict[str, Callable]:
+    """Return file name -> what draws the errors by megabytes sent; none where all send the same."""
     accuracies = {}
     megabytes = {}
     for name, runs in cut_to_shortest(records_of).items():
@@ -259,7 +258,8 @@ def draw_cost(records_of: dict[str, list[list[RoundRecord]]], caption: str) -> d
     totals = [float(of_rounds[-1]) for of_rounds in megabytes.values()]
     if max(totals) < 1.01 * min(totals):
         return {}
-    return {"comparison_by_megabytes.png": plot_comparison(accuracies, caption, megabytes)}
+    draw = partial(plot_comparison, accuracies, caption, megabytes)
+    return {"comparison_by_megabytes.png": draw}
 
 
 def format_spent(runs: Sequence[Sequence[RoundRecord]]) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from harness.files import to_utf_8
+from harness.command_line import warn
+from harness.files import briefly, to_utf_8
 from harness.plots import default_style
 from harness.program import processor
 
@@ -59,3 +61,22 @@ def to_bytes(
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3
         figure.savefig(content, format=form.format, metadata=metadata)
     return content.getvalue()
+
+
+def draw_files(
+    figures: dict[str, Callable[[], Figure]],
+    form: FigureForm,
+    provenance: dict[str, Any] | None = None,
+) -> dict[str, bytes]:
+    """Draw the figures and return their files, name -> bytes; none with --figures none.
+
+    `figures` has what draws each by its name, which is given as a PNG's. One that fails is a
+    notice: all that matters is written by then.
+    """
+    files = {}
+    for name, draw in figures.items() if form.is_drawn else ():
+        try:
+            files[form.file_name(name)] = to_bytes(draw(), form, provenance)
+        except Exception as error:
+            warn(f"{name} cannot be drawn ({briefly(error)}); all else is written")
+    return files

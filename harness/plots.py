@@ -28,6 +28,7 @@ ORANGE = "#d1495b"
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 GREY = "#5c6770"
 MOST_LABELS = 40  # of which a confusion matrix is drawn
+CLEAR_LOSS = 0.05  # of accuracy, that a client would notice
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
 
 # A decorator: the user's matplotlibrc changes nothing.
@@ -490,10 +491,10 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     its own label mix.
     """
     losers = sum(row.gain < 0 for row in rows)
-    clearly = sum(row.gain < -0.05 for row in rows)
+    clearly = sum(row.gain < -CLEAR_LOSS for row in rows)
     title = f"Who gains: {losers} of {len(rows)} clients do worse with the global model"
     if losers:
-        title += f", {clearly} by more than 5 points"
+        title += f", {clearly} by more than {100 * CLEAR_LOSS:g} points"
     figure = new_figure(9, 4.8, title, caption)
     axes = figure.subplots()
     skews = [row.skew for row in rows]

@@ -26,7 +26,7 @@ from typing import Any
 from harness import SCRIPT, report, stopping
 from harness.command_line import check_resumed, print_line, printable, read_saved, warn
 from harness.fields import UserError
-from harness.figure_files import form_of, to_bytes
+from harness.figure_files import draw_files, form_of, to_bytes
 from harness.files import (
     append,
     briefly,
@@ -426,27 +426,17 @@ class RunFolder:
     ) -> list[Path]:
         """Write the plots into `folders`, by default the run's own; return the paths.
 
-        Their metadata has the provenance, or at least the processor. A plot that fails is a
-        notice: all that matters is written by then.
+        Their metadata has the provenance, or at least the processor.
         """
-        if not self.form.is_drawn:
-            return []
-        folders = folders or [self.path]
-        drawn = []
-        for folder in folders:
+        written = []
+        for folder in folders or [self.path]:
             with io_errors_as_user_errors(folder):
                 folder.mkdir(exist_ok=True)
-        for name, draw in figures.items():
-            try:
-                content = to_bytes(draw(), self.form, provenance)
-            except Exception as error:
-                warn(f"{name} cannot be drawn ({briefly(error)}); all else is written")
-                continue
-            for folder in folders:
-                path = folder / self.form.file_name(name)
-                write_file(path, content)
-                drawn.append(path)
-        return drawn
+        for name, content in draw_files(figures, self.form, provenance).items():
+            for folder in folders or [self.path]:
+                write_file(folder / name, content)
+                written.append(folder / name)
+        return written
 
 
 def to_array(leaf: Any) -> np.ndarray:
@@ -582,13 +572,12 @@ def write_evaluation(
     metrics |= {"config": saved.to_dict(), "provenance": describe_provenance(since)}
     name = config.run.name or f"evaluate-{source.name}"
     folder = make_folder(expand_path(config.run.runs), name, {"metrics.json": to_json(metrics)})
-    form = form_of(config.run)
     written = [folder / "metrics.json"]
-    figures = evaluation_figures(dataset, evaluation, caption) if form.is_drawn else {}
-    for file, draw in figures.items():
-        path = folder / form.file_name(file)
-        write_file(path, to_bytes(draw(), form, metrics["provenance"]))
-        written.append(path)
+    figures = evaluation_figures(dataset, evaluation, caption)
+    drawn = draw_files(figures, form_of(config.run), metrics["provenance"])
+    for file, content in drawn.items():
+        write_file(folder / file, content)
+        written.append(folder / file)
     print_line(f"{caption}\n\n{describe_accuracy(metrics)}\n")
     print_written(written)
     return folder

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import federated_learning as fl
-from harness import run_folder
+from harness import figure_files, run_folder
 from harness.command_line import read_saved
 from harness.fields import UserError
 from harness.results import weights_sha256
@@ -113,7 +113,8 @@ def go(rounds, monkeypatch, tmp_path):
     monkeypatch.setattr(fl, "build_process", lambda *_: experiment.process)
     monkeypatch.setattr(fl, "build_evaluator", lambda *_: experiment.evaluate)
     monkeypatch.setattr(run_folder, "keras_bytes", lambda *_: b"a model")
-    monkeypatch.setattr(run_folder, "to_bytes", lambda *_: b"a picture")
+    for module in (run_folder, figure_files):
+        monkeypatch.setattr(module, "to_bytes", lambda *_: b"a picture")
     monkeypatch.setattr(run_folder, "describe_provenance", lambda _: {"seconds": 1.0})
     for plot in (
         "plot_partition",

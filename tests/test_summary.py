@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 
-from harness.comparison import draw_cost
+from harness.comparison import cost_figures
 from harness.files import csv_table
 from harness.results import holm
 from harness.summary import describe_spread, summarize, to_latex, to_markdown
@@ -94,9 +94,9 @@ def test_cost_is_drawn_where_the_rows_send_different_amounts():
     }
     fedavg, fedprox = summarize(records_of, RATES, "fedavg", 0)
     assert (fedavg["megabytes"], fedprox["megabytes"]) == (4, 8)
-    figures = draw_cost(records_of, "digits")
-    first, second = figures["comparison_by_megabytes.png"].axes[0].lines
+    figures = cost_figures(records_of, "digits")
+    first, second = figures["comparison_by_megabytes.png"]().axes[0].lines
     assert first.get_xdata().tolist() == [2, 4] and second.get_xdata().tolist() == [4, 8]
     assert first.get_ydata().tolist() == pytest.approx([50, 8])
     assert first.get_label() == "fedavg: 8.00 ± 2.00 %, 4.0 MB"
-    assert draw_cost({name: records_of["fedavg"] for name in ("a", "b")}, "digits") == {}
+    assert cost_figures({name: records_of["fedavg"] for name in ("a", "b")}, "digits") == {}

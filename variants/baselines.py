@@ -32,7 +32,6 @@ from variants.datasets import Split
 import numpy as np
 
 STORE = "baselines.jsonl"
-CLEAR_LOSS = 0.05  # of accuracy
 PLAIN = {
     "algorithm": "fedavg",
     "aggregator": "mean",
@@ -387,8 +386,8 @@ def describe(federated: float, gains: Sequence[Gain], trained: Trained) -> str:
         worst = values[: max(1, round(0.1 * len(values)))].mean()
         text += f"{title:<17}{values.mean():.2%} ± {100 * values.std():.2f}, worst {worst:.2%}\n"
     num_losers = sum(gain.gain < 0 for gain in gains)
-    num_clear = sum(gain.gain < -CLEAR_LOSS for gain in gains)
+    num_clear = sum(gain.gain < -plots.CLEAR_LOSS for gain in gains)
     return (
         f"{text}{num_losers} of {len(gains)} clients do worse with the global model, "
-        f"{num_clear} by more than {100 * CLEAR_LOSS:g} points\n"
+        f"{num_clear} by more than {100 * plots.CLEAR_LOSS:g} points\n"
     )
