@@ -126,6 +126,7 @@ MORE_OF_A_KIND = {
     "test_a_client_that_diverges_leaves_the_memory_as_it_was": ("mimelite",),
     "test_a_warm_up_within_a_round_counts_its_factors": ("scaffold",),
     "test_learning_by_oneself_equals_numpys": ("alone-1-1", "tuned-2-2"),
+    "test_local_steps_are_as_many_as_said": ("1-16", "11-0"),
     "test_local_steps_equal_numpys": ("adagrad-0.01", "rmsprop-0.01", "yogi-0.01"),
     "test_split_is_disjoint_covering_and_a_function_of_the_seed": ("1000-client-dirichlet",),
     "test_what_each_client_sent_is_kept": ("fedavg", "fednova"),

@@ -373,6 +373,21 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
         assert record["num_nonfinite"] is record["dropped"] is None
 
 
+@pytest.mark.thorough
+def test_a_target_epsilon_needs_less_noise_where_cohorts_are_secret():
+    """Amplified by sampling: half of the clients come in a round."""
+    flags = "--aggregator dp --sampling poisson --num-clients 100 --rounds 4 --target-epsilon 4"
+    public, secret = (
+        privacy.meet_target(config, partial(fl.sample_clients, config) if cohorts else None)
+        for config, cohorts in (
+            (fl.parse(f"{flags} --public-cohorts"), True),
+            (fl.parse(f"{flags} --clients-per-round 50"), False),
+        )
+    )
+    assert secret.privacy.noise_multiplier < public.privacy.noise_multiplier
+    assert accountant_of(secret).epsilon(range(1, 5)) <= 4
+
+
 def gaussian_delta(epsilon, z):
     """The delta of a Gaussian mechanism with noise z for sensitivity 1 (Balle and Wang 2018,
     theorem 8), exact."""

@@ -337,21 +337,21 @@ def test_images_in_colours_are_trained_and_evaluated_on(worker, tmp_path):
     assert evaluation.confusion.shape == (300, 300)
 
 
-def test_local_steps_are_as_many_as_said(federation):
-    """Whole epochs, and the rest of one: clients with few images make as many as those with many;
-    with local_steps of an epoch's length the weights are those of an epoch."""
-    ends = []
-    for steps, flags in [
-        (7, {"local_steps": 7, "batch_size": 50}),
-        (2, {"local_steps": 2, "batch_size": 0}),
-        (2, {"local_epochs": 2, "batch_size": 0}),
-    ]:
-        process = federation(**flags).process
-        end, _, metrics = process.next(process.initialize(), alone([0, 1, 2]))
-        rows = named(alone([0, 1, 2]), metrics)
-        assert [row["steps"] for row in rows] == [steps] * 3
-        ends.append(weights_of(end))
-    assert largest_difference(*ends[1:]) == 0
+@pytest.mark.parametrize(("steps", "batch_size"), [(7, 50), (1, 16), (11, 0)])
+def test_local_steps_are_as_many_as_said(federation, steps, batch_size):
+    """Whole epochs, and the rest of one: clients with few images make as many as those with
+    many."""
+    process = federation(local_steps=steps, batch_size=batch_size).process
+    _, _, metrics = process.next(process.initialize(), alone([0, 1, 2]))
+    rows = named(alone([0, 1, 2]), metrics)
+    assert [row["steps"] for row in rows] == [steps] * 3
+
+
+def test_local_steps_of_an_epochs_length_are_an_epoch(federation):
+    one = federation(local_steps=2, batch_size=0)
+    two = federation(local_epochs=2, batch_size=0)
+    ends = [e.process.next(e.process.initialize(), alone([0, 1, 2]))[0] for e in (one, two)]
+    assert largest_difference(*map(weights_of, ends)) == 0
 
 
 def test_clients_may_count_the_same(federation):
