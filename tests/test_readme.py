@@ -178,7 +178,7 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
             result["machine"],
         ),
         (
-            adversity.accuracy("dirichlet", "mean", 0, "none", 0),
+            adversity.outcome("dirichlet", "mean", 0, "none", 0)[0],
             cell["accuracies"],
             cell["machine"],
         ),
