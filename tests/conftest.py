@@ -1,4 +1,8 @@
-"""Fixtures: digits, a worker, and small federations on both."""
+"""Fixtures: digits, a worker, and small federations on both.
+
+TensorFlow is imported where it is used: pytest-xdist's first process, which runs no test, reads
+this file too, and all others wait for it.
+"""
 
 import contextlib
 import signal
@@ -7,14 +11,10 @@ from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-# before TensorFlow: it quiets that, here and in the tests' processes
-import federated_learning as fl
-from harness.engine.worker import LocalWorker
+import harness  # noqa: F401, before TensorFlow: it quiets that, here and in the tests' processes
 
 import psutil
 import pytest
-from reference import tanh_layers
-from runs import SCRIPT, configure
 
 # these tests go on behind nohup or &: what they start would
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -23,21 +23,34 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 
 @pytest.fixture(scope="session")
 def digits():
+    import federated_learning as fl
+
+    from runs import configure
+
     return fl.load_dataset(configure(dataset="digits").data)
 
 
 @pytest.fixture(scope="session")
 def mnist():
+    import federated_learning as fl
+
     return fl.load_dataset(fl.Config().data)
 
 
 @pytest.fixture(scope="module")
 def worker():
+    from harness.engine.worker import LocalWorker
+
     with LocalWorker(3) as worker:
         yield worker
 
 
 def small_experiment(digits, cache, monkeypatch, **flags):
+    import federated_learning as fl
+
+    from reference import tanh_layers
+    from runs import configure
+
     monkeypatch.setitem(fl.MODELS, "2nn", tanh_layers)
     small = {"dataset": "digits", "model": "2nn", "num_clients": 3, "cache": str(cache)}
     return fl.build_experiment(configure(**small | flags), digits)
@@ -63,7 +76,7 @@ def nothing_goes_on():
     yield
     for process in psutil.Process().children():
         with contextlib.suppress(psutil.Error):
-            if str(SCRIPT) in process.cmdline():
+            if any(word.endswith("/federated_learning.py") for word in process.cmdline()):
                 process.kill()
 
 
