@@ -111,8 +111,8 @@ def write_comparison(
     `run` is the group of flags, `since` when the comparison began.
     """
     target = run.target_accuracy
-    compare = compare_rounds_to_target if target else compare_accuracies
-    draw_comparison, texts, outcomes = compare(finished.records_of, target, caption)
+    outcome_of = compare_rounds_to_target if target else compare_accuracies
+    draw_comparison, texts, outcomes = outcome_of(finished.records_of, target, caption)
     summary = summarize(finished.records_of, finished.rates, finished.base, target)
     is_private = any(runs[0][-1].private for runs in finished.records_of.values())
     provenance = describe_provenance(None if is_private else since)

@@ -63,12 +63,12 @@ def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named
     """A limit on the size of a file stands for the disk's: a shard, then a checkpoint, does not
     fit."""
     limit = kilobytes * 1024
-    _, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
+    usual, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, highest))
     try:
         done = call_script(tmp_path, *QUICK, "--name", "run")
     finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (highest, highest))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (usual, highest))
     last = done.stderr.splitlines()[-1]
     assert (
         done.returncode == 2
