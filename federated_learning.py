@@ -44,7 +44,8 @@ The papers of the other algorithms are listed in variants/__init__.py.
 
 from __future__ import annotations
 
-from harness import command_line, listing, usage  # first: from here on Ctrl-C gives no traceback
+# First: from here on Ctrl-C gives no traceback.
+from harness import command_line, listing, trust, usage
 
 # isort: split
 import contextlib
@@ -75,6 +76,7 @@ from harness.fields import (
     float_range,
     int_range,
 )
+from harness.flags import split_off
 from harness.options import Comparison, Run, identity
 from harness.sweep import compared_rows, join_compared, overlaid_folders
 from variants import options, presets
@@ -209,8 +211,15 @@ class Config(ConfigGroup):
         compared_rows(self)
 
     def replace(self, **changes: Any) -> Config:
-        """Return a copy with other values in these fields. A preset's fields are set first."""
-        return super().replace(**presets.preset_fields(changes.get("preset"), parse) | changes)
+        """Return a copy with other values in these fields.
+
+        First come the fields that a preset sets, and the data of the run that --evaluate names.
+        """
+        implied = presets.preset_fields(changes.get("preset"), parse)
+        if changes.get("evaluate"):
+            saved = command_line.read_saved(changes["evaluate"], Config())
+            implied |= saved.data.to_dict()
+        return super().replace(**implied | changes)
 
     def effective(self, **changes: Any) -> Config:
         """Return a copy with these changes, and then with the values that are really in use.
@@ -255,12 +264,18 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     presets.explain_preset(given)
     usage.answer_help(Config(), given)
     flags = join_compared(options.insert_implied_flags(presets.insert_preset_flags(given)))
-    from_file = command_line.read_config_file(given, Config())
-    config = command_line.read_flags(Config, flags, default=from_file)
+    base = command_line.read_config_file(given, Config())
+    evaluated = split_off(given, "evaluate")[0]
+    names_data = any(split_off(given, field)[0] for field in ("dataset", "data"))
+    if evaluated and not base and not names_data:
+        base = Config().replace(evaluate=evaluated[-1])
+    config = command_line.read_flags(Config, flags, default=base)
     if config.run.resume:
         saved = command_line.read_saved(config.run.resume, Config())
         config = command_line.read_flags(Config, flags, default=saved)
         command_line.check_resumed(config, saved)
+    if not split_off(given, "model")[0]:
+        trust.check_model(config.training.model, config.run.resume or config.run.config)
     return config
 
 
@@ -464,12 +479,25 @@ class Network(NamedTuple):
     build_hidden_layers: Callable[[], list[Any]]
     image_shape: tuple[int, int, int]  # height, width, channels
     num_classes: int
+    has_logits: bool = False  # whether the last hidden layer gives the logits already
 
     def build_layers(self) -> list[Any]:
         """Return new Keras layers, the last of which gives the logits."""
         hidden = self.build_hidden_layers()
         layers.check_new(self.name, hidden)
-        return [*hidden, tf.keras.layers.Dense(self.num_classes)]
+        return hidden if self.has_logits else [*hidden, tf.keras.layers.Dense(self.num_classes)]
+
+
+@documented_settings()
+def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> Network:
+    """Return the network for these data. Raises UserError if a user's layers cannot be one."""
+    network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
+    if name in MODELS:
+        return network
+    has_logits = layers.end_in_logits(
+        name, build_hidden_layers, dataset.image_shape, dataset.num_classes
+    )
+    return network._replace(has_logits=has_logits)
 
 
 def to_input(images: Any) -> Any:
@@ -483,11 +511,11 @@ def build_model(network: Network, seed: int) -> Any:
 
     They come from the layers' own initializers; Keras' default is Glorot uniform, zero biases.
     """
-    with layers.refuse_wrong_size(network.name, network.image_shape):
+    with layers.refuse_wrong_size(network.name, network.image_shape) as initializers:
         inputs = tf.keras.Input(network.image_shape)
         model = tf.keras.Sequential([inputs, *network.build_layers()])
     layers.check_layers(network.name, model)
-    model.set_weights(layers.initial_weights(model, seed))
+    model.set_weights(layers.initial_weights(model, initializers, seed))
     return model
 
 
@@ -513,7 +541,7 @@ def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
     # TFF's own way to do this, functional_model_from_keras, takes 1.4 times as long a step: it
     # wraps the model in a function, in which oneDNN cannot match a max-pooling with its gradient.
     next_weight = iter(weights)
-    with tf.variable_creator_scope(lambda _, **ignored: next(next_weight)):
+    with tf.variable_creator_scope(lambda _, **made: layers.fit(next(next_weight), made)):
         for position, layer in enumerate(network.build_layers()):
             x = layers.train_layer(layer, x, key, position)
     return x
@@ -586,9 +614,9 @@ class Experiment:
     @cached_property
     def initial_weights(self) -> tuple[np.ndarray, ...]:
         """The global model's first weights (line 1), one float32 array per tensor."""
-        weights = build_model(self.network, self.config.seed).get_weights()
+        model = build_model(self.network, self.config.seed)
         file = self.config.training.initial_model
-        return tuple(layers.read_weights(file, weights) if file else weights)
+        return tuple(layers.read_weights(file, model) if file else model.get_weights())
 
     @property
     def num_parameters(self) -> int:
@@ -1315,9 +1343,7 @@ def build_experiment(
         dataset=dataset,
         partition=partition,
         partitioner=rows["partition"],
-        network=Network(
-            config.training.model, rows["model"], dataset.image_shape, dataset.num_classes
-        ),
+        network=make_network(config.training.model, rows["model"], dataset),
         algorithm=rows["algorithm"](optimization, partition.sizes),
         client_optimizer=rows["client_optimizer"](config.training.client_lr, optimization),
         aggregator=rows["aggregator"],
@@ -1501,20 +1527,24 @@ def compare(config: Config) -> Path:
 
 
 def evaluate_saved(config: Config) -> Path:
-    """Evaluate the model of the run that --evaluate names on the data of the other flags.
+    """Evaluate the model of the run that --evaluate names on the configuration's data.
 
     Return the folder with metrics.json and the plots. Raises UserError for data with other images
     or labels than those that the model was trained on.
     """
     saved = command_line.read_saved(config.run.evaluate, Config())
     source = expand_path(config.run.evaluate)
-    data = config.replace(**options.absolute_paths(config.to_dict())).data
-    dataset = load_dataset(saved.data if data == Data() else data)
+    dataset = load_dataset(config.replace(**options.absolute_paths(config.to_dict())).data)
     results.check_classes(source, dataset)
-    model = models.find(saved.training.model, MODELS)
-    network = Network(saved.training.model, model, dataset.image_shape, dataset.num_classes)
-    shapes = build_model(network, seed=0).get_weights()
-    weights = layers.read_weights(str(source / "global_model.keras"), shapes)
+    name = saved.training.model
+    if name not in MODELS:  # that folder may be somebody else's, and would have us run its file
+        if config.training.model in MODELS:
+            trust.check_model(name, config.run.evaluate)
+        else:
+            name = config.training.model
+    network = make_network(name, models.find(name, MODELS), dataset)
+    file = str(source / "global_model.keras")
+    weights = layers.read_weights(file, build_model(network, seed=0))
     evaluate = build_evaluator(network, dataset)
     evaluation = evaluate(tff.learning.models.ModelWeights(weights, []))
     origin = results.describe_origin(source, dataset)

@@ -121,8 +121,11 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
     if fields["partition_file"] and "indices" in read_json(split):
         # The split is as the run got it, wherever that file is now.
         fields["partition_file"] = str(split)
+    # A folder that came from elsewhere asks for nothing else than its own run.
+    usual = default.defaults()
+    asked = {field: usual[field] for field in (*OF_ONE_COMMAND, "evaluate", "compare", "seeds")}
     try:
-        return default.replace(**{**fields, "resume": folder})
+        return default.replace(**{**fields, **asked, "resume": folder})
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
 from harness.figure_files import draw_files, form_of
-from harness.files import csv_table, expand_path, numbered, read_json, to_json, write_file
+from harness.files import csv_table, expand_path, numbered, one_line, read_json, to_json, write_file
 from harness.options import identity
 from harness.plots import plot_comparison, plot_rounds_to_target
 from harness.program import changed, describe_provenance, program, read_programs
@@ -141,7 +141,7 @@ def write_comparison(
     width = max(map(len, labels.values()))
     for name, text in texts.items():
         print_line(f"{labels[name]:{width}}  {text}{differences.get(name, '')}")
-    print_line(f"\nwrote {', '.join(files)} into {folder}")
+    print_line(f"\nwrote {', '.join(files)} into {one_line(str(folder))}")
 
 
 def format_rate(name: str, rates: dict[str, tuple[float, float]]) -> str:
@@ -310,7 +310,8 @@ def explain_rerun(config: Any, prefix: str, partition: str, row_hashes: dict[str
             if same_run and same_rounds and same_split:
                 names = ", ".join(changed(read_programs(folder)[-1], row_hashes))
                 print_line(
-                    f"{folder} was made by another program ({names} changed): it is made again"
+                    f"{one_line(str(folder))} was made by another program ({names} changed): it "
+                    "is made again"
                 )
         except UserError:
             continue  # of an earlier version, or damaged: it is another run
@@ -370,7 +371,7 @@ def complete(single: Single, run: Callable) -> list[RoundRecord]:
     config = single.config
     folder = expand_path(config.run.runs) / config.run.name
     if single.earlier:
-        print_line(f"{folder} is there already")
+        print_line(f"{one_line(str(folder))} is there already")
         return single.earlier
     if folder.exists():
         config = config.replace(resume=str(folder))

@@ -193,11 +193,28 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def one_line(text: str) -> str:
+    """Return a text without line ends and characters that steer a terminal.
+
+    Names of files and of data may have any.
+    """
+    return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
+
+
 def csv_line(values: Iterable[Any]) -> str:
-    """Return one line of a CSV file, with its end."""
+    """Return one line of a CSV file, with its end. A text that a spreadsheet takes for a formula
+    gets a ' before it."""
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
+    csv.writer(text, lineterminator="\n").writerow(map(csv_value, values))
     return text.getvalue()
+
+
+def csv_value(value: Any) -> Any:
+    """Return a value as it is in a CSV file."""
+    if not isinstance(value, str):
+        return value
+    text = one_line(value)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
 def csv_table(rows: Iterable[dict[str, Any]]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.command_line import print_line
 from harness.fields import ConfigGroup, UserError
-from harness.files import expand_path, read_json
+from harness.files import expand_path, one_line, read_json
 from harness.options import Run
 
 # Fields whose defaults follow from others, and these.
@@ -165,7 +165,7 @@ def print_runs(folder: str, default: ConfigGroup) -> None:
             else "holds no run; give the folder of --runs"
         )
         raise UserError(f"list={folder!r:.200} {what}")
-    rows = [HEADINGS, *runs, *others]
+    rows = [tuple(map(one_line, row)) for row in (HEADINGS, *runs, *others)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
     for row in rows:
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]

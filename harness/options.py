@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from harness.engine.ssh import HERE, check_folder, read_hosts
 from harness.fields import ConfigGroup, Count, CountOrZero, Probability, UserError, float_range
+from harness.files import expand_path
 
 
 @dataclass(frozen=True)
@@ -137,5 +138,7 @@ def identity(config: Any) -> dict[str, Any]:
     effective = config.effective().to_dict()
     ignored = {*Run().to_dict(), *Comparison().to_dict(), *MAY_GROW, *BY_CONTENT}
     fields = {field: value for field, value in effective.items() if field not in ignored}
+    if ".py:" in fields["model"]:  # a file, from wherever it is named
+        fields["model"] = str(expand_path(fields["model"]).absolute())
     # The last bits of the sums follow the number of hosts, not their names.
     return fields | {"workers": len(read_hosts(effective["workers"]))}

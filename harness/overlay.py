@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from harness.command_line import read_saved, warn
 from harness.comparison import Finished, find_folder, read_metrics, write_comparison
 from harness.fields import ConfigGroup, UserError
-from harness.files import expand_path, read_json
+from harness.files import expand_path, one_line, read_json
 from harness.listing import changed_fields
 from harness.options import identity
 from harness.plots import join_parts
@@ -98,7 +98,7 @@ def read_run(folder: Path, default: ConfigGroup) -> Done:
             f"compare={str(folder)!r:.200} is not finished; go on with --resume {folder}"
         )
     partition = read_json(folder / "partition.json")
-    dataset = str(partition.get("dataset", ""))
+    dataset = one_line(str(partition.get("dataset", "")))
     return Done(folder, config, dataset, str(partition.get("dataset_sha256", "")), records)
 
 
@@ -132,5 +132,5 @@ def name_rows(runs: list[Done], default: ConfigGroup) -> list[str]:
             for run, name in zip(runs, names, strict=True)
         ]
     if len(set(names)) < len(names) or names == [""]:
-        return [run.folder.name for run in runs]
+        return [one_line(run.folder.name) for run in runs]
     return names

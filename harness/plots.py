@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Literal
 
 from harness.command_line import warn
+from harness.files import one_line
 from harness.records import Evaluation, RoundRecord, format_epsilon, megabytes_so_far
 from harness.results import format_rounds_to_target, pluralize, skew
 
@@ -83,7 +84,7 @@ def find_font(characters: frozenset[int]) -> list[str]:
 
 def join_parts(parts: Iterable[str]) -> str:
     """Return a caption of these parts without empty ones; "1 labels" becomes "1 label"."""
-    text = " · ".join(filter(None, parts))
+    text = one_line(" · ".join(filter(None, parts)))
     return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", text)
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from harness.command_line import print_line
 from harness.fields import UserError
-from harness.files import read_json
+from harness.files import one_line, read_json
 from harness.records import MOST_IN_MATRIX, best_record, few_images_of_many_labels, rounds_to_target
 
 import numpy as np
@@ -317,7 +317,7 @@ def print_summary(
     `seconds` is how long it took, None for a private run.
     """
     if is_one_of_many:
-        print_line(f"wrote {written[0].parent}/")
+        print_line(f"wrote {one_line(str(written[0].parent))}/")
         return
     print_line(
         f"\nfinal {describe_accuracy(metrics)}"
@@ -345,4 +345,4 @@ def print_written(written: Sequence[Path]) -> None:
     for path in written:
         in_folder.setdefault(path.parent, []).append(path.name)
     for folder, names in in_folder.items():
-        print_line(f"wrote {folder}/: {', '.join(names)}")
+        print_line(f"wrote {one_line(str(folder))}/: {', '.join(names)}")

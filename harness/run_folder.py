@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import SCRIPT, report, stopping
-from harness.command_line import check_resumed, print_line, printable, read_saved, warn
+from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
 from harness.figure_files import draw_files, form_of, to_bytes
 from harness.files import (
@@ -37,6 +37,7 @@ from harness.files import (
     json_line,
     lock,
     numbered,
+    one_line,
     read_bytes,
     read_json,
     to_json,
@@ -412,7 +413,7 @@ class RunFolder:
         go_on = f"{script_command()} --resume {shlex.quote(str(self.path))} --rounds {2 * rounds}"
         commands = {
             "Do it again": report.command_of(config, script_command()),
-            "Go on": printable(go_on),
+            "Go on": one_line(go_on),
         }
         partition = read_json(self.path / "partition.json")
         page = report.to_html(caption, metrics, partition, pictures, commands)
@@ -488,7 +489,7 @@ def name_value(field: str, value: Any) -> str:
 
 def how_to_resume(path: Path) -> str:
     """Return the command by which a stopped run goes on."""
-    return printable(f"{script_command()} --resume {shlex.quote(str(path))} goes on")
+    return one_line(f"{script_command()} --resume {shlex.quote(str(path))} goes on")
 
 
 def script_command() -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
+from harness.files import one_line
 from harness.records import RoundRecord, megabytes_so_far, rounds_to_target
 from harness.results import Base, base_of, compare_outcomes
 
@@ -116,8 +118,13 @@ def to_markdown(rows: Table) -> str:
     """Return the rows as a table in Markdown."""
     columns = used_columns(rows)
     lines = [[heading(column) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
-    lines += [[cell(row, column) for column in columns] for row in rows]
+    lines += [[escape_markdown(cell(row, column)) for column in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def escape_markdown(text: str) -> str:
+    """Return a text as a Markdown table shows it: no new cell, line, link or tag begins in it."""
+    return re.sub(r"([\\|`*\[\]<>])", r"\\\1", one_line(text))
 
 
 def to_latex(rows: Table, caption: str) -> str:
@@ -127,12 +134,32 @@ def to_latex(rows: Table, caption: str) -> str:
     lines += [[cell(row, column) for column in columns] for row in rows]
     head, *body = [f"{' & '.join(map(escape, line))} \\\\\n" for line in lines]
     return (
-        f"% {caption}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n\\toprule\n{head}"
-        f"\\midrule\n{''.join(body)}\\bottomrule\n\\end{{tabular}}\n"
+        f"% {one_line(caption)}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n\\toprule\n"
+        f"{head}\\midrule\n{''.join(body)}\\bottomrule\n\\end{{tabular}}\n"
     )
 
 
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "{": r"\{",
+    "}": r"\}",
+    "$": r"\$",
+    "^": r"\textasciicircum{}",
+    "~": r"\textasciitilde{}",
+    "%": r"\%",
+    "_": r"\_",
+    "&": r"\&",
+    "#": r"\#",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    "ε": r"$\varepsilon$",
+    "±": r"$\pm$",
+    "·": r"$\cdot$",
+}
+
+
 def escape(text: str) -> str:
-    """Return a text as LaTeX wants it."""
-    signs = {"%": r"\%", "_": r"\_", "&": r"\&", "#": r"\#", "ε": r"$\varepsilon$", "-": "-"}
-    return "".join(signs.get(char, char) for char in text)
+    """Return a text as LaTeX prints it: none of its characters is a command."""
+    return "".join(LATEX.get(char, char) for char in one_line(text))

@@ -64,7 +64,7 @@ def test_a_model_that_cannot_be_is_one_line(net, digits):
     for name, message in [
         ("with_state", "keeps state (moving_mean, moving_variance)"),
         ("nothing", "returns NoneType; return a list of Keras layers"),
-        ("fails", "fails (division by zero)"),
+        ("fails", "fails (ZeroDivisionError: division by zero)"),
         ("absent", "the file has no function absent"),
     ]:
         with pytest.raises(UserError) as refused:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.fields import UserError
-from harness.files import expand_path, read_bytes, to_utf_8
+from harness.files import expand_path, one_line, read_bytes, to_utf_8
 from variants import idx
 from variants.canonical import (
     OWNERS,
@@ -115,7 +115,7 @@ def build_dataset(
     """
     given = dict(zip(KEYS, map(np.asarray, (x_train, y_train, x_test, y_test)), strict=True))
     arrays, remarks = to_canonical_arrays(given, name)
-    return make_dataset(name, arrays, [*remarks, *brightness_remarks(arrays["x_train"])])
+    return make_dataset(one_line(name), arrays, [*remarks, *brightness_remarks(arrays["x_train"])])
 
 
 def load_digits() -> Dataset:
@@ -159,7 +159,7 @@ def load_files(file: str, name: str, transpose: bool, validation: bool) -> Datas
             key: np.ascontiguousarray(arrays[key].transpose(0, 2, 1, 3))
             for key in ("x_train", "x_test")
         }
-    name_in_use = to_utf_8(name or path.stem).decode()
+    name_in_use = one_line(to_utf_8(name or path.stem).decode())
     if not name and "mnist" in path.stem.lower():
         name_in_use += " (not the original MNIST)"
     if validation:

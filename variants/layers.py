@@ -9,34 +9,35 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import inspect
+import io
 import math
 import tempfile
-from collections.abc import Iterator, Sequence
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.fields import UserError
 from harness.files import briefly, expand_path, read_bytes
 
+import h5py
 import numpy as np
 import tensorflow as tf
 
 MOST_PARAMETERS = 2**29 - 1  # float32, below the 2 GiB of a protocol buffer, in which they travel
-# The layer's attribute that draws a weight, where it isn't called `<weight>_initializer`.
-DRAWN_BY = {
-    name: f"{name.removesuffix('_kernel')}_initializer"
-    for name in ("depthwise_kernel", "pointwise_kernel", "recurrent_kernel")
-}
+WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras file, which is a zip archive
 
 
 @contextlib.contextmanager
-def refuse_wrong_size(name: str, image_shape: Sequence[int]) -> Iterator[None]:
+def refuse_wrong_size(name: str, image_shape: Sequence[int]) -> Iterator[dict[int, Any]]:
     """Raise UserError where layers made in it cannot take these images, or have too many weights.
 
-    They are counted before there is memory for them.
+    They are counted before there is memory for them. Yields a dict: the id of a variable that is
+    made -> the initializer that it was made with, if it is one of Keras'.
     """
     size = "x".join(map(str, image_shape))
     total = 0
+    initializers: dict[int, Any] = {}
 
     def count(next_creator: Any, **options: Any) -> Any:
         nonlocal total
@@ -46,11 +47,14 @@ def refuse_wrong_size(name: str, image_shape: Sequence[int]) -> Iterator[None]:
                 f"model={name!r} has more than {MOST_PARAMETERS:,} parameters with images of "
                 f"{size}, too many for a message of TFF; choose a smaller model or smaller images"
             )
-        return next_creator(**options)
+        variable = next_creator(**options)
+        # Keras gives a function of the shape and the initializer.
+        initializers[id(variable)] = getattr(options.get("initial_value"), "func", None)
+        return variable
 
     try:
         with tf.variable_creator_scope(count):
-            yield
+            yield initializers
     except ValueError as error:
         # Keras says first in which layer it was, then what.
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
@@ -82,7 +86,9 @@ def what_is_lost(layer: Any) -> str:
         )
     if any(weight.dtype != tf.float32 for weight in layer.weights):
         return "has weights that are not float32, in which all weights travel; leave its dtype out"
-    for part in (layer, *layer.submodules):
+    if layer.losses:
+        return "adds a loss (add_loss), which no client minimizes; leave it out"
+    for part in parts_of(layer):
         for name, value in vars(part).items():
             option = name.replace("_activity", "activity")
             if value is None or option.startswith("_"):
@@ -99,19 +105,17 @@ def short_name(weight: Any) -> str:
     return weight.name.rpartition("/")[2].partition(":")[0]
 
 
-def initial_weights(model: Any, seed: int) -> list[np.ndarray]:
-    """Return the weights as the layers' own initializers draw them, by seed and position."""
-    owners = {id(value): owner for owner in model.submodules for value in vars(owner).values()}
+def initial_weights(model: Any, initializers: dict[int, Any], seed: int) -> list[np.ndarray]:
+    """Return the weights as the layers' own initializers draw them, by seed and position.
+
+    `initializers` are those of `refuse_wrong_size`.
+    """
     weights = []
     for position, weight in enumerate(model.weights):
-        name = short_name(weight)
-        owner = owners.get(id(weight))
-        initializer = getattr(owner, DRAWN_BY.get(name, f"{name}_initializer"), None)
-        if initializer is None:
-            raise UserError(
-                f"the weight {weight.name} has no initializer that can be seeded; use another layer"
-            )
-        options = initializer.get_config()
+        initializer = initializers.get(id(weight))
+        options = initializer.get_config() if hasattr(initializer, "get_config") else {}
+        if not options:
+            check_repeats(weight, initializer)
         if "seed" in options:
             initializer = type(initializer).from_config(
                 {**options, "seed": seed + 2**31 * position}
@@ -123,30 +127,70 @@ def initial_weights(model: Any, seed: int) -> list[np.ndarray]:
     return weights
 
 
-def read_weights(file: str, like: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Return the weights in a .keras file. Raises UserError if their shapes differ from `like`.
+def check_repeats(weight: Any, initializer: Any) -> None:
+    """Raise UserError if a function that is no Keras initializer draws other values each time."""
+    again = initializer(weight.shape, dtype=weight.dtype) if callable(initializer) else np.nan
+    if not np.array_equal(weight.numpy(), again):
+        raise UserError(
+            f"the weight {weight.name} has no Keras initializer, which could be seeded; give its "
+            'layer one, such as "glorot_uniform"'
+        )
 
-    No code of the file is run: Keras refuses what would need it.
+
+def read_weights(file: str, model: Any) -> list[np.ndarray]:
+    """Return the weights that a .keras file has for the layers of `model`, float32 arrays.
+
+    Only arrays are read: a configuration in such a file can name any Python function, and Keras
+    2.14 calls it (CVE-2025-1550). Raises UserError if the file has other layers or shapes.
     """
-    path = expand_path(file)
+    source = f"{str(expand_path(file))!r:.200}"
+    wanted = [weight.shape for weight in model.get_weights()]
     try:
         with tempfile.TemporaryDirectory() as made:
-            copy = Path(made) / "model.keras"  # Keras reads no name that is not UTF-8
-            copy.write_bytes(read_bytes(path))
-            weights = tf.keras.models.load_model(copy, compile=False).get_weights()
-    except Exception as error:  # Keras raises a dozen kinds on what is no model
+            copy = Path(made) / "model.weights.h5"  # Keras reads no name that is not UTF-8
+            copy_arrays(expand_path(file), copy, source, wanted)
+            model.load_weights(copy)
+    except UserError:
+        raise
+    except Exception as error:  # zipfile, h5py and Keras raise a dozen kinds on what is no model
         raise UserError(
-            f"{str(path)!r:.200} cannot be read as a Keras model ({briefly(error)}); give a whole "
-            ".keras file"
+            f"{source} cannot be read as a Keras model ({briefly(error)}); give a whole .keras "
+            "file of the same --model"
         ) from error
-    found = [weight.shape for weight in weights]
-    wanted = [weight.shape for weight in like]
-    if found != wanted:
-        raise UserError(
-            f"{str(path)!r:.200} has weights of shapes {found!s:.100}, where this network with "
-            f"these images and labels has {wanted!s:.100}; give a file of the same --model and data"
-        )
-    return [weight.astype(np.float32) for weight in weights]
+    return model.get_weights()
+
+
+def copy_arrays(path: Path, copy: Path, source: str, wanted: Sequence[tuple[int, ...]]) -> None:
+    """Write the weights in a .keras file, and nothing else of it, into an HDF5 file of their own.
+
+    `wanted` are the weights' shapes. They are compared before an array is read, as a small file can
+    say that it has huge ones. Links, which can lead to other files, are not followed.
+    """
+    most = 1_000_000 + 32 * sum(map(math.prod, wanted))  # with the state of an optimizer
+    with zipfile.ZipFile(io.BytesIO(read_bytes(path))) as archive:
+        content = archive.open(WEIGHTS_MEMBER).read(most + 1)
+    if len(content) > most:
+        raise ValueError("it has too many weights for this network")
+    nodes: dict[str, Any] = {}
+    with h5py.File(io.BytesIO(content), "r") as stored, h5py.File(copy, "w") as copied:
+        stored.visititems(nodes.__setitem__)
+        weights = {
+            name: node
+            for name, node in nodes.items()
+            if isinstance(node, h5py.Dataset) and not name.startswith("optimizer/")
+        }
+        found = [node.shape for node in weights.values()]
+        # Here they are in the order of the layers' names.
+        if sorted(found) != sorted(wanted):
+            raise UserError(
+                f"{source} has weights of shapes {found!s:.100}, where this network with these "
+                f"images and labels has {wanted!s:.100}; give a file of the same --model and data"
+            )
+        copied.require_group("vars")  # the model's own, of which there are none
+        for name, node in weights.items():
+            if node.external or node.is_virtual or node.dtype.kind not in "fiu":
+                raise ValueError(f"{name} holds no numbers of its own")
+            copied[name] = node[...].astype(np.float32)
 
 
 def hash_weights(file: str) -> str:
@@ -228,6 +272,73 @@ class KeyedRandomness:
         )
 
 
+def fit(weight: Any, options: dict[str, Any]) -> Any:
+    """Return a layer's `weight`, for a variable that it makes with these options.
+
+    Raises UserError where the shapes differ, as a function may return other layers in each call.
+    """
+    wanted = tuple(options["shape"] or ())
+    if tuple(weight.shape) != wanted:
+        raise UserError(
+            f"the model's function returns other layers in each call (a weight of {wanted}, before "
+            f"of {tuple(weight.shape)}); return the same"
+        )
+    return weight
+
+
+# Layers after which a Dense layer for the logits follows, whatever they give.
+NEVER_LAST = (
+    tf.keras.layers.ReLU,
+    tf.keras.layers.LeakyReLU,
+    tf.keras.layers.PReLU,
+    tf.keras.layers.ELU,
+    tf.keras.layers.ThresholdedReLU,
+    tf.keras.layers.Dropout,
+    tf.keras.layers.AlphaDropout,
+    tf.keras.layers.GaussianDropout,
+    tf.keras.layers.GaussianNoise,
+    tf.keras.layers.LayerNormalization,
+    tf.keras.layers.UnitNormalization,
+)
+
+
+def end_in_logits(
+    name: str, build_layers: Callable[[], Sequence[Any]], image_shape: Sequence[int], labels: int
+) -> bool:
+    """Return whether a user's layers end in a value for each label, and so need no Dense layer.
+
+    Raises UserError for probabilities: local training takes logits. Also for layers that give no
+    flat output, and for a function that returns other layers in each call.
+    """
+    shapes = []
+    for _ in range(3):
+        with refuse_wrong_size(name, image_shape):
+            hidden = build_layers()
+            check_new(name, hidden)
+            model = tf.keras.Sequential([tf.keras.Input(image_shape), *hidden])
+        shapes.append([weight.shape for weight in model.weights] + [model.output_shape])
+    if shapes[0] != shapes[1] or shapes[1] != shapes[2]:
+        raise UserError(
+            f"model={name!r}: its function returns other layers in each call; return the same"
+        )
+    if len(model.output_shape) != 2:
+        size = "x".join(map(str, model.output_shape[1:]))
+        raise UserError(
+            f"model={name!r} ends in {size} values an image, where one row is needed; add "
+            "tf.keras.layers.Flatten() or GlobalAveragePooling2D()"
+        )
+    last = hidden[-1]
+    activation = getattr(getattr(last, "activation", None), "__name__", "linear")
+    activation = "softmax" if isinstance(last, tf.keras.layers.Softmax) else activation
+    if "softmax" in activation or (activation == "sigmoid" and model.output_shape[1] == labels):
+        raise UserError(
+            f"model={name!r} ends in a {activation}, where local training takes logits; leave the "
+            f"{activation} out"
+        )
+    is_hidden = isinstance(last, NEVER_LAST) or activation != "linear"
+    return model.output_shape[1] == labels and not is_hidden
+
+
 def check_new(name: str, layers: Sequence[Any]) -> None:
     """Raise UserError for layers that were used before: their own weights would be trained."""
     if any(layer.built for layer in layers):
@@ -237,10 +348,14 @@ def check_new(name: str, layers: Sequence[Any]) -> None:
         )
 
 
+def parts_of(layer: Any) -> list[Any]:
+    """Return the layer and all layers in it."""
+    return list(layer._flatten_layers())
+
+
 def random_parts(layer: Any) -> list[Any]:
     """Return those of the layer, and of the layers in it, that draw random numbers."""
-    parts = [part for part in (layer, *layer.submodules) if isinstance(part, tf.keras.layers.Layer)]
-    return [part for part in parts if hasattr(part, "_random_generator")]
+    return [part for part in parts_of(layer) if hasattr(part, "_random_generator")]
 
 
 def are_random(layers: Sequence[Any]) -> bool:
