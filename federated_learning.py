@@ -1459,6 +1459,7 @@ def run(
     new round, once the round is saved. Raises UserError for the user's mistakes, and RunFailed if a
     round cannot be done.
     """
+    command_line.check_single(config)
     experiment = build_experiment(config, dataset)
     config = experiment.config
     rounds = config.training.rounds
@@ -1517,7 +1518,15 @@ def run(
 
 
 def compare(config: Config) -> Path:
-    """Run every choice and seed that is compared; return the folder with the table and the plot."""
+    """Run every choice and seed that is compared; return the folder with the table and the plot.
+
+    Raises UserError if the configuration compares nothing, and for what `run` refuses.
+    """
+    if compared_rows(config) is None:
+        raise UserError(
+            f"compare={config.comparison.compare!r:.60} with seeds=1 leaves nothing to compare; "
+            "give choices such as compare='fedavg,fedprox', or seeds=3"
+        )
     config = config.replace(**options.absolute_paths(config.to_dict()))
     dataset = load_dataset(config.data)
     for remark in options.unused_remarks(config.to_dict(), Config.defaults()):

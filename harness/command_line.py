@@ -210,6 +210,21 @@ def check_resumed(
         )
 
 
+def check_single(config: ConfigGroup) -> None:
+    """Raise UserError for a configuration that asks for more or less than one run."""
+    fields = config.to_dict()
+    if fields["compare"] or fields["seeds"] > 1:
+        raise UserError(
+            f"compare={fields['compare']!r:.60} with seeds={fields['seeds']} is not one run; call "
+            "fl.compare(config), or fl.main(config) for folders of runs"
+        )
+    for field in ("list", "evaluate", "version"):
+        if fields[field]:
+            raise UserError(
+                f"{field}={fields[field]!r:.60} asks for no training; call fl.main(config)"
+            )
+
+
 def run_or_exit(function: Callable[..., Answer], *arguments: Any) -> Answer:
     """Return function(*arguments); an error that is foreseen ends the process with one line.
 

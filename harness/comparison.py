@@ -22,6 +22,7 @@ from harness.plots import plot_comparison, plot_rounds_to_target
 from harness.program import changed, describe_provenance, program, read_programs
 from harness.records import (
     RoundRecord,
+    have_one_length,
     is_over,
     megabytes_so_far,
     read_records,
@@ -60,6 +61,7 @@ class Finished(NamedTuple):
     rates: dict[str, tuple[float, float]]  # name -> the clients' and the server's learning rate
     base: Base  # what a row is held against; "" where their seeds differ
     table: list[dict[str, Any]]  # the rows of comparison.csv
+    seeds_of: dict[str, list[int]]  # name -> its seeds, in the order of its records
 
 
 def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callable) -> Path:
@@ -89,7 +91,11 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
     folder = find_folder(expand_path(config.run.runs), config.run.name, described)
     print_line(f"{len(compared.rows)} rows, {pluralize(seeds, 'seed')}: {describe_work(singles)}")
     finished = Finished(
-        {row.label: [] for row in compared.rows}, rates_of(singles), compared.base, []
+        {row.label: [] for row in compared.rows},
+        rates_of(singles),
+        compared.base,
+        [],
+        {row.label: list(range(config.seed, config.seed + seeds)) for row in compared.rows},
     )
     for number, single in enumerate(singles):
         place = f"[{number + 1}/{len(singles)}]"
@@ -111,14 +117,19 @@ def write_comparison(
     `run` is the group of flags, `since` when the comparison began.
     """
     target = run.target_accuracy
-    outcome_of = compare_rounds_to_target if target else compare_accuracies
-    draw_comparison, texts, outcomes = outcome_of(finished.records_of, target, caption)
-    summary = summarize(finished.records_of, finished.rates, finished.base, target)
-    is_private = any(runs[0][-1].private for runs in finished.records_of.values())
+    records_of = finished.records_of
+    if target:
+        draw_comparison, texts, outcomes = compare_rounds_to_target(
+            records_of, target, caption, finished.seeds_of
+        )
+    else:
+        draw_comparison, texts, outcomes = compare_accuracies(records_of, caption)
+    summary = summarize(records_of, finished.rates, finished.base, target, finished.seeds_of)
+    is_private = any(runs[0][-1].private for runs in records_of.values())
     provenance = describe_provenance(None if is_private else since)
     figures = {"comparison.png": draw_comparison}
-    if not target:  # else each run ends by itself
-        figures |= cost_figures(finished.records_of, caption)
+    if not target:
+        figures |= cost_figures(records_of, caption)
     files = {
         "comparison.csv": csv_table(finished.table),
         **draw_files(figures, form_of(run), provenance),
@@ -129,9 +140,11 @@ def write_comparison(
     for name, content in files.items():
         write_file(folder / name, content)
     print_line("")
-    lengths = {len(records) for runs in finished.records_of.values() for records in runs}
-    if len(lengths) > 1 and not target:
-        warn(f"all are shown after {min(lengths)} rounds, those of the shortest run")
+    if not target and not have_one_length(records_of):
+        warn(
+            "the runs are of different numbers of rounds: each accuracy is after its own last "
+            "round, and no difference between rows is tested"
+        )
     unit = "rounds" if target else "points"
     differences = differences_to_base(outcomes, finished.base, unit)
     labels = {
@@ -186,19 +199,19 @@ Outcome = tuple[Callable, dict[str, str], dict[str, Sequence[float | None]]]
 
 
 def compare_rounds_to_target(
-    records_of: dict[str, list[list[RoundRecord]]], target: float, caption: str
+    records_of: dict[str, list[list[RoundRecord]]],
+    target: float,
+    caption: str,
+    seeds_of: dict[str, list[int]],
 ) -> Outcome:
     """Return (what draws it, name -> its line, name -> rounds to the target by seed)."""
-    curves = {
-        name: [np.array([record.test_accuracy for record in records]) for records in runs]
-        for name, runs in records_of.items()
-    }
+    curves = {name: curves_of(runs) for name, runs in records_of.items()}
     needed = {
         name: [rounds_to_target(curve, target) for curve in of_seeds]
         for name, of_seeds in curves.items()
     }
     texts = {
-        name: f"target accuracy {target:.2%}: {format_rounds_to_target(rounds)}"
+        name: f"target accuracy {target:.2%}: {format_rounds_to_target(rounds, seeds_of[name])}"
         + (f"; highest {format_accuracy(list(map(max, curves[name])))}" if None in rounds else "")
         for name, rounds in needed.items()
     }
@@ -209,40 +222,40 @@ def compare_rounds_to_target(
         {labels[name]: rounds for name, rounds in needed.items()},
         target,
         caption,
+        {labels[name]: seeds for name, seeds in seeds_of.items()},
     )
     return draw, texts, needed
 
 
-def cut_to_shortest(
-    records_of: dict[str, list[list[RoundRecord]]],
-) -> dict[str, list[list[RoundRecord]]]:
-    """Return the same runs, all of as many rounds as the shortest has."""
-    rounds = min(len(records) for runs in records_of.values() for records in runs)
-    return {name: [records[:rounds] for records in runs] for name, runs in records_of.items()}
+def curves_of(runs: Sequence[Sequence[RoundRecord]]) -> list[np.ndarray]:
+    """Return the test accuracies float64[rounds] of each run."""
+    return [np.array([record.test_accuracy for record in records]) for records in runs]
 
 
-def accuracies_of(runs: Sequence[Sequence[RoundRecord]]) -> np.ndarray:
-    """Return the test accuracies float64[seeds,rounds] of runs of equal length."""
-    return np.array([[record.test_accuracy for record in records] for records in runs])
-
-
-def compare_accuracies(
-    records_of: dict[str, list[list[RoundRecord]]], target: float, caption: str
-) -> Outcome:
+def compare_accuracies(records_of: dict[str, list[list[RoundRecord]]], caption: str) -> Outcome:
     """Return (what draws it, name -> its line, name -> final accuracy in percent by seed).
 
-    All runs are cut to the rounds of the shortest: a privacy budget may end one early.
+    Each run counts by its own last round; if they are not of as many rounds, as where a privacy
+    budget ended one, there are no outcomes to be tested.
     """
-    cut = cut_to_shortest(records_of)
-    accuracies = {name: accuracies_of(runs) for name, runs in cut.items()}
-    rounds = len(next(iter(cut.values()))[0])
+    curves = {name: curves_of(runs) for name, runs in records_of.items()}
+    final = {name: np.array([curve[-1] for curve in curves[name]]) for name in curves}
     texts = {
-        name: f"{format_accuracy(values[:, -1])} after {pluralize(rounds, 'round')}"
-        for name, values in accuracies.items()
+        name: f"{format_accuracy(final[name])} after {format_lengths(runs)}"
+        for name, runs in records_of.items()
     }
-    labeled = {name + format_spent(cut[name]): values for name, values in accuracies.items()}
-    final = {name: 100 * values[:, -1] for name, values in accuracies.items()}
-    return partial(plot_comparison, labeled, caption), texts, final
+    labeled = {name + format_spent(records_of[name]): curves[name] for name in curves}
+    outcomes = {name: 100 * values for name, values in final.items()}
+    tested = outcomes if have_one_length(records_of) else {}
+    return partial(plot_comparison, labeled, caption), texts, tested
+
+
+def format_lengths(runs: Sequence[Sequence[RoundRecord]]) -> str:
+    """Return "5 rounds", or "3 to 5 rounds" of seeds that ended at different ones."""
+    fewest = min(map(len, runs))
+    most = max(map(len, runs))
+    span = f"{fewest} to " if fewest < most else ""
+    return f"{span}{pluralize(most, 'round')}"
 
 
 def cost_figures(
@@ -251,10 +264,12 @@ def cost_figures(
     """Return file name -> what draws the errors by megabytes sent; none where all send the same."""
     accuracies = {}
     megabytes = {}
-    for name, runs in cut_to_shortest(records_of).items():
+    for name, runs in records_of.items():
         label = name + format_spent(runs)
-        accuracies[label] = accuracies_of(runs)
-        megabytes[label] = np.mean([megabytes_so_far(records) for records in runs], axis=0)
+        accuracies[label] = curves_of(runs)
+        rounds = min(map(len, runs))  # of a privacy budget's runs, one may be shorter
+        sent = [megabytes_so_far(records)[:rounds] for records in runs]
+        megabytes[label] = np.mean(sent, axis=0)
     totals = [float(of_rounds[-1]) for of_rounds in megabytes.values()]
     if max(totals) < 1.01 * min(totals):
         return {}

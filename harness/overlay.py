@@ -59,11 +59,12 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
     names = name_rows([next(iter(of_seeds.values())) for of_seeds in rows.values()], default)
     by_name = dict(zip(names, rows.values(), strict=True))
     same_seeds = len({tuple(sorted(of_seeds)) for of_seeds in by_name.values()}) == 1
-    finished = Finished({}, {}, names[0] if same_seeds else "", [])
+    finished = Finished({}, {}, names[0] if same_seeds else "", [], {})
     for name, of_seeds in by_name.items():
         ordered = [of_seeds[seed] for seed in sorted(of_seeds)]
         training = ordered[0].config.training
         finished.records_of[name] = [run.records for run in ordered]
+        finished.seeds_of[name] = [run.config.seed for run in ordered]
         finished.rates[name] = (training.client_lr, training.server_lr)
         for run in ordered:
             identified = {"run": run.folder.name, "compared": name, "seed": run.config.seed}

@@ -384,28 +384,32 @@ def outside_legend(figure: Figure, title: str) -> None:
 
 @default_style
 def plot_comparison(
-    curves: dict[str, np.ndarray], caption: str, megabytes: dict[str, np.ndarray] | None = None
+    curves: dict[str, Sequence[np.ndarray]],
+    caption: str,
+    megabytes: dict[str, np.ndarray] | None = None,
 ) -> Figure:
-    """Draw the test error by round, a line a name, of accuracies float[seeds,rounds].
+    """Draw the test error by round, a line a name, of the accuracies float[rounds] of each seed.
 
-    With `megabytes` float[rounds], what a name's server and clients have sent so far, by these.
+    The line goes as far as the shortest of a name's runs; its label has the mean over their own
+    ends. With `megabytes` float[rounds], what a name's server and clients have sent so far, the
+    errors are drawn by these.
     """
-    numbers = sorted({len(accuracies) for accuracies in curves.values()})
+    numbers = sorted({len(of_seeds) for of_seeds in curves.values()})
     seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
     title = f"Test error, mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "Test error, one seed"
     figure = new_figure(9, 4.8, title, caption)
     axes = error_axes(figure)
-    for number, (name, accuracies) in enumerate(curves.items()):
+    for number, (name, of_seeds) in enumerate(curves.items()):
         style = style_of(number)
-        errors = 100 * (1 - accuracies)
-        places = np.arange(1, accuracies.shape[1] + 1)
-        if megabytes:
-            places = megabytes[name]
+        rounds = min(map(len, of_seeds))
+        errors = 100 * (1 - np.array([accuracies[:rounds] for accuracies in of_seeds]))
+        ends = [100 * (1 - accuracies[-1]) for accuracies in of_seeds]
+        places = megabytes[name][:rounds] if megabytes else np.arange(1, rounds + 1)
         mean = errors.mean(axis=0)
-        label = f"{name}: {mean[-1]:.2f} %"
-        if len(accuracies) > 1:
+        label = f"{name}: {np.mean(ends):.2f} %"
+        if len(of_seeds) > 1:
             spread = errors.std(axis=0, ddof=1)
-            label = f"{name}: {mean[-1]:.2f} ± {spread[-1]:.2f} %"
+            label = f"{name}: {np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f} %"
             lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
             axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
         if megabytes:
@@ -416,7 +420,9 @@ def plot_comparison(
         axes.set(xlabel="sent down and up so far (MB)", xlim=(0, None))
     else:
         whole_rounds(axes)
-    outside_legend(figure, "error after the last round")
+    lengths = {len(accuracies) for of_seeds in curves.values() for accuracies in of_seeds}
+    whose = "the last round" if len(lengths) == 1 else "each run's own last round"
+    outside_legend(figure, f"error after {whose}")
     return figure
 
 
@@ -426,6 +432,7 @@ def plot_rounds_to_target(
     needed: dict[str, Sequence[float | None]],
     target: float,
     caption: str,
+    seeds_of: dict[str, Sequence[int]] | None = None,
 ) -> Figure:
     """Draw the test error by round until it is that of the accuracy `target`, a line a seed.
 
@@ -437,7 +444,8 @@ def plot_rounds_to_target(
     figure = new_figure(9, 4.8, title, caption)
     axes = error_axes(figure)
     for number, (name, of_seeds) in enumerate(curves.items()):
-        label = f"{name}: {format_rounds_to_target(needed[name])}"
+        own_seeds = seeds_of[name] if seeds_of else ()
+        label = f"{name}: {format_rounds_to_target(needed[name], own_seeds)}"
         for accuracies in of_seeds:
             rounds = np.arange(1, len(accuracies) + 1)
             line = axes.plot(rounds, 100 * (1 - accuracies), **style_of(number), lw=1.2)[0]

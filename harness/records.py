@@ -313,6 +313,11 @@ def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None
     return float(after + (target - best[after - 1]) / (best[after] - best[after - 1]))
 
 
+def have_one_length(records_of: dict[str, Sequence[Sequence[RoundRecord]]]) -> bool:
+    """Return whether all runs, by row and seed, are of as many rounds."""
+    return len({len(records) for runs in records_of.values() for records in runs}) == 1
+
+
 def name_metrics(
     chunks: Sequence[np.ndarray], metrics: Any, names: Sequence[str]
 ) -> list[dict[str, Any]]:

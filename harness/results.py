@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import platform
 from collections.abc import Sequence
 from pathlib import Path
@@ -192,37 +193,53 @@ def format_accuracy(accuracies: Sequence[float]) -> str:
     return f"test accuracy {np.mean(accuracies):.2%}{spread}"
 
 
-def format_rounds_to_target(rounds: Sequence[float | None]) -> str:
-    """Return the rounds that the seeds needed, mean ± sd of those that reached the target.
+def format_rounds_to_target(rounds: Sequence[float | None], seeds: Sequence[int] = ()) -> str:
+    """Return the rounds that the seeds needed, their mean ± sd if all of them reached the target.
 
-    A seed that did not has None.
+    A seed that did not has None. Then a mean of the others would be one of the fast seeds alone,
+    so each is shown, and those that did not are named by `seeds`, by default 0, 1, ...
     """
-    reached = [needed for needed in rounds if needed]
+    reached = [needed for needed in rounds if needed is not None]
     if not reached:
         return "not reached"
-    spread = f" ± {np.std(reached, ddof=1):.1f}" if len(reached) > 1 else ""
-    share = f", {len(reached)} of {len(rounds)} seeds" if len(reached) < len(rounds) else ""
-    return f"{np.mean(reached):.1f}{spread} rounds{share}"
+    if len(reached) == len(rounds):
+        spread = f" ± {np.std(reached, ddof=1):.1f}" if len(reached) > 1 else ""
+        return f"{np.mean(reached):.1f}{spread} rounds"
+    late = [
+        str(seed)
+        for seed, needed in zip(seeds or range(len(rounds)), rounds, strict=True)
+        if needed is None
+    ]
+    shown = ", ".join(f"{needed:.1f}" for needed in reached)
+    return (
+        f"{shown} rounds with {len(reached)} of {len(rounds)} seeds, not reached with seed "
+        f"{', '.join(late)}"
+    )
 
 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """Return (mean of second - first, p of the paired t-test) over float[seeds] each.
 
-    If all seeds differ by the same, there is no spread to test with: p is 0, or 1 if they do not
-    differ.
+    If all seeds differ by the same, there is no spread to test with: p is NaN, not testable. It is
+    1 if they do not differ at all.
     """
     difference = np.subtract(second, first)
-    if np.ptp(difference) < 1e-9:
-        return float(difference.mean()), float(abs(difference[0]) < 1e-9)
+    if len(difference) < 2 or np.ptp(difference) < 1e-9:
+        same = bool(np.all(np.abs(difference) < 1e-9))
+        return float(difference.mean()), 1.0 if same else math.nan
     return float(difference.mean()), float(scipy.stats.ttest_rel(second, first).pvalue)
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return the p of several tests made together, adjusted by Holm (1979), in the order given."""
-    order = np.argsort(ps, kind="stable")
-    steps = [(len(ps) - rank) * ps[test] for rank, test in enumerate(order)]
-    adjusted = np.empty(len(ps))
-    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps))
+    """Return the p of several tests made together, adjusted by Holm (1979), in the order given.
+
+    NaN, of what is not testable, is no test.
+    """
+    adjusted = np.full(len(ps), math.nan)
+    tests = np.flatnonzero(~np.isnan(ps))
+    order = tests[np.argsort(np.asarray(ps)[tests], kind="stable")]
+    steps = [(len(order) - rank) * ps[test] for rank, test in enumerate(order)]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps)) if steps else []
     return adjusted.tolist()
 
 
@@ -230,7 +247,7 @@ class Difference(NamedTuple):
     """How far a row is from another, seed by seed."""
 
     mean: float
-    p: float  # of the paired t-test
+    p: float  # of the paired t-test; NaN if it is not testable
     adjusted_p: float  # by Holm's correction over all rows
 
 
@@ -277,8 +294,8 @@ def format_differences(
             texts[name] = ""
         elif num_seeds > 1 and not np.subtract(outcomes[name], outcomes[own_base]).any():
             texts[name] = f"; the same as {own_base} with every seed"
-        elif p in (0, 1):
-            texts[name] = f"{difference} with every seed"
+        elif math.isnan(p):
+            texts[name] = f"{difference} with every seed, which is not testable"
         else:
             texts[name] = (
                 f"{difference}, {verdict} by {num_seeds} seeds ({method}, p {adjusted_p:.2g})"

@@ -8,7 +8,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.files import one_line
-from harness.records import RoundRecord, megabytes_so_far, rounds_to_target
+from harness.records import (
+    RoundRecord,
+    have_one_length,
+    megabytes_so_far,
+    rounds_to_target,
+)
 from harness.results import Base, base_of, compare_outcomes
 
 import numpy as np
@@ -19,7 +24,7 @@ ROW = "compared"  # the first column, of the rows' names
 # Of a column: its heading in Markdown and LaTeX, and how its numbers are written.
 COLUMNS = {
     "seeds": ("seeds", "d"),
-    "rounds": ("rounds", "d"),
+    "rounds": ("rounds", "g"),
     "client_lr": ("client lr", "g"),
     "server_lr": ("server lr", "g"),
     "mean": ("test accuracy (%)", ".2f"),
@@ -27,13 +32,16 @@ COLUMNS = {
     "low": ("95 % from", ".2f"),
     "high": ("to", ".2f"),
     "difference": ("difference", "+.2f"),
+    "rounds_difference": ("difference (rounds)", "+.2f"),
     "versus": ("against", "s"),
     "p": ("p", ".2g"),
     "p_holm": ("p (Holm)", ".2g"),
     "rounds_to_target": ("rounds to the target", ".1f"),
     "reached": ("reached it", "d"),
+    "not_reached": ("not reached, seeds", "s"),
     "epsilon": ("ε", ".1f"),
     "megabytes": ("MB sent", ",.1f"),
+    "megabytes_to_target": ("MB to the target", ",.1f"),
 }
 
 
@@ -42,45 +50,83 @@ def summarize(
     rates: dict[str, tuple[float, float]],
     base: Base,
     target: float,
+    seeds_of: dict[str, Sequence[int]] | None = None,
 ) -> Table:
     """Return a row for each name: its test accuracy in percent over the seeds, and what it needed.
 
-    `records_of` has the records of each seed, `rates` the clients' and the server's. Accuracies are
-    those after the last round that all runs have. Differences are to the row's `base`, if it has
-    one, by the paired t-test, with Holm's correction where there are more than two rows. What does
-    not apply is None.
+    `records_of` has the records of each seed, `rates` the clients' and the server's, `seeds_of` the
+    seeds, by default 0, 1, ... Each run's accuracy is that after its own last round. Differences
+    are to the row's `base`, if it has one, by the paired t-test, with Holm's correction where there
+    are more than two rows: of the rounds to the `target` if there is one, else of the accuracies if
+    all runs are of as many rounds. What does not apply, such as a mean over seeds of which one did
+    not reach the target, is None.
     """
-    rounds = min(len(records) for runs in records_of.values() for records in runs)
-    accuracies = {
-        name: [100 * records[rounds - 1].test_accuracy for records in runs]
+    needed = {
+        name: [rounds_to_target([record.test_accuracy for record in run], target) for run in runs]
         for name, runs in records_of.items()
     }
-    differences = compare_outcomes(accuracies, base) if base else {}
+    accuracies = {
+        name: [100 * records[-1].test_accuracy for records in runs]
+        for name, runs in records_of.items()
+    }
+    outcomes = accuracies if have_one_length(records_of) else {}
+    if target:
+        outcomes = {name: rounds for name, rounds in needed.items() if None not in rounds}
+    differences = compare_outcomes(outcomes, base) if base else {}
     rows = []
     for name, runs in records_of.items():
-        seeds = len(runs)
-        row = {ROW: name, "seeds": seeds, "rounds": rounds}
+        seeds = seeds_of[name] if seeds_of else range(len(runs))
+        row = {ROW: name, "seeds": len(runs), "rounds": float(np.mean([*map(len, runs)]))}
         row |= dict(zip(("client_lr", "server_lr"), rates[name], strict=True))
         row |= describe_spread(accuracies[name])
-        row |= {"difference": None, "versus": None, "p": None, "p_holm": None}
-        if name in differences:
-            row["versus"] = base_of(name, base)
-            row["difference"] = differences[name].mean
-            if seeds > 1:
-                row["p"] = differences[name].p
-            if seeds > 1 and len(differences) > 1:
-                row["p_holm"] = differences[name].adjusted_p
-        curves = [[record.test_accuracy for record in records] for records in runs]
-        needed = [rounds_to_target(curve, target) for curve in curves]
-        reached = [number for number in needed if number is not None]
-        row["rounds_to_target"] = float(np.mean(reached)) if reached else None
-        row["reached"] = len(reached) if target else None
-        spent = [records[rounds - 1].epsilon for records in runs]
+        row |= describe_difference(name, differences, base, bool(target), len(runs))
+        row |= describe_target(runs, needed[name], seeds, target)
+        spent = [records[-1].epsilon for records in runs]
         row["epsilon"] = None if None in spent else max(spent)
-        sent = [megabytes_so_far(records[:rounds])[-1] for records in runs]
-        row["megabytes"] = float(np.mean(sent))
+        sent = [megabytes_so_far(records)[-1] for records in runs]
+        row["megabytes"] = None if target else float(np.mean(sent))
         rows.append(row)
     return rows
+
+
+def describe_difference(
+    name: str, differences: dict[str, Any], base: Base, to_target: bool, seeds: int
+) -> dict[str, Any]:
+    """Return the columns on how far a row is from its base; None where nothing can be said."""
+    row = {"difference": None, "rounds_difference": None, "versus": None, "p": None, "p_holm": None}
+    if name not in differences:
+        return row
+    row["versus"] = base_of(name, base)
+    row["rounds_difference" if to_target else "difference"] = differences[name].mean
+    if seeds > 1:
+        row["p"] = differences[name].p
+    if seeds > 1 and len(differences) > 1:
+        row["p_holm"] = differences[name].adjusted_p
+    return row
+
+
+def describe_target(
+    runs: Sequence[Sequence[RoundRecord]],
+    needed: Sequence[float | None],
+    seeds: Sequence[int],
+    target: float,
+) -> dict[str, Any]:
+    """Return the columns on the target: what its seeds needed, and which did not reach it."""
+    row = dict.fromkeys(("rounds_to_target", "reached", "not_reached", "megabytes_to_target"))
+    if not target:
+        return row
+    late = [str(seed) for seed, rounds in zip(seeds, needed, strict=True) if rounds is None]
+    row["reached"] = len(runs) - len(late)
+    row["not_reached"] = " ".join(late) or None
+    if not late:
+        row["rounds_to_target"] = float(np.mean(needed))
+        # A run may have gone on: what it sent is counted up to the round that reached the target.
+        sent = [
+            megabytes_so_far(records)[math.ceil(rounds) - 1]
+            for records, rounds in zip(runs, needed, strict=True)
+        ]
+        row["megabytes_to_target"] = float(np.mean(sent))
+    return row
 
 
 def describe_spread(values: Sequence[float]) -> dict[str, float | None]:
@@ -106,6 +152,8 @@ def cell(row: dict[str, Any], column: str) -> str:
     value = row[column]
     if value is None:
         return ""
+    if isinstance(value, float) and math.isnan(value):
+        return "not testable"
     return f"{value:{COLUMNS[column][1]}}" if column in COLUMNS else str(value)
 
 

@@ -210,7 +210,9 @@ def test_a_difference_is_tested_seed_by_seed():
     sqrt(2 + t ** 2)."""
     t = 2 * np.sqrt(3)
     assert paired_test([5, 6, 7], [6, 8, 10]) == pytest.approx((2, 1 - t / np.sqrt(2 + t**2)))
-    assert paired_test([5, 6], [5, 6]) == (0, 1) and paired_test([5, 6], [4, 5]) == (-1, 0)
+    assert paired_test([5, 6], [5, 6]) == (0, 1)
+    difference, p = paired_test([5, 6], [4, 5])
+    assert difference == -1 and math.isnan(p)  # equal differences have no spread to test with
 
     def told(own, other):
         return format_differences({"a": own, "b": other}, "a", "points")["b"]
@@ -222,7 +224,10 @@ def test_a_difference_is_tested_seed_by_seed():
     assert told([5, 6, 7], [6, 7.1, 8]).startswith(
         "; +1.03 points vs a, told apart by 3 seeds (paired t-test, p 0.00"
     )
-    assert told([5, 6], [4, 5]) == "; -1.00 points vs a with every seed" and told([5], [6]) == ""
+    assert (
+        told([5, 6], [4, 5]) == ("; -1.00 points vs a with every seed, which is not testable")
+        and told([5], [6]) == ""
+    )
 
 
 def test_several_rows_are_told_apart_by_holms_correction():
@@ -230,6 +235,8 @@ def test_several_rows_are_told_apart_by_holms_correction():
     before, at most 1."""
     assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert holm([0.5, 0.9]) == [1, 1] and holm([]) == []
+    first, second, third = holm([0.03, math.nan, 0.04])  # two tests
+    assert (first, third) == pytest.approx((0.06, 0.06)) and math.isnan(second)
     rows = {
         "a": [5, 6, 7, 8],
         "b": [6, 7.1, 8.2, 9],
@@ -264,7 +271,7 @@ def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
     told = {name: format_rounds_to_target(several) for name, several in needed.items()}
     assert told == {
         "fast": f"1.4 ± {0.25 / np.sqrt(2):.1f} rounds",
-        "half": "1.5 rounds, 1 of 2 seeds",
+        "half": "1.5 rounds with 1 of 2 seeds, not reached with seed 1",
     }
     assert format_rounds_to_target([None, None]) == "not reached"
     figure = plots.plot_rounds_to_target(curves, needed, 0.6, "note")
@@ -302,6 +309,22 @@ def test_a_comparison_to_a_target_tells_rounds(tmp_path, monkeypatch, capsys):
     )
     # the runs are there already, the picture is another
     assert len(list(lower.parent.glob("compare-*"))) == 2
+
+
+def test_a_comparison_is_not_run_as_one_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for words, function in [
+        ("--compare fedavg,fedprox --seeds 3", "fl.compare"),
+        ("--seeds 2", "fl.compare"),
+        ("--list runs", "fl.main"),
+    ]:
+        with pytest.raises(UserError, match=f"call {function}"):
+            fl.run(fl.parse(words))
+    with pytest.raises(UserError, match="call fl.main"):
+        fl.run(fl.Config().replace(version=True))
+    with pytest.raises(UserError, match="nothing to compare"):
+        fl.compare(fl.Config())
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_is_compared_stands_in_the_caption(digits):
@@ -364,7 +387,7 @@ def test_equal_rows_are_called_the_same():
 def test_a_target_that_nobody_reaches_leaves_the_accuracy():
     records = [make_record(accuracy, number) for number, accuracy in enumerate([0.5, 0.7, 0.6], 1)]
     runs = {"fedavg": [records, [make_record(0.8)]]}
-    _, texts, _ = comparison.compare_rounds_to_target(runs, 0.95, "caption")
+    _, texts, _ = comparison.compare_rounds_to_target(runs, 0.95, "caption", {"fedavg": [0, 1]})
     assert texts["fedavg"] == (
         "target accuracy 95.00%: not reached; highest test accuracy 75.00% ± 7.07%"
     )

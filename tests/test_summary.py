@@ -46,11 +46,55 @@ def test_a_row_has_mean_interval_difference_and_p():
     assert fedavg["reached"] is fedavg["rounds_to_target"] is fedavg["epsilon"] is None
 
 
-def test_rounds_to_a_target_are_those_of_the_seeds_that_reach_it():
-    """From 0.5 to 0.92 the target 0.71 is half-way, from 0.5 to 0.94 it is at 21/44."""
-    fedavg, fedprox, _ = summarize(RECORDS, RATES, "fedavg", 0.93)
+def test_a_mean_to_a_target_leaves_no_seed_out():
+    """One of fedavg's seeds reaches 0.93 (at 43/44 between the rounds), two of fedprox's; all reach
+    0.7, half-way from 0.5 to 0.9 and so on."""
+    fedavg, fedprox, _ = summarize(
+        RECORDS, RATES, "fedavg", 0.93, dict.fromkeys(RECORDS, [4, 5, 6])
+    )
     assert (fedavg["reached"], fedprox["reached"]) == (1, 2)
-    assert fedavg["rounds_to_target"] == pytest.approx(1 + 0.43 / 0.44)
+    assert (fedavg["not_reached"], fedprox["not_reached"]) == ("4 5", "4")
+    for row in (fedavg, fedprox):
+        for column in ("rounds_to_target", "megabytes_to_target", "megabytes", "p", "difference"):
+            assert row[column] is None, column
+    fedavg, fedprox, _ = summarize(RECORDS, RATES, "fedavg", 0.7)
+    needed = {
+        name: [1 + 0.2 / (accuracy - 0.5) for accuracy in ends]
+        for name, ends in {"fedavg": (0.90, 0.92, 0.94), "fedprox": (0.91, 0.94, 0.95)}.items()
+    }
+    assert fedavg["rounds_to_target"] == pytest.approx(np.mean(needed["fedavg"]))
+    difference = np.subtract(needed["fedprox"], needed["fedavg"])
+    assert fedprox["rounds_difference"] == pytest.approx(difference.mean())
+    assert fedprox["p"] == pytest.approx(scipy.stats.ttest_1samp(difference, 0).pvalue)
+    assert fedprox["difference"] is None and fedprox["not_reached"] is None
+
+
+def test_runs_that_end_at_different_rounds_are_not_tested():
+    """As to a target: each accuracy is that of its own end, the megabytes are those up to the
+    target, 1 + 1 a round."""
+    records_of = {
+        name: [
+            [
+                dataclasses.replace(make_record(accuracy, n), bytes_down=10**6, bytes_up=10**6)
+                for n, accuracy in enumerate(curve, 1)
+            ]
+            for curve in curves
+        ]
+        for name, curves in {
+            "fast": ([0.5, 0.9], [0.6, 0.92]),
+            "slow": ([0.1, 0.2, 0.3, 0.95], [0.1, 0.2, 0.96, 0.9]),
+        }.items()
+    }
+    rates = dict.fromkeys(records_of, (0.1, 1.0))
+    fast, slow = summarize(records_of, rates, "fast", 0)
+    assert (fast["mean"], slow["mean"]) == pytest.approx((91, 92.5))
+    assert (fast["rounds"], slow["rounds"], slow["difference"], slow["p"]) == (2, 4, None, None)
+    fast, slow = summarize(records_of, rates, "fast", 0.9)
+    assert (fast["mean"], slow["mean"]) == pytest.approx((91, 92.5))
+    assert (fast["megabytes_to_target"], slow["megabytes_to_target"]) == (4, (8 + 6) / 2)
+    assert slow["rounds_difference"] == pytest.approx(
+        np.mean([3 + 0.6 / 0.65, 2 + 0.7 / 0.76]) - np.mean([2, 1 + 0.3 / 0.32])
+    )
 
 
 def test_one_seed_has_no_spread_and_no_p():
