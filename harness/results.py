@@ -211,10 +211,7 @@ def format_rounds_to_target(rounds: Sequence[float | None], seeds: Sequence[int]
         if needed is None
     ]
     shown = ", ".join(f"{needed:.1f}" for needed in reached)
-    return (
-        f"{shown} rounds with {len(reached)} of {len(rounds)} seeds, not reached with seed "
-        f"{', '.join(late)}"
-    )
+    return f"{shown} rounds; not reached: seed {', '.join(late)}"
 
 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:

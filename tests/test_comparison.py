@@ -271,7 +271,7 @@ def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
     told = {name: format_rounds_to_target(several) for name, several in needed.items()}
     assert told == {
         "fast": f"1.4 ± {0.25 / np.sqrt(2):.1f} rounds",
-        "half": "1.5 rounds with 1 of 2 seeds, not reached with seed 1",
+        "half": "1.5 rounds; not reached: seed 1",
     }
     assert format_rounds_to_target([None, None]) == "not reached"
     figure = plots.plot_rounds_to_target(curves, needed, 0.6, "note")
