@@ -143,8 +143,9 @@ class Partitioning(ConfigGroup):
     """Which owners are clients, if these are fewer: those with the most images, or some at random.
     Used by natural."""
     unseen_clients: float_range(0, 0.9) = 0.0
-    """Share of the clients that are never drawn: each round tells the accuracy on their images, and
-    on those of the clients that train [Yuan et al. 2022]."""
+    """Share of the clients that are never drawn. Each round tells the accuracy on their images, and
+    on the images that the other clients train on: those are new to the model neither as images nor
+    as clients, so the gap between both is not that of new clients alone."""
     partition_file: str = ""
     """A partition.json, of a run or another program, whose split is used. Implies
     `--partition file`."""
@@ -217,6 +218,7 @@ class Config(ConfigGroup):
         """
         implied = presets.preset_fields(changes.get("preset"), parse)
         if changes.get("evaluate"):
+            super().replace(evaluate=changes["evaluate"])  # refuses what is no text
             saved = command_line.read_saved(changes["evaluate"], Config())
             implied |= saved.data.to_dict()
         return super().replace(**implied | changes)
@@ -270,6 +272,7 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     if evaluated and not base and not names_data:
         base = Config().replace(evaluate=evaluated[-1])
     config = command_line.read_flags(Config, flags, default=base)
+    options.check_given_noise(config.to_dict(), given)
     if config.run.resume:
         saved = command_line.read_saved(config.run.resume, Config())
         config = command_line.read_flags(Config, flags, default=saved)
@@ -422,7 +425,7 @@ def hash_partition(dataset: Dataset, indices: Sequence[np.ndarray], config: Conf
         digest.update(len(part).to_bytes(8, "little") + part.tobytes())
     if PARTITIONERS[config.partition_name].change_images:
         program_file = program.file_hash("variants/partitions.py")
-        changed_by = [config.partition_fields, config.seed, program_file]
+        changed_by = [config.partition_name, config.partition_fields, config.seed, program_file]
         digest.update(json.dumps(changed_by, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
@@ -451,7 +454,9 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     split, num_topped_up = partitions.draw_split(draw, config.seed, min_images)
     indices = [np.sort(part).astype(np.int64) for part in split]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
-    partitions.verify_partition_file(config.partitioning.partition_file, dataset, counts)
+    partitions.verify_partition_file(
+        config.partitioning.partition_file, dataset, counts, PARTITIONERS
+    )
     digest = hash_partition(dataset, indices, config)
     return Partition(indices, np.stack(counts), num_topped_up, digest)
 
@@ -1144,6 +1149,10 @@ def train_cohort(
     aggregator = experiment.aggregator
     sizes = experiment.partition.sizes
     round_num = int(state.client_work.round) + 1
+    if aggregator.update_format == "stacked":
+        # Drawn by size a client may come twice. Two equal updates would be each other's neighbours
+        # and outvote others, so a rule that looks at all updates gets each client's once.
+        clients = sorted(set(clients))
     chunks = [
         chunk
         for clients_of_host in worker.assign(clients)
@@ -1161,8 +1170,7 @@ def train_cohort(
     # A client whose update is not finite sends zeros, with weight 0. An aggregator that looks at
     # each client's norm would count them. So the round is done again, from the same state, without
     # these clients; what they reported stays in the record.
-    sees_norms = aggregator.update_format == "per_client" and not aggregator.private
-    if sees_norms and len(finite) < len(reports):
+    if aggregator.sends_norm and not aggregator.private and len(finite) < len(reports):
         next_state, _ = train_cohort(worker, experiment, state, finite)
     return next_state, reports
 
@@ -1344,7 +1352,7 @@ def build_experiment(
         partition=partition,
         partitioner=rows["partition"],
         network=make_network(config.training.model, rows["model"], dataset),
-        algorithm=rows["algorithm"](optimization, partition.sizes),
+        algorithm=rows["algorithm"](config, partition.sizes),
         client_optimizer=rows["client_optimizer"](config.training.client_lr, optimization),
         aggregator=rows["aggregator"],
         behaviour=adversity.ClientBehaviour(config, rows["attack"], dataset.num_classes),
@@ -1416,6 +1424,7 @@ def save_clients(
 
     `state` is that before the round, None for the first. The clients are trained once more, here,
     by the same function of (seed, round, client); the last bits may be others than the worker's.
+    A client whose update was not finite sent nothing that counted, and has no model.
     """
     client_update = tf.function(build_client_update(experiment), autograph=False)
     slots = experiment.algorithm.memory_slots()
@@ -1426,7 +1435,8 @@ def save_clients(
         weights = state.global_model_weights.trainable
     initial = tuple(map(tf.constant, weights))
     round_num = tf.constant(record.round, tf.int64)
-    for client in sorted({report["client"] for report in record.clients}):
+    folder.remove_clients()
+    for client in sorted({report["client"] for report in record.clients if report["finite"]}):
         output = client_update(
             initial, tf.constant(memory), round_num, tf.constant(client, tf.int64)
         )
@@ -1467,6 +1477,7 @@ def run(
     build_model_of = partial(build_saved_model, experiment.network)
     result = None
     before = None  # the state before the last round
+    has_new_round = False
     experiment.check()
     with RunFolder.open(experiment, how_to_go_on) as folder:
         print_line(f"{caption}\n")
@@ -1492,6 +1503,7 @@ def run(
                 folder.save_round(record, state, draw_confusion, build_model_of)
                 earlier = result.records if result else []
                 before = result.state if result else None
+                has_new_round = True
                 result = Result(folder.path, [*earlier, record], evaluation, state)
                 print_round(experiment, record, earlier)
                 if on_round:
@@ -1508,7 +1520,9 @@ def run(
                 f"epsilon_budget={config.privacy.epsilon_budget:g} allows no further round, and "
                 "none was done; choose more, or start a new run"
             )
-        if config.run.save_clients and result.records[-1].clients:
+        if config.run.save_clients and not has_new_round:
+            warn("no new round was done: save_clients=True saves no clients' models")
+        elif config.run.save_clients:
             save_clients(folder, experiment, before, result.records[-1])
         metrics, paths = save_result(folder, experiment, result)
         results.print_summary(metrics, paths, folder.seconds, is_one_of_many=bool(how_to_go_on))

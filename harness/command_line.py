@@ -133,8 +133,8 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
 def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
     """Return the configuration that --config names, as a default for flags; None without the flag.
 
-    Tables of a TOML file group its fields and mean nothing else. What belongs to one run alone,
-    such as what it resumed, is left out. Raises UserError for a file that has something else.
+    What belongs to one run alone, such as what it resumed, is left out. Raises UserError for a file
+    that has something else.
     """
     names, others = split_off(words, "config")
     if not names:
@@ -145,9 +145,7 @@ def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
             "run; drop one"
         )
     path = expand_path(names[-1])
-    fields = {}
-    for name, value in read_table(path).items():
-        fields |= value if isinstance(value, dict) else {name: value}
+    fields = read_groups(path, default)
     own = {field: value for field, value in fields.items() if field not in OF_ONE_COMMAND}
     try:
         for field in own:
@@ -157,15 +155,45 @@ def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
+def read_groups(path: Path, default: ConfigGroup) -> dict[str, Any]:
+    """Return field -> value in a file whose tables are groups of fields, such as [training].
+
+    Raises UserError for another table, a field in the table of another group, and one given twice.
+    """
+    groups = {name: g for name, g in vars(default).items() if isinstance(g, ConfigGroup)}
+    fields: dict[str, Any] = {}
+    for name, value in read_table(path).items():
+        if not isinstance(value, dict):
+            found = {name: value}
+        elif name in groups:
+            found = value
+            strange = sorted(value.keys() & default.to_dict().keys() - groups[name].to_dict())
+            if strange:
+                raise UserError(
+                    f"{path}: [{name}] has no field {strange[0]}; move it to its own table, or "
+                    "above all tables"
+                )
+        else:
+            raise UserError(
+                f"{path}: [{name!s:.60}] is no group of fields; choose {', '.join(groups)}, or "
+                "leave the table out"
+            )
+        twice = sorted(found.keys() & fields.keys())
+        if twice:
+            raise UserError(f"{path}: {twice[0]} is given twice; give it once")
+        fields |= found
+    return fields
+
+
 def read_table(path: Path) -> dict[str, Any]:
     """Return what a TOML or JSON file holds. Raises UserError if it cannot be read."""
     if path.suffix != ".toml":
         return read_json(path)
     try:
-        return tomllib.loads(read_bytes(path).decode())
+        return tomllib.loads(read_bytes(path).decode("utf-8-sig"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}); name a file") from error
-    except ValueError as error:  # not UTF-8, or not TOML
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
         raise UserError(f"{path} is no TOML ({briefly(error)}); mend it") from error
 
 

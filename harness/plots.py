@@ -221,7 +221,7 @@ def style_of(number: int) -> dict[str, str]:
 # Columns of a record beside the test accuracy: what their lines are called.
 BESIDE_LABELS = {
     "attack_success": "test images with the trigger, as its target",
-    "seen_accuracy": "images of the clients that train",
+    "seen_accuracy": "images that clients trained on",
     "unseen_accuracy": "images of clients never drawn",
 }
 

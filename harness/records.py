@@ -20,8 +20,8 @@ PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsi
 # Columns of accuracies on other images than the test set: what a round's line calls them.
 BESIDE = {
     "attack_success": "backdoor opens",
-    "seen_accuracy": "clients seen",
-    "unseen_accuracy": "unseen",
+    "seen_accuracy": "trained on",
+    "unseen_accuracy": "clients unseen",
 }
 MOST_IN_MATRIX = 2000  # labels of which a confusion matrix is kept: 4 million numbers
 STUCK_ROUNDS = 3  # at chance from the start, after which the user is told

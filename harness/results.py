@@ -62,6 +62,7 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
         "partition": config.partition_name,
         "seed": config.seed,
         "hash": partition.digest,
+        "changes_images": experiment.partitioner.change_images is not None,
     }
     if not experiment.accountant:
         content["topped_up_clients"] = partition.num_topped_up

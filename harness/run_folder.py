@@ -274,6 +274,11 @@ class RunFolder:
             return None
         return tff.learning.models.ModelWeights(weights, [])
 
+    def remove_clients(self) -> None:
+        """Remove the models that clients sent in an earlier last round."""
+        for path in (self.path / "clients").glob("client-*.keras"):
+            path.unlink()
+
     def save_client(self, client: int, model: Any) -> None:
         """Write the model that a client sent in the last round."""
         folder = self.path / "clients"

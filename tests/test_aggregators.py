@@ -1,6 +1,8 @@
 """Each row of AGGREGATORS against NumPy on the clients' own updates, or against TFF's FedAvg with
 the same part."""
 
+from unittest import mock
+
 import federated_learning as fl
 from harness.engine.worker import plain_sums
 from harness.fields import UserError
@@ -313,3 +315,26 @@ def test_trimmed_mean_drops_as_many_as_the_decimal_share_says(counts):
             expected = rows[cut : count - cut].mean(dtype=np.float64)
             got = float(aggregators.trimmed_mean(rows, hundredths / 100)[0])
             assert got == pytest.approx(expected, rel=1e-5), (hundredths, count)
+
+
+@pytest.mark.parametrize("aggregator", ["krum", "median", "multi-krum", "trimmed-mean"])
+def test_a_client_drawn_twice_counts_once_where_all_updates_are_looked_at(
+    federation, worker, aggregator
+):
+    """Drawn by size: two equal updates at distance 0 would be Krum's choice for ever."""
+    experiment = federation(aggregator=aggregator, num_clients=6, sampling="by-size", tolerated=1)
+    state = experiment.process.initialize()
+    once, reports = fl.train_cohort(worker, experiment, state, [0, 1, 2, 3, 5])
+    twice, again = fl.train_cohort(worker, experiment, state, [0, 1, 1, 1, 2, 3, 3, 5])
+    assert largest_difference(weights_of(once), weights_of(twice)) == 0 and reports == again
+
+
+@pytest.mark.parametrize("aggregator", ["compressed", "secure", "mean"])
+def test_a_round_is_done_once_where_no_norm_is_looked_at(federation, worker, aggregator):
+    """A NaN client has weight 0, so that only an adaptive norm needs the round without it."""
+    flags = {"aggregator": aggregator, "byzantine": 1, "attack": "nan"}
+    experiment = federation(**flags)
+    state = experiment.process.initialize()
+    with mock.patch.object(worker, "run_round", wraps=worker.run_round) as rounds:
+        _, reports = fl.train_cohort(worker, experiment, state, [0, 1, 2])
+    assert rounds.call_count == 1 and sum(report["finite"] for report in reports) == 2

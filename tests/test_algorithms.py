@@ -3,7 +3,8 @@
 import federated_learning as fl
 from harness.fields import UserError
 from variants import options
-from variants.options import ALGORITHMS, Optimization
+from variants.adversity import unseen_clients
+from variants.options import ALGORITHMS
 
 import numpy as np
 import pytest
@@ -50,12 +51,21 @@ CLIENT = {
     "lr_decay": 0.5,
 }
 TAU = {"server_epsilon": 0.02}
+# Every mean is one over clients that count the same, that of the memory too.
+UNIFORM = {"client_weighting": "uniform"}
+# Client 3 of four is never drawn (seed 2), and counts in no mean.
+UNSEEN = {"num_clients": 4, "unseen_clients": 0.25, "seed": 2}
 CASES = [(algorithm, {}) for algorithm in fl.ALGORITHMS]
 # one of each kind in `make test`
 CASES += [
     ("fedadagrad", TAU),
     ("fedadam", SERVER),
     ("scaffold", CLIENT),
+    ("scaffold", UNIFORM),
+    ("scaffold", UNSEEN),
+    ("feddyn", UNIFORM),
+    ("feddyn", UNSEEN),
+    ("mimelite", UNIFORM),
 ]
 MORE = [("fedadam", TAU), ("fedyogi", TAU), ("fedavgm", SERVER), ("fedadagrad", SERVER)]
 MORE += [("mimelite", CLIENT), ("feddyn", CLIENT), ("fednova", CLIENT)]
@@ -76,8 +86,14 @@ def test_three_rounds_equal_numpys(federation, algorithm, more):
     shards = experiment.shard_folder
     process = experiment.process
     state = process.initialize()
+    counts = partition.sizes.tolist()
+    if more is UNIFORM:
+        counts = [1] * len(counts)
+    if more is UNSEEN:
+        assert unseen_clients(config).tolist() == [3]
+        counts[3] = 0
     expected = NUMPY[algorithm](
-        config, shards, partition.sizes.tolist(), [w.astype(float) for w in weights_of(state)]
+        config, shards, counts, [w.astype(float) for w in weights_of(state)]
     )
     for cohort, weights in zip(COHORTS, expected, strict=True):
         before = weights_of(state)
@@ -267,7 +283,7 @@ def test_more_memory_than_a_gibibyte_is_refused(digits):
 def test_feddyns_h_is_the_mean_gradient_of_all_clients():
     """Acar et al. 2021: h <- h - alpha sum_k (w_k - w) / K and g_k <- g_k - alpha (w_k - w), both 0
     at first."""
-    algorithm = fl.ALGORITHMS["feddyn"](Optimization(dyn_alpha=0.5), np.array([10, 10]))
+    algorithm = fl.ALGORITHMS["feddyn"](configure(num_clients=2, dyn_alpha=0.5), np.array([10, 10]))
     memory = np.array([[0.0, 0.0], [1.0, 3.0]], np.float32)  # client 1 had w - w_1 = (2, 6) once
     (update,) = algorithm.server_step((np.array([1.0, 1.0], np.float32),), memory)
     assert update.numpy().tolist() == [1 + 0.5 / 0.5, 1 + 1.5 / 0.5]

@@ -5,6 +5,7 @@ import csv
 import json
 import signal
 import sys
+from types import SimpleNamespace
 
 import federated_learning as fl
 from harness import plots
@@ -27,13 +28,23 @@ def learners(federation):
 
     def make(rounds=2, **flags):
         experiment = federation(**flags)
+        epochs = experiment.config.training.local_epochs
         made = []
 
         def build(*arguments):
             made.append(fl.build_experiment(*arguments))
             return made[-1]
 
-        found = baselines.build_baselines(experiment, rounds, build, fl.build_evaluator)
+        sizes = experiment.partition.sizes
+        reports = [
+            [
+                {"client": k, "examples": sizes[k], "steps": epochs * -(-int(sizes[k]) // 16)}
+                for k in fl.sample_clients(experiment.config, t, sizes)
+            ]
+            for t in range(1, rounds + 1)
+        ]
+        records = [SimpleNamespace(clients=clients) for clients in reports]
+        found = baselines.build_baselines(experiment, records, build, fl.build_evaluator)
         return {(one.kind, one.client): one for one in found}, made, experiment
 
     return make
@@ -83,10 +94,27 @@ def test_who_learns_alone_has_fedavgs_rate(flags, rate):
 
 
 def test_as_long_is_as_many_passes_over_the_images(learners):
-    """20 rounds of 1 client of 4 pass E / 4 times each over all images: so do 5 rounds of one with
-    all."""
-    found, _, _ = learners(rounds=20, num_clients=4, clients_per_round=1)
-    assert found["centralized", -1].rounds == found["alone", 3].rounds == 5
+    """Baselines have the rounds of E passes that come nearest to those of the clients drawn."""
+    found, _, experiment = learners(rounds=20, num_clients=4, clients_per_round=1)
+    sizes = experiment.partition.sizes
+    drawn = [fl.sample_clients(experiment.config, t)[0] for t in range(1, 21)]
+    rounds = round(sizes[drawn].sum() / sizes.sum())
+    assert found["centralized", -1].rounds == found["alone", 3].rounds == rounds
+
+
+def test_passes_are_counted_as_they_were_done():
+    """100 images in batches of 16 are seven steps an epoch: nine steps are one epoch and two
+    batches; batch size 0 is the whole shard."""
+    reports = [
+        {"examples": 100.0, "steps": 21.0},
+        {"examples": 100.0, "steps": 9.0},
+        {"examples": 20.0, "steps": 1.0},
+    ]
+    done = [baselines.examples_trained_on(report, 16) for report in reports]
+    assert done == [300, 132, 16]
+    assert baselines.examples_trained_on({"examples": 20.0, "steps": 3.0}, 0) == 60
+    records = [SimpleNamespace(clients=reports), SimpleNamespace(clients=reports[2:])]
+    assert baselines.passes_so_far(records, 240, 16) == pytest.approx([448 / 240, 464 / 240])
 
 
 def test_a_client_that_sees_shifted_images_is_asked_on_such(learners, worker, digits):

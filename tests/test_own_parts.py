@@ -115,9 +115,12 @@ def test_arrays_and_a_function_for_each_round(tmp_path, monkeypatch):
 def test_a_file_has_the_fields_and_flags_win(tmp_path):
     """TOML, flat or in tables, and a run's config.json; what one run resumed is not taken over."""
     toml = tmp_path / "run.toml"
-    toml.write_text('seed = 3\nrounds = 7\n[data]\ndataset = "digits"\n[x]\nclient_lr = 1\n')
+    toml.write_text('seed = 3\nrounds = 7\n[data]\ndataset = "digits"\n[training]\nclient_lr = 1\n')
     config = fl.parse(["--config", str(toml), "--rounds", "2"])
     assert (config.seed, config.training.rounds, config.training.client_lr) == (3, 2, 1)
+    toml.write_bytes(b"\xef\xbb\xbfseed = 4\n")  # as Windows' editors begin a file
+    assert fl.parse(f"--config {toml}").seed == 4
+    toml.write_text("seed = 3\nrounds = 7\n")
     saved = tmp_path / "config.json"
     saved.write_text(json.dumps({**config.to_dict(), "resume": "runs/x", "alpha": 0.1}))
     again = fl.parse(f"--config {saved}")
@@ -129,6 +132,11 @@ def test_a_file_has_the_fields_and_flags_win(tmp_path):
         ("learning_rate = 1", "--learning_rate is no flag here; it is --client-lr"),
         ("rounds = 0", "run.toml: rounds=0 is not possible"),
         ("rounds = ", "run.toml is no TOML"),
+        ("[fedprox]\nprox_mu = 1", "[fedprox] is no group of fields; choose data, partitioning,"),
+        ("[data]\nclient_lr = 1", "[data] has no field client_lr; move it"),
+        ("rounds = 3\n[training]\nrounds = 4", "rounds is given twice"),
+        ("x = " + "[" * 5000, "run.toml is no TOML"),
+        ("seed = " + "9" * 6000, "run.toml is no TOML"),
     ]:
         toml.write_text(text)
         with pytest.raises(UserError) as refused:

@@ -288,7 +288,9 @@ def test_more_clients_than_images_are_refused(tmp_path):
         fl.make_partition(dataset, configure(num_clients=5))
 
 
-def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path):
+def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path, monkeypatch):
+    mine = fl.PARTITIONERS["iid"]._replace(change_images=lambda images, *_: 255 - images)
+    monkeypatch.setitem(fl.PARTITIONERS, "mine", mine)
     path = tmp_path / "partition.json"
     config = configure(dataset="digits", num_clients=5)
     said = describe_partition(fl.build_experiment(config, digits))
@@ -296,6 +298,8 @@ def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path):
         ({"dataset_sha256": "00"}, "is a split of other data"),
         ({"label_counts": [[1] * 10] * 5}, "label_counts are not those of its indices"),
         ({"partition": "feature"}, "whose images were changed"),
+        ({"partition": "mine"}, "of --partition mine, whose images were changed"),
+        ({"changes_images": True}, "whose images were changed"),
     ]:
         path.write_text(to_json({**said, **change}))
         with pytest.raises(UserError, match=message):

@@ -412,10 +412,12 @@ def test_a_target_epsilon_is_kept_by_the_least_noise():
     built = fl.build_experiment(config.replace(dataset="digits", model="mlp"))
     assert built.config.privacy.noise_multiplier == z
     assert f"noise_multiplier={z:g}, for target_epsilon=4" in built.remarks[-1]
-    other = fl.parse(f"{flags} --target-epsilon 4 --noise-multiplier 3")
+    with pytest.raises(UserError, match="noise_multiplier=0.5 beside target_epsilon=4"):
+        fl.parse(f"{flags} --target-epsilon 4 --noise-multiplier 0.5")
+    other = config.replace(noise_multiplier=3)
     with pytest.raises(UserError, match="which needs .*; drop one of the two"):
         privacy.meet_target(other, None)
-    few = fl.parse("--aggregator dp --target-epsilon 0.5 --noise-multiplier 0.5")
+    few = fl.parse("--aggregator dp --target-epsilon 0.5")
     with pytest.raises(UserError, match="needs more noise than 10 clients a round can have"):
         privacy.meet_target(few, None)
     with pytest.raises(UserError, match="target_epsilon=4.0 has no effect without"):

@@ -164,6 +164,55 @@ def test_weights_are_read_as_they_were_written(kept):
     assert weights_sha256(read) == weights_sha256(weights[-1])
 
 
+def test_a_model_chosen_on_images_held_out_is_evaluated_on_the_test_set(
+    tmp_path, monkeypatch, digits
+):
+    """Trained with --holdout, and evaluated by default on the images held out; the test set is
+    named by --holdout 0, or by the data set."""
+    monkeypatch.chdir(tmp_path)
+    end = fl.run(configure(**FLAGS, rounds=1, holdout=100, name="chosen"))
+    model = tf.keras.models.load_model(end.folder / "global_model.keras", compile=False)
+    predicted = model(digits.test.images.astype(np.float32)).numpy().argmax(axis=1)
+    accuracy = np.mean(predicted == digits.test.labels)
+    for flags, images, wanted in [
+        ("", 100, end.records[-1].test_accuracy),
+        ("--holdout 0", 360, accuracy),
+        ("--dataset digits", 360, accuracy),
+        ("--dataset digits --holdout 0", 360, accuracy),
+    ]:
+        words = f"--evaluate runs/chosen --figures none {flags}"
+        fl.main(fl.parse(f"{words} --name ev{len(flags)}"))
+        metrics = json.loads((tmp_path / "runs" / f"ev{len(flags)}" / "metrics.json").read_text())
+        assert (metrics["test_images"], metrics["test_accuracy"]) == (images, wanted)
+
+
+def test_no_model_is_saved_that_no_client_sent(tmp_path, monkeypatch):
+    """A client whose update was not finite sent nothing; a run that is resumed with no round left
+    keeps its clients' models; a later last round has its own."""
+    monkeypatch.chdir(tmp_path)
+    flags = FLAGS | {"alpha": 1.0, "rounds": 2, "client_lr": 0.1, "clients_per_round": 3}
+    flags |= {"byzantine": 2, "attack": "nan", "seed": 2, "save_clients": True}
+    end = fl.run(configure(**flags, name="run"))
+
+    def kept():
+        return {path.name: path.read_bytes() for path in (end.folder / "clients").iterdir()}
+
+    def sent(record):
+        return {f"client-{r['client']:06d}.keras" for r in record.clients if r["finite"]}
+
+    first = kept()
+    assert set(first) == sent(end.records[-1]) and len(first) < len(end.records[-1].clients)
+    fl.run(configure(**flags, resume=str(end.folder)))
+    assert kept() == first
+    rounds = next(t for t in range(3, 20) if drawn(flags, t) != drawn(flags, 2))
+    more = fl.run(configure(**flags | {"rounds": rounds}, resume=str(end.folder)))
+    assert set(kept()) == sent(more.records[-1])
+
+
+def drawn(flags, round_num):
+    return fl.sample_clients(configure(**flags), round_num)
+
+
 TFLITE = """
 import tensorflow as tf
 

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from harness.fields import UserError
+from variants import adversity
 from variants.options import Optimization
 
 import numpy as np
@@ -99,12 +100,17 @@ class Algorithm:
             if callable(value) and not name.startswith("_") and not hasattr(Algorithm, name):
                 raise TypeError(f"{cls.__name__}.{name} is no hook of Algorithm; see its methods")
 
-    def __init__(self, optimization: Optimization, sizes: np.ndarray):
+    def __init__(self, config: Any, sizes: np.ndarray):
         """`sizes` int64[K] are the n_k of all clients."""
-        self.optimization = optimization
-        self.name = optimization.algorithm
+        self.optimization: Optimization = config.optimization
+        self.name = self.optimization.algorithm
         self.num_clients = len(sizes)
-        self.shares = (sizes / sizes.sum()).astype(np.float32)  # n_k / n of all clients
+        self.is_uniform = config.aggregation.client_weighting == "uniform"
+        # What a client's memory counts in means over all clients is what its updates count in those
+        # of a round. A client that is never drawn has no memory.
+        counts = np.ones(len(sizes)) if self.is_uniform else sizes.copy()
+        counts[adversity.unseen_clients(config)] = 0
+        self.shares = (counts / counts.sum()).astype(np.float32)
 
     def memory_slots(self) -> int:
         """Return how many vectors float32[d] the server keeps."""
@@ -160,10 +166,11 @@ class Algorithm:
         """
         return tf.zeros([0])
 
-    def update_memory(self, memory: Any, clients: Any, examples: Any, messages: Any) -> Any:
+    def update_memory(self, memory: Any, clients: Any, weights: Any, messages: Any) -> Any:
         """Return the memory after a round of `clients` int64[m].
 
-        `examples` float32[m] are their n_k, `messages` float32[m,d] what they sent.
+        `weights` float32[m] are what they count in a mean, n_k or 1; `messages` float32[m,d] are
+        what they sent.
         """
         return memory
 
@@ -273,7 +280,8 @@ class Scaffold(Algorithm):
     """SCAFFOLD (Karimireddy et al. 2020, Algorithm 1), option II.
 
     The server's memory has a control variate c_k for each client, and c in its last slot. c is the
-    mean of the c_k weighted by n_k, as the loss that FedAvg minimizes is such a mean.
+    mean of the c_k weighted as updates are, by n_k, as the loss that FedAvg minimizes is such a
+    mean; with --client-weighting uniform it is the paper's.
     """
 
     sends_memory = True  # c down; the new c_k less the old one up
@@ -302,7 +310,7 @@ class Scaffold(Algorithm):
         moved = flatten(initial) - flatten(trained)
         return moved / (steps * learning_rate) - server_message
 
-    def update_memory(self, memory, clients, examples, messages):
+    def update_memory(self, memory, clients, weights, messages):
         """Return the new c_k of these clients, the old ones of the others, and c."""
         variates = tf.tensor_scatter_nd_update(memory[:-1], clients[:, tf.newaxis], messages)
         mean = tf.linalg.matvec(variates, self.shares, transpose_a=True)
@@ -336,9 +344,9 @@ class MimeLite(Algorithm):
         """Return the gradient over the client's whole shard at the round's first weights."""
         return flatten(shard_gradient())
 
-    def update_memory(self, memory, clients, examples, messages):
+    def update_memory(self, memory, clients, weights, messages):
         """Return v <- beta * v + sum_k (n_k / n) g_k, over the clients of the round."""
-        shares = examples / tf.reduce_sum(examples)
+        shares = weights / tf.reduce_sum(weights)
         mean = tf.linalg.matvec(messages, shares, transpose_a=True)
         return self.optimization.server_momentum * memory + mean
 
@@ -347,8 +355,8 @@ class FedDyn(Algorithm):
     """FedDyn (Acar et al. 2021, Algorithm 1).
 
     The server's memory has a g_k for each client, its gradient at its last weights. Means are
-    weighted by n_k, where the paper's clients count alike: with shards of one size that is the
-    same. In the paper each device keeps its own g_k, and only weights travel; so the bytes count
+    weighted as updates are, by n_k, where the paper's clients count alike: --client-weighting
+    uniform. In the paper each device keeps its own g_k, and only weights travel; so the bytes count
     only those. Our simulation keeps all g_k at the server, since workers keep nothing.
     """
 
@@ -380,7 +388,7 @@ class FedDyn(Algorithm):
         moved = flatten(trained) - flatten(initial)
         return server_message - self.optimization.dyn_alpha * moved
 
-    def update_memory(self, memory, clients, examples, messages):
+    def update_memory(self, memory, clients, weights, messages):
         """Return the new g_k of these clients, and the old ones of the others."""
         return tf.tensor_scatter_nd_update(memory, clients[:, tf.newaxis], messages)
 
@@ -464,11 +472,12 @@ def build_server_steps(
     def update_memory(state, clients, metrics, messages):
         by_name = metrics_type(*tf.unstack(metrics, axis=1))
         # A message can be 0 / 0 where the learning rate is 0.
+        weights = tf.ones_like(by_name.examples) if algorithm.is_uniform else by_name.examples
         usable = (by_name.finite > 0) & tf.reduce_all(tf.math.is_finite(messages), axis=1)
         memory = algorithm.update_memory(
             state.memory,
             tf.boolean_mask(clients, usable),
-            tf.boolean_mask(by_name.examples, usable),
+            tf.boolean_mask(weights, usable),
             tf.boolean_mask(messages, usable),
         )
         return state._replace(memory=tf.where(tf.reduce_any(usable), memory, state.memory))

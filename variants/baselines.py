@@ -2,8 +2,9 @@
 
 Nothing here trains. A round of one client is local training, so each baseline is rounds of the
 same process, by plain FedAvg with the run's own model and epochs; at the run's rate, or at FedAvg's
-if the run's algorithm has another. A run of T rounds with m of K clients passes T * m / K times its
-local epochs over the images, and so does each baseline.
+if the run's algorithm has another. Each baseline's rounds are as many as bring it nearest to the
+passes that the federation made over all images: the examples that its clients trained on, divided
+by the images of all clients. Stragglers, dropouts and a draw by size count as they were.
 """
 
 from __future__ import annotations
@@ -92,10 +93,33 @@ def plain_training(config: Any) -> dict[str, Any]:
     }
 
 
+def examples_trained_on(report: dict[str, Any], batch_size: int) -> float:
+    """Return on how many examples a client trained in a round, by its report.
+
+    A straggler's last batch counts as a whole one.
+    """
+    size = report["examples"]
+    batch = batch_size or size
+    epochs, steps = divmod(report["steps"], math.ceil(size / batch))
+    return epochs * size + min(steps * batch, size)
+
+
+def passes_so_far(records: Sequence[Any], num_images: int, batch_size: int) -> np.ndarray:
+    """Return how often the federation has passed over all its clients' images, float64[rounds]."""
+    trained_on = [
+        sum(examples_trained_on(report, batch_size) for report in record.clients)
+        for record in records
+    ]
+    return np.cumsum(trained_on) / num_images
+
+
 def build_baselines(
-    experiment: Any, rounds: int, build_experiment: Callable, build_evaluator: Callable
+    experiment: Any,
+    records: Sequence[Any],
+    build_experiment: Callable,
+    build_evaluator: Callable,
 ) -> list[Baseline]:
-    """Return the baselines of an experiment of so many rounds.
+    """Return the baselines of an experiment whose rounds have these records.
 
     The two functions are the script's.
     """
@@ -103,7 +127,9 @@ def build_baselines(
     dataset = experiment.dataset
     partition = experiment.partition
     num_clients = config.partitioning.num_clients
-    own_rounds = max(1, round(rounds * config.cohort_size / num_clients))
+    batch_size = config.training.batch_size
+    passes = passes_so_far(records, int(partition.sizes.sum()), batch_size)[-1]
+    own_rounds = max(1, round(passes / config.training.local_epochs))
     plain = config.replace(**PLAIN, **plain_training(config))
     client_images = [
         experiment.images_of_client(dataset.train.images[indices], client)
@@ -257,15 +283,18 @@ def find_gains(
 
 
 def learning_curves(
-    records: Sequence[Any], epochs_a_round: float, local_epochs: int, trained: Trained
+    records: Sequence[Any], passes: Sequence[float], local_epochs: int, trained: Trained
 ) -> list[dict[str, Any]]:
     """Return the rows of baselines.csv: test accuracy after so many passes over a learner's images.
 
-    A round of the federation passes `epochs_a_round` times over all images on average, a round of
-    a baseline `local_epochs` times over its own.
+    `passes` are the federation's after each round; a round of a baseline passes `local_epochs`
+    times over its own images.
     """
     names = ("learner", "client", "epochs", "test_accuracy")
-    rows = [("federated", "", epochs_a_round * r.round, r.test_accuracy) for r in records]
+    rows = [
+        ("federated", "", float(done), record.test_accuracy)
+        for record, done in zip(records, passes, strict=True)
+    ]
     for (kind, client), entry in trained.items():
         if kind == "tuned":
             continue
@@ -293,7 +322,7 @@ def run_baselines(
             "other images"
         )
     try:
-        baselines = build_baselines(experiment, after, build_experiment, build_evaluator)
+        baselines = build_baselines(experiment, result.records, build_experiment, build_evaluator)
         num_rounds = sum(baseline.rounds for baseline in baselines)
         rate = plain_training(config)["client_lr"]
         print_line(
@@ -310,7 +339,10 @@ def run_baselines(
             if baseline.kind == "alone"
         ]
         gains = find_gains(counts, confusions, trained)
-        print_line(describe(result.records[-1].test_accuracy, measured(gains), trained))
+        passes = passes_so_far(result.records, int(counts.sum()), config.training.batch_size)
+        own_passes = config.training.local_epochs * baselines[0].rounds
+        accuracy = result.records[-1].test_accuracy
+        print_line(describe(accuracy, measured(gains), trained, passes[-1], own_passes))
         print_written(write_baselines(experiment, result, folder, trained, gains, confusions))
     except (KeyboardInterrupt, Exception):
         warn(f"the baselines are not done; {folder.how_to_go_on}")
@@ -333,9 +365,9 @@ def write_baselines(
     """Write the two tables and the three plots; return their paths."""
     config = experiment.config
     classes = experiment.dataset.classes
-    share = config.cohort_size / config.partitioning.num_clients
-    local_epochs = config.training.local_epochs
-    curves = learning_curves(result.records, local_epochs * share, local_epochs, trained)
+    num_images = int(experiment.partition.sizes.sum())
+    passes = passes_so_far(result.records, num_images, config.training.batch_size)
+    curves = learning_curves(result.records, passes, config.training.local_epochs, trained)
     write_file(folder.path / "baselines.csv", csv_table(curves))
     write_file(folder.path / "clients.csv", csv_table(gain._asdict() for gain in gains))
     num_left_out = len(gains) - len(measured(gains))
@@ -365,15 +397,20 @@ def mix_rows(confusion: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return 1000 * shares * (counts / counts.sum())[:, None]
 
 
-def describe(federated: float, gains: Sequence[Gain], trained: Trained) -> str:
-    """Return the closing lines: accuracies on the test set, then on each client's label mix."""
+def describe(
+    federated: float, gains: Sequence[Gain], trained: Trained, passes: float, own_passes: int
+) -> str:
+    """Return the closing lines: accuracies on the test set, then on each client's label mix.
+
+    The federation made `passes` over all images, each baseline `own_passes` over its own.
+    """
     central = trained["centralized", -1]["accuracies"][-1]
     alone = [entry["accuracies"][-1] for (kind, _), entry in trained.items() if kind == "alone"]
     text = (
-        f"\nfederated        {federated:.2%}\n"
-        f"centralized      {central:.2%}, all images in one place, as many local epochs\n"
-        f"alone            {np.mean(alone):.2%}, mean of {pluralize(len(alone), 'client')} "
-        f"({min(alone):.2%} to {max(alone):.2%})\n"
+        f"\nfederated        {federated:.2%}, {passes:.1f} passes over all images\n"
+        f"centralized      {central:.2%}, {own_passes} passes, all images in one place\n"
+        f"alone            {np.mean(alone):.2%}, {own_passes} passes each, mean of "
+        f"{pluralize(len(alone), 'client')} ({min(alone):.2%} to {max(alone):.2%})\n"
         "on each client's own label mix, mean ± sd over clients and the mean of the worst 10 %:\n"
     )
     titles = {

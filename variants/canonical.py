@@ -19,6 +19,7 @@ PARTS = ("train", "test")
 OWNERS = "client_train"  # an array of this name says whose each training image is
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 MAX_CLASSES = 2**16
+HALF = 128  # training images whose highest value is below it may be in another scale than 0..255
 DARKEST = 32  # images in fractions whose highest is below it are in no usual scale
 
 
@@ -213,6 +214,12 @@ def to_labels(array: np.ndarray, source: str) -> np.ndarray:
 
 def brightness_remarks(images: np.ndarray) -> list[str]:
     """Return what is unusual about training images uint8[n,H,W,C]; colours may be bright."""
+    highest = int(images.max())
+    if highest < HALF:
+        return [
+            f"the images' highest value is {highest}, where 255 is white; multiply them by "
+            f"{255 / max(highest, 1):.4g} if theirs is {highest}, or local training is slow"
+        ]
     mean = images.mean()
     if mean > 127 and images.shape[3] == 1:
         return [

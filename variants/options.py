@@ -101,7 +101,9 @@ PARTITIONS = {
     ),
     "quantity": Choice("sizes by a power law, labels IID", ("size_exponent",)),
     "dirichlet-quantity": Choice(
-        "sizes drawn from Dirichlet(alpha), labels IID [Li et al. 2022]", ("alpha",)
+        "sizes drawn from Dirichlet(alpha), labels IID [Li et al. 2022, whose program draws again "
+        "until every client has 10 images: --min-images 10]",
+        ("alpha",),
     ),
     "feature": Choice(
         "IID, but each client's images are rotated and made noisy in its own way [Li et al. 2022 "
@@ -651,6 +653,15 @@ def check_privacy(chosen: dict[str, Any]) -> None:
         raise UserError(
             "baselines=True does not go with aggregator='dp', which tells nothing of single "
             "clients; drop one of the two"
+        )
+
+
+def check_given_noise(chosen: dict[str, Any], words: Sequence[str]) -> None:
+    """Raise UserError for a command line with both the noise and the epsilon that it follows."""
+    if chosen["target_epsilon"] and split_off(words, "noise_multiplier")[0]:
+        raise UserError(
+            f"noise_multiplier={chosen['noise_multiplier']:g} beside target_epsilon="
+            f"{chosen['target_epsilon']:g}, which the noise follows from; drop one of the two"
         )
 
 

@@ -405,10 +405,13 @@ def remarks(partition: Any, num_images: int) -> list[str]:
     return found
 
 
-def verify_partition_file(path: str, dataset: Any, counts: Sequence[np.ndarray]) -> None:
+def verify_partition_file(
+    path: str, dataset: Any, counts: Sequence[np.ndarray], rows: dict[str, Partitioner]
+) -> None:
     """Raise UserError if a partition.json says something of itself that does not hold.
 
-    `counts` are the label counts int64[C] of the clients. A file that says nothing is believed.
+    `counts` are the label counts int64[C] of the clients, `rows` all partitions by name. A file
+    that says nothing is believed.
     """
     if not path:
         return
@@ -423,11 +426,13 @@ def verify_partition_file(path: str, dataset: Any, counts: Sequence[np.ndarray])
     label_counts = [count.tolist() for count in counts]
     if claims.get("label_counts", label_counts) != label_counts:
         raise UserError(f"{name}: its label_counts are not those of its indices; restore the file")
-    if claims.get("partition") == "feature":
+    kind = claims.get("partition")
+    row = rows.get(kind) if isinstance(kind, str) else None
+    if claims.get("changes_images") or (row and row.change_images):
         raise UserError(
-            f"{name} is of --partition feature, whose images were changed beside the split; give "
-            f"--partition feature with the same flags and --seed {claims.get('seed', 0)!r:.12}, "
-            "which makes it again"
+            f"{name} is of --partition {kind!s:.40}, whose images were changed beside the split; "
+            f"give --partition {kind!s:.40} with the same flags and --seed "
+            f"{claims.get('seed', 0)!r:.12}, which makes it again"
         )
 
 

@@ -114,9 +114,11 @@ PRESETS: dict[str, Preset] = {
         "--model logreg --partition lognormal-labels --num-clients 1000 --clients-per-round 10 "
         "--local-epochs 20 --batch-size 10 --client-lr 0.03 --rounds 200 --stragglers 0.9 "
         "--algorithm fedprox --prox-mu 1",
-        "Li et al. 2020, figure 1, MNIST with 90 % stragglers; its FedAvg: --drop-stragglers "
-        "--prox-mu 0",
-        "stragglers do a uniform share of their steps, there of their epochs",
+        "after Li et al. 2020, figure 1, MNIST with 90 % stragglers; its FedAvg: "
+        "--drop-stragglers --prox-mu 0",
+        "each client is a straggler with probability 0.9, there exactly 9 of 10, so that here some "
+        "rounds have no client that finishes; stragglers do a uniform share of their steps, there "
+        "of their epochs; pixels are in 0..1, there standardized",
     ),
     "original-script": Preset(
         "--model mlp --num-clients 10 --rounds 5",

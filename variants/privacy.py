@@ -142,14 +142,15 @@ class PrivacyAccountant:
 
         The round is added to `begun`, and first of all written to the journal, if there is one.
         """
-        budget = self.privacy.epsilon_budget
         epsilon = self.epsilon([*begun, round_num])
-        if 0 < budget < epsilon:
-            warn(
-                f"round {round_num} would bring ε to {epsilon:.2f}, above epsilon_budget="
-                f"{budget:g}; the run ends before it"
-            )
-            return None
+        for field in ("epsilon_budget", "target_epsilon"):
+            most = getattr(self.privacy, field)
+            if 0 < most < epsilon:
+                warn(
+                    f"round {round_num} would bring ε to {epsilon:.2f}, above {field}={most:g}; "
+                    "the run ends before it"
+                )
+                return None
         if journal:
             append(journal, f"{round_num}\n", sync=True)
         begun.append(round_num)
@@ -190,9 +191,16 @@ def meet_target(config: Any, cohorts: Callable[[int], Sequence[int]] | None) -> 
     target. Raises UserError for a target that no noise which TFF can add would keep.
     """
     target = config.privacy.target_epsilon
+    rounds = range(1, config.training.rounds + 1)
+    if target and config.run.resume:
+        final = PrivacyAccountant(config, cohorts).epsilon(rounds)
+        if final > target:
+            raise UserError(
+                f"rounds={config.training.rounds} would bring epsilon to {final:.2f}, above the "
+                f"run's target_epsilon={target:g}; resume it with fewer rounds, or start a new run"
+            )
     if not target or config.run.resume:
         return config
-    rounds = range(1, config.training.rounds + 1)
 
     def epsilon(thousandths: int) -> float:
         noisier = config.replace(noise_multiplier=thousandths / 1000)
