@@ -2,8 +2,8 @@
 # /// script
 # requires-python = "==3.11.*"
 # dependencies = [
-#   "dp-accounting==0.4.3", "grpcio==1.74.0", "matplotlib==3.11.2", "numpy==1.25.2",
-#   "scikit-learn==1.7.2", "scipy==1.9.3", "tensorflow==2.14.1", "tensorflow_federated==0.87.0",
+#   "dp-accounting==0.4.3", "grpcio==1.74.0", "h5py==3.16.0", "matplotlib==3.11.2",
+#   "numpy==1.25.2", "scikit-learn==1.7.2", "scipy==1.9.3", "tensorflow==2.14.1", "tensorflow_federated==0.87.0",
 #   "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # [tool.uv]  # versions that TFF's own pins forbid or lost

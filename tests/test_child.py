@@ -25,6 +25,8 @@ done
 shift
 exec sh -c "$*"
 """
+# A host without it is refused, and here the host is this machine.
+needs_rsync = pytest.mark.skipif(tool("rsync") is None, reason="rsync is not installed")
 GREETING = f'echo "Welcome! 12 packages can be updated."\n{LOGIN}'
 
 
@@ -134,6 +136,7 @@ def test_a_file_that_is_no_program_there_gets_the_right_remedy(program, tmp_path
         worker.open()
 
 
+@needs_rsync
 def test_a_greeting_counts_for_nothing(program, tmp_path):
     program("ssh", GREETING)
     assert ssh.check("hostA", str(tmp_path / "cache")) == (str(tmp_path / "cache"), "")
@@ -159,7 +162,7 @@ def test_an_rsync_that_complains_at_length_is_heard(program, tmp_path):
         list(ssh.send("hostA", tmp_path, ["a"], "there", patience=5))
 
 
-@pytest.mark.skipif(tool("rsync") is None, reason="rsync is not installed")
+@needs_rsync
 def test_what_is_sent_is_ours_alone_and_what_is_damaged_is_sent_again(program, tmp_path):
     program("ssh", LOGIN)
     source = tmp_path / "here"
@@ -232,6 +235,7 @@ def test_a_folder_that_holds_other_things_keeps_its_mode(tmp_path):
     assert probe.make_folder(str(tmp_path)) == ""
 
 
+@needs_rsync
 def test_what_is_checked_is_what_is_used(program, tmp_path):
     """link/../cache is not beside the link, but beside what it leads to; and so is the answer."""
     open_to_all = tmp_path / "open"

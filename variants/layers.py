@@ -86,8 +86,6 @@ def what_is_lost(layer: Any) -> str:
         )
     if any(weight.dtype != tf.float32 for weight in layer.weights):
         return "has weights that are not float32, in which all weights travel; leave its dtype out"
-    if layer.losses:
-        return "adds a loss (add_loss), which no client minimizes; leave it out"
     for part in parts_of(layer):
         for name, value in vars(part).items():
             option = name.replace("_activity", "activity")
@@ -97,6 +95,8 @@ def what_is_lost(layer: Any) -> str:
                 return f"has a {option}, whose loss no client adds; use --weight-decay"
             if option.endswith("_constraint"):
                 return f"has a {option}, which no local step applies; leave it out"
+    if layer.losses:
+        return "adds a loss (add_loss), which no client minimizes; leave it out"
     return ""
 
 
