@@ -3,8 +3,8 @@
 # requires-python = "==3.11.*"
 # dependencies = [
 #   "dp-accounting==0.4.3", "grpcio==1.74.0", "h5py==3.16.0", "matplotlib==3.11.2",
-#   "numpy==1.25.2", "scikit-learn==1.7.2", "scipy==1.9.3", "tensorflow==2.14.1", "tensorflow_federated==0.87.0",
-#   "tqdm==4.70.1", "tyro==1.0.17",
+#   "numpy==1.25.2", "scikit-learn==1.7.2", "scipy==1.9.3", "tensorflow==2.14.1",
+#   "tensorflow_federated==0.87.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # [tool.uv]  # versions that TFF's own pins forbid or lost
 # override-dependencies = ["jax==0.4.20", "jaxlib==0.4.20", "typing-extensions==4.16.0"]
@@ -44,6 +44,13 @@ The papers of the other algorithms are listed in variants/__init__.py.
 
 from __future__ import annotations
 
+import os
+import sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+if __name__ == "__main__" and HERE not in sys.path:  # as PYTHONSAFEPATH has it
+    sys.path.insert(0, HERE)
+
 # First: from here on Ctrl-C gives no traceback.
 from harness import command_line, listing, trust, usage
 
@@ -53,9 +60,7 @@ import gc
 import hashlib
 import heapq
 import json
-import os
 import shlex
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -1455,6 +1460,7 @@ def print_round(experiment: Experiment, record: RoundRecord, earlier: list[Round
         warn(f"round {record.round}: {trouble}")
 
 
+@command_line.one_at_a_time()
 def run(
     config: Config,
     how_to_go_on: str = "",
@@ -1479,7 +1485,7 @@ def run(
     before = None  # the state before the last round
     has_new_round = False
     experiment.check()
-    with RunFolder.open(experiment, how_to_go_on) as folder:
+    with RunFolder.open(experiment, how_to_go_on, dataset is not None) as folder:
         print_line(f"{caption}\n")
         for remark in experiment.remarks:
             warn(remark)
@@ -1508,12 +1514,14 @@ def run(
                 print_round(experiment, record, earlier)
                 if on_round:
                     on_round(record)
-        except (KeyboardInterrupt, Exception):
+        except (KeyboardInterrupt, Exception) as error:
             with contextlib.suppress(Exception):  # what stopped the run is what the user must know
                 if result:
                     save_result(folder, experiment, result)
             num_done = len(result.records) if result else 0
-            warn(f"stopped after round {num_done}; {folder.how_to_go_on}")
+            warn(f"stopped after round {num_done}; {folder.what_next()}")
+            if isinstance(error, KeyboardInterrupt):
+                raise command_line.Stopped(f"after round {num_done}") from None
             raise
         if result is None:  # the privacy budget was spent by rounds that were begun and not done
             raise UserError(
@@ -1531,6 +1539,7 @@ def run(
     return result
 
 
+@command_line.one_at_a_time()
 def compare(config: Config) -> Path:
     """Run every choice and seed that is compared; return the folder with the table and the plot.
 
@@ -1549,6 +1558,7 @@ def compare(config: Config) -> Path:
     return comparison.compare(config, captions.compared_caption(config, build), build, run)
 
 
+@command_line.one_at_a_time()
 def evaluate_saved(config: Config) -> Path:
     """Evaluate the model of the run that --evaluate names on the configuration's data.
 

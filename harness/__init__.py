@@ -6,10 +6,12 @@ Federated cannot run, whoever imports a module of this package first gets one li
 
 import importlib.util
 import os
+import resource
 import sys
 
 from harness.stopping import listen
 
+FILES = 40  # open at once
 SCRIPT = "federated_learning.py"
 PACKAGES = (
     "numpy",
@@ -47,8 +49,16 @@ def check_environment():
             "TensorFlow Federated 0.87, which needs Python 3.11 on Linux x86-64; there `uv run "
             f"{SCRIPT}`, or `make run`, sets everything up"
         )
-    ours = importlib.util.find_spec("variants")
+    try:
+        os.getcwd()
+    except OSError:
+        refuse("the working folder is not there any more; enter one that is (cd)")
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    try:
+        root.encode()
+    except UnicodeEncodeError:
+        refuse(f"the name of the folder {root!r} is no UTF-8, which TensorFlow needs; rename it")
+    ours = importlib.util.find_spec("variants")
     if ours is None or not os.path.abspath(ours.origin or "").startswith(os.path.join(root, "")):
         refuse(
             f"`import variants` finds {ours and ours.origin or 'nothing'}, not the folder variants "
@@ -57,6 +67,50 @@ def check_environment():
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
             refuse(f"{package} is not installed{where_it_is()}")
+    foreign = find_foreign(os.path.dirname(os.path.dirname(find_origin("tensorflow"))))
+    if foreign:
+        refuse(
+            f"{foreign} hides an installed package of this name, which TensorFlow needs; rename "
+            "it, or take its folder out of PYTHONPATH"
+        )
+
+
+def find_origin(package):
+    """Return the file of an installed package."""
+    return importlib.util.find_spec(package).origin
+
+
+def find_foreign(installed):
+    """Return a file or folder that is imported in the place of a package of `installed`, the folder
+    that has TensorFlow; nothing if there is none. A package that was installed there counts too."""
+    for folder in sys.path:
+        if os.path.realpath(folder) == os.path.realpath(installed):
+            return ""
+        try:
+            names = set(os.listdir(folder or "."))
+        except OSError:
+            continue
+        if folder.startswith(sys.base_prefix):  # Python's own
+            continue
+        for name in sorted(names):
+            module = name.removesuffix(".py")
+            is_module = name.endswith(".py") or os.path.isfile(
+                os.path.join(folder, name, "__init__.py")
+            )
+            there = [os.path.join(installed, module + end) for end in ("", ".py")]
+            is_installed = any(other.startswith(f"{module}-") for other in names)
+            if is_module and not is_installed and any(map(os.path.exists, there)):
+                return os.path.join(folder, name)
+    return ""
+
+
+def raise_limits():
+    """Allow as many open files as a run needs, if that is allowed."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < FILES and hard >= FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
+    elif soft < FILES:
+        refuse(f"{soft} files may be open at once, and a run needs {FILES}; raise it (ulimit -n)")
 
 
 def where_it_is():
@@ -87,6 +141,7 @@ def open_streams():
 if is_main():
     listen()
     open_streams()
+    raise_limits()
 check_environment()
 # read when TensorFlow and gRPC load, by us or by somebody else
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")

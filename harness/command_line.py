@@ -9,6 +9,8 @@ import functools
 import itertools
 import os
 import platform
+import random
+import shutil
 import sys
 import threading
 import tomllib
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness import SCRIPT, stopping
-from harness.fields import ConfigGroup, UserError, choice_lines, hints
+from harness.fields import ConfigGroup, UserError, choice_lines, hints, render_as_line
 from harness.files import briefly, expand_path, read_bytes, read_json
 from harness.flags import check_flags, find_field, split_off, wants_help
 from harness.options import Run, identity
@@ -29,6 +31,15 @@ import tyro
 Answer = TypeVar("Answer")
 # Fields of a run's config.json that a new run has not.
 OF_ONE_COMMAND = ("config", "resume", "accept_changes", "list", "version")
+CANNOT_TAKE_MORE = (
+    errno.EPIPE,
+    errno.ENOSPC,
+    errno.EIO,
+    errno.EFBIG,
+    errno.EDQUOT,
+    errno.EBADF,  # it was opened for reading
+)
+NARROWEST = 60  # columns
 TYRO_LOCK = threading.Lock()  # it keeps settings of one call in global variables
 
 
@@ -37,6 +48,34 @@ class RunFailed(Exception):
 
     It can be resumed.
     """
+
+    _render_traceback_ = render_as_line
+
+
+class Stopped(KeyboardInterrupt):
+    """The user's Ctrl-C in a run, after what is done was saved."""
+
+    _render_traceback_ = render_as_line
+
+
+RUNNING = threading.RLock()  # held by the run that uses TensorFlow's and Keras' global settings
+
+
+@contextlib.contextmanager
+def one_at_a_time() -> Iterator[None]:
+    """Wait until no other thread of this process is in it; a function decorated by it likewise.
+
+    Afterwards Python's random numbers go on as if nothing had been run.
+    """
+    if not RUNNING.acquire(blocking=False):
+        warn("another run is going on in this process; this one begins after it")
+        RUNNING.acquire()
+    state = random.getstate()
+    try:
+        yield
+    finally:
+        random.setstate(state)
+        RUNNING.release()
 
 
 def read_flags(
@@ -52,7 +91,7 @@ def read_flags(
     if not asks_for_help:
         check_flags(words, kind.types())
     add_help(kind)
-    with tolerate_closed_stream(sys.stdout), TYRO_LOCK:
+    with tolerate_closed_stream(sys.stdout), TYRO_LOCK, wide_enough():
         try:
             return tyro.cli(
                 kind,
@@ -71,6 +110,20 @@ def read_flags(
         finally:
             sys.stdout.flush()
     sys.exit(1)  # the help could not be written
+
+
+@contextlib.contextmanager
+def wide_enough() -> Iterator[None]:
+    """Let tyro believe in a terminal of at least NARROWEST columns; in fewer it never ends."""
+    given = os.environ.get("COLUMNS")
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)
+    try:
+        yield
+    finally:
+        os.environ.pop("COLUMNS", None)
+        if given is not None:
+            os.environ["COLUMNS"] = given
 
 
 def describe(kind: type) -> str:
@@ -267,8 +320,8 @@ def run_or_exit(function: Callable[..., Answer], *arguments: Any) -> Answer:
     except (KeyboardInterrupt, Exception) as error:
         if not stopping.requested and is_process_limit(error):
             print_line(
-                f"{SCRIPT}: no further process or thread can be started here ({briefly(error)}); "
-                "raise the limit (ulimit -u, or the container's pids.max)",
+                f"{SCRIPT}: no further process, thread or file can be had here ({briefly(error)}); "
+                "raise the limit (ulimit -u, ulimit -n, or the container's pids.max)",
                 sys.stderr,
             )
             sys.exit(1)
@@ -283,9 +336,9 @@ def run_or_exit(function: Callable[..., Answer], *arguments: Any) -> Answer:
 
 
 def is_process_limit(error: BaseException) -> bool:
-    """Return whether an error says that no more processes or threads may be started."""
+    """Return whether an error says that no more processes, threads or open files are allowed."""
     if isinstance(error, OSError):
-        return error.errno == errno.EAGAIN
+        return error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE)
     return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
 
 
@@ -306,7 +359,7 @@ def tolerate_closed_stream(stream: Any) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in (errno.EPIPE, errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT):
+        if error.errno not in CANNOT_TAKE_MORE:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if error.errno != errno.EPIPE and stream is sys.stdout:  # `| head` closes it as it likes

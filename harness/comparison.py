@@ -13,10 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness import stopping
 from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
 from harness.figure_files import draw_files, form_of
-from harness.files import csv_table, expand_path, numbered, one_line, read_json, to_json, write_file
+from harness.files import (
+    InUse,
+    csv_table,
+    expand_path,
+    numbered,
+    one_line,
+    read_json,
+    to_json,
+    write_file,
+)
 from harness.options import identity
 from harness.plots import plot_comparison, plot_rounds_to_target
 from harness.program import changed, describe_provenance, program, read_programs
@@ -40,6 +50,8 @@ from harness.summary import summarize, to_latex, to_markdown
 from harness.sweep import Row, compared_rows
 
 import numpy as np
+
+SECONDS_BETWEEN = 2  # two looks at a run that another process makes
 
 
 class Single(NamedTuple):
@@ -97,16 +109,43 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
         [],
         {row.label: list(range(config.seed, config.seed + seeds)) for row in compared.rows},
     )
-    for number, single in enumerate(singles):
-        place = f"[{number + 1}/{len(singles)}]"
-        print_line(f"\n{place} {single.describe()}; {describe_work(singles)}")
-        records = complete(single, run)
-        singles[number] = single._replace(earlier=records)
+    complete_all(singles, run)
+    for single in singles:
         identified = {**single.row.changes, "seed": single.config.seed}
-        finished.table.extend(identified | record.figures() for record in records)
-        finished.records_of[single.row.label].append(records)
+        finished.table.extend(identified | record.figures() for record in single.earlier)
+        finished.records_of[single.row.label].append(single.earlier)
     write_comparison(folder, finished, config.run, caption, since)
     return folder
+
+
+def complete_all(singles: list[Single], run: Callable) -> None:
+    """Make each of the runs, in their order, and put its records into `singles`.
+
+    A run that another process makes at this time, as the same comparison of a job array does, is
+    left until the others are done, and is waited for.
+    """
+    waiting = list(range(len(singles)))
+    told = set()
+    while waiting:
+        busy = []
+        for number in waiting:
+            single = singles[number]
+            if number not in told:
+                place = f"[{number + 1}/{len(singles)}]"
+                print_line(f"\n{place} {single.describe()}; {describe_work(singles)}")
+            try:
+                singles[number] = single._replace(earlier=complete(single, run))
+            except InUse:
+                busy.append(number)
+                if number not in told:
+                    warn(
+                        f"{single.describe()}: another process makes this run; waiting for its end"
+                    )
+                told.add(number)
+        if len(busy) == len(waiting):
+            time.sleep(SECONDS_BETWEEN)
+            stopping.raise_if_requested()
+        waiting = busy
 
 
 def write_comparison(
@@ -385,9 +424,10 @@ def complete(single: Single, run: Callable) -> list[RoundRecord]:
     """Return the records of the run, which is made, or goes on, unless it is done already."""
     config = single.config
     folder = expand_path(config.run.runs) / config.run.name
-    if single.earlier:
+    earlier = single.earlier or read_earlier(config)  # which another process may have made since
+    if earlier:
         print_line(f"{one_line(str(folder))} is there already")
-        return single.earlier
+        return earlier
     if folder.exists():
         config = config.replace(resume=str(folder))
     return run(config, "the same command goes on").records

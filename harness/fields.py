@@ -18,8 +18,15 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import tyro
 
 
+def render_as_line(error: BaseException) -> list[str]:
+    """Return what IPython prints for an error in a cell, in place of a traceback."""
+    return [f"{type(error).__name__}: {error}".rstrip(": ")]
+
+
 class UserError(Exception):
     """A user's mistake, printed as one line with the field, its value and the cure; exit code 2."""
+
+    _render_traceback_ = render_as_line
 
 
 class Range(NamedTuple):

@@ -16,7 +16,7 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,14 +44,19 @@ def read_bytes(path: Path) -> bytes:
 
 
 @contextlib.contextmanager
-def io_errors_as_user_errors(path: Path) -> Iterator[None]:
-    """Turn a failure to write `path` (disk full, read-only, gone) into one line that names it."""
+def io_errors_as_user_errors(path: Path, flag: str = "") -> Iterator[None]:
+    """Turn a failure to write `path` (disk full, read-only, gone) into one line that names it, and
+    the `flag` that chooses another folder."""
     try:
         yield
     except OSError as error:
         name = error.filename if isinstance(error.filename, str | bytes) else path
         reason = f"cannot write {os.fsdecode(name)}: {error.strerror or error}"
-        raise UserError(f"{reason}; free space or choose another folder") from error
+        by_flag = f" with {flag}" if flag else ""
+        cure = f"free space or choose another folder{by_flag}"
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+            cure = f"choose a folder that you may write to{by_flag}"
+        raise UserError(f"{reason}; {cure}") from error
 
 
 def check_temporary_folder() -> None:
@@ -68,30 +73,32 @@ def check_temporary_folder() -> None:
 
 
 def check_clock() -> None:
-    """Raise UserError if the clock stands before 1980: no .keras file or checkpoint can hold it."""
+    """Raise UserError if the clock is outside 1980 to 2107, which .keras files and checkpoints can
+    hold."""
     now = time.localtime()
-    if now.tm_year < 1980:
+    if not 1980 <= now.tm_year <= 2107:
         raise UserError(
             f"the clock says {time.strftime('%Y-%m-%d', now)}, which no zip file, such as "
             "global_model.keras, can hold; set it"
         )
 
 
-def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
+def write_file(path: Path, data: bytes | str, sync: bool = False, flag: str = "") -> None:
     """Make `path` hold all of `data`, or what it held before, whenever we are killed; with `sync` a
     power cut too.
 
-    The name that is written first cannot be guessed, and a link in its place is not followed: in a
-    folder that others can write, nobody leads us to another file.
+    `flag` is what chooses another folder. The name that is written first cannot be guessed, and a
+    link in its place is not followed: in a folder that others can write, nobody leads us to another
+    file.
     """
     part = path.with_name(f".{secrets.token_hex(8)}.part")
-    with io_errors_as_user_errors(path):
+    with io_errors_as_user_errors(path, flag):
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
         try:
             try:
                 write_all(descriptor, to_utf_8(data) if isinstance(data, str) else data)
                 if sync:
-                    os.fsync(descriptor)
+                    flush(descriptor)
             finally:
                 os.close(descriptor)
             part.replace(path)
@@ -102,6 +109,15 @@ def write_file(path: Path, data: bytes | str, sync: bool = False) -> None:
 def to_utf_8(text: str) -> bytes:
     """Return the bytes of a text; what is no UTF-8 in a file's name in it becomes "?"."""
     return text.encode(errors="replace")
+
+
+def flush(descriptor: int) -> None:
+    """Have the file's content on the disk, where its file system can say so."""
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP):  # as some of FUSE's
+            raise
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -121,7 +137,7 @@ def append(path: Path, text: str, sync: bool = False) -> None:
         try:
             write_all(descriptor, to_utf_8(text))
             if sync:
-                os.fsync(descriptor)
+                flush(descriptor)
         except OSError:
             os.ftruncate(descriptor, size)
             raise
@@ -144,18 +160,30 @@ def briefly(error: BaseException) -> str:
     )
 
 
+class InUse(UserError):
+    """Another process has the folder of a run."""
+
+
 @contextlib.contextmanager
-def lock(folder: Path) -> Iterator[None]:
-    """Hold the run's folder for this run alone. Raises UserError if another run has it."""
+def lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Hold the run's folder for this run alone. Raises InUse if another run has it.
+
+    Some file systems have no locks: then tell(notice) is called, and the run goes on.
+    """
     with io_errors_as_user_errors(folder):
         descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(
-                f"{folder} is in use by a run that is going on; wait for its end"
-            ) from error
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                raise InUse(
+                    f"{folder} is in use by a run that is going on; wait for its end"
+                ) from error
+            tell(
+                f"{folder} cannot be locked ({error.strerror}): two runs in it at once would spoil "
+                "each other, so start no second one"
+            )
         yield
     finally:
         os.close(descriptor)

@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.command_line import print_line
 from harness.fields import ConfigGroup, UserError
-from harness.files import expand_path, one_line, read_json
+from harness.files import expand_path, one_line, read_bytes, read_json
 from harness.options import Run
 
 # Fields whose defaults follow from others, and these.
@@ -52,7 +52,7 @@ def describe_run(path: Path, default: ConfigGroup) -> tuple[str, ...]:
             "" if math.isnan(seconds) or not rounds else f"{seconds:.0f}",
             describe_state(path, len(rounds), total),
         )
-    except (UserError, OSError, LookupError, ValueError, TypeError, csv.Error):
+    except (UserError, OSError, LookupError, ValueError, TypeError, ArithmeticError, csv.Error):
         return (path.name, "", "", "", "", "", "cannot be read")
 
 
@@ -95,8 +95,7 @@ def read_rounds(path: Path) -> list[dict[str, str]]:
     """Return the rows of a run's metrics.csv; none if no round was done."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+    return list(csv.DictReader(read_bytes(path).decode(errors="replace").splitlines()))
 
 
 def changed_fields(saved: dict[str, Any], default: ConfigGroup) -> dict[str, Any]:
@@ -153,7 +152,7 @@ def print_runs(folder: str, default: ConfigGroup) -> None:
     others = []
     for path in subfolders(folder):
         for file, describe in DESCRIBED:
-            if (path / file).exists():
+            if os.path.exists(path / file):  # False of a folder that may not be entered
                 lines = runs if describe is describe_run else others
                 lines.append(describe(path, default))
                 break

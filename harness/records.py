@@ -156,10 +156,22 @@ class RoundRecord:
             return "no client reported; the weights stay as they were"
         if self.num_nonfinite is not None and self.num_nonfinite == len(self.clients):
             return "no client's update was finite; a smaller --client-lr may help"
+        if self.is_unchanged_since(earlier):
+            return (
+                "the global model did not change: the update that was chosen is 0; look at the "
+                "aggregator, the attackers and the learning rates"
+            )
         is_stuck = all(accuracy < near_chance for accuracy in [*accuracies, self.test_accuracy])
         if is_stuck and (is_last or self.round == STUCK_ROUNDS):
             return f"the test accuracy is still at chance; {self.cure_of_chance(is_last)}"
         return ""
+
+    def is_unchanged_since(self, earlier: Sequence[RoundRecord]) -> bool:
+        """Return whether the test set shows the same model as after the round before."""
+        if not earlier or self.private:
+            return False
+        before = earlier[-1]
+        return (before.test_loss, before.test_accuracy) == (self.test_loss, self.test_accuracy)
 
     def cure_of_chance(self, is_last: bool) -> str:
         """Return what may help a global model that is at chance from the first round on."""
@@ -222,7 +234,21 @@ def read_record(row: dict[str, Any]) -> RoundRecord:
             fields[name] = [read_client(client) for client in row["clients"]]
         else:
             fields[name] = read_value(name, row.get(name), kind)
-    return RoundRecord(**fields)
+    return check_ranges(RoundRecord(**fields))
+
+
+def check_ranges(record: RoundRecord) -> RoundRecord:
+    """Return the record. Raises ValueError for an accuracy outside 0..1, or a count below 0."""
+    shares = {"test_accuracy": record.test_accuracy, **record.beside}
+    if "accuracy" in record.train:
+        shares["train_accuracy"] = record.train["accuracy"]
+    for name, value in shares.items():
+        if value < 0 or value > 1:
+            raise ValueError(f"{name}={value!r:.20} is outside 0..1")
+    for name in ("bytes_down", "bytes_up", "seconds", "num_nonfinite", "dropped", "epsilon"):
+        if (getattr(record, name) or 0) < 0:
+            raise ValueError(f"{name}={getattr(record, name)!r:.20} is below 0")
+    return record
 
 
 def read_client(report: dict[str, Any]) -> dict[str, Any]:

@@ -191,5 +191,8 @@ def command_of(config: ConfigGroup, script: str) -> str:
         if isinstance(value, bool):
             words.append(to_flag(field) if value else f"--no-{to_flag(field)[2:]}")
         else:
-            words += [to_flag(field), repr(value) if isinstance(value, float) else str(value)]
+            text = repr(value) if isinstance(value, float) else str(value)
+            # A value that begins as a flag does is one with the flag.
+            is_like_a_flag = text.startswith("-")
+            words += [f"{to_flag(field)}={text}"] if is_like_a_flag else [to_flag(field), text]
     return " ".join([script, shlex.join(words)]).strip()

@@ -28,6 +28,7 @@ from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
 from harness.figure_files import draw_files, form_of, to_bytes
 from harness.files import (
+    InUse,
     append,
     briefly,
     csv_line,
@@ -75,10 +76,16 @@ NAMED_FIRST = ("dataset", "partition", "algorithm", "model", "seed")  # in each 
 class RunFolder:
     """The files of one run."""
 
-    def __init__(self, path: Path, experiment: Any, how_to_go_on: str = ""):
-        """The folder itself says which programs made its rounds so far."""
+    def __init__(
+        self, path: Path, experiment: Any, how_to_go_on: str = "", on_arrays: bool = False
+    ):
+        """The folder itself says which programs made its rounds so far.
+
+        A run `on_arrays` has its data from Python: no command can make it.
+        """
         self.path = path
         self.how_to_go_on = how_to_go_on
+        self.on_arrays = on_arrays
         self.is_private = experiment.accountant is not None
         self.program = describe_program(experiment.row_hashes)
         self.programs = read_programs(path)
@@ -93,6 +100,12 @@ class RunFolder:
         # What a checkpoint belongs to, and the shapes of the state in it; `load` sets them.
         self.key = ""
         self.specs: Any = ()
+
+    def what_next(self) -> str:
+        """Return how the run goes on, if its folder is still there."""
+        if (self.path / "config.json").exists():
+            return self.how_to_go_on
+        return f"its folder {one_line(str(self.path))} was removed, and nothing of it is left"
 
     @property
     def seconds(self) -> float | None:
@@ -111,7 +124,9 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, experiment: Any, how_to_go_on: str = "") -> Iterator[RunFolder]:
+    def open(
+        cls, experiment: Any, how_to_go_on: str = "", on_arrays: bool = False
+    ) -> Iterator[RunFolder]:
         """Hold the run's folder: a new one, or that of the run to resume.
 
         `how_to_go_on` says how the run goes on if it is stopped; by default it is --resume. Raises
@@ -123,11 +138,7 @@ class RunFolder:
             path = expand_path(config.run.resume)
             saved = read_saved(config.run.resume, type(config)())
             check_resumed(config, saved, experiment.row_hashes)
-            if read_json(path / "partition.json").get("hash") != partition["hash"]:
-                raise UserError(
-                    f"resume={config.run.resume!r:.200}: its data or its partition.json has "
-                    "changed; restore it, or name the data by --data"
-                )
+            check_partition(config.run.resume, read_json(path / "partition.json"), partition)
         else:
             program = describe_program(experiment.row_hashes) | {"from_round": 1}
             files = {
@@ -136,14 +147,15 @@ class RunFolder:
                 PROGRAMS: to_json({"programs": [program]}),
             }
             name = config.run.name or default_name(config, experiment.dataset)
-            path = make_folder(expand_path(config.run.runs), name, files)
-        how_to_go_on = how_to_go_on or how_to_resume(path)
+            # A comparison's run has a name of its own: another process may be making it.
+            path = make_folder(expand_path(config.run.runs), name, files, bool(how_to_go_on))
+        how_to_go_on = how_to_go_on or how_to_resume(path, on_arrays)
         text = f"notice: stopped before a new round was done; {how_to_go_on}"
-        with stopping.last_words(text), lock(path):
+        with stopping.last_words(text), lock(path, warn):
             # A resumed run may have more rounds now.
             updated = config.replace(resume="", accept_changes=False)
             write_file(path / "config.json", to_json(updated.to_dict()))
-            yield cls(path, experiment, how_to_go_on)
+            yield cls(path, experiment, how_to_go_on, on_arrays)
 
     def load(self, experiment: Any) -> tuple[Any, list[RoundRecord]]:
         """Return (state, records) of the newest checkpoint that the tables reach.
@@ -160,6 +172,8 @@ class RunFolder:
             try:
                 state = self.read_checkpoint(checkpoint)
                 done = int(checkpoint.stem.removeprefix("round-"))
+                if int(state.client_work.round) != done:
+                    raise ValueError(f"it has the state after round {state.client_work.round}")
             except UserError:
                 raise
             except Exception as error:  # a damaged file raises a dozen kinds
@@ -420,6 +434,9 @@ class RunFolder:
             "Do it again": report.command_of(config, script_command()),
             "Go on": one_line(go_on),
         }
+        if self.on_arrays:
+            again = f"fl.run(fl.Config().replace(**{config.changed()}), dataset=dataset)"
+            commands = {"Do it again": again, "Go on": self.how_to_go_on}
         partition = read_json(self.path / "partition.json")
         page = report.to_html(caption, metrics, partition, pictures, commands)
         write_file(self.path / "report.html", page)
@@ -492,8 +509,27 @@ def name_value(field: str, value: Any) -> str:
     return f"{field}-{text}" if isinstance(value, str) else f"{field}{text}"
 
 
-def how_to_resume(path: Path) -> str:
-    """Return the command by which a stopped run goes on."""
+COMPARED = ("hash", "dataset_sha256", "classes", "label_counts", "indices")
+
+
+def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) -> None:
+    """Raise UserError if the split that a run's folder has is not the one that it would go on with.
+
+    What an earlier version did not write is not compared, but the hash is.
+    """
+    for key in COMPARED:
+        if saved.get(key) != ours.get(key) and (key in saved or key == "hash"):
+            raise UserError(
+                f"resume={folder!r:.200}: its data or its partition.json has changed ({key}); "
+                "restore it, or name the data by --data"
+            )
+
+
+def how_to_resume(path: Path, on_arrays: bool = False) -> str:
+    """Return the command by which a stopped run goes on; of a run on arrays the call."""
+    if on_arrays:
+        call = f"fl.run(config.replace(resume={os.fsdecode(path)!r}), dataset=dataset)"
+        return one_line(f"{call} goes on")
     return one_line(f"{script_command()} --resume {shlex.quote(str(path))} goes on")
 
 
@@ -516,27 +552,31 @@ def from_here(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def make_folder(runs: Path, name: str, files: dict[str, str]) -> Path:
+def make_folder(runs: Path, name: str, files: dict[str, str], is_only_one: bool = False) -> Path:
     """Make a new folder in `runs` with these files in it, all at once.
 
-    A name that is taken gets -2, -3, ...
+    A name that is taken gets -2, -3, ...; if `is_only_one`, it raises InUse.
     """
-    with io_errors_as_user_errors(runs):
+    with io_errors_as_user_errors(runs, "--runs"):
         runs.mkdir(parents=True, exist_ok=True)
         made = Path(tempfile.mkdtemp(prefix=".new-", dir=runs))
-        made.chmod(0o777 & ~current_umask())
-    for file, text in files.items():
-        write_file(made / file, text)
-    for folder in numbered(runs / name):
-        try:
-            # with all files in it, or not at all where the name is taken
-            return made.rename(folder)
-        except OSError as error:
-            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
-                raise UserError(
-                    f"cannot make {folder}: {error.strerror}; choose another folder"
-                ) from error
-    raise AssertionError("unreachable")
+    try:
+        with io_errors_as_user_errors(made, "--runs"):
+            made.chmod(0o777 & ~current_umask())
+        for file, text in files.items():
+            write_file(made / file, text, flag="--runs")
+        for folder in [runs / name] if is_only_one else numbered(runs / name):
+            try:
+                # with all files in it, or not at all where the name is taken
+                return made.rename(folder)
+            except OSError as error:
+                if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+                    raise UserError(
+                        f"cannot make {folder}: {error.strerror}; choose another folder with --runs"
+                    ) from error
+        raise InUse(f"{runs / name} was made by another process at this moment")
+    finally:
+        shutil.rmtree(made, ignore_errors=True)  # where it has not become the folder
 
 
 def current_umask() -> int:

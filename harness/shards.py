@@ -27,7 +27,7 @@ class Shard(NamedTuple):
 def make_folder(cache: str, digest: str) -> Path:
     """Return the folder of the shards of the split with this hash, made if it is not there."""
     folder = expand_path(cache).absolute() / f"shards-{digest}"
-    with io_errors_as_user_errors(folder):
+    with io_errors_as_user_errors(folder, "--cache"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)  # a client's images are for nobody else
     return folder
@@ -41,9 +41,9 @@ def write_shard(folder: Path, client: int, images: np.ndarray, labels: np.ndarra
     stored = np.frombuffer(images.tobytes() + labels.astype("<u2").tobytes(), np.uint8)
     content = stored.tobytes() + fingerprint(stored).numpy().tobytes()
     path = folder / f"{client}.bin"
-    with io_errors_as_user_errors(path):
+    with io_errors_as_user_errors(path, "--cache"):
         if not path.exists() or read_bytes(path) != content:
-            write_file(path, content)
+            write_file(path, content, flag="--cache")
 
 
 def fingerprint(data: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a wish to stop that no library can swallow.
+"""Ctrl-C, SIGTERM and the like: a wish to stop that no library can swallow.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In a library's callback it
 may get lost, or become another error, and the run would go on to its end. So nothing is raised in
@@ -13,7 +13,15 @@ import os
 import signal
 import sys
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# SIGUSR1 and SIGXCPU are how job schedulers such as Slurm announce the end of a job's time.
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 requested = 0  # the signal by which the user asked for the end, if any
 _last_words = b""  # printed if the process ends at once
 _enders = []  # functions that end what the main thread may wait for

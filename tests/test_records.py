@@ -31,11 +31,19 @@ def test_what_counts_as_trouble():
 
 
 def test_a_run_that_never_leaves_chance_says_so():
-    stuck = [make_record(0.1, number) for number in (1, 2, 3, 4)]
+    stuck = [make_record(0.1, number, loss=2.3 - 0.01 * number) for number in (1, 2, 3, 4)]
     said = [r.trouble(stuck[:place], 0.1, is_last=r.round == 4) for place, r in enumerate(stuck)]
     assert ["still at chance" in text for text in said] == [False, False, True, True]
     assert make_record(0.55, 3).trouble([], 0.5, is_last=True) == ""  # two classes
     assert "still at chance" in make_record(0.5, 3).trouble([], 0.5, is_last=True)
+
+
+def test_a_model_that_does_not_change_says_so():
+    """As where Krum chooses an update of zeros for ever: more rounds would not help."""
+    same = [make_record(0.1, number) for number in (1, 2, 3)]
+    assert "the global model did not change" in same[1].trouble(same[:1], 0.1, False)
+    assert same[2].trouble(same[:2], 0.1, False) == ""  # it lasts
+    assert "the global model did not change" in same[2].trouble(same[:2], 0.1, True)
 
 
 def test_what_helps_at_chance_is_not_always_a_smaller_rate():

@@ -345,7 +345,7 @@ def run_baselines(
         print_line(describe(accuracy, measured(gains), trained, passes[-1], own_passes))
         print_written(write_baselines(experiment, result, folder, trained, gains, confusions))
     except (KeyboardInterrupt, Exception):
-        warn(f"the baselines are not done; {folder.how_to_go_on}")
+        warn(f"the baselines are not done; {folder.what_next()}")
         raise
 
 

@@ -215,7 +215,9 @@ def read_npz(path: Path) -> Arrays:
         if size > idx.MOST_BYTES:
             raise OSError(0, f"{size / 1e9:,.0f} GB, of which at most 8 can be used")
         with np.load(content, allow_pickle=False) as npz:
-            members = {name: npz[name] for name in npz.files}
+            names = find_names(npz.files)
+            # A member that is no .npy comes as bytes. What is not asked for may hold objects.
+            arrays = {key: np.asarray(npz[name]) for key, name in names.items()}
     except Exception as error:  # NumPy and zipfile raise a dozen kinds on a damaged file
         objects = "Object arrays" in str(error)
         known = "it has Python objects, not numbers" if objects else "truncated, or no .npz"
@@ -224,17 +226,25 @@ def read_npz(path: Path) -> Arrays:
             f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys, or a folder "
             "of IDX files"
         ) from error
-    # A member that is no .npy comes as bytes.
-    stored = {name: array for name, array in members.items() if isinstance(array, np.ndarray)}
-    for names in (KEYS, *OTHER_KEYS):
-        if set(names) <= stored.keys():
-            arrays = {key: stored[name] for key, name in zip(KEYS, names, strict=True)}
-            for images, labels in VALIDATION_KEYS:
-                if {images, labels} <= stored.keys():
-                    arrays |= {"x_val": stored[images], "y_val": stored[labels]}
-            return arrays | ({OWNERS: stored[OWNERS]} if OWNERS in stored else {})
-    absent = sorted(set(KEYS) - stored.keys())
-    raise UserError(f"{source} has no array {absent[0]}; it needs {', '.join(KEYS)}")
+    absent = [key for key in KEYS if key not in arrays]
+    if absent:
+        raise UserError(f"{source} has no array {min(absent)}; it needs {', '.join(KEYS)}")
+    return arrays
+
+
+def find_names(stored: Sequence[str]) -> dict[str, str]:
+    """Return our name of an array -> the one that it is stored under, of those that we use."""
+    names: dict[str, str] = {}
+    for own in (KEYS, *OTHER_KEYS):
+        if set(own) <= set(stored):
+            names = dict(zip(KEYS, own, strict=True))
+            break
+    else:
+        return {key: key for key in KEYS if key in stored}
+    for images, labels in VALIDATION_KEYS:
+        if {images, labels} <= set(stored):
+            names |= {"x_val": images, "y_val": labels}
+    return names | ({OWNERS: OWNERS} if OWNERS in stored else {})
 
 
 ROWS = {"digits": load_digits}

@@ -429,7 +429,13 @@ def remarks_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[st
 
 
 def horizon_remarks(chosen: dict[str, Any]) -> list[str]:
-    """Return a remark on rounds behind the end of a cosine, whose rate is 0."""
+    """Return a remark on rates that are 0, such as in rounds behind the end of a cosine."""
+    for field in ("client_lr", "server_lr"):
+        if chosen[field] == 0:
+            return [f"{field}=0: nothing is learned"]
+    schedules = (chosen["client_schedule"], chosen["server_schedule"])
+    if "exponential" in schedules and chosen["lr_decay"] == 0:
+        return ["lr_decay=0: from round 2 on the rate is 0, and nothing more is learned"]
     horizon = chosen["lr_horizon"]
     if not has_cosine(chosen) or horizon is None or chosen["rounds"] <= horizon:
         return []

@@ -103,6 +103,7 @@ class MultiHost:
         self.pool.shutdown(cancel_futures=True)
         for worker in self.workers:  # one that was just about to be started
             worker.end()
+            worker.release()
         self.server_worker.__exit__(*error)
         self.request.__exit__(None, None, None)
 

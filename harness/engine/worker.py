@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import functools
 import importlib
 import os
 import re
@@ -35,6 +36,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 START_SECONDS = 30
+STOP_SECONDS = 5
 ATTEMPTS = 3  # at a round, each on a fresh worker
 MOST_LOGGED = 10_000_000  # bytes of what a host prints
 WATCH = "watch over TFF's worker"  # a thread's name
@@ -165,6 +167,22 @@ def nowhere(cardinalities: dict[Any, int]) -> Any:
     raise RuntimeError("TFF computations run inside `with Worker(...)`")
 
 
+def stop_context(context: Any) -> None:
+    """End the thread and close the event loop of a context of ours; TFF never does."""
+    runner = context._async_runner
+    runner._event_loop.call_soon_threadsafe(runner._event_loop.stop)
+    runner._thread.join(STOP_SECONDS)
+    if not runner._thread.is_alive():
+        runner._event_loop.close()
+        runner._finalizer = lambda *_: None  # it would wake the loop that is closed
+
+
+@functools.cache
+def refusing_context() -> Any:
+    """Return a context in which nothing can be run; one for this process, as it has a thread."""
+    return build_context(nowhere)
+
+
 def replace_default_context() -> None:
     """Put a context that refuses in the place of TFF's own, which would start a worker that
     outlives us.
@@ -172,7 +190,7 @@ def replace_default_context() -> None:
     TFF's also prints a traceback from its finalizer where it is still there when Python takes its
     modules apart.
     """
-    tff.framework.set_default_context(build_context(nowhere))
+    tff.framework.set_default_context(refusing_context())
 
 
 atexit.register(replace_default_context)
@@ -229,6 +247,8 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         self.bytes_received = 0
         self.process: subprocess.Popen | None = None  # the supervisor, or ssh to it
         self.pid = 0  # of the worker
+        self.context: Any = None
+        self._channel: grpc.Channel | None = None
         self._requests: set[object] = set()  # those that wait for an answer
 
     def spawn(self, folder: str, isolated: bool) -> None:
@@ -258,10 +278,21 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         # The worker first: while it trains on, TFF's threads, and so our exit, would wait for it.
         self.end()
         self._exit_stack.close()
+        self.release()
+
+    def release(self) -> None:
+        """Close the way to a worker that has ended: its event loop, thread and connection."""
+        if self.context:
+            stop_context(self.context)
+            self.context = None
+        if self._channel:
+            self._channel.close()
+            self._channel = None
 
     def open(self) -> None:
         """Start the worker. Raises RunFailed, or UserError for what the user must do elsewhere."""
         self._reason = "ended"
+        self.release()
         replace_default_context()
         stub = Stub(self._connect())
         self.stub = stub
@@ -330,9 +361,13 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 self.process.kill()
                 self.process.wait()
                 raise
-        # The folder is gone now: nobody else gets in. The channel is never closed: TFF's stub
-        # subscribes to it, and closing prints an error from gRPC's thread.
-        return grpc.intercept_channel(channel, self)
+        # The folder is gone now: nobody else gets in.
+        self._channel = channel
+        intercepted = grpc.intercept_channel(channel, self)
+        # TFF's stub would have a thread of gRPC's look at the connection for ever, which prints an
+        # error when the channel is closed. Whether the worker is there, the supervisor tells us.
+        intercepted.subscribe = lambda callback, *_, **__: callback(grpc.ChannelConnectivity.READY)
+        return intercepted
 
     def _wait_until_ready(self) -> int:
         """Return the worker's process id, which the supervisor prints once the worker answers."""
@@ -405,18 +440,16 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         """
         spent = b""
         since = time.monotonic()
-        while process.poll() is None:
-            try:
+        with process.stdout, contextlib.suppress(EOFError):
+            while process.poll() is None:
                 spent_now = lines.read(0.5)
-            except EOFError:
-                return
-            if spent_now not in (None, spent) or not self._requests:
-                spent = spent_now or spent
-                since = time.monotonic()
-            elif time.monotonic() - since > self.patience:
-                self._reason = f"hung for {self.patience:g} s and was ended"
-                if process is self.process:
-                    self.kill()
+                if spent_now not in (None, spent) or not self._requests:
+                    spent = spent_now or spent
+                    since = time.monotonic()
+                elif time.monotonic() - since > self.patience:
+                    self._reason = f"hung for {self.patience:g} s and was ended"
+                    if process is self.process:
+                        self.kill()
 
 
 class LocalWorker(Worker):
@@ -546,7 +579,7 @@ class RemoteWorker(Worker):
     def _copy_words(self, process: subprocess.Popen) -> None:
         """Copy to the log what ssh and the worker there print, to a limit, and keep the last."""
         copied = 0
-        with contextlib.suppress(OSError, ValueError), open_log(self.log) as log:
+        with contextlib.suppress(OSError, ValueError), process.stderr, open_log(self.log) as log:
             while part := os.read(process.stderr.fileno(), LONGEST_LINE):
                 self._ssh_words = (self._ssh_words + part)[-WORDS_KEPT:]
                 if copied < MOST_LOGGED:
