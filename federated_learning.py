@@ -453,8 +453,8 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     partitioner = PARTITIONERS[config.partition_name]
     # A partition that changes the clients' images, by rotation or noise, has its fields for that.
     split_fields = {} if partitioner.change_images else config.partition_fields
-    if partitioner.by_owner:
-        split_fields["owners"] = dataset.owners
+    if partitioner.by_dataset:
+        split_fields["dataset"] = dataset
     draw = partial(partitioner.split, labels, num_clients, **split_fields)
     split, num_topped_up = partitions.draw_split(draw, config.seed, min_images)
     indices = [np.sort(part).astype(np.int64) for part in split]
@@ -1146,10 +1146,11 @@ def build_process(experiment: Experiment) -> Any:
 
 def train_cohort(
     worker: Any, experiment: Experiment, state: Any, clients: Sequence[int]
-) -> tuple[Any, list[dict[str, Any]]]:
+) -> tuple[Any, list[dict[str, Any]], Any]:
     """Lines 4 to 6: train the clients from the state's weights, and aggregate.
 
-    Returns the next state, and one dict per client of what it reported, in the order of their ids.
+    Returns the next state, one dict per client of what it reported, in the order of their ids, and
+    what the aggregator measured.
     """
     aggregator = experiment.aggregator
     sizes = experiment.partition.sizes
@@ -1167,17 +1168,17 @@ def train_cohort(
         chunks = [np.array([], np.int64)]  # noise is added all the same: the accountant counts it
     if not chunks:
         algorithm_state = state.client_work._replace(round=np.int64(round_num))
-        return state._replace(client_work=algorithm_state), []
+        return state._replace(client_work=algorithm_state), [], None
     name = f"round {round_num}"
-    next_state, _, metrics = worker.run_round(name, experiment.process, state, chunks)
+    next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
     reports = records.name_metrics(chunks, metrics, ClientMetrics._fields)
     finite = [report["client"] for report in reports if report["finite"]]
     # A client whose update is not finite sends zeros, with weight 0. An aggregator that looks at
     # each client's norm would count them. So the round is done again, from the same state, without
     # these clients; what they reported stays in the record.
     if aggregator.sends_norm and not aggregator.private and len(finite) < len(reports):
-        next_state, _ = train_cohort(worker, experiment, state, finite)
-    return next_state, reports
+        next_state, _, measured = train_cohort(worker, experiment, state, finite)
+    return next_state, reports, measured
 
 
 def run_rounds(
@@ -1213,7 +1214,9 @@ def run_rounds(
             start = time.perf_counter()
             cohort = sample_clients(config, round_num, experiment.partition.sizes, rng)  # line 3
             reporting = adversity.drop_out(cohort, config, round_num, client_key)
-            state, reports = train_cohort(worker, experiment, state, reporting)  # lines 4 to 6
+            state, reports, measured = train_cohort(
+                worker, experiment, state, reporting
+            )  # lines 4 to 6
             evaluation = evaluate(state.global_model_weights)
             record = records.make_record(
                 round_num,
@@ -1222,6 +1225,7 @@ def run_rounds(
                 ClientMetrics._fields,
                 dropped=len(cohort) - len(reporting),
                 epsilon=epsilon,
+                clip_norm=records.find_norm(measured),
                 seconds=round(time.perf_counter() - start, 3),
                 **records.communication_cost(
                     experiment, len(cohort), len(reporting), len(ClientMetrics._fields)
@@ -1351,6 +1355,7 @@ def build_experiment(
         cohorts = partial(sample_clients, config) if config.privacy.public_cohorts else None
         config = privacy.meet_target(config, cohorts)
         accountant = privacy.PrivacyAccountant(config, cohorts)
+        results.check_private_origin(config.training.initial_model, dataset)
     experiment = Experiment(
         config=config,
         dataset=dataset,
@@ -1368,6 +1373,7 @@ def build_experiment(
             *presets.preset_remarks(config, Config()),
             *options.unused_remarks(chosen, Config.defaults()),
             *options.horizon_remarks(config.to_dict()),
+            *results.origin_remarks(config.training.initial_model, dataset),
             *remarks_on_data(dataset, partition, accountant, config.training.rounds),
         ],
     )

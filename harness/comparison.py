@@ -179,6 +179,12 @@ def write_comparison(
     for name, content in files.items():
         write_file(folder / name, content)
     print_line("")
+    epsilons = [run[-1].epsilon for runs in records_of.values() for run in runs if run[-1].private]
+    if len(epsilons) > 1:
+        warn(
+            f"{len(epsilons)} private runs on the same clients are released here: their ε add up "
+            f"to {sum(epsilons):.2f} and their δ likewise; the ε of a row is that of one run alone"
+        )
     if not target and not have_one_length(records_of):
         warn(
             "the runs are of different numbers of rounds: each accuracy is after its own last "

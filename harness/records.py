@@ -16,7 +16,7 @@ import sklearn.metrics
 
 # What a differentially private run may publish of a round: the noisy result, and what follows from
 # the flags alone.
-PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon")
+PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon", "clip_norm")
 # Columns of accuracies on other images than the test set: what a round's line calls them.
 BESIDE = {
     "attack_success": "backdoor opens",
@@ -96,6 +96,7 @@ class RoundRecord:
     measured_bytes_down: int | None = None  # to several hosts; None with one worker here
     measured_bytes_up: int | None = None
     beside: dict[str, float] = field(default_factory=dict)  # 0..1, of the columns in BESIDE
+    clip_norm: float | None = None  # an adaptive aggregator's after the round, such as dp's
 
     @property
     def private(self) -> bool:
@@ -163,7 +164,7 @@ class RoundRecord:
             )
         is_stuck = all(accuracy < near_chance for accuracy in [*accuracies, self.test_accuracy])
         if is_stuck and (is_last or self.round == STUCK_ROUNDS):
-            return f"the test accuracy is still at chance; {self.cure_of_chance(is_last)}"
+            return f"the test accuracy is still at chance; {self.cure_of_chance(earlier, is_last)}"
         return ""
 
     def is_unchanged_since(self, earlier: Sequence[RoundRecord]) -> bool:
@@ -173,8 +174,13 @@ class RoundRecord:
         before = earlier[-1]
         return (before.test_loss, before.test_accuracy) == (self.test_loss, self.test_accuracy)
 
-    def cure_of_chance(self, is_last: bool) -> str:
+    def cure_of_chance(self, earlier: Sequence[RoundRecord], is_last: bool) -> str:
         """Return what may help a global model that is at chance from the first round on."""
+        if self.private and self.clip_norm and self.clip_norm > (earlier or [self])[0].clip_norm:
+            return (
+                f"updates are clipped to a norm that adapts, now {self.clip_norm:.2g}, and still "
+                "grows; more rounds may help"
+            )
         if self.private:
             return "under this noise that may take more rounds, or more --clients-per-round"
         steps = self.round * self.train.get("steps", math.inf)
@@ -359,6 +365,20 @@ def name_metrics(
         report = dict(zip(names, row, strict=True))
         reports.append({"client": client, **report, "finite": report["finite"] > 0})
     return sorted(reports, key=lambda report: report["client"])
+
+
+NORMS = ("clip", "clipping_norm", "zeroing_norm")  # what TFF calls them
+
+
+def find_norm(measurements: Any) -> float | None:
+    """Return the adaptive norm in an aggregator's measurements; None if it has none."""
+    if not isinstance(measurements, dict):
+        return None
+    for name, value in measurements.items():
+        found = float(value) if name in NORMS else find_norm(value)
+        if found is not None:
+            return found
+    return None
 
 
 def make_record(

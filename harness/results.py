@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from harness.command_line import print_line
 from harness.fields import UserError
-from harness.files import one_line, read_json
+from harness.files import expand_path, one_line, read_json
 from harness.records import MOST_IN_MATRIX, best_record, few_images_of_many_labels, rounds_to_target
 
 import numpy as np
@@ -20,6 +20,7 @@ import sklearn.metrics
 import tensorflow as tf
 import tensorflow_federated as tff
 
+INDICES_OF = "all training images"  # which the indices in partition.json count
 SIGNIFICANT = 0.05  # with a p below it two rows are told apart
 
 
@@ -68,7 +69,13 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
         content["topped_up_clients"] = partition.num_topped_up
         content["skew"] = skew(partition.counts)
         content["label_counts"] = partition.counts.tolist()
-        content["indices"] = [indices.tolist() for indices in partition.indices]
+        # of the training images as the data have them, whatever was held out of them
+        content["indices_of"] = INDICES_OF
+        places = dataset.places
+        content["indices"] = [
+            (indices if places is None else places[indices]).tolist()
+            for indices in partition.indices
+        ]
     return content
 
 
@@ -134,6 +141,38 @@ def check_classes(folder: Path, dataset: Any) -> None:
         raise UserError(
             f"evaluate={str(folder)!r:.200} was trained on the labels {classes!s:.60}, and "
             f"{dataset.name} has {list(dataset.classes)!s:.60}; give data with the same"
+        )
+
+
+def read_origin(model: str) -> dict[str, Any]:
+    """Return what the partition.json beside a saved model says; nothing if there is none."""
+    try:
+        return read_json(expand_path(model).parent / "partition.json")
+    except UserError:
+        return {}
+
+
+def origin_remarks(model: str, dataset: Any) -> list[str]:
+    """Return what the user should know of a run that begins from a saved model: other classes."""
+    classes = read_origin(model).get("classes") if model else None
+    if classes in (None, list(dataset.classes)):
+        return []
+    return [
+        f"initial_model={model!r:.100} was trained on the labels {classes!s:.60}, for which its "
+        f"outputs stand; here they are {list(dataset.classes)!s:.60}"
+    ]
+
+
+def check_private_origin(model: str, dataset: Any) -> None:
+    """Raise UserError for a private run from a model that may know the same images.
+
+    Its epsilon would be that of its own rounds, not of all that is released about a client.
+    """
+    if model and read_origin(model).get("dataset_sha256", dataset.digest) == dataset.digest:
+        raise UserError(
+            f"initial_model={model!r:.100} does not go with aggregator='dp': as far as is known it "
+            "was trained on the same images, and epsilon would be false; start from the seed, or "
+            "from a model in the folder of a run on other images"
         )
 
 

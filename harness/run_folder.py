@@ -517,7 +517,8 @@ def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) ->
 
     What an earlier version did not write is not compared, but the hash is.
     """
-    for key in COMPARED:
+    comparable = [key for key in COMPARED if key != "indices" or "indices_of" in saved]
+    for key in comparable:
         if saved.get(key) != ours.get(key) and (key in saved or key == "hash"):
             raise UserError(
                 f"resume={folder!r:.200}: its data or its partition.json has changed ({key}); "

@@ -6,6 +6,7 @@ import federated_learning as fl
 from harness.fields import UserError
 from harness.records import communication_cost, read_record
 from harness.shards import Shard
+from variants import beside
 from variants.adversity import (
     ATTACKS,
     ClientBehaviour,
@@ -14,6 +15,8 @@ from variants.adversity import (
     trigger_mask,
     unseen_clients,
 )
+from variants.beside import find_splits
+from variants.options import num_unseen
 
 import numpy as np
 import pytest
@@ -324,3 +327,40 @@ def test_clients_that_are_never_drawn_are_evaluated_on(federation, digits):
     ]:
         with pytest.raises(UserError, match=message):
             fl.parse(flags)
+
+
+def test_poisson_cohorts_leave_out_the_unseen_and_keep_their_mean():
+    """40 of 100 clients are never drawn, so each of the other 60 is drawn with 15 / 60."""
+    config = configure(
+        num_clients=100, clients_per_round=15, sampling="poisson", unseen_clients=0.4
+    )
+    sizes = [len(fl.sample_clients(config, t)) for t in range(1, 801)]
+    assert np.mean(sizes) == pytest.approx(15, abs=4 * np.sqrt(15 * 0.75 / 800))
+
+
+def test_a_share_of_unseen_clients_is_rounded():
+    shares = [(0, 10), (0.28, 10), (0.21, 10), (0.01, 10), (0.07, 100)]
+    assert [num_unseen(share, clients) for share, clients in shares] == [0, 3, 2, 1, 7]
+
+
+def test_images_beside_the_test_set_are_those_that_are_named(federation, digits, monkeypatch):
+    """The backdoor's are the test images of other labels, and of many images some at random."""
+    attack = {"byzantine": 1, "attack": "backdoor", "backdoor_target": 3}
+    splits = find_splits(federation(**attack, num_clients=10, unseen_clients=0.5))
+    others = digits.test.labels != 3
+    backdoor = splits["attack_success"]
+    assert len(backdoor.images) == others.sum() and set(backdoor.labels) == {3}
+    mask = trigger_mask((28, 28, 1))
+    expected = np.where(mask, 255, digits.test.images[others])
+    assert np.array_equal(backdoor.images, expected)
+    monkeypatch.setattr(beside, "MOST_IMAGES", 100)
+    experiment = federation(num_clients=10, unseen_clients=0.5)
+    few = find_splits(experiment)["unseen_accuracy"]
+    own = np.concatenate(
+        [experiment.partition.indices[client] for client in unseen_clients(experiment.config)]
+    )
+    place_of = {digits.train.images[index].tobytes(): index for index in own}
+    found = np.array([place_of[image.tobytes()] for image in few.images])
+    assert len(found) == 100 and len(own) > 300
+    # Of images at random some are among the last third of the data; the first 100 are not.
+    assert 10 < (found > np.sort(own)[len(own) * 2 // 3]).sum() < 60

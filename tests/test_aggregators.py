@@ -157,7 +157,7 @@ def test_a_client_that_is_left_out_is_left_out_of_the_adaptive_norm_too(
 ):
     experiment = federation(aggregator=aggregator, num_clients=5, byzantine=1, attack="nan")
     before = experiment.process.initialize()
-    after, reports = fl.train_cohort(worker, experiment, before, range(5))
+    after, reports, _ = fl.train_cohort(worker, experiment, before, range(5))
     good = [report["client"] for report in reports if report["finite"]]
     expected, _, _ = experiment.process.next(before, alone(good))
     assert len(reports) == 5 and len(good) == 4
@@ -258,10 +258,20 @@ def test_medians_and_krums_neighbours_by_hand():
     assert differ > 10
 
 
+def test_secure_sums_of_clients_that_count_the_same_are_as_fine(federation, updates):
+    """Steps of 32 / 2 ** 32 where weights are 1: they had been as wide as for 60,000 examples."""
+    _, each, _ = updates
+    flags = {"aggregator": "secure", "client_weighting": "uniform"}
+    mean = [np.mean(layers, axis=0) for layers in zip(*each, strict=True)]
+    assert largest_difference(aggregated(federation, **flags), mean) < 1e-7
+
+
 def test_secure_sums_are_not_cut_for_large_clients(worker):
     """A client of 120,000 images: bounds of 1e5 on n_k made 1.2 times the update of it, in
     silence."""
-    factory = aggregators.build_secure(None, aggregators.CohortInfo(2, most_examples=120_000))
+    factory = aggregators.build_secure(
+        configure(), aggregators.CohortInfo(2, most_examples=120_000)
+    )
     kind = tff.to_type([tff.TensorType(np.float32, [3])])
     plain = plain_sums(factory.create(kind, tff.TensorType(np.float32)).next)
     process = factory.create(kind, tff.TensorType(np.float32))
@@ -324,8 +334,8 @@ def test_a_client_drawn_twice_counts_once_where_all_updates_are_looked_at(
     """Drawn by size: two equal updates at distance 0 would be Krum's choice for ever."""
     experiment = federation(aggregator=aggregator, num_clients=6, sampling="by-size", tolerated=1)
     state = experiment.process.initialize()
-    once, reports = fl.train_cohort(worker, experiment, state, [0, 1, 2, 3, 5])
-    twice, again = fl.train_cohort(worker, experiment, state, [0, 1, 1, 1, 2, 3, 3, 5])
+    once, reports, _ = fl.train_cohort(worker, experiment, state, [0, 1, 2, 3, 5])
+    twice, again, _ = fl.train_cohort(worker, experiment, state, [0, 1, 1, 1, 2, 3, 3, 5])
     assert largest_difference(weights_of(once), weights_of(twice)) == 0 and reports == again
 
 
@@ -336,5 +346,19 @@ def test_a_round_is_done_once_where_no_norm_is_looked_at(federation, worker, agg
     experiment = federation(**flags)
     state = experiment.process.initialize()
     with mock.patch.object(worker, "run_round", wraps=worker.run_round) as rounds:
-        _, reports = fl.train_cohort(worker, experiment, state, [0, 1, 2])
+        _, reports, _ = fl.train_cohort(worker, experiment, state, [0, 1, 2])
     assert rounds.call_count == 1 and sum(report["finite"] for report in reports) == 2
+
+
+@pytest.mark.parametrize("aggregator", ["dp", "clipping", "mean"])
+def test_an_adaptive_norm_is_a_column(federation, aggregator):
+    """TFF's, of which a private run publishes its own: that is made of noisy counts."""
+    flags = {"aggregator": aggregator, "num_clients": 3, "rounds": 1}
+    if aggregator == "dp":
+        flags["noise_multiplier"] = 0.01
+    ((_, record, _),) = fl.run_rounds(federation(**flags))
+    found = record.public().clip_norm
+    if aggregator == "mean":
+        assert found is None and record.clip_norm is None
+    else:
+        assert found == record.clip_norm == record.figures()["clip_norm"] > 0

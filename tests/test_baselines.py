@@ -297,3 +297,27 @@ def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
         f"notice: the baselines are not done; {sys.executable} {SCRIPT} --resume"
     )
     assert (tmp_path / "runs" / "run" / "metrics.json").exists()
+
+
+def test_the_worst_are_a_tenth_of_the_clients():
+    """Of twenty with 1, 2, ..., 20 % the worst two have 1.5 % on average."""
+    gains = [
+        baselines.Gain(k, 10, 0.0, 0.01 * (k + 1), 0.01 * (k + 1), 0.01 * (k + 1), 0.0)
+        for k in range(20)
+    ]
+    trained = {("centralized", -1): {"accuracies": [0.9]}, ("alone", 0): {"accuracies": [0.5]}}
+    said = baselines.describe(0.8, gains, trained, 3.0, 3)
+    assert said.count("worst 1.50%") == 3
+    assert "federated        80.00%, 3.0 passes over all images\n" in said
+
+
+@pytest.mark.slow
+def test_the_axis_of_baselines_is_what_was_passed_over(tmp_path, monkeypatch):
+    """Two rounds of one client of four with a quarter of the images: half of an epoch each."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"dataset": "digits", "model": "mlp", "partition": "iid", "num_clients": 4}
+    flags |= {"rounds": 2, "clients_per_round": 1, "local_epochs": 2, "figures": "none"}
+    end = fl.run(configure(**flags, baselines=True))
+    rows = list(csv.DictReader((end.folder / "baselines.csv").open()))
+    federated = [float(row["epochs"]) for row in rows if row["learner"] == "federated"]
+    assert federated == pytest.approx([0.5, 1.0], abs=0.01)

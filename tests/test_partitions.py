@@ -2,6 +2,7 @@
 skewed as said."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import federated_learning as fl
 from harness.fields import UserError
@@ -362,7 +363,7 @@ def test_owners_at_random_are_a_part_of_them_and_a_function_of_the_seed():
 
     def sizes(choice, seed):
         rng = np.random.default_rng(seed)
-        parts = partitions.split_by_owner(labels, 5, rng, choice, owners)
+        parts = partitions.split_by_owner(labels, 5, rng, choice, SimpleNamespace(owners=owners))
         assert all(len(set(owners[part])) == 1 for part in parts)
         return [len(part) for part in parts]
 
@@ -396,3 +397,70 @@ def test_lognormal_labels_are_fedproxs(mnist):
         assert np.ptp(even.counts[:, label][even.counts[:, label] > 0]) <= 1
     with pytest.raises(UserError, match="leave label 4 without a holder"):
         fl.make_partition(mnist, configure(**flags | {"num_clients": 3}))
+
+
+def test_indices_are_those_of_all_training_images(digits, tmp_path):
+    """Of a run with images held out too, so that another program splits alike."""
+    config = configure(dataset="digits", holdout=200, num_clients=5)
+    dataset = fl.load_dataset(config.data)
+    experiment = fl.build_experiment(config, dataset)
+    said = describe_partition(experiment)
+    for client, indices in enumerate(said["indices"]):
+        own = dataset.train.images[experiment.partition.indices[client]]
+        assert {image.tobytes() for image in digits.train.images[indices]} == {
+            image.tobytes() for image in own
+        }
+    path = tmp_path / "partition.json"
+    path.write_text(to_json(said))
+    again = fl.make_partition(dataset, config.replace(partition_file=str(path)))
+    assert again.digest == experiment.partition.digest
+    path.write_text(to_json({"indices": said["indices"]}))  # another program's
+    whole = fl.make_partition(digits, config.replace(holdout=0, partition_file=str(path)))
+    assert [part.tolist() for part in whole.indices] == [sorted(i) for i in said["indices"]]
+    everything = np.array_split(np.arange(1437), 5)
+    path.write_text(to_json({"indices": [part.tolist() for part in everything]}))
+    left = fl.make_partition(dataset, config.replace(partition_file=str(path)))
+    for client, part in enumerate(everything):
+        kept = np.sort(dataset.places[left.indices[client]])
+        assert kept.tolist() == np.intersect1d(part, dataset.places).tolist()
+    path.write_text(to_json({"indices": [[int(np.setdiff1d(range(1437), dataset.places)[0])]] * 1}))
+    with pytest.raises(UserError, match="all images of client 0 are held out"):
+        fl.make_partition(dataset, config.replace(partition_file=str(path), num_clients=1))
+
+
+def test_sizes_by_dirichlet_have_its_variance():
+    """Of two clients one's share is Beta(a, a), of mean 1/2 and variance 1 / (4 (2 a + 1))."""
+    labels = np.zeros(1000, np.uint8)
+    for alpha in (0.5, 2.0):
+        shares = [
+            len(partitions.split_by_dirichlet_size(labels, 2, np.random.default_rng(s), alpha)[0])
+            / 1000
+            for s in range(2000)
+        ]
+        assert np.mean(shares) == pytest.approx(0.5, abs=0.03)
+        assert np.var(shares) == pytest.approx(1 / (4 * (2 * alpha + 1)), rel=0.1)
+
+
+def test_a_clients_own_mix_decides_which_label_it_takes():
+    """Label 0 has 900 images and label 1 has 100, two clients 500 each. While both labels last, a
+    client takes label 1 in proportion to its mix, however few of it are left: so after all, the
+    100 are shared as the mixes have it, which the same draws show."""
+    labels = np.repeat([0, 1], [900, 100]).astype(np.uint8)
+    for seed in range(20):
+        parts = partitions.split_by_client_dirichlet(labels, 2, np.random.default_rng(seed), 1.0)
+        rng = np.random.default_rng(seed)
+        for label in (0, 1):
+            rng.permutation(np.flatnonzero(labels == label))
+        mixes = rng.dirichlet([1.0, 1.0], 2)
+        turns = rng.permutation(np.repeat([0, 1], 500))
+        left = [900, 100]
+        taken = [[0, 0], [0, 0]]
+        for client, chance in zip(turns, rng.random(1000), strict=True):
+            takes_0 = chance < mixes[client][0]
+            if left[0] == 0 or left[1] == 0:
+                takes_0 = left[1] == 0
+            label = 0 if takes_0 else 1
+            taken[client][label] += 1
+            left[label] -= 1
+        counts = [np.bincount(labels[part], minlength=2).tolist() for part in parts]
+        assert counts == taken

@@ -165,7 +165,7 @@ def test_an_empty_cohort_gets_its_noise(federation):
     experiment = federation(aggregator="dp", num_clients=20, noise_multiplier=0.5)
     state = experiment.process.initialize()
     with LocalWorker(1) as worker:
-        new, reports = fl.train_cohort(worker, experiment, state, [])
+        new, reports, _ = fl.train_cohort(worker, experiment, state, [])
     moved = np.concatenate([np.ravel(a) for a in new.global_model_weights.trainable])
     moved -= np.concatenate([np.ravel(a) for a in state.global_model_weights.trainable])
     # as in test_aggregators: the first norm is 0.1
@@ -422,3 +422,47 @@ def test_a_target_epsilon_is_kept_by_the_least_noise():
         privacy.meet_target(few, None)
     with pytest.raises(UserError, match="target_epsilon=4.0 has no effect without"):
         fl.parse("--target-epsilon 4")
+
+
+def test_epsilon_is_not_claimed_for_what_a_model_knew_before(digits, tmp_path, monkeypatch):
+    """A private run from a model of the same images: epsilon would be that of its rounds alone."""
+    monkeypatch.chdir(tmp_path)
+    small = {"model": "mlp", "num_clients": 4, "rounds": 1, "local_epochs": 1, "figures": "none"}
+    first = fl.run(configure(dataset="digits", **small, name="first"))
+    model = str(first.folder / "global_model.keras")
+    private = small | {"aggregator": "dp", "noise_multiplier": 0.3, "initial_model": model}
+    with pytest.raises(UserError, match="does not go with aggregator='dp': .* epsilon would be f"):
+        fl.build_experiment(configure(dataset="digits", **private), digits)
+    turned = fl.build_dataset(
+        digits.train.images[:, ::-1], digits.train.labels, digits.test.images, digits.test.labels
+    )
+    fl.build_experiment(configure(**private), turned)  # other images
+    (first.folder / "partition.json").unlink()  # of which nothing is known
+    with pytest.raises(UserError, match="does not go with aggregator='dp'"):
+        fl.build_experiment(configure(**private), turned)
+    with pytest.raises(UserError, match="save_clients=True does not go with aggregator='secure'"):
+        fl.parse("--aggregator secure --save-clients")
+
+
+def test_private_runs_of_a_comparison_add_up(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    flags = "--dataset digits --model mlp --rounds 1 --local-epochs 1 --figures none"
+    fl.compare(fl.parse(f"{flags} --aggregator dp --seeds 2 --public-cohorts"))
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/metrics.json")]
+    total = sum(run["epsilon"] for run in runs)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "2 private runs on the same clients are released here: their ε add" in said
+    assert f"add up to {total:.2f} and" in said
+
+
+def test_a_target_that_the_most_noise_keeps_is_taken():
+    """TFF adds less than 0.1 of the cohort, here 9.999: an epsilon just above its own is kept, one
+    just below is refused."""
+    flags = "--aggregator dp --sampling poisson --num-clients 100 --rounds 4 --public-cohorts"
+    config = fl.parse(f"{flags} --target-epsilon 1")
+    cohorts = partial(fl.sample_clients, config)
+    least = accountant_of(config.replace(noise_multiplier=9.999)).epsilon(range(1, 5))
+    found = privacy.meet_target(config.replace(target_epsilon=1.001 * least), cohorts)
+    assert found.privacy.noise_multiplier > 9.9
+    with pytest.raises(UserError, match="needs more noise"):
+        privacy.meet_target(config.replace(target_epsilon=0.999 * least), cohorts)

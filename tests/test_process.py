@@ -428,3 +428,11 @@ def test_training_figures_are_weighted_by_examples():
     evaluation = Evaluation(0.5, 0.5, np.zeros(0), np.zeros(0), 10)
     record = record_of(rows, evaluation)
     assert record.train == pytest.approx({"loss": 1.75, "accuracy": 0.5, "steps": 1.0})
+
+
+def test_local_steps_are_examples_by_hand():
+    """50 images in batches of 16 are four steps an epoch, the last of two images."""
+    for steps, examples in [(1, 16), (3, 48), (4, 50), (5, 66), (7, 98), (8, 100), (9, 116)]:
+        training = configure(local_steps=steps, batch_size=16).training
+        assert fl.count_visits(training, 50) == examples
+    assert fl.count_visits(configure(local_steps=3, batch_size=0).training, 50) == 150

@@ -95,6 +95,11 @@ def test_a_model_that_was_saved_is_begun_from(kept, tmp_path, monkeypatch, digit
     assert "from global_model.keras" in fl.captions.caption(begun)
     plain = fl.build_experiment(configure(**FLAGS), digits)
     assert begun.row_hashes != plain.row_hashes  # another file is another run
+    assert not any("initial_model" in remark for remark in begun.remarks)
+    arrays = {"x": digits.train.images, "y": digits.train.labels.astype(int) + 5}
+    shifted = fl.build_dataset(arrays["x"], arrays["y"], arrays["x"][:50], arrays["y"][:50])
+    other = fl.build_experiment(configure(**FLAGS, initial_model=str(path)), shifted)
+    assert any("was trained on the labels [0, 1" in remark for remark in other.remarks)
     (tmp_path / "text.keras").write_text("no model")
     for name, flags, message in [
         (path, {"model": "2nn"}, "has weights of shapes"),

@@ -3,7 +3,7 @@
 import csv
 import dataclasses
 
-from harness.comparison import cost_figures
+from harness.comparison import compare_accuracies, cost_figures
 from harness.files import csv_table
 from harness.results import holm
 from harness.summary import describe_spread, summarize, to_latex, to_markdown
@@ -144,3 +144,35 @@ def test_cost_is_drawn_where_the_rows_send_different_amounts():
     assert first.get_ydata().tolist() == pytest.approx([50, 8])
     assert first.get_label() == "fedavg: 8.00 ± 2.00 %, 4.0 MB"
     assert cost_figures({name: records_of["fedavg"] for name in ("a", "b")}, "digits") == {}
+
+
+def test_rows_are_tested_by_their_last_round_and_not_by_their_best():
+    """Both fell from 0.99: by the best they are equal, by the last fedprox is a point ahead."""
+    curves = {"fedavg": ([0.99, 0.90], [0.99, 0.92]), "fedprox": ([0.99, 0.91], [0.99, 0.931])}
+    records_of = {
+        name: [[make_record(value, n) for n, value in enumerate(curve, 1)] for curve in of_seeds]
+        for name, of_seeds in curves.items()
+    }
+    rates = dict.fromkeys(records_of, (0.1, 1.0))
+    _, fedprox = summarize(records_of, rates, "fedavg", 0)
+    assert fedprox["mean"] == pytest.approx(92.05)
+    assert fedprox["difference"] == pytest.approx(1.05)
+    _, texts, outcomes = compare_accuracies(records_of, "caption")
+    assert outcomes["fedprox"] == pytest.approx([91, 93.1]) and "92.05%" in texts["fedprox"]
+
+
+def of_megabytes(*each):
+    """A run of one round with this number of megabytes for each seed."""
+    return [
+        [dataclasses.replace(make_record(0.9), bytes_down=int(1e6 * number), bytes_up=0)]
+        for number in each
+    ]
+
+
+def test_megabytes_are_the_mean_of_the_seeds_and_drawn_where_they_differ_by_a_percent():
+    records_of = {"a": of_megabytes(1, 3), "b": of_megabytes(2.04, 2.04)}
+    rates = dict.fromkeys(records_of, (0.1, 1.0))
+    assert [row["megabytes"] for row in summarize(records_of, rates, "a", 0)] == [2, 2.04]
+    assert list(cost_figures(records_of, "caption")) == ["comparison_by_megabytes.png"]
+    close = {"a": of_megabytes(2, 2), "b": of_megabytes(2.01, 2.01)}
+    assert cost_figures(close, "caption") == {}

@@ -78,11 +78,16 @@ def compressed_bytes(sizes: Sequence[int]) -> int:
 def build_secure(config: Any, cohort: CohortInfo) -> Any:
     """Return the mean by secure sums (Bonawitz et al. 2017) of n_k * update and of n_k, in 32 bits.
 
-    A sum is cut at its bounds in silence. So they follow the clients: n_k as it is, and 16 for the
-    update of a weight, far above that of any training that goes well.
+    A sum is cut at its bounds in silence, and its steps are as wide as they are. So they follow the
+    clients: n_k as it is, or 1 if all count the same, and 16 for the update of a weight, far above
+    that of any training that goes well.
     """
-    weight_bound = max(1e5, float(cohort.most_examples))
-    value_bound = max(1e5, 16.0 * cohort.most_examples)
+    if config.aggregation.client_weighting == "uniform":
+        weight_bound = 1.0
+        value_bound = 16.0
+    else:
+        weight_bound = max(1e5, float(cohort.most_examples))
+        value_bound = max(1e5, 16.0 * cohort.most_examples)
     return tff.aggregators.MeanFactory(
         tff.aggregators.SecureSumFactory(value_bound, -value_bound),
         tff.aggregators.SecureSumFactory(weight_bound, 0.0),

@@ -11,7 +11,7 @@ import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -67,6 +67,7 @@ class Dataset:
     owners: np.ndarray | None = None
     classes: tuple[int, ...] = ()
     remarks: tuple[str, ...] = ()
+    places: np.ndarray | None = None  # int64[N] of the training images in the data, if not all are
 
     @property
     def num_classes(self) -> int:
@@ -203,7 +204,7 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     if dataset.owners is not None:
         arrays[OWNERS] = dataset.owners[train]
     name = f"{dataset.name}, evaluated on {count:,} training images held out"
-    return make_dataset(name, arrays, dataset.remarks)
+    return replace(make_dataset(name, arrays, dataset.remarks), places=train)
 
 
 def read_npz(path: Path) -> Arrays:

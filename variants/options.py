@@ -525,6 +525,11 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             f"save_clients=True does not go with workers={chosen['workers']!r:.60}, whose clients' "
             "shards lie on the hosts; drop one of the two"
         )
+    if chosen["save_clients"] and chosen["aggregator"] == "secure":
+        raise UserError(
+            "save_clients=True does not go with aggregator='secure', whose server sees sums alone, "
+            "and no client's model; drop one of the two"
+        )
     if chosen["baselines"] and chosen["local_steps"]:
         raise UserError(
             f"baselines=True does not go with local_steps={chosen['local_steps']}, as it counts "

@@ -26,14 +26,14 @@ class Partitioner(NamedTuple):
     """A row: its title in plots, with fields in braces, and its function `split`.
 
     change_images(images, client, num_clients, seed, **fields), if there is one, changes a client's
-    images before they go into its shard; then the fields are its, and `split` gets none. `by_owner`
-    says that `split` also gets `owners`, the owner of each training image, or None.
+    images before they go into its shard; then the fields are its, and `split` gets none. With
+    `by_dataset` `split` also gets the Dataset.
     """
 
     title: str
     split: Callable[..., Indices]
     change_images: Callable[..., np.ndarray] | None = None
-    by_owner: bool = False
+    by_dataset: bool = False
 
 
 def split_iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Indices:
@@ -279,10 +279,36 @@ def rotate_and_add_noise(
     )
 
 
+def from_places(parts: Indices, claims: dict[str, Any], name: str, dataset: Any) -> Indices:
+    """Return indices into all training images as those into the ones that are not held out.
+
+    `claims` are what the file says of itself. One of an earlier version counts those that are left.
+    """
+    is_of_left = "indices_of" not in claims and claims.get("dataset_sha256") == dataset.digest
+    if dataset.places is None or is_of_left:
+        return parts
+    here = np.full(len(dataset.places) + len(dataset.test.labels), -1)
+    here[dataset.places] = np.arange(len(dataset.places))
+    left = [here[part][here[part] >= 0] for part in parts]
+    empty = [client for client, part in enumerate(left) if len(part) == 0]
+    if empty:
+        raise UserError(
+            f"{name}: all images of client {empty[0]} are held out; choose a smaller --holdout"
+        )
+    return left
+
+
 def read_split(
-    labels: np.ndarray, num_clients: int, rng: np.random.Generator, partition_file: str
+    labels: np.ndarray,
+    num_clients: int,
+    rng: np.random.Generator,
+    partition_file: str,
+    dataset: Any,
 ) -> Indices:
-    """Return the split in a partition.json of a run or another program: its lists `indices`."""
+    """Return the split in a partition.json of a run or another program: its lists `indices`.
+
+    They count the training images as the data have them, those that are held out too.
+    """
     name = f"partition_file={partition_file!r:.100}"
     try:
         content = json.loads(read_bytes(expand_path(partition_file)))
@@ -303,12 +329,12 @@ def read_split(
             "the file"
         )
     every = np.concatenate(parts)
-    if every.min() < 0 or every.max() >= len(labels) or len(np.unique(every)) != len(every):
+    num_images = len(labels) + (0 if dataset.places is None else len(dataset.test.labels))
+    if every.min() < 0 or every.max() >= num_images or len(np.unique(every)) != len(every):
         raise UserError(
-            f"{name} names an image twice, or one that is not among the {len(labels)}; mend the "
-            "file"
+            f"{name} names an image twice, or one that is not among the {num_images}; fix the file"
         )
-    return parts
+    return from_places(parts, content, name, dataset)
 
 
 def count_owners(owners: np.ndarray | None) -> int:
@@ -321,13 +347,14 @@ def split_by_owner(
     num_clients: int,
     rng: np.random.Generator,
     owner_choice: str,
-    owners: np.ndarray | None,
+    dataset: Any,
 ) -> Indices:
-    """Give each client the images of one owner; `owners` [N] says whose each is.
+    """Give each client the images of one owner; the data set's `owners` [N] say whose each is.
 
     If there are fewer clients, it is those who have the most ("largest"), or some at random. They
     are sorted by their numbers of images, the largest first.
     """
+    owners = dataset.owners
     if owners is None:
         raise UserError(
             "partition='natural' needs data that say whose each image is; give an .npz with "
@@ -458,6 +485,6 @@ ROWS = {
     "feature": Partitioner(
         "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_iid, rotate_and_add_noise
     ),
-    "natural": Partitioner("natural, by owner", split_by_owner, by_owner=True),
-    "file": Partitioner("split of a file", read_split),
+    "natural": Partitioner("natural, by owner", split_by_owner, by_dataset=True),
+    "file": Partitioner("split of a file", read_split, by_dataset=True),
 }

@@ -28,7 +28,7 @@ from harness.engine import ssh
 from harness.engine.child import LONGEST_LINE, WORDS_KEPT, LineReader
 from harness.engine.supervisor import MARK
 from harness.fields import UserError
-from harness.files import io_errors_as_user_errors
+from harness.files import briefly, io_errors_as_user_errors
 
 import grpc
 import numpy as np
@@ -55,6 +55,10 @@ class WorkerLost(Exception):
 
     TFF itself would ask it again, without end.
     """
+
+
+class NotIsolated(Exception):
+    """This machine forbids the namespaces in which nobody else reaches the worker."""
 
 
 class Unreachable(RunFailed):
@@ -211,6 +215,20 @@ def private_folder() -> Iterator[str]:
             yield f"/proc/{os.getpid()}/fd/{descriptor}"  # not self: ssh is given it too
         finally:
             os.close(descriptor)
+
+
+def listen_at(path: str) -> socket.socket:
+    """Return a Unix socket that listens at `path`. Raises Unreachable where there can be none."""
+    try:
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(path)
+        listener.listen()
+    except OSError as error:
+        raise Unreachable(
+            f"TFF's worker cannot be reached: no Unix socket can be made here ({briefly(error)}); "
+            "allow them, or run on another machine"
+        ) from error
+    return listener
 
 
 def open_log(path: str | Path) -> Any:
@@ -465,9 +483,7 @@ class LocalWorker(Worker):
     def spawn(self, folder: str, isolated: bool) -> None:
         """Start the supervisor from its file, with a listening socket that it inherits."""
         binary = Path(tff.__file__).parent / "data" / "worker_binary"
-        with socket.socket(socket.AF_UNIX) as listener, open_log(self.log) as log:
-            listener.bind(f"{folder}/socket")
-            listener.listen()
+        with listen_at(f"{folder}/socket") as listener, open_log(self.log) as log:
             words = [os.getpid(), listener.fileno(), binary, "yes" if isolated else ""]
             words += [self.clients_at_once, self.folder]
             self.process = subprocess.Popen(
@@ -482,14 +498,14 @@ class LocalWorker(Worker):
     def _connect(self, isolated: bool = True) -> grpc.Channel:
         try:
             return super()._connect(isolated)
-        except PermissionError as error:
+        except NotIsolated as error:
             warn(f"{error}: others on this machine's network can reach TFF's worker while it runs")
             return super()._connect(isolated=False)
 
     def explain_start(self, line: str) -> Exception:
-        """Return PermissionError if the machine forbids namespaces, else Unreachable."""
+        """Return NotIsolated if the machine forbids namespaces, else Unreachable."""
         if line.startswith("cannot isolate"):
-            return PermissionError(line)
+            return NotIsolated(line)
         reason = f": {line}" if line else ""
         return Unreachable(f"{self.name} did not start{reason}; see {self.log}")
 
