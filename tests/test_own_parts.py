@@ -2,18 +2,21 @@
 
 import json
 import os
+import random
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import federated_learning as fl
-from harness import SCRIPT
+from harness import SCRIPT, command_line
 from harness.fields import UserError
 from harness.program import ROOT, hash_rows
 from variants import models
 
 import numpy as np
 import pytest
-from runs import SECONDS, call_script, configure
+from runs import SECONDS, call_script, configure, run_script
 
 OWN = """
 import tensorflow as tf
@@ -215,3 +218,162 @@ def test_mlflow_gets_every_round_and_the_checkout_is_installed_by_pip(tmp_path):
     rounds = json.loads((folder / "metrics.json").read_text())["rounds"]
     expected = [(record["round"], record["test_accuracy"]) for record in rounds]
     assert done.stdout.splitlines()[-1] == str(expected)
+
+
+MODEL_FILES = {
+    "import sys\nsys.exit(0)": "calls sys.exit(0)",
+    "import argparse\np = argparse.ArgumentParser()\np.add_argument('x')\np.parse_args()": (
+        "calls sys.exit(2)"
+    ),
+    "raise KeyboardInterrupt": "raises KeyboardInterrupt",
+    "raise GeneratorExit": "fails (GeneratorExit",
+    "def build():\n    import sys\n    sys.exit(3)": "calls sys.exit(3)",
+    "def build():\n    raise KeyboardInterrupt": "raises KeyboardInterrupt",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", MODEL_FILES)
+def test_a_model_file_does_not_end_the_script_in_silence(tmp_path, text):
+    (tmp_path / "net.py").write_text(text + "\n")
+    flags = ("--dataset", "digits", "--rounds", "1", "--model", "net.py:build")
+    done = run_script(tmp_path, *flags)
+    assert done.returncode == 2, done.stderr
+    assert MODEL_FILES[text] in done.stderr and done.stderr.count("\n") == 1, done.stderr
+
+
+BESIDE = """
+from __future__ import annotations
+import argparse
+import sys
+from dataclasses import dataclass, field
+import helper
+import tensorflow as tf
+
+@dataclass
+class Sizes:
+    units: int = helper.UNITS
+    more: list[int] = field(default_factory=list)
+
+PARSER = argparse.ArgumentParser()
+PARSER.add_argument("--verbose", action="store_true")
+PARSER.parse_args()
+SEEN = sys.argv
+
+def build():
+    return [tf.keras.layers.Flatten(), tf.keras.layers.Dense(Sizes().units, "relu")]
+"""
+
+
+def test_a_model_file_is_loaded_as_an_import_would(tmp_path, digits, monkeypatch):
+    """With dataclasses whose annotations are texts, a module beside it, and argparse at its top."""
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "net.py").write_text(BESIDE)
+    (tmp_path / "helper.py").write_text("UNITS = 7\n")
+    config = configure(dataset="digits", model=f"{tmp_path / 'net.py'}:build")
+    shapes = [weight.shape for weight in fl.build_experiment(config, digits).initial_weights]
+    assert shapes == [(784, 7), (7,), (7, 10), (10,)]
+
+
+KINDS = """
+import itertools
+import tensorflow as tf
+L = tf.keras.layers
+COUNT = itertools.count(5)
+
+class Scaled(L.Layer):
+    def build(self, shape):
+        self.g = self.add_weight("g", (shape[-1],), initializer="ones")
+    def call(self, x):
+        return x * self.g
+
+class Drawn(L.Layer):
+    def build(self, shape):
+        self.h = self.add_weight("h", (2,), initializer=lambda s, dtype=None: tf.random.normal(s))
+    def call(self, x):
+        return x
+
+class Adds(L.Layer):
+    def call(self, x):
+        self.add_loss(tf.reduce_mean(x))
+        return x
+
+def logits(): return [L.Flatten(), L.Dense(16, "tanh"), L.Dense(10)]
+def hidden(): return [L.Flatten(), L.Dense(16, "tanh")]
+def relu(): return [L.Flatten(), L.Dense(10, "relu")]
+def dropout(): return [L.Flatten(), L.Dense(10), L.Dropout(0.5)]
+def convolutional(): return [L.Conv2D(10, 3), L.GlobalAveragePooling2D()]
+def softmax(): return [L.Flatten(), L.Dense(10, "softmax")]
+def softmax_layer(): return [L.Flatten(), L.Dense(10), L.Softmax()]
+def sigmoid(): return [L.Flatten(), L.Dense(10, "sigmoid")]
+def not_flat(): return [L.Conv2D(4, 3)]
+def other_each_time(): return [L.Flatten(), L.Dense(next(COUNT))]
+def lstm(): return [L.Reshape((28, 28)), L.LSTM(8, recurrent_dropout=0.2, dropout=0.1)]
+def scaled(): return [L.Flatten(), Scaled()]
+def drawn(): return [L.Flatten(), Drawn()]
+def adds(): return [L.Flatten(), Adds(), L.Dense(4)]
+"""
+LAST = [(16, 10), (10,)]
+
+
+@pytest.mark.parametrize(
+    ("name", "last"),
+    [
+        ("logits", LAST),
+        ("hidden", LAST),
+        ("relu", [(10, 10), (10,)]),
+        ("dropout", [(10, 10), (10,)]),
+        ("convolutional", [(3, 3, 1, 10), (10,)]),
+        ("softmax", "ends in a softmax, where local training takes logits"),
+        ("softmax_layer", "ends in a softmax"),
+        ("sigmoid", "ends in a sigmoid"),
+        ("not_flat", "ends in 26x26x4 values an image, where one row is needed; add"),
+        ("other_each_time", "its function returns other layers in each call"),
+        ("lstm", [(8, 10), (10,)]),
+        ("scaled", [(784, 10), (10,)]),
+        ("drawn", "has no Keras initializer, which could be seeded"),
+        ("adds", "adds a loss (add_loss), which no client minimizes"),
+    ],
+)
+def test_what_a_function_returns_is_taken_or_refused_for_its_reason(tmp_path, digits, name, last):
+    """A function that ends in a value for each label has its logits; no second layer is put on
+    top."""
+    (tmp_path / "net.py").write_text(KINDS)
+    config = configure(dataset="digits", model=f"{tmp_path / 'net.py'}:{name}", num_clients=2)
+    config = config.replace(cache=str(tmp_path))
+    if isinstance(last, str):
+        with pytest.raises(UserError) as refused:
+            fl.build_experiment(config, digits)
+        assert last in str(refused.value)
+        return
+    experiment = fl.build_experiment(config, digits)
+    assert [weight.shape for weight in experiment.initial_weights][-2:] == last
+    fl.build_process(experiment)  # it can be trained
+
+
+@pytest.mark.slow
+def test_two_runs_in_two_threads_are_one_after_the_other(tmp_path, monkeypatch):
+    """And leave Python's random numbers, descriptors and threads as they were."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"dataset": "digits", "model": "mlp", "num_clients": 2, "rounds": 1, "local_epochs": 1}
+    config = configure(**flags, figures="none")
+
+    def digest(end):
+        return json.loads((end.folder / "metrics.json").read_text())["weights_sha256"]
+
+    alone = digest(fl.run(config.replace(name="alone")))
+    before = random.getstate()
+    descriptors = len(os.listdir("/proc/self/fd"))
+    threads = threading.active_count()
+    with ThreadPoolExecutor(2) as pool:
+        ends = list(pool.map(fl.run, [config.replace(name=name) for name in ("one", "two")]))
+    assert {digest(end) for end in ends} == {alone}
+    assert random.getstate() == before
+    assert len(os.listdir("/proc/self/fd")) <= descriptors and threading.active_count() <= threads
+
+
+def test_errors_are_one_line_in_a_notebook():
+    """IPython asks an error how it is shown."""
+    for error in (UserError("alpha=0"), command_line.RunFailed("round 3"), command_line.Stopped()):
+        (line,) = error._render_traceback_()
+        assert line.startswith(type(error).__name__) and str(error) in line
