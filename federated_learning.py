@@ -33,8 +33,8 @@ d parameters of the model.
     python federated_learning.py --help                           # the themes of the flags
 
 Randomness is a pure function of (seed, round, client), except for the noise and the cohorts of a
-private run: the same command gives the same weights, bit for bit. variants/ holds what needs a flag
-other than the default; harness/ holds what keeps a run: files, worker, command line.
+private run: the same command gives the same weights, bit for bit. variants/ holds the choices of the flags,
+with FedAvg's base class; harness/ holds what keeps a run: files, worker, command line.
 
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized
     Data (AISTATS)
@@ -95,9 +95,8 @@ import numpy as np
 class Data(ConfigGroup):
     """The images that are learned, and those that the global model is evaluated on."""
 
-    dataset: Literal["mnist", "digits"] = "mnist"
-    """mnist: data/mnist.npz beside the script. digits: scikit-learn's 1,797 8x8 digits, a run of
-    seconds."""
+    dataset: choice(options.DATASETS) = "mnist"
+    """A data set that is there already."""
     data: str = ""
     """Other images in place of MNIST, of any size, grey or in colours: an .npz with the arrays
     x_train, y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as
@@ -186,7 +185,7 @@ class Training(ConfigGroup):
     """Examples in a local batch, B; 0: the client's whole shard."""
     client_lr: OptionalRate = None
     """Learning rate of the clients' local steps. The default is the client optimizer's or, for sgd,
-    0.2, but 0.15 for lean-cnn, 0.1 for scaffold and 0.0005 for mimelite."""
+    0.2, but 0.15 for lean-cnn, 0.1 for scaffold, 0.05 for digits and 0.0005 for mimelite."""
     server_lr: OptionalRate = None
     """Learning rate of the server's optimizer. By default the algorithm's: 1 for plain averaging,
     0.3 for fedavgm, 0.03 for fedadagrad, 0.1 for fedadam and fedyogi."""
@@ -360,8 +359,8 @@ def load_mnist() -> Dataset:
     return dataset
 
 
-# A table: what a choice of a flag stands for. The default row stands in this file, the others in a
-# module of variants/.
+# A table: what a choice of a flag stands for. Most have their default row in this file, and the
+# others in a module of variants/.
 DATASETS = {"mnist": load_mnist, **datasets.ROWS}
 build_dataset = datasets.build_dataset  # of arrays of one's own, for run(config, dataset=...)
 
@@ -895,8 +894,8 @@ def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], 
 class ClientMetrics(NamedTuple):
     """What a client reports of its round, float32 each; metrics.json has it for each client.
 
-    A round's record has the mean over the clients' examples of each field after `finite`, as
-    train_loss, train_accuracy, ...; of one that you add too.
+    A round's record has the mean over the clients' examples of every field but `examples` and
+    `finite`, as train_loss, train_accuracy, ...; of one that you add too.
     """
 
     examples: Any  # n_k
@@ -987,8 +986,8 @@ def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
 class SummedChunk(NamedTuple):
     """What a chunk of clients sends to an aggregator that takes weighted means."""
 
-    update: Any  # a tuple, the mean of the clients' updates weighted by n_k
-    weight: Any  # float32, the sum of their n_k; clients without a finite update don't count
+    update: Any  # a tuple, the mean of the clients' updates by their weights, n_k or 1
+    weight: Any  # float32, the sum of these; clients without a finite update don't count
     effective_steps: Any  # float32, the weighted mean of the clients'
     metrics: Any  # float32[g,r], a row of ClientMetrics for each client
     messages: Any  # float32[g,d] for the algorithm's memory, or float32[g,0]

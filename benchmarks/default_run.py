@@ -27,15 +27,15 @@ FLAGS = ("", " --preset fast")
 def table(result: dict) -> str:
     """The runs as Markdown, with their means."""
     lines = [
-        "| command, seeds 0, 1, 2 | test accuracy (%) | mean ± sd | after round 1 | seconds |",
+        "| command, seeds 0, 1, 2 | test accuracy (%) | mean ± sd | after round 1 | seconds, fastest |",
         "| --- " * 5 + "|",
     ]
     for flags in FLAGS:
         runs = [run for run in result["runs"] if run["flags"] == flags]
         last = [100 * run["test_accuracy"] for run in runs]
-        first, seconds = (
-            np.mean([run[name] for run in runs]) for name in ("after_round_1", "seconds")
-        )
+        first = np.mean([run["after_round_1"] for run in runs])
+        # Other programs on the machine only add to it.
+        seconds = min(run["seconds"] for run in runs)
         each = ", ".join(f"{accuracy:.2f}" for accuracy in last)
         score = f"**{np.mean(last):.2f} ± {np.std(last, ddof=1):.2f}**"
         lines.append(

@@ -19,6 +19,7 @@ DECIDING = (
     "algorithm",
     "client_optimizer",
     "client_schedule",
+    "dataset",
     "model",
     "rounds",
     "server_schedule",
