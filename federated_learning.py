@@ -33,8 +33,8 @@ d parameters of the model.
     python federated_learning.py --help                           # the themes of the flags
 
 Randomness is a pure function of (seed, round, client), except for the noise and the cohorts of a
-private run: the same command gives the same weights, bit for bit. variants/ holds the choices of the flags,
-with FedAvg's base class; harness/ holds what keeps a run: files, worker, command line.
+private run: the same command gives the same weights, bit for bit. variants/ holds the choices of
+the flags, with FedAvg's base class; harness/ holds what keeps a run: files, worker, command line.
 
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized
     Data (AISTATS)

@@ -27,7 +27,7 @@ FLAGS = ("", " --preset fast")
 def table(result: dict) -> str:
     """The runs as Markdown, with their means."""
     lines = [
-        "| command, seeds 0, 1, 2 | test accuracy (%) | mean ± sd | after round 1 | seconds, fastest |",
+        "| command, seeds 0, 1, 2 | test accuracy (%) | mean ± sd | after round 1 | fastest (s) |",
         "| --- " * 5 + "|",
     ]
     for flags in FLAGS:

@@ -475,3 +475,17 @@ def test_a_grid_runs_each_of_its_cells_once(compared):
     assert cells == {("fedavg", 0.5), ("fedavg", 1), ("fedprox", 0.5), ("fedprox", 1)}
     again = call_script(tmp_path, *FLAGS, "--compare", "alpha=1,0.5")
     assert again.stdout.count("is there already") == 2, again.stdout
+
+
+@pytest.mark.slow
+def test_two_equal_comparisons_at_once_share_their_runs(tmp_path):
+    """As a job array begins them: each run is made once, and both have the whole table."""
+    flags = (*FLAGS, "--compare", "fedavg,fedprox", "--seeds", "2", "--num-clients", "3")
+    processes = [start(tmp_path, *flags) for _ in range(2)]
+    ends = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], ends
+    assert len(list(tmp_path.glob("runs/digits-*"))) == 4
+    assert sum(out.count("round 2/2") for out, _ in ends) == 4
+    for out, _ in ends:
+        assert "wrote comparison.csv" in out
+    assert len(table(tmp_path)) == 8

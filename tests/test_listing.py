@@ -1,5 +1,9 @@
 """--list: the runs of a folder, by what lies there."""
 
+import json
+import math
+import os
+
 import federated_learning as fl
 from harness.files import csv_table, to_json
 from harness.listing import print_runs
@@ -72,3 +76,20 @@ def test_a_folder_without_runs_is_a_mistake(tmp_path, folder):
     assert done.returncode == 2
     assert f"list='{folder[:190]}" in done.stderr and done.stderr.count("\n") == 1
     assert done.stderr.endswith(" holds no run; give the folder of --runs\n")
+
+
+def test_one_folder_that_cannot_be_read_hides_no_other(tmp_path, capsys):
+    """A pipe as metrics.csv, a link to /dev/zero, rounds without end."""
+    config = fl.Config().to_dict()
+    for name in ("pipe", "zero", "endless", "good"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+    os.mkfifo(tmp_path / "pipe" / "metrics.csv")
+    (tmp_path / "zero" / "metrics.csv").symlink_to("/dev/zero")
+    endless = json.dumps(config | {"rounds": math.inf})
+    (tmp_path / "endless" / "config.json").write_text(endless)
+    fl.main(fl.parse(["--list", str(tmp_path)]))
+    lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    for name in ("pipe", "zero", "endless"):
+        assert lines[name].endswith("cannot be read")
+    assert "stopped" in lines["good"]

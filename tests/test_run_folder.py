@@ -6,6 +6,8 @@ imports, not one.
 """
 
 import csv
+import errno
+import html
 import io
 import json
 import os
@@ -18,6 +20,7 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
+from harness import files, run_folder
 from harness.command_line import read_saved
 from harness.fields import UserError
 from harness.files import lock, to_json
@@ -457,3 +460,69 @@ def test_a_run_that_is_older_than_a_flag_about_files_is_read(tmp_path):
     (tmp_path / "config.json").write_text(to_json(fields))
     with pytest.raises(UserError, match="the field 'alpha' is unknown or missing"):
         read_saved(str(tmp_path), fl.Config())
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF, errno.ENOSYS])
+def test_a_file_system_without_locks_is_told_and_used(tmp_path, monkeypatch, number):
+    """As of some NFS and FUSE mounts: nobody is said to be in the folder."""
+
+    def refuse(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.fcntl, "flock", refuse)
+    told = []
+    with lock(tmp_path, told.append):
+        pass
+    assert len(told) == 1 and os.strerror(number) in told[0] and "in use" not in told[0]
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
+def test_a_file_system_that_cannot_flush_is_written_to(tmp_path, monkeypatch, number):
+    def refuse(_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", refuse)
+    files.write_file(tmp_path / "a", "text", sync=True)
+    files.append(tmp_path / "a", " and more", sync=True)
+    assert (tmp_path / "a").read_text() == "text and more"
+
+
+def test_a_folder_that_may_not_be_written_names_its_flag(tmp_path):
+    def refuse(number, flag):
+        with pytest.raises(UserError) as refused, files.io_errors_as_user_errors(tmp_path, flag):
+            raise OSError(number, os.strerror(number))
+        return str(refused.value)
+
+    denied = refuse(errno.EACCES, "--cache")
+    assert denied.endswith("Permission denied; choose a folder that you may write to with --cache")
+    assert "free space or choose another folder" in refuse(errno.ENOSPC, "")
+
+
+def test_a_folder_that_was_removed_is_not_said_to_go_on(half, tmp_path):
+    config = fl.parse(f"--resume {half}")
+    with RunFolder.open(fl.build_experiment(config)) as folder:
+        assert folder.what_next().endswith("goes on")
+        shutil.rmtree(half)
+        assert "was removed" in folder.what_next() and "--resume" not in folder.what_next()
+        half.mkdir()
+
+
+def test_a_run_on_arrays_names_the_call_that_goes_on(tmp_path, monkeypatch, digits):
+    """No command can make or resume it; its page says so too."""
+    monkeypatch.chdir(tmp_path)
+    config = configure(model="mlp", num_clients=2, rounds=1, local_epochs=1, figures="none")
+    dataset = fl.build_dataset(*digits.train, *digits.test, name="mine")
+    end = fl.run(config, dataset=dataset)
+    page = html.unescape((end.folder / "report.html").read_text())
+    assert f"fl.run(config.replace(resume='{end.folder}'), dataset=dataset) goes on" in page
+    assert "--resume" not in page
+
+
+def test_a_disk_that_fills_up_leaves_no_half_made_folder(tmp_path, monkeypatch):
+    def fail(path, *_, **__):
+        raise UserError(f"cannot write {path}")
+
+    monkeypatch.setattr(run_folder, "write_file", fail)
+    with pytest.raises(UserError, match="cannot write"):
+        run_folder.make_folder(tmp_path / "runs", "name", {"config.json": "{}"})
+    assert list((tmp_path / "runs").iterdir()) == []

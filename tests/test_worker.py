@@ -65,6 +65,9 @@ def test_exception_leaves_no_worker(tmp_path):
     ("sent", "exit_code"),
     [
         (signal.SIGINT, 130),
+        (signal.SIGUSR1, 138),
+        pytest.param(signal.SIGXCPU, 152, marks=pytest.mark.thorough),
+        pytest.param(signal.SIGHUP, 129, marks=pytest.mark.thorough),
         pytest.param(signal.SIGTERM, 143, marks=pytest.mark.thorough),
         pytest.param(signal.SIGKILL, -9, marks=pytest.mark.thorough),
     ],
