@@ -1483,7 +1483,6 @@ def run(
     command_line.check_single(config)
     experiment = build_experiment(config, dataset)
     config = experiment.config
-    rounds = config.training.rounds
     caption = captions.caption(experiment)
     build_model_of = partial(build_saved_model, experiment.network)
     result = None
@@ -1504,7 +1503,7 @@ def run(
         else:
             new_rounds = run_rounds(experiment, state, folder.log, folder.journal, earlier_records)
         progress = command_line.Progress(
-            rounds, len(earlier_records), timed=not experiment.accountant
+            config.training.rounds, len(earlier_records), timed=not experiment.accountant
         )
         try:
             for state, record, evaluation in progress.follow(new_rounds):

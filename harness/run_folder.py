@@ -173,7 +173,12 @@ class RunFolder:
                 state = self.read_checkpoint(checkpoint)
                 done = int(checkpoint.stem.removeprefix("round-"))
                 if int(state.client_work.round) != done:
-                    raise ValueError(f"it has the state after round {state.client_work.round}")
+                    problem = (
+                        f"{checkpoint} has the state after round {state.client_work.round}, "
+                        "whatever its name says; remove it, or give it its name"
+                    )
+                    warn(f"{problem}; going back to the one before it")
+                    continue
             except UserError:
                 raise
             except Exception as error:  # a damaged file raises a dozen kinds

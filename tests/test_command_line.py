@@ -378,7 +378,7 @@ def test_a_limit_of_processes_is_one_line(capsys, error):
     with pytest.raises(SystemExit) as leaving:
         command_line.run_or_exit(fail)
     assert leaving.value.code == 1
-    assert "no further process or thread can be started here" in capsys.readouterr().err
+    assert "no further process, thread or file can be had here" in capsys.readouterr().err
 
 
 @pytest.mark.thorough

@@ -10,6 +10,7 @@ import random
 import re
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import federated_learning as fl
 from harness.command_line import check_resumed, read_saved
@@ -26,8 +27,23 @@ import tensorflow_federated as tff
 from runs import configure
 
 MUTATIONS = int(os.environ.get("MUTATIONS", "400"))
-STATE = np.arange(3, dtype=np.float32)
-STATE_TYPE = tff.FederatedType(tff.TensorType(np.float32, [3]), tff.SERVER)
+WEIGHTS = np.arange(3, dtype=np.float32)
+
+
+class Progress(NamedTuple):
+    round: Any
+
+
+class State(NamedTuple):
+    """As small as a state can be that has a round's number."""
+
+    client_work: Any
+    weights: Any
+
+
+STATE_TYPE = tff.FederatedType(
+    tff.to_type(State(Progress(np.int64), tff.TensorType(np.float32, [3]))), tff.SERVER
+)
 FLAGS = {
     "dataset": "digits",
     "model": "mlp",
@@ -76,7 +92,7 @@ def mutate(content: bytes, rng: random.Random) -> bytes:
 
 
 def with_small_state(config, digits):
-    """An experiment whose process has the state STATE."""
+    """An experiment whose process has a State."""
     experiment = fl.build_experiment(config, digits)
     vars(experiment)["process"] = SimpleNamespace(state_type=STATE_TYPE)
     return experiment
@@ -128,8 +144,9 @@ def folder(tmp_path_factory, digits, no_best_weights):
         names = fl.ClientMetrics._fields
         records = [make_record(number, rows, evaluation, names, **figures) for number in (1, 2)]
         for record in records:
-            run.save_round(record, STATE, None, None)
-    metrics = describe(experiment, [STATE], evaluation, records)
+            state = State(Progress(np.int64(record.round)), WEIGHTS)
+            run.save_round(record, state, None, None)
+    metrics = describe(experiment, [WEIGHTS], evaluation, records)
     (folder / "run" / "metrics.json").write_text(to_json(metrics))
     (folder / "run" / "rounds_begun.txt").write_text("1\n2\n")
     return folder

@@ -165,7 +165,7 @@ def test_every_plot_says_what_it_was_made_on(digits):
         "seed 7",
     ):
         assert said in note
-    assert "lr 0.15 ·" in note  # plain averaging has no rate of the server worth a word
+    assert "lr 0.05 ·" in note  # plain averaging has no rate of the server worth a word
     adaptive = caption_of(
         configure(algorithm="fedadam", client_optimizer="momentum", server_lr=0.05), digits
     )
@@ -247,7 +247,9 @@ def test_a_caption_says_each_row_that_is_compared(digits):
     build = partial(fl.build_experiment, dataset=digits)
     rows = fl.parse("--dataset digits --model mlp --compare fedavg,scaffold,fedprox --prox-mu 0.1")
     caption = captions.compared_caption(rows, build)
-    named = "algorithms compared: fedavg, lr 0.2; scaffold, lr 0.1; fedprox, prox mu 0.1, lr 0.2 ·"
+    named = (
+        "algorithms compared: fedavg, lr 0.05; scaffold, lr 0.05; fedprox, prox mu 0.1, lr 0.05 ·"
+    )
     assert named in caption and "· seed 0" in caption
     rows = fl.parse("--dataset digits --compare nan,scaled --byzantine 3 --seeds 2")
     caption = captions.compared_caption(rows, build)

@@ -64,7 +64,8 @@ def test_a_folders_name_has_what_is_not_as_by_default(digits):
     for flags, name in (
         ("--rounds 7 --prox-mu 0.5 --target-accuracy 0.9", start),
         ("--alpha 0.1", f"{start}-alpha0.1"),
-        ("--aggregator median --client-lr 0.05", f"{start}-client_lr0.05-aggregator-median"),
+        ("--aggregator median --client-lr 0.1", f"{start}-client_lr0.1-aggregator-median"),
+        ("--client-lr 0.05", start),  # of digits
         ("--algorithm scaffold", "digits-dirichlet-scaffold-mlp-seed0"),
         ("--drop-stragglers --stragglers 0.5", f"{start}-stragglers0.5-drop_stragglers"),
         ("--workers localhost,hostA", start),
