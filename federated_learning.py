@@ -63,7 +63,7 @@ import json
 import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -314,14 +314,18 @@ if __name__ == "__main__":
     gc.disable()
 
 from harness import comparison, overlay, plots, program, records, results, run_folder, shards
+from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
 from harness.figure_files import form_of
 from harness.files import check_clock, check_temporary_folder, expand_path
+from harness.loading import load
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
 from harness.settings import documented_settings
+from harness.streams import client_key
 from variants import (
+    CHANGES,
     adversity,
     aggregators,
     algorithms,
@@ -331,11 +335,13 @@ from variants import (
     datasets,
     layers,
     models,
+    optimizers,
     partitions,
     privacy,
+    sampling,
+    stateful,
 )
-from variants.aggregators import Aggregator, CohortInfo
-from variants.algorithms import Algorithm
+from variants.aggregators import Aggregator
 from variants.datasets import Dataset, Split
 from variants.partitions import Partitioner
 
@@ -528,6 +534,13 @@ def build_model(network: Network, seed: int) -> Any:
     return model
 
 
+def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, ...]:
+    """Return the global model's first weights: those of a file, or by the seed."""
+    model = build_model(network, config.seed)
+    file = config.training.initial_model
+    return tuple(layers.read_weights(file, model) if file else model.get_weights())
+
+
 @documented_settings()
 def build_saved_model(network: Network, weights: Any) -> Any:
     """Return the Keras model that is saved, with TFF's ModelWeights `weights`.
@@ -568,22 +581,424 @@ def loss_and_gradients(
     return losses, logits, tape.gradient(mean_loss, weights)
 
 
+# == Client: lines 4 and 5 =========================================================================
+
+
+class Broadcast(NamedTuple):
+    """What the server sends to every client of a round."""
+
+    weights: Any  # w, a tuple of float32 tensors
+    round_num: Any  # int64, from 1
+    memory: Any  # float32[slots,d] of a stateful algorithm; FedAvg's is float32[0,0]
+
+
+class ClientTask(NamedTuple):
+    """A client's work in a round."""
+
+    client: Any  # int64
+    key: Any  # int64[2], of all its randomness in this round
+    shard: shards.Shard  # its images uint8[n_k,H,W,channels] and labels int32[n_k]
+    num_examples: Any  # int32, to train on in all epochs: E * n_k
+    hparams: dict[str, Any]  # of the client optimizer, by TFF's names: {"learning_rate": float32}
+
+
+class ClientMetrics(NamedTuple):
+    """What a client reports of its round, float32 each; metrics.json has it for each client.
+
+    A round's record has the mean over the clients' examples of every field but `examples` and
+    `finite`, as train_loss, train_accuracy, ...; of one that you add too.
+    """
+
+    examples: Any  # n_k
+    finite: Any  # 1, or 0 if its update was left out
+    loss: Any  # cross-entropy in nats, mean over its examples as they were trained on
+    accuracy: Any  # 0..1, likewise
+    steps: Any  # of SGD
+
+
+class ClientOutput(NamedTuple):
+    """What a client sends to the server."""
+
+    update: Any  # w - w_k, as the weights are; a variant may send another structure
+    weight: Any  # float32, n_k
+    metrics: ClientMetrics
+    message: Any  # float32[d] of a stateful algorithm; FedAvg's is float32[0]
+
+
+def count_examples(training: Training, size: Any) -> Any:
+    """Return on how many examples, int32, a client with `size` of them trains in a round.
+
+    In an epoch the last batch may be smaller.
+    """
+    if not training.local_steps:
+        return size * training.local_epochs
+    batch_size = training.batch_size or size
+    steps_of_epoch = -(-size // batch_size)  # rounded up
+    epochs = training.local_steps // steps_of_epoch
+    return epochs * size + training.local_steps % steps_of_epoch * batch_size
+
+
+def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
+    """Return the SGD steps, int32, on `num_examples` of a shard of `size`.
+
+    Each full epoch has ceil(size / batch_size) steps; the rest is of an epoch that is cut.
+    """
+    batch = batch_size or size
+    full_epochs = num_examples // size
+    rest = num_examples % size
+    return full_epochs * -(-size // batch) + -(-rest // batch)
+
+
+def build_train_step(network: Network, optimizer: Any) -> Callable[..., tuple[Any, Any, Any, Any]]:
+    """Return train_step(optimizer_state, weights, x, y, key): one step of SGD.
+
+    It returns (optimizer_state, weights, sum of the losses, number predicted right).
+    """
+
+    @tf.autograph.experimental.do_not_convert  # what has no loop is built in half the time
+    def train_step(optimizer_state, weights, x, y, key):
+        losses, logits, gradients = loss_and_gradients(network, weights, x, y, key)
+        optimizer_state, weights = optimizer.next(optimizer_state, weights, gradients)
+        predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
+        num_correct = tf.reduce_sum(tf.cast(tf.equal(predicted, y), tf.float32))
+        return optimizer_state, weights, tf.reduce_sum(losses), num_correct
+
+    if not models.has_max_pooling(network.build_layers()):
+        return train_step
+    # The step stays a function of its own in the worker's graph: inlined into the loop, oneDNN may
+    # not find the max-pooling that a gradient belongs to.
+    return tf.function(train_step, autograph=False, experimental_attributes={NOT_INLINED: True})
+
+
+def build_local_training(
+    network: Network, optimizer: Any, batch_size: int
+) -> Callable[[Any, ClientTask], tuple[Any, Any, Any]]:
+    """Return local_training(weights, task) -> (w_k, mean loss, accuracy): a round's local SGD.
+
+    It is one graph loop over epochs and batches, so that the worker runs it without us.
+    """
+    train_step = build_train_step(network, optimizer)
+    is_random = layers.are_random(network.build_layers())
+    fold_in = tf.random.experimental.stateless_fold_in
+
+    @tf.autograph.experimental.do_not_convert
+    def begin(weights, hparams):
+        specs = tf.nest.map_structure(lambda w: tf.TensorSpec(w.shape, w.dtype), weights)
+        return optimizer.set_hparams(optimizer.initialize(specs), hparams)
+
+    @tf.function
+    def local_training(weights, task):  # line 5: w_k <- w after local_epochs of SGD on batches
+        size = tf.size(task.shard.labels)
+        optimizer_state = begin(weights, task.hparams)
+        loss_sum = 0.0
+        num_correct = 0.0
+        for epoch in tf.range(-(-task.num_examples // size)):  # rounded up: the last may be cut
+            epoch_key = fold_in(task.key, tf.cast(epoch, tf.int64))
+            shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
+            order = shuffled[: task.num_examples - epoch * size]
+            for start in tf.range(0, tf.size(order), batch_size or size):
+                tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+                batch = order[start : start + (batch_size or size)]
+                x = to_input(tf.gather(task.shard.images, batch))
+                y = tf.gather(task.shard.labels, batch)
+                # Without Dropout or the like no step uses its key.
+                step_key = fold_in(epoch_key, tf.cast(start, tf.int64)) if is_random else epoch_key
+                optimizer_state, weights, loss, correct = train_step(
+                    optimizer_state, weights, x, y, step_key
+                )
+                loss_sum += loss
+                num_correct += correct
+        num_examples = tf.cast(task.num_examples, tf.float32)
+        return weights, loss_sum / num_examples, num_correct / num_examples
+
+    return local_training
+
+
+def fedavg_client(
+    network: Network, batch_size: int, optimizer: Any
+) -> Callable[[Broadcast, ClientTask], ClientOutput]:
+    """Return client_update(broadcast, task) -> ClientOutput: FedAvg's client [1, ClientUpdate]."""
+    local_training = build_local_training(network, optimizer, batch_size)
+
+    def client_update(broadcast, task):
+        trained, loss, accuracy = local_training(broadcast.weights, task)
+        update = tuple(w - w_k for w, w_k in zip(broadcast.weights, trained, strict=True))
+        size = tf.size(task.shard.labels)
+        n_k = tf.cast(size, tf.float32)
+        steps = tf.cast(count_steps(batch_size, size, task.num_examples), tf.float32)
+        metrics = ClientMetrics(examples=n_k, finite=1.0, loss=loss, accuracy=accuracy, steps=steps)
+        return ClientOutput(update, n_k, metrics, tf.zeros([0]))
+
+    return client_update
+
+
+def leave_out_nonfinite(client_update: Callable) -> Callable[[Broadcast, ClientTask], ClientOutput]:
+    """Wrap a client: an update that is not finite becomes 0, with weight 0."""
+
+    def wrapped(broadcast, task):
+        output = client_update(broadcast, task)
+        tensors = tf.nest.flatten(output.update)
+        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(tensor)) for tensor in tensors])
+        return output._replace(
+            update=tf.nest.map_structure(lambda u: tf.where(finite, u, 0), output.update),
+            weight=tf.where(finite, output.weight, 0),
+            metrics=output.metrics._replace(finite=tf.cast(finite, tf.float32)),
+        )
+
+    return wrapped
+
+
+def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOutput]:
+    """Return client(broadcast, id) -> ClientOutput: it reads its shard, and works on its task."""
+    config = experiment.config
+    image_shape = experiment.network.image_shape
+    parts = experiment.parts
+    client_update = leave_out_nonfinite(parts.build_client_update(parts.client_optimizer))
+    # On another host the shards are in a folder of this name, in the worker's working directory.
+    folder = experiment.shard_folder
+    if not config.run.single_worker:
+        folder = Path(folder.name)
+
+    def client(broadcast, client_id):
+        shard = shards.read_shard(folder, client_id, image_shape)
+        task = ClientTask(
+            client=client_id,
+            key=client_key(config.seed, client_id, broadcast.round_num),
+            shard=shard,
+            num_examples=count_examples(config.training, tf.size(shard.labels)),
+            hparams={"learning_rate": tf.constant(config.training.client_lr)},
+        )
+        return client_update(broadcast, task)
+
+    return tf.autograph.experimental.do_not_convert(client)
+
+
+# == Server: lines 3 and 6, and the round ==========================================================
+
+
+def sample_clients(config: Config, round_num: int) -> list[int]:
+    """Line 3: draw the round's clients without replacement, a function of (seed, round).
+
+    They are sorted, as the last bits of a sum depend on its order.
+    """
+    rng = np.random.default_rng([config.seed, round_num])
+    num_clients = config.partitioning.num_clients
+    return sorted(rng.choice(num_clients, config.cohort_size, replace=False).tolist())
+
+
+# TFF keeps a value in memory for each of its clients, and spends about a millisecond on it. So we
+# give it chunks of our clients as its clients, if the aggregator allows it. The number is fixed,
+# whatever the number of cores: the last bits of a sum depend on its parts.
+NUM_CHUNKS = 32
+
+
+def make_chunks(clients: Sequence[int], sizes: np.ndarray, most: int | None) -> list[np.ndarray]:
+    """Cut the round's clients into at most `most` chunks int64[g], with about as many examples.
+
+    `sizes` are the n_k of all clients. With `most` None every client is a chunk.
+    """
+    if most is None or len(clients) <= most:
+        return [np.array([client], np.int64) for client in clients]
+    chunks: list[list[int]] = [[] for _ in range(most)]
+    fullness = [(0, chunk) for chunk in range(most)]  # a heap: the emptiest comes first
+    for client in sorted(clients, key=lambda client: (-sizes[client], client)):
+        num_examples, chunk = heapq.heappop(fullness)
+        chunks[chunk].append(client)
+        heapq.heappush(fullness, (num_examples + int(sizes[client]), chunk))
+    return [np.array(sorted(chunk), np.int64) for chunk in chunks]
+
+
+class Chunk(NamedTuple):
+    """What a chunk of g clients sends to the server."""
+
+    update: Any  # the mean of the clients' updates by their weights
+    weight: Any  # float32, the sum of their weights
+    metrics: Any  # float32[g,r], a row of ClientMetrics for each client
+    messages: Any  # float32[g,d] of a stateful algorithm, or float32[g,0]
+
+
+def add_weighted(update_sum: Any, update: Any, weight: Any) -> Any:
+    """Return update_sum + weight * update, of structures of tensors."""
+    return tf.nest.map_structure(lambda s, u: s + weight * u, update_sum, update)
+
+
+def sum_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any], Chunk]:
+    """Return train_chunk(broadcast, clients int64[g]) -> Chunk.
+
+    Updates are added as they come: what the worker holds of them does not grow with the number of
+    clients.
+    """
+
+    @tf.function
+    def train_chunk(broadcast, clients):  # line 4: for each client k in S
+        g = tf.size(clients)
+        update_sum = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), parts.update_spec)
+        weight_sum = 0.0
+        metrics = tf.TensorArray(tf.float32, g, element_shape=[len(ClientMetrics._fields)])
+        messages = tf.TensorArray(tf.float32, g, element_shape=[parts.message_size])
+        for place in tf.range(g):
+            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+            output = client(broadcast, clients[place])
+            update_sum = add_weighted(update_sum, output.update, output.weight)
+            weight_sum += output.weight
+            metrics = metrics.write(place, tf.stack(output.metrics))
+            messages = messages.write(place, output.message)
+        # line 6, within the chunk
+        mean = tf.nest.map_structure(lambda s: tf.math.divide_no_nan(s, weight_sum), update_sum)
+        return Chunk(mean, weight_sum, metrics.stack(), messages.stack())
+
+    return train_chunk
+
+
+class Parts(NamedTuple):
+    """What a federated algorithm is made of; `fedavg_parts` has FedAvg's.
+
+    A variant is a function change(parts, experiment) -> parts that replaces some of them, or wraps
+    one. variants/__init__.py lists all, in the order in which they apply.
+    """
+
+    sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
+    find_reporting: Callable[[list[int], int], list[int]]  # (these, round) -> those that report
+    client_optimizer: Any  # TFF's
+    build_client_update: Callable[[Any], Callable]  # client optimizer -> client_update
+    update_spec: Any  # tf.TensorSpecs of ClientOutput.update
+    message_size: int  # of ClientOutput.message
+    message_bytes: int  # that a client gets, and sends, beside weights and update
+    collect: Callable  # (client, parts) -> train_chunk(broadcast, clients) -> Chunk
+    num_chunks: int | None  # see make_chunks
+    num_metrics: int  # of ClientMetrics
+    aggregator: Any  # TFF's weighted factory, for the chunks' updates
+    server_optimizer: Any  # TFF's
+    memory: Any  # that a stateful algorithm keeps at the server; None in FedAvg
+    build_round: Callable[[Any, Any], Any]  # (RoundSteps, ClientMetrics) -> next_round
+
+
+class ServerProgress(NamedTuple):
+    """The part of TFF's state that is neither weights nor an optimizer's; TFF's "client_work"."""
+
+    round: Any  # int64, rounds done
+    memory: Any  # float32[slots,d] of a stateful algorithm; FedAvg's is float32[0,0]
+
+
+class RoundSteps(NamedTuple):
+    """The TFF computations that a round is made of, and where it begins."""
+
+    initialize: Any  # -> TFF's LearningAlgorithmState, at SERVER
+    begin_round: Any  # ServerProgress -> that of the next round
+    train: Any  # (weights, ServerProgress, clients int64[g]) -> Chunk
+    aggregate: Any  # TFF's AggregationProcess, of the chunks' updates
+    finalize: Any  # TFF's FinalizerProcess: the server optimizer's step
+
+
+def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
+    """Return the computations of a round of these parts."""
+    initial = tff.learning.models.ModelWeights(experiment.initial_weights, ())
+    train_chunk = parts.collect(build_client(experiment), parts)
+    memory_shape = parts.memory.shape if parts.memory else (0, 0)
+
+    @tff.tensorflow.computation
+    def initial_weights():
+        return tf.nest.map_structure(tf.constant, initial)
+
+    @tff.tensorflow.computation
+    def round_0():
+        return ServerProgress(tf.constant(0, tf.int64), tf.zeros(memory_shape))
+
+    @tff.tensorflow.computation
+    def begin_round(progress):
+        return progress._replace(round=progress.round + 1)
+
+    weights_type = initial_weights.type_signature.result
+    progress_type = round_0.type_signature.result
+
+    @tff.tensorflow.computation(weights_type, progress_type, tff.TensorType(np.int64, [None]))
+    def train(weights, progress, clients):
+        broadcast = Broadcast(tuple(weights.trainable), progress.round, progress.memory)
+        return Chunk(*train_chunk(broadcast, clients))
+
+    chunk_type = train.type_signature.result
+    aggregate = parts.aggregator.create(chunk_type.update, chunk_type.weight)
+    finalize = tff.learning.templates.build_apply_optimizer_finalizer(
+        parts.server_optimizer, weights_type
+    )
+
+    @tff.federated_computation
+    def initialize():
+        weights = tff.federated_eval(initial_weights, tff.SERVER)  # line 1
+        progress = tff.federated_eval(round_0, tff.SERVER)
+        state = State(weights, (), progress, aggregate.initialize(), finalize.initialize())
+        return tff.federated_zip(state)
+
+    return RoundSteps(initialize, begin_round, train, aggregate, finalize)
+
+
+State = tff.learning.templates.LearningAlgorithmState
+CHUNKS_TYPE = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
+
+
+def fedavg_round(steps: RoundSteps, metrics_type: type) -> Any:
+    """Return next_round(state, chunks) -> (state, measurements, client metrics float32[m,r]).
+
+    `chunks` are those of `make_chunks`. `state` is TFF's LearningAlgorithmState: the weights,
+    nothing, ServerProgress, the aggregator's state, and the server optimizer's.
+    """
+
+    @tff.federated_computation(steps.initialize.type_signature.result, CHUNKS_TYPE)
+    def next_round(state, chunks):
+        progress = tff.federated_map(steps.begin_round, state.client_work)
+        weights = tff.federated_broadcast(state.global_model_weights)
+        sent = (weights, tff.federated_broadcast(progress), chunks)
+        trained = tff.federated_map(steps.train, sent)  # lines 4 and 5
+        mean = steps.aggregate.next(state.aggregator, trained.update, trained.weight)  # line 6
+        new = steps.finalize.next(state.finalizer, state.global_model_weights, mean.result)
+        next_state = State(new.result, (), progress, mean.state, new.state)
+        return tff.federated_zip(next_state), mean.measurements, gather(trained.metrics)
+
+    return next_round
+
+
+def everyone(clients: list[int], round_num: int) -> list[int]:
+    """Return the clients of the round that report: in FedAvg all that were drawn."""
+    return clients
+
+
+def fedavg_parts(experiment: Experiment) -> Parts:
+    """Return FedAvg's parts [1, Algorithm 1]."""
+    training = experiment.config.training
+    return Parts(
+        sample_clients=partial(sample_clients, experiment.config),
+        find_reporting=everyone,
+        client_optimizer=tff.learning.optimizers.build_sgdm(training.client_lr),
+        build_client_update=partial(fedavg_client, experiment.network, training.batch_size),
+        update_spec=tuple(tf.TensorSpec(w.shape) for w in experiment.initial_weights),
+        message_size=0,
+        message_bytes=0,
+        collect=sum_updates,
+        num_chunks=NUM_CHUNKS,
+        num_metrics=len(ClientMetrics._fields),
+        # The server subtracts the mean from w: w - sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k.
+        aggregator=tff.aggregators.MeanFactory(no_nan_division=True),
+        server_optimizer=tff.learning.optimizers.build_sgdm(training.server_lr),
+        memory=None,
+        build_round=fedavg_round,
+    )
+
+
+@documented_settings()
+def build_process(experiment: Experiment) -> Any:
+    """Return TFF's iterative process of the experiment's parts, one step of which is a round."""
+    tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators print hundreds of lines
+    steps = build_steps(experiment.parts, experiment)
+    next_round = experiment.parts.build_round(steps, ClientMetrics)
+    return tff.templates.IterativeProcess(steps.initialize, next_round, next_is_multi_arg=True)
+
+
 # == Experiment: what the names of a configuration stand for, resolved once =======================
 
-
-def weighted_mean(config: Config, cohort: CohortInfo) -> Any:
-    """Line 6: return TFF's factory for the mean of the updates w - w_k, weighted by n_k.
-
-    The server subtracts it from w: w - sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k. It needs
-    neither argument; other rows of AGGREGATORS do.
-    """
-    return tff.aggregators.MeanFactory(no_nan_division=True)
-
-
-ALGORITHMS = {"fedavg": Algorithm, **algorithms.ROWS}
+ALGORITHMS = {"fedavg": None, **algorithms.ROWS, **stateful.ROWS}
 # "summed" is what the aggregator takes: see NUM_CHUNKS.
-AGGREGATORS = {"mean": Aggregator(weighted_mean, update_format="summed"), **aggregators.ROWS}
-CLIENT_OPTIMIZERS = {"sgd": algorithms.build_sgd, **algorithms.OPTIMIZER_ROWS}
+AGGREGATORS = {"mean": Aggregator(None, update_format="summed"), **aggregators.ROWS}
+CLIENT_OPTIMIZERS = {"sgd": None, **optimizers.ROWS}
 
 
 @dataclass(frozen=True)
@@ -599,13 +1014,15 @@ class Experiment:
     partition: Partition
     partitioner: Partitioner
     network: Network
-    algorithm: Algorithm
-    client_optimizer: Any  # TFF's
+    initial_weights: tuple[np.ndarray, ...]  # line 1, one float32 array per tensor
+    algorithm: Any
+    client_optimizer: Any
     aggregator: Aggregator
-    behaviour: adversity.ClientBehaviour  # of dropouts, stragglers and attackers
+    attack: Any
     accountant: privacy.PrivacyAccountant | None  # of a differentially private run
     row_hashes: dict[str, str]  # field -> hash of its row: a resumed run must have the same rows
     remarks: list[str]  # what the user should know before the run begins
+    parts: Parts | None = None  # FedAvg's, as the flags change them
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
         """Return images uint8[n,H,W,channels] as the client has them.
@@ -620,17 +1037,15 @@ class Experiment:
             images, client, num_clients, config.seed, **config.partition_fields
         )
 
-    @cached_property
-    def initial_weights(self) -> tuple[np.ndarray, ...]:
-        """The global model's first weights (line 1), one float32 array per tensor."""
-        model = build_model(self.network, self.config.seed)
-        file = self.config.training.initial_model
-        return tuple(layers.read_weights(file, model) if file else model.get_weights())
-
     @property
     def num_parameters(self) -> int:
         """The model's parameters, d."""
         return sum(weights.size for weights in self.initial_weights)
+
+    def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
+        """Return the gradient over the task's whole shard at these weights."""
+        x = to_input(task.shard.images)
+        return loss_and_gradients(self.network, weights, x, task.shard.labels, task.key)[2]
 
     @cached_property
     def shard_folder(self) -> Path:
@@ -663,7 +1078,13 @@ class Experiment:
         return build_evaluator(self.network, self.dataset, beside.find_splits(self))
 
 
-# == Shards: each client's images in a file, which only the worker that trains this client reads ===
+def change_parts(parts: Parts, experiment: Experiment) -> Parts:
+    """Return FedAvg's parts as the flags change them, in the order of variants.CHANGES."""
+    changed = experiment.config.changed().keys()
+    for change in CHANGES:
+        if changed & set(change.fields):
+            parts = load(change.function)(parts, experiment)
+    return parts
 
 
 def write_shards(experiment: Experiment) -> Path:
@@ -680,467 +1101,7 @@ def write_shards(experiment: Experiment) -> Path:
     return folder
 
 
-# == A round, from the inside out: who trains, local training, client, chunk, process, the loop ====
-# (To read it from the outside in, begin at run_rounds.)
-
-
-def sample_clients(
-    config: Config,
-    round_num: int,
-    sizes: np.ndarray | None = None,
-    rng: np.random.Generator | None = None,
-) -> list[int]:
-    """Line 3: draw the round's clients, by default a function of (seed, round).
-
-    They are sorted, as the last bits of a sum depend on its order. Drawn by their `sizes` int64[K]
-    a client may come twice, and counts twice. A private run with secret cohorts passes an `rng`
-    that the operating system seeded.
-    """
-    if rng is None:
-        rng = np.random.default_rng([config.seed, round_num])
-    clients = adversity.drawn_clients(config)  # by default all
-    if config.training.sampling == "poisson":
-        return clients[rng.random(len(clients)) < config.cohort_size / len(clients)].tolist()
-    if config.training.sampling == "by-size":
-        shares = sizes[clients] / sizes[clients].sum()
-        return sorted(rng.choice(clients, config.cohort_size, p=shares).tolist())
-    return sorted(rng.choice(clients, config.cohort_size, replace=False).tolist())
-
-
-# TFF keeps a value in memory for each of its clients, and spends about a millisecond on it. So we
-# give it chunks of our clients as its clients, if the aggregator allows it. A chunk sends, by the
-# aggregator's update_format:
-#   "summed"      the weighted mean of its clients' updates
-#   "stacked"     its clients' updates as rows; the server stacks those of all chunks to a matrix
-#   "per_client"  the update of its only client: every client is a chunk
-# The numbers are fixed, whatever the number of cores: the last bits of a sum depend on its parts.
-NUM_CHUNKS = {"summed": 32, "stacked": 10}
-
-
-def make_chunks(clients: Sequence[int], sizes: np.ndarray, update_format: str) -> list[np.ndarray]:
-    """Cut the round's clients into chunks int64[g] with about the same number of examples.
-
-    `sizes` are the n_k of all clients, `update_format` is the aggregator's.
-    """
-    num_chunks = NUM_CHUNKS.get(update_format, len(clients))
-    if len(clients) <= num_chunks:
-        return [np.array([client], np.int64) for client in clients]
-    chunks: list[list[int]] = [[] for _ in range(num_chunks)]
-    fullness = [(0, chunk) for chunk in range(num_chunks)]  # a heap: the emptiest comes first
-    for client in sorted(clients, key=lambda client: (-sizes[client], client)):
-        num_examples, chunk = heapq.heappop(fullness)
-        chunks[chunk].append(client)
-        heapq.heappush(fullness, (num_examples + int(sizes[client]), chunk))
-    return [np.array(sorted(chunk), np.int64) for chunk in chunks]
-
-
-class ClientTask(NamedTuple):
-    """What a client does in a round, in the worker's graph."""
-
-    client: Any  # int64
-    round_num: Any  # int64, from 1
-    key: Any  # int64[2], of all its randomness in this round
-    shard: shards.Shard  # its images uint8[n_k,H,W,channels] and labels int32[n_k]
-    num_visits: Any  # int32, examples to train on in all epochs: E * n_k, less for a straggler
-    learning_rate: Any  # float32
-    server_message: Any  # what the algorithm sends beside the weights
-
-
-def client_key(seed: int, client: Any, round_num: Any) -> Any:
-    """Return the key int64[2] of all that is random on a client in a round."""
-    seed_and_client = tf.stack([tf.constant(seed, tf.int64), client])
-    return tf.random.experimental.stateless_fold_in(seed_and_client, tf.cast(round_num, tf.int64))
-
-
-def count_visits(training: Training, size: Any) -> Any:
-    """Return on how many examples, int32, a client with `size` of them trains in a round.
-
-    In an epoch the last batch may be smaller.
-    """
-    if not training.local_steps:
-        return size * training.local_epochs
-    batch_size = training.batch_size or size
-    steps_of_epoch = -(-size // batch_size)  # rounded up
-    epochs = training.local_steps // steps_of_epoch
-    return epochs * size + training.local_steps % steps_of_epoch * batch_size
-
-
-def rate_factor(step: Any, num_steps: Any) -> Any:
-    """Return what multiplies a client's learning rate in local step 0, 1, ... of `num_steps`.
-
-    Edit this for a schedule within a round; both arguments are float32 tensors, and so is what you
-    return, such as tf.minimum(1.0, (step + 1) / 20) for a warm-up. The plain number 1.0 stands for
-    a constant rate. Algorithms get the sum of the factors.
-    """
-    return 1.0
-
-
-def is_rate_constant() -> bool:
-    """Return whether `rate_factor` is the number 1.0. Raises UserError for another number."""
-    factor = rate_factor(tf.constant(0.0), tf.constant(1.0))
-    if tf.is_tensor(factor):
-        return False
-    if factor != 1.0:
-        raise UserError(
-            f"rate_factor returns {factor!r}, which is neither 1.0 nor a tensor made of step and "
-            "num_steps; for another constant rate choose --client-lr"
-        )
-    return True
-
-
-class LocalResult(NamedTuple):
-    """What local training gives; loss and accuracy are means over the examples, as trained on."""
-
-    weights: Any
-    loss: Any  # float32, cross-entropy in nats
-    accuracy: Any  # float32, 0..1
-    num_steps: Any  # float32
-    sum_of_factors: Any  # float32, of the learning rate over the steps: num_steps if constant
-
-
-def build_train_step(experiment: Experiment) -> Callable[..., tuple[Any, Any, Any, Any]]:
-    """Return train_step(state, weights, initial, task, x, y, key): one step of SGD.
-
-    It returns (optimizer's state, weights, sum of the losses, number predicted right).
-    """
-    network = experiment.network
-    optimizer = experiment.client_optimizer
-
-    @tf.autograph.experimental.do_not_convert  # what has no loop is built in half the time
-    def train_step(state, weights, initial, task, x, y, key):
-        losses, logits, gradients = loss_and_gradients(network, weights, x, y, key)
-        gradients = experiment.algorithm.local_gradients(
-            gradients, weights, initial, task.server_message
-        )
-        state, weights = optimizer.next(state, weights, gradients)
-        predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
-        num_correct = tf.reduce_sum(tf.cast(tf.equal(predicted, y), tf.float32))
-        return state, weights, tf.reduce_sum(losses), num_correct
-
-    if not models.has_max_pooling(network.build_layers()):
-        return train_step
-    # The step stays a function of its own in the worker's graph: inlined into the loop, oneDNN may
-    # not find the max-pooling that a gradient belongs to.
-    return tf.function(train_step, autograph=False, experimental_attributes={NOT_INLINED: True})
-
-
-def build_local_training(experiment: Experiment) -> Callable[[Any, ClientTask], LocalResult]:
-    """Return local_training(initial weights, task) -> LocalResult: a client's SGD in a round.
-
-    It is one graph loop over epochs and batches, so that the worker runs it without us.
-    """
-    training = experiment.config.training
-    optimizer = experiment.client_optimizer
-    train_step = build_train_step(experiment)
-    is_random = layers.are_random(experiment.network.build_layers())
-    rate_is_constant = is_rate_constant()
-    experiment.algorithm.check_rate(rate_is_constant)
-    fold_in = tf.random.experimental.stateless_fold_in
-
-    @tf.autograph.experimental.do_not_convert
-    def new_optimizer_state(initial, learning_rate):
-        specs = tf.nest.map_structure(lambda w: tf.TensorSpec(w.shape, w.dtype), initial)
-        state = optimizer.initialize(specs)
-        return optimizer.set_hparams(state, {"learning_rate": learning_rate})
-
-    @tf.function
-    def local_training(initial, task):  # line 5: w_k <- w after local_epochs of SGD on batches
-        images = task.shard.images
-        labels = task.shard.labels
-        size = tf.size(labels)
-        batch_size = training.batch_size or size
-        num_epochs = -(-task.num_visits // size)  # rounded up: a straggler's last one is cut
-        num_steps = tf.cast(
-            algorithms.count_steps(training.batch_size, size, task.num_visits), tf.float32
-        )
-        state = new_optimizer_state(initial, task.learning_rate)
-        weights = initial
-        loss_sum = 0.0
-        num_correct = 0.0
-        step = 0.0
-        sum_of_factors = 0.0
-        for epoch in tf.range(num_epochs):
-            epoch_key = fold_in(task.key, tf.cast(epoch, tf.int64))
-            shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
-            order = shuffled[: task.num_visits - epoch * size]
-            for start in tf.range(0, tf.size(order), batch_size):
-                tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-                batch = order[start : start + batch_size]
-                x = to_input(tf.gather(images, batch))
-                y = tf.gather(labels, batch)
-                # Without Dropout or the like no step uses its key.
-                step_key = fold_in(epoch_key, tf.cast(start, tf.int64)) if is_random else epoch_key
-                if not rate_is_constant:
-                    factor = rate_factor(step, num_steps)
-                    rate = {"learning_rate": factor * task.learning_rate}
-                    state = optimizer.set_hparams(state, rate)
-                    sum_of_factors += factor
-                    step += 1.0
-                state, weights, loss, correct = train_step(
-                    state, weights, initial, task, x, y, step_key
-                )
-                loss_sum += loss
-                num_correct += correct
-        if rate_is_constant:
-            sum_of_factors = num_steps
-        visits = tf.cast(task.num_visits, tf.float32)
-        return LocalResult(
-            weights, loss_sum / visits, num_correct / visits, num_steps, sum_of_factors
-        )
-
-    return local_training
-
-
-class ClientMetrics(NamedTuple):
-    """What a client reports of its round, float32 each; metrics.json has it for each client.
-
-    A round's record has the mean over the clients' examples of every field but `examples` and
-    `finite`, as train_loss, train_accuracy, ...; of one that you add too.
-    """
-
-    examples: Any  # n_k
-    finite: Any  # 1, or 0 if its update was left out
-    loss: Any  # cross-entropy in nats, mean over its examples as they were trained on
-    accuracy: Any  # 0..1, likewise
-    steps: Any  # of SGD
-
-
-class ClientOutput(NamedTuple):
-    """What a client sends to the server.
-
-    Some algorithms keep vectors float32[d] at the server from round to round, such as SCAFFOLD's
-    control variates. This is their memory. The server sends a client a message made from it, and
-    the client's own message changes it. FedAvg has no memory and no messages.
-    """
-
-    update: Any  # a tuple, w - w_k, all 0 if it is not finite
-    weight: Any  # float32, n_k or 1, or 0 if the update is not finite
-    effective_steps: Any  # float32, FedNova's |a_k|_1; the number of steps in plain SGD
-    metrics: ClientMetrics
-    message: Any  # float32[d] for the algorithm's memory, or float32[0]
-
-
-def build_client_update(experiment: Experiment) -> Callable[..., ClientOutput]:
-    """Return client_update(initial weights, memory, round_num, client) -> ClientOutput."""
-    config = experiment.config
-    algorithm = experiment.algorithm
-    behaviour = experiment.behaviour
-    training = config.training
-    schedule = config.optimization.client_schedule
-    local_training = build_local_training(experiment)
-    # On another host the shards are in a folder of this name, in the worker's working directory.
-    folder = experiment.shard_folder
-    if not config.run.single_worker:
-        folder = Path(folder.name)
-
-    def client_update(initial, memory, round_num, client):
-        own_shard = shards.read_shard(folder, client, experiment.network.image_shape)
-        size = tf.size(own_shard.labels)
-        key = client_key(config.seed, client, round_num)
-        factor = algorithms.schedule(schedule, tf.cast(round_num, tf.float32), config.optimization)
-        task = ClientTask(
-            client=client,
-            round_num=round_num,
-            key=key,
-            shard=behaviour.shard(client, own_shard, key),
-            num_visits=behaviour.num_visits(count_visits(training, size), key),
-            learning_rate=training.client_lr * factor,
-            server_message=algorithm.server_message(memory, client),
-        )
-
-        def shard_gradient():
-            x = to_input(task.shard.images)
-            return loss_and_gradients(experiment.network, initial, x, task.shard.labels, key)[2]
-
-        trained = local_training(initial, task)
-        update = tuple(old - new for old, new in zip(initial, trained.weights, strict=True))
-        message = algorithm.client_message(
-            task.server_message,
-            initial,
-            trained.weights,
-            trained.sum_of_factors,
-            task.learning_rate,
-            shard_gradient,
-        )
-        effective_steps = algorithm.effective_steps(trained.sum_of_factors)
-        if algorithm.normalize_by_steps:
-            update = tuple(u / effective_steps for u in update)
-        update = behaviour.update(client, update, key)
-        finite = tf.reduce_all([tf.reduce_all(tf.math.is_finite(u)) for u in update])
-        update = tuple(tf.where(finite, u, 0) for u in update)
-        examples = tf.cast(size, tf.float32)
-        metrics = ClientMetrics(
-            examples=examples,
-            finite=tf.cast(finite, tf.float32),
-            loss=trained.loss,
-            accuracy=trained.accuracy,
-            steps=trained.num_steps,
-        )
-        by_examples = config.aggregation.client_weighting == "examples"
-        weight = tf.where(finite, examples if by_examples else 1.0, 0)
-        return ClientOutput(update, weight, effective_steps, metrics, message)
-
-    return tf.autograph.experimental.do_not_convert(client_update)
-
-
-class SummedChunk(NamedTuple):
-    """What a chunk of clients sends to an aggregator that takes weighted means."""
-
-    update: Any  # a tuple, the mean of the clients' updates by their weights, n_k or 1
-    weight: Any  # float32, the sum of these; clients without a finite update don't count
-    effective_steps: Any  # float32, the weighted mean of the clients'
-    metrics: Any  # float32[g,r], a row of ClientMetrics for each client
-    messages: Any  # float32[g,d] for the algorithm's memory, or float32[g,0]
-
-
-def build_summed_training(client_update: Callable, message_size: int) -> Callable[..., SummedChunk]:
-    """Return train_chunk(initial weights, memory, round_num, clients int64[g]) -> SummedChunk.
-
-    `message_size` is that of a client's message, d or 0. Updates are added as they come: what the
-    worker holds of them does not grow with the number of clients.
-    """
-
-    @tf.function
-    def train_chunk(initial, memory, round_num, clients):  # line 4: for each client k in S
-        num_clients = tf.size(clients)
-        update_sum = tuple(tf.zeros_like(w) for w in initial)
-        weight_sum = 0.0
-        steps_sum = 0.0
-        metrics = tf.TensorArray(
-            tf.float32, num_clients, element_shape=[len(ClientMetrics._fields)]
-        )
-        messages = tf.TensorArray(tf.float32, num_clients, element_shape=[message_size])
-        for place in tf.range(num_clients):
-            tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-            output = client_update(initial, memory, round_num, clients[place])
-            update_sum = tuple(
-                s + output.weight * u for s, u in zip(update_sum, output.update, strict=True)
-            )
-            weight_sum += output.weight
-            steps_sum += output.weight * output.effective_steps
-            metrics = metrics.write(place, tf.stack(output.metrics))
-            messages = messages.write(place, output.message)
-        # line 6, within the chunk
-        mean = tuple(tf.math.divide_no_nan(s, weight_sum) for s in update_sum)
-        mean_steps = tf.math.divide_no_nan(steps_sum, weight_sum)
-        return SummedChunk(mean, weight_sum, mean_steps, metrics.stack(), messages.stack())
-
-    return train_chunk
-
-
-def build_initial_state(experiment: Experiment) -> tuple[Any, Any]:
-    """Return TFF computations of the initial weights (line 1) and the algorithm's initial state."""
-    weights = tff.learning.models.ModelWeights(experiment.initial_weights, ())
-    slots = experiment.algorithm.memory_slots()
-    slot_size = experiment.num_parameters if slots else 0
-
-    @tff.tensorflow.computation
-    def initial_weights():
-        return tf.nest.map_structure(tf.constant, weights)
-
-    @tff.tensorflow.computation
-    def initial_algorithm_state():
-        return algorithms.AlgorithmState(tf.constant(0, tf.int64), tf.zeros([slots, slot_size]))
-
-    return initial_weights, initial_algorithm_state
-
-
-def build_chunk_training(experiment: Experiment, weights_type: Any, state_type: Any) -> Any:
-    """Return a TFF computation: (weights, algorithm's state, clients int64[g]) -> what they send.
-
-    Where the aggregator allows it, TFF sees many of our clients as one (`make_chunks`).
-    """
-    client_update = build_client_update(experiment)
-    slot_size = state_type.memory.shape[1]
-    if experiment.aggregator.update_format == "stacked":
-        train_clients = aggregators.build_stacked_training(
-            client_update, slot_size, experiment.num_parameters, len(ClientMetrics._fields)
-        )
-    else:
-        train_clients = build_summed_training(client_update, slot_size)
-
-    @tff.tensorflow.computation(weights_type, state_type, tff.TensorType(np.int64, [None]))
-    def train_chunk(weights, state, clients):
-        return train_clients(tuple(weights.trainable), state.memory, state.round, clients)
-
-    return train_chunk
-
-
-@documented_settings()
-def build_process(experiment: Experiment) -> Any:
-    """Return a TFF IterativeProcess: next(state, chunks) -> (state, measurements, client metrics).
-
-    `chunks` are the int64[g] ids of `make_chunks`. `state` is TFF's LearningAlgorithmState: the
-    global model's weights, nothing, an AlgorithmState (TFF calls it client_work), the aggregator's
-    state and the server optimizer's. `next` is a pure function, except for a private run's noise.
-    """
-    tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators print hundreds of lines
-    config = experiment.config
-    algorithm = experiment.algorithm
-    is_stacked = experiment.aggregator.update_format == "stacked"
-    has_memory = algorithm.memory_slots() > 0
-    # One worker returns each chunk's metrics as it is; partial results of hosts can only be merged.
-    gathers_metrics = has_memory or not config.run.single_worker
-    LearningAlgorithmState = tff.learning.templates.LearningAlgorithmState
-
-    initial_weights, initial_algorithm_state = build_initial_state(experiment)
-    weights_type = initial_weights.type_signature.result
-    state_type = initial_algorithm_state.type_signature.result
-    train_chunk = build_chunk_training(experiment, weights_type, state_type)
-    chunk_type = train_chunk.type_signature.result
-    cohort = CohortInfo(config.cohort_size, int(experiment.partition.sizes.max()))
-    factory = experiment.aggregator.build(config, cohort)
-    aggregate = factory.create(chunk_type.update, chunk_type.weight)
-    optimizer = algorithm.server_optimizer(config.training.server_lr)
-    finalize = tff.learning.templates.build_apply_optimizer_finalizer(optimizer, weights_type)
-    server = algorithms.build_server_steps(
-        algorithm, optimizer, config.training.server_lr, experiment.initial_weights, ClientMetrics
-    )
-
-    @tff.federated_computation
-    def initialize():
-        weights = tff.federated_eval(initial_weights, tff.SERVER)
-        algorithm_state = tff.federated_eval(initial_algorithm_state, tff.SERVER)
-        state = LearningAlgorithmState(
-            weights, (), algorithm_state, aggregate.initialize(), finalize.initialize()
-        )
-        return tff.federated_zip(state)
-
-    chunks_type = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
-
-    # FedAvg is: count the round, broadcast, train, aggregate, finalize. The rest is for others.
-    @tff.federated_computation(initialize.type_signature.result, chunks_type)
-    def next_round(state, chunks):
-        algorithm_state = tff.federated_map(server.begin_round, state.client_work)
-        weights = tff.federated_broadcast(state.global_model_weights)
-        trained = tff.federated_map(
-            train_chunk, (weights, tff.federated_broadcast(algorithm_state), chunks)
-        )
-        # line 6, over the chunks
-        aggregated = aggregate.next(state.aggregator, trained.update, trained.weight)
-        update = (
-            tff.federated_map(server.from_flat, aggregated.result)
-            if is_stacked
-            else aggregated.result
-        )
-        optimizer_state = state.finalizer
-        if algorithm.normalize_by_steps:
-            mean_steps = tff.federated_mean(trained.effective_steps, trained.weight)
-            update = tff.federated_map(server.multiply, (update, mean_steps))
-        if config.optimization.server_schedule != "constant":
-            optimizer_state = tff.federated_map(server.set_rate, (optimizer_state, algorithm_state))
-        if gathers_metrics:  # at the server, those of all chunks and hosts in one array
-            gathered = aggregators.gather(
-                tff.federated_zip((chunks, trained.metrics, trained.messages))
-            )
-            algorithm_state = tff.federated_map(server.update_memory, (algorithm_state, *gathered))
-        update = tff.federated_map(server.server_step, (update, algorithm_state))
-        new = finalize.next(optimizer_state, state.global_model_weights, update)
-        state = LearningAlgorithmState(new.result, (), algorithm_state, aggregated.state, new.state)
-        metrics = gathered[1] if gathers_metrics else trained.metrics
-        return tff.federated_zip(state), aggregated.measurements, metrics
-
-    return tff.templates.IterativeProcess(initialize, next_round, next_is_multi_arg=True)
+# == Rounds: line 2 ================================================================================
 
 
 def train_cohort(
@@ -1161,7 +1122,7 @@ def train_cohort(
     chunks = [
         chunk
         for clients_of_host in worker.assign(clients)
-        for chunk in make_chunks(clients_of_host, sizes, aggregator.update_format)
+        for chunk in make_chunks(clients_of_host, sizes, experiment.parts.num_chunks)
     ]
     if aggregator.private and not chunks:
         chunks = [np.array([], np.int64)]  # noise is added all the same: the accountant counts it
@@ -1196,9 +1157,9 @@ def run_rounds(
     config = experiment.config
     accountant = experiment.accountant
     evaluate = experiment.evaluate  # built here, before the first round's clock starts
-    most_chunks = NUM_CHUNKS.get(experiment.aggregator.update_format, config.cohort_size)
+    parts = experiment.parts
+    most_chunks = parts.num_chunks or config.cohort_size
     done = list(earlier)
-    rng = privacy.secret_rng(accountant)  # None if the cohorts follow from the seed
     with start_workers(experiment, min(config.cohort_size, most_chunks), log) as worker:
         if state is None:
             state = worker.call("round 0", experiment.process.initialize)  # line 1
@@ -1211,8 +1172,8 @@ def run_rounds(
                 if epsilon is None:  # its budget allows no more
                     return
             start = time.perf_counter()
-            cohort = sample_clients(config, round_num, experiment.partition.sizes, rng)  # line 3
-            reporting = adversity.drop_out(cohort, config, round_num, client_key)
+            cohort = parts.sample_clients(round_num)  # line 3
+            reporting = parts.find_reporting(cohort, round_num)
             state, reports, measured = train_cohort(
                 worker, experiment, state, reporting
             )  # lines 4 to 6
@@ -1299,9 +1260,6 @@ def build_evaluator(
 
 def check_experiment(experiment: Experiment) -> None:
     """Raise UserError for rows that don't go together, or a budget that allows no round."""
-    algorithms.check_memory(experiment.algorithm, experiment.num_parameters)
-    algorithms.check_aggregator(experiment.algorithm, experiment.aggregator)
-    algorithms.check_sampling(experiment.algorithm, experiment.config.training.sampling)
     if experiment.config.run.baselines:
         baselines.check_labels(experiment.dataset.num_classes)
     if experiment.accountant:
@@ -1351,20 +1309,24 @@ def build_experiment(
         rows["initial_model"] = layers.hash_weights(config.training.initial_model)
     accountant = None
     if rows["aggregator"].private:
-        cohorts = partial(sample_clients, config) if config.privacy.public_cohorts else None
+        cohorts = None
+        if config.privacy.public_cohorts:
+            cohorts = partial(sampling.draw_cohort, config, sizes=partition.sizes)
         config = privacy.meet_target(config, cohorts)
         accountant = privacy.PrivacyAccountant(config, cohorts)
         results.check_private_origin(config.training.initial_model, dataset)
+    network = make_network(config.training.model, rows["model"], dataset)
     experiment = Experiment(
         config=config,
         dataset=dataset,
         partition=partition,
         partitioner=rows["partition"],
-        network=make_network(config.training.model, rows["model"], dataset),
-        algorithm=rows["algorithm"](config, partition.sizes),
-        client_optimizer=rows["client_optimizer"](config.training.client_lr, optimization),
+        network=network,
+        initial_weights=make_initial_weights(network, config),
+        algorithm=rows["algorithm"],
+        client_optimizer=rows["client_optimizer"],
         aggregator=rows["aggregator"],
-        behaviour=adversity.ClientBehaviour(config, rows["attack"], dataset.num_classes),
+        attack=rows["attack"],
         accountant=accountant,
         row_hashes=program.hash_rows(rows),
         remarks=[
@@ -1377,7 +1339,7 @@ def build_experiment(
         ],
     )
     check_experiment(experiment)
-    return experiment
+    return replace(experiment, parts=change_parts(fedavg_parts(experiment), experiment))
 
 
 @dataclass(frozen=True)
@@ -1436,24 +1398,23 @@ def save_clients(
     by the same function of (seed, round, client); the last bits may be others than the worker's.
     A client whose update was not finite sent nothing that counted, and has no model.
     """
-    client_update = tf.function(build_client_update(experiment), autograph=False)
-    slots = experiment.algorithm.memory_slots()
-    memory = np.zeros([slots, experiment.num_parameters if slots else 0], np.float32)
+    client = tf.function(build_client(experiment), autograph=False)
+    memory = np.zeros(experiment.parts.memory.shape if experiment.parts.memory else (0, 0))
     weights = experiment.initial_weights
     if state is not None:
         memory = state.client_work.memory
         weights = state.global_model_weights.trainable
-    initial = tuple(map(tf.constant, weights))
-    round_num = tf.constant(record.round, tf.int64)
+    broadcast = Broadcast(
+        tuple(map(tf.constant, weights)),
+        tf.constant(record.round, tf.int64),
+        tf.constant(memory, tf.float32),
+    )
     folder.remove_clients()
-    for client in sorted({report["client"] for report in record.clients if report["finite"]}):
-        output = client_update(
-            initial, tf.constant(memory), round_num, tf.constant(client, tf.int64)
-        )
-        scale = output.effective_steps if experiment.algorithm.normalize_by_steps else 1.0
-        own = [old - scale * u for old, u in zip(initial, output.update, strict=True)]
+    for client_id in sorted({report["client"] for report in record.clients if report["finite"]}):
+        output = client(broadcast, tf.constant(client_id, tf.int64))
+        own = [w - u for w, u in zip(broadcast.weights, output.update, strict=True)]
         sent = tff.learning.models.ModelWeights([w.numpy() for w in own], [])
-        folder.save_client(client, build_saved_model(experiment.network, sent))
+        folder.save_client(client_id, build_saved_model(experiment.network, sent))
 
 
 def print_round(experiment: Experiment, record: RoundRecord, earlier: list[RoundRecord]) -> None:

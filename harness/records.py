@@ -428,9 +428,7 @@ def communication_cost(
         num_reported = experiment.config.cohort_size
     sizes = [weights.size for weights in experiment.initial_weights]
     weights_bytes = 4 * sum(sizes)
-    beside = 0
-    if experiment.algorithm.sends_memory:
-        beside += weights_bytes
+    beside = experiment.parts.message_bytes
     if aggregator.sends_norm:
         beside += 4
     down = weights_bytes + beside + 8

@@ -7,7 +7,8 @@ from pathlib import Path
 import federated_learning as fl
 from harness.records import Evaluation, name_metrics
 from harness.shards import FOOTER_BYTES, LABEL_BYTES
-from variants import models, privacy
+from variants import models, privacy, sampling
+from variants.wrapping import Corrected
 
 import numpy as np
 import tensorflow as tf
@@ -39,8 +40,19 @@ def network(name, num_classes=10):
 
 def accountant_of(config):
     """The privacy accountant of a configuration, as build_experiment makes it."""
-    cohorts = partial(fl.sample_clients, config) if config.privacy.public_cohorts else None
+    cohorts = (
+        partial(sampling.draw_cohort, config, sizes=None) if config.privacy.public_cohorts else None
+    )
     return privacy.PrivacyAccountant(config, cohorts)
+
+
+def correcting(rule):
+    """A row of ALGORITHMS: local steps go along rule(gradients, weights)."""
+
+    def change(parts, experiment):
+        return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
+
+    return change
 
 
 def functional_model(experiment):

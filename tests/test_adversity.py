@@ -9,14 +9,14 @@ from harness.shards import Shard
 from variants import beside
 from variants.adversity import (
     ATTACKS,
-    ClientBehaviour,
+    Attackers,
     choose_attackers,
-    drop_out,
     trigger_mask,
     unseen_clients,
 )
 from variants.beside import find_splits
 from variants.options import num_unseen
+from variants.sampling import draw_cohort, drop_out
 
 import numpy as np
 import pytest
@@ -42,24 +42,25 @@ def rounds(federation, **flags):
 
 def test_dropouts_are_a_function_of_seed_round_and_client():
     config = configure(num_clients=100, clients_per_round=20, dropout=0.3)
+    parts = SimpleNamespace(find_reporting=fl.everyone, _replace=SimpleNamespace)
+    report = drop_out(parts, SimpleNamespace(config=config)).find_reporting
     reported = total = 0
     for round_num in range(1, 201):
         drawn = fl.sample_clients(config, round_num)
-        left = drop_out(drawn, config, round_num, fl.client_key)
-        everyone = set(drop_out(range(100), config, round_num, fl.client_key))
+        left = report(drawn, round_num)
+        everyone = set(report(range(100), round_num))
         assert left == [k for k in drawn if k in everyone]  # whoever else is drawn
         reported = reported + len(left)
         total = total + len(drawn)
     assert abs(reported / total - 0.7) < 0.022  # 3 standard deviations of 4,000 draws
-    assert drop_out([3, 5], config.replace(dropout=0), 1, fl.client_key) == [3, 5]
 
 
 def test_poisson_cohorts_have_their_mean():
     config = configure(num_clients=1000, clients_per_round=50, sampling="poisson")
-    sizes = [len(fl.sample_clients(config, round_num)) for round_num in range(1, 201)]
+    sizes = [len(draw_cohort(config, round_num, None)) for round_num in range(1, 201)]
     # 50 * 0.95 = 47.5, as independent draws have it
     assert abs(np.mean(sizes) - 50) < 1.5 and 36 < np.var(sizes) < 62
-    assert fl.sample_clients(config, 3) == fl.sample_clients(config, 3)
+    assert draw_cohort(config, 3, None) == draw_cohort(config, 3, None)
 
 
 @pytest.mark.slow
@@ -71,12 +72,11 @@ def test_dropped_clients_are_as_if_not_drawn_and_an_empty_round_is_survived(fede
         "seed": 2,
     }
     experiment = federation(**flags)
-    config = experiment.config
     process = experiment.process
     state = process.initialize()
     empty = 0
     for new, record in rounds(federation, **flags):
-        left = drop_out([0, 1, 2], config, record.round, fl.client_key)
+        left = experiment.parts.find_reporting([0, 1, 2], record.round)
         assert record.dropped == 3 - len(left) and [row["client"] for row in record.clients] == left
         if left:
             state, _, _ = process.next(state, alone(left))
@@ -111,10 +111,9 @@ def test_stragglers_do_a_share_of_their_steps(federation):
 
 def test_a_stragglers_share_is_uniform():
     """600 shares of 10,000 examples: a uniform one's mean is 1 / 2, its square's 1 / 3."""
-    behaviour = fl.adversity.ClientBehaviour(configure(stragglers=1.0), ATTACKS["nan"], 10)
     keys = [tf.constant([seed, 7], tf.int64) for seed in range(600)]
     shares = np.array(
-        [int(behaviour.num_visits(tf.constant(10_000), key)) / 10_000 for key in keys]
+        [int(fl.adversity.cut_work(tf.constant(10_000), key, 1.0)) / 10_000 for key in keys]
     )
     assert shares.mean() == pytest.approx(1 / 2, abs=0.05) and (shares**2).mean() == pytest.approx(
         1 / 3, abs=0.05
@@ -224,15 +223,18 @@ BYTES = [  # flags, bytes down and up of a client
 ]
 
 
+MESSAGES = ("scaffold", "mimelite")  # as large as the weights
+
+
 @pytest.mark.parametrize(("flags", "down", "up"), BYTES)
 def test_a_rounds_bytes(monkeypatch, flags, down, up):
     """Of a round in which six clients get the weights and four report."""
     monkeypatch.setitem(fl.MODELS, "2nn", tanh_layers)
     experiment = SimpleNamespace(
-        algorithm=fl.ALGORITHMS[flags.get("algorithm", "fedavg")],
         aggregator=fl.AGGREGATORS[flags.get("aggregator", "mean")],
         accountant=None,
         initial_weights=fl.build_model(network(flags.get("model", "2nn")), 0).get_weights(),
+        parts=SimpleNamespace(message_bytes=4 * MODEL * (flags.get("algorithm") in MESSAGES)),
     )
     cost = communication_cost(experiment, 6, 4, len(fl.ClientMetrics._fields))
     assert cost == {"bytes_down": 6 * down, "bytes_up": 4 * up}
@@ -256,10 +258,10 @@ def test_stragglers_that_are_dropped_are_those_that_would_have_been_late(federat
     sizes = late.partition.sizes
     whole = [3 * -(-int(size) // 16) for size in sizes]
     punctual = [row["client"] for row in rows if row["steps"] == whole[row["client"]]]
-    config = late.config.replace(drop_stragglers=True)
-    assert drop_out(range(12), config, 1, fl.client_key) == punctual
-    assert 0 < len(punctual) < 12
-    assert drop_out(range(12), late.config, 1, fl.client_key) == list(range(12))
+    everyone = list(range(12))
+    dropped = federation(**flags, drop_stragglers=True)
+    assert dropped.parts.find_reporting(everyone, 1) == punctual and 0 < len(punctual) < 12
+    assert late.parts.find_reporting(everyone, 1) == everyone
 
 
 def test_a_backdoor_is_a_white_square_and_its_success_is_counted(federation, digits):
@@ -273,7 +275,7 @@ def test_a_backdoor_is_a_white_square_and_its_success_is_counted(federation, dig
     key = tf.constant([1, 2], tf.int64)
     for share, low, high in [(0, 0, 0), (0.5, 10, 40), (1, 50, 50)]:
         config = configure(byzantine=1, attack="backdoor", backdoor_share=share, backdoor_target=3)
-        behaviour = ClientBehaviour(config, ATTACKS["backdoor"], 10)
+        behaviour = Attackers(config, ATTACKS["backdoor"], 10)
         stamped = ATTACKS["backdoor"].shard(Shard(images, labels), key, behaviour)
         marked = (np.asarray(stamped.images)[:, mask[..., 0]] == 255).all(axis=(1, 2))
         assert low <= marked.sum() <= high
@@ -303,7 +305,7 @@ def test_clients_that_are_never_drawn_are_evaluated_on(federation, digits):
     assert len(unseen) == config.num_unseen == 3
     for sampling in ("fixed", "poisson", "by-size"):
         drawn = [
-            fl.sample_clients(config.replace(sampling=sampling), t, experiment.partition.sizes)
+            draw_cohort(config.replace(sampling=sampling), t, experiment.partition.sizes)
             for t in range(1, 60)
         ]
         assert set(np.concatenate(drawn)) == set(range(10)) - set(unseen)
@@ -334,7 +336,7 @@ def test_poisson_cohorts_leave_out_the_unseen_and_keep_their_mean():
     config = configure(
         num_clients=100, clients_per_round=15, sampling="poisson", unseen_clients=0.4
     )
-    sizes = [len(fl.sample_clients(config, t)) for t in range(1, 801)]
+    sizes = [len(draw_cohort(config, t, None)) for t in range(1, 801)]
     assert np.mean(sizes) == pytest.approx(15, abs=4 * np.sqrt(15 * 0.75 / 800))
 
 

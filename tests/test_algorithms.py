@@ -1,10 +1,14 @@
 """Each algorithm and schedule against NumPy, or against what TFF has of it, on the same batches."""
 
+from types import SimpleNamespace
+
 import federated_learning as fl
 from harness.fields import UserError
-from variants import options
+from harness.loading import load
+from variants import CHANGES, options
 from variants.adversity import unseen_clients
 from variants.options import ALGORITHMS
+from variants.wrapping import Corrected
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from reference import (
     NUMPY,
     alone,
     batches_of,
+    correcting,
     functional_model,
     largest_difference,
     minus,
@@ -104,29 +109,28 @@ def test_three_rounds_equal_numpys(federation, algorithm, more):
         assert largest_difference(weights_of(state), before) > 1e-3
 
 
-def test_a_server_step_is_taken_without_any_memory_too(federation, monkeypatch):
-    """A subclass that keeps nothing and halves the mean update: w - (w - w') / 2 where FedAvg has
-    w'."""
+def test_a_change_applies_to_the_parts_where_its_flag_is_given(federation, monkeypatch):
+    """One that halves the server's step: w - (w - w') / 2 where FedAvg has w'."""
 
-    class Half(fl.Algorithm):
-        def server_step(self, mean, memory):
-            return tuple(m / 2 for m in mean)
+    def half(parts, experiment):
+        optimizer = tff.learning.optimizers.build_sgdm(0.5)
+        return parts._replace(server_optimizer=optimizer)
 
     process = federation().process
     before = process.initialize()
     whole, _, _ = process.next(before, alone([0, 1, 2]))
-    monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Half)
-    process = federation().process
-    half, _, _ = process.next(process.initialize(), alone([0, 1, 2]))
+    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", half)
+    process = federation(algorithm="fedprox").process
+    halved, _, _ = process.next(process.initialize(), alone([0, 1, 2]))
     pairs = zip(weights_of(before), weights_of(whole), strict=True)
-    assert largest_difference(weights_of(half), [(w + after) / 2 for w, after in pairs]) < 1e-6
+    assert largest_difference(weights_of(halved), [(w + after) / 2 for w, after in pairs]) < 1e-6
 
 
-def test_a_method_that_is_no_hook_is_refused():
-    """A misspelled hook would never be called, and its algorithm train like FedAvg in silence."""
-    with pytest.raises(TypeError, match="Mine.correct is no hook of Algorithm"):
-        type("Mine", (fl.Algorithm,), {"correct": lambda *_: None})
-    type("Mine", (fl.Algorithm,), {"_helper": lambda *_: None, "scale": 3})
+def test_every_change_of_the_parts_is_a_function_and_is_listed_once():
+    functions = [change.function for change in CHANGES]
+    assert len(set(functions)) == len(functions) and all(map(callable, map(load, functions)))
+    fields = {field for change in CHANGES for field in change.fields}
+    assert fields <= fl.Config.defaults().keys()
 
 
 def test_fedprox_without_pull_is_fedavg(federation):
@@ -147,11 +151,18 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
     """
     if algorithm == "fedprox":
 
-        class PushAway(fl.ALGORITHMS["fedprox"]):
-            def correct_gradients(self, gradients, weights, initial, server_message):
-                return super().correct_gradients(gradients, initial, weights, server_message)
+        def push_away(parts, experiment):
+            optimizer = parts.client_optimizer
+            pushed = fl.algorithms.fedprox(parts, experiment)
+            rule = pushed.client_optimizer.rule
 
-        monkeypatch.setitem(fl.ALGORITHMS, "fedprox", PushAway)
+            def exchanged(gradients, weights, round_weights):
+                return rule(gradients, round_weights, weights)
+
+            corrected = Corrected(optimizer, exchanged, ["round_weights"])
+            return pushed._replace(client_optimizer=corrected)
+
+        monkeypatch.setitem(fl.ALGORITHMS, "fedprox", push_away)
     flags = {"algorithm": algorithm, "local_epochs": 1, "prox_mu": 0.3}
     flags |= {"server_momentum": 0.7, "client_lr": RATE}
     experiment = federation(**flags)
@@ -218,14 +229,13 @@ def test_schedules_change_the_learning_rates(federation, schedule, factors):
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "mimelite", "feddyn"])
 def test_a_client_that_diverges_leaves_the_memory_as_it_was(federation, monkeypatch, algorithm):
-    class Diverging(fl.ALGORITHMS[algorithm]):
-        def correct_gradients(self, gradients, weights, initial, server_message):
-            return tuple(
-                g * np.nan
-                for g in super().correct_gradients(gradients, weights, initial, server_message)
-            )
+    change = fl.ALGORITHMS[algorithm]
+    diverge = correcting(lambda gradients, weights: tuple(g * np.nan for g in gradients))
 
-    monkeypatch.setitem(fl.ALGORITHMS, algorithm, Diverging)
+    def diverging(parts, experiment):
+        return diverge(change(parts, experiment), experiment)
+
+    monkeypatch.setitem(fl.ALGORITHMS, algorithm, diverging)
     process = federation(algorithm=algorithm).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
     assert not any(row["finite"] for row in named(alone([0, 1, 2]), reports))
@@ -236,7 +246,7 @@ def test_many_clients_in_chunks_have_the_same_memory(federation):
     experiment = federation(algorithm="scaffold", num_clients=50)
     partition = experiment.partition
     process = experiment.process
-    chunks = fl.make_chunks(list(range(50)), partition.sizes, "summed")
+    chunks = fl.make_chunks(list(range(50)), partition.sizes, 32)
     assert len(chunks) == 32
     one = process.initialize()
     other = process.initialize()
@@ -283,18 +293,21 @@ def test_more_memory_than_a_gibibyte_is_refused(digits):
 def test_feddyns_h_is_the_mean_gradient_of_all_clients():
     """Acar et al. 2021: h <- h - alpha sum_k (w_k - w) / K and g_k <- g_k - alpha (w_k - w), both 0
     at first."""
-    algorithm = fl.ALGORITHMS["feddyn"](configure(num_clients=2, dyn_alpha=0.5), np.array([10, 10]))
+    config = configure(num_clients=2, dyn_alpha=0.5)
+    partition = SimpleNamespace(sizes=np.array([10, 10]))
+    experiment = SimpleNamespace(config=config, partition=partition, num_parameters=2)
+    algorithm = fl.stateful.FedDyn(experiment)
     memory = np.array([[0.0, 0.0], [1.0, 3.0]], np.float32)  # client 1 had w - w_1 = (2, 6) once
     (update,) = algorithm.server_step((np.array([1.0, 1.0], np.float32),), memory)
     assert update.numpy().tolist() == [1 + 0.5 / 0.5, 1 + 1.5 / 0.5]
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "fednova"])
-def test_a_warm_up_within_a_round_counts_its_factors(federation, monkeypatch, algorithm):
+def test_a_warm_up_within_a_round_counts_its_factors(federation, algorithm):
     """Factors 1/4, 2/4, 3/4, 1, 1, ...: SCAFFOLD divides by the sum of the rates, FedNova by that
     of the factors."""
-    monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: tf.minimum(1.0, (step + 1) / 4))
-    experiment = federation(algorithm=algorithm, client_lr=RATE, local_epochs=1)
+    flags = {"client_schedule": "warm-up", "warmup_steps": 4}
+    experiment = federation(algorithm=algorithm, client_lr=RATE, local_epochs=1, **flags)
     state = experiment.process.initialize()
     initial = [w.astype(float) for w in weights_of(state)]
     sizes = experiment.partition.sizes.tolist()
@@ -322,29 +335,25 @@ def test_a_warm_up_within_a_round_counts_its_factors(federation, monkeypatch, al
             assert np.abs(new.client_work.memory[client] - variate).max() < 1e-3
 
 
-def test_fednova_with_momentum_refuses_a_rate_that_changes_within_a_round(federation, monkeypatch):
-    monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: tf.minimum(1.0, (step + 1) / 4))
-    experiment = federation(algorithm="fednova", client_optimizer="momentum")
-    with pytest.raises(UserError, match="needs a learning rate that is constant within a round"):
-        experiment.process.initialize()
+def test_fednova_with_momentum_refuses_a_rate_that_changes_within_a_round(federation):
+    flags = {"algorithm": "fednova", "client_optimizer": "momentum"}
+    with pytest.raises(UserError, match="whose count of steps is for a constant rate"):
+        federation(**flags, client_schedule="warm-up")
 
 
-def test_a_schedule_in_plain_arithmetic_is_one_and_another_number_is_refused(
-    federation, monkeypatch
-):
-    """1 - step / num_steps is 1.0 in the first step, and no constant for that."""
-    monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: 1 - step / num_steps)
-    assert not fl.is_rate_constant()
-    monkeypatch.setattr(fl, "rate_factor", lambda step, num_steps: 0.5)
-    with pytest.raises(UserError, match="rate_factor returns 0.5, which is neither 1.0 nor"):
-        federation().process.initialize()
+def test_the_factors_of_a_warm_up_add_up():
+    optimization = configure(client_schedule="warm-up", warmup_steps=4).optimization
+    for steps in (1, 3, 4, 9):
+        expected = sum(min(1, (i + 1) / 4) for i in range(steps))
+        found = fl.optimizers.sum_of_factors(optimization, tf.constant(float(steps)))
+        assert float(found) == pytest.approx(expected)
 
 
 def test_a_cosine_falls_over_the_runs_own_rounds_and_keeps_them_when_extended():
     config = configure(client_schedule="cosine", rounds=8).effective()
     assert config.optimization.lr_horizon == 8
     rates = [
-        float(fl.algorithms.schedule("cosine", tf.constant(float(t)), config.optimization))
+        float(fl.optimizers.schedule("cosine", tf.constant(float(t)), config.optimization))
         for t in (1, 5, 9)
     ]
     assert np.allclose(rates, [1, 0.5, 0])

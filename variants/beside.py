@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from harness.streams import open_stream
 from variants import adversity
 from variants.datasets import Split
 
@@ -37,7 +38,7 @@ def gather(experiment: Any, clients: np.ndarray) -> Split:
     """Return images of these clients as they have them, MOST_IMAGES at random if there are more."""
     train = experiment.dataset.train
     indices = np.concatenate([experiment.partition.indices[client] for client in clients])
-    rng = np.random.default_rng([experiment.config.seed, 0, 6])
+    rng = open_stream("extra evaluations", experiment.config.seed)
     chosen = np.sort(rng.permutation(indices)[:MOST_IMAGES])
     images = []
     labels = []

@@ -87,6 +87,8 @@ def describe_schedule(name: str, optimization: Any) -> str:
         return ""
     if name == "exponential":
         return f" × {optimization.lr_decay:g} a round"
+    if name == "warm-up":
+        return f", warm-up over {optimization.warmup_steps} steps"
     if name == "cosine":
         return f" cosine over {optimization.lr_horizon} rounds"
     return f" {name}"

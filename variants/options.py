@@ -238,8 +238,14 @@ SCHEDULES = {
     "constant": Choice("as it is"),
     "exponential": Choice("times lr_decay ** (t - 1)", ("lr_decay",)),
     "inverse-sqrt": Choice("times t ** -0.5"),
+    "warm-up": Choice(
+        "within each round: times (i + 1) / warmup_steps in its local step i", ("warmup_steps",)
+    ),
     "cosine": Choice("from 1 times to 0 times it, over lr_horizon rounds", ("lr_horizon",)),
 }
+
+# The server makes one step a round: it has nothing to warm up within.
+SERVER_SCHEDULES = {name: made for name, made in SCHEDULES.items() if name != "warm-up"}
 
 
 @dataclass(frozen=True)
@@ -270,8 +276,10 @@ class Optimization(ConfigGroup):
     has the weight 1 / alpha."""
     client_schedule: choice(SCHEDULES) = "constant"
     """How the clients' learning rate changes with the round t."""
-    server_schedule: choice(SCHEDULES) = "constant"
+    server_schedule: choice(SERVER_SCHEDULES) = "constant"
     """How the server's learning rate changes with the round t."""
+    warmup_steps: int_range(1, 1_000_000) = 20
+    """Local steps of each round in which a warm-up schedule gets to the full rate."""
     lr_decay: Probability = 0.99
     """Factor from round to round of an exponential schedule."""
     lr_horizon: optional_int(1, 100_000) = None

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from harness.command_line import warn
 from harness.fields import UserError
 from harness.files import expand_path, read_bytes
+from harness.streams import open_stream
 
 import numpy as np
 import scipy.ndimage
@@ -397,7 +398,7 @@ def draw_split(
         if time.monotonic() > tell_at:
             warn(f"drawing the split again until each client has {min_images} images")
             tell_at = math.inf
-        indices = draw(np.random.default_rng([seed, 0, 3, attempt]))
+        indices = draw(open_stream("split again", seed, 0, attempt))
     raise UserError(
         f"min_images={min_images} is not reached by any of {attempt:,} draws, the last of which "
         f"has a client of {sizes[0]}; choose less, fewer clients, or a less skewed split"

@@ -231,16 +231,6 @@ def meet_target(config: Any, cohorts: Callable[[int], Sequence[int]] | None) -> 
     return config.replace(noise_multiplier=found)
 
 
-def secret_rng(accountant: PrivacyAccountant | None) -> np.random.Generator | None:
-    """Return what draws a private run's cohorts: the operating system's entropy seeds it.
-
-    None if cohorts follow from the seed.
-    """
-    if accountant is None or accountant.cohorts:
-        return None
-    return np.random.default_rng()
-
-
 def read_journal(journal: Path | None, first: int) -> list[int]:
     """Return the rounds that were begun before round `first`, each as often as it was.
 

@@ -57,7 +57,7 @@ class MultiHost:
         self.patience = run.patience
         self.shards = experiment.shard_folder
         self.num_clients = experiment.config.partitioning.num_clients
-        self.memory_slots_of = experiment.algorithm.memory_slots_of
+        self.memory = experiment.parts.memory
         self.server_worker = LocalWorker(1, log, run.patience)
         clients_each = -(-clients_at_once // len(self.names))
         compiler = Compiler()
@@ -192,8 +192,8 @@ class MultiHost:
         """Return what a host needs of the server's state for these clients."""
         algorithm_state = state.client_work
         slots: Any = []
-        if len(algorithm_state.memory):
-            slots = self.memory_slots_of(np.concatenate(chunks))
+        if self.memory:
+            slots = self.memory.slots_of(np.concatenate(chunks))
         slots = np.asarray(slots, np.int64)
         return HostInput(
             weights=state.global_model_weights,

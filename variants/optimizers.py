@@ -1,0 +1,145 @@
+"""Client optimizers, weight decay, and learning rates that change with the round or the step.
+
+All optimizers are TFF's. A row is build(learning_rate, optimization) -> a TFF optimizer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
+
+from harness.fields import UserError
+from variants.options import Optimization
+from variants.wrapping import Corrected, Tensors, add, with_hparams
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+optimizers = tff.learning.optimizers
+
+
+def build_momentum(learning_rate: float, optimization: Optimization) -> Any:
+    """Return TFF's SGD with client_momentum."""
+    return optimizers.build_sgdm(learning_rate, optimization.client_momentum)
+
+
+def without_fields(build: Callable[[float], Any]) -> Callable[[float, Optimization], Any]:
+    """Return a row for an optimizer that uses no field but its rate."""
+    return lambda learning_rate, optimization: build(learning_rate)
+
+
+ROWS = {
+    "momentum": build_momentum,
+    "adagrad": without_fields(optimizers.build_adagrad),
+    "rmsprop": without_fields(optimizers.build_rmsprop),
+    "adam": without_fields(optimizers.build_adam),
+    "yogi": without_fields(optimizers.build_yogi),
+}
+
+
+def change_optimizer(parts: Any, experiment: Any) -> Any:
+    """Let clients step by the chosen row's optimizer."""
+    config = experiment.config
+    optimizer = experiment.client_optimizer(config.training.client_lr, config.optimization)
+    return parts._replace(client_optimizer=optimizer)
+
+
+def decay_weights(parts: Any, experiment: Any) -> Any:
+    """Add weight_decay * w to the gradient of the loss, before all else corrects it."""
+    decay = experiment.config.optimization.weight_decay
+
+    def rule(gradients: Tensors, weights: Tensors) -> Tensors:
+        return add(gradients, weights, decay)
+
+    return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
+
+
+def schedule(name: str, round_num: Any, optimization: Optimization) -> Any:
+    """Return the factor of a learning rate in round 1, 2, ..., a float32 scalar as `round_num`."""
+    if name == "exponential":
+        return optimization.lr_decay ** (round_num - 1)
+    if name == "inverse-sqrt":
+        return tf.math.rsqrt(round_num)
+    if name == "cosine":
+        done = tf.minimum((round_num - 1) / optimization.lr_horizon, 1)
+        return 0.5 + 0.5 * tf.cos(math.pi * done)
+    return tf.ones_like(round_num)
+
+
+def schedule_server(parts: Any, experiment: Any) -> Any:
+    """Change the server's rate with the round, by TFF's own scheduled optimizer."""
+    optimization = experiment.config.optimization
+    server_lr = experiment.config.training.server_lr
+
+    def rate(rounds_done: Any) -> Any:
+        round_num = tf.cast(rounds_done + 1, tf.float32)
+        return schedule(optimization.server_schedule, round_num, optimization) * server_lr
+
+    scheduled = optimizers.schedule_learning_rate(parts.server_optimizer, rate)
+    return parts._replace(server_optimizer=scheduled)
+
+
+def schedule_clients(parts: Any, experiment: Any) -> Any:
+    """Change the clients' rate with the round; a warm-up changes it with the local step."""
+    optimization = experiment.config.optimization
+    client_lr = experiment.config.training.client_lr
+    name = optimization.client_schedule
+    if name == "warm-up":
+        return warm_up(parts, experiment)
+
+    def make(broadcast: Any, task: Any) -> dict[str, Any]:
+        round_num = tf.cast(broadcast.round_num, tf.float32)
+        return {"learning_rate": client_lr * schedule(name, round_num, optimization)}
+
+    return with_hparams(parts, make)
+
+
+class Warmed(optimizers.Optimizer):
+    """An optimizer whose rate grows in its first steps: times (i + 1) / warmup_steps, up to 1."""
+
+    def __init__(self, optimizer: Any, warmup_steps: int):
+        self.optimizer = optimizer
+        self.warmup_steps = float(warmup_steps)
+
+    def initialize(self, specs: Any) -> Any:
+        """Return the optimizer's state, the step and the full rate."""
+        inner = self.optimizer.initialize(specs)
+        return OrderedDict(optimizer=inner, step=tf.constant(0.0), rate=tf.constant(0.0))
+
+    def set_hparams(self, state: Any, hparams: dict[str, Any]) -> Any:
+        """Return the state with these hyperparameters."""
+        inner = self.optimizer.set_hparams(state["optimizer"], hparams)
+        rate = tf.convert_to_tensor(hparams["learning_rate"], tf.float32)
+        return OrderedDict(optimizer=inner, step=state["step"], rate=rate)
+
+    def next(self, state: Any, weights: Tensors, gradients: Tensors) -> tuple[Any, Tensors]:
+        """Return (state, weights) after a step at the rate of this step."""
+        factor = tf.minimum(1.0, (state["step"] + 1) / self.warmup_steps)
+        hparams = {"learning_rate": factor * state["rate"]}
+        inner = self.optimizer.set_hparams(state["optimizer"], hparams)
+        inner, stepped = self.optimizer.next(inner, weights, gradients)
+        step = state["step"] + 1
+        return OrderedDict(optimizer=inner, step=step, rate=state["rate"]), stepped
+
+
+def warm_up(parts: Any, experiment: Any) -> Any:
+    """Let the rate of each client grow in the first local steps of each round."""
+    optimization = experiment.config.optimization
+    if optimization.algorithm == "fednova" and optimization.client_optimizer == "momentum":
+        raise UserError(
+            "client_schedule='warm-up' does not go with algorithm='fednova' and "
+            "client_optimizer='momentum', whose count of steps is for a constant rate; change one"
+        )
+    warmed = Warmed(parts.client_optimizer, optimization.warmup_steps)
+    return parts._replace(client_optimizer=warmed)
+
+
+def sum_of_factors(optimization: Optimization, steps: Any) -> Any:
+    """Return the sum of what multiplies the client's rate over `steps` float32 local steps."""
+    if optimization.client_schedule != "warm-up":
+        return steps
+    warmup = float(optimization.warmup_steps)
+    grown = tf.minimum(steps, warmup)
+    return grown * (grown + 1) / (2 * warmup) + (steps - grown)
