@@ -246,6 +246,10 @@ class Config(ConfigGroup):
         """The fields that this partition uses, by name."""
         return self.subset(options.PARTITIONS[self.partition_name].fields)
 
+    def fields_of_choice(self, field: str) -> dict[str, Any]:
+        """Return the fields, by name, that the choice made in this field uses and others do not."""
+        return self.subset(options.TABLES[field][self.to_dict()[field]].fields)
+
     @property
     def cohort_size(self) -> int:
         """Clients that train in a round, m; with Poisson sampling on average."""
@@ -313,7 +317,19 @@ if __name__ == "__main__":
     command_line.tell_loading()
     gc.disable()
 
-from harness import comparison, overlay, plots, program, records, results, run_folder, shards
+from harness import (
+    captions,
+    comparison,
+    layers,
+    overlay,
+    plots,
+    program,
+    records,
+    results,
+    run_folder,
+    shards,
+)
+from harness.dataset import Dataset, Split, make_dataset
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
@@ -330,10 +346,7 @@ from variants import (
     aggregators,
     algorithms,
     baselines,
-    beside,
-    captions,
     datasets,
-    layers,
     models,
     optimizers,
     partitions,
@@ -342,7 +355,6 @@ from variants import (
     stateful,
 )
 from variants.aggregators import Aggregator
-from variants.datasets import Dataset, Split
 from variants.partitions import Partitioner
 
 import tensorflow as tf
@@ -357,7 +369,7 @@ def load_mnist() -> Dataset:
     """Return MNIST, from the file beside the script. Raises UserError if that is not MNIST."""
     arrays = datasets.read_npz(MNIST_FILE)
     arrays |= {key: arrays[key][..., np.newaxis] for key in ("x_train", "x_test")}
-    dataset = datasets.make_dataset("MNIST", arrays)
+    dataset = make_dataset("MNIST", arrays)
     if not dataset.original:
         raise UserError(
             f"{MNIST_FILE} is not MNIST (its SHA-256 differs); restore the committed file"
@@ -373,7 +385,8 @@ build_dataset = datasets.build_dataset  # of arrays of one's own, for run(config
 
 def load_dataset(data: Data) -> Dataset:
     """Return the data set that is asked for. Raises UserError if it is missing or malformed."""
-    datasets.check_test_set(data)
+    if data.validation:
+        datasets.check_test_set(data)
     if data.data:
         dataset = datasets.load_files(data.data, data.data_name, data.transpose, data.validation)
     else:
@@ -419,7 +432,7 @@ class Partition:
 
     indices: list[np.ndarray]
     counts: np.ndarray  # int64[K,C], a client's images by label
-    num_topped_up: int  # clients that had got no image, and were given one
+    num_filled_clients: int  # that had got no image, and were given one
     digest: str  # of the data set and the indices; it names the shard files
 
     @property
@@ -438,6 +451,23 @@ def hash_partition(dataset: Dataset, indices: Sequence[np.ndarray], config: Conf
         changed_by = [config.partition_name, config.partition_fields, config.seed, program_file]
         digest.update(json.dumps(changed_by, sort_keys=True).encode())
     return digest.hexdigest()[:16]
+
+
+def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
+    """Give each client without images one of the client with the most: nobody is left out.
+
+    Returns the split, and to how many clients that happened.
+    """
+    indices = list(split)
+    sizes = np.array([len(part) for part in indices])
+    empty = np.flatnonzero(sizes == 0)
+    for client in empty:
+        donor = int(sizes.argmax())
+        indices[client] = indices[donor][-1:]
+        indices[donor] = indices[donor][:-1]
+        sizes[client] = 1
+        sizes[donor] = sizes[donor] - 1
+    return indices, len(empty)
 
 
 def make_partition(dataset: Dataset, config: Config) -> Partition:
@@ -461,14 +491,17 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     if partitioner.by_dataset:
         split_fields["dataset"] = dataset
     draw = partial(partitioner.split, labels, num_clients, **split_fields)
-    split, num_topped_up = partitions.draw_split(draw, config.seed, min_images)
-    indices = [np.sort(part).astype(np.int64) for part in split]
+    split = draw(np.random.default_rng(config.seed))
+    if min_images:
+        split = partitions.draw_until_large(draw, split, config.seed, min_images)
+    filled, num_filled = fill_empty_clients(split)
+    indices = [np.sort(part).astype(np.int64) for part in filled]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
-    partitions.verify_partition_file(
-        config.partitioning.partition_file, dataset, counts, PARTITIONERS
-    )
+    file = config.partitioning.partition_file
+    if file:
+        partitions.verify_partition_file(file, dataset, counts, PARTITIONERS)
     digest = hash_partition(dataset, indices, config)
-    return Partition(indices, np.stack(counts), num_topped_up, digest)
+    return Partition(indices, np.stack(counts), num_filled, digest)
 
 
 # == Model: Keras layers from images float32[n,H,W,channels] in 0..1 to C logits ===================
@@ -477,9 +510,9 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
 def build_lean_cnn() -> list[Any]:
     """Return the default network's layers before the logits, 153,930 parameters with them."""
     return [
-        *models.conv(16, size=5, padding="valid"),
-        *models.conv(32, size=3),
-        *models.dense(128),
+        *layers.conv(16, size=5, padding="valid"),
+        *layers.conv(32, size=3),
+        *layers.dense(128),
     ]
 
 
@@ -501,6 +534,11 @@ class Network(NamedTuple):
         hidden = self.build_hidden_layers()
         layers.check_new(self.name, hidden)
         return hidden if self.has_logits else [*hidden, tf.keras.layers.Dense(self.num_classes)]
+
+
+def find_model(name: str) -> Callable[[], list[Any]]:
+    """Return the row of MODELS, or the function that FILE.py:FUNCTION names."""
+    return MODELS[name] if name in MODELS else models.load_own(name)
 
 
 @documented_settings()
@@ -663,7 +701,7 @@ def build_train_step(network: Network, optimizer: Any) -> Callable[..., tuple[An
         num_correct = tf.reduce_sum(tf.cast(tf.equal(predicted, y), tf.float32))
         return optimizer_state, weights, tf.reduce_sum(losses), num_correct
 
-    if not models.has_max_pooling(network.build_layers()):
+    if not layers.has_max_pooling(network.build_layers()):
         return train_step
     # The step stays a function of its own in the worker's graph: inlined into the loop, oneDNN may
     # not find the max-pooling that a gradient belongs to.
@@ -864,6 +902,7 @@ class Parts(NamedTuple):
     update_spec: Any  # tf.TensorSpecs of ClientOutput.update
     message_size: int  # of ClientOutput.message
     message_bytes: int  # that a client gets, and sends, beside weights and update
+    extra_evaluations: dict[str, Callable[[], Split]]  # column -> images, beside the test set
     collect: Callable  # (client, parts) -> train_chunk(broadcast, clients) -> Chunk
     num_chunks: int | None  # see make_chunks
     num_metrics: int  # of ClientMetrics
@@ -973,6 +1012,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
         update_spec=tuple(tf.TensorSpec(w.shape) for w in experiment.initial_weights),
         message_size=0,
         message_bytes=0,
+        extra_evaluations={},
         collect=sum_updates,
         num_chunks=NUM_CHUNKS,
         num_metrics=len(ClientMetrics._fields),
@@ -1075,7 +1115,8 @@ class Experiment:
     @cached_property
     def evaluate(self) -> Callable[[Any], Evaluation]:
         """evaluate(weights) -> Evaluation of TFF's ModelWeights on the test set."""
-        return build_evaluator(self.network, self.dataset, beside.find_splits(self))
+        extra = {name: find() for name, find in self.parts.extra_evaluations.items()}
+        return build_evaluator(self.network, self.dataset, extra)
 
 
 def change_parts(parts: Parts, experiment: Experiment) -> Parts:
@@ -1278,7 +1319,7 @@ def remarks_on_data(
     """
     if accountant:
         return accountant.remarks(rounds)
-    return [*dataset.remarks, *partitions.remarks(partition, len(dataset.train.labels))]
+    return [*dataset.remarks, *results.partition_remarks(partition, len(dataset.train.labels))]
 
 
 def build_experiment(
@@ -1298,7 +1339,7 @@ def build_experiment(
         partition = make_partition(dataset, config)
     optimization = config.optimization
     rows = {
-        "model": models.find(config.training.model, MODELS),
+        "model": find_model(config.training.model),
         "partition": PARTITIONERS[config.partition_name],
         "algorithm": ALGORITHMS[optimization.algorithm],
         "client_optimizer": CLIENT_OPTIMIZERS[optimization.client_optimizer],
@@ -1540,7 +1581,7 @@ def evaluate_saved(config: Config) -> Path:
             trust.check_model(name, config.run.evaluate)
         else:
             name = config.training.model
-    network = make_network(name, models.find(name, MODELS), dataset)
+    network = make_network(name, find_model(name), dataset)
     file = str(source / "global_model.keras")
     weights = layers.read_weights(file, build_model(network, seed=0))
     evaluate = build_evaluator(network, dataset)

@@ -33,12 +33,16 @@ ROOT = Path(__file__).resolve().parent.parent
 # The modules of the harness that numbers follow from.
 IN_HARNESS = (
     "__init__",
+    "dataset",
+    "engine/gather",
     "engine/multi_host",
     "engine/supervisor",
     "engine/worker",
+    "layers",
     "records",
     "settings",
     "shards",
+    "streams",
 )
 COMPUTING = ("numpy", "scipy", "tensorflow", "tensorflow-federated")
 # The vectors for which oneDNN has kernels of their own.

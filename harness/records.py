@@ -432,5 +432,6 @@ def communication_cost(
     if aggregator.sends_norm:
         beside += 4
     down = weights_bytes + beside + 8
-    up = aggregator.num_bytes(sizes) + beside + 4 * num_metrics
+    update_bytes = aggregator.num_bytes(sizes) if aggregator.num_bytes else weights_bytes
+    up = update_bytes + beside + 4 * num_metrics
     return {"bytes_down": num_sent * down, "bytes_up": num_reported * up}

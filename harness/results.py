@@ -66,7 +66,7 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
         "changes_images": experiment.partitioner.change_images is not None,
     }
     if not experiment.accountant:
-        content["topped_up_clients"] = partition.num_topped_up
+        content["topped_up_clients"] = partition.num_filled_clients
         content["skew"] = skew(partition.counts)
         content["label_counts"] = partition.counts.tolist()
         # of the training images as the data have them, whatever was held out of them
@@ -77,6 +77,21 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
             for indices in partition.indices
         ]
     return content
+
+
+def partition_remarks(partition: Any, num_images: int) -> list[str]:
+    """Return what the user should know of a Partition of so many training images."""
+    found = []
+    num_clients = len(partition.sizes)
+    if partition.num_filled_clients:
+        found.append(
+            f"{partition.num_filled_clients} of {num_clients} clients got no image and were given "
+            "one; --min-images draws again"
+        )
+    unused = num_images - partition.sizes.sum()
+    if unused:
+        found.append(f"{unused:,} of {num_images:,} training images are no client's")
+    return found
 
 
 def class_report(evaluation: Any, classes: Sequence[int]) -> dict[str, Any]:

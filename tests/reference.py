@@ -5,9 +5,10 @@ from functools import partial
 from pathlib import Path
 
 import federated_learning as fl
+from harness import layers
 from harness.records import Evaluation, name_metrics
 from harness.shards import FOOTER_BYTES, LABEL_BYTES
-from variants import models, privacy, sampling
+from variants import privacy, sampling
 from variants.wrapping import Corrected
 
 import numpy as np
@@ -20,7 +21,7 @@ def tanh_layers():
 
     A smooth activation: with ReLU, a pre-activation near 0 flips between float32 and float64.
     """
-    return models.dense(16, activation="tanh")
+    return layers.dense(16, activation="tanh")
 
 
 def named(chunks, metrics):

@@ -6,7 +6,7 @@ import federated_learning as fl
 from harness.fields import UserError
 from harness.records import communication_cost, read_record
 from harness.shards import Shard
-from variants import beside
+from variants import evaluations
 from variants.adversity import (
     ATTACKS,
     Attackers,
@@ -14,7 +14,6 @@ from variants.adversity import (
     trigger_mask,
     unseen_clients,
 )
-from variants.beside import find_splits
 from variants.options import num_unseen
 from variants.sampling import draw_cohort, drop_out
 
@@ -345,19 +344,23 @@ def test_a_share_of_unseen_clients_is_rounded():
     assert [num_unseen(share, clients) for share, clients in shares] == [0, 3, 2, 1, 7]
 
 
+def evaluations_of(experiment):
+    return {name: find() for name, find in experiment.parts.extra_evaluations.items()}
+
+
 def test_images_beside_the_test_set_are_those_that_are_named(federation, digits, monkeypatch):
     """The backdoor's are the test images of other labels, and of many images some at random."""
     attack = {"byzantine": 1, "attack": "backdoor", "backdoor_target": 3}
-    splits = find_splits(federation(**attack, num_clients=10, unseen_clients=0.5))
+    splits = evaluations_of(federation(**attack, num_clients=10, unseen_clients=0.5))
     others = digits.test.labels != 3
     backdoor = splits["attack_success"]
     assert len(backdoor.images) == others.sum() and set(backdoor.labels) == {3}
     mask = trigger_mask((28, 28, 1))
     expected = np.where(mask, 255, digits.test.images[others])
     assert np.array_equal(backdoor.images, expected)
-    monkeypatch.setattr(beside, "MOST_IMAGES", 100)
+    monkeypatch.setattr(evaluations, "MOST_IMAGES", 100)
     experiment = federation(num_clients=10, unseen_clients=0.5)
-    few = find_splits(experiment)["unseen_accuracy"]
+    few = evaluations_of(experiment)["unseen_accuracy"]
     own = np.concatenate(
         [experiment.partition.indices[client] for client in unseen_clients(experiment.config)]
     )

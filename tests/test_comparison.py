@@ -11,11 +11,11 @@ from functools import partial
 
 import federated_learning as fl
 from harness import comparison, plots
+from harness.captions import compared_caption
 from harness.fields import UserError
 from harness.records import rounds_to_target
 from harness.results import format_differences, format_rounds_to_target, holm, paired_test
 from harness.sweep import Row, compared_rows, join_compared
-from variants.captions import compared_caption
 
 import numpy as np
 import pytest

@@ -2,8 +2,8 @@
 too."""
 
 import federated_learning as fl
+from harness import layers
 from harness.fields import UserError
-from variants import layers, models
 
 import numpy as np
 import pytest
@@ -12,10 +12,10 @@ from reference import alone, largest_difference, network, weights_of
 
 keras = tf.keras.layers
 NETWORKS = {
-    "dropout": lambda: [*models.dense(16), keras.Dropout(0.5)],
-    "noise": lambda: [keras.GaussianNoise(5.0), *models.dense(16)],
-    "rotation": lambda: [keras.RandomRotation(0.2), *models.dense(16)],
-    "alpha": lambda: [*models.dense(16), keras.AlphaDropout(0.3), keras.GaussianDropout(0.2)],
+    "dropout": lambda: [*layers.dense(16), keras.Dropout(0.5)],
+    "noise": lambda: [keras.GaussianNoise(5.0), *layers.dense(16)],
+    "rotation": lambda: [keras.RandomRotation(0.2), *layers.dense(16)],
+    "alpha": lambda: [*layers.dense(16), keras.AlphaDropout(0.3), keras.GaussianDropout(0.2)],
 }
 
 
@@ -45,7 +45,7 @@ def few(names, quick):
 def test_randomness_is_there_and_a_function_of_the_seed(trained, name):
     once, again, other = (trained(NETWORKS[name], seed=seed) for seed in (0, 0, 1))
     assert largest_difference(once, again) == 0 and largest_difference(once, other) > 1e-3
-    assert largest_difference(once, trained(lambda: models.dense(16))) > 1e-3
+    assert largest_difference(once, trained(lambda: layers.dense(16))) > 1e-3
 
 
 def test_dropout_drops_what_the_key_says():
@@ -79,7 +79,7 @@ def test_weights_start_as_keras_initializers_have_them(monkeypatch):
         return [
             keras.Conv2D(4, 3, kernel_initializer="he_normal"),
             keras.LayerNormalization(),
-            *models.dense(300),
+            *layers.dense(300),
         ]
 
     monkeypatch.setitem(fl.MODELS, "2nn", build)
@@ -118,7 +118,7 @@ LOST = {
 
 @pytest.mark.parametrize("lost", LOST)
 def test_a_layer_of_which_something_would_be_lost_is_refused_in_one_line(monkeypatch, lost):
-    monkeypatch.setitem(fl.MODELS, "2nn", lambda: [LOST[lost](), *models.dense(16)])
+    monkeypatch.setitem(fl.MODELS, "2nn", lambda: [LOST[lost](), *layers.dense(16)])
     with pytest.raises(UserError, match=f"^model='2nn': the layer .* {lost}"):
         fl.build_model(network("2nn"), 0)
 
@@ -140,7 +140,7 @@ def test_a_model_too_small_or_too_large_for_the_images_is_one_line(name, shape, 
 
 
 def test_layers_that_are_made_once_are_refused(monkeypatch):
-    made = models.dense(16)
+    made = layers.dense(16)
     monkeypatch.setitem(fl.MODELS, "2nn", lambda: made)
     fl.build_model(network("2nn"), 0)
     with pytest.raises(UserError, match="make them anew in each call"):

@@ -76,7 +76,7 @@ def test_a_model_that_cannot_be_is_one_line(net, digits):
     net.write_text("import nothing_of_this_name")
     for path, message in [(net, "its file fails"), (net.with_name("no.py"), "cannot be read")]:
         with pytest.raises(UserError, match=message):
-            models.find(f"{path}:build", fl.MODELS)
+            models.load_own(f"{path}:build")
     with pytest.raises(
         UserError, match="did you mean lenet. choose logreg, .*, lenet, FILE.py:FUNCTION"
     ):
@@ -92,7 +92,7 @@ def test_an_edited_file_is_another_model(net):
     """Also where the function itself stays: it uses what stands beside it."""
 
     def row():
-        return hash_rows({"model": models.find(f"{net}:build", fl.MODELS)})
+        return hash_rows({"model": models.load_own(f"{net}:build")})
 
     before = row()
     assert before == row()

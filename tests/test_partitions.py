@@ -318,7 +318,7 @@ def test_a_least_number_of_images_is_drawn_for_or_refused(digits):
     with pytest.raises(UserError, match="min_images=140 is not reached by any of 1,000 draws"):
         fl.make_partition(digits, config.replace(min_images=140))
     skewed = fl.make_partition(digits, configure(dataset="digits", num_clients=100, alpha=0.001))
-    assert 50 < skewed.num_topped_up <= (skewed.sizes == 1).sum()
+    assert 50 < skewed.num_filled_clients <= (skewed.sizes == 1).sum()
     with pytest.raises(UserError, match="shards_per_client=20 of num_clients=100 .* choose 1..14"):
         fl.make_partition(
             digits,

@@ -5,10 +5,9 @@ import warnings
 from functools import partial
 
 import federated_learning as fl
-from harness import figure_files, plots
+from harness import captions, figure_files, plots
 from harness.options import identity
 from harness.records import RoundRecord
-from variants import captions
 
 import numpy as np
 import pytest

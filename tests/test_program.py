@@ -9,9 +9,8 @@ import subprocess
 import sys
 
 import federated_learning as fl
-from harness import program
+from harness import layers, program
 from harness.fields import UserError
-from variants import models
 from variants.aggregators import Aggregator
 
 import pytest
@@ -82,9 +81,9 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
     }
     assert rows(client_optimizer=lambda learning_rate, options: None) != usual
     assert (
-        rows(model=lambda: models.dense(3))
-        == rows(model=lambda: models.dense(3))
-        != rows(model=lambda: models.dense(4))
+        rows(model=lambda: layers.dense(3))
+        == rows(model=lambda: layers.dense(3))
+        != rows(model=lambda: layers.dense(4))
     )
     wide, narrow = (functools.partial(lambda cohort, width: width, width=width) for width in (1, 2))
     assert rows(aggregator=Aggregator(wide, "summed")) != rows(
@@ -139,7 +138,7 @@ def test_an_edited_program_gets_its_own_numbers(copy, monkeypatch, where):
             script.read_text().replace("    return dense(128)", "    return dense(64, 64)")
         )
         edited = call(compared)
-    monkeypatch.setitem(fl.MODELS, "mlp", lambda: models.dense(64, 64))
+    monkeypatch.setitem(fl.MODELS, "mlp", lambda: layers.dense(64, 64))
     if where == "table":
         edited = call_script(folder, *compared.split())
     changed = {"file": "variants/models.py changed", "table": "model changed"}[where]

@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import federated_learning as fl
+from harness import layers
 from harness.fields import UserError
 from harness.records import is_over
 from harness.results import weights_sha256
-from variants import layers
 
 import numpy as np
 import pytest

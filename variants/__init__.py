@@ -47,6 +47,8 @@ CHANGES = (
     Change(("byzantine",), "adversity:attack", "it changes what the algorithm would send"),
     Change(("client_weighting",), "aggregators:weigh_alike", "whatever the client says"),
     Change(("client_schedule",), "optimizers:schedule_clients", "all above read the rate"),
+    Change(("byzantine",), "evaluations:evaluate_backdoor", "anywhere"),
+    Change(("unseen_clients",), "evaluations:evaluate_unseen", "anywhere"),
     Change(("dropout",), "sampling:drop_out", "of those drawn"),
     Change(("drop_stragglers",), "sampling:drop_stragglers", "of those that did not drop out"),
 )

@@ -30,11 +30,6 @@ class CohortInfo(NamedTuple):
     most_examples: int  # of any client
 
 
-def plain_bytes(sizes: Sequence[int]) -> int:
-    """Return the bytes of an update whose tensors have so many float32 elements."""
-    return 4 * sum(sizes)
-
-
 class Aggregator(NamedTuple):
     """A row: build(config, CohortInfo) -> a TFF aggregation factory, and what it must see.
 
@@ -45,7 +40,8 @@ class Aggregator(NamedTuple):
 
     build: Callable[[Any, CohortInfo], Any]
     update_format: str
-    num_bytes: Callable[[Sequence[int]], int] = plain_bytes  # of an update, by its tensors' sizes
+    # Bytes of an update, by its tensors' numbers of elements; None if they are float32.
+    num_bytes: Callable[[Sequence[int]], int] | None = None
     sends_norm: bool = False  # 4 bytes more each way, for an adaptive norm
     note: str = ""  # for captions
     private: bool = False  # each round costs epsilon

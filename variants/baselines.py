@@ -18,8 +18,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import plots
+from harness import captions, plots
 from harness.command_line import Progress, print_line, warn
+from harness.dataset import Split
 from harness.engine.ssh import HERE
 from harness.engine.worker import LocalWorker
 from harness.fields import UserError
@@ -27,8 +28,7 @@ from harness.files import append, csv_table, json_line, read_bytes, write_file
 from harness.program import digest, program
 from harness.records import MOST_IN_MATRIX
 from harness.results import pluralize, print_written
-from variants import captions, options
-from variants.datasets import Split
+from variants import options
 
 import numpy as np
 

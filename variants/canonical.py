@@ -10,13 +10,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+from harness.dataset import OWNERS, Arrays, format_shape
 from harness.fields import UserError
 
 import numpy as np
 
-Arrays = dict[str, np.ndarray]
 PARTS = ("train", "test")
-OWNERS = "client_train"  # an array of this name says whose each training image is
 CHANNELS = (1, 3, 4)  # grey, RGB, RGBA
 MAX_CLASSES = 2**16
 HALF = 128  # training images whose highest value is below it may be in another scale than 0..255
@@ -80,11 +79,6 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
             )
         arrays[OWNERS] = raw[OWNERS]
     return arrays, remarks
-
-
-def format_shape(shape: tuple[int, ...]) -> str:
-    """Return "28x28", or "32x32x3" of images with colours."""
-    return "x".join(map(str, shape[:2] if shape[2:] == (1,) else shape))
 
 
 def to_images(array: np.ndarray, labels_shape: tuple[int, ...], source: str) -> np.ndarray:

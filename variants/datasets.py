@@ -7,103 +7,28 @@ Dataset: images uint8[n,H,W,C] in 0..255 of any size, grey or in colours, and la
 
 from __future__ import annotations
 
-import hashlib
 import io
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from harness.dataset import KEYS, OWNERS, Arrays, Dataset, make_dataset
 from harness.fields import UserError
 from harness.files import expand_path, one_line, read_bytes, to_utf_8
 from variants import idx
-from variants.canonical import (
-    OWNERS,
-    Arrays,
-    brightness_remarks,
-    format_shape,
-    to_canonical_arrays,
-)
+from variants.canonical import brightness_remarks, to_canonical_arrays
 
 import numpy as np
 import sklearn.datasets
 import sklearn.model_selection
 
-KEYS = ("x_train", "y_train", "x_test", "y_test")
 OTHER_KEYS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("arr_0", "arr_1", "arr_2", "arr_3"),
 )
 VALIDATION_KEYS = (("x_val", "y_val"), ("val_images", "val_labels"))
-MNIST_SHAPE = (28, 28, 1)
-# Of the SHA-256 of its four arrays, which data/README.md has.
-MNIST_SHA256 = "c473ce9de4170e6fe7638543697b7512b19cc4b2c68279feabf4a085461033dd"
-
-
-class Split(NamedTuple):
-    """images uint8[N,height,width,channels] in 0..255, labels uint8[N] in 0..C-1; uint16[N] where
-    C > 256."""
-
-    images: np.ndarray
-    labels: np.ndarray
-
-
-@dataclass(frozen=True)
-class Dataset:
-    """A training and a test split; `name` stands in every plot, `original` says that all bytes are
-    MNIST's own.
-
-    `owners` says whose each training image is, where the data do; `classes` are the labels as they
-    were given, whose places 0..C-1 are ours; `remarks` are what the user should know of how the
-    data were read.
-    """
-
-    name: str
-    train: Split
-    test: Split
-    original: bool
-    digest: str  # SHA-256 of the SHA-256 of the four arrays
-    owners: np.ndarray | None = None
-    classes: tuple[int, ...] = ()
-    remarks: tuple[str, ...] = ()
-    places: np.ndarray | None = None  # int64[N] of the training images in the data, if not all are
-
-    @property
-    def num_classes(self) -> int:
-        """Labels are 0..C-1, C = 10 for MNIST."""
-        return int(self.train.labels.max()) + 1
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels), (28, 28, 1) for MNIST."""
-        return self.train.images.shape[1:]
-
-    @property
-    def chance(self) -> float:
-        """The test accuracy of always naming the most frequent label."""
-        return float(np.bincount(self.test.labels).max() / len(self.test.labels))
-
-
-def make_dataset(name: str, arrays: Arrays, remarks: Sequence[str] = ()) -> Dataset:
-    """Return the data set of these arrays in our form, identified by the SHA-256 of their bytes."""
-    digests = [hashlib.sha256(arrays[key].tobytes()).hexdigest() for key in KEYS]
-    if arrays["x_train"].shape[1:] != MNIST_SHAPE:  # the same bytes may be other images
-        digests.append(format_shape(arrays["x_train"].shape[1:]))
-    digest = hashlib.sha256("".join(digests).encode()).hexdigest()
-    train = Split(arrays["x_train"], arrays["y_train"])
-    test = Split(arrays["x_test"], arrays["y_test"])
-    classes = tuple(arrays.get("classes", np.arange(int(train.labels.max()) + 1)).tolist())
-    return Dataset(
-        name,
-        train,
-        test,
-        digest == MNIST_SHA256,
-        digest,
-        arrays.get(OWNERS),
-        classes,
-        tuple(remarks),
-    )
 
 
 def build_dataset(

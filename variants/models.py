@@ -1,4 +1,4 @@
-"""Networks other than the default one, and the blocks that all are made of.
+"""Networks other than the default one, and those of a user's file.
 
 A row is a function that returns new Keras layers, those before the logits. They get images
 float32[n,H,W,channels] in 0..1; the numbers of parameters are those for MNIST.
@@ -11,7 +11,7 @@ import hashlib
 import io
 import sys
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,25 +19,11 @@ from typing import Any
 from harness import is_main, trust
 from harness.fields import UserError
 from harness.files import briefly, expand_path, read_bytes
+from harness.layers import conv, dense
 
 import tensorflow as tf
 
 OWN_MODULES = "model_file"  # what the modules of users' files are called, with a hash behind
-
-
-def conv(filters: int, size: int = 5, padding: str = "same") -> list[Any]:
-    """Return a convolution with ReLU and a 2x2 max-pooling.
-
-    `size` is that of its square kernel. "same" padding keeps the images' size, "valid" loses the
-    border.
-    """
-    convolution = tf.keras.layers.Conv2D(filters, size, padding=padding, activation="relu")
-    return [convolution, tf.keras.layers.MaxPool2D()]
-
-
-def dense(*units: int, activation: str = "relu") -> list[Any]:
-    """Return fully connected layers on the flattened input."""
-    return [tf.keras.layers.Flatten(), *(tf.keras.layers.Dense(n, activation) for n in units)]
 
 
 def build_logreg() -> list[Any]:
@@ -165,8 +151,3 @@ def call_own(function: Callable, path: Path, digest: str) -> list[Any]:
             "the logits"
         )
     return list(layers)
-
-
-def has_max_pooling(layers: Sequence[Any]) -> bool:
-    """Return whether one of the layers is a max-pooling."""
-    return any(isinstance(layer, tf.keras.layers.MaxPool2D) for layer in layers)

@@ -346,6 +346,17 @@ class Adversity(ConfigGroup):
     """Share of a backdoor attacker's images that have the trigger."""
 
 
+TABLES = {
+    "dataset": DATASETS,
+    "partition": PARTITIONS,
+    "model": MODELS,
+    "algorithm": ALGORITHMS,
+    "client_optimizer": CLIENT_OPTIMIZERS,
+    "aggregator": AGGREGATORS,
+    "attack": ATTACKS,
+}
+
+
 class Condition(NamedTuple):
     """A field has an effect only if one of the fields `deciding` has one of `values`.
 

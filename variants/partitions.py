@@ -377,22 +377,22 @@ SAME_DRAWS = 3  # draws with the same sizes, after which another will not differ
 SILENT_SECONDS = 10
 
 
-def draw_split(
-    draw: Callable[[np.random.Generator], Indices], seed: int, min_images: int
-) -> tuple[Indices, int]:
-    """Return (a split, how many clients were given an image because they had got none).
+def draw_until_large(
+    draw: Callable[[np.random.Generator], Indices], first: Indices, seed: int, min_images: int
+) -> Indices:
+    """Return the first split in which each client has `min_images`, of `first` and further draws.
 
-    With `min_images`, draw(rng) is called until each client has so many, a function of the seed.
-    Raises UserError if no draw is like that, at once if all draws have clients of the same sizes.
+    Further ones are draw(rng), a function of the seed. Raises UserError if none is like that, at
+    once if all draws have clients of the same sizes.
     """
     tell_at = time.monotonic() + SILENT_SECONDS
-    indices = draw(np.random.default_rng(seed))
+    indices = first
     seen = set()
     for attempt in range(1, MAX_DRAWS + 1):
         sizes = sorted(map(len, indices))
         seen.add(tuple(sizes))
         if sizes[0] >= min_images:
-            return top_up(indices)
+            return indices
         if attempt == MAX_DRAWS or (attempt == SAME_DRAWS and len(seen) == 1):
             break
         if time.monotonic() > tell_at:
@@ -405,34 +405,6 @@ def draw_split(
     )
 
 
-def top_up(indices: Indices) -> tuple[Indices, int]:
-    """Give each client without images one of the client with the most: nobody is left out."""
-    sizes = np.array([len(part) for part in indices])
-    empty = np.flatnonzero(sizes == 0)
-    for client in empty:
-        donor = int(sizes.argmax())
-        indices[client] = indices[donor][-1:]
-        indices[donor] = indices[donor][:-1]
-        sizes[client] = 1
-        sizes[donor] = sizes[donor] - 1
-    return indices, len(empty)
-
-
-def remarks(partition: Any, num_images: int) -> list[str]:
-    """Return what the user should know of a Partition of so many training images."""
-    found = []
-    num_clients = len(partition.sizes)
-    if partition.num_topped_up:
-        found.append(
-            f"{partition.num_topped_up} of {num_clients} clients got no image and were given one; "
-            "--min-images draws again"
-        )
-    unused = num_images - partition.sizes.sum()
-    if unused:
-        found.append(f"{unused:,} of {num_images:,} training images are no client's")
-    return found
-
-
 def verify_partition_file(
     path: str, dataset: Any, counts: Sequence[np.ndarray], rows: dict[str, Partitioner]
 ) -> None:
@@ -441,8 +413,6 @@ def verify_partition_file(
     `counts` are the label counts int64[C] of the clients, `rows` all partitions by name. A file
     that says nothing is believed.
     """
-    if not path:
-        return
     claims = json.loads(read_bytes(expand_path(path)))
     name = f"partition_file={path!r:.100}"
     if claims.get("dataset_sha256", dataset.digest) != dataset.digest:

@@ -8,7 +8,6 @@ from typing import Any
 
 from harness.plots import join_parts
 from harness.sweep import compared_rows
-from variants import options
 
 SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
 
@@ -43,7 +42,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "model": training.model.rpartition("/")[2],
         "training": f"{work}, B = {batch_size}",
         "start": f"from {Path(initial).name}" if initial else "",
-        **describe_adversity(config.adversity),
+        **describe_adversity(config),
         "seed": f"seed {config.seed}",
     }
 
@@ -63,7 +62,7 @@ def describe_algorithm(config: Any) -> str:
     Of plain SGD only the rate is named, of plain averaging nothing.
     """
     optimization = config.optimization
-    fields = optimization.subset(options.ALGORITHMS[optimization.algorithm].fields)
+    fields = config.fields_of_choice("algorithm")
     if optimization.server_epsilon is None:
         fields.pop("server_epsilon", None)
     parts = [with_fields(optimization.algorithm, fields)]
@@ -101,19 +100,22 @@ def describe_aggregator(experiment: Any) -> str:
     if experiment.accountant:
         noise = {"noise_multiplier": experiment.config.privacy.noise_multiplier}
         return f"{with_fields(name, noise)}: {experiment.accountant.assumption()}"
-    text = with_fields(name, aggregation.subset(options.AGGREGATORS[name].fields))
+    text = with_fields(name, experiment.config.fields_of_choice("aggregator"))
     if name == "mean":  # the usual one
         text = "" if aggregation.client_weighting == "examples" else name
-    if aggregation.client_weighting != "examples" and name in options.WEIGHTED:
+    row = experiment.aggregator
+    is_weighted = row.update_format != "stacked" and not row.private
+    if aggregation.client_weighting != "examples" and is_weighted:
         text = f"{text}, all clients equal"
     note = experiment.aggregator.note
     return f"{text}: {note}" if note else text
 
 
-def describe_adversity(adversity: Any) -> dict[str, str]:
+def describe_adversity(config: Any) -> dict[str, str]:
     """Return what is said of dropouts, stragglers and attackers, nothing of what is not there."""
+    adversity = config.adversity
     attack = adversity.attack
-    fields = options.ATTACKS[attack].fields
+    fields = config.fields_of_choice("attack")
     if "attack_scale" in fields:
         attack = f"{attack}, scale {adversity.attack_scale:g}"
     if "backdoor_target" in fields:

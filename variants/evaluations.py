@@ -1,37 +1,47 @@
-"""What the global model is evaluated on beside the test set: a trigger, and clients never drawn."""
+"""Additional evaluation sets: images with a backdoor's trigger, and clients never drawn."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from harness.dataset import Split
 from harness.streams import open_stream
 from variants import adversity
-from variants.datasets import Split
 
 import numpy as np
 
 MOST_IMAGES = 10_000  # of all clients that train, or of all that don't
 
 
-def find_splits(experiment: Any) -> dict[str, Split]:
-    """Return column -> images whose accuracy by their labels is that column of each round.
+def evaluate_backdoor(parts: Any, experiment: Any) -> Any:
+    """Add attack_success: how often test images with the trigger are taken for the target.
 
-    attack_success: test images with the backdoor's trigger, whose label is called its target; those
-    that are of the target are left out. seen_accuracy and unseen_accuracy: images of the clients
-    that train, on which they trained, and of those that are never drawn.
+    They are those whose label is another one.
     """
-    splits = {}
     config = experiment.config
-    if config.adversity.byzantine and config.adversity.attack == "backdoor":
+    if config.adversity.attack != "backdoor":
+        return parts
+    target = config.adversity.backdoor_target
+
+    def find() -> Split:
         images, labels = experiment.dataset.test
-        target = config.adversity.backdoor_target
         others = images[labels != target]
         stamped = np.where(adversity.trigger_mask(images.shape[1:]), adversity.WHITE, others)
-        splits["attack_success"] = Split(stamped, np.full(len(others), target, labels.dtype))
-    if config.partitioning.unseen_clients:
-        splits["seen_accuracy"] = gather(experiment, adversity.drawn_clients(config))
-        splits["unseen_accuracy"] = gather(experiment, adversity.unseen_clients(config))
-    return splits
+        return Split(stamped, np.full(len(others), target, labels.dtype))
+
+    extra = parts.extra_evaluations | {"attack_success": find}
+    return parts._replace(extra_evaluations=extra)
+
+
+def evaluate_unseen(parts: Any, experiment: Any) -> Any:
+    """Add seen_accuracy and unseen_accuracy: on images of the clients that train, on which they
+    trained, and of those that are never drawn."""
+    config = experiment.config
+    extra = parts.extra_evaluations | {
+        "seen_accuracy": lambda: gather(experiment, adversity.drawn_clients(config)),
+        "unseen_accuracy": lambda: gather(experiment, adversity.unseen_clients(config)),
+    }
+    return parts._replace(extra_evaluations=extra)
 
 
 def gather(experiment: Any, clients: np.ndarray) -> Split:

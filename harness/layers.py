@@ -28,6 +28,26 @@ MOST_PARAMETERS = 2**29 - 1  # float32, below the 2 GiB of a protocol buffer, in
 WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras file, which is a zip archive
 
 
+def conv(filters: int, size: int = 5, padding: str = "same") -> list[Any]:
+    """Return a convolution with ReLU and a 2x2 max-pooling.
+
+    `size` is that of its square kernel. "same" padding keeps the images' size, "valid" loses the
+    border.
+    """
+    convolution = tf.keras.layers.Conv2D(filters, size, padding=padding, activation="relu")
+    return [convolution, tf.keras.layers.MaxPool2D()]
+
+
+def dense(*units: int, activation: str = "relu") -> list[Any]:
+    """Return fully connected layers on the flattened input."""
+    return [tf.keras.layers.Flatten(), *(tf.keras.layers.Dense(n, activation) for n in units)]
+
+
+def has_max_pooling(layers: Sequence[Any]) -> bool:
+    """Return whether one of the layers is a max-pooling."""
+    return any(isinstance(layer, tf.keras.layers.MaxPool2D) for layer in layers)
+
+
 @contextlib.contextmanager
 def refuse_wrong_size(name: str, image_shape: Sequence[int]) -> Iterator[dict[int, Any]]:
     """Raise UserError where layers made in it cannot take these images, or have too many weights.
