@@ -18,9 +18,9 @@ Federated averaging [1, Algorithm 1], and the function that does each line:
     1  w <- initial weights                                     # build_model
     2  for round t = 1, 2, ...:                                 # run_rounds
     3      S <- clients_per_round of the num_clients clients    # sample_clients
-    4      for each client k in S, on its own shard:            # build_summed_training
+    4      for each client k in S, on its own shard:            # sum_updates
     5          w_k <- w after local_epochs of SGD on batches    # build_local_training
-    6      w <- sum over k in S of (n_k / n) w_k                # there, and in build_process
+    6      w <- sum over k in S of (n_k / n) w_k                # sum_updates and fedavg_round
 
 TFF's worker, a process of its own, trains. It gets client ids and weights, and reads the shards, a
 file for each client, itself. Letters in comments and docstrings: K clients, m of them in a round;
@@ -33,8 +33,9 @@ d parameters of the model.
     python federated_learning.py --help                           # the themes of the flags
 
 Randomness is a pure function of (seed, round, client), except for the noise and the cohorts of a
-private run: the same command gives the same weights, bit for bit. variants/ holds the choices of
-the flags, with FedAvg's base class; harness/ holds what keeps a run: files, worker, command line.
+private run: the same command gives the same weights, bit for bit. FedAvg is whole in this file;
+what another flag asks for is in variants/, and replaces or wraps one of FedAvg's `Parts` from
+outside. harness/ is the infrastructure around a run: files, worker, command line.
 
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized
     Data (AISTATS)
@@ -764,7 +765,13 @@ def fedavg_client(
         size = tf.size(task.shard.labels)
         n_k = tf.cast(size, tf.float32)
         steps = tf.cast(count_steps(batch_size, size, task.num_examples), tf.float32)
-        metrics = ClientMetrics(examples=n_k, finite=1.0, loss=loss, accuracy=accuracy, steps=steps)
+        metrics = ClientMetrics(
+            examples=n_k,
+            finite=1.0,
+            loss=loss,
+            accuracy=accuracy,
+            steps=steps,
+        )
         return ClientOutput(update, n_k, metrics, tf.zeros([0]))
 
     return client_update

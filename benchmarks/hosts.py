@@ -74,7 +74,7 @@ def cost(work: str, count: int) -> dict:
         workers=",".join(["localhost"] * count),
     )
     full = fl.load_dataset(config.data)
-    train = fl.datasets.Split(full.train.images[: 10 * images], full.train.labels[: 10 * images])
+    train = fl.Split(full.train.images[: 10 * images], full.train.labels[: 10 * images])
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {10 * images}")
     rows = []
     spent = []

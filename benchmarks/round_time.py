@@ -44,11 +44,11 @@ WORKS = {  # images a client, and what differs from the default configuration
 }
 
 
-def in_colours(split: fl.datasets.Split) -> fl.datasets.Split:
+def in_colours(split: fl.Split) -> fl.Split:
     """MNIST's digits as synthetic images uint8[n,32,32,3], each in a colour of its own."""
     padded = np.pad(split.images, [(0, 0), (2, 2), (2, 2), (0, 0)])
     colours = np.random.default_rng(0).uniform(0.3, 1, (len(padded), 1, 1, 3))
-    return fl.datasets.Split((padded * colours).astype(np.uint8), split.labels)
+    return fl.Split((padded * colours).astype(np.uint8), split.labels)
 
 
 class Work:
@@ -61,7 +61,7 @@ class Work:
             partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes
         )
         full = fl.load_dataset(config.data)
-        train = fl.datasets.Split(
+        train = fl.Split(
             full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS]
         )
         test = full.test

@@ -44,7 +44,7 @@ def measure(num_clients: int) -> dict[str, float]:
     )
     full = fl.load_dataset(config.data)
     total = num_clients * IMAGES
-    train = fl.datasets.Split(full.train.images[:total], full.train.labels[:total])
+    train = fl.Split(full.train.images[:total], full.train.labels[:total])
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
     began = time.perf_counter()
     experiment = fl.build_experiment(config, dataset)

@@ -39,7 +39,7 @@ def learners(federation):
         reports = [
             [
                 {"client": k, "examples": sizes[k], "steps": epochs * -(-int(sizes[k]) // 16)}
-                for k in fl.sample_clients(experiment.config, t, sizes)
+                for k in fl.sample_clients(experiment.config, t)
             ]
             for t in range(1, rounds + 1)
         ]

@@ -9,7 +9,7 @@ from variants import options, presets
 from variants.adversity import ATTACKS
 
 import pytest
-from runs import ROOT, SCRIPT, configure
+from runs import ROOT, SCRIPT, configure, run_code
 
 ROOMS = {name: sorted((ROOT / name).rglob("*.py")) for name in ("harness", "variants")}
 PROGRAM = [SCRIPT, *ROOMS["harness"], *ROOMS["variants"]]
@@ -144,3 +144,41 @@ def test_public_functions_say_what_they_do(path):
     for node in ast.parse(path.read_text()).body:
         if isinstance(node, ast.FunctionDef | ast.ClassDef):
             assert ast.get_docstring(node), node.name
+
+
+CALLS = """
+import os
+import sys
+import federated_learning as fl
+
+flags = "--dataset digits --rounds 1 --local-epochs 1 --figures none --cache"
+config = fl.parse([*flags.split(), sys.argv[1]])
+dataset = fl.load_dataset(config.data)  # digits are not the default's
+found = set()
+
+
+def note(frame, event, _):
+    code = frame.f_code
+    folder, name = os.path.split(code.co_filename)
+    is_flags = name in ("options.py", "presets.py")
+    if event == "call" and folder.endswith("variants") and not is_flags:
+        if not code.co_name.startswith("<"):
+            found.add(f"{name}:{code.co_name}")
+
+
+sys.setprofile(note)
+experiment = fl.build_experiment(config, dataset)
+rounds = [record.round for _, record, _ in fl.run_rounds(experiment)]
+fl.run(config.replace(runs=sys.argv[1]), dataset=dataset)
+sys.setprofile(None)
+assert rounds == [1]
+print(" ".join(sorted(found)))
+"""
+
+
+@pytest.mark.slow
+def test_a_default_run_calls_no_function_of_the_variants(tmp_path):
+    """Build, rounds and files, but for what reads the command line."""
+    done = run_code(tmp_path, CALLS, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == ""
