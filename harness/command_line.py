@@ -22,7 +22,7 @@ from harness import SCRIPT, stopping
 from harness.fields import ConfigGroup, UserError, choice_lines, hints, render_as_line
 from harness.files import briefly, expand_path, read_bytes, read_json
 from harness.flags import check_flags, find_field, split_off, wants_help
-from harness.options import Run, identity
+from harness.options import NEWER, Run, identity
 from harness.program import changed, describe_provenance, read_programs
 
 import tqdm
@@ -164,8 +164,10 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
         )
     fields = read_json(path)
     known = default.to_dict().keys()
-    # A field of Run, which changes no numbers, may be newer than the run.
-    strange = (fields.keys() - known) | (known - fields.keys() - Run().to_dict().keys())
+    # A field of Run, which changes no numbers, may be newer than the run, and so may others whose
+    # default does what was done before.
+    newer = {*Run().to_dict(), *NEWER}
+    strange = (fields.keys() - known) | (known - fields.keys() - newer)
     if strange:
         raise UserError(
             f"{path}: the field {min(strange)!r:.60} is unknown or missing; restore the file"

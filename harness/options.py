@@ -118,6 +118,9 @@ class Comparison(ConfigGroup):
     several rows)."""
 
 
+# Fields that came after runs of 225c0cd, with defaults that do what was done before: a saved
+# configuration may lack them, and at their defaults they are no part of what a run is.
+NEWER = ("warmup_steps",)
 MAY_GROW = ("rounds", "epsilon_budget")  # a resumed run may go further
 # Files count by their content: the partition's hash is that of data and split.
 BY_CONTENT = (
@@ -140,5 +143,9 @@ def identity(config: Any) -> dict[str, Any]:
     fields = {field: value for field, value in effective.items() if field not in ignored}
     if ".py:" in fields["model"]:  # a file, from wherever it is named
         fields["model"] = str(expand_path(fields["model"]).absolute())
+    usual = config.defaults()
+    for field in NEWER:
+        if fields[field] == usual[field]:
+            del fields[field]
     # The last bits of the sums follow the number of hosts, not their names.
     return fields | {"workers": len(read_hosts(effective["workers"]))}

@@ -527,3 +527,33 @@ def test_a_disk_that_fills_up_leaves_no_half_made_folder(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="cannot write"):
         run_folder.make_folder(tmp_path / "runs", "name", {"config.json": "{}"})
     assert list((tmp_path / "runs").iterdir()) == []
+
+
+OLD = Path(__file__).parent / "data" / "run_of_225c0cd"
+
+
+@pytest.mark.slow
+def test_a_run_of_an_older_version_is_read(tmp_path, capsys, monkeypatch):
+    """Listed, evaluated, overlaid and resumed, though its configuration lacks fields of today."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(OLD, tmp_path / "runs" / "old")
+    metrics = json.loads((OLD / "metrics.json").read_text())
+    assert set(fl.Config().to_dict()) > set(metrics["config"])
+    fl.main(fl.parse("--list runs"))
+    assert f"2/2     {metrics['test_accuracy']:.2%}" in capsys.readouterr().out
+    fl.main(fl.parse("--evaluate runs/old --figures none --name ev"))
+    evaluated = json.loads((tmp_path / "runs" / "ev" / "metrics.json").read_text())
+    assert evaluated["weights_sha256"] == metrics["weights_sha256"]
+    assert evaluated["test_accuracy"] == metrics["test_accuracy"]
+    flags = "--dataset digits --model logreg --num-clients 3 --local-epochs 1 --client-lr 0.05"
+    new = fl.run(fl.parse(f"{flags} --rounds 3 --figures none --name new"))
+    again = json.loads((new.folder / "metrics.json").read_text())
+    assert again["rounds"][1]["test_accuracy"] == metrics["test_accuracy"]  # the same numbers
+    with pytest.raises(UserError, match="another program made this run"):
+        fl.parse("--resume runs/old --rounds 3")
+    words = "--resume runs/old --rounds 3 --accept-changes --figures none"
+    resumed = fl.run(fl.parse(words))
+    weights = resumed.state.global_model_weights.trainable
+    assert weights_sha256(weights) == again["weights_sha256"]
+    fl.main(fl.parse("--compare runs/old,runs/new --figures none --name both"))
+    assert (tmp_path / "runs" / "both" / "summary.csv").exists()
