@@ -4,6 +4,7 @@
 # make quick     the tests of a minute, which start no process and build none of TFF
 # make coverage  the tests with the lines of the script that they run, subprocesses included
 # make notebook  set up .venv and open the notebook in Jupyter
+# make images    the default run, and its pictures into images/ for README
 # make lint      ruff
 # make clean     remove .venv and caches, keep runs/
 
@@ -17,6 +18,10 @@ supported = $(shell $(PYTHON) -c '$(SUPPORTED)' 2>/dev/null)
 
 run: .venv/run
 	$(BIN)/python federated_learning.py $(ARGS)
+
+images: .venv/run
+	$(BIN)/python federated_learning.py --runs runs/images --name default
+	cp runs/images/default/*.png images/
 
 test: .venv/dev
 	$(BIN)/python -m pytest $(SIDE_BY_SIDE) $(ARGS)
@@ -56,4 +61,4 @@ lint: .venv/dev
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .coverage
 
-.PHONY: run test thorough quick coverage notebook lint clean
+.PHONY: run images test thorough quick coverage notebook lint clean

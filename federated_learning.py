@@ -67,7 +67,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from harness.command_line import print_line, warn
 from harness.fields import (
@@ -83,7 +83,7 @@ from harness.fields import (
     int_range,
 )
 from harness.flags import split_off
-from harness.options import Comparison, Run, identity
+from harness.options import Comparison, Run
 from harness.sweep import compared_rows, join_compared, overlaid_folders
 from variants import options, presets
 
@@ -93,71 +93,30 @@ import numpy as np
 
 
 @dataclass(frozen=True)
-class Data(ConfigGroup):
+class Data(options.MoreData):
     """The images that are learned, and those that the global model is evaluated on."""
 
     dataset: choice(options.DATASETS) = "mnist"
     """A data set that is there already."""
-    data: str = ""
-    """Other images in place of MNIST, of any size, grey or in colours: an .npz with the arrays
-    x_train, y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as
-    MedMNIST's; or a folder with four IDX files, such as Fashion-MNIST's, gzipped or not. The
-    environment variable FL_DATA does the same."""
-    data_name: str = ""
-    """What plots and lines call the data of --data, such as Fashion-MNIST."""
-    transpose: bool = False
-    """Exchange rows and columns of the images of --data; EMNIST's files need that."""
     holdout: int_range(0, 50_000) = 0
     """Training images that are held out and evaluated on in place of the test set, for choosing
     hyper-parameters."""
-    validation: bool = False
-    """Evaluate on the validation images that the file of --data has, such as MedMNIST's, in place
-    of its test set, for choosing hyper-parameters."""
 
 
 @dataclass(frozen=True)
-class Partitioning(ConfigGroup):
+class Partitioning(options.MorePartitioning):
     """Which clients there are, and which images each has."""
 
     partition: choice(options.PARTITIONS) = "dirichlet"
     """How the training images are split over the clients."""
     num_clients: NumClients = 10
     """Clients, K. With --partition natural the default is 0, all owners."""
-    min_images: CountOrZero = 0
-    """Images that every client has at least: the split is drawn again until every client has so
-    many. 0: a client without images is given one, from the client with the most."""
     alpha: float_range(0.001, 1e6) = 0.5
     """Concentration of the Dirichlet splits; smaller is more skewed."""
-    shards_per_client: Count = 2
-    """Label-sorted pieces that a client gets. Used by shards."""
-    labels_per_client: int_range(1, 65_536) = 2
-    """Labels that a client has images of, k. Used by labels-per-client, random-labels and
-    lognormal-labels."""
-    size_spread: float_range(0, 10) = 2.0
-    """Standard deviation of the logarithm of the sizes. Used by lognormal-labels."""
-    size_exponent: float_range(0, 10) = 1.0
-    """The client of size rank r has images in proportion to r ** -size_exponent; 0: all equal.
-    Used by quantity."""
-    rotation: float_range(0, 180) = 45.0
-    """Degrees by which the first client's images are turned one way, and the last one's the other.
-    Used by feature."""
-    noise: float_range(0, 255) = 0.0
-    """Standard deviation, in grey levels, of the noise on the last client's images; the first has
-    none. Used by feature."""
-    owner_choice: Literal["largest", "random"] = "largest"
-    """Which owners are clients, if these are fewer: those with the most images, or some at random.
-    Used by natural."""
-    unseen_clients: float_range(0, 0.9) = 0.0
-    """Share of the clients that are never drawn. Each round tells the accuracy on their images, and
-    on the images that the other clients train on: those are new to the model neither as images nor
-    as clients, so the gap between both is not that of new clients alone."""
-    partition_file: str = ""
-    """A partition.json, of a run or another program, whose split is used. Implies
-    `--partition file`."""
 
 
 @dataclass(frozen=True)
-class Training(ConfigGroup):
+class Training(options.MoreTraining):
     """What every algorithm uses: the network, who trains, how long and at which rates.
 
     What only some algorithms use is in the group Optimization.
@@ -166,22 +125,12 @@ class Training(ConfigGroup):
     model: choice(options.MODELS, options.OWN_MODEL, "FILE.py:FUNCTION") = "lean-cnn"
     """The clients' network. FILE.py:FUNCTION is one of your own: the function returns new Keras
     layers, those before the logits, in each call."""
-    initial_model: str = ""
-    """A .keras file of this network, such as a run's global_model.keras, whose weights the global
-    model starts from. By default they follow from the seed."""
     rounds: Rounds = 5
     """Rounds of communication, T."""
     clients_per_round: CountOrZero = 0
     """Clients drawn for each round, m; 0: all."""
-    sampling: Literal["fixed", "poisson", "by-size"] = "fixed"
-    """fixed: clients_per_round of them, without replacement. poisson: each client independently,
-    clients_per_round on average. by-size: clients_per_round draws with replacement, in proportion
-    to the clients' images, and then a plain mean [Li et al. 2020]."""
     local_epochs: Count = 3
     """Passes that a client makes over its shard in a round, E."""
-    local_steps: CountOrZero = 0
-    """Local steps that each client makes in a round, in place of local_epochs; 0: as many as these
-    take."""
     batch_size: CountOrZero = 16
     """Examples in a local batch, B; 0: the client's whole shard."""
     client_lr: OptionalRate = None
@@ -298,21 +247,13 @@ def check_paths(config: Config) -> None:
         command_line.read_saved(str(folder), Config())
 
 
-def answer_at_once(config: Config) -> None:
-    """Do what --version or --list asks for, without TensorFlow."""
-    if config.run.version:
-        command_line.print_version()
-    else:
-        listing.print_runs(config.run.list, Config())
-
-
 # The command line is read before TensorFlow is imported: --help and a wrong flag are answered at
 # once. Garbage collection is off during the imports that follow, as it would go through them again
 # and again; the end of this file switches it on.
 if __name__ == "__main__":
     parsed_config = command_line.run_or_exit(parse)
     if parsed_config.run.version or parsed_config.run.list:
-        command_line.run_or_exit(answer_at_once, parsed_config)
+        command_line.run_or_exit(listing.answer, parsed_config.run, Config())
         sys.exit()
     command_line.run_or_exit(check_paths, parsed_config)
     command_line.tell_loading()
@@ -334,7 +275,6 @@ from harness.dataset import Dataset, Split, make_dataset
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
-from harness.figure_files import form_of
 from harness.files import check_clock, check_temporary_folder, expand_path
 from harness.loading import load
 from harness.records import Evaluation, RoundRecord
@@ -537,23 +477,6 @@ class Network(NamedTuple):
         return hidden if self.has_logits else [*hidden, tf.keras.layers.Dense(self.num_classes)]
 
 
-def find_model(name: str) -> Callable[[], list[Any]]:
-    """Return the row of MODELS, or the function that FILE.py:FUNCTION names."""
-    return MODELS[name] if name in MODELS else models.load_own(name)
-
-
-@documented_settings()
-def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> Network:
-    """Return the network for these data. Raises UserError if a user's layers cannot be one."""
-    network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
-    if name in MODELS:
-        return network
-    has_logits = layers.end_in_logits(
-        name, build_hidden_layers, dataset.image_shape, dataset.num_classes
-    )
-    return network._replace(has_logits=has_logits)
-
-
 def to_input(images: Any) -> Any:
     """Turn images uint8[n,H,W,channels] into float32 in 0..1."""
     return tf.cast(images, tf.float32) / 255
@@ -571,26 +494,6 @@ def build_model(network: Network, seed: int) -> Any:
     layers.check_layers(network.name, model)
     model.set_weights(layers.initial_weights(model, initializers, seed))
     return model
-
-
-def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, ...]:
-    """Return the global model's first weights: those of a file, or by the seed."""
-    model = build_model(network, config.seed)
-    file = config.training.initial_model
-    return tuple(layers.read_weights(file, model) if file else model.get_weights())
-
-
-@documented_settings()
-def build_saved_model(network: Network, weights: Any) -> Any:
-    """Return the Keras model that is saved, with TFF's ModelWeights `weights`.
-
-    It takes raw pixels [n,H,W,channels] in 0..255, so that whoever loads it need not know our
-    scaling.
-    """
-    model = build_model(network, seed=0)
-    weights.assign_weights_to(model)
-    pixels = tf.keras.Input(network.image_shape)
-    return tf.keras.Sequential([pixels, tf.keras.layers.Rescaling(1 / 255), *model.layers])
 
 
 def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
@@ -1048,6 +951,30 @@ AGGREGATORS = {"mean": Aggregator(None, update_format="summed"), **aggregators.R
 CLIENT_OPTIMIZERS = {"sgd": None, **optimizers.ROWS}
 
 
+def find_model(name: str) -> Callable[[], list[Any]]:
+    """Return the row of MODELS, or the function that FILE.py:FUNCTION names."""
+    return MODELS[name] if name in MODELS else models.load_own(name)
+
+
+@documented_settings()
+def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> Network:
+    """Return the network for these data. Raises UserError if a user's layers cannot be one."""
+    network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
+    if name in MODELS:
+        return network
+    has_logits = layers.end_in_logits(
+        name, build_hidden_layers, dataset.image_shape, dataset.num_classes
+    )
+    return network._replace(has_logits=has_logits)
+
+
+def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, ...]:
+    """Return the global model's first weights: those of a file, or by the seed."""
+    model = build_model(network, config.seed)
+    file = config.training.initial_model
+    return tuple(layers.read_weights(file, model) if file else model.get_weights())
+
+
 @dataclass(frozen=True)
 class Experiment:
     """A run, ready to start: its configuration, its data, and the rows of the tables it uses.
@@ -1390,6 +1317,19 @@ def build_experiment(
     return replace(experiment, parts=change_parts(fedavg_parts(experiment), experiment))
 
 
+@documented_settings()
+def build_saved_model(network: Network, weights: Any) -> Any:
+    """Return the Keras model that is saved, with TFF's ModelWeights `weights`.
+
+    It takes raw pixels [n,H,W,channels] in 0..255, so that whoever loads it need not know our
+    scaling.
+    """
+    model = build_model(network, seed=0)
+    weights.assign_weights_to(model)
+    pixels = tf.keras.Input(network.image_shape)
+    return tf.keras.Sequential([pixels, tf.keras.layers.Rescaling(1 / 255), *model.layers])
+
+
 @dataclass(frozen=True)
 class Result:
     """A run's outcome after its last round: the folder with its files, the records of all rounds,
@@ -1399,21 +1339,6 @@ class Result:
     records: list[RoundRecord]
     evaluation: Evaluation
     state: Any
-
-
-def is_default_run(experiment: Experiment, num_rounds: int) -> bool:
-    """Return whether this is the run without flags, done to its end: README shows its pictures."""
-    config = experiment.config
-    default = Config()
-    same_numbers = identity(config) == identity(default)
-    same_split = config.partition_name == default.partition_name
-    same_folder = (config.run.name, config.run.runs) == (default.run.name, default.run.runs)
-    is_done = num_rounds == default.training.rounds == config.training.rounds
-    has_target = config.run.target_accuracy > 0
-    as_shown = form_of(config.run) == form_of(default.run)
-    original = experiment.dataset.original
-    same_run = same_numbers and same_split and same_folder and original
-    return same_run and is_done and as_shown and not has_target
 
 
 def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tuple[dict, list]:
@@ -1432,8 +1357,7 @@ def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tu
     metrics = results.describe(experiment, weights.trainable, result.evaluation, result.records)
     build_model_of = partial(build_saved_model, experiment.network)
     figures = plots.result_figures(experiment, result, caption)
-    for_readme = is_default_run(experiment, len(result.records))
-    return metrics, folder.finish(metrics, weights, build_model_of, figures, caption, for_readme)
+    return metrics, folder.finish(metrics, weights, build_model_of, figures, caption)
 
 
 @documented_settings()
@@ -1601,7 +1525,7 @@ def evaluate_saved(config: Config) -> Path:
 def main(config: Config) -> None:
     """Do what a command line asks for."""
     if config.run.version or config.run.list:
-        answer_at_once(config)
+        listing.answer(config.run, Config())
         return
     check_paths(config)
     if config.run.evaluate:

@@ -136,6 +136,9 @@ def describe(kind: type) -> str:
 @functools.cache
 def add_help(group: type[ConfigGroup]) -> None:
     """Give each field its text in --help: the docstring below it, and a line for each choice."""
+    for base in group.__bases__:  # whose fields are the group's too
+        if issubclass(base, ConfigGroup) and base is not ConfigGroup:
+            add_help(base)
     module = ast.parse(Path(sys.modules[group.__module__].__file__).read_bytes())
     (body,) = (
         node.body

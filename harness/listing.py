@@ -8,7 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from harness.command_line import print_line
+from harness.command_line import print_line, print_version
 from harness.fields import ConfigGroup, UserError
 from harness.files import expand_path, one_line, read_bytes, read_json
 from harness.options import Run
@@ -142,6 +142,14 @@ def subfolders(folder: str) -> list[Path]:
         return sorted(path for path in expand_path(folder).iterdir() if path.is_dir())
     except OSError:  # such as a name that is too long
         return []
+
+
+def answer(run: Run, default: ConfigGroup) -> None:
+    """Do what --version or --list asks for, without TensorFlow; `run` is the group of flags."""
+    if run.version:
+        print_version()
+    else:
+        print_runs(run.list, default)
 
 
 def print_runs(folder: str, default: ConfigGroup) -> None:

@@ -387,12 +387,11 @@ class RunFolder:
         build_model: Callable,
         figures: dict[str, Callable],
         caption: str,
-        for_readme: bool,
     ) -> list[Path]:
         """Write metrics.json, the Keras models, the plots and report.html; return the paths.
 
         `weights` are the last round's, build_model(weights) makes a model. `figures` are functions
-        that draw. With `for_readme` the plots go into ./images too.
+        that draw.
         """
         provenance = describe_provenance(None if self.is_private else self.opened)
         made_by = {
@@ -405,8 +404,7 @@ class RunFolder:
         best = self.read_best(metrics["best_round"])
         if best is not None:
             write_file(self.path / "best_model.keras", keras_bytes(build_model(best), self.path))
-        folders = [self.path, Path("images")] if for_readme else [self.path]
-        drawn = self.draw(figures, folders, provenance)
+        drawn = self.draw(figures, provenance)
         self.write_report(metrics | made_by, caption, figures, drawn)
         if self.is_private:
             self.hide_times()
@@ -422,11 +420,10 @@ class RunFolder:
         drawn: Sequence[Path],
     ) -> None:
         """Write the run's page, with its pictures; those that no page can show are drawn again."""
-        own = [path for path in drawn if path.parent == self.path]
         if self.form.format in report.MEDIA:
-            pictures = {path.name: read_bytes(path) for path in own}
+            pictures = {path.name: read_bytes(path) for path in drawn}
         else:
-            written = {path.stem for path in own}
+            written = {path.stem for path in drawn}
             pictures = {
                 name: to_bytes(draw())
                 for name, draw in figures.items()
@@ -447,23 +444,16 @@ class RunFolder:
         write_file(self.path / "report.html", page)
 
     def draw(
-        self,
-        figures: dict[str, Callable],
-        folders: Sequence[Path] = (),
-        provenance: dict[str, Any] | None = None,
+        self, figures: dict[str, Callable], provenance: dict[str, Any] | None = None
     ) -> list[Path]:
-        """Write the plots into `folders`, by default the run's own; return the paths.
+        """Write the plots into the run's folder; return the paths.
 
         Their metadata has the provenance, or at least the processor.
         """
         written = []
-        for folder in folders or [self.path]:
-            with io_errors_as_user_errors(folder):
-                folder.mkdir(exist_ok=True)
         for name, content in draw_files(figures, self.form, provenance).items():
-            for folder in folders or [self.path]:
-                write_file(folder / name, content)
-                written.append(folder / name)
+            write_file(self.path / name, content)
+            written.append(self.path / name)
         return written
 
 

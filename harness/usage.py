@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import sys
 import textwrap
@@ -100,7 +99,9 @@ def one_screen(config: ConfigGroup) -> str:
     lines += [f"  {flags or '(nothing)':{width}} {text}" for flags, text in EXAMPLES.items()]
     lines += ["", "themes, each with its flags by --help THEME"]
     for name, group in themes(config).items():
-        flags = ", ".join(to_flag(field.name) for field in dataclasses.fields(group)[:3])
+        flags = ", ".join(
+            to_flag(field) for field in list(vars(type(group))["__annotations__"])[:3]
+        )
         text = f"{first_sentence(type(group).__doc__)} ({flags}, ...)"
         indent = " " * 16
         wrapped = textwrap.wrap(

@@ -57,7 +57,7 @@ def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
         ["c", "model mlp, algorithm scaffold", "1/5", "50.00%", "1", "ended early"],
         ["d", "num_clients 20, rounds 1, aggregator dp", "1/1", "20.00%", "12.3", "finished"],
         ["e", "cannot be read"],
-        ["f", "partition file, num_clients 7, partition_file split.json", "1/5", "50.00%", "1"]
+        ["f", "partition_file split.json, partition file, num_clients 7", "1/5", "50.00%", "1"]
         + ["ended early"],
         ["0-begun", "comparison of fedavg, fedprox, 2 seeds", "stopped, or going on"],
         ["0-compared", "comparison of fedavg, fedprox, 2 seeds", "finished"],

@@ -555,5 +555,6 @@ def test_a_run_of_an_older_version_is_read(tmp_path, capsys, monkeypatch):
     resumed = fl.run(fl.parse(words))
     weights = resumed.state.global_model_weights.trainable
     assert weights_sha256(weights) == again["weights_sha256"]
-    fl.main(fl.parse("--compare runs/old,runs/new --figures none --name both"))
+    fl.run(fl.parse(f"{flags} --rounds 3 --figures none --name other --seed 1"))
+    fl.main(fl.parse("--compare runs/old,runs/other --figures none --name both"))
     assert (tmp_path / "runs" / "both" / "summary.csv").exists()

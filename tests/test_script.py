@@ -15,15 +15,10 @@ import tomllib
 import federated_learning as fl
 from harness import flags
 from harness.fields import UserError
-from harness.files import to_json
-from harness.program import describe_program
-from harness.run_folder import RunFolder
 from variants import options
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
-from reference import network
 from runs import (
     MLP_ON_DIGITS,
     NO_FIGURES,
@@ -87,7 +82,7 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
         "best_model.keras",
         "report.html",
     }
-    assert not (folder / "images").exists()  # those are the default run's
+    assert {path.name for path in folder.iterdir()} == {"runs", ".cache"}  # and nowhere else
     (wrote,) = [line for line in lines if line.startswith("wrote runs/")]
     for name in names - {"program.json"}:
         assert name in wrote
@@ -185,38 +180,6 @@ def test_real_mnist(tmp_path):
     )
     assert metrics["test_accuracy"] > 0.9
     assert sum(row["examples"] for row in metrics["rounds"][0]["clients"]) == 60_000
-
-
-@pytest.mark.parametrize(
-    ("flags", "rounds_done", "shown"),
-    [
-        ("", 5, True),
-        ("--prox-mu 0.5", 5, True),
-        ("", 4, False),
-        ("--name mine", 5, False),
-        ("--runs others", 5, False),
-        ("--rounds 6", 6, False),
-        ("--seed 1", 5, False),
-        ("--target-accuracy 0.9", 5, False),
-    ],
-)
-def test_only_the_default_run_done_to_its_end_is_shown_in_images(mnist, flags, rounds_done, shown):
-    """Not one of another name, which a comparison gives to its runs, nor one that was stopped."""
-    experiment = fl.build_experiment(fl.parse(flags), mnist)
-    assert fl.is_default_run(experiment, rounds_done) == shown
-
-
-def test_pictures_go_into_the_runs_own_folder_too(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "run").mkdir()
-    experiment = fl.build_experiment(configure(dataset="digits", model="mlp"))
-    program = describe_program(experiment.row_hashes) | {"from_round": 1}
-    (tmp_path / "run" / "program.json").write_text(to_json({"programs": [program]}))
-    folder = RunFolder(tmp_path / "run", experiment)
-    model = fl.build_model(network("mlp"), 0)
-    monkeypatch.setattr(folder, "write_report", lambda *_: None)
-    folder.finish({"best_round": 1}, None, lambda _: model, {"a.png": Figure}, "", for_readme=True)
-    assert (tmp_path / "run" / "a.png").read_bytes() == (tmp_path / "images" / "a.png").read_bytes()
 
 
 @pytest.mark.slow

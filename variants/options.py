@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple
 from harness.engine.ssh import HERE
 from harness.fields import (
     ConfigGroup,
+    Count,
     CountOrZero,
     Probability,
     Rate,
@@ -246,6 +247,75 @@ SCHEDULES = {
 
 # The server makes one step a round: it has nothing to warm up within.
 SERVER_SCHEDULES = {name: made for name, made in SCHEDULES.items() if name != "warm-up"}
+
+
+@dataclass(frozen=True)
+class MoreData(ConfigGroup):
+    """What of the group Data the built-in data sets do not need."""
+
+    data: str = ""
+    """Other images in place of MNIST, of any size, grey or in colours: an .npz with the arrays
+    x_train, y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as
+    MedMNIST's; or a folder with four IDX files, such as Fashion-MNIST's, gzipped or not. The
+    environment variable FL_DATA does the same."""
+    data_name: str = ""
+    """What plots and lines call the data of --data, such as Fashion-MNIST."""
+    transpose: bool = False
+    """Exchange rows and columns of the images of --data; EMNIST's files need that."""
+    validation: bool = False
+    """Evaluate on the validation images that the file of --data has, such as MedMNIST's, in place
+    of its test set, for choosing hyper-parameters."""
+
+
+@dataclass(frozen=True)
+class MorePartitioning(ConfigGroup):
+    """What of the group Partitioning the default split does not use."""
+
+    min_images: CountOrZero = 0
+    """Images that every client has at least: the split is drawn again until every client has so
+    many. 0: a client without images is given one, from the client with the most."""
+    shards_per_client: Count = 2
+    """Label-sorted pieces that a client gets. Used by shards."""
+    labels_per_client: int_range(1, 65_536) = 2
+    """Labels that a client has images of, k. Used by labels-per-client, random-labels and
+    lognormal-labels."""
+    size_spread: float_range(0, 10) = 2.0
+    """Standard deviation of the logarithm of the sizes. Used by lognormal-labels."""
+    size_exponent: float_range(0, 10) = 1.0
+    """The client of size rank r has images in proportion to r ** -size_exponent; 0: all equal.
+    Used by quantity."""
+    rotation: float_range(0, 180) = 45.0
+    """Degrees by which the first client's images are turned one way, and the last one's the other.
+    Used by feature."""
+    noise: float_range(0, 255) = 0.0
+    """Standard deviation, in grey levels, of the noise on the last client's images; the first has
+    none. Used by feature."""
+    owner_choice: Literal["largest", "random"] = "largest"
+    """Which owners are clients, if these are fewer: those with the most images, or some at random.
+    Used by natural."""
+    unseen_clients: float_range(0, 0.9) = 0.0
+    """Share of the clients that are never drawn. Each round tells the accuracy on their images, and
+    on the images that the other clients train on: those are new to the model neither as images nor
+    as clients, so the gap between both is not that of new clients alone."""
+    partition_file: str = ""
+    """A partition.json, of a run or another program, whose split is used. Implies
+    `--partition file`."""
+
+
+@dataclass(frozen=True)
+class MoreTraining(ConfigGroup):
+    """What of the group Training FedAvg's default run does not use."""
+
+    initial_model: str = ""
+    """A .keras file of this network, such as a run's global_model.keras, whose weights the global
+    model starts from. By default they follow from the seed."""
+    sampling: Literal["fixed", "poisson", "by-size"] = "fixed"
+    """fixed: clients_per_round of them, without replacement. poisson: each client independently,
+    clients_per_round on average. by-size: clients_per_round draws with replacement, in proportion
+    to the clients' images, and then a plain mean [Li et al. 2020]."""
+    local_steps: CountOrZero = 0
+    """Local steps that each client makes in a round, in place of local_epochs; 0: as many as these
+    take."""
 
 
 @dataclass(frozen=True)
