@@ -83,7 +83,7 @@ from harness.fields import (
     int_range,
 )
 from harness.flags import split_off
-from harness.options import Comparison, Run
+from harness.run_options import Comparison, Run
 from harness.sweep import compared_rows, join_compared, overlaid_folders
 from variants import options, presets
 
@@ -265,7 +265,7 @@ from harness import (
     layers,
     overlay,
     plots,
-    program,
+    provenance,
     records,
     results,
     run_folder,
@@ -279,7 +279,7 @@ from harness.files import check_clock, check_temporary_folder, expand_path
 from harness.loading import load
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
-from harness.settings import documented_settings
+from harness.settings import pinned_keras_settings
 from harness.streams import client_key
 from variants import (
     CHANGES,
@@ -311,7 +311,7 @@ def load_mnist() -> Dataset:
     arrays = datasets.read_npz(MNIST_FILE)
     arrays |= {key: arrays[key][..., np.newaxis] for key in ("x_train", "x_test")}
     dataset = make_dataset("MNIST", arrays)
-    if not dataset.original:
+    if not dataset.is_mnist:
         raise UserError(
             f"{MNIST_FILE} is not MNIST (its SHA-256 differs); restore the committed file"
         )
@@ -388,7 +388,7 @@ def hash_partition(dataset: Dataset, indices: Sequence[np.ndarray], config: Conf
     for part in indices:
         digest.update(len(part).to_bytes(8, "little") + part.tobytes())
     if PARTITIONERS[config.partition_name].change_images:
-        program_file = program.file_hash("variants/partitions.py")
+        program_file = provenance.file_hash("variants/partitions.py")
         changed_by = [config.partition_name, config.partition_fields, config.seed, program_file]
         digest.update(json.dumps(changed_by, sort_keys=True).encode())
     return digest.hexdigest()[:16]
@@ -482,7 +482,7 @@ def to_input(images: Any) -> Any:
     return tf.cast(images, tf.float32) / 255
 
 
-@documented_settings()  # float32, graphs, ..., instead of the user's own settings of Keras
+@pinned_keras_settings()  # float32, graphs, ..., instead of the user's own settings of Keras
 def build_model(network: Network, seed: int) -> Any:
     """Line 1: return a Keras model with its initial weights, a function of network and seed.
 
@@ -934,7 +934,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
     )
 
 
-@documented_settings()
+@pinned_keras_settings()
 def build_process(experiment: Experiment) -> Any:
     """Return TFF's iterative process of the experiment's parts, one step of which is a round."""
     tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators print hundreds of lines
@@ -956,7 +956,7 @@ def find_model(name: str) -> Callable[[], list[Any]]:
     return MODELS[name] if name in MODELS else models.load_own(name)
 
 
-@documented_settings()
+@pinned_keras_settings()
 def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> Network:
     """Return the network for these data. Raises UserError if a user's layers cannot be one."""
     network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
@@ -995,7 +995,7 @@ class Experiment:
     attack: Any
     accountant: privacy.PrivacyAccountant | None  # of a differentially private run
     row_hashes: dict[str, str]  # field -> hash of its row: a resumed run must have the same rows
-    remarks: list[str]  # what the user should know before the run begins
+    notices: list[str]  # what the user should know before the run begins
     parts: Parts | None = None  # FedAvg's, as the flags change them
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
@@ -1169,7 +1169,7 @@ def run_rounds(
             )
             done.append(record)
             yield state, record.public() if accountant else record, evaluation
-            if records.is_over(done, config.run):
+            if records.stops_early(done, config.run):
                 return
 
 
@@ -1178,7 +1178,7 @@ def run_rounds(
 EVALUATION_BATCH = 1000
 
 
-@documented_settings()
+@pinned_keras_settings()
 def build_evaluator(
     network: Network, dataset: Dataset, others: dict[str, Split] | None = None
 ) -> Callable[[Any], Evaluation]:
@@ -1210,7 +1210,7 @@ def build_evaluator(
         losses = np.concatenate([loss for _, loss in results])
         return predictions.astype(split.labels.dtype), losses
 
-    @documented_settings()
+    @pinned_keras_settings()
     def evaluate(weights: Any) -> Evaluation:
         weights.assign_weights_to(model)
         test = dataset.test
@@ -1221,7 +1221,7 @@ def build_evaluator(
             labels=test.labels,
             predictions=predictions,
             num_classes=dataset.num_classes,
-            beside={
+            extra_accuracies={
                 name: float(np.mean(predict(split)[0] == split.labels))
                 for name, split in (others or {}).items()
             },
@@ -1241,7 +1241,7 @@ def check_experiment(experiment: Experiment) -> None:
         experiment.accountant.check_budget()
 
 
-def remarks_on_data(
+def notices_on_data(
     dataset: Dataset,
     partition: Partition,
     accountant: privacy.PrivacyAccountant | None,
@@ -1252,8 +1252,8 @@ def remarks_on_data(
     A private run tells nothing of its data here: that could be about single clients.
     """
     if accountant:
-        return accountant.remarks(rounds)
-    return [*dataset.remarks, *results.partition_remarks(partition, len(dataset.train.labels))]
+        return accountant.notices(rounds)
+    return [*dataset.notices, *results.partition_notices(partition, len(dataset.train.labels))]
 
 
 def build_experiment(
@@ -1303,21 +1303,21 @@ def build_experiment(
         aggregator=rows["aggregator"],
         attack=rows["attack"],
         accountant=accountant,
-        row_hashes=program.hash_rows(rows),
-        remarks=[
-            *program.edited_remarks(),
-            *presets.preset_remarks(config, Config()),
-            *options.unused_remarks(chosen, Config.defaults()),
-            *options.horizon_remarks(config.to_dict()),
-            *results.origin_remarks(config.training.initial_model, dataset),
-            *remarks_on_data(dataset, partition, accountant, config.training.rounds),
+        row_hashes=provenance.hash_rows(rows),
+        notices=[
+            *provenance.edited_notices(),
+            *presets.preset_notices(config, Config()),
+            *options.unused_notices(chosen, Config.defaults()),
+            *options.horizon_notices(config.to_dict()),
+            *results.origin_notices(config.training.initial_model, dataset),
+            *notices_on_data(dataset, partition, accountant, config.training.rounds),
         ],
     )
     check_experiment(experiment)
     return replace(experiment, parts=change_parts(fedavg_parts(experiment), experiment))
 
 
-@documented_settings()
+@pinned_keras_settings()
 def build_saved_model(network: Network, weights: Any) -> Any:
     """Return the Keras model that is saved, with TFF's ModelWeights `weights`.
 
@@ -1360,7 +1360,7 @@ def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tu
     return metrics, folder.finish(metrics, weights, build_model_of, figures, caption)
 
 
-@documented_settings()
+@pinned_keras_settings()
 def save_clients(
     folder: RunFolder, experiment: Experiment, state: Any, record: RoundRecord
 ) -> None:
@@ -1401,14 +1401,14 @@ def print_round(experiment: Experiment, record: RoundRecord, earlier: list[Round
 @command_line.one_at_a_time()
 def run(
     config: Config,
-    how_to_go_on: str = "",
+    resume_hint: str = "",
     *,
     dataset: Dataset | None = None,
     on_round: Callable[[RoundRecord], Any] | None = None,
 ) -> Result:
     """Run one experiment, from data to plots. Ctrl-C keeps the rounds that are done.
 
-    `how_to_go_on` says what continues a run that was stopped; by default it is --resume. `dataset`
+    `resume_hint` says what continues a run that was stopped; by default it is --resume. `dataset`
     is one of `build_dataset`, in place of the configuration's. `on_round` gets the record of each
     new round, once the round is saved. Raises UserError for the user's mistakes, and RunFailed if a
     round cannot be done.
@@ -1422,16 +1422,16 @@ def run(
     before = None  # the state before the last round
     has_new_round = False
     experiment.check()
-    with RunFolder.open(experiment, how_to_go_on, dataset is not None) as folder:
+    with RunFolder.open(experiment, resume_hint, dataset is not None) as folder:
         print_line(f"{caption}\n")
-        for remark in experiment.remarks:
-            warn(remark)
+        for notice in experiment.notices:
+            warn(notice)
         state, earlier_records = folder.load(experiment)
         if earlier_records:
             evaluation = experiment.evaluate(state.global_model_weights)
             result = Result(folder.path, earlier_records, evaluation, state)
         new_rounds = iter(())
-        if records.is_over(earlier_records, config.run):
+        if records.stops_early(earlier_records, config.run):
             print_line(records.describe_end(earlier_records, config.run))
         else:
             new_rounds = run_rounds(experiment, state, folder.log, folder.journal, earlier_records)
@@ -1470,7 +1470,7 @@ def run(
         elif config.run.save_clients:
             save_clients(folder, experiment, before, result.records[-1])
         metrics, paths = save_result(folder, experiment, result)
-        results.print_summary(metrics, paths, folder.seconds, is_one_of_many=bool(how_to_go_on))
+        results.print_summary(metrics, paths, folder.seconds, is_one_of_many=bool(resume_hint))
         if config.run.baselines:
             baselines.run_baselines(experiment, result, folder, build_experiment, build_evaluator)
     return result
@@ -1489,8 +1489,8 @@ def compare(config: Config) -> Path:
         )
     config = config.replace(**options.absolute_paths(config.to_dict()))
     dataset = load_dataset(config.data)
-    for remark in options.unused_remarks(config.to_dict(), Config.defaults()):
-        warn(remark)
+    for notice in options.unused_notices(config.to_dict(), Config.defaults()):
+        warn(notice)
     build = partial(build_experiment, dataset=dataset)
     return comparison.compare(config, captions.compared_caption(config, build), build, run)
 

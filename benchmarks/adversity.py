@@ -43,7 +43,7 @@ def outcome(
     )
     experiment = fl.build_experiment(config)
     *_, (_, record, _) = fl.run_rounds(experiment)
-    success = record.beside.get("attack_success")
+    success = record.extra_accuracies.get("attack_success")
     return 100 * record.test_accuracy, None if success is None else 100 * success
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from harness.program import commit, processor
+from harness.provenance import commit, processor
 
 
 def machine() -> str:

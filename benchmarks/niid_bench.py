@@ -9,7 +9,7 @@ in all.
     python benchmarks/niid_bench.py --rows "fedavg, as Flower's"
 
 Flower's baseline does 50 rounds of 10 local epochs over 10 clients; ours 10 rounds of 3, or what
-BESIDE says: five algorithms with its network (lenet), and one step a round with Adam on the
+EXTRA says: five algorithms with its network (lenet), and one step a round with Adam on the
 server. Flower prints the best of all rounds; results has that and the
 last. A run in runs/niid_bench is read, one that was stopped goes on.
 """
@@ -57,7 +57,7 @@ OURS = "--rounds 10 --local-epochs 3 --batch-size 32"
 TWO_LABELS = "--rounds 50 --local-epochs 1"
 ONE_LABEL = "--rounds 30 --local-epochs 1 --batch-size 600"
 ONE_STEP = "--rounds 100 --local-epochs 1 --batch-size 0"
-BESIDE = {
+EXTRA = {
     **{("two-labels", name): TWO_LABELS for name in ROWS},
     ("two-labels", "scaffold"): f"{TWO_LABELS} --client-lr 0.02",
     **{("one-label", name): ONE_LABEL for name in ROWS},
@@ -159,7 +159,7 @@ def main() -> None:
     rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
     for split in options.splits:
         for name in options.rows:
-            flags = f"{ROWS[name]} {OURS} {BESIDE.get((split, name), '')}".strip()
+            flags = f"{ROWS[name]} {OURS} {EXTRA.get((split, name), '')}".strip()
             folder = f"{split}-{name.replace(',', '').replace(' ', '-')}"
             runs = [
                 once(RUNS / f"{folder}-seed{seed}", f"{split_flags(split)} {flags} --seed {seed}")

@@ -22,8 +22,8 @@ from harness import SCRIPT, stopping
 from harness.fields import ConfigGroup, UserError, choice_lines, hints, render_as_line
 from harness.files import briefly, expand_path, read_bytes, read_json
 from harness.flags import check_flags, find_field, split_off, wants_help
-from harness.options import NEWER, Run, identity
-from harness.program import changed, describe_provenance, read_programs
+from harness.provenance import changed, describe_provenance, read_programs
+from harness.run_options import NEWER, Run, identity
 
 import tqdm
 import tyro

@@ -27,16 +27,15 @@ from harness.files import (
     to_json,
     write_file,
 )
-from harness.options import identity
 from harness.plots import plot_comparison, plot_rounds_to_target
-from harness.program import changed, describe_provenance, program, read_programs
+from harness.provenance import changed, describe_provenance, program, read_programs
 from harness.records import (
     RoundRecord,
     have_one_length,
-    is_over,
     megabytes_so_far,
     read_records,
     rounds_to_target,
+    stops_early,
 )
 from harness.results import (
     Base,
@@ -46,6 +45,7 @@ from harness.results import (
     pluralize,
 )
 from harness.run_folder import default_name, make_folder
+from harness.run_options import identity
 from harness.summary import summarize, to_latex, to_markdown
 from harness.sweep import Row, compared_rows
 
@@ -409,7 +409,7 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
     check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
     records = read_metrics(folder)
     is_done = len(records) == config.training.rounds
-    return records if is_done or is_over(records, config.run) else None
+    return records if is_done or stops_early(records, config.run) else None
 
 
 def read_metrics(folder: Path) -> list[RoundRecord]:

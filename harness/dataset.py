@@ -32,22 +32,22 @@ class Split(NamedTuple):
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split; `name` stands in every plot, `original` says that all bytes are
+    """A training and a test split; `name` stands in every plot, `is_mnist` says that all bytes are
     MNIST's own.
 
     `owners` says whose each training image is, where the data do; `classes` are the labels as they
-    were given, whose places 0..C-1 are ours; `remarks` are what the user should know of how the
+    were given, whose places 0..C-1 are ours; `notices` are what the user should know of how the
     data were read.
     """
 
     name: str
     train: Split
     test: Split
-    original: bool
+    is_mnist: bool
     digest: str  # SHA-256 of the SHA-256 of the four arrays
     owners: np.ndarray | None = None
     classes: tuple[int, ...] = ()
-    remarks: tuple[str, ...] = ()
+    notices: tuple[str, ...] = ()
     places: np.ndarray | None = None  # int64[N] of the training images in the data, if not all are
 
     @property
@@ -66,7 +66,7 @@ class Dataset:
         return float(np.bincount(self.test.labels).max() / len(self.test.labels))
 
 
-def make_dataset(name: str, arrays: Arrays, remarks: Sequence[str] = ()) -> Dataset:
+def make_dataset(name: str, arrays: Arrays, notices: Sequence[str] = ()) -> Dataset:
     """Return the data set of these arrays in our form, identified by the SHA-256 of their bytes."""
     digests = [hashlib.sha256(arrays[key].tobytes()).hexdigest() for key in KEYS]
     if arrays["x_train"].shape[1:] != MNIST_SHAPE:  # the same bytes may be other images
@@ -83,5 +83,5 @@ def make_dataset(name: str, arrays: Arrays, remarks: Sequence[str] = ()) -> Data
         digest,
         arrays.get(OWNERS),
         classes,
-        tuple(remarks),
+        tuple(notices),
     )

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from harness.command_line import warn
 from harness.files import briefly, to_utf_8
 from harness.plots import default_style
-from harness.program import processor
+from harness.provenance import processor
 
 import matplotlib
 from matplotlib.figure import Figure

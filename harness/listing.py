@@ -11,7 +11,7 @@ from typing import Any
 from harness.command_line import print_line, print_version
 from harness.fields import ConfigGroup, UserError
 from harness.files import expand_path, one_line, read_bytes, read_json
-from harness.options import Run
+from harness.run_options import Run
 
 # Fields whose defaults follow from others, and these.
 FOLLOWING = ("client_lr", "server_lr", "lr_horizon")

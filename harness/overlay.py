@@ -11,10 +11,10 @@ from harness.comparison import Finished, find_folder, read_metrics, write_compar
 from harness.fields import ConfigGroup, UserError
 from harness.files import expand_path, one_line, read_json
 from harness.listing import changed_fields
-from harness.options import identity
 from harness.plots import join_parts
 from harness.records import RoundRecord
 from harness.results import pluralize
+from harness.run_options import identity
 from harness.sweep import COMPARABLE, label_of, overlaid_folders
 
 # Fields that name no row: its seeds are together, its data have a name, and it may be cut.

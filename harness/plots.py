@@ -219,21 +219,21 @@ def style_of(number: int) -> dict[str, str]:
 
 
 # Columns of a record beside the test accuracy: what their lines are called.
-BESIDE_LABELS = {
+EXTRA_LABELS = {
     "attack_success": "test images with the trigger, as its target",
     "seen_accuracy": "images that clients trained on",
     "unseen_accuracy": "images of clients never drawn",
 }
 
 
-def draw_beside(axes: Any, records: Sequence[RoundRecord]) -> list[Any]:
+def draw_extra(axes: Any, records: Sequence[RoundRecord]) -> list[Any]:
     """Draw the accuracies on other images than the test set; return their lines."""
     rounds = [record.round for record in records]
     lines = []
-    for number, name in enumerate(records[-1].beside):
-        values = [100 * record.beside.get(name, math.nan) for record in records]
+    for number, name in enumerate(records[-1].extra_accuracies):
+        values = [100 * record.extra_accuracies.get(name, math.nan) for record in records]
         style = style_of(number + 2)
-        lines += axes.plot(rounds, values, **style, ms=4, label=BESIDE_LABELS[name])
+        lines += axes.plot(rounds, values, **style, ms=4, label=EXTRA_LABELS[name])
     return lines
 
 
@@ -255,7 +255,7 @@ def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float
     log_scale(loss_axes)  # a first round may be twenty times the last
     loss_axes.legend(frameon=False, fontsize=9)
     accuracy_axes.set_ylabel("accuracy (%)")
-    lines = draw_beside(accuracy_axes, records)
+    lines = draw_extra(accuracy_axes, records)
     if target:
         label = f"target, {100 * target:.4g}%"
         lines.append(accuracy_axes.axhline(100 * target, color=GREY, lw=1, ls=":", label=label))

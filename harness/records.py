@@ -18,7 +18,7 @@ import sklearn.metrics
 # the flags alone.
 PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon", "clip_norm")
 # Columns of accuracies on other images than the test set: what a round's line calls them.
-BESIDE = {
+EXTRA = {
     "attack_success": "backdoor opens",
     "seen_accuracy": "trained on",
     "unseen_accuracy": "clients unseen",
@@ -45,7 +45,9 @@ class Evaluation:
     labels: np.ndarray  # [N] of an unsigned type, the true ones
     predictions: np.ndarray  # likewise
     num_classes: int
-    beside: dict[str, float] = field(default_factory=dict)  # accuracies on other images, by name
+    extra_accuracies: dict[str, float] = field(
+        default_factory=dict
+    )  # accuracies on other images, by name
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -95,7 +97,9 @@ class RoundRecord:
     clients: list[dict[str, Any]]  # what each reported, by name, with its id as `client`
     measured_bytes_down: int | None = None  # to several hosts; None with one worker here
     measured_bytes_up: int | None = None
-    beside: dict[str, float] = field(default_factory=dict)  # 0..1, of the columns in BESIDE
+    extra_accuracies: dict[str, float] = field(
+        default_factory=dict
+    )  # 0..1, of the columns in EXTRA
     clip_norm: float | None = None  # an adaptive aggregator's after the round, such as dp's
 
     @property
@@ -123,7 +127,7 @@ class RoundRecord:
         for name, value in vars(self).items():
             if name == "train":
                 columns |= {f"train_{metric}": mean for metric, mean in value.items()}
-            elif name == "beside":
+            elif name == "extra_accuracies":
                 columns |= value
             elif name != "clients":
                 columns[name] = value
@@ -196,7 +200,9 @@ class RoundRecord:
             parts.append(f"train loss {self.train['loss']:7.4f}")
         parts.append(f"test loss {self.test_loss:7.4f}")
         parts.append(f"test accuracy {self.test_accuracy:7.2%}")
-        parts += [f"{BESIDE[name]} {accuracy:7.2%}" for name, accuracy in self.beside.items()]
+        parts += [
+            f"{EXTRA[name]} {accuracy:7.2%}" for name, accuracy in self.extra_accuracies.items()
+        ]
         if not math.isnan(self.seconds):
             parts.append(f"{self.seconds:6.2f} s")
         if self.private:
@@ -233,8 +239,8 @@ def read_record(row: dict[str, Any]) -> RoundRecord:
                 column.removeprefix("train_"): read_value(column, row[column], float)
                 for column in metrics
             }
-        elif name == "beside":
-            columns = [column for column in BESIDE if column in row]
+        elif name == "extra_accuracies":
+            columns = [column for column in EXTRA if column in row]
             fields[name] = {column: read_value(column, row[column], float) for column in columns}
         elif name == "clients":
             fields[name] = [read_client(client) for client in row["clients"]]
@@ -245,7 +251,7 @@ def read_record(row: dict[str, Any]) -> RoundRecord:
 
 def check_ranges(record: RoundRecord) -> RoundRecord:
     """Return the record. Raises ValueError for an accuracy outside 0..1, or a count below 0."""
-    shares = {"test_accuracy": record.test_accuracy, **record.beside}
+    shares = {"test_accuracy": record.test_accuracy, **record.extra_accuracies}
     if "accuracy" in record.train:
         shares["train_accuracy"] = record.train["accuracy"]
     for name, value in shares.items():
@@ -295,7 +301,7 @@ def best_record(records: Sequence[RoundRecord]) -> RoundRecord:
     return max(records, key=lambda record: record.test_accuracy)
 
 
-def is_over(records: Sequence[RoundRecord], run: Any) -> bool:
+def stops_early(records: Sequence[RoundRecord], run: Any) -> bool:
     """Return whether a run ends before all its rounds are done; `run` is its group of flags.
 
     It has reached its target accuracy, or has not become better for long enough.
@@ -405,7 +411,7 @@ def make_record(
         train=train,
         test_loss=evaluation.loss,
         test_accuracy=evaluation.accuracy,
-        beside=evaluation.beside,
+        extra_accuracies=evaluation.extra_accuracies,
         num_nonfinite=len(reports) - len(counted),
         clients=reports,
         **figures,

@@ -79,7 +79,7 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
     return content
 
 
-def partition_remarks(partition: Any, num_images: int) -> list[str]:
+def partition_notices(partition: Any, num_images: int) -> list[str]:
     """Return what the user should know of a Partition of so many training images."""
     found = []
     num_clients = len(partition.sizes)
@@ -135,7 +135,7 @@ def describe(
     accuracies = [record.test_accuracy for record in records]
     versions = {"python": platform.python_version(), "tensorflow": tf.__version__}
     return {
-        "original_mnist": dataset.original,
+        "original_mnist": dataset.is_mnist,
         "config": {**experiment.config.to_dict(), "resume": ""},
         "versions": {**versions, "tff": tff.__version__},
         **describe_model(dataset, weights, evaluation),
@@ -167,7 +167,7 @@ def read_origin(model: str) -> dict[str, Any]:
         return {}
 
 
-def origin_remarks(model: str, dataset: Any) -> list[str]:
+def origin_notices(model: str, dataset: Any) -> list[str]:
     """Return what the user should know of a run that begins from a saved model: other classes."""
     classes = read_origin(model).get("classes") if model else None
     if classes in (None, list(dataset.classes)):

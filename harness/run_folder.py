@@ -45,9 +45,8 @@ from harness.files import (
     write_file,
 )
 from harness.listing import changed_fields, show
-from harness.options import identity
 from harness.plots import evaluation_figures
-from harness.program import (
+from harness.provenance import (
     PROGRAMS,
     ROOT,
     describe_program,
@@ -63,6 +62,7 @@ from harness.results import (
     describe_partition,
     print_written,
 )
+from harness.run_options import identity
 
 import numpy as np
 import tensorflow as tf
@@ -76,15 +76,13 @@ NAMED_FIRST = ("dataset", "partition", "algorithm", "model", "seed")  # in each 
 class RunFolder:
     """The files of one run."""
 
-    def __init__(
-        self, path: Path, experiment: Any, how_to_go_on: str = "", on_arrays: bool = False
-    ):
+    def __init__(self, path: Path, experiment: Any, resume_hint: str = "", on_arrays: bool = False):
         """The folder itself says which programs made its rounds so far.
 
         A run `on_arrays` has its data from Python: no command can make it.
         """
         self.path = path
-        self.how_to_go_on = how_to_go_on
+        self.resume_hint = resume_hint
         self.on_arrays = on_arrays
         self.is_private = experiment.accountant is not None
         self.program = describe_program(experiment.row_hashes)
@@ -104,7 +102,7 @@ class RunFolder:
     def what_next(self) -> str:
         """Return how the run goes on, if its folder is still there."""
         if (self.path / "config.json").exists():
-            return self.how_to_go_on
+            return self.resume_hint
         return f"its folder {one_line(str(self.path))} was removed, and nothing of it is left"
 
     @property
@@ -125,11 +123,11 @@ class RunFolder:
     @classmethod
     @contextlib.contextmanager
     def open(
-        cls, experiment: Any, how_to_go_on: str = "", on_arrays: bool = False
+        cls, experiment: Any, resume_hint: str = "", on_arrays: bool = False
     ) -> Iterator[RunFolder]:
         """Hold the run's folder: a new one, or that of the run to resume.
 
-        `how_to_go_on` says how the run goes on if it is stopped; by default it is --resume. Raises
+        `resume_hint` says how the run goes on if it is stopped; by default it is --resume. Raises
         UserError if the folder is of another configuration, program or split, or in use.
         """
         config = experiment.config
@@ -148,14 +146,14 @@ class RunFolder:
             }
             name = config.run.name or default_name(config, experiment.dataset)
             # A comparison's run has a name of its own: another process may be making it.
-            path = make_folder(expand_path(config.run.runs), name, files, bool(how_to_go_on))
-        how_to_go_on = how_to_go_on or how_to_resume(path, on_arrays)
-        text = f"notice: stopped before a new round was done; {how_to_go_on}"
+            path = make_folder(expand_path(config.run.runs), name, files, bool(resume_hint))
+        resume_hint = resume_hint or make_resume_hint(path, on_arrays)
+        text = f"notice: stopped before a new round was done; {resume_hint}"
         with stopping.last_words(text), lock(path, warn):
             # A resumed run may have more rounds now.
             updated = config.replace(resume="", accept_changes=False)
             write_file(path / "config.json", to_json(updated.to_dict()))
-            yield cls(path, experiment, how_to_go_on, on_arrays)
+            yield cls(path, experiment, resume_hint, on_arrays)
 
     def load(self, experiment: Any) -> tuple[Any, list[RoundRecord]]:
         """Return (state, records) of the newest checkpoint that the tables reach.
@@ -438,7 +436,7 @@ class RunFolder:
         }
         if self.on_arrays:
             again = f"fl.run(fl.Config().replace(**{config.changed()}), dataset=dataset)"
-            commands = {"Do it again": again, "Go on": self.how_to_go_on}
+            commands = {"Do it again": again, "Go on": self.resume_hint}
         partition = read_json(self.path / "partition.json")
         page = report.to_html(caption, metrics, partition, pictures, commands)
         write_file(self.path / "report.html", page)
@@ -480,7 +478,7 @@ def default_name(config: Any, dataset: Any) -> str:
     It ends with the fields that are not as by default, such as "-alpha0.1".
     """
     data = config.data.dataset
-    if data == "mnist" and not dataset.original:
+    if data == "mnist" and not dataset.is_mnist:
         stem = Path(config.data.data).stem if config.data.data else "other"
         data = re.sub(r"[^\w.-]+", "-", stem)[:40]
     model = config.training.model.rpartition("/")[2].replace(".py:", "-")  # also of one's own
@@ -521,7 +519,7 @@ def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) ->
             )
 
 
-def how_to_resume(path: Path, on_arrays: bool = False) -> str:
+def make_resume_hint(path: Path, on_arrays: bool = False) -> str:
     """Return the command by which a stopped run goes on; of a run on arrays the call."""
     if on_arrays:
         call = f"fl.run(config.replace(resume={os.fsdecode(path)!r}), dataset=dataset)"

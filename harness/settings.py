@@ -51,7 +51,7 @@ SETTINGS = [
 
 
 @contextlib.contextmanager
-def documented_settings() -> Iterator[None]:
+def pinned_keras_settings() -> Iterator[None]:
     """Compute with these settings inside; a context, or a decorator.
 
     Raises UserError in a process that was forked from one in which TensorFlow has run: its threads

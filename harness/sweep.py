@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from harness.fields import ConfigGroup, UserError, check_value
 from harness.files import expand_path
 from harness.flags import split_off, to_value
-from harness.options import Comparison, Run
+from harness.run_options import Comparison, Run
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
 NEVER = (

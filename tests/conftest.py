@@ -103,7 +103,7 @@ LONG = {
     "test_run_folder.py",
     "test_command_line.py",
     "test_worker.py",
-    "test_program.py",
+    "test_provenance.py",
     "test_comparison.py",
 }
 

@@ -288,8 +288,12 @@ def test_a_backdoor_is_a_white_square_and_its_success_is_counted(federation, dig
     model = fl.build_model(experiment.network, 0)
     model.set_weights(weights_of(state))
     predicted = model(np.where(mask, 255, others) / np.float32(255)).numpy().argmax(axis=1)
-    assert record.beside == {"attack_success": np.mean(predicted == 3)} == evaluation.beside
-    assert f"backdoor opens {record.beside['attack_success']:7.2%}" in record.line(5)
+    assert (
+        record.extra_accuracies
+        == {"attack_success": np.mean(predicted == 3)}
+        == evaluation.extra_accuracies
+    )
+    assert f"backdoor opens {record.extra_accuracies['attack_success']:7.2%}" in record.line(5)
     assert read_record(record.to_json()) == record
     with pytest.raises(
         UserError, match="backdoor_target=12 is no label of these data; choose 0..9"
@@ -318,7 +322,9 @@ def test_clients_that_are_never_drawn_are_evaluated_on(federation, digits):
     ]:
         own = np.concatenate([experiment.partition.indices[client] for client in clients])
         predicted = model(digits.train.images[own] / np.float32(255)).numpy().argmax(axis=1)
-        assert record.beside[name] == pytest.approx(np.mean(predicted == digits.train.labels[own]))
+        assert record.extra_accuracies[name] == pytest.approx(
+            np.mean(predicted == digits.train.labels[own])
+        )
     assert choose_attackers(configure(byzantine=3).adversity, [1, 2, 3], 0).tolist() == [1, 2, 3]
     for flags, message in [
         ("--unseen-clients 0.5 --clients-per-round 6", "of which 5 are never drawn; choose 1..5"),

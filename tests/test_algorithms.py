@@ -359,7 +359,7 @@ def test_a_cosine_falls_over_the_runs_own_rounds_and_keeps_them_when_extended():
     assert np.allclose(rates, [1, 0.5, 0])
     extended = config.replace(rounds=12).effective()
     assert extended.optimization.lr_horizon == 8
-    (remark,) = options.horizon_remarks(extended.to_dict())
-    assert "from round 9 on the rate of the cosine schedule is 0" in remark
-    assert options.horizon_remarks(config.to_dict()) == []
+    (notice,) = options.horizon_notices(extended.to_dict())
+    assert "from round 9 on the rate of the cosine schedule is 0" in notice
+    assert options.horizon_notices(config.to_dict()) == []
     assert configure(rounds=8).effective().optimization.lr_horizon is None

@@ -17,7 +17,7 @@ from runs import configure
 
 
 def test_committed_mnist_is_the_original(mnist):
-    assert mnist.original and mnist.name == "MNIST" and mnist.num_classes == 10
+    assert mnist.is_mnist and mnist.name == "MNIST" and mnist.num_classes == 10
     assert mnist.train.images.shape == (60_000, 28, 28, 1) and mnist.test.images.shape == (
         10_000,
         28,
@@ -44,7 +44,7 @@ def test_committed_mnist_is_the_original(mnist):
 def test_digits_are_scikit_learns_enlarged(digits):
     from sklearn.datasets import load_digits
 
-    assert "not MNIST" in digits.name and not digits.original
+    assert "not MNIST" in digits.name and not digits.is_mnist
     assert len(digits.train.labels) == 1437 and len(digits.test.labels) == 360
     small = {
         (image * 255 / 16).round().astype(np.uint8).tobytes() for image in load_digits().images
@@ -150,7 +150,7 @@ def test_data_is_taken_as_people_have_it(tmp_path, digits, form):
     np.savez(tmp_path / "data.npz", **as_people_have_it(digits)[form])
     dataset = fl.load_dataset(configure(data=str(tmp_path / "data.npz"), data_name="mine").data)
     assert dataset.digest == digits.digest and dataset.name == "mine"
-    assert bool(dataset.remarks) == (form in ("unit", "labelled"))
+    assert bool(dataset.notices) == (form in ("unit", "labelled"))
     assert dataset.classes == tuple(range(1, 11) if form == "labelled" else range(10))
 
 
@@ -228,7 +228,7 @@ def test_validation_images_are_evaluated_on_where_asked(tmp_path):
     arrays = both | {"val_images": a, "val_labels": b[:, None]}
     plain = load_npz(tmp_path / "set.npz", **arrays)
     assert np.array_equal(plain.test.images, u)
-    assert [text for text in plain.remarks if "its 12 validation images are not used" in text]
+    assert [text for text in plain.notices if "its 12 validation images are not used" in text]
     chosen = load_npz(tmp_path / "set.npz", validation=True, **arrays)
     assert np.array_equal(chosen.test.images, a) and np.array_equal(chosen.test.labels, b)
     assert chosen.name == "set, evaluated on its validation images"
@@ -346,9 +346,9 @@ def test_images_in_fractions_bools_and_two_scales(tmp_path, digits):
     u = digits.test.images
     resized = load("resized", x * 0.9, u * 0.9)
     assert resized.train.images.max() == np.round(255 * 0.9)
-    assert "x_train is rounded to 256 grey levels" in resized.remarks[0]
+    assert "x_train is rounded to 256 grey levels" in resized.notices[0]
     unit = load("unit", x / 255 * 0.999, u / 255 * 0.999)
-    assert (unit.train.images == np.round(x * 0.999)).all() and len(unit.remarks) == 3
+    assert (unit.train.images == np.round(x * 0.999)).all() and len(unit.notices) == 3
     strokes = load("bool", x > 127, u > 127)
     assert set(np.unique(strokes.train.images)) == {0, 255}
     with pytest.raises(
@@ -368,8 +368,8 @@ def test_test_images_that_are_training_images_are_counted(tmp_path, digits):
         x_test=shared,
         y_test=np.concatenate([digits.test.labels, y[:7]]),
     )
-    (remark,) = fl.load_dataset(configure(data=str(tmp_path / "leak.npz")).data).remarks
-    assert f"7 of the {len(shared)} test images are training images too" in remark
+    (notice,) = fl.load_dataset(configure(data=str(tmp_path / "leak.npz")).data).notices
+    assert f"7 of the {len(shared)} test images are training images too" in notice
 
 
 def test_a_natural_split_is_the_owners(tmp_path, digits):
@@ -401,7 +401,7 @@ def test_labels_far_apart_take_no_memory(tmp_path, digits):
     far |= {"y_test": digits.test.labels.astype(np.int64) % 2 * 2_000_000_000}
     np.savez(tmp_path / "far.npz", x_train=digits.train.images, x_test=digits.test.images, **far)
     dataset = fl.load_dataset(configure(data=str(tmp_path / "far.npz")).data)
-    assert dataset.classes == (0, 2_000_000_000) and "0..2000000000" in dataset.remarks[0]
+    assert dataset.classes == (0, 2_000_000_000) and "0..2000000000" in dataset.notices[0]
 
 
 def test_a_file_whose_name_is_no_utf_8_is_called_by_what_can_be_shown(tmp_path, digits):

@@ -2,16 +2,16 @@
 
 import federated_learning as fl
 from harness.fields import UserError
-from harness.options import identity
-from variants.options import unused_remarks
+from harness.run_options import identity
+from variants.options import unused_notices
 
 import pytest
 from runs import configure
 
 
-def remarks_of(config):
-    """The remarks on flags without effect."""
-    return unused_remarks(config.to_dict(), fl.Config.defaults())
+def notices_of(config):
+    """The notices on flags without effect."""
+    return unused_notices(config.to_dict(), fl.Config.defaults())
 
 
 WRONG = [
@@ -158,14 +158,14 @@ def test_a_flag_without_effect_is_told_and_is_no_part_of_what_a_run_is(field):
     value = VALUES.get(field, 0.25)
     assert identity(without.replace(**{field: value})) == identity(without)
     assert identity(used.replace(**{field: value})) != identity(used)
-    (remark,) = remarks_of(without.replace(**{field: value}))
-    assert remark.startswith(f"{field}={value} has no effect here: it needs --")
-    assert remarks_of(used.replace(**{field: value})) == []
+    (notice,) = notices_of(without.replace(**{field: value}))
+    assert notice.startswith(f"{field}={value} has no effect here: it needs --")
+    assert notices_of(used.replace(**{field: value})) == []
 
 
 def test_a_flag_that_one_of_the_rows_compared_uses_has_an_effect():
     config = configure(compare="fedavg,fedprox", prox_mu=0.1)
-    assert remarks_of(config) == []
+    assert notices_of(config) == []
     plain, own = (config.effective(algorithm=name, compare="") for name in ("fedavg", "fedprox"))
     assert identity(plain) == identity(configure()) and own.optimization.prox_mu == 0.1
     private = configure(compare="mean,dp", noise_multiplier=0.3)

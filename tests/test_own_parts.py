@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import federated_learning as fl
 from harness import SCRIPT, command_line
 from harness.fields import UserError
-from harness.program import ROOT, hash_rows
+from harness.provenance import ROOT, hash_rows
 from variants import models
 
 import numpy as np
@@ -242,7 +242,7 @@ def test_a_model_file_does_not_end_the_script_in_silence(tmp_path, text):
     assert MODEL_FILES[text] in done.stderr and done.stderr.count("\n") == 1, done.stderr
 
 
-BESIDE = """
+EXTRA = """
 from __future__ import annotations
 import argparse
 import sys
@@ -268,7 +268,7 @@ def build():
 def test_a_model_file_is_loaded_as_an_import_would(tmp_path, digits, monkeypatch):
     """With dataclasses whose annotations are texts, a module beside it, and argparse at its top."""
     monkeypatch.setattr(sys, "path", list(sys.path))
-    (tmp_path / "net.py").write_text(BESIDE)
+    (tmp_path / "net.py").write_text(EXTRA)
     (tmp_path / "helper.py").write_text("UNITS = 7\n")
     config = configure(dataset="digits", model=f"{tmp_path / 'net.py'}:build")
     shapes = [weight.shape for weight in fl.build_experiment(config, digits).initial_weights]

@@ -6,8 +6,8 @@ from functools import partial
 
 import federated_learning as fl
 from harness import captions, figure_files, plots
-from harness.options import NEWER, identity
 from harness.records import RoundRecord
+from harness.run_options import NEWER, identity
 
 import numpy as np
 import pytest

@@ -1,13 +1,13 @@
 """Presets are flags: each parses, those beside it win, and a resumed run keeps its own."""
 
 import federated_learning as fl
-from variants.presets import PRESETS, insert_preset_flags, preset_remarks
+from variants.presets import PRESETS, insert_preset_flags, preset_notices
 
 import pytest
 
 
-def remarks_of(config):
-    return preset_remarks(config, fl.Config())
+def notices_of(config):
+    return preset_notices(config, fl.Config())
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS.keys() - {"none"}))
@@ -24,15 +24,15 @@ def test_a_run_says_where_its_experiment_stands():
     """And what is not as there: flags beside the preset, or all of them where the constructor got
     its name alone."""
     there = "preset mcmahan-2nn-iid: McMahan et al. 2017, table 1: 87 rounds"
-    assert remarks_of(fl.Config()) == []
-    assert remarks_of(fl.parse("--preset mcmahan-2nn-iid --seed 4 --name a")) == [there]
+    assert notices_of(fl.Config()) == []
+    assert notices_of(fl.parse("--preset mcmahan-2nn-iid --seed 4 --name a")) == [there]
     changed = fl.parse("--preset mcmahan-2nn-iid --rounds 5 --algorithm scaffold")
-    assert remarks_of(changed) == [
+    assert notices_of(changed) == [
         f"{there}. Differs from the preset: rounds 5 (preset 1500), algorithm scaffold (preset "
         "fedavg)"
     ]
-    (remark,) = remarks_of(fl.Config(preset="mcmahan-2nn-iid"))
-    assert "num_clients 10 (preset 100)" in remark and "local_epochs 3 (preset 1)" in remark
+    (notice,) = notices_of(fl.Config(preset="mcmahan-2nn-iid"))
+    assert "num_clients 10 (preset 100)" in notice and "local_epochs 3 (preset 1)" in notice
 
 
 # section 3: K = 100, C = 0.1, B = 10
@@ -129,8 +129,8 @@ def test_a_preset_is_what_its_source_says(name):
 
 
 def test_reddis_presets_say_how_they_differ():
-    (remark,) = remarks_of(fl.parse("--preset reddi-fedadam"))
-    assert "1,500 rounds" in remark and "correct the bias" in remark
+    (notice,) = notices_of(fl.parse("--preset reddi-fedadam"))
+    assert "1,500 rounds" in notice and "correct the bias" in notice
 
 
 def test_flags_of_a_resumed_run_are_its_own():

@@ -13,7 +13,7 @@ from harness.command_line import read_saved
 from harness.engine.worker import LocalWorker
 from harness.fields import UserError
 from harness.files import to_json
-from harness.program import describe_program
+from harness.provenance import describe_program
 from harness.records import PUBLIC, RoundRecord
 from variants import privacy
 from variants.sampling import draw_cohort
@@ -409,7 +409,7 @@ def test_a_target_epsilon_is_kept_by_the_least_noise():
     assert accountant_of(secret.replace(noise_multiplier=0.8 * z)).epsilon(range(1, 5)) < 4
     built = fl.build_experiment(config.replace(dataset="digits", model="mlp"))
     assert built.config.privacy.noise_multiplier == z
-    assert f"noise_multiplier={z:g}, for target_epsilon=4" in built.remarks[-1]
+    assert f"noise_multiplier={z:g}, for target_epsilon=4" in built.notices[-1]
     with pytest.raises(UserError, match="noise_multiplier=0.5 beside target_epsilon=4"):
         fl.parse(f"{flags} --target-epsilon 4 --noise-multiplier 0.5")
     other = config.replace(noise_multiplier=3)

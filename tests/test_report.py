@@ -7,7 +7,7 @@ import shlex
 
 import federated_learning as fl
 from harness import report
-from harness.options import identity
+from harness.run_options import identity
 
 import numpy as np
 import pytest

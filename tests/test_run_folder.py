@@ -24,7 +24,7 @@ from harness import files, run_folder
 from harness.command_line import read_saved
 from harness.fields import UserError
 from harness.files import lock, to_json
-from harness.program import describe_program
+from harness.provenance import describe_program
 from harness.results import weights_sha256
 from harness.run_folder import CHECKPOINTS_KEPT, RunFolder, default_name
 from harness.shards import FOOTER_BYTES, fingerprint

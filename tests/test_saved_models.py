@@ -9,7 +9,7 @@ import sys
 import federated_learning as fl
 from harness import layers
 from harness.fields import UserError
-from harness.records import is_over
+from harness.records import stops_early
 from harness.results import weights_sha256
 
 import numpy as np
@@ -79,7 +79,7 @@ def test_the_best_model_is_the_same_after_a_resume(kept, tmp_path, lost):
 def test_a_run_ends_when_it_has_not_become_better_for_long_enough():
     def over(accuracies, stop_after, target=0.0):
         records = [make_record(value, number) for number, value in enumerate(accuracies, 1)]
-        return is_over(records, configure(stop_after=stop_after, target_accuracy=target).run)
+        return stops_early(records, configure(stop_after=stop_after, target_accuracy=target).run)
 
     assert not over([0.5, 0.4, 0.5], 0) and not over([], 1)
     assert over([0.5, 0.4, 0.5], 2) and not over([0.5, 0.4], 2)  # an equal one is not better
@@ -95,11 +95,11 @@ def test_a_model_that_was_saved_is_begun_from(kept, tmp_path, monkeypatch, digit
     assert "from global_model.keras" in fl.captions.caption(begun)
     plain = fl.build_experiment(configure(**FLAGS), digits)
     assert begun.row_hashes != plain.row_hashes  # another file is another run
-    assert not any("initial_model" in remark for remark in begun.remarks)
+    assert not any("initial_model" in notice for notice in begun.notices)
     arrays = {"x": digits.train.images, "y": digits.train.labels.astype(int) + 5}
     shifted = fl.build_dataset(arrays["x"], arrays["y"], arrays["x"][:50], arrays["y"][:50])
     other = fl.build_experiment(configure(**FLAGS, initial_model=str(path)), shifted)
-    assert any("was trained on the labels [0, 1" in remark for remark in other.remarks)
+    assert any("was trained on the labels [0, 1" in notice for notice in other.notices)
     (tmp_path / "text.keras").write_text("no model")
     for name, flags, message in [
         (path, {"model": "2nn"}, "has weights of shapes"),

@@ -6,7 +6,7 @@ import os
 import re
 
 import federated_learning as fl
-from harness.settings import SETTINGS, documented_settings
+from harness.settings import SETTINGS, pinned_keras_settings
 
 import pytest
 import tensorflow as tf
@@ -92,7 +92,7 @@ def test_settings_are_back_after_an_error():
     before = [setting.read() for setting in SETTINGS]
     tf.keras.backend.set_floatx("float16")
     try:
-        with pytest.raises(ZeroDivisionError), documented_settings():
+        with pytest.raises(ZeroDivisionError), pinned_keras_settings():
             assert [setting.read() for setting in SETTINGS][0] == "float32"
             fl.build_model(network("mlp"), 0)
             raise ZeroDivisionError

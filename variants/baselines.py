@@ -25,7 +25,7 @@ from harness.engine.ssh import HERE
 from harness.engine.worker import LocalWorker
 from harness.fields import UserError
 from harness.files import append, csv_table, json_line, read_bytes, write_file
-from harness.program import digest, program
+from harness.provenance import digest, program
 from harness.records import MOST_IN_MATRIX
 from harness.results import pluralize, print_written
 from variants import options

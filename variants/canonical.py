@@ -23,11 +23,11 @@ DARKEST = 32  # images in fractions whose highest is below it are in no usual sc
 
 
 class Scale(NamedTuple):
-    """Images x become (x + offset) * factor, in 0..255; `remark` says it where it changes them."""
+    """Images x become (x + offset) * factor, in 0..255; `notice` says it where it changes them."""
 
     offset: float
     factor: float
-    remark: str
+    notice: str
 
 
 SCALES = {
@@ -59,12 +59,12 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
             f"{source}: x_train has images of {shapes['train']}, but x_test of {shapes['test']}; "
             "give both in one shape"
         )
-    grey_levels, remarks = to_grey_levels(images, source)
-    places, classes, label_remarks = to_places(labels, source)
-    remarks += label_remarks
+    grey_levels, notices = to_grey_levels(images, source)
+    places, classes, label_notices = to_places(labels, source)
+    notices += label_notices
     leaked = count_shared(grey_levels["train"], grey_levels["test"])
     if leaked:
-        remarks.append(
+        notices.append(
             f"{source}: {leaked:,} of the {len(grey_levels['test']):,} test images are training "
             "images too; the test accuracy says too much of new ones"
         )
@@ -78,7 +78,7 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
                 f"{source}: {OWNERS} is {raw[OWNERS].dtype}{raw[OWNERS].shape}; it must be {wanted}"
             )
         arrays[OWNERS] = raw[OWNERS]
-    return arrays, remarks
+    return arrays, notices
 
 
 def to_images(array: np.ndarray, labels_shape: tuple[int, ...], source: str) -> np.ndarray:
@@ -123,7 +123,7 @@ def to_grey_levels(images: Arrays, source: str) -> tuple[Arrays, list[str]]:
         ranges = [f"x_{part} in {array.min():g}..{array.max():g}" for part, array in images.items()]
         raise UserError(f"{source}: {' but '.join(ranges)}; give both in one scale")
     scale = SCALES[names["train"]]
-    remarks = [f"{source}: {scale.remark}"] if scale.remark else []
+    notices = [f"{source}: {scale.notice}"] if scale.notice else []
     rounded = {}
     for part, array in images.items():
         if array.dtype == np.uint8 and scale.factor == 1:
@@ -137,8 +137,8 @@ def to_grey_levels(images: Arrays, source: str) -> tuple[Arrays, list[str]]:
                     f"{source}: x_{part} is {array.dtype} in 0..{exact.max():g}, which rounding to "
                     "grey levels would spoil; scale it to 0..1 or 0..255"
                 )
-            remarks.append(f"{source}: x_{part} is rounded to 256 grey levels")
-    return rounded, remarks
+            notices.append(f"{source}: x_{part} is rounded to 256 grey levels")
+    return rounded, notices
 
 
 def name_scale(images: np.ndarray) -> str:
@@ -149,7 +149,7 @@ def name_scale(images: np.ndarray) -> str:
 
 
 def to_places(labels: Arrays, source: str) -> tuple[Arrays, np.ndarray, list[str]]:
-    """Return labels as their places 0, 1, ... among the training labels, these, and a remark."""
+    """Return labels as their places 0, 1, ... among the training labels, these, and a notice."""
     classes = np.unique(labels["train"])
     strange = np.setdiff1d(labels["test"], classes)
     if len(strange):
@@ -165,17 +165,17 @@ def to_places(labels: Arrays, source: str) -> tuple[Arrays, np.ndarray, list[str
         raise UserError(
             f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}"
         )
-    remarks = []
+    notices = []
     if classes[0] != 0 or classes[-1] != len(classes) - 1:
         span = f"{classes[0]}..{classes[-1]}"
-        remarks.append(
+        notices.append(
             f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}"
         )
     smallest = np.min_scalar_type(len(classes) - 1)
     places = {
         part: np.searchsorted(classes, array).astype(smallest) for part, array in labels.items()
     }
-    return places, classes, remarks
+    return places, classes, notices
 
 
 def count_shared(train: np.ndarray, test: np.ndarray) -> int:
@@ -206,7 +206,7 @@ def to_labels(array: np.ndarray, source: str) -> np.ndarray:
     return array.astype(np.int64)
 
 
-def brightness_remarks(images: np.ndarray) -> list[str]:
+def brightness_notices(images: np.ndarray) -> list[str]:
     """Return what is unusual about training images uint8[n,H,W,C]; colours may be bright."""
     highest = int(images.max())
     if highest < HALF:

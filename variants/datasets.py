@@ -18,7 +18,7 @@ from harness.dataset import KEYS, OWNERS, Arrays, Dataset, make_dataset
 from harness.fields import UserError
 from harness.files import expand_path, one_line, read_bytes, to_utf_8
 from variants import idx
-from variants.canonical import brightness_remarks, to_canonical_arrays
+from variants.canonical import brightness_notices, to_canonical_arrays
 
 import numpy as np
 import sklearn.datasets
@@ -40,8 +40,8 @@ def build_dataset(
     UserError for others.
     """
     given = dict(zip(KEYS, map(np.asarray, (x_train, y_train, x_test, y_test)), strict=True))
-    arrays, remarks = to_canonical_arrays(given, name)
-    return make_dataset(one_line(name), arrays, [*remarks, *brightness_remarks(arrays["x_train"])])
+    arrays, notices = to_canonical_arrays(given, name)
+    return make_dataset(one_line(name), arrays, [*notices, *brightness_notices(arrays["x_train"])])
 
 
 def load_digits() -> Dataset:
@@ -74,9 +74,9 @@ def load_files(file: str, name: str, transpose: bool, validation: bool) -> Datas
                 "or hold out training images with --holdout 5000"
             )
         raw |= {"x_test": raw["x_val"], "y_test": raw["y_val"]}
-    arrays, remarks = to_canonical_arrays(raw, source)
+    arrays, notices = to_canonical_arrays(raw, source)
     if num_unused:
-        remarks.append(
+        notices.append(
             f"{source}: its {num_unused:,} validation images are not used; --validation evaluates "
             "on them in place of the test set, for choosing hyper-parameters"
         )
@@ -90,9 +90,9 @@ def load_files(file: str, name: str, transpose: bool, validation: bool) -> Datas
         name_in_use += " (not the original MNIST)"
     if validation:
         name_in_use += ", evaluated on its validation images"
-    remarks += brightness_remarks(arrays["x_train"])
-    dataset = make_dataset(name_in_use, arrays, remarks)
-    return make_dataset("MNIST", arrays) if dataset.original and not name else dataset
+    notices += brightness_notices(arrays["x_train"])
+    dataset = make_dataset(name_in_use, arrays, notices)
+    return make_dataset("MNIST", arrays) if dataset.is_mnist and not name else dataset
 
 
 def check_test_set(data: Any) -> None:
@@ -129,7 +129,7 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     if dataset.owners is not None:
         arrays[OWNERS] = dataset.owners[train]
     name = f"{dataset.name}, evaluated on {count:,} training images held out"
-    return replace(make_dataset(name, arrays, dataset.remarks), places=train)
+    return replace(make_dataset(name, arrays, dataset.notices), places=train)
 
 
 def read_npz(path: Path) -> Arrays:

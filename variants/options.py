@@ -496,13 +496,13 @@ def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, st
     return unused
 
 
-def unused_remarks(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
-    """Return a remark on each flag that has no effect."""
+def unused_notices(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
+    """Return a notice on each flag that has no effect."""
     unused = [
         f"{field}={chosen[field]} has no effect here: it needs {needed}"
         for field, needed in find_unused(chosen, default).items()
     ]
-    return [*unused, *remarks_on_steps(chosen, default)]
+    return [*unused, *notices_on_steps(chosen, default)]
 
 
 def default_client_lr(chosen: dict[str, Any]) -> float:
@@ -525,8 +525,8 @@ def has_cosine(chosen: dict[str, Any]) -> bool:
     return "cosine" in (chosen["client_schedule"], chosen["server_schedule"])
 
 
-def remarks_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
-    """Return a remark on local epochs that local steps stand in place of."""
+def notices_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
+    """Return a notice on local epochs that local steps stand in place of."""
     if chosen["local_steps"] and chosen["local_epochs"] != default["local_epochs"]:
         return [
             f"local_epochs={chosen['local_epochs']} has no effect here: local_steps="
@@ -535,8 +535,8 @@ def remarks_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[st
     return []
 
 
-def horizon_remarks(chosen: dict[str, Any]) -> list[str]:
-    """Return a remark on rates that are 0, such as in rounds behind the end of a cosine."""
+def horizon_notices(chosen: dict[str, Any]) -> list[str]:
+    """Return a notice on rates that are 0, such as in rounds behind the end of a cosine."""
     for field in ("client_lr", "server_lr"):
         if chosen[field] == 0:
             return [f"{field}=0: nothing is learned"]

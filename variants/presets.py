@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from harness.command_line import print_line
 from harness.flags import split_off, wants_help
-from harness.options import identity
+from harness.run_options import identity
 
 
 class Preset(NamedTuple):
@@ -127,10 +127,10 @@ PRESETS: dict[str, Preset] = {
 }
 
 
-def preset_remarks(config: Any, default: Any) -> list[str]:
+def preset_notices(config: Any, default: Any) -> list[str]:
     """Return where a preset's experiment is published, and what is not as it is there.
 
-    `default` is the configuration without flags. Without a preset there is no remark.
+    `default` is the configuration without flags. Without a preset there is no notice.
     """
     name = config.preset
     if name == "none":
@@ -144,8 +144,8 @@ def preset_remarks(config: Any, default: Any) -> list[str]:
         if here[field] != there[field]
     ]
     preset = PRESETS[name]
-    remark = ": ".join(filter(None, [f"preset {name}", preset.help, preset.note]))
-    return [f"{remark}. Differs from the preset: {', '.join(changed)}" if changed else remark]
+    notice = ": ".join(filter(None, [f"preset {name}", preset.help, preset.note]))
+    return [f"{notice}. Differs from the preset: {', '.join(changed)}" if changed else notice]
 
 
 def preset_fields(name: Any, parse: Callable[[Sequence[str]], Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ class PrivacyAccountant:
         cohorts = "public cohorts, no amplification" if self.cohorts else "cohorts secret"
         return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, {cohorts}, Rényi accounting"
 
-    def remarks(self, rounds: int) -> list[str]:
+    def notices(self, rounds: int) -> list[str]:
         """Return what the user should know, before they are done, of the epsilon of `rounds`."""
         if self.privacy.epsilon_budget:
             return []

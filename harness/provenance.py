@@ -1,4 +1,4 @@
-"""What made a run's numbers: the program's source, versions of packages, commit, processor.
+"""Provenance: the source, package versions, commit and processor that made a run's numbers.
 
 Flags say what a run is only as long as the program is the same. So a run's folder has
 program.json, the list of the programs that made its rounds. A run that another program began is not
@@ -136,8 +136,8 @@ def file_hash(name: str) -> str:
     return program()["files"][name]
 
 
-def edited_remarks() -> list[str]:
-    """Return a remark on files that were edited after they were loaded."""
+def edited_notices() -> list[str]:
+    """Return a notice on files that were edited after they were loaded."""
     names = edited()
     if not names:
         return []

@@ -9,7 +9,7 @@ import subprocess
 import sys
 
 import federated_learning as fl
-from harness import layers, program
+from harness import layers, provenance
 from harness.fields import UserError
 from variants.aggregators import Aggregator
 
@@ -33,11 +33,11 @@ TINY = "--dataset digits --model mlp --rounds 2 --local-epochs 1 --num-clients 4
     ],
 )
 def test_a_source_is_what_it_does(before, after, same):
-    assert (program.hash_source(before) == program.hash_source(after)) == same
+    assert (provenance.hash_source(before) == provenance.hash_source(after)) == same
 
 
 def test_every_file_that_numbers_follow_from_is_looked_at():
-    names = set(program.program()["files"])
+    names = set(provenance.program()["files"])
     assert {
         "federated_learning.py",
         "harness/engine/worker.py",
@@ -45,7 +45,7 @@ def test_every_file_that_numbers_follow_from_is_looked_at():
         "harness/engine/supervisor.py",
     } <= names
     assert {f"variants/{path.name}" for path in (ROOT / "variants").glob("*.py")} <= names
-    assert set(program.program()["versions"]) == {
+    assert set(provenance.program()["versions"]) == {
         "numpy",
         "scipy",
         "tensorflow",
@@ -70,7 +70,7 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
             "client_optimizer": fl.CLIENT_OPTIMIZERS["sgd"],
             "aggregator": fl.AGGREGATORS["mean"],
         }
-        return program.hash_rows(rows_in_use | changed)
+        return provenance.hash_rows(rows_in_use | changed)
 
     usual = rows()
     experiment = fl.build_experiment(configure(dataset="digits", model="mlp"))
@@ -94,18 +94,20 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
 def test_a_file_edited_after_loading_is_neither_program(monkeypatch):
     """As in a notebook that goes on, or loads it again: whatever it then runs, no earlier run is
     taken for it."""
-    before = program.program()["files"]
+    before = provenance.program()["files"]
     name = "variants/options.py"
-    edited = program.SOURCES[name].replace(b"client_lr: float = 0.2 ", b"client_lr: float = 0.3 ")
-    now = {**program.SOURCES, name: edited}
-    assert program.edited_remarks() == [] and now[name] != program.SOURCES[name]
-    monkeypatch.setattr(program, "read_sources", lambda: now)
-    after = program.program()["files"]
+    edited = provenance.SOURCES[name].replace(
+        b"client_lr: float = 0.2 ", b"client_lr: float = 0.3 "
+    )
+    now = {**provenance.SOURCES, name: edited}
+    assert provenance.edited_notices() == [] and now[name] != provenance.SOURCES[name]
+    monkeypatch.setattr(provenance, "read_sources", lambda: now)
+    after = provenance.program()["files"]
     assert [file for file in before if before[file] != after[file]] == [name]
-    assert after[name] != program.hash_source(now[name])
-    assert f"{name} changed on the disk after loading" in program.edited_remarks()[0]
-    monkeypatch.setattr(program, "read_sources", lambda: {**now, name: b"def ("})
-    assert program.program()["files"][name] not in (before[name], after[name])
+    assert after[name] != provenance.hash_source(now[name])
+    assert f"{name} changed on the disk after loading" in provenance.edited_notices()[0]
+    monkeypatch.setattr(provenance, "read_sources", lambda: {**now, name: b"def ("})
+    assert provenance.program()["files"][name] not in (before[name], after[name])
 
 
 @pytest.fixture
@@ -154,7 +156,7 @@ def test_a_comment_makes_no_other_program(copy):
     folder, call = copy
     first = accuracies(call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1"))
     script = folder / "variants" / "models.py"
-    script.write_text(script.read_text() + "\n# a remark\n")
+    script.write_text(script.read_text() + "\n# a notice\n")
     again = call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1")
     assert again.stdout.count("is there already") == 2 and accuracies(again) == first
 
@@ -186,4 +188,4 @@ def test_what_program_json_must_hold(tmp_path):
     for content in ("[]", "{}", '{"programs": []}', '{"programs": [{"files": 3}]}'):
         (tmp_path / "program.json").write_text(content)
         with pytest.raises(UserError):
-            program.read_programs(tmp_path)
+            provenance.read_programs(tmp_path)
