@@ -18,14 +18,14 @@ Federated averaging [1, Algorithm 1], and the function that does each line:
     1  w <- initial weights                                     # build_model
     2  for round t = 1, 2, ...:                                 # run_rounds
     3      S <- clients_per_round of the num_clients clients    # sample_clients
-    4      for each client k in S, on its own shard:            # sum_updates
+    4      for each client k in S, on its own shard:            # average_updates
     5          w_k <- w after local_epochs of SGD on batches    # build_local_training
-    6      w <- sum over k in S of (n_k / n) w_k                # sum_updates and fedavg_round
+    6      w <- sum over k in S of (n_k / n) w_k                # average_updates and fedavg_round
 
 TFF's worker, a process of its own, trains. It gets client ids and weights, and reads the shards, a
 file for each client, itself. Letters in comments and docstrings: K clients, m of them in a round;
 n_k examples on client k, n on all clients in S; g clients in a chunk (see make_chunks); C labels;
-d parameters of the model.
+d parameters of the model; r figures that a client reports (ClientMetrics).
 
     python federated_learning.py                                  # 10 clients, 5 rounds
     python federated_learning.py --partition shards --rounds 50   # McMahan's non-IID split
@@ -65,7 +65,7 @@ import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -561,7 +561,7 @@ class ClientMetrics(NamedTuple):
 class ClientOutput(NamedTuple):
     """What a client sends to the server."""
 
-    update: Any  # w - w_k, as the weights are; a variant may send another structure
+    update: Any  # w - w_k, as the weights are, which the server subtracts from w
     weight: Any  # float32, n_k
     metrics: ClientMetrics
     message: Any  # float32[d] of a stateful algorithm; FedAvg's is float32[0]
@@ -634,7 +634,8 @@ def build_local_training(
         optimizer_state = begin(weights, task.hparams)
         loss_sum = 0.0
         num_correct = 0.0
-        for epoch in tf.range(-(-task.num_examples // size)):  # rounded up: the last may be cut
+        # local_epochs of them; of local_steps, or a straggler's, the last one may be cut
+        for epoch in tf.range(-(-task.num_examples // size)):
             epoch_key = fold_in(task.key, tf.cast(epoch, tf.int64))
             shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
             order = shuffled[: task.num_examples - epoch * size]
@@ -756,7 +757,7 @@ def make_chunks(clients: Sequence[int], sizes: np.ndarray, most: int | None) -> 
     return [np.array(sorted(chunk), np.int64) for chunk in chunks]
 
 
-class Chunk(NamedTuple):
+class ChunkOutput(NamedTuple):
     """What a chunk of g clients sends to the server."""
 
     update: Any  # the mean of the clients' updates by their weights
@@ -770,8 +771,8 @@ def add_weighted(update_sum: Any, update: Any, weight: Any) -> Any:
     return tf.nest.map_structure(lambda s, u: s + weight * u, update_sum, update)
 
 
-def sum_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any], Chunk]:
-    """Return train_chunk(broadcast, clients int64[g]) -> Chunk.
+def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any], ChunkOutput]:
+    """Return train_chunk(broadcast, clients int64[g]) -> ChunkOutputOutput.
 
     Updates are added as they come: what the worker holds of them does not grow with the number of
     clients.
@@ -793,7 +794,7 @@ def sum_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any], Ch
             messages = messages.write(place, output.message)
         # line 6, within the chunk
         mean = tf.nest.map_structure(lambda s: tf.math.divide_no_nan(s, weight_sum), update_sum)
-        return Chunk(mean, weight_sum, metrics.stack(), messages.stack())
+        return ChunkOutput(mean, weight_sum, metrics.stack(), messages.stack())
 
     return train_chunk
 
@@ -806,20 +807,21 @@ class Parts(NamedTuple):
     """
 
     sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
-    find_reporting: Callable[[list[int], int], list[int]]  # (these, round) -> those that report
     client_optimizer: Any  # TFF's
     build_client_update: Callable[[Any], Callable]  # client optimizer -> client_update
-    update_spec: Any  # tf.TensorSpecs of ClientOutput.update
+    collect: Callable  # (client, parts) -> train_chunk(broadcast, clients) -> ChunkOutput
+    num_chunks: int | None  # see make_chunks
+    num_metrics: int  # of ClientMetrics, r
+    aggregator: Any  # TFF's weighted factory, for the chunks' updates
+    server_optimizer: Any  # TFF's
+    build_round: Callable[[Any], Any]  # RoundSteps -> next_round
+    # What variants add; in FedAvg everyone reports, and the rest is empty.
+    find_reporting: Callable[[list[int], int], list[int]]  # (clients, round) -> those that report
+    update_spec: Any  # tf.TensorSpecs of ClientOutput.update, by default the weights'
+    memory: Any  # that a stateful algorithm keeps at the server
     message_size: int  # of ClientOutput.message
     message_bytes: int  # that a client gets, and sends, beside weights and update
     extra_evaluations: dict[str, Callable[[], Split]]  # column -> images, beside the test set
-    collect: Callable  # (client, parts) -> train_chunk(broadcast, clients) -> Chunk
-    num_chunks: int | None  # see make_chunks
-    num_metrics: int  # of ClientMetrics
-    aggregator: Any  # TFF's weighted factory, for the chunks' updates
-    server_optimizer: Any  # TFF's
-    memory: Any  # that a stateful algorithm keeps at the server; None in FedAvg
-    build_round: Callable[[Any, Any], Any]  # (RoundSteps, ClientMetrics) -> next_round
 
 
 class ServerProgress(NamedTuple):
@@ -834,9 +836,10 @@ class RoundSteps(NamedTuple):
 
     initialize: Any  # -> TFF's LearningAlgorithmState, at SERVER
     begin_round: Any  # ServerProgress -> that of the next round
-    train: Any  # (weights, ServerProgress, clients int64[g]) -> Chunk
+    train: Any  # (weights, ServerProgress, clients int64[g]) -> ChunkOutputOutput
     aggregate: Any  # TFF's AggregationProcess, of the chunks' updates
     finalize: Any  # TFF's FinalizerProcess: the server optimizer's step
+    metrics_type: type  # ClientMetrics, whose fields are the columns of a chunk's metrics
 
 
 def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
@@ -863,7 +866,7 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     @tff.tensorflow.computation(weights_type, progress_type, tff.TensorType(np.int64, [None]))
     def train(weights, progress, clients):
         broadcast = Broadcast(tuple(weights.trainable), progress.round, progress.memory)
-        return Chunk(*train_chunk(broadcast, clients))
+        return ChunkOutput(*train_chunk(broadcast, clients))
 
     chunk_type = train.type_signature.result
     aggregate = parts.aggregator.create(chunk_type.update, chunk_type.weight)
@@ -878,14 +881,14 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
         state = State(weights, (), progress, aggregate.initialize(), finalize.initialize())
         return tff.federated_zip(state)
 
-    return RoundSteps(initialize, begin_round, train, aggregate, finalize)
+    return RoundSteps(initialize, begin_round, train, aggregate, finalize, ClientMetrics)
 
 
 State = tff.learning.templates.LearningAlgorithmState
 CHUNKS_TYPE = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
 
 
-def fedavg_round(steps: RoundSteps, metrics_type: type) -> Any:
+def fedavg_round(steps: RoundSteps) -> Any:
     """Return next_round(state, chunks) -> (state, measurements, client metrics float32[m,r]).
 
     `chunks` are those of `make_chunks`. `state` is TFF's LearningAlgorithmState: the weights,
@@ -916,21 +919,21 @@ def fedavg_parts(experiment: Experiment) -> Parts:
     training = experiment.config.training
     return Parts(
         sample_clients=partial(sample_clients, experiment.config),
-        find_reporting=everyone,
         client_optimizer=tff.learning.optimizers.build_sgdm(training.client_lr),
         build_client_update=partial(fedavg_client, experiment.network, training.batch_size),
-        update_spec=tuple(tf.TensorSpec(w.shape) for w in experiment.initial_weights),
-        message_size=0,
-        message_bytes=0,
-        extra_evaluations={},
-        collect=sum_updates,
+        collect=average_updates,
         num_chunks=NUM_CHUNKS,
         num_metrics=len(ClientMetrics._fields),
         # The server subtracts the mean from w: w - sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k.
         aggregator=tff.aggregators.MeanFactory(no_nan_division=True),
         server_optimizer=tff.learning.optimizers.build_sgdm(training.server_lr),
-        memory=None,
         build_round=fedavg_round,
+        find_reporting=everyone,
+        update_spec=tuple(tf.TensorSpec(w.shape) for w in experiment.initial_weights),
+        memory=None,
+        message_size=0,
+        message_bytes=0,
+        extra_evaluations={},
     )
 
 
@@ -939,14 +942,14 @@ def build_process(experiment: Experiment) -> Any:
     """Return TFF's iterative process of the experiment's parts, one step of which is a round."""
     tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators print hundreds of lines
     steps = build_steps(experiment.parts, experiment)
-    next_round = experiment.parts.build_round(steps, ClientMetrics)
+    next_round = experiment.parts.build_round(steps)
     return tff.templates.IterativeProcess(steps.initialize, next_round, next_is_multi_arg=True)
 
 
 # == Experiment: what the names of a configuration stand for, resolved once =======================
 
+# What changes FedAvg's parts, by the names of the flags; None changes nothing.
 ALGORITHMS = {"fedavg": None, **algorithms.ROWS, **stateful.ROWS}
-# "summed" is what the aggregator takes: see NUM_CHUNKS.
 AGGREGATORS = {"mean": Aggregator(None, update_format="summed"), **aggregators.ROWS}
 CLIENT_OPTIMIZERS = {"sgd": None, **optimizers.ROWS}
 
@@ -979,8 +982,7 @@ def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, 
 class Experiment:
     """A run, ready to start: its configuration, its data, and the rows of the tables it uses.
 
-    `build_experiment` makes it; nothing looks a name up in a table again. What is costly is made
-    when it is first asked for.
+    `build_experiment` makes it; nothing looks a name up in a table again.
     """
 
     config: Config  # with its effective values
@@ -997,6 +999,10 @@ class Experiment:
     row_hashes: dict[str, str]  # field -> hash of its row: a resumed run must have the same rows
     notices: list[str]  # what the user should know before the run begins
     parts: Parts | None = None  # FedAvg's, as the flags change them
+    # What `prepare` makes:
+    process: Any = None  # TFF's iterative process, one step of which is a round
+    evaluate: Callable[[Any], Evaluation] | None = None  # of TFF's ModelWeights, on the test set
+    host_folders: dict[str, Any] | None = None  # host -> its folder, of other machines that train
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
         """Return images uint8[n,H,W,channels] as the client has them.
@@ -1021,36 +1027,13 @@ class Experiment:
         x = to_input(task.shard.images)
         return loss_and_gradients(self.network, weights, x, task.shard.labels, task.key)[2]
 
-    @cached_property
+    @property
     def shard_folder(self) -> Path:
-        """The folder of the clients' shard files, written unless they are there already."""
-        return write_shards(self)
+        """The folder of the clients' shard files, which `prepare` writes.
 
-    def check(self) -> None:
-        """Raise UserError for what would stop the run, while there is nothing of it yet.
-
-        That is what this machine lacks, what a host refuses, and what no process can be made of.
+        Its name has the partition's hash, so a shard of another split is never read.
         """
-        check_clock()
-        check_temporary_folder()
-        _ = self.host_folders
-        _ = self.process
-
-    @cached_property
-    def host_folders(self) -> dict[str, Any]:
-        """Host -> its folder for worker and shards, of the other machines that train."""
-        return check_hosts(self.config.run)
-
-    @cached_property
-    def process(self) -> Any:
-        """TFF's iterative process, one step of which is a round."""
-        return build_process(self)
-
-    @cached_property
-    def evaluate(self) -> Callable[[Any], Evaluation]:
-        """evaluate(weights) -> Evaluation of TFF's ModelWeights on the test set."""
-        extra = {name: find() for name, find in self.parts.extra_evaluations.items()}
-        return build_evaluator(self.network, self.dataset, extra)
+        return shards.folder_of(self.config.run.cache, self.partition.digest)
 
 
 def change_parts(parts: Parts, experiment: Experiment) -> Parts:
@@ -1062,18 +1045,32 @@ def change_parts(parts: Parts, experiment: Experiment) -> Parts:
     return parts
 
 
-def write_shards(experiment: Experiment) -> Path:
-    """Write each client's shard file, unless it is there already; return their folder.
-
-    The folder's name carries the partition's hash, so a shard of another split is never read.
-    """
+def write_shards(experiment: Experiment) -> None:
+    """Write each client's shard file, unless it is there already."""
     train = experiment.dataset.train
-    partition = experiment.partition
-    folder = shards.make_folder(experiment.config.run.cache, partition.digest)
-    for client, indices in enumerate(partition.indices):
+    folder = shards.make_folder(experiment.shard_folder)
+    for client, indices in enumerate(experiment.partition.indices):
         images = experiment.images_of_client(train.images[indices], client)
         shards.write_shard(folder, client, images, train.labels[indices])
-    return folder
+
+
+def prepare(experiment: Experiment) -> Experiment:
+    """Return the experiment ready to run: shards written, hosts asked, process and evaluator built.
+
+    Raises UserError for what would stop the run: what this machine lacks, what a host refuses, and
+    what no process can be made of.
+    """
+    check_clock()
+    check_temporary_folder()
+    host_folders = check_hosts(experiment.config.run)
+    write_shards(experiment)
+    extra = {name: find() for name, find in experiment.parts.extra_evaluations.items()}
+    return replace(
+        experiment,
+        process=build_process(experiment),
+        evaluate=build_evaluator(experiment.network, experiment.dataset, extra),
+        host_folders=host_folders,
+    )
 
 
 # == Rounds: line 2 ================================================================================
@@ -1105,6 +1102,7 @@ def train_cohort(
         algorithm_state = state.client_work._replace(round=np.int64(round_num))
         return state._replace(client_work=algorithm_state), [], None
     name = f"round {round_num}"
+    # process.next, in TFF's worker, or a part of it on each host.
     next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
     reports = records.name_metrics(chunks, metrics, ClientMetrics._fields)
     finite = [report["client"] for report in reports if report["finite"]]
@@ -1129,9 +1127,10 @@ def run_rounds(
     `journal` each round that it begins. `earlier` are the records of the rounds before. Raises
     RunFailed if a round cannot be done.
     """
+    if experiment.process is None:
+        experiment = prepare(experiment)
     config = experiment.config
     accountant = experiment.accountant
-    evaluate = experiment.evaluate  # built here, before the first round's clock starts
     parts = experiment.parts
     most_chunks = parts.num_chunks or config.cohort_size
     done = list(earlier)
@@ -1152,7 +1151,7 @@ def run_rounds(
             state, reports, measured = train_cohort(
                 worker, experiment, state, reporting
             )  # lines 4 to 6
-            evaluation = evaluate(state.global_model_weights)
+            evaluation = experiment.evaluate(state.global_model_weights)
             record = records.make_record(
                 round_num,
                 reports,
@@ -1196,18 +1195,19 @@ def build_evaluator(
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         return tf.argmax(logits, axis=1), losses
 
-    # Traced now: once `build_process` has made layers in graphs of its own, this model fails.
+    # Traced now: a model that was built before `build_process` made layers in graphs of its own
+    # fails where it is traced after it.
     evaluate_batch.get_concrete_function()
 
     def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
         """Return (predictions [N], cross-entropies float32[N])."""
-        results = []
+        found = []
         for start in range(0, len(split.labels), EVALUATION_BATCH):
             batch = slice(start, start + EVALUATION_BATCH)
             y = tf.constant(split.labels[batch], tf.int32)
-            results.append(evaluate_batch(to_input(split.images[batch]), y))
-        predictions = np.concatenate([predicted for predicted, _ in results])
-        losses = np.concatenate([loss for _, loss in results])
+            found.append(evaluate_batch(to_input(split.images[batch]), y))
+        predictions = np.concatenate([predicted for predicted, _ in found])
+        losses = np.concatenate([loss for _, loss in found])
         return predictions.astype(split.labels.dtype), losses
 
     @pinned_keras_settings()
@@ -1234,7 +1234,7 @@ def build_evaluator(
 
 
 def check_experiment(experiment: Experiment) -> None:
-    """Raise UserError for rows that don't go together, or a budget that allows no round."""
+    """Raise UserError for too many labels for baselines, or a budget that allows no round."""
     if experiment.config.run.baselines:
         baselines.check_labels(experiment.dataset.num_classes)
     if experiment.accountant:
@@ -1330,6 +1330,13 @@ def build_saved_model(network: Network, weights: Any) -> Any:
     return tf.keras.Sequential([pixels, tf.keras.layers.Rescaling(1 / 255), *model.layers])
 
 
+def build_prepared(
+    config: Config, dataset: Dataset | None = None, partition: Partition | None = None
+) -> Experiment:
+    """Return an experiment that is ready to run: see `build_experiment` and `prepare`."""
+    return prepare(build_experiment(config, dataset, partition))
+
+
 @dataclass(frozen=True)
 class Result:
     """A run's outcome after its last round: the folder with its files, the records of all rounds,
@@ -1414,14 +1421,13 @@ def run(
     round cannot be done.
     """
     command_line.check_single(config)
-    experiment = build_experiment(config, dataset)
+    experiment = build_prepared(config, dataset)
     config = experiment.config
     caption = captions.caption(experiment)
     build_model_of = partial(build_saved_model, experiment.network)
     result = None
     before = None  # the state before the last round
     has_new_round = False
-    experiment.check()
     with RunFolder.open(experiment, resume_hint, dataset is not None) as folder:
         print_line(f"{caption}\n")
         for notice in experiment.notices:
@@ -1472,7 +1478,7 @@ def run(
         metrics, paths = save_result(folder, experiment, result)
         results.print_summary(metrics, paths, folder.seconds, is_one_of_many=bool(resume_hint))
         if config.run.baselines:
-            baselines.run_baselines(experiment, result, folder, build_experiment, build_evaluator)
+            baselines.run_baselines(experiment, result, folder, build_prepared, build_evaluator)
     return result
 
 

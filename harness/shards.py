@@ -24,9 +24,13 @@ class Shard(NamedTuple):
     labels: Any
 
 
-def make_folder(cache: str, digest: str) -> Path:
-    """Return the folder of the shards of the split with this hash, made if it is not there."""
-    folder = expand_path(cache).absolute() / f"shards-{digest}"
+def folder_of(cache: str, digest: str) -> Path:
+    """Return the folder of the shards of the split with this hash."""
+    return expand_path(cache).absolute() / f"shards-{digest}"
+
+
+def make_folder(folder: Path) -> Path:
+    """Return the folder, made if it is not there."""
     with io_errors_as_user_errors(folder, "--cache"):
         folder.parent.mkdir(parents=True, exist_ok=True)
         folder.mkdir(mode=0o700, exist_ok=True)  # a client's images are for nobody else

@@ -61,7 +61,7 @@ def small_experiment(digits, cache, monkeypatch, **flags):
 
     monkeypatch.setitem(fl.MODELS, "2nn", tanh_layers)
     small = {"dataset": "digits", "model": "2nn", "num_clients": 3, "cache": str(cache)}
-    return fl.build_experiment(configure(**small | flags), digits)
+    return fl.build_prepared(configure(**small | flags), digits)
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ def learners(federation):
         made = []
 
         def build(*arguments):
-            made.append(fl.build_experiment(*arguments))
+            made.append(fl.build_prepared(*arguments))
             return made[-1]
 
         sizes = experiment.partition.sizes

@@ -88,7 +88,7 @@ def rounds(digits, tmp_path_factory):
     config = configure(
         dataset="digits", model="mlp", num_clients=2, rounds=ROUNDS, name="run", cache=str(folder)
     )
-    experiment = fl.build_experiment(config, digits)
+    experiment = fl.build_prepared(config, digits)
     return config, experiment, list(fl.run_rounds(experiment))
 
 

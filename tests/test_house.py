@@ -82,7 +82,7 @@ def test_the_round_stands_in_one_place():
         "sample_clients",
         "make_chunks",
         "add_weighted",
-        "sum_updates",
+        "average_updates",
         "build_steps",
         "fedavg_round",
         "everyone",

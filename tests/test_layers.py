@@ -26,7 +26,7 @@ def trained(federation, monkeypatch):
     def train(layers_of_2nn, **flags):
         config = federation(**flags).config
         monkeypatch.setitem(fl.MODELS, "2nn", layers_of_2nn)
-        experiment = fl.build_experiment(config)
+        experiment = fl.build_prepared(config)
         return weights_of(
             experiment.process.next(experiment.process.initialize(), alone([0, 1, 2]))[0]
         )

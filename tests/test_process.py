@@ -159,7 +159,7 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
             "y_test": digits.test.labels,
         },
     )
-    process = fl.build_experiment(config, dataset).process
+    process = fl.build_prepared(config, dataset).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
     rows = named(alone([0, 1, 2]), reports)
     assert [row["finite"] for row in rows] == [True, False, True]
@@ -314,7 +314,7 @@ def test_images_in_colours_are_trained_and_evaluated_on(worker, tmp_path):
     labels = np.arange(600) % 300
     dataset = fl.build_dataset(images, labels, images[:90], labels[:90])
     flags = {"model": "mlp", "num_clients": 2, "algorithm": "fedsgd", "client_lr": 0.5}
-    experiment = fl.build_experiment(configure(**flags, cache=str(tmp_path)), dataset)
+    experiment = fl.build_prepared(configure(**flags, cache=str(tmp_path)), dataset)
     state, _, _ = experiment.process.next(experiment.process.initialize(), alone([0, 1]))
     model = fl.build_model(experiment.network, 0)
     start = model.get_weights()

@@ -302,7 +302,7 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
     (number,) = (name for name, leaf in good.items() if leaf.dtype == np.int64 and leaf == 4)
     before = npz_bytes(**{**good, number: np.array(3)})
     bombs["another round's"] = before
-    experiment = fl.build_experiment(fl.parse(f"--resume {half} --rounds 6"))
+    experiment = fl.build_prepared(fl.parse(f"--resume {half} --rounds 6"))
     for what, content in bombs.items():
         newest.write_bytes(content)
         (half / "checkpoints" / "round-000003.npz").write_bytes(before)  # taken instead

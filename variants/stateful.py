@@ -263,14 +263,14 @@ def remember(parts: Any, experiment: Any, memory: Memory) -> Any:
     return wrap_client(with_hparams(changed, corrections), wrap)
 
 
-def build_stateful_round(memory: Memory) -> Callable[[Any, type], Any]:
+def build_stateful_round(memory: Memory) -> Callable[[Any], Any]:
     """Return what builds FedAvg's round with two lines more: messages change the memory, and the
     memory the step."""
 
-    def build_round(steps: Any, metrics_type: type) -> Any:
+    def build_round(steps: Any) -> Any:
         @tff.tensorflow.computation
         def update_memory(progress, clients, metrics, messages):
-            by_name = metrics_type(*tf.unstack(metrics, axis=1))
+            by_name = steps.metrics_type(*tf.unstack(metrics, axis=1))
             weights = tf.ones_like(by_name.examples) if memory.is_uniform else by_name.examples
             # A message can be 0 / 0 where the learning rate is 0.
             usable = (by_name.finite > 0) & tf.reduce_all(tf.math.is_finite(messages), axis=1)
