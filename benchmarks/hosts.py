@@ -54,7 +54,7 @@ def states(config: fl.Config, dataset: fl.Dataset | None = None) -> Iterator:
     """Yields (state, record) after each round, without evaluation."""
     no_labels = np.zeros(0, np.uint8)
     nothing = fl.Evaluation(0.0, 0.0, no_labels, no_labels, 10)
-    experiment = fl.build_experiment(config, dataset)
+    experiment = fl.build_prepared(config, dataset)
     vars(experiment)["evaluate"] = lambda _: nothing
     for state, record, _ in fl.run_rounds(experiment):
         yield state, record

@@ -70,7 +70,7 @@ class Work:
             test = in_colours(test)
         digest = f"{full.digest} first {images * CLIENTS} {train.images.shape}"
         dataset = fl.Dataset(full.name, train, test, False, digest)
-        experiment = fl.build_experiment(config, dataset)
+        experiment = fl.build_prepared(config, dataset)
         self.experiment = experiment
         self.config = experiment.config
         self.training = experiment.config.training

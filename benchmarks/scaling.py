@@ -51,6 +51,7 @@ def measure(num_clients: int) -> dict[str, float]:
     to_json(fl.results.describe_partition(experiment))
     fl.write_shards(experiment)
     prepared = time.perf_counter() - began
+    experiment = fl.prepare(experiment)
     nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0], 10)
     vars(experiment)["evaluate"] = lambda _: nothing
     records = [record for _, record, _ in fl.run_rounds(experiment)]
