@@ -6,7 +6,7 @@ from unittest import mock
 import federated_learning as fl
 from harness.engine.worker import plain_sums
 from harness.fields import UserError
-from variants import aggregators
+from variants import aggregators, options
 
 import numpy as np
 import pytest
@@ -362,3 +362,24 @@ def test_an_adaptive_norm_is_a_column(federation, aggregator):
         assert found is None and record.clip_norm is None
     else:
         assert found == record.clip_norm == record.figures()["clip_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("flags", "most"),
+    [
+        ({"aggregator": "krum", "byzantine": 10}, 3),
+        ({"aggregator": "multi-krum", "byzantine": 2, "tolerated": 1}, 1),
+        ({"aggregator": "median", "byzantine": 5}, 4),
+        ({"aggregator": "trimmed-mean", "byzantine": 4}, 3),
+    ],
+)
+def test_more_attackers_than_a_rule_withstands_are_told(flags, most):
+    """Of ten clients: the tolerated, fewer than a half, the share that is trimmed at each end."""
+
+    def told(**changed):
+        config = configure(**flags | changed)
+        return options.unused_notices(config.to_dict(), fl.Config.defaults())
+
+    (notice,) = told()
+    assert f"more than the {most} of a round that" in notice
+    assert told(byzantine=most) == [] and told(aggregator="mean", tolerated=3) == []

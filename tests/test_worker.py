@@ -1,6 +1,7 @@
 """TFF's worker never outlives its run, however that ends."""
 
 import csv
+import errno
 import os
 import shlex
 import signal
@@ -10,8 +11,10 @@ import sys
 import tempfile
 import threading
 import time
+from types import SimpleNamespace
 
-from harness.engine.worker import WATCH, LocalWorker
+from harness.engine import worker as worker_module
+from harness.engine.worker import WATCH, LocalWorker, Unreachable
 
 import psutil
 import pytest
@@ -225,3 +228,15 @@ def test_a_dead_proxy_does_not_stand_between(tmp_path):
         ).returncode
         == 0
     )
+
+
+def test_where_no_unix_socket_can_be_made_it_is_one_line(monkeypatch):
+    """As in some sandboxes: nobody is told that others can reach the worker, which is not there."""
+
+    def refuse(*_):
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    none = SimpleNamespace(socket=refuse, AF_UNIX=socket.AF_UNIX)
+    monkeypatch.setattr(worker_module, "socket", none)
+    with pytest.raises(Unreachable, match="no Unix socket can be made here"), LocalWorker(1):
+        pass

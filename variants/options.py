@@ -502,7 +502,7 @@ def unused_notices(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]
         f"{field}={chosen[field]} has no effect here: it needs {needed}"
         for field, needed in find_unused(chosen, default).items()
     ]
-    return [*unused, *notices_on_steps(chosen, default)]
+    return [*unused, *notices_on_steps(chosen, default), *notices_on_attackers(chosen)]
 
 
 def default_client_lr(chosen: dict[str, Any]) -> float:
@@ -533,6 +533,25 @@ def notices_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[st
             f"{chosen['local_steps']} stand in their place"
         ]
     return []
+
+
+def notices_on_attackers(chosen: dict[str, Any]) -> list[str]:
+    """Return a notice on more attackers than the aggregator can withstand."""
+    attackers = chosen["byzantine"]
+    cohort = chosen["clients_per_round"] or chosen["num_clients"]
+    withstood = {
+        "krum": chosen["tolerated"],
+        "multi-krum": chosen["tolerated"],
+        "median": (cohort - 1) // 2,
+        "trimmed-mean": math.floor(chosen["trim"] * cohort + 1e-9),
+    }
+    most = withstood.get(chosen["aggregator"], attackers)
+    if not cohort or attackers <= most:
+        return []
+    return [
+        f"byzantine={attackers} attackers are more than the {most} of a round that aggregator="
+        f"{chosen['aggregator']!r} withstands here"
+    ]
 
 
 def horizon_notices(chosen: dict[str, Any]) -> list[str]:
