@@ -1,6 +1,6 @@
 # For Python 3.12, 3.9, macOS, Windows: the same two commands in a container.
 #   docker build -t federated .
-#   docker run --rm -v "$PWD/runs:/federated/runs" -v "$PWD/images:/federated/images" federated make run
+#   docker run --rm -v "$PWD/runs:/federated/runs" federated make run
 #   docker run --rm federated make test
 FROM --platform=linux/amd64 python:3.11-slim-bookworm
 RUN apt-get update && apt-get install -y --no-install-recommends make && rm -rf /var/lib/apt/lists/*
