@@ -14,10 +14,12 @@ import time
 from types import SimpleNamespace
 
 from harness.engine import worker as worker_module
-from harness.engine.worker import WATCH, LocalWorker, Unreachable
+from harness.engine.worker import WATCH, LocalWorker, Unreachable, WorkerLost
 
+import numpy as np
 import psutil
 import pytest
+import tensorflow_federated as tff
 from runs import (
     MLP_ON_DIGITS,
     NO_FIGURES,
@@ -240,3 +242,25 @@ def test_where_no_unix_socket_can_be_made_it_is_one_line(monkeypatch):
     monkeypatch.setattr(worker_module, "socket", none)
     with pytest.raises(Unreachable, match="no Unix socket can be made here"), LocalWorker(1):
         pass
+
+
+@pytest.mark.slow
+def test_workers_of_one_process_are_reached_each_by_its_own_connection():
+    """gRPC shares connections of one address, and a folder's descriptor may be an earlier one's."""
+
+    @tff.tensorflow.computation(np.int32)
+    def add_one(x):
+        return x + 1
+
+    with LocalWorker(1) as first, LocalWorker(1) as second:
+        before = (first.bytes_sent, second.bytes_sent)
+        killed = psutil.Process(second.pid)
+        killed.kill()
+        assert gone(killed)
+        assert first.invoke("call", add_one, 1) == 2
+        assert first.bytes_sent > before[0] and second.bytes_sent == before[1]
+        with pytest.raises(WorkerLost):
+            second.invoke("call", add_one, 1)
+        with LocalWorker(1) as third:
+            assert third.call("call", add_one, 2) == 3 and third.pid != first.pid
+        assert first.invoke("call", add_one, 3) == 4

@@ -46,6 +46,8 @@ CHANNEL_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),  # else localhost is dialled through the user's proxy
     ("grpc.client_idle_timeout_ms", 2**31 - 1),
+    # A later worker may have the address of an earlier one, whose connection is in its back-off.
+    ("grpc.use_local_subchannel_pool", 1),
 ]
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
