@@ -81,16 +81,19 @@ def find_origin(package):
 
 
 def find_foreign(installed):
-    """Return a file or folder that is imported in the place of a package of `installed`, the folder
-    that has TensorFlow; nothing if there is none. A package that was installed there counts too."""
+    """Return a file or folder on Python's path that hides a package of the folder `installed`.
+
+    That is the folder with TensorFlow. Returns nothing if there is none; a package that was
+    installed elsewhere is left alone.
+    """
     for folder in sys.path:
         if os.path.realpath(folder) == os.path.realpath(installed):
             return ""
+        if folder.startswith(sys.base_prefix):  # Python's own
+            continue
         try:
             names = set(os.listdir(folder or "."))
         except OSError:
-            continue
-        if folder.startswith(sys.base_prefix):  # Python's own
             continue
         for name in sorted(names):
             module = name.removesuffix(".py")

@@ -14,8 +14,7 @@ from typing import Any, NamedTuple
 
 from harness.engine.gather import gather
 from variants.sampling import draw_in_secret
-from variants.stateful import flatten, unflatten
-from variants.wrapping import wrap_client
+from variants.wrapping import flatten, unflatten, wrap_client
 
 import tensorflow as tf
 import tensorflow_federated as tff

@@ -8,7 +8,6 @@ at first.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,22 +15,19 @@ from harness.engine.gather import gather
 from harness.fields import UserError
 from variants.adversity import unseen_clients
 from variants.optimizers import sum_of_factors
-from variants.wrapping import Corrected, Tensors, add, with_hparams, wrap_client
+from variants.wrapping import (
+    Corrected,
+    Tensors,
+    add,
+    flatten,
+    unflatten,
+    with_hparams,
+    wrap_client,
+)
 
 import numpy as np
 import tensorflow as tf
 import tensorflow_federated as tff
-
-
-def flatten(weights: Tensors) -> Any:
-    """Return a tuple of float32 tensors as one float32[d]."""
-    return tf.concat([tf.reshape(w, [-1]) for w in weights], axis=0)
-
-
-def unflatten(flat: Any, like: Tensors) -> Tensors:
-    """Return float32[d] as a tuple of tensors with the shapes of `like`."""
-    pieces = tf.split(flat, [math.prod(w.shape) for w in like])
-    return tuple(tf.reshape(piece, w.shape) for piece, w in zip(pieces, like, strict=True))
 
 
 class Memory:

@@ -1,7 +1,9 @@
-"""How a variant wraps a part from outside: a client, its optimizer's gradients, its rate."""
+"""How a variant wraps a part from outside: a client, its optimizer's gradients, its rate; and the
+arithmetic of weights."""
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -69,3 +71,14 @@ class Corrected(tff.learning.optimizers.Optimizer):
 def add(first: Tensors, second: Tensors, factor: float = 1.0) -> Tensors:
     """Return first + factor * second."""
     return tuple(a + factor * b for a, b in zip(first, second, strict=True))
+
+
+def flatten(weights: Tensors) -> Any:
+    """Return a tuple of float32 tensors as one float32[d]."""
+    return tf.concat([tf.reshape(w, [-1]) for w in weights], axis=0)
+
+
+def unflatten(flat: Any, like: Tensors) -> Tensors:
+    """Return float32[d] as a tuple of tensors with the shapes of `like`."""
+    pieces = tf.split(flat, [math.prod(w.shape) for w in like])
+    return tuple(tf.reshape(piece, w.shape) for piece, w in zip(pieces, like, strict=True))
