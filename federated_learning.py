@@ -53,15 +53,13 @@ if __name__ == "__main__" and HERE not in sys.path:  # as PYTHONSAFEPATH has it
     sys.path.insert(0, HERE)
 
 # First: from here on Ctrl-C gives no traceback.
-from harness import command_line, listing, trust, usage
+from harness import command_line, listing, trust
 
 # isort: split
-import contextlib
 import gc
 import hashlib
 import heapq
 import json
-import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -71,7 +69,6 @@ from typing import Any, NamedTuple
 
 from harness.command_line import print_line, warn
 from harness.fields import (
-    ConfigGroup,
     Count,
     CountOrZero,
     NumClients,
@@ -82,10 +79,9 @@ from harness.fields import (
     float_range,
     int_range,
 )
-from harness.flags import split_off
 from harness.run_options import Comparison, Run
-from harness.sweep import compared_rows, join_compared, overlaid_folders
-from variants import options, presets
+from harness.sweep import compared_rows, overlaid_folders
+from variants import choices, options, presets
 
 import numpy as np
 
@@ -96,7 +92,7 @@ import numpy as np
 class Data(options.MoreData):
     """The images that are learned, and those that the global model is evaluated on."""
 
-    dataset: choice(options.DATASETS) = "mnist"
+    dataset: choice(choices.DATASETS) = "mnist"
     """A data set that is there already."""
     holdout: int_range(0, 50_000) = 0
     """Training images that are held out and evaluated on in place of the test set, for choosing
@@ -107,7 +103,7 @@ class Data(options.MoreData):
 class Partitioning(options.MorePartitioning):
     """Which clients there are, and which images each has."""
 
-    partition: choice(options.PARTITIONS) = "dirichlet"
+    partition: choice(choices.PARTITIONS) = "dirichlet"
     """How the training images are split over the clients."""
     num_clients: NumClients = 10
     """Clients, K. With --partition natural the default is 0, all owners."""
@@ -122,7 +118,7 @@ class Training(options.MoreTraining):
     What only some algorithms use is in the group Optimization.
     """
 
-    model: choice(options.MODELS, options.OWN_MODEL, "FILE.py:FUNCTION") = "lean-cnn"
+    model: choice(choices.MODELS, choices.OWN_MODEL, "FILE.py:FUNCTION") = "lean-cnn"
     """The clients' network. FILE.py:FUNCTION is one of your own: the function returns new Keras
     layers, those before the logits, in each call."""
     rounds: Rounds = 5
@@ -142,7 +138,7 @@ class Training(options.MoreTraining):
 
 
 @dataclass(frozen=True)
-class Config(ConfigGroup):
+class Config(options.ExperimentConfig):
     """One experiment. Each field of its groups is a flag: client_lr is --client-lr."""
 
     seed: int_range(0, 2**31 - 1) = 0
@@ -159,92 +155,14 @@ class Config(ConfigGroup):
     comparison: Comparison = Comparison()
     run: Run = Run()
 
-    def __post_init__(self) -> None:
-        """Raise UserError if fields do not go together."""
-        super().__post_init__()
-        options.check_combination(self.to_dict(), self.defaults())
-        compared_rows(self)
-
-    def replace(self, **changes: Any) -> Config:
-        """Return a copy with other values in these fields.
-
-        First come the fields that a preset sets, and the data of the run that --evaluate names.
-        """
-        implied = presets.preset_fields(changes.get("preset"), parse)
-        if changes.get("evaluate"):
-            super().replace(evaluate=changes["evaluate"])  # refuses what is no text
-            saved = command_line.read_saved(changes["evaluate"], Config())
-            implied |= saved.data.to_dict()
-        return super().replace(**implied | changes)
-
-    def effective(self, **changes: Any) -> Config:
-        """Return a copy with these changes, and then with the values that are really in use.
-
-        Default rates are filled in, and a field that has no effect is at its default. Two
-        configurations that make the same run have the same effective copy.
-        """
-        chosen = self.to_dict() | changes
-        return self.replace(**changes | options.effective_values(chosen, self.defaults()))
-
-    @property
-    def partition_name(self) -> str:
-        """The partition in use: a partition_file implies "file"."""
-        return "file" if self.partitioning.partition_file else self.partitioning.partition
-
-    @property
-    def partition_fields(self) -> dict[str, Any]:
-        """The fields that this partition uses, by name."""
-        return self.subset(options.PARTITIONS[self.partition_name].fields)
-
-    def fields_of_choice(self, field: str) -> dict[str, Any]:
-        """Return the fields, by name, that the choice made in this field uses and others do not."""
-        return self.subset(options.TABLES[field][self.to_dict()[field]].fields)
-
-    @property
-    def cohort_size(self) -> int:
-        """Clients that train in a round, m; with Poisson sampling on average."""
-        drawn = self.partitioning.num_clients - self.num_unseen
-        return self.training.clients_per_round or drawn
-
-    @property
-    def num_unseen(self) -> int:
-        """Clients that are never drawn."""
-        partitioning = self.partitioning
-        return options.num_unseen(partitioning.unseen_clients, partitioning.num_clients)
-
 
 def parse(words: str | Sequence[str] | None = None) -> Config:
     """Return the configuration that a command line asks for; `words` None is the terminal's.
 
-    A flag that is not given has its default. With --resume it has the saved run's value, and which
-    run that is, only a first reading tells: so the flags are read twice. Raises UserError.
+    A flag that is not given has its default, or with --resume the saved run's value. Raises
+    UserError.
     """
-    word_list = shlex.split(words) if isinstance(words, str) else words
-    given = list(sys.argv[1:] if word_list is None else word_list)
-    presets.explain_preset(given)
-    usage.answer_help(Config(), given)
-    flags = join_compared(options.insert_implied_flags(presets.insert_preset_flags(given)))
-    base = command_line.read_config_file(given, Config())
-    evaluated = split_off(given, "evaluate")[0]
-    names_data = any(split_off(given, field)[0] for field in ("dataset", "data"))
-    if evaluated and not base and not names_data:
-        base = Config().replace(evaluate=evaluated[-1])
-    config = command_line.read_flags(Config, flags, default=base)
-    options.check_given_noise(config.to_dict(), given)
-    if config.run.resume:
-        saved = command_line.read_saved(config.run.resume, Config())
-        config = command_line.read_flags(Config, flags, default=saved)
-        command_line.check_resumed(config, saved)
-    if not split_off(given, "model")[0]:
-        trust.check_model(config.training.model, config.run.resume or config.run.config)
-    return config
-
-
-def check_paths(config: Config) -> None:
-    """Raise UserError for a file, or a run's folder, that a flag names and that is not there."""
-    options.check_files(config.to_dict())
-    for folder in filter(None, [config.run.evaluate, *overlaid_folders(config.comparison.compare)]):
-        command_line.read_saved(str(folder), Config())
+    return options.parse(Config, words)
 
 
 # The command line is read before TensorFlow is imported: --help and a wrong flag are answered at
@@ -255,7 +173,7 @@ if __name__ == "__main__":
     if parsed_config.run.version or parsed_config.run.list:
         command_line.run_or_exit(listing.answer, parsed_config.run, Config())
         sys.exit()
-    command_line.run_or_exit(check_paths, parsed_config)
+    command_line.run_or_exit(options.check_paths, parsed_config)
     command_line.tell_loading()
     gc.disable()
 
@@ -269,7 +187,16 @@ from harness import (
     records,
     results,
     run_folder,
+    saving,
     shards,
+)
+from harness.callbacks import (
+    Callback,
+    CallbackList,
+    EarlyStopping,
+    OnRound,
+    PrintRounds,
+    TensorBoard,
 )
 from harness.dataset import Dataset, Split, make_dataset
 from harness.engine.gather import gather
@@ -279,24 +206,10 @@ from harness.files import check_clock, check_temporary_folder, expand_path
 from harness.loading import load
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
+from harness.saving import Result
 from harness.settings import pinned_keras_settings
 from harness.streams import client_key
-from variants import (
-    CHANGES,
-    adversity,
-    aggregators,
-    algorithms,
-    baselines,
-    datasets,
-    models,
-    optimizers,
-    partitions,
-    privacy,
-    sampling,
-    stateful,
-)
-from variants.aggregators import Aggregator
-from variants.partitions import Partitioner
+from variants import CHANGES, SETTLED, baselines, datasets, models, partitions
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -318,9 +231,6 @@ def load_mnist() -> Dataset:
     return dataset
 
 
-# A table: what a choice of a flag stands for. Most have their default row in this file, and the
-# others in a module of variants/.
-DATASETS = {"mnist": load_mnist, **datasets.ROWS}
 build_dataset = datasets.build_dataset  # of arrays of one's own, for run(config, dataset=...)
 
 
@@ -331,7 +241,8 @@ def load_dataset(data: Data) -> Dataset:
     if data.data:
         dataset = datasets.load_files(data.data, data.data_name, data.transpose, data.validation)
     else:
-        dataset = DATASETS[data.dataset]()
+        function = choices.DATASETS[data.dataset].function
+        dataset = load(function)() if function else load_mnist()
     if data.holdout:
         dataset = datasets.hold_out(dataset, data.holdout)
     return dataset
@@ -358,12 +269,6 @@ def split_dirichlet(
     return np.split(images_by_client, sizes.cumsum()[:-1])
 
 
-PARTITIONERS = {
-    "dirichlet": Partitioner("Dirichlet({alpha:g})", split_dirichlet),
-    **partitions.ROWS,
-}
-
-
 @dataclass(frozen=True)
 class Partition:
     """The split: `indices` are K arrays int64[n_k] of training images, disjoint, none empty.
@@ -387,9 +292,14 @@ def hash_partition(dataset: Dataset, indices: Sequence[np.ndarray], config: Conf
     digest = hashlib.sha256(dataset.digest.encode())
     for part in indices:
         digest.update(len(part).to_bytes(8, "little") + part.tobytes())
-    if PARTITIONERS[config.partition_name].change_images:
+    if config.chosen("partition").change_images:
         program_file = provenance.file_hash("variants/partitions.py")
-        changed_by = [config.partition_name, config.partition_fields, config.seed, program_file]
+        changed_by = [
+            config.partition_name,
+            config.fields_of_choice("partition"),
+            config.seed,
+            program_file,
+        ]
         digest.update(json.dumps(changed_by, sort_keys=True).encode())
     return digest.hexdigest()[:16]
 
@@ -426,12 +336,13 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
             f"min_images={min_images} for each of {num_clients} clients is more than the "
             f"{len(labels)} training images; choose at most {len(labels) // num_clients}"
         )
-    partitioner = PARTITIONERS[config.partition_name]
+    chosen = config.chosen("partition")
+    split_function = load(chosen.function) if chosen.function else split_dirichlet
     # A partition that changes the clients' images, by rotation or noise, has its fields for that.
-    split_fields = {} if partitioner.change_images else config.partition_fields
-    if partitioner.by_dataset:
+    split_fields = {} if chosen.change_images else config.fields_of_choice("partition")
+    if chosen.needs_dataset:
         split_fields["dataset"] = dataset
-    draw = partial(partitioner.split, labels, num_clients, **split_fields)
+    draw = partial(split_function, labels, num_clients, **split_fields)
     split = draw(np.random.default_rng(config.seed))
     if min_images:
         split = partitions.draw_until_large(draw, split, config.seed, min_images)
@@ -440,7 +351,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
     file = config.partitioning.partition_file
     if file:
-        partitions.verify_partition_file(file, dataset, counts, PARTITIONERS)
+        partitions.verify_partition_file(file, dataset, counts)
     digest = hash_partition(dataset, indices, config)
     return Partition(indices, np.stack(counts), num_filled, digest)
 
@@ -457,12 +368,8 @@ def build_lean_cnn() -> list[Any]:
     ]
 
 
-# Each row returns new layers, those before the logits.
-MODELS: dict[str, Callable[[], list[Any]]] = {"lean-cnn": build_lean_cnn, **models.ROWS}
-
-
 class Network(NamedTuple):
-    """A row of MODELS by its name, and what goes in and comes out: a model without weights yet."""
+    """A model without weights yet: its layers by name, and what goes in and comes out."""
 
     name: str
     build_hidden_layers: Callable[[], list[Any]]
@@ -799,6 +706,31 @@ def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any]
     return train_chunk
 
 
+def train_cohort(
+    worker: Any, experiment: Experiment, state: Any, clients: Sequence[int]
+) -> tuple[Any, list[dict[str, Any]], Any]:
+    """Lines 4 to 6: train the clients from the state's weights, and aggregate.
+
+    Returns the next state, one dict per client of what it reported, in the order of their ids, and
+    what the aggregator measured.
+    """
+    round_num = int(state.client_work.round) + 1
+    chunks = [
+        chunk
+        for clients_of_host in worker.assign(clients)
+        for chunk in make_chunks(
+            clients_of_host, experiment.partition.sizes, experiment.parts.num_chunks
+        )
+    ]
+    if not chunks:
+        progress = state.client_work._replace(round=np.int64(round_num))
+        return state._replace(client_work=progress), [], None
+    name = f"round {round_num}"
+    # process.next, in TFF's worker, or a part of it on each host.
+    next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
+    return next_state, records.name_metrics(chunks, metrics, ClientMetrics._fields), measured
+
+
 class Parts(NamedTuple):
     """What a federated algorithm is made of; `fedavg_parts` has FedAvg's.
 
@@ -815,12 +747,17 @@ class Parts(NamedTuple):
     aggregator: Any  # TFF's weighted factory, for the chunks' updates
     server_optimizer: Any  # TFF's
     build_round: Callable[[Any], Any]  # RoundSteps -> next_round
+    train_cohort: Callable  # (worker, experiment, state, clients) -> (state, reports, measured)
     # What variants add; in FedAvg everyone reports, and the rest is empty.
     find_reporting: Callable[[list[int], int], list[int]]  # (clients, round) -> those that report
     update_spec: Any  # tf.TensorSpecs of ClientOutput.update, by default the weights'
     memory: Any  # that a stateful algorithm keeps at the server
     message_size: int  # of ClientOutput.message
+    update_bytes: int  # of an update on a network
     message_bytes: int  # that a client gets, and sends, beside weights and update
+    callbacks: tuple[Callback, ...]  # before and after each round
+    note: str  # what the result rests on, for plots
+    notices: tuple[str, ...]  # what the user should know before the run begins
     extra_evaluations: dict[str, Callable[[], Split]]  # column -> images, beside the test set
 
 
@@ -928,11 +865,16 @@ def fedavg_parts(experiment: Experiment) -> Parts:
         aggregator=tff.aggregators.MeanFactory(no_nan_division=True),
         server_optimizer=tff.learning.optimizers.build_sgdm(training.server_lr),
         build_round=fedavg_round,
+        train_cohort=train_cohort,
         find_reporting=everyone,
         update_spec=tuple(tf.TensorSpec(w.shape) for w in experiment.initial_weights),
         memory=None,
         message_size=0,
+        update_bytes=4 * experiment.num_parameters,  # float32
         message_bytes=0,
+        callbacks=(),
+        note="",
+        notices=(),
         extra_evaluations={},
     )
 
@@ -946,24 +888,22 @@ def build_process(experiment: Experiment) -> Any:
     return tff.templates.IterativeProcess(steps.initialize, next_round, next_is_multi_arg=True)
 
 
-# == Experiment: what the names of a configuration stand for, resolved once =======================
-
-# What changes FedAvg's parts, by the names of the flags; None changes nothing.
-ALGORITHMS = {"fedavg": None, **algorithms.ROWS, **stateful.ROWS}
-AGGREGATORS = {"mean": Aggregator(None, update_format="summed"), **aggregators.ROWS}
-CLIENT_OPTIMIZERS = {"sgd": None, **optimizers.ROWS}
+# == Experiment: what a configuration stands for, resolved once ====================================
 
 
 def find_model(name: str) -> Callable[[], list[Any]]:
-    """Return the row of MODELS, or the function that FILE.py:FUNCTION names."""
-    return MODELS[name] if name in MODELS else models.load_own(name)
+    """Return the function that makes the layers of this name, or that FILE.py:FUNCTION names."""
+    if name not in choices.MODELS:
+        return models.load_own(name)
+    function = choices.MODELS[name].function
+    return load(function) if function else build_lean_cnn
 
 
 @pinned_keras_settings()
 def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> Network:
     """Return the network for these data. Raises UserError if a user's layers cannot be one."""
     network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
-    if name in MODELS:
+    if name in choices.MODELS:
         return network
     has_logits = layers.end_in_logits(
         name, build_hidden_layers, dataset.image_shape, dataset.num_classes
@@ -980,28 +920,20 @@ def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run, ready to start: its configuration, its data, and the rows of the tables it uses.
-
-    `build_experiment` makes it; nothing looks a name up in a table again.
-    """
+    """A run, ready to start: its configuration, its data, its network and its parts."""
 
     config: Config  # with its effective values
     dataset: Dataset
     partition: Partition
-    partitioner: Partitioner
     network: Network
     initial_weights: tuple[np.ndarray, ...]  # line 1, one float32 array per tensor
-    algorithm: Any
-    client_optimizer: Any
-    aggregator: Aggregator
-    attack: Any
-    accountant: privacy.PrivacyAccountant | None  # of a differentially private run
     row_hashes: dict[str, str]  # field -> hash of its row: a resumed run must have the same rows
-    notices: list[str]  # what the user should know before the run begins
     parts: Parts | None = None  # FedAvg's, as the flags change them
+    notices: Sequence[str] = ()  # what the user should know before the run begins
     # What `prepare` makes:
     process: Any = None  # TFF's iterative process, one step of which is a round
     evaluate: Callable[[Any], Evaluation] | None = None  # of TFF's ModelWeights, on the test set
+    client: Callable[[Broadcast, Any], ClientOutput] | None = None  # (broadcast, id), here
     host_folders: dict[str, Any] | None = None  # host -> its folder, of other machines that train
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
@@ -1010,12 +942,12 @@ class Experiment:
         Some partitions change them.
         """
         config = self.config
-        if self.partitioner.change_images is None:
+        change_images = config.chosen("partition").change_images
+        if not change_images:
             return images
         num_clients = config.partitioning.num_clients
-        return self.partitioner.change_images(
-            images, client, num_clients, config.seed, **config.partition_fields
-        )
+        fields = config.fields_of_choice("partition")
+        return load(change_images)(images, client, num_clients, config.seed, **fields)
 
     @property
     def num_parameters(self) -> int:
@@ -1027,6 +959,25 @@ class Experiment:
         x = to_input(task.shard.images)
         return loss_and_gradients(self.network, weights, x, task.shard.labels, task.key)[2]
 
+    def broadcast(self, state: Any) -> Broadcast:
+        """Return what the server sends in the round that follows `state`, None for the first."""
+        if state is None:
+            memory_shape = self.parts.memory.shape if self.parts.memory else (0, 0)
+            weights = self.initial_weights
+            progress = ServerProgress(0, np.zeros(memory_shape))
+        else:
+            weights = state.global_model_weights.trainable
+            progress = state.client_work
+        return Broadcast(
+            tuple(map(tf.constant, weights)),
+            tf.constant(progress.round + 1, tf.int64),
+            tf.constant(progress.memory, tf.float32),
+        )
+
+    def build_saved_model(self, weights: Any) -> Any:
+        """Return the Keras model that is saved, with TFF's ModelWeights `weights`."""
+        return build_saved_model(self.network, weights)
+
     @property
     def shard_folder(self) -> Path:
         """The folder of the clients' shard files, which `prepare` writes.
@@ -1036,13 +987,16 @@ class Experiment:
         return shards.folder_of(self.config.run.cache, self.partition.digest)
 
 
-def change_parts(parts: Parts, experiment: Experiment) -> Parts:
-    """Return FedAvg's parts as the flags change them, in the order of variants.CHANGES."""
-    changed = experiment.config.changed().keys()
-    for change in CHANGES:
+def apply_changes(changes: Sequence[Any], value: Any, config: Config, context: Any) -> Any:
+    """Return the value after the changes of a table whose fields are not at their default.
+
+    They apply in the table's order, each as function(value, context).
+    """
+    changed = config.changed().keys()
+    for change in changes:
         if changed & set(change.fields):
-            parts = load(change.function)(parts, experiment)
-    return parts
+            value = load(change.function)(value, context)
+    return value
 
 
 def write_shards(experiment: Experiment) -> None:
@@ -1069,6 +1023,7 @@ def prepare(experiment: Experiment) -> Experiment:
         experiment,
         process=build_process(experiment),
         evaluate=build_evaluator(experiment.network, experiment.dataset, extra),
+        client=tf.function(build_client(experiment), autograph=False),
         host_folders=host_folders,
     )
 
@@ -1076,79 +1031,44 @@ def prepare(experiment: Experiment) -> Experiment:
 # == Rounds: line 2 ================================================================================
 
 
-def train_cohort(
-    worker: Any, experiment: Experiment, state: Any, clients: Sequence[int]
-) -> tuple[Any, list[dict[str, Any]], Any]:
-    """Lines 4 to 6: train the clients from the state's weights, and aggregate.
+class RoundOutcome(NamedTuple):
+    """What is known after a round."""
 
-    Returns the next state, one dict per client of what it reported, in the order of their ids, and
-    what the aggregator measured.
-    """
-    aggregator = experiment.aggregator
-    sizes = experiment.partition.sizes
-    round_num = int(state.client_work.round) + 1
-    if aggregator.update_format == "stacked":
-        # Drawn by size a client may come twice. Two equal updates would be each other's neighbours
-        # and outvote others, so a rule that looks at all updates gets each client's once.
-        clients = sorted(set(clients))
-    chunks = [
-        chunk
-        for clients_of_host in worker.assign(clients)
-        for chunk in make_chunks(clients_of_host, sizes, experiment.parts.num_chunks)
-    ]
-    if aggregator.private and not chunks:
-        chunks = [np.array([], np.int64)]  # noise is added all the same: the accountant counts it
-    if not chunks:
-        algorithm_state = state.client_work._replace(round=np.int64(round_num))
-        return state._replace(client_work=algorithm_state), [], None
-    name = f"round {round_num}"
-    # process.next, in TFF's worker, or a part of it on each host.
-    next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
-    reports = records.name_metrics(chunks, metrics, ClientMetrics._fields)
-    finite = [report["client"] for report in reports if report["finite"]]
-    # A client whose update is not finite sends zeros, with weight 0. An aggregator that looks at
-    # each client's norm would count them. So the round is done again, from the same state, without
-    # these clients; what they reported stays in the record.
-    if aggregator.sends_norm and not aggregator.private and len(finite) < len(reports):
-        next_state, _, measured = train_cohort(worker, experiment, state, finite)
-    return next_state, reports, measured
+    state: Any  # of TFF's process, from which the next round starts
+    record: RoundRecord
+    evaluation: Evaluation
 
 
 def run_rounds(
     experiment: Experiment,
     state: Any = None,
-    log: str | Path = os.devnull,
-    journal: Path | None = None,
-    earlier: Sequence[RoundRecord] = (),
-) -> Iterator[tuple[Any, RoundRecord, Evaluation]]:
-    """Yield (state, record, evaluation) after each round that follows `state`, else from the first.
+    callbacks: Sequence[Callback] = (),
+    folder: RunFolder | None = None,
+) -> Iterator[RoundOutcome]:
+    """Yield the outcome of each round that follows `state`, else from the first.
 
-    TFF's worker lives as long as the generator, and prints to `log`. A private run notes in its
-    `journal` each round that it begins. `earlier` are the records of the rounds before. Raises
-    RunFailed if a round cannot be done.
+    TFF's worker lives as long as the generator, and prints to the folder's log. Raises RunFailed if
+    a round cannot be done.
     """
     if experiment.process is None:
         experiment = prepare(experiment)
     config = experiment.config
-    accountant = experiment.accountant
     parts = experiment.parts
+    all_callbacks = CallbackList([*parts.callbacks, *callbacks])
+    log = folder.log if folder else os.devnull
     most_chunks = parts.num_chunks or config.cohort_size
-    done = list(earlier)
     with start_workers(experiment, min(config.cohort_size, most_chunks), log) as worker:
         if state is None:
             state = worker.call("round 0", experiment.process.initialize)  # line 1
         first = int(state.client_work.round) + 1
-        begun = privacy.read_journal(journal, first) if accountant else []
+        all_callbacks.before_run(folder, first)
         for round_num in range(first, config.training.rounds + 1):  # line 2
-            epsilon = None
-            if accountant:
-                epsilon = accountant.begin_round(round_num, begun, journal)
-                if epsilon is None:  # its budget allows no more
-                    return
+            if not all_callbacks.before_round(round_num):
+                return
             start = time.perf_counter()
             cohort = parts.sample_clients(round_num)  # line 3
             reporting = parts.find_reporting(cohort, round_num)
-            state, reports, measured = train_cohort(
+            state, reports, measured = parts.train_cohort(
                 worker, experiment, state, reporting
             )  # lines 4 to 6
             evaluation = experiment.evaluate(state.global_model_weights)
@@ -1158,7 +1078,6 @@ def run_rounds(
                 evaluation,
                 ClientMetrics._fields,
                 dropped=len(cohort) - len(reporting),
-                epsilon=epsilon,
                 clip_norm=records.find_norm(measured),
                 seconds=round(time.perf_counter() - start, 3),
                 **records.communication_cost(
@@ -1166,9 +1085,10 @@ def run_rounds(
                 ),
                 **worker.measured_bytes(),
             )
-            done.append(record)
-            yield state, record.public() if accountant else record, evaluation
-            if records.stops_early(done, config.run):
+            outcome = RoundOutcome(state, all_callbacks.release(record), evaluation)
+            goes_on = all_callbacks.after_round(outcome)
+            yield outcome
+            if not goes_on:
                 return
 
 
@@ -1233,27 +1153,37 @@ def build_evaluator(
 # == Main: an experiment is built, run, and saved ==================================================
 
 
-def check_experiment(experiment: Experiment) -> None:
-    """Raise UserError for too many labels for baselines, or a budget that allows no round."""
-    if experiment.config.run.baselines:
-        baselines.check_labels(experiment.dataset.num_classes)
-    if experiment.accountant:
-        experiment.accountant.check_budget()
-
-
-def notices_on_data(
-    dataset: Dataset,
-    partition: Partition,
-    accountant: privacy.PrivacyAccountant | None,
-    rounds: int,
-) -> list[str]:
-    """Return what the user should know of the data and the split, or of a private run's epsilon.
+def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
+    """Return what the user should know before the run; `chosen` are the flags as they were given.
 
     A private run tells nothing of its data here: that could be about single clients.
     """
-    if accountant:
-        return accountant.notices(rounds)
-    return [*dataset.notices, *results.partition_notices(partition, len(dataset.train.labels))]
+    config = experiment.config
+    dataset = experiment.dataset
+    partition = experiment.partition
+    on_data = [
+        *dataset.notices,
+        *results.partition_notices(partition, len(dataset.train.labels)),
+    ]
+    return [
+        *provenance.edited_notices(),
+        *presets.preset_notices(config, Config()),
+        *options.unused_notices(chosen, Config.defaults()),
+        *options.horizon_notices(config.to_dict()),
+        *results.origin_notices(config.training.initial_model, dataset),
+        *([] if config.is_private else on_data),
+        *experiment.parts.notices,
+    ]
+
+
+def hash_choices(config: Config, build_hidden_layers: Callable) -> dict[str, str]:
+    """Return field -> hash of what is chosen there: a resumed run must have the same."""
+    rows = {field: config.chosen(field) for field in choices.TABLES if field != "dataset"}
+    if config.training.model not in choices.MODELS:
+        rows["model"] = build_hidden_layers
+    if config.training.initial_model:
+        rows["initial_model"] = layers.hash_weights(config.training.initial_model)
+    return provenance.hash_rows(rows)
 
 
 def build_experiment(
@@ -1264,57 +1194,25 @@ def build_experiment(
     Raises UserError for what does not go together.
     """
     chosen = config.to_dict()
-    config = config.effective(**options.absolute_paths(chosen))
+    asked = config.effective(**options.absolute_paths(chosen))
     if dataset is None:
-        dataset = load_dataset(config.data)
-    if config.partitioning.num_clients == 0:
-        config = config.replace(num_clients=partitions.count_owners(dataset.owners))
-    if partition is None:
-        partition = make_partition(dataset, config)
-    optimization = config.optimization
-    rows = {
-        "model": find_model(config.training.model),
-        "partition": PARTITIONERS[config.partition_name],
-        "algorithm": ALGORITHMS[optimization.algorithm],
-        "client_optimizer": CLIENT_OPTIMIZERS[optimization.client_optimizer],
-        "aggregator": AGGREGATORS[config.aggregation.aggregator],
-        "attack": adversity.ATTACKS[config.adversity.attack],
-    }
-    if config.training.initial_model:
-        rows["initial_model"] = layers.hash_weights(config.training.initial_model)
-    accountant = None
-    if rows["aggregator"].private:
-        cohorts = None
-        if config.privacy.public_cohorts:
-            cohorts = partial(sampling.draw_cohort, config, sizes=partition.sizes)
-        config = privacy.meet_target(config, cohorts)
-        accountant = privacy.PrivacyAccountant(config, cohorts)
-        results.check_private_origin(config.training.initial_model, dataset)
-    network = make_network(config.training.model, rows["model"], dataset)
+        dataset = load_dataset(asked.data)
+    config = apply_changes(SETTLED, asked, asked, dataset)
+    if config.run.baselines:
+        baselines.check_labels(dataset.num_classes)
+    build_hidden_layers = find_model(config.training.model)
+    network = make_network(config.training.model, build_hidden_layers, dataset)
     experiment = Experiment(
         config=config,
         dataset=dataset,
-        partition=partition,
-        partitioner=rows["partition"],
+        partition=partition or make_partition(dataset, config),
         network=network,
         initial_weights=make_initial_weights(network, config),
-        algorithm=rows["algorithm"],
-        client_optimizer=rows["client_optimizer"],
-        aggregator=rows["aggregator"],
-        attack=rows["attack"],
-        accountant=accountant,
-        row_hashes=provenance.hash_rows(rows),
-        notices=[
-            *provenance.edited_notices(),
-            *presets.preset_notices(config, Config()),
-            *options.unused_notices(chosen, Config.defaults()),
-            *options.horizon_notices(config.to_dict()),
-            *results.origin_notices(config.training.initial_model, dataset),
-            *notices_on_data(dataset, partition, accountant, config.training.rounds),
-        ],
+        row_hashes=hash_choices(config, build_hidden_layers),
     )
-    check_experiment(experiment)
-    return replace(experiment, parts=change_parts(fedavg_parts(experiment), experiment))
+    parts = apply_changes(CHANGES, fedavg_parts(experiment), config, experiment)
+    whole = replace(experiment, parts=parts)
+    return replace(whole, notices=find_notices(whole, chosen))
 
 
 @pinned_keras_settings()
@@ -1337,74 +1235,6 @@ def build_prepared(
     return prepare(build_experiment(config, dataset, partition))
 
 
-@dataclass(frozen=True)
-class Result:
-    """A run's outcome after its last round: the folder with its files, the records of all rounds,
-    the evaluation and the state of TFF's process."""
-
-    folder: Path
-    records: list[RoundRecord]
-    evaluation: Evaluation
-    state: Any
-
-
-def save_result(folder: RunFolder, experiment: Experiment, result: Result) -> tuple[dict, list]:
-    """Write metrics.json, the global model after the last round and the best, and the plots.
-
-    Returns (what metrics.json holds, the paths of all files written).
-    """
-    weights = result.state.global_model_weights
-    caption = plots.join_parts(
-        [
-            captions.caption(experiment),
-            records.format_epsilon(result.records[-1]),
-            folder.program_note(),
-        ]
-    )
-    metrics = results.describe(experiment, weights.trainable, result.evaluation, result.records)
-    build_model_of = partial(build_saved_model, experiment.network)
-    figures = plots.result_figures(experiment, result, caption)
-    return metrics, folder.finish(metrics, weights, build_model_of, figures, caption)
-
-
-@pinned_keras_settings()
-def save_clients(
-    folder: RunFolder, experiment: Experiment, state: Any, record: RoundRecord
-) -> None:
-    """Save what each client of the record's round sent, as models.
-
-    `state` is that before the round, None for the first. The clients are trained once more, here,
-    by the same function of (seed, round, client); the last bits may be others than the worker's.
-    A client whose update was not finite sent nothing that counted, and has no model.
-    """
-    client = tf.function(build_client(experiment), autograph=False)
-    memory = np.zeros(experiment.parts.memory.shape if experiment.parts.memory else (0, 0))
-    weights = experiment.initial_weights
-    if state is not None:
-        memory = state.client_work.memory
-        weights = state.global_model_weights.trainable
-    broadcast = Broadcast(
-        tuple(map(tf.constant, weights)),
-        tf.constant(record.round, tf.int64),
-        tf.constant(memory, tf.float32),
-    )
-    folder.remove_clients()
-    for client_id in sorted({report["client"] for report in record.clients if report["finite"]}):
-        output = client(broadcast, tf.constant(client_id, tf.int64))
-        own = [w - u for w, u in zip(broadcast.weights, output.update, strict=True)]
-        sent = tff.learning.models.ModelWeights([w.numpy() for w in own], [])
-        folder.save_client(client_id, build_saved_model(experiment.network, sent))
-
-
-def print_round(experiment: Experiment, record: RoundRecord, earlier: list[RoundRecord]) -> None:
-    """Print a round's line, and a notice of what seems wrong with it after those before."""
-    rounds = experiment.config.training.rounds
-    print_line(record.line(rounds))
-    trouble = record.trouble(earlier, experiment.dataset.chance, record.round == rounds)
-    if trouble:
-        warn(f"round {record.round}: {trouble}")
-
-
 @command_line.one_at_a_time()
 def run(
     config: Config,
@@ -1422,62 +1252,25 @@ def run(
     """
     command_line.check_single(config)
     experiment = build_prepared(config, dataset)
-    config = experiment.config
-    caption = captions.caption(experiment)
-    build_model_of = partial(build_saved_model, experiment.network)
-    result = None
-    before = None  # the state before the last round
-    has_new_round = False
+    run_flags = experiment.config.run
     with RunFolder.open(experiment, resume_hint, dataset is not None) as folder:
-        print_line(f"{caption}\n")
-        for notice in experiment.notices:
-            warn(notice)
-        state, earlier_records = folder.load(experiment)
-        if earlier_records:
-            evaluation = experiment.evaluate(state.global_model_weights)
-            result = Result(folder.path, earlier_records, evaluation, state)
-        new_rounds = iter(())
-        if records.stops_early(earlier_records, config.run):
-            print_line(records.describe_end(earlier_records, config.run))
+        saver = saving.open_run(folder, experiment)
+        earlier = saver.records
+        callbacks = [saver, PrintRounds(experiment, earlier), EarlyStopping(run_flags, earlier)]
+        if run_flags.tensorboard:
+            draw = partial(saving.draw_confusion, experiment)
+            callbacks.append(TensorBoard(folder.path, draw))
+        if on_round:
+            callbacks.append(OnRound(on_round))
+        if records.stops_early(earlier, run_flags):
+            print_line(records.describe_end(earlier, run_flags))
         else:
-            new_rounds = run_rounds(experiment, state, folder.log, folder.journal, earlier_records)
-        progress = command_line.Progress(
-            config.training.rounds, len(earlier_records), timed=not experiment.accountant
-        )
-        try:
-            for state, record, evaluation in progress.follow(new_rounds):
-                draw_confusion = partial(
-                    plots.plot_confusion, evaluation, caption, experiment.dataset.classes
-                )
-                folder.save_round(record, state, draw_confusion, build_model_of)
-                earlier = result.records if result else []
-                before = result.state if result else None
-                has_new_round = True
-                result = Result(folder.path, [*earlier, record], evaluation, state)
-                print_round(experiment, record, earlier)
-                if on_round:
-                    on_round(record)
-        except (KeyboardInterrupt, Exception) as error:
-            with contextlib.suppress(Exception):  # what stopped the run is what the user must know
-                if result:
-                    save_result(folder, experiment, result)
-            num_done = len(result.records) if result else 0
-            warn(f"stopped after round {num_done}; {folder.what_next()}")
-            if isinstance(error, KeyboardInterrupt):
-                raise command_line.Stopped(f"after round {num_done}") from None
-            raise
-        if result is None:  # the privacy budget was spent by rounds that were begun and not done
-            raise UserError(
-                f"epsilon_budget={config.privacy.epsilon_budget:g} allows no further round, and "
-                "none was done; choose more, or start a new run"
-            )
-        if config.run.save_clients and not has_new_round:
-            warn("no new round was done: save_clients=True saves no clients' models")
-        elif config.run.save_clients:
-            save_clients(folder, experiment, before, result.records[-1])
-        metrics, paths = save_result(folder, experiment, result)
-        results.print_summary(metrics, paths, folder.seconds, is_one_of_many=bool(resume_hint))
-        if config.run.baselines:
+            rounds = run_rounds(experiment, saver.state, callbacks, folder)
+            with saver.kept_if_stopped():
+                for _ in command_line.show_progress(rounds, experiment.config, len(earlier)):
+                    pass
+        result = saver.finish(is_one_of_many=bool(resume_hint))
+        if run_flags.baselines:
             baselines.run_baselines(experiment, result, folder, build_prepared, build_evaluator)
     return result
 
@@ -1513,8 +1306,8 @@ def evaluate_saved(config: Config) -> Path:
     dataset = load_dataset(config.replace(**options.absolute_paths(config.to_dict())).data)
     results.check_classes(source, dataset)
     name = saved.training.model
-    if name not in MODELS:  # that folder may be somebody else's, and would have us run its file
-        if config.training.model in MODELS:
+    if name not in choices.MODELS:  # that folder may be somebody else's, its file any code
+        if config.training.model in choices.MODELS:
             trust.check_model(name, config.run.evaluate)
         else:
             name = config.training.model
@@ -1533,7 +1326,7 @@ def main(config: Config) -> None:
     if config.run.version or config.run.list:
         listing.answer(config.run, Config())
         return
-    check_paths(config)
+    options.check_paths(config)
     if config.run.evaluate:
         evaluate_saved(config)
     elif overlaid_folders(config.comparison.compare):

@@ -23,7 +23,7 @@ from machine import made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "adversity.json"
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
-CASES = [(0, "none"), *((count, attack) for attack in fl.adversity.ATTACKS for count in (1, 3))]
+CASES = [(0, "none"), *((count, attack) for attack in fl.choices.ATTACKS for count in (1, 3))]
 SEEDS = (0, 1, 2)
 
 

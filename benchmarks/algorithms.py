@@ -64,7 +64,7 @@ def accuracy(
     metrics = RUNS / name / "metrics.json"
     if not metrics.exists():
         # fedsgd has a step a round, on the whole shard
-        defined = fl.options.ALGORITHMS[algorithm].required
+        defined = fl.choices.ALGORITHMS[algorithm].required
         config = fl.parse(BUDGETS[budget]).replace(
             algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined
         )

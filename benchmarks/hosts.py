@@ -40,11 +40,11 @@ WORKS = {  # the model, and images a client of ten
 }
 SMALL = {"dataset": "digits", "model": "mlp", "rounds": 3, "num_clients": 6, "local_epochs": 2}
 KRUM = {"tolerated": 1}
-ROWS = [{"algorithm": name} for name in fl.ALGORITHMS if name != "fedsgd"]
+ROWS = [{"algorithm": name} for name in fl.choices.ALGORITHMS if name != "fedsgd"]
 ROWS += [{"algorithm": "fedsgd", "local_epochs": 1}]
 ROWS += [
     {"aggregator": name} | (KRUM if "krum" in name else {})
-    for name in fl.AGGREGATORS
+    for name in fl.choices.AGGREGATORS
     if name not in ("mean", "dp")
 ]
 ROWS += [{"model": "small-cnn"}, {"model": "small-cnn", "algorithm": "scaffold"}]

@@ -49,7 +49,8 @@ def caption_parts(experiment: Any) -> dict[str, str]:
 
 def describe_partition(experiment: Any) -> str:
     """Return the partitioner's title with its fields."""
-    title = experiment.partitioner.title.format(**experiment.config.to_dict())
+    config = experiment.config
+    title = config.chosen("partition").title.format(**config.to_dict())
     if experiment.config.partitioning.owner_choice != "largest":
         title = f"{title}, owners at random"
     min_images = experiment.config.partitioning.min_images
@@ -72,42 +73,28 @@ def describe_algorithm(config: Any) -> str:
         parts.append(f"client {optimization.client_optimizer}")
     if optimization.weight_decay:
         parts.append(f"weight decay {optimization.weight_decay:g}")
-    client_schedule = describe_schedule(optimization.client_schedule, optimization)
+    client_schedule = config.chosen("client_schedule").title.format(**config.to_dict())
     parts.append(f"lr {config.training.client_lr:g}{client_schedule}")
-    server_schedule = describe_schedule(optimization.server_schedule, optimization)
+    server_schedule = config.chosen("server_schedule").title.format(**config.to_dict())
     if config.training.server_lr != 1 or server_schedule:
         parts.append(f"server lr {config.training.server_lr:g}{server_schedule}")
     return ", ".join(parts)
 
 
-def describe_schedule(name: str, optimization: Any) -> str:
-    """Return what stands behind a rate that changes from round to round."""
-    if name == "constant":
-        return ""
-    if name == "exponential":
-        return f" × {optimization.lr_decay:g} a round"
-    if name == "warm-up":
-        return f", warm-up over {optimization.warmup_steps} steps"
-    if name == "cosine":
-        return f" cosine over {optimization.lr_horizon} rounds"
-    return f" {name}"
-
-
 def describe_aggregator(experiment: Any) -> str:
     """Return the aggregator, its own fields, and what its results rest on."""
-    aggregation = experiment.config.aggregation
-    name = aggregation.aggregator
-    if experiment.accountant:
-        noise = {"noise_multiplier": experiment.config.privacy.noise_multiplier}
-        return f"{with_fields(name, noise)}: {experiment.accountant.assumption()}"
-    text = with_fields(name, experiment.config.fields_of_choice("aggregator"))
-    if name == "mean":  # the usual one
-        text = "" if aggregation.client_weighting == "examples" else name
-    row = experiment.aggregator
-    is_weighted = row.update_format != "stacked" and not row.private
-    if aggregation.client_weighting != "examples" and is_weighted:
+    config = experiment.config
+    name = config.aggregation.aggregator
+    fields = config.fields_of_choice("aggregator")
+    if config.is_private:
+        fields = {"noise_multiplier": config.privacy.noise_multiplier}
+    text = with_fields(name, fields)
+    is_by_examples = config.aggregation.client_weighting == "examples"
+    if not config.chosen("aggregator").function:  # the usual one
+        text = "" if is_by_examples else name
+    if not is_by_examples and config.chosen("aggregator").kind == "weighted":
         text = f"{text}, all clients equal"
-    note = experiment.aggregator.note
+    note = experiment.parts.note
     return f"{text}: {note}" if note else text
 
 

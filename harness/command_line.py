@@ -422,3 +422,11 @@ class Progress:
         finally:
             self.closed.set()
             self.bar.close()
+
+
+def show_progress(rounds: Iterator[Answer], config: Any, done: int) -> Iterator[Answer]:
+    """Yield what `rounds` yields with a live display; `done` rounds were done before.
+
+    A private run's shows no seconds.
+    """
+    return Progress(config.training.rounds, done, timed=not config.is_private).follow(rounds)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from collections.abc import Callable
 from typing import Any
 
 
-def load(name: str) -> Any:
-    """Return what "module:name" stands for: a function of a module of variants/."""
-    module, _, attribute = name.partition(":")
-    return getattr(importlib.import_module(f"variants.{module}"), attribute)
+def load(function: str | Callable) -> Any:
+    """Return what "module:name" stands for in a module of variants/; a function is itself."""
+    if callable(function):
+        return function
+    module, _, name = function.partition(":")
+    return getattr(importlib.import_module(f"variants.{module}"), name)

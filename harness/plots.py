@@ -577,7 +577,7 @@ def result_figures(experiment: Any, result: Any, caption: str) -> dict[str, Call
         "accuracy_by_megabytes.png": partial(plot_cost, result.records, caption),
         **evaluation_figures(dataset, result.evaluation, caption),
     }
-    if experiment.accountant:
+    if experiment.config.is_private:
         return figures
     counts = experiment.partition.counts
     partition = partial(plot_partition, counts, caption, dataset.classes)

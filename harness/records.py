@@ -413,6 +413,7 @@ def make_record(
         test_accuracy=evaluation.accuracy,
         extra_accuracies=evaluation.extra_accuracies,
         num_nonfinite=len(reports) - len(counted),
+        epsilon=None,
         clients=reports,
         **figures,
     )
@@ -428,16 +429,10 @@ def communication_cost(
     sent beside them in each direction, and an adaptive norm goes both ways. A private run tells
     what its expected cohort sends.
     """
-    aggregator = experiment.aggregator
-    if experiment.accountant:
+    parts = experiment.parts
+    if experiment.config.is_private:
         num_sent = experiment.config.cohort_size
         num_reported = experiment.config.cohort_size
-    sizes = [weights.size for weights in experiment.initial_weights]
-    weights_bytes = 4 * sum(sizes)
-    beside = experiment.parts.message_bytes
-    if aggregator.sends_norm:
-        beside += 4
-    down = weights_bytes + beside + 8
-    update_bytes = aggregator.num_bytes(sizes) if aggregator.num_bytes else weights_bytes
-    up = update_bytes + beside + 4 * num_metrics
+    down = 4 * experiment.num_parameters + parts.message_bytes + 8
+    up = parts.update_bytes + parts.message_bytes + 4 * num_metrics
     return {"bytes_down": num_sent * down, "bytes_up": num_reported * up}

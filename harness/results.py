@@ -63,9 +63,9 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
         "partition": config.partition_name,
         "seed": config.seed,
         "hash": partition.digest,
-        "changes_images": experiment.partitioner.change_images is not None,
+        "changes_images": bool(config.chosen("partition").change_images),
     }
-    if not experiment.accountant:
+    if not config.is_private:
         content["topped_up_clients"] = partition.num_filled_clients
         content["skew"] = skew(partition.counts)
         content["label_counts"] = partition.counts.tolist()

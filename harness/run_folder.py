@@ -84,7 +84,7 @@ class RunFolder:
         self.path = path
         self.resume_hint = resume_hint
         self.on_arrays = on_arrays
-        self.is_private = experiment.accountant is not None
+        self.is_private = experiment.config.is_private
         self.program = describe_program(experiment.row_hashes)
         self.programs = read_programs(path)
         self.opened = time.perf_counter()
@@ -92,9 +92,6 @@ class RunFolder:
         self.config = experiment.config
         self.save_every = experiment.config.run.save_every
         self.best_accuracy = -1.0
-        self.events = None
-        if experiment.config.run.tensorboard:
-            self.events = tf.summary.create_file_writer(str(path))
         # What a checkpoint belongs to, and the shapes of the state in it; `load` sets them.
         self.key = ""
         self.specs: Any = ()
@@ -231,7 +228,7 @@ class RunFolder:
         write_file(self.path / "metrics.csv", csv_table(record.figures() for record in records))
 
     def save_round(
-        self, record: RoundRecord, state: Any, confusion_plot: Callable, build_model: Callable
+        self, record: RoundRecord, state: Any, build_model: Callable | None = None
     ) -> None:
         """Add the round to the tables, then save the state that the next round starts from.
 
@@ -253,8 +250,6 @@ class RunFolder:
         if self.is_private:
             self.hide_times()
         stopping.save_first()
-        if self.events:
-            self.write_events(record.round, figures, confusion_plot)
 
     @property
     def best(self) -> Path:
@@ -302,33 +297,6 @@ class RunFolder:
         with io_errors_as_user_errors(folder):
             folder.mkdir(exist_ok=True)
         write_file(folder / f"client-{client:06d}.keras", keras_bytes(model, self.path))
-
-    def write_events(self, round_num: int, row: dict[str, Any], confusion_plot: Callable) -> None:
-        """Add the round's figures and its confusion matrix to the TensorBoard events.
-
-        Of a file that it cannot write TensorFlow says nothing, or fails at a later round: whether
-        the file grows tells. After that no more events are written.
-        """
-        size_before = self.events_size()
-        picture = tf.io.decode_png(to_bytes(confusion_plot()))[None]
-        with contextlib.suppress(tf.errors.OpError):
-            with self.events.as_default(step=round_num):
-                for name, value in row.items():
-                    if value is not None:
-                        tf.summary.scalar(name, value)
-                tf.summary.image("confusion matrix", picture)
-            self.events.flush()
-            if self.events_size() > size_before:
-                return
-        self.events = None
-        warn(
-            f"TensorBoard's events end before round {round_num}: their file in {self.path} cannot "
-            "grow; all else is written"
-        )
-
-    def events_size(self) -> int:
-        """Return the bytes of all TensorBoard events of the run."""
-        return sum(path.stat().st_size for path in self.path.glob("events.out.tfevents.*"))
 
     def write_checkpoint(self, round_num: int, state: Any) -> None:
         """Write the state, and remove all but the newest checkpoints."""

@@ -12,9 +12,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import harness  # noqa: F401, before TensorFlow: it quiets that, here and in the tests' processes
+from variants import choices
 
 import psutil
 import pytest
+from reference import replace_choice
 
 # these tests go on behind nohup or &: what they start would
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -59,7 +61,7 @@ def small_experiment(digits, cache, monkeypatch, **flags):
     from reference import tanh_layers
     from runs import configure
 
-    monkeypatch.setitem(fl.MODELS, "2nn", tanh_layers)
+    replace_choice(monkeypatch, choices.MODELS, "2nn", tanh_layers)
     small = {"dataset": "digits", "model": "2nn", "num_clients": 3, "cache": str(cache)}
     return fl.build_prepared(configure(**small | flags), digits)
 

@@ -1,14 +1,13 @@
 """What tests compare with: a client's batches by the documented rule, and federated learning in
 NumPy, float64."""
 
-from functools import partial
 from pathlib import Path
 
 import federated_learning as fl
 from harness import layers
 from harness.records import Evaluation, name_metrics
 from harness.shards import FOOTER_BYTES, LABEL_BYTES
-from variants import privacy, sampling
+from variants import privacy
 from variants.wrapping import Corrected
 
 import numpy as np
@@ -35,20 +34,22 @@ def alone(clients):
 
 
 def network(name, num_classes=10):
-    """A row of MODELS, as build_experiment resolves it."""
-    return fl.Network(name, fl.MODELS[name], (28, 28, 1), num_classes)
+    """A network of the table MODELS, as build_experiment resolves it."""
+    return fl.Network(name, fl.find_model(name), (28, 28, 1), num_classes)
 
 
 def accountant_of(config):
     """The privacy accountant of a configuration, as build_experiment makes it."""
-    cohorts = (
-        partial(sampling.draw_cohort, config, sizes=None) if config.privacy.public_cohorts else None
-    )
-    return privacy.PrivacyAccountant(config, cohorts)
+    return privacy.PrivacyAccountant(config, privacy.public_cohorts(config))
+
+
+def replace_choice(monkeypatch, table, name, function):
+    """Let the choice of this name stand for another function."""
+    monkeypatch.setitem(table, name, table[name]._replace(function=function))
 
 
 def correcting(rule):
-    """A row of ALGORITHMS: local steps go along rule(gradients, weights)."""
+    """An algorithm: local steps go along rule(gradients, weights)."""
 
     def change(parts, experiment):
         return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))

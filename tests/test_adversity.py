@@ -6,11 +6,12 @@ import federated_learning as fl
 from harness.fields import UserError
 from harness.records import communication_cost, read_record
 from harness.shards import Shard
-from variants import evaluations
+from variants import choices, evaluations
 from variants.adversity import (
-    ATTACKS,
     Attackers,
     choose_attackers,
+    cut_work,
+    stamp_trigger,
     trigger_mask,
     unseen_clients,
 )
@@ -25,8 +26,8 @@ from reference import (
     batches_of,
     largest_difference,
     named,
-    network,
     numpy_sgd_step,
+    replace_choice,
     tanh_layers,
     weighted_mean,
     weights_of,
@@ -111,9 +112,7 @@ def test_stragglers_do_a_share_of_their_steps(federation):
 def test_a_stragglers_share_is_uniform():
     """600 shares of 10,000 examples: a uniform one's mean is 1 / 2, its square's 1 / 3."""
     keys = [tf.constant([seed, 7], tf.int64) for seed in range(600)]
-    shares = np.array(
-        [int(fl.adversity.cut_work(tf.constant(10_000), key, 1.0)) / 10_000 for key in keys]
-    )
+    shares = np.array([int(cut_work(tf.constant(10_000), key, 1.0)) / 10_000 for key in keys])
     assert shares.mean() == pytest.approx(1 / 2, abs=0.05) and (shares**2).mean() == pytest.approx(
         1 / 3, abs=0.05
     )
@@ -142,7 +141,7 @@ def test_a_stragglers_weights_are_those_of_its_first_steps(federation):
         assert min(largest_difference(weights_of(new), option) for option in options) < 1e-5
 
 
-@pytest.mark.parametrize("attack", ATTACKS)
+@pytest.mark.parametrize("attack", choices.ATTACKS)
 def test_attackers_send_what_the_attack_says(federation, attack):
     flags = {
         "num_clients": 5,
@@ -222,19 +221,12 @@ BYTES = [  # flags, bytes down and up of a client
 ]
 
 
-MESSAGES = ("scaffold", "mimelite")  # as large as the weights
-
-
 @pytest.mark.parametrize(("flags", "down", "up"), BYTES)
-def test_a_rounds_bytes(monkeypatch, flags, down, up):
+def test_a_rounds_bytes(digits, monkeypatch, flags, down, up):
     """Of a round in which six clients get the weights and four report."""
-    monkeypatch.setitem(fl.MODELS, "2nn", tanh_layers)
-    experiment = SimpleNamespace(
-        aggregator=fl.AGGREGATORS[flags.get("aggregator", "mean")],
-        accountant=None,
-        initial_weights=fl.build_model(network(flags.get("model", "2nn")), 0).get_weights(),
-        parts=SimpleNamespace(message_bytes=4 * MODEL * (flags.get("algorithm") in MESSAGES)),
-    )
+    replace_choice(monkeypatch, choices.MODELS, "2nn", tanh_layers)
+    config = configure(**{"dataset": "digits", "model": "2nn", **flags})
+    experiment = fl.build_experiment(config, digits)
     cost = communication_cost(experiment, 6, 4, len(fl.ClientMetrics._fields))
     assert cost == {"bytes_down": 6 * down, "bytes_up": 4 * up}
 
@@ -274,8 +266,7 @@ def test_a_backdoor_is_a_white_square_and_its_success_is_counted(federation, dig
     key = tf.constant([1, 2], tf.int64)
     for share, low, high in [(0, 0, 0), (0.5, 10, 40), (1, 50, 50)]:
         config = configure(byzantine=1, attack="backdoor", backdoor_share=share, backdoor_target=3)
-        behaviour = Attackers(config, ATTACKS["backdoor"], 10)
-        stamped = ATTACKS["backdoor"].shard(Shard(images, labels), key, behaviour)
+        stamped = stamp_trigger(Shard(images, labels), key, Attackers(config, 10))
         marked = (np.asarray(stamped.images)[:, mask[..., 0]] == 255).all(axis=(1, 2))
         assert low <= marked.sum() <= high
         assert np.array_equal(stamped.labels, np.where(marked, 3, labels))

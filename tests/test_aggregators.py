@@ -157,7 +157,7 @@ def test_a_client_that_is_left_out_is_left_out_of_the_adaptive_norm_too(
 ):
     experiment = federation(aggregator=aggregator, num_clients=5, byzantine=1, attack="nan")
     before = experiment.process.initialize()
-    after, reports, _ = fl.train_cohort(worker, experiment, before, range(5))
+    after, reports, _ = experiment.parts.train_cohort(worker, experiment, before, range(5))
     good = [report["client"] for report in reports if report["finite"]]
     expected, _, _ = experiment.process.next(before, alone(good))
     assert len(reports) == 5 and len(good) == 4
@@ -192,11 +192,13 @@ def test_compression_is_within_half_a_step_of_its_255(federation):
     assert 0.2 * bound < kernel < 1.01 * bound and max(small) < 1e-6
 
 
-def test_compression_starts_above_20_000_numbers_and_packs_as_counted(worker):
+def test_compression_starts_above_20_000_numbers_and_packs_as_counted(worker, digits):
     """What TFF's own encoder makes of a tensor: its int32 and float32, by their bytes."""
+    config = configure(dataset="digits", aggregator="compressed", model="mlp")
+    factory = fl.build_experiment(config, digits).parts.aggregator
     for size in (20_000, 20_001, 100_352):
         kind = tff.to_type([tff.TensorType(np.float32, [size])])
-        mean = aggregators.build_compressed(None, None).create(kind, tff.TensorType(np.float32))
+        mean = factory.create(kind, tff.TensorType(np.float32))
         values = [np.linspace(-1, 1, size, dtype=np.float32) ** 3]
         result = mean.next(mean.initialize(), [values], [1.0]).result
         assert (np.abs(result[0] - values[0]).max() > 1e-4) == (size > 20_000)
@@ -269,9 +271,7 @@ def test_secure_sums_of_clients_that_count_the_same_are_as_fine(federation, upda
 def test_secure_sums_are_not_cut_for_large_clients(worker):
     """A client of 120,000 images: bounds of 1e5 on n_k made 1.2 times the update of it, in
     silence."""
-    factory = aggregators.build_secure(
-        configure(), aggregators.CohortInfo(2, most_examples=120_000)
-    )
+    factory = aggregators.secure_mean(120_000, is_uniform=False)
     kind = tff.to_type([tff.TensorType(np.float32, [3])])
     plain = plain_sums(factory.create(kind, tff.TensorType(np.float32)).next)
     process = factory.create(kind, tff.TensorType(np.float32))
@@ -334,8 +334,10 @@ def test_a_client_drawn_twice_counts_once_where_all_updates_are_looked_at(
     """Drawn by size: two equal updates at distance 0 would be Krum's choice for ever."""
     experiment = federation(aggregator=aggregator, num_clients=6, sampling="by-size", tolerated=1)
     state = experiment.process.initialize()
-    once, reports, _ = fl.train_cohort(worker, experiment, state, [0, 1, 2, 3, 5])
-    twice, again, _ = fl.train_cohort(worker, experiment, state, [0, 1, 1, 1, 2, 3, 3, 5])
+    once, reports, _ = experiment.parts.train_cohort(worker, experiment, state, [0, 1, 2, 3, 5])
+    twice, again, _ = experiment.parts.train_cohort(
+        worker, experiment, state, [0, 1, 1, 1, 2, 3, 3, 5]
+    )
     assert largest_difference(weights_of(once), weights_of(twice)) == 0 and reports == again
 
 
@@ -346,7 +348,7 @@ def test_a_round_is_done_once_where_no_norm_is_looked_at(federation, worker, agg
     experiment = federation(**flags)
     state = experiment.process.initialize()
     with mock.patch.object(worker, "run_round", wraps=worker.run_round) as rounds:
-        _, reports, _ = fl.train_cohort(worker, experiment, state, [0, 1, 2])
+        _, reports, _ = experiment.parts.train_cohort(worker, experiment, state, [0, 1, 2])
     assert rounds.call_count == 1 and sum(report["finite"] for report in reports) == 2
 
 

@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import federated_learning as fl
 from harness.fields import UserError
 from harness.loading import load
-from variants import CHANGES, options
+from variants import CHANGES, choices, optimizers, options, stateful
 from variants.adversity import unseen_clients
-from variants.options import ALGORITHMS
+from variants.algorithms import fedprox
+from variants.choices import ALGORITHMS
 from variants.wrapping import Corrected
 
 import numpy as np
@@ -26,6 +27,7 @@ from reference import (
     named,
     numpy_local,
     numpy_sgd_step,
+    replace_choice,
     times,
     weighted_mean,
     weights_of,
@@ -60,7 +62,7 @@ TAU = {"server_epsilon": 0.02}
 UNIFORM = {"client_weighting": "uniform"}
 # Client 3 of four is never drawn (seed 2), and counts in no mean.
 UNSEEN = {"num_clients": 4, "unseen_clients": 0.25, "seed": 2}
-CASES = [(algorithm, {}) for algorithm in fl.ALGORITHMS]
+CASES = [(algorithm, {}) for algorithm in choices.ALGORITHMS]
 # one of each kind in `make test`
 CASES += [
     ("fedadagrad", TAU),
@@ -119,7 +121,7 @@ def test_a_change_applies_to_the_parts_where_its_flag_is_given(federation, monke
     process = federation().process
     before = process.initialize()
     whole, _, _ = process.next(before, alone([0, 1, 2]))
-    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", half)
+    replace_choice(monkeypatch, choices.ALGORITHMS, "fedprox", half)
     process = federation(algorithm="fedprox").process
     halved, _, _ = process.next(process.initialize(), alone([0, 1, 2]))
     pairs = zip(weights_of(before), weights_of(whole), strict=True)
@@ -153,7 +155,7 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
 
         def push_away(parts, experiment):
             optimizer = parts.client_optimizer
-            pushed = fl.algorithms.fedprox(parts, experiment)
+            pushed = fedprox(parts, experiment)
             rule = pushed.client_optimizer.rule
 
             def exchanged(gradients, weights, round_weights):
@@ -162,7 +164,7 @@ def test_rounds_equal_tffs_own(federation, monkeypatch, algorithm):
             corrected = Corrected(optimizer, exchanged, ["round_weights"])
             return pushed._replace(client_optimizer=corrected)
 
-        monkeypatch.setitem(fl.ALGORITHMS, "fedprox", push_away)
+        replace_choice(monkeypatch, choices.ALGORITHMS, "fedprox", push_away)
     flags = {"algorithm": algorithm, "local_epochs": 1, "prox_mu": 0.3}
     flags |= {"server_momentum": 0.7, "client_lr": RATE}
     experiment = federation(**flags)
@@ -229,13 +231,13 @@ def test_schedules_change_the_learning_rates(federation, schedule, factors):
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "mimelite", "feddyn"])
 def test_a_client_that_diverges_leaves_the_memory_as_it_was(federation, monkeypatch, algorithm):
-    change = fl.ALGORITHMS[algorithm]
+    change = load(choices.ALGORITHMS[algorithm].function)
     diverge = correcting(lambda gradients, weights: tuple(g * np.nan for g in gradients))
 
     def diverging(parts, experiment):
         return diverge(change(parts, experiment), experiment)
 
-    monkeypatch.setitem(fl.ALGORITHMS, algorithm, diverging)
+    replace_choice(monkeypatch, choices.ALGORITHMS, algorithm, diverging)
     process = federation(algorithm=algorithm).process
     state, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
     assert not any(row["finite"] for row in named(alone([0, 1, 2]), reports))
@@ -296,7 +298,7 @@ def test_feddyns_h_is_the_mean_gradient_of_all_clients():
     config = configure(num_clients=2, dyn_alpha=0.5)
     partition = SimpleNamespace(sizes=np.array([10, 10]))
     experiment = SimpleNamespace(config=config, partition=partition, num_parameters=2)
-    algorithm = fl.stateful.FedDyn(experiment)
+    algorithm = stateful.FedDyn(experiment)
     memory = np.array([[0.0, 0.0], [1.0, 3.0]], np.float32)  # client 1 had w - w_1 = (2, 6) once
     (update,) = algorithm.server_step((np.array([1.0, 1.0], np.float32),), memory)
     assert update.numpy().tolist() == [1 + 0.5 / 0.5, 1 + 1.5 / 0.5]
@@ -345,7 +347,7 @@ def test_the_factors_of_a_warm_up_add_up():
     optimization = configure(client_schedule="warm-up", warmup_steps=4).optimization
     for steps in (1, 3, 4, 9):
         expected = sum(min(1, (i + 1) / 4) for i in range(steps))
-        found = fl.optimizers.sum_of_factors(optimization, tf.constant(float(steps)))
+        found = optimizers.sum_of_factors(optimization, tf.constant(float(steps)))
         assert float(found) == pytest.approx(expected)
 
 
@@ -353,8 +355,7 @@ def test_a_cosine_falls_over_the_runs_own_rounds_and_keeps_them_when_extended():
     config = configure(client_schedule="cosine", rounds=8).effective()
     assert config.optimization.lr_horizon == 8
     rates = [
-        float(fl.optimizers.schedule("cosine", tf.constant(float(t)), config.optimization))
-        for t in (1, 5, 9)
+        float(optimizers.cosine(tf.constant(float(t)), config.optimization)) for t in (1, 5, 9)
     ]
     assert np.allclose(rates, [1, 0.5, 0])
     extended = config.replace(rounds=12).effective()

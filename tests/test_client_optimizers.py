@@ -1,7 +1,7 @@
 """Each client optimizer against NumPy over two rounds, and what algorithms make of it."""
 
-import federated_learning as fl
 from harness.fields import UserError
+from variants import choices
 
 import numpy as np
 import pytest
@@ -79,7 +79,7 @@ def local(config, shards, client, round_num, weights):
 
 
 @pytest.mark.parametrize("weight_decay", [0.01, pytest.param(0, marks=pytest.mark.thorough)])
-@pytest.mark.parametrize("name", fl.CLIENT_OPTIMIZERS)
+@pytest.mark.parametrize("name", choices.CLIENT_OPTIMIZERS)
 def test_local_steps_equal_numpys(federation, name, weight_decay):
     flags = {
         "client_optimizer": name,

@@ -16,14 +16,14 @@ import sys
 import tempfile
 import time
 
-import federated_learning as fl
 from harness import command_line, files
 from harness.fields import UserError
+from variants import choices
 
 import matplotlib.image
 import numpy as np
 import pytest
-from reference import correcting
+from reference import correcting, replace_choice
 from runs import (
     MLP_ON_DIGITS,
     NO_FIGURES,
@@ -143,7 +143,7 @@ def test_a_stopped_run_ends_in_seconds_and_says_how_to_go_on(tmp_path, sent, exi
 @pytest.mark.slow
 def test_divergence_is_announced_and_recorded(tmp_path, monkeypatch):
     infinite = correcting(lambda gradients, _: tuple(g * float("inf") for g in gradients))
-    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", infinite)
+    replace_choice(monkeypatch, choices.ALGORITHMS, "fedprox", infinite)
     done = call_script(tmp_path, *QUICK, "--name", "run", "--algorithm", "fedprox")
     assert done.returncode == 0 and done.stdout.count("10 not finite, left out") == 2, done.stderr
     assert done.stderr.count("no client's update was finite") == 2

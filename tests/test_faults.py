@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import federated_learning as fl
-from harness import figure_files, run_folder
+from harness import callbacks, figure_files, run_folder
 from harness.command_line import read_saved
 from harness.fields import UserError
 from harness.results import weights_sha256
@@ -98,13 +98,16 @@ def go(rounds, monkeypatch, tmp_path):
     name -> bytes."""
     config, experiment, yielded = rounds
 
-    def replay(_, state=None, *places):
+    def replay(_, state=None, callbacks=(), folder=None):
         done = int(state.client_work.round) if state else 0
         if done:
             ours = state.global_model_weights
             theirs = yielded[done - 1][0].global_model_weights
             assert weights_sha256(ours.trainable) == weights_sha256(theirs.trainable)
-        yield from yielded[done : config.training.rounds]
+        for outcome in yielded[done : config.training.rounds]:
+            for callback in callbacks:
+                callback.after_round(outcome)
+            yield outcome
 
     def nothing(*_):
         """Drawing is what takes the time here."""
@@ -113,7 +116,7 @@ def go(rounds, monkeypatch, tmp_path):
     monkeypatch.setattr(fl, "build_process", lambda *_: experiment.process)
     monkeypatch.setattr(fl, "build_evaluator", lambda *_: experiment.evaluate)
     monkeypatch.setattr(run_folder, "keras_bytes", lambda *_: b"a model")
-    for module in (run_folder, figure_files):
+    for module in (callbacks, run_folder, figure_files):
         monkeypatch.setattr(module, "to_bytes", lambda *_: b"a picture")
     monkeypatch.setattr(run_folder, "describe_provenance", lambda _: {"seconds": 1.0})
     for plot in (

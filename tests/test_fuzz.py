@@ -20,6 +20,7 @@ from harness.files import json_line, to_json
 from harness.records import Evaluation, make_record
 from harness.results import describe
 from harness.run_folder import RunFolder
+from variants import privacy
 
 import numpy as np
 import pytest
@@ -140,12 +141,12 @@ def folder(tmp_path_factory, digits, no_best_weights):
     experiment = with_small_state(config.replace(runs=str(folder), name="run"), digits)
     with RunFolder.open(experiment) as run:
         run.load(experiment)
-        figures = {"dropped": 0, "bytes_down": 1, "bytes_up": 1, "epsilon": None, "seconds": 1.0}
+        figures = {"dropped": 0, "bytes_down": 1, "bytes_up": 1, "seconds": 1.0}
         names = fl.ClientMetrics._fields
         records = [make_record(number, rows, evaluation, names, **figures) for number in (1, 2)]
         for record in records:
             state = State(Progress(np.int64(record.round)), WEIGHTS)
-            run.save_round(record, state, None, None)
+            run.save_round(record, state)
     metrics = describe(experiment, [WEIGHTS], evaluation, records)
     (folder / "run" / "metrics.json").write_text(to_json(metrics))
     (folder / "run" / "rounds_begun.txt").write_text("1\n2\n")
@@ -154,7 +155,7 @@ def folder(tmp_path_factory, digits, no_best_weights):
 
 def count_rounds(folder: Path, _) -> None:
     """What epsilon is counted by."""
-    assert fl.privacy.read_journal(folder / "run" / "rounds_begun.txt", 3)
+    assert privacy.read_journal(folder / "run" / "rounds_begun.txt", 3)
 
 
 def go_on(folder: Path, digits) -> None:

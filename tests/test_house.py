@@ -1,12 +1,13 @@
 """The house keeps its order: rooms, imports one way, one statement one thing, tables as told."""
 
 import ast
+import re
 import statistics
 
 import federated_learning as fl
 from harness.fields import ConfigGroup, UserError, hints
-from variants import options, presets
-from variants.adversity import ATTACKS
+from harness.loading import load
+from variants import choices
 
 import pytest
 from runs import ROOT, SCRIPT, configure, run_code
@@ -78,11 +79,12 @@ def test_the_round_stands_in_one_place():
     """From who trains to the loop over the rounds: one after the other, nothing else between."""
     names = [node.name for node in TREE.body if isinstance(node, ast.FunctionDef)]
     first = names.index("sample_clients")
-    assert names[first : first + 9] == [
+    assert names[first : first + 10] == [
         "sample_clients",
         "make_chunks",
         "add_weighted",
         "average_updates",
+        "train_cohort",
         "build_steps",
         "fedavg_round",
         "everyone",
@@ -97,27 +99,23 @@ def test_each_line_of_the_pseudo_code_is_named_beside_its_code():
         assert f"line {line}" in body.lower() or f"lines 4 to {line}" in body.lower(), line
 
 
-def test_choices_are_the_tables_rows():
-    tables = {
-        "algorithm": fl.ALGORITHMS,
-        "aggregator": fl.AGGREGATORS,
-        "partition": fl.PARTITIONERS,
-        "client_optimizer": fl.CLIENT_OPTIMIZERS,
-        "model": fl.MODELS,
-        "dataset": fl.DATASETS,
-        "attack": ATTACKS,
-        "preset": presets.PRESETS,
-    }
-    for field, table in tables.items():
+def test_a_choice_stands_once_and_its_function_and_fields_are_there():
+    """A choice without a function is FedAvg's own: one in each table, but for attacks."""
+    for field, table in choices.TABLES.items():
         assert set(fl.Config().choices(field)) == set(table), field
-
-
-def test_a_choice_names_fields_that_there_are():
-    tables = [options.PARTITIONS, options.ALGORITHMS, options.CLIENT_OPTIMIZERS]
-    tables += [options.AGGREGATORS, options.ATTACKS, options.SCHEDULES]
-    for table in tables:
         for name, chosen in table.items():
             assert set(chosen.fields) <= fl.Config.defaults().keys(), name
+            values = chosen._asdict().values()
+            functions = [value for value in values if re.fullmatch(r"[a-z]+:\w+", str(value))]
+            assert all(callable(load(function)) for function in functions), name
+    own = {
+        field: [name for name, row in table.items() if not getattr(row, "function", "own")]
+        for field, table in choices.TABLES.items()
+    }
+    defaults = fl.Config.defaults()
+    names = {field: [defaults[field]] if field != "attack" else [] for field in choices.TABLES}
+    names["client_schedule"] += ["warm-up"]  # within the round: see optimizers.warm_up
+    assert own == names
 
 
 def is_group(hint):

@@ -4,11 +4,12 @@ too."""
 import federated_learning as fl
 from harness import layers
 from harness.fields import UserError
+from variants import choices
 
 import numpy as np
 import pytest
 import tensorflow as tf
-from reference import alone, largest_difference, network, weights_of
+from reference import alone, largest_difference, network, replace_choice, weights_of
 
 keras = tf.keras.layers
 NETWORKS = {
@@ -25,7 +26,7 @@ def trained(federation, monkeypatch):
 
     def train(layers_of_2nn, **flags):
         config = federation(**flags).config
-        monkeypatch.setitem(fl.MODELS, "2nn", layers_of_2nn)
+        replace_choice(monkeypatch, choices.MODELS, "2nn", layers_of_2nn)
         experiment = fl.build_prepared(config)
         return weights_of(
             experiment.process.next(experiment.process.initialize(), alone([0, 1, 2]))[0]
@@ -64,7 +65,7 @@ def test_dropout_drops_what_the_key_says():
 
 
 def test_nothing_is_dropped_in_evaluation(monkeypatch, mnist):
-    monkeypatch.setitem(fl.MODELS, "2nn", NETWORKS["dropout"])
+    replace_choice(monkeypatch, choices.MODELS, "2nn", NETWORKS["dropout"])
     model = fl.build_model(network("2nn"), 0)
     assert np.array_equal(
         model(fl.to_input(mnist.test.images[:9])), model(fl.to_input(mnist.test.images[:9]))
@@ -82,7 +83,7 @@ def test_weights_start_as_keras_initializers_have_them(monkeypatch):
             *layers.dense(300),
         ]
 
-    monkeypatch.setitem(fl.MODELS, "2nn", build)
+    replace_choice(monkeypatch, choices.MODELS, "2nn", build)
     model, again, other = (fl.build_model(network("2nn"), seed).get_weights() for seed in (0, 0, 1))
     conv, conv_bias, gamma, beta, kernel = model[:5]
     assert (gamma == 1).all() and not beta.any() and not conv_bias.any()
@@ -92,7 +93,7 @@ def test_weights_start_as_keras_initializers_have_them(monkeypatch):
     assert not np.array_equal(conv, other[0]) and not np.array_equal(kernel, other[4])
 
 
-@pytest.mark.parametrize("name", fl.MODELS)
+@pytest.mark.parametrize("name", choices.MODELS)
 def test_the_rows_start_as_they_always_did(name):
     """Glorot uniform from (seed, position), zero biases."""
     for position, weight in enumerate(fl.build_model(network(name), 3).get_weights()):
@@ -118,7 +119,7 @@ LOST = {
 
 @pytest.mark.parametrize("lost", LOST)
 def test_a_layer_of_which_something_would_be_lost_is_refused_in_one_line(monkeypatch, lost):
-    monkeypatch.setitem(fl.MODELS, "2nn", lambda: [LOST[lost](), *layers.dense(16)])
+    replace_choice(monkeypatch, choices.MODELS, "2nn", lambda: [LOST[lost](), *layers.dense(16)])
     with pytest.raises(UserError, match=f"^model='2nn': the layer .* {lost}"):
         fl.build_model(network("2nn"), 0)
 
@@ -133,7 +134,7 @@ def test_a_layer_of_which_something_would_be_lost_is_refused_in_one_line(monkeyp
     ],
 )
 def test_a_model_too_small_or_too_large_for_the_images_is_one_line(name, shape, message):
-    too_wide = fl.Network(name, fl.MODELS[name], shape, 10)
+    too_wide = fl.Network(name, fl.find_model(name), shape, 10)
     with pytest.raises(UserError) as refused:
         fl.build_model(too_wide, 0)
     assert message in str(refused.value) and "\n" not in str(refused.value)
@@ -141,7 +142,7 @@ def test_a_model_too_small_or_too_large_for_the_images_is_one_line(name, shape, 
 
 def test_layers_that_are_made_once_are_refused(monkeypatch):
     made = layers.dense(16)
-    monkeypatch.setitem(fl.MODELS, "2nn", lambda: made)
+    replace_choice(monkeypatch, choices.MODELS, "2nn", lambda: made)
     fl.build_model(network("2nn"), 0)
     with pytest.raises(UserError, match="make them anew in each call"):
         fl.build_model(network("2nn"), 0)

@@ -12,10 +12,11 @@ import federated_learning as fl
 from harness import SCRIPT, command_line
 from harness.fields import UserError
 from harness.provenance import ROOT, hash_rows
-from variants import models
+from variants import choices, models
 
 import numpy as np
 import pytest
+from reference import replace_choice
 from runs import SECONDS, call_script, configure, run_script
 
 OWN = """
@@ -49,7 +50,7 @@ def test_a_model_of_ones_own_is_trained_as_a_row_is(net, tmp_path, monkeypatch, 
     flags = {"dataset": "digits", "num_clients": 2, "rounds": 1, "local_epochs": 1}
     module = {}
     exec(OWN, module)
-    monkeypatch.setitem(fl.MODELS, "mlp", module["build"])
+    replace_choice(monkeypatch, choices.MODELS, "mlp", module["build"])
     ends = [
         fl.run(configure(**flags, model=model, name=name, figures="none"))
         for model, name in [

@@ -8,7 +8,7 @@ import federated_learning as fl
 from harness.fields import UserError
 from harness.files import to_json
 from harness.results import describe_partition, skew
-from variants import partitions
+from variants import choices, partitions
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from flower_splits import flower_dirichlet, flower_labels
 from reference import read_shard_file
 from runs import configure
 
-SPLITS = sorted(fl.PARTITIONERS.keys() - {"file", "natural"})
+SPLITS = sorted(choices.PARTITIONS.keys() - {"file", "natural"})
 
 
 @pytest.mark.parametrize("partition", SPLITS)
@@ -292,8 +292,8 @@ def test_more_clients_than_images_are_refused(tmp_path):
 
 
 def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path, monkeypatch):
-    mine = fl.PARTITIONERS["iid"]._replace(change_images=lambda images, *_: 255 - images)
-    monkeypatch.setitem(fl.PARTITIONERS, "mine", mine)
+    mine = choices.PARTITIONS["iid"]._replace(change_images=lambda images, *_: 255 - images)
+    monkeypatch.setitem(choices.PARTITIONS, "mine", mine)
     path = tmp_path / "partition.json"
     config = configure(dataset="digits", num_clients=5)
     said = describe_partition(fl.build_experiment(config, digits))

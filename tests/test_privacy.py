@@ -15,7 +15,7 @@ from harness.fields import UserError
 from harness.files import to_json
 from harness.provenance import describe_program
 from harness.records import PUBLIC, RoundRecord
-from variants import privacy
+from variants import choices, privacy
 from variants.sampling import draw_cohort
 
 import dp_accounting
@@ -24,7 +24,7 @@ import pytest
 import scipy.stats
 import tensorflow as tf
 import tensorflow_federated as tff
-from reference import accountant_of
+from reference import accountant_of, replace_choice
 from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
 
 POISSON = configure(
@@ -164,7 +164,7 @@ def test_an_empty_cohort_gets_its_noise(federation):
     experiment = federation(aggregator="dp", num_clients=20, noise_multiplier=0.5)
     state = experiment.process.initialize()
     with LocalWorker(1) as worker:
-        new, reports, _ = fl.train_cohort(worker, experiment, state, [])
+        new, reports, _ = experiment.parts.train_cohort(worker, experiment, state, [])
     moved = np.concatenate([np.ravel(a) for a in new.global_model_weights.trainable])
     moved -= np.concatenate([np.ravel(a) for a in state.global_model_weights.trainable])
     # as in test_aggregators: the first norm is 0.1
@@ -234,57 +234,61 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
 ):
     """Killed in round 2 and gone on with, again and again: epsilon is that of every round begun,
     never less."""
-    experiment = federation(aggregator="dp", num_clients=20, rounds=3)
     draws = []
+    train = fl.train_cohort
+
+    def train_and_note(worker, experiment, state, clients):
+        round_num = int(state.client_work.round) + 1
+        if kills and moment == "before training" and round_num == 2:
+            raise Killed
+        draws.append(round_num)
+        return train(worker, experiment, state, clients)
+
+    monkeypatch.setattr(fl, "train_cohort", train_and_note)
+    experiment = federation(aggregator="dp", num_clients=20, rounds=3)
     place = {
         "between the tables": (run_folder, "json_line"),
         "before the checkpoint": (run_folder, "to_array"),
-        "before training": (fl, "train_cohort"),
+        "before training": (run_folder, "append"),
         "after training": (run_folder, "csv_line"),
     }[moment]
     original = getattr(*place)
-    train = fl.train_cohort
     (tmp_path / "partition.json").write_text("{}")
     program = describe_program(experiment.row_hashes) | {"from_round": 1}
     (tmp_path / "program.json").write_text(to_json({"programs": [program]}))
 
-    def train_and_note(worker, experiment, state, clients):
-        draws.append(int(state.client_work.round) + 1)
-        return train(worker, experiment, state, clients)
-
-    def go(stop):
+    def go():
         folder = run_folder.RunFolder(tmp_path, experiment)
         start, records = folder.load(experiment)
 
         def stopping(*arguments):
-            this_round = len(draws) + 1 if place[0] is fl else draws[-1]
-            if stop and this_round == 2:
+            if kills and draws[-1] == 2:
                 raise Killed
-            return (train_and_note if place[0] is fl else original)(*arguments)
+            return original(*arguments)
 
-        monkeypatch.setattr(fl, "train_cohort", train_and_note)
         monkeypatch.setattr(*place, stopping)
-        for state, record, _ in fl.run_rounds(experiment, start, journal=folder.journal):
-            folder.save_round(record, state, None, None)
+        for state, record, _ in fl.run_rounds(experiment, start, folder=folder):
+            folder.save_round(record, state)
             records.append(record)
-        monkeypatch.setattr(*place, original)
         return records
 
+    kills = True
     with pytest.raises(Killed):
-        go(stop=True)
+        go()
+    kills = False
     monkeypatch.setattr(*place, original)
-    records = go(stop=False)
+    records = go()
     journal = tmp_path / "rounds_begun.txt"
     begun = [int(line) for line in journal.read_text().split()]
     assert [record.round for record in records] == [1, 2, 3] and begun == [1, 2, 2, 3]
     assert draws == ([1, 2, 3] if moment == "before training" else [1, 2, 2, 3])
-    accountant = experiment.accountant
+    (accountant,) = experiment.parts.callbacks
     assert records[-1].epsilon == accountant.epsilon(begun) > accountant.epsilon([1, 2, 3])
     journal.unlink()
     with pytest.raises(UserError, match="rounds_begun.txt lacks round 1, so epsilon is not known"):
         longer = federation(aggregator="dp", num_clients=20, rounds=4)
-        state = run_folder.RunFolder(tmp_path, experiment).load(experiment)[0]
-        next(fl.run_rounds(longer, state, journal=journal))
+        folder = run_folder.RunFolder(tmp_path, experiment)
+        next(fl.run_rounds(longer, folder.load(experiment)[0], folder=folder))
 
 
 def test_a_budget_spent_by_a_round_that_was_not_done_ends_the_next_run(tmp_path, monkeypatch):
@@ -331,7 +335,8 @@ def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "mimelite", "fednova"])
 def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monkeypatch, algorithm):
-    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", fl.ALGORITHMS[algorithm])
+    function = choices.ALGORITHMS[algorithm].function
+    replace_choice(monkeypatch, choices.ALGORITHMS, "fedprox", function)
     config = configure(dataset="digits", aggregator="dp", algorithm="fedprox", num_clients=20)
     with pytest.raises(
         UserError, match="algorithm='fedprox': its clients send more .* epsilon would be false"

@@ -7,6 +7,7 @@ import federated_learning as fl
 from harness.dataset import make_dataset
 from harness.engine.supervisor import worker_environment
 from harness.records import Evaluation, make_record
+from variants import choices
 from variants.sampling import draw_cohort
 
 import numpy as np
@@ -22,6 +23,7 @@ from reference import (
     named,
     network,
     numpy_sgd_step,
+    replace_choice,
     weighted_mean,
     weights_of,
 )
@@ -30,7 +32,7 @@ from runs import configure
 
 def record_of(reports, evaluation):
     """The record of a round with these reports."""
-    figures = {"dropped": 0, "bytes_down": 0, "bytes_up": 0, "epsilon": None, "seconds": 1.0}
+    figures = {"dropped": 0, "bytes_down": 0, "bytes_up": 0, "seconds": 1.0}
     return make_record(1, reports, evaluation, fl.ClientMetrics._fields, **figures)
 
 
@@ -148,7 +150,7 @@ def test_a_client_that_diverges_is_left_out_and_counted(worker, digits, tmp_path
         bad = tf.equal(tf.reduce_sum(tf.abs(gradients[0])), 0)
         return tuple(tf.where(bad, np.nan, g) for g in gradients)
 
-    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", correcting(poison))
+    replace_choice(monkeypatch, choices.ALGORITHMS, "fedprox", correcting(poison))
     config = config.replace(algorithm="fedprox")
     dataset = make_dataset(
         "black",
@@ -187,7 +189,7 @@ def test_a_reports_columns_go_by_name(federation, monkeypatch):
 
     diverge = correcting(lambda gradients, weights: tuple(g * np.nan for g in gradients))
     monkeypatch.setattr(fl, "ClientMetrics", MoreMetrics)
-    monkeypatch.setitem(fl.ALGORITHMS, "fedprox", diverge)
+    replace_choice(monkeypatch, choices.ALGORITHMS, "fedprox", diverge)
     process = federation(algorithm="fedprox").process
     _, _, reports = process.next(process.initialize(), alone([0, 1, 2]))
     rows = named(alone([0, 1, 2]), reports)

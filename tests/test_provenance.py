@@ -11,9 +11,11 @@ import sys
 import federated_learning as fl
 from harness import layers, provenance
 from harness.fields import UserError
-from variants.aggregators import Aggregator
+from variants import choices
+from variants.choices import AggregatorChoice
 
 import pytest
+from reference import replace_choice
 from runs import ROOT, SECONDS, call_script, configure
 
 TINY = "--dataset digits --model mlp --rounds 2 --local-epochs 1 --num-clients 4 --figures none"
@@ -65,10 +67,10 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
 
     def rows(**changed):
         rows_in_use = {
-            "model": fl.MODELS["mlp"],
-            "algorithm": fl.ALGORITHMS["fedavg"],
-            "client_optimizer": fl.CLIENT_OPTIMIZERS["sgd"],
-            "aggregator": fl.AGGREGATORS["mean"],
+            "model": choices.MODELS["mlp"],
+            "algorithm": choices.ALGORITHMS["fedavg"],
+            "client_optimizer": choices.CLIENT_OPTIMIZERS["sgd"],
+            "aggregator": choices.AGGREGATORS["mean"],
         }
         return provenance.hash_rows(rows_in_use | changed)
 
@@ -86,8 +88,8 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
         != rows(model=lambda: layers.dense(4))
     )
     wide, narrow = (functools.partial(lambda cohort, width: width, width=width) for width in (1, 2))
-    assert rows(aggregator=Aggregator(wide, "summed")) != rows(
-        aggregator=Aggregator(narrow, "summed")
+    assert rows(aggregator=AggregatorChoice("", wide)) != rows(
+        aggregator=AggregatorChoice("", narrow)
     )
 
 
@@ -95,7 +97,7 @@ def test_a_file_edited_after_loading_is_neither_program(monkeypatch):
     """As in a notebook that goes on, or loads it again: whatever it then runs, no earlier run is
     taken for it."""
     before = provenance.program()["files"]
-    name = "variants/options.py"
+    name = "variants/choices.py"
     edited = provenance.SOURCES[name].replace(
         b"client_lr: float = 0.2 ", b"client_lr: float = 0.3 "
     )
@@ -140,7 +142,7 @@ def test_an_edited_program_gets_its_own_numbers(copy, monkeypatch, where):
             script.read_text().replace("    return dense(128)", "    return dense(64, 64)")
         )
         edited = call(compared)
-    monkeypatch.setitem(fl.MODELS, "mlp", lambda: layers.dense(64, 64))
+    replace_choice(monkeypatch, choices.MODELS, "mlp", lambda: layers.dense(64, 64))
     if where == "table":
         edited = call_script(folder, *compared.split())
     changed = {"file": "variants/models.py changed", "table": "model changed"}[where]
@@ -164,21 +166,21 @@ def test_a_comment_makes_no_other_program(copy):
 def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):
     """The copy is edited and begins; this process, of the program as it was, goes on."""
     folder, call = copy
-    path = folder / "variants" / "options.py"
+    path = folder / "variants" / "choices.py"
     path.write_text(path.read_text().replace("client_lr: float = 0.2 ", "client_lr: float = 0.02 "))
     assert call(f"{TINY} --name run").returncode == 0
     further = ("--resume", "runs/run", "--rounds", "4")
     refused = call_script(folder, *further)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert (
-        "(variants/options.py changed since); restore it, start a new run, or go on"
+        "(variants/choices.py changed since); restore it, start a new run, or go on"
         in refused.stderr
     )
     done = call_script(folder, *further, "--accept-changes")
     assert done.returncode == 0, done.stderr
     metrics = json.loads((folder / "runs" / "run" / "metrics.json").read_text())
     made_by = [
-        (one["from_round"], one["files"]["variants/options.py"]) for one in metrics["programs"]
+        (one["from_round"], one["files"]["variants/choices.py"]) for one in metrics["programs"]
     ]
     assert [first for first, _ in made_by] == [1, 3] and made_by[0][1] != made_by[1][1]
     assert metrics["program_note"] == "program changed after round 2"

@@ -199,6 +199,7 @@ def test_every_linked_file_exists(folder):
 ERRANDS = {
     "partitioner": "--partition parity",
     "algorithm": "--algorithm clipsgd",
+    "aggregator": "--aggregator power-mean --mean-power 0.5",
     "model": "--model deep",
     "plot": "",
     "metric": "",
@@ -284,6 +285,7 @@ def test_the_errands_of_change_it_are_done_by_what_stands_there(changed_copy, te
     )
     assert done.returncode == 0 and " passed" in done.stdout, done.stderr + done.stdout[-3000:]
     assert "even and odd digits apart · clipsgd, rate by size to the power 0.5" in done.stdout
+    assert "power-mean, mean power 0.5" in done.stdout
     assert (run / "client_sizes.png").stat().st_size > 10_000
     row = next(csv.DictReader((run / "metrics.csv").open()))
     clients = json.loads((run / "metrics.json").read_text())["rounds"][0]["clients"]

@@ -2,6 +2,7 @@
 in which order."""
 
 import federated_learning as fl
+from variants import choices
 
 import numpy as np
 import pytest
@@ -23,10 +24,10 @@ def rounds_of(digits, folder, **flags):
 
 # Of the others each is a kind: a memory, moments, each client by itself, all updates at once.
 KINDS = {"scaffold", "fedadam", "clipping", "median"}
-ROWS = [{"algorithm": name} for name in fl.ALGORITHMS if name != "fedsgd"]
+ROWS = [{"algorithm": name} for name in choices.ALGORITHMS if name != "fedsgd"]
 ROWS += [
     {"aggregator": name}
-    for name in fl.AGGREGATORS
+    for name in choices.AGGREGATORS
     if name not in ("mean", "dp", "krum", "multi-krum")
 ]
 ROWS += [{"aggregator": name, "tolerated": 1} for name in ("krum", "multi-krum")]

@@ -28,6 +28,7 @@ from harness.provenance import describe_program
 from harness.results import weights_sha256
 from harness.run_folder import CHECKPOINTS_KEPT, RunFolder, default_name
 from harness.shards import FOOTER_BYTES, fingerprint
+from variants import choices
 
 import numpy as np
 import psutil
@@ -373,9 +374,9 @@ def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
 
 
 ROWS = [{"algorithm": "scaffold"}, {"client_optimizer": "adam"}]
-ROWS += [{"algorithm": name} for name in fl.ALGORITHMS if name != "scaffold"]
+ROWS += [{"algorithm": name} for name in choices.ALGORITHMS if name != "scaffold"]
 # the noise of dp has no seed
-ROWS += [{"aggregator": name} for name in fl.AGGREGATORS if name not in ("mean", "dp")]
+ROWS += [{"aggregator": name} for name in choices.AGGREGATORS if name not in ("mean", "dp")]
 # of state; what others keep is like these
 KINDS = {"scaffold", "fedadam", "zeroing"}
 
@@ -410,7 +411,7 @@ def test_every_row_goes_on_from_its_checkpoint_with_equal_bits(federation, tmp_p
     (tmp_path / "program.json").write_text(to_json({"programs": [program]}))
     folder = RunFolder(tmp_path, experiment)
     assert folder.load(experiment) == (None, [])
-    folder.save_round(record, state, None, None)
+    folder.save_round(record, state)
     loaded, records = folder.load(experiment)
     resumed = list(fl.run_rounds(experiment, loaded))
     assert len(records) == 1 and [record.round for _, record, _ in resumed] == [2, 3]

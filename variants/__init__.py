@@ -26,16 +26,20 @@ from typing import NamedTuple
 
 
 class Change(NamedTuple):
-    """A change of FedAvg's parts: function(parts, experiment) -> parts.
-
-    It applies where one of the fields is not at its default.
-    """
+    """A change, where one of the fields is not at its default."""
 
     fields: tuple[str, ...]
     function: str  # "module:function"
     why_here: str
 
 
+# Of the configuration, once the data are there: function(config, dataset) -> config.
+SETTLED = (
+    Change(("num_clients",), "partitions:count_owners", "the number of clients is of all use"),
+    Change(("target_epsilon",), "privacy:meet_target", "epsilon follows from that number"),
+)
+
+# Of FedAvg's parts: function(parts, experiment) -> parts.
 CHANGES = (
     Change(("client_optimizer",), "optimizers:change_optimizer", "those below wrap it"),
     Change(("sampling", "unseen_clients"), "sampling:change_sampling", "dp draws in its place"),

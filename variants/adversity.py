@@ -4,9 +4,10 @@ something else."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.fields import UserError
+from harness.loading import load
 from harness.shards import Shard
 from harness.streams import open_stream
 from variants.options import Adversity
@@ -91,16 +92,6 @@ def stamp_trigger(shard: Shard, key: Any, attackers: Attackers) -> Shard:
     return Shard(images, tf.where(chosen, adversity.backdoor_target, shard.labels))
 
 
-def honest_shard(shard: Shard, key: Any, attackers: Attackers) -> Shard:
-    """Return the shard as it is."""
-    return shard
-
-
-def honest_update(update: Update, key: Any, scale: float) -> Update:
-    """Return the update as it is."""
-    return update
-
-
 def flip_sign(update: Update, key: Any, scale: float) -> Update:
     """Return the honest update backwards."""
     return tuple(-u for u in update)
@@ -129,28 +120,10 @@ def not_a_number(update: Update, key: Any, scale: float) -> Update:
     return tuple(u * np.nan for u in update)
 
 
-class Attack(NamedTuple):
-    """A row: what an attacker trains on in place of its shard, and sends in that of its
-    update."""
-
-    shard: Callable = honest_shard
-    update: Callable = honest_update
-
-
-ATTACKS = {
-    "label-flip": Attack(shard=flip_labels),
-    "sign-flip": Attack(update=flip_sign),
-    "scaled": Attack(update=scale_up),
-    "gaussian": Attack(update=gaussian),
-    "nan": Attack(update=not_a_number),
-    "backdoor": Attack(shard=stamp_trigger, update=scale_up),
-}
-
-
 def attack(parts: Any, experiment: Any) -> Any:
     """Let the attackers train on another shard, or send another update, as the attack says."""
     config = experiment.config
-    attackers = Attackers(config, experiment.attack, experiment.dataset.num_classes)
+    attackers = Attackers(config, experiment.dataset.num_classes)
 
     def wrap(client_update):
         def wrapped(broadcast, task):
@@ -190,9 +163,9 @@ class Attackers:
     `key` is always the client's int64[2] of the round.
     """
 
-    def __init__(self, config: Any, attack: Attack, num_classes: int):
+    def __init__(self, config: Any, num_classes: int):
         self.adversity: Adversity = config.adversity
-        self.attack = attack
+        self.attack = config.chosen("attack")
         self.num_classes = num_classes
         target = self.adversity.backdoor_target
         if target >= num_classes:
@@ -207,16 +180,18 @@ class Attackers:
 
     def shard(self, client: Any, shard: Shard, key: Any) -> Shard:
         """Return what a client with this shard trains on."""
-        return tf.cond(
-            self.is_attacker(client),
-            lambda: self.attack.shard(shard, key, self),
-            lambda: shard,
-        )
+        if not self.attack.shard:
+            return shard
+        change = load(self.attack.shard)
+        return tf.cond(self.is_attacker(client), lambda: change(shard, key, self), lambda: shard)
 
     def update(self, client: Any, update: Update, key: Any) -> Update:
         """Return what a client with this update sends."""
+        if not self.attack.update:
+            return update
+        change = load(self.attack.update)
         return tf.cond(
             self.is_attacker(client),
-            lambda: self.attack.update(update, key, self.adversity.attack_scale),
+            lambda: change(update, key, self.adversity.attack_scale),
             lambda: update,
         )

@@ -1,8 +1,8 @@
 """Aggregators other than the weighted mean: how the clients' updates become one.
 
-A row has a function that builds a TFF aggregation factory. The robust rules look at all updates at
-once, so that a minority of the clients cannot move them at will. They are unweighted: what a client
-says of its number of examples must not give it power.
+Each is a function change(parts, experiment) -> parts. The robust rules look at all updates at once,
+so that a minority of the clients cannot move them at will. They are unweighted: what a client says
+of its number of examples must not give it power.
 """
 
 from __future__ import annotations
@@ -10,58 +10,72 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.engine.gather import gather
-from variants.sampling import draw_in_secret
+from harness.loading import load
 from variants.wrapping import flatten, unflatten, wrap_client
 
 import tensorflow as tf
 import tensorflow_federated as tff
 
-# == Rows ==========================================================================================
+
+def change_aggregator(parts: Any, experiment: Any) -> Any:
+    """Change the parts as the chosen aggregator does."""
+    return load(experiment.config.chosen("aggregator").function)(parts, experiment)
 
 
-class CohortInfo(NamedTuple):
-    """What an aggregator may need to know of the clients."""
+def weigh_alike(parts: Any, experiment: Any) -> Any:
+    """Let all clients count the same in the mean, whatever their numbers of examples."""
 
-    size: int  # clients in a round, m
-    most_examples: int  # of any client
+    def wrap(client_update):
+        return lambda broadcast, task: client_update(broadcast, task)._replace(weight=1.0)
+
+    return wrap_client(parts, wrap)
 
 
-class Aggregator(NamedTuple):
-    """A row: build(config, CohortInfo) -> a TFF aggregation factory, and what it must see.
+# == Means of TFF's, which see each client by itself ===============================================
 
-    `update_format` is "summed" if a weighted mean of weighted means will do, so that many clients
-    can come as few chunks; "per_client" if it must see each client by itself; "stacked" if it must
-    see all updates at once, as float32[m,d].
+
+def see_each_client(parts: Any, aggregator: Any) -> Any:
+    """Return the parts with this TFF factory, to which each client is a chunk of its own."""
+    return parts._replace(aggregator=aggregator, num_chunks=None)
+
+
+def share_norms(parts: Any) -> Any:
+    """Return the parts of an aggregator that adapts to the norms of the updates.
+
+    The norm, 4 bytes, goes both ways. A client whose update is not finite sends zeros, with weight
+    0, whose norm would count. So the round is done again, from the same state, without it; what it
+    reported stays in the record.
     """
+    inner = parts.train_cohort
 
-    build: Callable[[Any, CohortInfo], Any]
-    update_format: str
-    # Bytes of an update, by its tensors' numbers of elements; None if they are float32.
-    num_bytes: Callable[[Sequence[int]], int] | None = None
-    sends_norm: bool = False  # 4 bytes more each way, for an adaptive norm
-    note: str = ""  # for captions
-    private: bool = False  # each round costs epsilon
+    def train_cohort(worker, experiment, state, clients):
+        next_state, reports, measured = inner(worker, experiment, state, clients)
+        finite = [report["client"] for report in reports if report["finite"]]
+        if len(finite) < len(reports):
+            next_state, _, measured = train_cohort(worker, experiment, state, finite)
+        return next_state, reports, measured
 
-
-# == Means of TFF's ================================================================================
-
-
-def build_clipping(config: Any, cohort: CohortInfo) -> Any:
-    """Return the mean of updates that are cut to an adaptive norm (Andrew et al. 2021)."""
-    return tff.learning.robust_aggregator(zeroing=False)
+    return parts._replace(train_cohort=train_cohort, message_bytes=parts.message_bytes + 4)
 
 
-def build_zeroing(config: Any, cohort: CohortInfo) -> Any:
-    """Return the mean without updates that are very large, adaptively."""
-    return tff.learning.robust_aggregator(clipping=False)
+def clipping(parts: Any, experiment: Any) -> Any:
+    """The mean of updates that are cut to an adaptive norm (Andrew et al. 2021)."""
+    return share_norms(see_each_client(parts, tff.learning.robust_aggregator(zeroing=False)))
 
 
-def build_compressed(config: Any, cohort: CohortInfo) -> Any:
-    """Return the mean of updates in 8 bits (Suresh et al. 2017), rounded so that a run repeats."""
-    return tff.learning.compression_aggregator(zeroing=False, clipping=False, stochastic=False)
+def zeroing(parts: Any, experiment: Any) -> Any:
+    """The mean without updates that are very large, adaptively."""
+    return share_norms(see_each_client(parts, tff.learning.robust_aggregator(clipping=False)))
+
+
+def compressed(parts: Any, experiment: Any) -> Any:
+    """The mean of updates in 8 bits (Suresh et al. 2017), rounded so that a run repeats."""
+    factory = tff.learning.compression_aggregator(zeroing=False, clipping=False, stochastic=False)
+    sizes = [weights.size for weights in experiment.initial_weights]
+    return see_each_client(parts, factory)._replace(update_bytes=compressed_bytes(sizes))
 
 
 def compressed_bytes(sizes: Sequence[int]) -> int:
@@ -73,33 +87,32 @@ def compressed_bytes(sizes: Sequence[int]) -> int:
     return sum(4 * math.ceil(8 * size / 28) + 8 if size > 20_000 else 4 * size for size in sizes)
 
 
-def build_secure(config: Any, cohort: CohortInfo) -> Any:
-    """Return the mean by secure sums (Bonawitz et al. 2017) of n_k * update and of n_k, in 32 bits.
+def secure(parts: Any, experiment: Any) -> Any:
+    """The mean by secure sums (Bonawitz et al. 2017)."""
+    is_uniform = experiment.config.aggregation.client_weighting == "uniform"
+    factory = secure_mean(int(experiment.partition.sizes.max()), is_uniform)
+    return see_each_client(parts, factory)._replace(
+        note="the arithmetic of secure sums, no cryptography, bytes without keys, shares and masks"
+    )
+
+
+def secure_mean(most_examples: int, is_uniform: bool) -> Any:
+    """Return TFF's mean by secure sums of n_k * update and of n_k, in 32 bits.
 
     A sum is cut at its bounds in silence, and its steps are as wide as they are. So they follow the
     clients: n_k as it is, or 1 if all count the same, and 16 for the update of a weight, far above
     that of any training that goes well.
     """
-    if config.aggregation.client_weighting == "uniform":
+    if is_uniform:
         weight_bound = 1.0
         value_bound = 16.0
     else:
-        weight_bound = max(1e5, float(cohort.most_examples))
-        value_bound = max(1e5, 16.0 * cohort.most_examples)
+        weight_bound = max(1e5, float(most_examples))
+        value_bound = max(1e5, 16.0 * most_examples)
     return tff.aggregators.MeanFactory(
         tff.aggregators.SecureSumFactory(value_bound, -value_bound),
         tff.aggregators.SecureSumFactory(weight_bound, 0.0),
     )
-
-
-def build_dp(config: Any, cohort: CohortInfo) -> Any:
-    """Return the unweighted mean of updates, clipped adaptively, with Gaussian noise.
-
-    McMahan et al. 2018.
-    """
-    noise_multiplier = config.privacy.noise_multiplier
-    mean = tff.learning.dp_aggregator(noise_multiplier, cohort.size, zeroing=False)
-    return tff.aggregators.as_weighted_aggregator(mean)
 
 
 # == Rules that see all updates at once ============================================================
@@ -241,70 +254,47 @@ def krum(updates: Any, attackers: int, chosen: int = 1) -> Any:
     return tf.reduce_mean(tf.gather(updates, best), axis=0)
 
 
-def build_median(config: Any, cohort: CohortInfo) -> Any:
-    """Return the factory of `median`."""
-    return StackedRule(median)
-
-
-def build_trimmed_mean(config: Any, cohort: CohortInfo) -> Any:
-    """Return the factory of `trimmed_mean`."""
-    return StackedRule(functools.partial(trimmed_mean, share=config.aggregation.trim))
-
-
-def build_krum(config: Any, cohort: CohortInfo) -> Any:
-    """Return the factory of `krum`."""
-    return StackedRule(functools.partial(krum, attackers=config.aggregation.tolerated))
-
-
-def build_multi_krum(config: Any, cohort: CohortInfo) -> Any:
-    """Return the factory of `krum` that chooses all but the tolerated."""
-    attackers = config.aggregation.tolerated
-    return StackedRule(functools.partial(krum, attackers=attackers, chosen=0))
-
-
 CHUNKS_OF_ROWS = 10  # each is a matrix of its clients' updates; see `gather`
 
 
-def change_aggregator(parts: Any, experiment: Any) -> Any:
-    """Let the chosen row make one update of the clients'."""
-    config = experiment.config
-    row = experiment.aggregator
-    cohort = CohortInfo(config.cohort_size, int(experiment.partition.sizes.max()))
-    aggregator = row.build(config, cohort)
-    if row.private and not config.privacy.public_cohorts:
-        parts = draw_in_secret(parts, experiment)
-    if row.update_format == "stacked":
-        return parts._replace(
-            aggregator=Unflattened(aggregator, experiment.initial_weights),
-            collect=stack_updates,
-            num_chunks=CHUNKS_OF_ROWS,
-        )
-    if row.update_format == "per_client":
-        return parts._replace(aggregator=aggregator, num_chunks=None)
-    return parts._replace(aggregator=aggregator)
+def see_all_updates(parts: Any, experiment: Any, rule: Callable[[Any], Any]) -> Any:
+    """Return the parts with rule(updates float32[m,d]) -> float32[d] as their aggregator.
+
+    Drawn by size a client may come twice. Two equal updates would be each other's neighbours and
+    outvote others, so the rule gets each client's once.
+    """
+    inner = parts.train_cohort
+
+    def train_cohort(worker, experiment, state, clients):
+        return inner(worker, experiment, state, sorted(set(clients)))
+
+    return parts._replace(
+        aggregator=Unflattened(StackedRule(rule), experiment.initial_weights),
+        collect=stack_updates,
+        num_chunks=CHUNKS_OF_ROWS,
+        train_cohort=train_cohort,
+    )
 
 
-def weigh_alike(parts: Any, experiment: Any) -> Any:
-    """Let all clients count the same in the mean, whatever their numbers of examples."""
-
-    def wrap(client_update):
-        return lambda broadcast, task: client_update(broadcast, task)._replace(weight=1.0)
-
-    return wrap_client(parts, wrap)
+def coordinate_median(parts: Any, experiment: Any) -> Any:
+    """The `median` of each coordinate."""
+    return see_all_updates(parts, experiment, median)
 
 
-ROWS = {
-    "clipping": Aggregator(build_clipping, "per_client", sends_norm=True),
-    "zeroing": Aggregator(build_zeroing, "per_client", sends_norm=True),
-    "median": Aggregator(build_median, "stacked"),
-    "trimmed-mean": Aggregator(build_trimmed_mean, "stacked"),
-    "krum": Aggregator(build_krum, "stacked"),
-    "multi-krum": Aggregator(build_multi_krum, "stacked"),
-    "compressed": Aggregator(build_compressed, "per_client", num_bytes=compressed_bytes),
-    "secure": Aggregator(
-        build_secure,
-        "per_client",
-        note="the arithmetic of secure sums, no cryptography, bytes without keys, shares and masks",
-    ),
-    "dp": Aggregator(build_dp, "per_client", sends_norm=True, private=True),
-}
+def coordinate_trimmed_mean(parts: Any, experiment: Any) -> Any:
+    """The `trimmed_mean` of each coordinate."""
+    share = experiment.config.aggregation.trim
+    return see_all_updates(parts, experiment, functools.partial(trimmed_mean, share=share))
+
+
+def nearest_update(parts: Any, experiment: Any) -> Any:
+    """The update that `krum` chooses."""
+    attackers = experiment.config.aggregation.tolerated
+    return see_all_updates(parts, experiment, functools.partial(krum, attackers=attackers))
+
+
+def mean_of_nearest(parts: Any, experiment: Any) -> Any:
+    """The mean of all updates but the tolerated that `krum` would choose last."""
+    attackers = experiment.config.aggregation.tolerated
+    rule = functools.partial(krum, attackers=attackers, chosen=0)
+    return see_all_updates(parts, experiment, rule)

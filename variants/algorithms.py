@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.fields import UserError
+from harness.loading import load
 from variants.optimizers import sum_of_factors
 from variants.wrapping import Corrected, Tensors, with_hparams
 
@@ -19,14 +20,14 @@ optimizers = tff.learning.optimizers
 
 
 def change_algorithm(parts: Any, experiment: Any) -> Any:
-    """Change the parts as the chosen row does."""
-    return experiment.algorithm(parts, experiment)
+    """Change the parts as the chosen algorithm does."""
+    return load(experiment.config.chosen("algorithm").function)(parts, experiment)
 
 
 def fedsgd(parts: Any, experiment: Any) -> Any:
     """FedAvg with one step on the whole shard: w <- w - client_lr * sum_k (n_k / n) g_k.
 
-    McMahan et al. 2017, section 2. options.ALGORITHMS sets the epoch and the batch.
+    McMahan et al. 2017, section 2. choices.ALGORITHMS sets the epoch and the batch.
     """
     return parts
 
@@ -94,7 +95,7 @@ def fednova(parts: Any, experiment: Any) -> Any:
     Wang et al. 2020, section 4. tau_k is |a|_1, a being what each step's gradient counts in w - w_k
     in units of the rate: with SGD and a constant rate, the number of steps.
     """
-    if experiment.aggregator.private:
+    if experiment.config.is_private:
         raise UserError(
             f"algorithm={experiment.config.optimization.algorithm!r}: its clients send more than "
             "the update to which aggregator='dp' adds noise (their numbers of steps), and epsilon "
@@ -154,14 +155,3 @@ class NormalizedMean(tff.aggregators.WeightedAggregationFactory):
             return tff.templates.MeasuredProcessOutput(mean.state, result, mean.measurements)
 
         return tff.templates.AggregationProcess(inner.initialize, next_fn)
-
-
-ROWS = {
-    "fedsgd": fedsgd,
-    "fedprox": fedprox,
-    "fedavgm": fedavgm,
-    "fedadagrad": fedadagrad,
-    "fedadam": fedadam,
-    "fedyogi": fedyogi,
-    "fednova": fednova,
-}

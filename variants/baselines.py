@@ -33,16 +33,17 @@ from variants import options
 import numpy as np
 
 STORE = "baselines.jsonl"
-PLAIN = {
-    "algorithm": "fedavg",
-    "aggregator": "mean",
-    "clients_per_round": 0,
-    "sampling": "fixed",
-    "server_lr": None,
-    "server_schedule": "constant",
-    "workers": HERE,
-    **options.Adversity().to_dict(),
-}
+# What a client's own steps follow from, of the group Optimization. All other fields of the variants
+# are at their defaults in the baselines: one that comes in later, too.
+CLIENT_FIELDS = (
+    "client_optimizer",
+    "client_momentum",
+    "weight_decay",
+    "client_schedule",
+    "warmup_steps",
+    "lr_decay",
+    "lr_horizon",
+)
 ONE_CLIENT = {"num_clients": 1, "partition": "iid", "partition_file": "", "min_images": 0}
 
 
@@ -93,6 +94,20 @@ def plain_training(config: Any) -> dict[str, Any]:
     }
 
 
+def plain_config(config: Any) -> Any:
+    """Return the configuration of plain FedAvg by all clients of the run, in this machine."""
+    kept = {
+        "seed": config.seed,
+        **config.data.to_dict(),
+        **config.partitioning.to_dict(),
+        **config.training.to_dict(),
+        **config.run.to_dict(),
+        **config.subset(CLIENT_FIELDS),
+    }
+    all_clients = {"clients_per_round": 0, "sampling": "fixed", "server_lr": None, "workers": HERE}
+    return type(config)().replace(**kept | all_clients | plain_training(config))
+
+
 def examples_trained_on(report: dict[str, Any], batch_size: int) -> float:
     """Return on how many examples a client trained in a round, by its report.
 
@@ -130,7 +145,7 @@ def build_baselines(
     batch_size = config.training.batch_size
     passes = passes_so_far(records, int(partition.sizes.sum()), batch_size)[-1]
     own_rounds = max(1, round(passes / config.training.local_epochs))
-    plain = config.replace(**PLAIN, **plain_training(config))
+    plain = plain_config(config)
     client_images = [
         experiment.images_of_client(dataset.train.images[indices], client)
         for client, indices in enumerate(partition.indices)

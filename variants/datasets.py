@@ -171,6 +171,3 @@ def find_names(stored: Sequence[str]) -> dict[str, str]:
         if {images, labels} <= set(stored):
             names |= {"x_val": images, "y_val": labels}
     return names | ({OWNERS: OWNERS} if OWNERS in stored else {})
-
-
-ROWS = {"digits": load_digits}

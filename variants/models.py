@@ -56,21 +56,6 @@ def build_lenet() -> list[Any]:
     return [*conv(6, padding="valid"), *conv(16, padding="valid"), *dense(120, 84)]
 
 
-ROWS: dict[str, Callable[[], list[Any]]] = {
-    "logreg": build_logreg,
-    "mlp": build_mlp,
-    "2nn": build_2nn,
-    "cnn": build_cnn,
-    "small-cnn": build_small_cnn,
-    "lenet": build_lenet,
-}
-
-
-def find(name: str, rows: dict[str, Callable[[], list[Any]]]) -> Callable[[], list[Any]]:
-    """Return the row of this name, or the function that FILE.py:FUNCTION names."""
-    return rows[name] if name in rows else load_own(name)
-
-
 def load_own(name: str) -> Callable[[], list[Any]]:
     """Return the function that FILE.py:FUNCTION names. Raises UserError if there is none.
 

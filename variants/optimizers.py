@@ -1,16 +1,17 @@
 """Client optimizers, weight decay, and learning rates that change with the round or the step.
 
-All optimizers are TFF's. A row is build(learning_rate, optimization) -> a TFF optimizer.
+All optimizers are TFF's.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 from typing import Any
 
 from harness.fields import UserError
+from harness.loading import load
+from variants.choices import SCHEDULES
 from variants.options import Optimization
 from variants.wrapping import Corrected, Tensors, add, with_hparams
 
@@ -20,29 +21,36 @@ import tensorflow_federated as tff
 optimizers = tff.learning.optimizers
 
 
-def build_momentum(learning_rate: float, optimization: Optimization) -> Any:
+def momentum(learning_rate: float, optimization: Optimization) -> Any:
     """Return TFF's SGD with client_momentum."""
     return optimizers.build_sgdm(learning_rate, optimization.client_momentum)
 
 
-def without_fields(build: Callable[[float], Any]) -> Callable[[float, Optimization], Any]:
-    """Return a row for an optimizer that uses no field but its rate."""
-    return lambda learning_rate, optimization: build(learning_rate)
+def adagrad(learning_rate: float, optimization: Optimization) -> Any:
+    """Return TFF's Adagrad."""
+    return optimizers.build_adagrad(learning_rate)
 
 
-ROWS = {
-    "momentum": build_momentum,
-    "adagrad": without_fields(optimizers.build_adagrad),
-    "rmsprop": without_fields(optimizers.build_rmsprop),
-    "adam": without_fields(optimizers.build_adam),
-    "yogi": without_fields(optimizers.build_yogi),
-}
+def rmsprop(learning_rate: float, optimization: Optimization) -> Any:
+    """Return TFF's RMSprop."""
+    return optimizers.build_rmsprop(learning_rate)
+
+
+def adam(learning_rate: float, optimization: Optimization) -> Any:
+    """Return TFF's Adam."""
+    return optimizers.build_adam(learning_rate)
+
+
+def yogi(learning_rate: float, optimization: Optimization) -> Any:
+    """Return TFF's Yogi."""
+    return optimizers.build_yogi(learning_rate)
 
 
 def change_optimizer(parts: Any, experiment: Any) -> Any:
-    """Let clients step by the chosen row's optimizer."""
+    """Let clients step by the chosen optimizer."""
     config = experiment.config
-    optimizer = experiment.client_optimizer(config.training.client_lr, config.optimization)
+    build = load(config.chosen("client_optimizer").function)
+    optimizer = build(config.training.client_lr, config.optimization)
     return parts._replace(client_optimizer=optimizer)
 
 
@@ -56,26 +64,30 @@ def decay_weights(parts: Any, experiment: Any) -> Any:
     return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
 
 
-def schedule(name: str, round_num: Any, optimization: Optimization) -> Any:
-    """Return the factor of a learning rate in round 1, 2, ..., a float32 scalar as `round_num`."""
-    if name == "exponential":
-        return optimization.lr_decay ** (round_num - 1)
-    if name == "inverse-sqrt":
-        return tf.math.rsqrt(round_num)
-    if name == "cosine":
-        done = tf.minimum((round_num - 1) / optimization.lr_horizon, 1)
-        return 0.5 + 0.5 * tf.cos(math.pi * done)
-    return tf.ones_like(round_num)
+def exponential(round_num: Any, optimization: Optimization) -> Any:
+    """Return lr_decay ** (t - 1)."""
+    return optimization.lr_decay ** (round_num - 1)
+
+
+def inverse_sqrt(round_num: Any, optimization: Optimization) -> Any:
+    """Return t ** -0.5."""
+    return tf.math.rsqrt(round_num)
+
+
+def cosine(round_num: Any, optimization: Optimization) -> Any:
+    """Return half a cosine, from 1 in round 1 to 0 after lr_horizon rounds."""
+    done = tf.minimum((round_num - 1) / optimization.lr_horizon, 1)
+    return 0.5 + 0.5 * tf.cos(math.pi * done)
 
 
 def schedule_server(parts: Any, experiment: Any) -> Any:
     """Change the server's rate with the round, by TFF's own scheduled optimizer."""
-    optimization = experiment.config.optimization
-    server_lr = experiment.config.training.server_lr
+    config = experiment.config
+    factor = load(config.chosen("server_schedule").function)
 
     def rate(rounds_done: Any) -> Any:
         round_num = tf.cast(rounds_done + 1, tf.float32)
-        return schedule(optimization.server_schedule, round_num, optimization) * server_lr
+        return factor(round_num, config.optimization) * config.training.server_lr
 
     scheduled = optimizers.schedule_learning_rate(parts.server_optimizer, rate)
     return parts._replace(server_optimizer=scheduled)
@@ -83,15 +95,15 @@ def schedule_server(parts: Any, experiment: Any) -> Any:
 
 def schedule_clients(parts: Any, experiment: Any) -> Any:
     """Change the clients' rate with the round; a warm-up changes it with the local step."""
-    optimization = experiment.config.optimization
-    client_lr = experiment.config.training.client_lr
-    name = optimization.client_schedule
-    if name == "warm-up":
+    config = experiment.config
+    schedule = config.chosen("client_schedule")
+    if schedule.is_within_round:
         return warm_up(parts, experiment)
+    factor = load(schedule.function)
 
     def make(broadcast: Any, task: Any) -> dict[str, Any]:
         round_num = tf.cast(broadcast.round_num, tf.float32)
-        return {"learning_rate": client_lr * schedule(name, round_num, optimization)}
+        return {"learning_rate": config.training.client_lr * factor(round_num, config.optimization)}
 
     return with_hparams(parts, make)
 
@@ -138,7 +150,7 @@ def warm_up(parts: Any, experiment: Any) -> Any:
 
 def sum_of_factors(optimization: Optimization, steps: Any) -> Any:
     """Return the sum of what multiplies the client's rate over `steps` float32 local steps."""
-    if optimization.client_schedule != "warm-up":
+    if not SCHEDULES[optimization.client_schedule].is_within_round:
         return steps
     warmup = float(optimization.warmup_steps)
     grown = tf.minimum(steps, warmup)

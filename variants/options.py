@@ -1,19 +1,20 @@
-"""The options of the experiment, by subject, and what each choice needs. No TensorFlow here.
+"""The options of the experiment, by subject, and what they need of one another. No TensorFlow here.
 
-The tables hold what must be known of each choice before TensorFlow is imported: its line in
---help, and the fields that it uses. A field that no choice in use needs has no effect, and the
-user is told so.
+A field that no choice in use needs has no effect, and the user is told so.
 """
 
 from __future__ import annotations
 
-import math
+import functools
 import os
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Self
 
+from harness import command_line, trust, usage
 from harness.engine.ssh import HERE
 from harness.fields import (
     ConfigGroup,
@@ -31,222 +32,21 @@ from harness.fields import (
 )
 from harness.files import briefly, expand_path
 from harness.flags import split_off, to_flag
-
-
-class Choice(NamedTuple):
-    """A choice of a flag: its line in --help, and the fields that it uses and others do not."""
-
-    help: str
-    fields: tuple[str, ...] = ()
-
-
-class DatasetChoice(NamedTuple):
-    """A data set that needs no file of the user's."""
-
-    help: str
-    fields: tuple[str, ...] = ()
-    highest_default_lr: float = math.inf  # clients' default rates above it become it
-
-
-class ModelChoice(NamedTuple):
-    """A network, as far as it must be known before TensorFlow is imported."""
-
-    help: str
-    fields: tuple[str, ...] = ()
-    highest_default_lr: float = math.inf  # clients' default rates above it become it
-
-
-class AlgorithmChoice(NamedTuple):
-    """An algorithm, as far as it must be known before TensorFlow is imported."""
-
-    help: str
-    fields: tuple[str, ...] = ()
-    client_lr: float = 0.2  # if the user names none
-    server_lr: float = 1.0
-    client_optimizers: tuple[str, ...] = ()  # those that its rule holds for; empty: all
-    required: dict[str, int] = {}  # fields whose values define it
-
-
-class OptimizerChoice(NamedTuple):
-    """A client optimizer, likewise."""
-
-    help: str
-    fields: tuple[str, ...] = ()
-    client_lr: float | None = None  # if the user names none; None: the algorithm's
-
-
-DATASETS = {
-    "mnist": DatasetChoice("data/mnist.npz beside the script"),
-    # At 0.2 the test accuracy of 1,437 training images goes up and down by ten points.
-    "digits": DatasetChoice(
-        "scikit-learn's 1,797 digits of 8x8, enlarged to 28x28: a run of seconds",
-        highest_default_lr=0.05,
-    ),
-}
-
-PARTITIONS = {
-    "iid": Choice("shuffled, then dealt out evenly"),
-    "shards": Choice(
-        "sorted by label and cut, shards_per_client pieces a client [McMahan et al. 2017]",
-        ("shards_per_client",),
-    ),
-    "dirichlet": Choice(
-        "each label in shares drawn from Dirichlet(alpha) [Yurochkin et al. 2019]", ("alpha",)
-    ),
-    "capped-dirichlet": Choice(
-        "the same, but a client with N / K images gets no more, as in NIID-Bench's program "
-        "[Li et al. 2022, there with --min-images 10]",
-        ("alpha",),
-    ),
-    "client-dirichlet": Choice(
-        "each client draws its label mix, and all have one size [Hsu et al. 2019; FedDyn's "
-        '"balanced"]',
-        ("alpha",),
-    ),
-    "labels-per-client": Choice(
-        "exactly labels_per_client labels each, every label with as many holders",
-        ("labels_per_client",),
-    ),
-    "random-labels": Choice(
-        'client i holds label i mod C and others at random, NIID-Bench\'s "#C = k" '
-        "[Li et al. 2022]",
-        ("labels_per_client",),
-    ),
-    "lognormal-labels": Choice(
-        "client i holds the labels i mod C to i + k - 1 mod C, in sizes drawn from a lognormal "
-        "distribution [Li et al. 2020: FedProx's MNIST, with --num-clients 1000]",
-        ("labels_per_client", "size_spread"),
-    ),
-    "quantity": Choice("sizes by a power law, labels IID", ("size_exponent",)),
-    "dirichlet-quantity": Choice(
-        "sizes drawn from Dirichlet(alpha), labels IID [Li et al. 2022, whose program draws again "
-        "until every client has 10 images: --min-images 10]",
-        ("alpha",),
-    ),
-    "feature": Choice(
-        "IID, but each client's images are rotated and made noisy in its own way [Li et al. 2022 "
-        "with --rotation 0 and noise]",
-        ("rotation", "noise"),
-    ),
-    "natural": Choice("by the data's own array client_train, an owner a client", ("owner_choice",)),
-    "file": Choice("as partition_file says", ("partition_file",)),
-}
-
-OWN_MODEL = r".+\.py:\w+"  # in place of a name: a file, and a function in it
-MODELS = {
-    "logreg": ModelChoice("softmax regression: no hidden layer"),
-    "mlp": ModelChoice("a hidden layer of 128 units"),
-    "2nn": ModelChoice("two hidden layers of 200 units [McMahan et al. 2017]"),
-    "cnn": ModelChoice("5x5 convolutions of 32 and 64 filters, 512 units [McMahan et al. 2017]"),
-    # At 0.4, twice the rate of the others, one seed of three falls to chance; at 0.3 none of five.
-    "lean-cnn": ModelChoice(
-        "a 5x5 convolution of 16 filters and a 3x3 one of 32, 128 units", highest_default_lr=0.15
-    ),
-    "small-cnn": ModelChoice("5x5 convolutions of 16 and 32 filters, 128 units"),
-    "lenet": ModelChoice("5x5 convolutions of 6 and 16 filters, 120 and 84 units [Li et al. 2022]"),
-}
-
-ALGORITHMS = {
-    "fedavg": AlgorithmChoice("the weighted mean of the clients' weights [McMahan et al. 2017]"),
-    "fedsgd": AlgorithmChoice(
-        "FedAvg with one step on the client's whole shard [McMahan et al. 2017]",
-        required={"local_epochs": 1, "batch_size": 0},
-    ),
-    "fedprox": AlgorithmChoice(
-        "a pull back to the round's first weights [Li et al. 2020]", ("prox_mu",)
-    ),
-    "fedavgm": AlgorithmChoice(
-        "momentum on the server [Hsu et al. 2019]", ("server_momentum",), server_lr=0.3
-    ),
-    "fedadagrad": AlgorithmChoice(
-        "Adagrad on the server [Reddi et al. 2021]", ("server_epsilon",), server_lr=0.03
-    ),
-    "fedadam": AlgorithmChoice(
-        "Adam on the server [Reddi et al. 2021]", ("server_epsilon",), server_lr=0.1
-    ),
-    "fedyogi": AlgorithmChoice(
-        "Yogi on the server [Reddi et al. 2021]", ("server_epsilon",), server_lr=0.1
-    ),
-    "fednova": AlgorithmChoice(
-        "updates divided by their numbers of steps [Wang et al. 2020]",
-        client_optimizers=("sgd", "momentum"),
-    ),
-    # MimeLite holds its momentum still through a round: that suits few local steps, not the 1,100
-    # of the default, which need a rate as small as this.
-    "mimelite": AlgorithmChoice(
-        "the server's momentum in the clients' steps [Karimireddy et al. 2021]",
-        ("server_momentum",),
-        client_lr=0.0005,
-        client_optimizers=("sgd",),
-    ),
-    "scaffold": AlgorithmChoice(
-        "control variates against client drift [Karimireddy et al. 2020]",
-        client_lr=0.1,
-        client_optimizers=("sgd",),
-    ),
-    "feddyn": AlgorithmChoice(
-        "dynamic regularization [Acar et al. 2021]", ("dyn_alpha",), client_optimizers=("sgd",)
-    ),
-}
-
-CLIENT_OPTIMIZERS = {
-    "sgd": OptimizerChoice("w <- w - client_lr * gradient"),
-    "momentum": OptimizerChoice("SGD with client_momentum", ("client_momentum",), 0.02),
-    "adagrad": OptimizerChoice("rate 0.02 by default", client_lr=0.02),
-    "rmsprop": OptimizerChoice("rate 0.001 by default", client_lr=0.001),
-    "adam": OptimizerChoice("rate 0.001 by default", client_lr=0.001),
-    "yogi": OptimizerChoice("rate 0.002 by default", client_lr=0.002),
-}
-
-AGGREGATORS = {
-    "mean": Choice("weighted by the clients' numbers of examples"),
-    "clipping": Choice("the same, large updates cut to an adaptive norm [Andrew et al. 2021]"),
-    "zeroing": Choice("the same, very large updates dropped, adaptively [Andrew et al. 2021]"),
-    "median": Choice("of each coordinate, unweighted, against attackers [Yin et al. 2018]"),
-    "trimmed-mean": Choice(
-        "of each coordinate without both ends, unweighted [Yin et al. 2018]", ("trim",)
-    ),
-    "krum": Choice("the update nearest to its neighbours [Blanchard et al. 2017]", ("tolerated",)),
-    "multi-krum": Choice("the mean of several such [Blanchard et al. 2017]", ("tolerated",)),
-    "compressed": Choice("the weighted mean of updates in 8 bits [Suresh et al. 2017]"),
-    "secure": Choice(
-        "the sums of secure aggregation, their arithmetic without the cryptography [Bonawitz et "
-        "al. 2017]"
-    ),
-    "dp": Choice(
-        "the unweighted mean of clipped updates, with noise [McMahan et al. 2018]",
-        ("noise_multiplier", "delta", "epsilon_budget", "target_epsilon", "public_cohorts"),
-    ),
-}
-
-# Those of a weighted mean.
-WEIGHTED = ("mean", "clipping", "zeroing", "compressed", "secure")
-
-ATTACKS = {
-    "label-flip": Choice("train on label C - 1 - l in place of l"),
-    "sign-flip": Choice("send the update with the opposite sign"),
-    "scaled": Choice("send the update times attack_scale", ("attack_scale",)),
-    "gaussian": Choice("send noise, attack_scale times as large as the update", ("attack_scale",)),
-    "nan": Choice("send NaN"),
-    "backdoor": Choice(
-        "train a share of the images with a white square as backdoor_target, and send the update "
-        "times attack_scale; a column says how often the square works [Bagdasaryan et al. 2020]",
-        ("attack_scale", "backdoor_target", "backdoor_share"),
-    ),
-}
-
-SCHEDULES = {
-    "constant": Choice("as it is"),
-    "exponential": Choice("times lr_decay ** (t - 1)", ("lr_decay",)),
-    "inverse-sqrt": Choice("times t ** -0.5"),
-    "warm-up": Choice(
-        "within each round: times (i + 1) / warmup_steps in its local step i", ("warmup_steps",)
-    ),
-    "cosine": Choice("from 1 times to 0 times it, over lr_horizon rounds", ("lr_horizon",)),
-}
-
-# The server makes one step a round: it has nothing to warm up within.
-SERVER_SCHEDULES = {name: made for name, made in SCHEDULES.items() if name != "warm-up"}
+from harness.sweep import compared_rows, join_compared, overlaid_folders
+from variants import presets
+from variants.choices import (
+    AGGREGATORS,
+    ALGORITHMS,
+    ATTACKS,
+    CLIENT_OPTIMIZERS,
+    DATASETS,
+    MODELS,
+    PARTITIONS,
+    SCHEDULES,
+    SERVER_SCHEDULES,
+    TABLES,
+    ModelChoice,
+)
 
 
 @dataclass(frozen=True)
@@ -416,15 +216,103 @@ class Adversity(ConfigGroup):
     """Share of a backdoor attacker's images that have the trigger."""
 
 
-TABLES = {
-    "dataset": DATASETS,
-    "partition": PARTITIONS,
-    "model": MODELS,
-    "algorithm": ALGORITHMS,
-    "client_optimizer": CLIENT_OPTIMIZERS,
-    "aggregator": AGGREGATORS,
-    "attack": ATTACKS,
-}
+class ExperimentConfig(ConfigGroup):
+    """A configuration of which some values follow from others: the script's Config is one."""
+
+    def __post_init__(self) -> None:
+        """Raise UserError if fields do not go together."""
+        super().__post_init__()
+        check_combination(self.to_dict(), self.defaults())
+        compared_rows(self)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values in these fields.
+
+        First come the fields that a preset sets, and the data of the run that --evaluate names.
+        """
+        kind = type(self)
+        implied = presets.preset_fields(changes.get("preset"), functools.partial(parse, kind))
+        if changes.get("evaluate"):
+            super().replace(evaluate=changes["evaluate"])  # refuses what is no text
+            saved = command_line.read_saved(changes["evaluate"], kind())
+            implied |= saved.data.to_dict()
+        return super().replace(**implied | changes)
+
+    def effective(self, **changes: Any) -> Self:
+        """Return a copy with these changes, and then with the values that are really in use.
+
+        Default rates are filled in, and a field that has no effect is at its default. Two
+        configurations that make the same run have the same effective copy.
+        """
+        chosen = self.to_dict() | changes
+        return self.replace(**changes | effective_values(chosen, self.defaults()))
+
+    def chosen(self, field: str) -> Any:
+        """Return the row of a table in choices.py that this field names.
+
+        Of a model of the user's own there is none: a ModelChoice without help.
+        """
+        name = self.partition_name if field == "partition" else self.to_dict()[field]
+        return TABLES[field].get(name, ModelChoice(""))
+
+    def fields_of_choice(self, field: str) -> dict[str, Any]:
+        """Return the fields, by name, that the choice made in this field uses and others do not."""
+        return self.subset(self.chosen(field).fields)
+
+    @property
+    def partition_name(self) -> str:
+        """The partition in use: a partition_file implies "file"."""
+        return "file" if self.partitioning.partition_file else self.partitioning.partition
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the run is differentially private, and tells nothing of single clients."""
+        return self.chosen("aggregator").kind == "private"
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients that train in a round, m; with Poisson sampling on average."""
+        drawn = self.partitioning.num_clients - self.num_unseen
+        return self.training.clients_per_round or drawn
+
+    @property
+    def num_unseen(self) -> int:
+        """Clients that are never drawn."""
+        partitioning = self.partitioning
+        return num_unseen(partitioning.unseen_clients, partitioning.num_clients)
+
+
+def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> Any:
+    """Return the configuration of this class that a command line asks for; see the script's.
+
+    Which run --resume and --evaluate name, only a first reading tells: so the flags are read twice.
+    """
+    word_list = shlex.split(words) if isinstance(words, str) else words
+    given = list(sys.argv[1:] if word_list is None else word_list)
+    presets.explain_preset(given)
+    usage.answer_help(kind(), given)
+    flags = join_compared(insert_implied_flags(presets.insert_preset_flags(given)))
+    base = command_line.read_config_file(given, kind())
+    evaluated = split_off(given, "evaluate")[0]
+    names_data = any(split_off(given, field)[0] for field in ("dataset", "data"))
+    if evaluated and not base and not names_data:
+        base = kind().replace(evaluate=evaluated[-1])
+    config = command_line.read_flags(kind, flags, default=base)
+    check_given_noise(config.to_dict(), given)
+    if config.run.resume:
+        saved = command_line.read_saved(config.run.resume, kind())
+        config = command_line.read_flags(kind, flags, default=saved)
+        command_line.check_resumed(config, saved)
+    if not split_off(given, "model")[0]:
+        trust.check_model(config.training.model, config.run.resume or config.run.config)
+    return config
+
+
+def check_paths(config: Any) -> None:
+    """Raise UserError for a file, or a run's folder, that a flag names and that is not there."""
+    check_files(config.to_dict())
+    for folder in filter(None, [config.run.evaluate, *overlaid_folders(config.comparison.compare)]):
+        command_line.read_saved(str(folder), type(config)())
 
 
 class Condition(NamedTuple):
@@ -472,7 +360,8 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     conditions["attack"] = (has_attackers,)
     for field in ("attack_scale", "backdoor_target", "backdoor_share"):
         conditions[field] = (has_attackers, by_choice[field])
-    conditions["client_weighting"] = (Condition(("aggregator",), WEIGHTED),)
+    weighted = tuple(name for name, made in AGGREGATORS.items() if made.kind == "weighted")
+    conditions["client_weighting"] = (Condition(("aggregator",), weighted),)
     conditions["drop_stragglers"] = (Condition(("stragglers",)),)
     conditions["data_name"] = (Condition(("data",)),)
     conditions["transpose"] = (Condition(("data",)),)
@@ -520,9 +409,10 @@ def default_client_lr(chosen: dict[str, Any]) -> float:
     return min(algorithm.client_lr, model.highest_default_lr, dataset.highest_default_lr)
 
 
-def has_cosine(chosen: dict[str, Any]) -> bool:
-    """Return whether a rate follows a cosine over lr_horizon rounds."""
-    return "cosine" in (chosen["client_schedule"], chosen["server_schedule"])
+def scheduled_by(field: str, chosen: dict[str, Any]) -> bool:
+    """Return whether a rate has a schedule that uses this field."""
+    schedules = (chosen["client_schedule"], chosen["server_schedule"])
+    return any(field in SCHEDULES[name].fields for name in schedules)
 
 
 def notices_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
@@ -539,18 +429,12 @@ def notices_on_attackers(chosen: dict[str, Any]) -> list[str]:
     """Return a notice on more attackers than the aggregator can withstand."""
     attackers = chosen["byzantine"]
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
-    withstood = {
-        "krum": chosen["tolerated"],
-        "multi-krum": chosen["tolerated"],
-        "median": (cohort - 1) // 2,
-        "trimmed-mean": math.floor(chosen["trim"] * cohort + 1e-9),
-    }
-    most = withstood.get(chosen["aggregator"], attackers)
-    if not cohort or attackers <= most:
+    withstands = AGGREGATORS[chosen["aggregator"]].withstands
+    if not cohort or withstands is None or attackers <= withstands(chosen, cohort):
         return []
     return [
-        f"byzantine={attackers} attackers are more than the {most} of a round that aggregator="
-        f"{chosen['aggregator']!r} withstands here"
+        f"byzantine={attackers} attackers are more than the {withstands(chosen, cohort)} of a "
+        f"round that aggregator={chosen['aggregator']!r} withstands here"
     ]
 
 
@@ -559,11 +443,10 @@ def horizon_notices(chosen: dict[str, Any]) -> list[str]:
     for field in ("client_lr", "server_lr"):
         if chosen[field] == 0:
             return [f"{field}=0: nothing is learned"]
-    schedules = (chosen["client_schedule"], chosen["server_schedule"])
-    if "exponential" in schedules and chosen["lr_decay"] == 0:
+    if scheduled_by("lr_decay", chosen) and chosen["lr_decay"] == 0:
         return ["lr_decay=0: from round 2 on the rate is 0, and nothing more is learned"]
     horizon = chosen["lr_horizon"]
-    if not has_cosine(chosen) or horizon is None or chosen["rounds"] <= horizon:
+    if not scheduled_by("lr_horizon", chosen) or horizon is None or chosen["rounds"] <= horizon:
         return []
     return [
         f"lr_horizon={horizon}: from round {horizon + 1} on the rate of the cosine schedule is 0, "
@@ -583,7 +466,7 @@ def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[st
         values["client_lr"] = default_client_lr(chosen)
     if chosen["server_lr"] is None:
         values["server_lr"] = facts.server_lr
-    if chosen["lr_horizon"] is None and has_cosine(chosen):
+    if chosen["lr_horizon"] is None and scheduled_by("lr_horizon", chosen):
         values["lr_horizon"] = chosen["rounds"]
     if chosen["sampling"] == "by-size":  # the sizes count in the draw
         values["client_weighting"] = "uniform"
@@ -757,7 +640,7 @@ def check_privacy(chosen: dict[str, Any]) -> None:
             f"{field}={chosen[field]} has no effect without {needed}, and the run would not be "
             f"private; add it, or drop {to_flag(field)}"
         )
-    if chosen["aggregator"] != "dp":
+    if AGGREGATORS[chosen["aggregator"]].kind != "private":
         return
     if chosen["unseen_clients"]:
         raise UserError(
@@ -805,15 +688,15 @@ def check_given_noise(chosen: dict[str, Any], words: Sequence[str]) -> None:
 def check_aggregator(chosen: dict[str, Any]) -> None:
     """Raise UserError for a robust aggregator with too few clients, or the wrong algorithm."""
     aggregator = chosen["aggregator"]
+    facts = AGGREGATORS[aggregator]
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
     most = (cohort - 3) // 2
-    if aggregator in ("krum", "multi-krum") and cohort and chosen["tolerated"] > most:
+    if "tolerated" in facts.fields and cohort and chosen["tolerated"] > most:
         raise UserError(
             f"tolerated={chosen['tolerated']} of {cohort} clients a round is more than "
             f"{aggregator} can withstand; choose at most {max(most, 0)}, or more clients"
         )
-    is_robust = aggregator in ("median", "trimmed-mean", "krum", "multi-krum")
-    if is_robust and chosen["algorithm"] == "fednova":
+    if facts.kind == "robust" and chosen["algorithm"] == "fednova":
         raise UserError(
             f"aggregator={aggregator!r} does not go with algorithm='fednova', whose mean number of "
             "steps is a weighted one; choose another of the two"

@@ -1,7 +1,7 @@
 """Splits other than the default: by label, by size, by input, by owner, and from a file.
 
 Each is split(labels uint8[N], num_clients, rng, **fields) -> a list of K index arrays. `fields` are
-those that options.PARTITIONS names. What cannot be done is a UserError.
+those that choices.PARTITIONS names. What cannot be done is a UserError.
 """
 
 from __future__ import annotations
@@ -10,31 +10,18 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.command_line import warn
 from harness.fields import UserError
 from harness.files import expand_path, read_bytes
 from harness.streams import open_stream
+from variants.choices import PARTITIONS
 
 import numpy as np
 import scipy.ndimage
 
 Indices = list[np.ndarray]
-
-
-class Partitioner(NamedTuple):
-    """A row: its title in plots, with fields in braces, and its function `split`.
-
-    change_images(images, client, num_clients, seed, **fields), if there is one, changes a client's
-    images before they go into its shard; then the fields are its, and `split` gets none. With
-    `by_dataset` `split` also gets the Dataset.
-    """
-
-    title: str
-    split: Callable[..., Indices]
-    change_images: Callable[..., np.ndarray] | None = None
-    by_dataset: bool = False
 
 
 def split_iid(labels: np.ndarray, num_clients: int, rng: np.random.Generator) -> Indices:
@@ -338,9 +325,15 @@ def read_split(
     return from_places(parts, content, name, dataset)
 
 
-def count_owners(owners: np.ndarray | None) -> int:
-    """Return the number of owners; 1 if the data do not name them, for `split_by_owner` to say."""
-    return 1 if owners is None else len(np.unique(owners))
+def count_owners(config: Any, dataset: Any) -> Any:
+    """Return the configuration with as many clients as the data set has owners, for 0 clients.
+
+    With 1 if the data do not name owners, for `split_by_owner` to say.
+    """
+    if config.partitioning.num_clients:
+        return config
+    owners = dataset.owners
+    return config.replace(num_clients=1 if owners is None else len(np.unique(owners)))
 
 
 def split_by_owner(
@@ -405,13 +398,10 @@ def draw_until_large(
     )
 
 
-def verify_partition_file(
-    path: str, dataset: Any, counts: Sequence[np.ndarray], rows: dict[str, Partitioner]
-) -> None:
+def verify_partition_file(path: str, dataset: Any, counts: Sequence[np.ndarray]) -> None:
     """Raise UserError if a partition.json says something of itself that does not hold.
 
-    `counts` are the label counts int64[C] of the clients, `rows` all partitions by name. A file
-    that says nothing is believed.
+    `counts` are the label counts int64[C] of the clients. A file that says nothing is believed.
     """
     claims = json.loads(read_bytes(expand_path(path)))
     name = f"partition_file={path!r:.100}"
@@ -425,37 +415,10 @@ def verify_partition_file(
     if claims.get("label_counts", label_counts) != label_counts:
         raise UserError(f"{name}: its label_counts are not those of its indices; restore the file")
     kind = claims.get("partition")
-    row = rows.get(kind) if isinstance(kind, str) else None
-    if claims.get("changes_images") or (row and row.change_images):
+    named = PARTITIONS.get(kind) if isinstance(kind, str) else None
+    if claims.get("changes_images") or (named and named.change_images):
         raise UserError(
             f"{name} is of --partition {kind!s:.40}, whose images were changed beside the split; "
             f"give --partition {kind!s:.40} with the same flags and --seed "
             f"{claims.get('seed', 0)!r:.12}, which makes it again"
         )
-
-
-ROWS = {
-    "iid": Partitioner("IID", split_iid),
-    "shards": Partitioner("{shards_per_client} shards a client", split_shards),
-    "capped-dirichlet": Partitioner(
-        "Dirichlet({alpha:g}), sizes capped", split_by_capped_dirichlet
-    ),
-    "client-dirichlet": Partitioner(
-        "Dirichlet({alpha:g}) by client, equal sizes", split_by_client_dirichlet
-    ),
-    "labels-per-client": Partitioner("{labels_per_client} labels a client", split_by_label),
-    "random-labels": Partitioner(
-        "{labels_per_client} labels a client, at random", split_by_random_labels
-    ),
-    "lognormal-labels": Partitioner(
-        "{labels_per_client} labels a client, sizes lognormal({size_spread:g})",
-        split_by_lognormal_labels,
-    ),
-    "quantity": Partitioner("sizes by power law ({size_exponent:g})", split_by_size),
-    "dirichlet-quantity": Partitioner("sizes by Dirichlet({alpha:g})", split_by_dirichlet_size),
-    "feature": Partitioner(
-        "IID, rotated by ±{rotation:g}°, noise to {noise:g}", split_iid, rotate_and_add_noise
-    ),
-    "natural": Partitioner("natural, by owner", split_by_owner, by_dataset=True),
-    "file": Partitioner("split of a file", read_split, by_dataset=True),
-}

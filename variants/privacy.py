@@ -23,17 +23,23 @@ cohorts, whose epsilon does not rest on the secret.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.callbacks import Callback, StopRun
 from harness.command_line import warn
 from harness.fields import UserError
 from harness.files import append, read_bytes
+from harness.records import RoundRecord
+from harness.results import check_private_origin
+from variants.sampling import draw_cohort, draw_in_secret
 
 import dp_accounting
 import numpy as np
+import tensorflow_federated as tff
 from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
 MOST_PRECISE = 10  # thousandths: the least noise multiplier that a flag can have
@@ -53,12 +59,13 @@ def account_for(
     return accountant.orders, accountant.rdp
 
 
-class PrivacyAccountant:
-    """Counts epsilon for a configuration with --aggregator dp.
+class PrivacyAccountant(Callback):
+    """Counts epsilon for a configuration with --aggregator dp, round by round.
 
     cohorts(round_num) are a round's clients if they are public, since they follow from the seed.
     It is None if they come from the operating system's entropy and are never published, which is
-    what amplification by sampling rests on.
+    what amplification by sampling rests on. `begun` are the rounds that were begun, each as often
+    as it was; a run with a folder has them in its journal.
 
     Dropouts, stragglers and clients whose update is not finite change nothing: whatever a client
     sends, nothing included, moves a round's sum by no more than the norm that it is clipped to.
@@ -71,6 +78,8 @@ class PrivacyAccountant:
         self.cohort_size = config.cohort_size
         self.num_clients = config.partitioning.num_clients
         self.cohorts = cohorts
+        self.begun: list[int] = []
+        self.journal: Path | None = None
 
     def events(self) -> tuple[list[dp_accounting.DpEvent], dp_accounting.NeighboringRelation]:
         """Return events that each bound a round, and which two federations are neighbours.
@@ -135,26 +144,37 @@ class PrivacyAccountant:
                 "choose more, or more noise_multiplier"
             )
 
-    def begin_round(
-        self, round_num: int, begun: list[int], journal: Path | None = None
-    ) -> float | None:
-        """Note that the round begins, and return epsilon after it; None if the budget forbids it.
+    def before_run(self, folder: Any, first_round: int) -> None:
+        """Read the journal of the run's folder, if there is one."""
+        self.journal = folder.journal if folder else None
+        self.begun = read_journal(self.journal, first_round)
 
-        The round is added to `begun`, and first of all written to the journal, if there is one.
+    def before_round(self, round_num: int) -> None:
+        """Note that the round begins, first of all in the journal. StopRun if it may not.
+
+        Raises UserError if that leaves the run without any round.
         """
-        epsilon = self.epsilon([*begun, round_num])
+        epsilon = self.epsilon([*self.begun, round_num])
         for field in ("epsilon_budget", "target_epsilon"):
             most = getattr(self.privacy, field)
+            if 0 < most < epsilon and round_num == 1:
+                raise UserError(
+                    f"{field}={most:g} allows no further round, and none was done; choose more, or "
+                    "start a new run"
+                )
             if 0 < most < epsilon:
                 warn(
                     f"round {round_num} would bring ε to {epsilon:.2f}, above {field}={most:g}; "
                     "the run ends before it"
                 )
-                return None
-        if journal:
-            append(journal, f"{round_num}\n", sync=True)
-        begun.append(round_num)
-        return epsilon
+                raise StopRun
+        if self.journal:
+            append(self.journal, f"{round_num}\n", sync=True)
+        self.begun.append(round_num)
+
+    def release(self, record: RoundRecord) -> RoundRecord:
+        """Return the record with epsilon, and without what could tell of single clients."""
+        return dataclasses.replace(record, epsilon=self.epsilon(self.begun)).public()
 
     def assumption(self) -> str:
         """Return what the epsilon rests on, for captions."""
@@ -184,12 +204,55 @@ class PrivacyAccountant:
         ]
 
 
-def meet_target(config: Any, cohorts: Callable[[int], Sequence[int]] | None) -> Any:
+def public_cohorts(config: Any) -> Callable[[int], Sequence[int]] | None:
+    """Return round -> its clients if they follow from the seed, or None if they are secret."""
+    if not config.privacy.public_cohorts:
+        return None
+    return functools.partial(draw_cohort, config, sizes=None)
+
+
+def private_mean(parts: Any, experiment: Any) -> Any:
+    """The unweighted mean of updates, clipped adaptively, with Gaussian noise.
+
+    McMahan et al. 2018. The sum over nobody gets its noise too, as the accountant counts it.
+    """
+    config = experiment.config
+    check_private_origin(config.training.initial_model, experiment.dataset)
+    accountant = PrivacyAccountant(config, public_cohorts(config))
+    accountant.check_budget()
+    if not config.privacy.public_cohorts:
+        parts = draw_in_secret(parts, experiment)
+    mean = tff.learning.dp_aggregator(
+        config.privacy.noise_multiplier, config.cohort_size, zeroing=False
+    )
+    inner = parts.train_cohort
+
+    def train_cohort(worker, experiment, state, clients):
+        if clients:
+            return inner(worker, experiment, state, clients)
+        name = f"round {int(state.client_work.round) + 1}"
+        nobody = [np.array([], np.int64)]
+        next_state, measured, _ = worker.run_round(name, experiment.process, state, nobody)
+        return next_state, [], measured
+
+    return parts._replace(
+        aggregator=tff.aggregators.as_weighted_aggregator(mean),
+        num_chunks=None,
+        train_cohort=train_cohort,
+        message_bytes=parts.message_bytes + 4,  # the adaptive norm
+        callbacks=(*parts.callbacks, accountant),
+        note=accountant.assumption(),
+        notices=tuple(accountant.notices(config.training.rounds)),
+    )
+
+
+def meet_target(config: Any, dataset: Any) -> Any:
     """Return the configuration with the least noise multiplier that keeps --target-epsilon.
 
     It is rounded up to a thousandth. A run that is resumed keeps its own; so does one without a
     target. Raises UserError for a target that no noise which TFF can add would keep.
     """
+    cohorts = public_cohorts(config)
     target = config.privacy.target_epsilon
     rounds = range(1, config.training.rounds + 1)
     if target and config.run.resume:

@@ -328,7 +328,7 @@ def check_neighbours(experiment: Any) -> None:
             "sampling='by-size' may draw a client twice, which an algorithm with memory of its "
             "clients, as scaffold and feddyn are, has no rule for; choose fixed or poisson"
         )
-    if experiment.aggregator.private:
+    if config.is_private:
         raise UserError(
             f"algorithm={config.optimization.algorithm!r}: its clients send more than the update "
             "to which aggregator='dp' adds noise (what the server remembers of them), and epsilon "
@@ -349,6 +349,3 @@ def mimelite(parts: Any, experiment: Any) -> Any:
 def feddyn(parts: Any, experiment: Any) -> Any:
     """FedDyn: see `FedDyn`."""
     return remember(parts, experiment, FedDyn(experiment))
-
-
-ROWS = {"scaffold": scaffold, "mimelite": mimelite, "feddyn": feddyn}

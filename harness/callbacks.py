@@ -1,0 +1,156 @@
+"""What is done before and after each round beside training: a list of callbacks, as Keras has."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.command_line import print_line, warn
+from harness.figure_files import to_bytes
+from harness.records import RoundRecord, stops_early
+
+import tensorflow as tf
+
+
+class StopRun(Exception):
+    """Raised by a callback to end the run, which keeps its rounds so far and all its files."""
+
+
+class Callback:
+    """Does nothing; a subclass replaces what it needs."""
+
+    def before_run(self, folder: Any, first_round: int) -> None:
+        """Prepare for the rounds from `first_round` on; `folder` is a RunFolder, or None."""
+
+    def before_round(self, round_num: int) -> None:
+        """Do something before the round. StopRun ends the run before it."""
+
+    def release(self, record: RoundRecord) -> RoundRecord:
+        """Return what may be told of the round; all that is written comes from this record."""
+        return record
+
+    def after_round(self, outcome: Any) -> None:
+        """Do something with a RoundOutcome. StopRun ends the run after this round."""
+
+
+class CallbackList:
+    """Callbacks in their order; a run goes on as long as none raises StopRun."""
+
+    def __init__(self, callbacks: Sequence[Callback]):
+        self.callbacks = tuple(callbacks)
+
+    def before_run(self, folder: Any, first_round: int) -> None:
+        """Prepare each one."""
+        for callback in self.callbacks:
+            callback.before_run(folder, first_round)
+
+    def before_round(self, round_num: int) -> bool:
+        """Return whether the round may begin."""
+        try:
+            for callback in self.callbacks:
+                callback.before_round(round_num)
+        except StopRun:
+            return False
+        return True
+
+    def release(self, record: RoundRecord) -> RoundRecord:
+        """Return the record as all of them let it out."""
+        for callback in self.callbacks:
+            record = callback.release(record)
+        return record
+
+    def after_round(self, outcome: Any) -> bool:
+        """Return whether the run goes on. Each callback gets the outcome, whoever wants to stop."""
+        goes_on = True
+        for callback in self.callbacks:
+            try:
+                callback.after_round(outcome)
+            except StopRun:
+                goes_on = False
+        return goes_on
+
+
+class EarlyStopping(Callback):
+    """Ends a run that has reached its target accuracy, or has not become better for long enough."""
+
+    def __init__(self, run: Any, earlier: Sequence[RoundRecord]):
+        """`run` is the group of flags, `earlier` are the records of the rounds before."""
+        self.run = run
+        self.records = list(earlier)
+
+    def after_round(self, outcome: Any) -> None:
+        """Raise StopRun if this round was the last."""
+        self.records.append(outcome.record)
+        if stops_early(self.records, self.run):
+            raise StopRun
+
+
+class PrintRounds(Callback):
+    """Prints a line a round, and a notice of what seems wrong with it after those before."""
+
+    def __init__(self, experiment: Any, earlier: Sequence[RoundRecord]):
+        self.experiment = experiment
+        self.records = list(earlier)
+
+    def after_round(self, outcome: Any) -> None:
+        """Print the line."""
+        record = outcome.record
+        rounds = self.experiment.config.training.rounds
+        print_line(record.line(rounds))
+        is_last = record.round == rounds
+        trouble = record.trouble(self.records, self.experiment.dataset.chance, is_last)
+        if trouble:
+            warn(f"round {record.round}: {trouble}")
+        self.records.append(record)
+
+
+class OnRound(Callback):
+    """Calls a function of the user's own with the record of each round."""
+
+    def __init__(self, function: Callable[[RoundRecord], Any]):
+        self.function = function
+
+    def after_round(self, outcome: Any) -> None:
+        """Call it."""
+        self.function(outcome.record)
+
+
+class TensorBoard(Callback):
+    """Writes each round's figures and its confusion matrix to TensorBoard's events.
+
+    Of a file that it cannot write TensorFlow says nothing, or fails at a later round: whether the
+    file grows tells. After that no more events are written.
+    """
+
+    def __init__(self, path: Path, draw_confusion: Callable[[Any], Any]):
+        """draw_confusion(evaluation) returns a Figure."""
+        self.path = path
+        self.draw_confusion = draw_confusion
+        self.events = tf.summary.create_file_writer(str(path))
+
+    def after_round(self, outcome: Any) -> None:
+        """Write the round's events."""
+        if self.events is None:
+            return
+        record = outcome.record
+        size_before = self.size()
+        picture = tf.io.decode_png(to_bytes(self.draw_confusion(outcome.evaluation)))[None]
+        with contextlib.suppress(tf.errors.OpError):
+            with self.events.as_default(step=record.round):
+                for name, value in record.numbers().items():
+                    tf.summary.scalar(name, value)
+                tf.summary.image("confusion matrix", picture)
+            self.events.flush()
+            if self.size() > size_before:
+                return
+        self.events = None
+        warn(
+            f"TensorBoard's events end before round {record.round}: their file in {self.path} "
+            "cannot grow; all else is written"
+        )
+
+    def size(self) -> int:
+        """Return the bytes of all TensorBoard events of the run."""
+        return sum(path.stat().st_size for path in self.path.glob("events.out.tfevents.*"))

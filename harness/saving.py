@@ -1,0 +1,139 @@
+"""What a run leaves in its folder: each round as it is done, and the result at the end."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from harness import captions, plots, records, results
+from harness.callbacks import Callback
+from harness.command_line import Stopped, print_line, warn
+from harness.records import Evaluation, RoundRecord
+from harness.run_folder import RunFolder
+from harness.settings import pinned_keras_settings
+
+import tensorflow as tf
+import tensorflow_federated as tff
+
+
+@dataclass(frozen=True)
+class Result:
+    """A run's outcome after its last round: the folder with its files, the records of all rounds,
+    the evaluation and the state of TFF's process."""
+
+    folder: Path
+    records: list[RoundRecord]
+    evaluation: Evaluation
+    state: Any
+
+
+class SaveRounds(Callback):
+    """Saves each round, and the result after the last one, in a run's folder."""
+
+    def __init__(self, folder: RunFolder, experiment: Any):
+        """Go on with the rounds that the folder has."""
+        self.folder = folder
+        self.experiment = experiment
+        self.state, self.records = folder.load(experiment)
+        self.evaluation: Evaluation | None = None
+        self.state_before: Any = None  # the last round that was done here
+        self.has_new_round = False
+        if self.records:
+            self.evaluation = experiment.evaluate(self.state.global_model_weights)
+
+    def after_round(self, outcome: Any) -> None:
+        """Write the round's lines and its checkpoint."""
+        build_model = self.experiment.build_saved_model
+        self.folder.save_round(outcome.record, outcome.state, build_model)
+        self.state_before = self.state
+        self.state = outcome.state
+        self.evaluation = outcome.evaluation
+        self.records = [*self.records, outcome.record]
+        self.has_new_round = True
+
+    @property
+    def result(self) -> Result:
+        """The run's outcome so far, after at least one round."""
+        return Result(self.folder.path, self.records, self.evaluation, self.state)
+
+    @contextlib.contextmanager
+    def kept_if_stopped(self) -> Iterator[None]:
+        """Save the result so far if Ctrl-C or an error ends the rounds inside, and say so."""
+        try:
+            yield
+        except (KeyboardInterrupt, Exception) as error:
+            num_done = len(self.records)
+            with contextlib.suppress(Exception):  # what stopped the run is what the user must know
+                if num_done:
+                    save_result(self.folder, self.experiment, self.result)
+            warn(f"stopped after round {num_done}; {self.folder.what_next()}")
+            if isinstance(error, KeyboardInterrupt):
+                raise Stopped(f"after round {num_done}") from None
+            raise
+
+    def finish(self, is_one_of_many: bool) -> Result:
+        """Write the result's files, print a summary, and return the result."""
+        result = self.result
+        if self.experiment.config.run.save_clients:
+            if self.has_new_round:
+                report = result.records[-1].clients
+                save_clients(self.folder, self.experiment, self.state_before, report)
+            else:
+                warn("no new round was done: save_clients=True saves no clients' models")
+        metrics, paths = save_result(self.folder, self.experiment, result)
+        results.print_summary(metrics, paths, self.folder.seconds, is_one_of_many=is_one_of_many)
+        return result
+
+
+def save_result(folder: RunFolder, experiment: Any, result: Result) -> tuple[dict, list[Path]]:
+    """Write metrics.json, the global model after the last round and the best, and the plots.
+
+    Returns (what metrics.json holds, the paths of all files written).
+    """
+    weights = result.state.global_model_weights
+    caption = plots.join_parts(
+        [
+            captions.caption(experiment),
+            records.format_epsilon(result.records[-1]),
+            folder.program_note(),
+        ]
+    )
+    metrics = results.describe(experiment, weights.trainable, result.evaluation, result.records)
+    figures = plots.result_figures(experiment, result, caption)
+    return metrics, folder.finish(metrics, weights, experiment.build_saved_model, figures, caption)
+
+
+@pinned_keras_settings()
+def save_clients(
+    folder: RunFolder, experiment: Any, state: Any, reports: Sequence[dict[str, Any]]
+) -> None:
+    """Save what each client sent in the round after `state`, None for the first, as models.
+
+    The clients are trained once more, here, by the same function of (seed, round, client); the last
+    bits may be others than the worker's. A client whose update was not finite sent nothing that
+    counted, and has no model.
+    """
+    broadcast = experiment.broadcast(state)
+    folder.remove_clients()
+    for client in sorted({report["client"] for report in reports if report["finite"]}):
+        output = experiment.client(broadcast, tf.constant(client, tf.int64))
+        own = [w - u for w, u in zip(broadcast.weights, output.update, strict=True)]
+        sent = tff.learning.models.ModelWeights([w.numpy() for w in own], [])
+        folder.save_client(client, experiment.build_saved_model(sent))
+
+
+def open_run(folder: RunFolder, experiment: Any) -> SaveRounds:
+    """Print what the run is and what the user should know, and load the rounds that are done."""
+    print_line(f"{captions.caption(experiment)}\n")
+    for notice in experiment.notices:
+        warn(notice)
+    return SaveRounds(folder, experiment)
+
+
+def draw_confusion(experiment: Any, evaluation: Evaluation) -> Any:
+    """Return the Figure of an evaluation's confusion matrix."""
+    caption = captions.caption(experiment)
+    return plots.plot_confusion(evaluation, caption, experiment.dataset.classes)
