@@ -49,17 +49,17 @@ import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+# One module under either name: the commands and the baselines import it.
+sys.modules["federated_learning"] = sys.modules[__name__]
 if __name__ == "__main__" and HERE not in sys.path:  # as PYTHONSAFEPATH has it
     sys.path.insert(0, HERE)
 
 # First: from here on Ctrl-C gives no traceback.
-from harness import command_line, listing, trust
+from harness import command_line, listing
 
 # isort: split
 import gc
-import hashlib
 import heapq
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -67,7 +67,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.command_line import print_line, warn
+from harness.command_line import print_line
 from harness.fields import (
     Count,
     CountOrZero,
@@ -178,15 +178,11 @@ if __name__ == "__main__":
     gc.disable()
 
 from harness import (
-    captions,
-    comparison,
     layers,
     overlay,
-    plots,
     provenance,
     records,
     results,
-    run_folder,
     saving,
     shards,
 )
@@ -198,11 +194,12 @@ from harness.callbacks import (
     PrintRounds,
     TensorBoard,
 )
+from harness.commands import compare, evaluate_saved
 from harness.dataset import Dataset, Split, make_dataset
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
-from harness.files import check_clock, check_temporary_folder, expand_path
+from harness.files import check_clock, check_temporary_folder
 from harness.loading import load
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
@@ -287,23 +284,6 @@ class Partition:
         return self.counts.sum(axis=1)
 
 
-def hash_partition(dataset: Dataset, indices: Sequence[np.ndarray], config: Config) -> str:
-    """Return 16 hexadecimal digits that stand for all that the shard files hold."""
-    digest = hashlib.sha256(dataset.digest.encode())
-    for part in indices:
-        digest.update(len(part).to_bytes(8, "little") + part.tobytes())
-    if config.chosen("partition").change_images:
-        program_file = provenance.file_hash("variants/partitions.py")
-        changed_by = [
-            config.partition_name,
-            config.fields_of_choice("partition"),
-            config.seed,
-            program_file,
-        ]
-        digest.update(json.dumps(changed_by, sort_keys=True).encode())
-    return digest.hexdigest()[:16]
-
-
 def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
     """Give each client without images one of the client with the most: nobody is left out.
 
@@ -330,12 +310,6 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
             f"num_clients={num_clients} exceeds the {len(labels)} training images; choose "
             f"1..{len(labels)}"
         )
-    min_images = config.partitioning.min_images
-    if min_images * num_clients > len(labels):
-        raise UserError(
-            f"min_images={min_images} for each of {num_clients} clients is more than the "
-            f"{len(labels)} training images; choose at most {len(labels) // num_clients}"
-        )
     chosen = config.chosen("partition")
     split_function = load(chosen.function) if chosen.function else split_dirichlet
     # A partition that changes the clients' images, by rotation or noise, has its fields for that.
@@ -344,15 +318,15 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
         split_fields["dataset"] = dataset
     draw = partial(split_function, labels, num_clients, **split_fields)
     split = draw(np.random.default_rng(config.seed))
-    if min_images:
-        split = partitions.draw_until_large(draw, split, config.seed, min_images)
+    if config.partitioning.min_images:
+        split = partitions.draw_until_large(draw, split, config)
     filled, num_filled = fill_empty_clients(split)
     indices = [np.sort(part).astype(np.int64) for part in filled]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
     file = config.partitioning.partition_file
     if file:
         partitions.verify_partition_file(file, dataset, counts)
-    digest = hash_partition(dataset, indices, config)
+    digest = shards.hash_shards(dataset, indices, config)
     return Partition(indices, np.stack(counts), num_filled, digest)
 
 
@@ -447,7 +421,7 @@ class ClientTask(NamedTuple):
     client: Any  # int64
     key: Any  # int64[2], of all its randomness in this round
     shard: shards.Shard  # its images uint8[n_k,H,W,channels] and labels int32[n_k]
-    num_examples: Any  # int32, to train on in all epochs: E * n_k
+    examples_to_train: Any  # int32, in all epochs: E * n_k
     hparams: dict[str, Any]  # of the client optimizer, by TFF's names: {"learning_rate": float32}
 
 
@@ -474,23 +448,10 @@ class ClientOutput(NamedTuple):
     message: Any  # float32[d] of a stateful algorithm; FedAvg's is float32[0]
 
 
-def count_examples(training: Training, size: Any) -> Any:
-    """Return on how many examples, int32, a client with `size` of them trains in a round.
-
-    In an epoch the last batch may be smaller.
-    """
-    if not training.local_steps:
-        return size * training.local_epochs
-    batch_size = training.batch_size or size
-    steps_of_epoch = -(-size // batch_size)  # rounded up
-    epochs = training.local_steps // steps_of_epoch
-    return epochs * size + training.local_steps % steps_of_epoch * batch_size
-
-
 def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
-    """Return the SGD steps, int32, on `num_examples` of a shard of `size`.
+    """Return the SGD steps, int32, on `num_examples` of a shard of `size`, epoch by epoch.
 
-    Each full epoch has ceil(size / batch_size) steps; the rest is of an epoch that is cut.
+    Each full epoch has ceil(size / batch_size) steps; the rest is of an epoch that a variant cut.
     """
     batch = batch_size or size
     full_epochs = num_examples // size
@@ -531,21 +492,21 @@ def build_local_training(
     fold_in = tf.random.experimental.stateless_fold_in
 
     @tf.autograph.experimental.do_not_convert
-    def begin(weights, hparams):
+    def initial_optimizer_state(weights, hparams):
         specs = tf.nest.map_structure(lambda w: tf.TensorSpec(w.shape, w.dtype), weights)
         return optimizer.set_hparams(optimizer.initialize(specs), hparams)
 
     @tf.function
     def local_training(weights, task):  # line 5: w_k <- w after local_epochs of SGD on batches
         size = tf.size(task.shard.labels)
-        optimizer_state = begin(weights, task.hparams)
+        optimizer_state = initial_optimizer_state(weights, task.hparams)
         loss_sum = 0.0
         num_correct = 0.0
         # local_epochs of them; of local_steps, or a straggler's, the last one may be cut
-        for epoch in tf.range(-(-task.num_examples // size)):
+        for epoch in tf.range(-(-task.examples_to_train // size)):
             epoch_key = fold_in(task.key, tf.cast(epoch, tf.int64))
             shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
-            order = shuffled[: task.num_examples - epoch * size]
+            order = shuffled[: task.examples_to_train - epoch * size]
             for start in tf.range(0, tf.size(order), batch_size or size):
                 tf.autograph.experimental.set_loop_options(parallel_iterations=1)
                 batch = order[start : start + (batch_size or size)]
@@ -558,14 +519,14 @@ def build_local_training(
                 )
                 loss_sum += loss
                 num_correct += correct
-        num_examples = tf.cast(task.num_examples, tf.float32)
+        num_examples = tf.cast(task.examples_to_train, tf.float32)
         return weights, loss_sum / num_examples, num_correct / num_examples
 
     return local_training
 
 
 def fedavg_client(
-    network: Network, batch_size: int, optimizer: Any
+    network: Network, optimizer: Any, batch_size: int
 ) -> Callable[[Broadcast, ClientTask], ClientOutput]:
     """Return client_update(broadcast, task) -> ClientOutput: FedAvg's client [1, ClientUpdate]."""
     local_training = build_local_training(network, optimizer, batch_size)
@@ -575,7 +536,7 @@ def fedavg_client(
         update = tuple(w - w_k for w, w_k in zip(broadcast.weights, trained, strict=True))
         size = tf.size(task.shard.labels)
         n_k = tf.cast(size, tf.float32)
-        steps = tf.cast(count_steps(batch_size, size, task.num_examples), tf.float32)
+        steps = tf.cast(count_steps(batch_size, size, task.examples_to_train), tf.float32)
         metrics = ClientMetrics(
             examples=n_k,
             finite=1.0,
@@ -621,7 +582,7 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOut
             client=client_id,
             key=client_key(config.seed, client_id, broadcast.round_num),
             shard=shard,
-            num_examples=count_examples(config.training, tf.size(shard.labels)),
+            examples_to_train=config.training.local_epochs * tf.size(shard.labels),
             hparams={"learning_rate": tf.constant(config.training.client_lr)},
         )
         return client_update(broadcast, task)
@@ -630,6 +591,36 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOut
 
 
 # == Server: lines 3 and 6, and the round ==========================================================
+
+
+class Parts(NamedTuple):
+    """What a federated algorithm is made of; `fedavg_parts` has FedAvg's.
+
+    A variant is a function change(parts, experiment) -> parts that replaces some of them, or wraps
+    one. variants/__init__.py lists all, in the order in which they apply.
+    """
+
+    sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
+    client_optimizer: Any  # TFF's
+    build_client_update: Callable[[Any], Callable]  # client optimizer -> client_update
+    collect: Callable  # (client, parts) -> train_chunk(broadcast, clients) -> ChunkOutput
+    num_chunks: int | None  # see make_chunks
+    num_metrics: int  # of ClientMetrics, r
+    aggregator: Any  # TFF's weighted factory, for the chunks' updates
+    server_optimizer: Any  # TFF's
+    build_round: Callable[[Any], Any]  # RoundSteps -> next_round
+    train_cohort: Callable  # (worker, experiment, state, clients) -> (state, reports, measured)
+    find_reporting: Callable[[list[int], int], list[int]]  # (clients, round) -> those that report
+    update_spec: Any  # tf.TensorSpecs of ClientOutput.update
+    update_bytes: int  # of an update on a network
+    # FedAvg has nothing of what follows.
+    memory: Any = None  # that a stateful algorithm keeps at the server
+    message_size: int = 0  # of ClientOutput.message
+    message_bytes: int = 0  # that a client gets, and sends, beside weights and update
+    callbacks: tuple[Callback, ...] = ()  # before and after each round
+    note: str = ""  # what the result rests on, for plots
+    notices: tuple[str, ...] = ()  # what the user should know before the run begins
+    extra_evaluations: dict[str, Callable[[], Split]] = {}  # column -> images, beside the test set
 
 
 def sample_clients(config: Config, round_num: int) -> list[int]:
@@ -679,7 +670,7 @@ def add_weighted(update_sum: Any, update: Any, weight: Any) -> Any:
 
 
 def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any], ChunkOutput]:
-    """Return train_chunk(broadcast, clients int64[g]) -> ChunkOutputOutput.
+    """Return train_chunk(broadcast, clients int64[g]) -> ChunkOutput.
 
     Updates are added as they come: what the worker holds of them does not grow with the number of
     clients.
@@ -706,61 +697,6 @@ def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any]
     return train_chunk
 
 
-def train_cohort(
-    worker: Any, experiment: Experiment, state: Any, clients: Sequence[int]
-) -> tuple[Any, list[dict[str, Any]], Any]:
-    """Lines 4 to 6: train the clients from the state's weights, and aggregate.
-
-    Returns the next state, one dict per client of what it reported, in the order of their ids, and
-    what the aggregator measured.
-    """
-    round_num = int(state.client_work.round) + 1
-    chunks = [
-        chunk
-        for clients_of_host in worker.assign(clients)
-        for chunk in make_chunks(
-            clients_of_host, experiment.partition.sizes, experiment.parts.num_chunks
-        )
-    ]
-    if not chunks:
-        progress = state.client_work._replace(round=np.int64(round_num))
-        return state._replace(client_work=progress), [], None
-    name = f"round {round_num}"
-    # process.next, in TFF's worker, or a part of it on each host.
-    next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
-    return next_state, records.name_metrics(chunks, metrics, ClientMetrics._fields), measured
-
-
-class Parts(NamedTuple):
-    """What a federated algorithm is made of; `fedavg_parts` has FedAvg's.
-
-    A variant is a function change(parts, experiment) -> parts that replaces some of them, or wraps
-    one. variants/__init__.py lists all, in the order in which they apply.
-    """
-
-    sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
-    client_optimizer: Any  # TFF's
-    build_client_update: Callable[[Any], Callable]  # client optimizer -> client_update
-    collect: Callable  # (client, parts) -> train_chunk(broadcast, clients) -> ChunkOutput
-    num_chunks: int | None  # see make_chunks
-    num_metrics: int  # of ClientMetrics, r
-    aggregator: Any  # TFF's weighted factory, for the chunks' updates
-    server_optimizer: Any  # TFF's
-    build_round: Callable[[Any], Any]  # RoundSteps -> next_round
-    train_cohort: Callable  # (worker, experiment, state, clients) -> (state, reports, measured)
-    # What variants add; in FedAvg everyone reports, and the rest is empty.
-    find_reporting: Callable[[list[int], int], list[int]]  # (clients, round) -> those that report
-    update_spec: Any  # tf.TensorSpecs of ClientOutput.update, by default the weights'
-    memory: Any  # that a stateful algorithm keeps at the server
-    message_size: int  # of ClientOutput.message
-    update_bytes: int  # of an update on a network
-    message_bytes: int  # that a client gets, and sends, beside weights and update
-    callbacks: tuple[Callback, ...]  # before and after each round
-    note: str  # what the result rests on, for plots
-    notices: tuple[str, ...]  # what the user should know before the run begins
-    extra_evaluations: dict[str, Callable[[], Split]]  # column -> images, beside the test set
-
-
 class ServerProgress(NamedTuple):
     """The part of TFF's state that is neither weights nor an optimizer's; TFF's "client_work"."""
 
@@ -773,10 +709,14 @@ class RoundSteps(NamedTuple):
 
     initialize: Any  # -> TFF's LearningAlgorithmState, at SERVER
     begin_round: Any  # ServerProgress -> that of the next round
-    train: Any  # (weights, ServerProgress, clients int64[g]) -> ChunkOutputOutput
+    train: Any  # (weights, ServerProgress, clients int64[g]) -> ChunkOutput
     aggregate: Any  # TFF's AggregationProcess, of the chunks' updates
     finalize: Any  # TFF's FinalizerProcess: the server optimizer's step
     metrics_type: type  # ClientMetrics, whose fields are the columns of a chunk's metrics
+
+
+State = tff.learning.templates.LearningAlgorithmState
+CHUNKS_TYPE = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
 
 
 def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
@@ -821,10 +761,6 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     return RoundSteps(initialize, begin_round, train, aggregate, finalize, ClientMetrics)
 
 
-State = tff.learning.templates.LearningAlgorithmState
-CHUNKS_TYPE = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
-
-
 def fedavg_round(steps: RoundSteps) -> Any:
     """Return next_round(state, chunks) -> (state, measurements, client metrics float32[m,r]).
 
@@ -846,6 +782,31 @@ def fedavg_round(steps: RoundSteps) -> Any:
     return next_round
 
 
+def train_cohort(
+    worker: Any, experiment: Experiment, state: Any, clients: Sequence[int]
+) -> tuple[Any, list[dict[str, Any]], Any]:
+    """Lines 4 to 6: train the clients from the state's weights, and aggregate.
+
+    Returns the next state, one dict per client of what it reported, in the order of their ids, and
+    what the aggregator measured.
+    """
+    round_num = int(state.client_work.round) + 1
+    chunks = [
+        chunk
+        for clients_of_host in worker.assign(clients)
+        for chunk in make_chunks(
+            clients_of_host, experiment.partition.sizes, experiment.parts.num_chunks
+        )
+    ]
+    if not chunks:
+        progress = state.client_work._replace(round=np.int64(round_num))
+        return state._replace(client_work=progress), [], None
+    name = f"round {round_num}"
+    # process.next, in TFF's worker, or a part of it on each host.
+    next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
+    return next_state, records.name_metrics(chunks, metrics, ClientMetrics._fields), measured
+
+
 def everyone(clients: list[int], round_num: int) -> list[int]:
     """Return the clients of the round that report: in FedAvg all that were drawn."""
     return clients
@@ -857,7 +818,9 @@ def fedavg_parts(experiment: Experiment) -> Parts:
     return Parts(
         sample_clients=partial(sample_clients, experiment.config),
         client_optimizer=tff.learning.optimizers.build_sgdm(training.client_lr),
-        build_client_update=partial(fedavg_client, experiment.network, training.batch_size),
+        build_client_update=partial(
+            fedavg_client, experiment.network, batch_size=training.batch_size
+        ),
         collect=average_updates,
         num_chunks=NUM_CHUNKS,
         num_metrics=len(ClientMetrics._fields),
@@ -868,14 +831,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
         train_cohort=train_cohort,
         find_reporting=everyone,
         update_spec=tuple(tf.TensorSpec(w.shape) for w in experiment.initial_weights),
-        memory=None,
-        message_size=0,
         update_bytes=4 * experiment.num_parameters,  # float32
-        message_bytes=0,
-        callbacks=(),
-        note="",
-        notices=(),
-        extra_evaluations={},
     )
 
 
@@ -1179,7 +1135,7 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
 def hash_choices(config: Config, build_hidden_layers: Callable) -> dict[str, str]:
     """Return field -> hash of what is chosen there: a resumed run must have the same."""
     rows = {field: config.chosen(field) for field in choices.TABLES if field != "dataset"}
-    if config.training.model not in choices.MODELS:
+    if config.has_own_model:
         rows["model"] = build_hidden_layers
     if config.training.initial_model:
         rows["initial_model"] = layers.hash_weights(config.training.initial_model)
@@ -1271,54 +1227,8 @@ def run(
                     pass
         result = saver.finish(is_one_of_many=bool(resume_hint))
         if run_flags.baselines:
-            baselines.run_baselines(experiment, result, folder, build_prepared, build_evaluator)
+            baselines.run_baselines(experiment, result, folder)
     return result
-
-
-@command_line.one_at_a_time()
-def compare(config: Config) -> Path:
-    """Run every choice and seed that is compared; return the folder with the table and the plot.
-
-    Raises UserError if the configuration compares nothing, and for what `run` refuses.
-    """
-    if compared_rows(config) is None:
-        raise UserError(
-            f"compare={config.comparison.compare!r:.60} with seeds=1 leaves nothing to compare; "
-            "give choices such as compare='fedavg,fedprox', or seeds=3"
-        )
-    config = config.replace(**options.absolute_paths(config.to_dict()))
-    dataset = load_dataset(config.data)
-    for notice in options.unused_notices(config.to_dict(), Config.defaults()):
-        warn(notice)
-    build = partial(build_experiment, dataset=dataset)
-    return comparison.compare(config, captions.compared_caption(config, build), build, run)
-
-
-@command_line.one_at_a_time()
-def evaluate_saved(config: Config) -> Path:
-    """Evaluate the model of the run that --evaluate names on the configuration's data.
-
-    Return the folder with metrics.json and the plots. Raises UserError for data with other images
-    or labels than those that the model was trained on.
-    """
-    saved = command_line.read_saved(config.run.evaluate, Config())
-    source = expand_path(config.run.evaluate)
-    dataset = load_dataset(config.replace(**options.absolute_paths(config.to_dict())).data)
-    results.check_classes(source, dataset)
-    name = saved.training.model
-    if name not in choices.MODELS:  # that folder may be somebody else's, its file any code
-        if config.training.model in choices.MODELS:
-            trust.check_model(name, config.run.evaluate)
-        else:
-            name = config.training.model
-    network = make_network(name, find_model(name), dataset)
-    file = str(source / "global_model.keras")
-    weights = layers.read_weights(file, build_model(network, seed=0))
-    evaluate = build_evaluator(network, dataset)
-    evaluation = evaluate(tff.learning.models.ModelWeights(weights, []))
-    origin = results.describe_origin(source, dataset)
-    caption = plots.join_parts([dataset.name, f"the model of {source.name}{origin}"])
-    return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
 
 
 def main(config: Config) -> None:

@@ -73,10 +73,10 @@ def plot(result: dict) -> None:
     clients = [row["clients"] for row in rows]
     seconds, memory = figure.subplots(1, 2)
     seconds.loglog(
-        clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=fl.plots.BLUE
+        clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=plots.BLUE
     )
     seconds.set(xlabel="clients a round", ylabel="seconds a round")
-    memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=fl.plots.ORANGE)
+    memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=plots.ORANGE)
     memory.set(
         xlabel="clients a round",
         ylabel="peak of the process tree (MiB)",

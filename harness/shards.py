@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
+from harness.provenance import file_hash
 
 import numpy as np
 import tensorflow as tf
@@ -76,3 +79,19 @@ def read_shard(folder: Path, client: Any, image_shape: Sequence[int]) -> Shard:
     pixels = stored[: -LABEL_BYTES * size]
     labels = tf.bitcast(tf.reshape(stored[-LABEL_BYTES * size :], [-1, LABEL_BYTES]), tf.uint16)
     return Shard(tf.reshape(pixels, [-1, *image_shape]), tf.cast(labels, tf.int32))
+
+
+def hash_shards(dataset: Any, indices: Sequence[np.ndarray], config: Any) -> str:
+    """Return 16 hexadecimal digits that stand for all that the shard files of a split hold."""
+    digest = hashlib.sha256(dataset.digest.encode())
+    for part in indices:
+        digest.update(len(part).to_bytes(8, "little") + part.tobytes())
+    if config.chosen("partition").change_images:
+        changed_by = [
+            config.partition_name,
+            config.fields_of_choice("partition"),
+            config.seed,
+            file_hash("variants/partitions.py"),
+        ]
+        digest.update(json.dumps(changed_by, sort_keys=True).encode())
+    return digest.hexdigest()[:16]

@@ -22,7 +22,7 @@ FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "3", "--name", "run")
 
 
 @pytest.fixture
-def learners(federation):
+def learners(federation, monkeypatch):
     """make(**flags) -> (baselines by (kind, client), the experiments they are of, the
     federation's)."""
 
@@ -30,9 +30,10 @@ def learners(federation):
         experiment = federation(**flags)
         epochs = experiment.config.training.local_epochs
         made = []
+        build_prepared = fl.build_prepared
 
         def build(*arguments):
-            made.append(fl.build_prepared(*arguments))
+            made.append(build_prepared(*arguments))
             return made[-1]
 
         sizes = experiment.partition.sizes
@@ -44,7 +45,9 @@ def learners(federation):
             for t in range(1, rounds + 1)
         ]
         records = [SimpleNamespace(clients=clients) for clients in reports]
-        found = baselines.build_baselines(experiment, records, build, fl.build_evaluator)
+        with monkeypatch.context() as patch:
+            patch.setattr(fl, "build_prepared", build)
+            found = baselines.build_baselines(experiment, records)
         return {(one.kind, one.client): one for one in found}, made, experiment
 
     return make

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 
 import federated_learning as fl
-from harness import callbacks, figure_files, run_folder
+from harness import callbacks, figure_files, plots, run_folder
 from harness.command_line import read_saved
 from harness.fields import UserError
 from harness.results import weights_sha256
@@ -126,7 +126,7 @@ def go(rounds, monkeypatch, tmp_path):
         "plot_confusion",
         "plot_misclassified",
     ):
-        monkeypatch.setattr(fl.plots, plot, nothing)
+        monkeypatch.setattr(plots, plot, nothing)
 
     def run(name):
         root = tmp_path / name

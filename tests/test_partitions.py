@@ -340,7 +340,7 @@ def test_sizes_that_cannot_be_are_refused_at_once(digits):
         return np.split(rng.permutation(10), [3])
 
     with pytest.raises(UserError, match="min_images=4 is not reached by any of 3 draws, the last"):
-        partitions.draw_until_large(draw, draw(np.random.default_rng(0)), 0, 4)
+        partitions.draw_until_large(draw, draw(np.random.default_rng(0)), configure(min_images=4))
     assert len(drawn) == 3
 
 

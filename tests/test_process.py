@@ -8,6 +8,7 @@ from harness.dataset import make_dataset
 from harness.engine.supervisor import worker_environment
 from harness.records import Evaluation, make_record
 from variants import choices
+from variants.optimizers import count_examples
 from variants.sampling import draw_cohort
 
 import numpy as np
@@ -434,6 +435,5 @@ def test_training_figures_are_weighted_by_examples():
 def test_local_steps_are_examples_by_hand():
     """50 images in batches of 16 are four steps an epoch, the last of two images."""
     for steps, examples in [(1, 16), (3, 48), (4, 50), (5, 66), (7, 98), (8, 100), (9, 116)]:
-        training = configure(local_steps=steps, batch_size=16).training
-        assert fl.count_examples(training, 50) == examples
-    assert fl.count_examples(configure(local_steps=3, batch_size=0).training, 50) == 150
+        assert count_examples(steps, 16, 50) == examples
+    assert count_examples(3, 0, 50) == 150

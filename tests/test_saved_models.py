@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import federated_learning as fl
-from harness import layers
+from harness import captions, layers
 from harness.fields import UserError
 from harness.records import stops_early
 from harness.results import weights_sha256
@@ -92,7 +92,7 @@ def test_a_model_that_was_saved_is_begun_from(kept, tmp_path, monkeypatch, digit
     path = end.folder / "global_model.keras"
     begun = fl.build_experiment(configure(**FLAGS, initial_model=str(path)), digits)
     assert weights_sha256(begun.initial_weights) == weights_sha256(weights[-1])
-    assert "from global_model.keras" in fl.captions.caption(begun)
+    assert "from global_model.keras" in captions.caption(begun)
     plain = fl.build_experiment(configure(**FLAGS), digits)
     assert begun.row_hashes != plain.row_hashes  # another file is another run
     assert not any("initial_model" in notice for notice in begun.notices)

@@ -330,7 +330,7 @@ def test_the_block_for_uv_pins_what_the_requirements_pin():
         for path in files
         for name in re.findall(r"^import ([\w.]+)", path.read_text(), re.M)
     }
-    others = tops - set(sys.stdlib_module_names) - {"harness", "variants"}
+    others = tops - set(sys.stdlib_module_names) - {"harness", "variants", "federated_learning"}
     assert {imported.get(name, name) for name in others} == set(listed)
     assert told["requires-python"] == "==3.11.*"
 

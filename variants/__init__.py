@@ -48,6 +48,7 @@ CHANGES = (
     Change(("weight_decay",), "optimizers:decay_weights", "it is part of what they correct"),
     Change(("server_schedule",), "optimizers:schedule_server", "it wraps the algorithm's"),
     Change(("stragglers",), "adversity:straggle", "what a client sends follows from its steps"),
+    Change(("local_steps",), "optimizers:make_local_steps", "stragglers do a share of them"),
     Change(("byzantine",), "adversity:attack", "it changes what the algorithm would send"),
     Change(("client_weighting",), "aggregators:weigh_alike", "whatever the client says"),
     Change(("client_schedule",), "optimizers:schedule_clients", "all above read the rate"),

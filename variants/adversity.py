@@ -142,8 +142,8 @@ def straggle(parts: Any, experiment: Any) -> Any:
 
     def wrap(client_update):
         def wrapped(broadcast, task):
-            fewer = cut_work(task.num_examples, task.key, stragglers)
-            return client_update(broadcast, task._replace(num_examples=fewer))
+            fewer = cut_work(task.examples_to_train, task.key, stragglers)
+            return client_update(broadcast, task._replace(examples_to_train=fewer))
 
         return wrapped
 

@@ -18,6 +18,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import federated_learning as fl
 from harness import captions, plots
 from harness.command_line import Progress, print_line, warn
 from harness.dataset import Split
@@ -131,13 +132,8 @@ def passes_so_far(records: Sequence[Any], num_images: int, batch_size: int) -> n
 def build_baselines(
     experiment: Any,
     records: Sequence[Any],
-    build_experiment: Callable,
-    build_evaluator: Callable,
 ) -> list[Baseline]:
-    """Return the baselines of an experiment whose rounds have these records.
-
-    The two functions are the script's.
-    """
+    """Return the baselines of an experiment whose rounds have these records."""
     config = experiment.config
     dataset = experiment.dataset
     partition = experiment.partition
@@ -156,9 +152,9 @@ def build_baselines(
         train=Split(np.concatenate(client_images), all_labels),
         digest=f"{partition.digest} gathered",
     )
-    central = build_experiment(plain.replace(**ONE_CLIENT), gathered)
-    alone = build_experiment(plain, dataset, partition)
-    tuned = build_experiment(plain.replace(local_epochs=1), dataset, partition)
+    central = fl.build_prepared(plain.replace(**ONE_CLIENT), gathered)
+    alone = fl.build_prepared(plain, dataset, partition)
+    tuned = fl.build_prepared(plain.replace(local_epochs=1), dataset, partition)
     evaluate = experiment.evaluate
     found = [
         Baseline("centralized", -1, own_rounds, central.process, central.evaluate, central.evaluate)
@@ -169,7 +165,7 @@ def build_baselines(
         if test_images is not dataset.test.images:
             own_test = Split(test_images, dataset.test.labels)
             own_data = dataclasses.replace(dataset, test=own_test)
-            evaluate_own = build_evaluator(experiment.network, own_data)
+            evaluate_own = fl.build_evaluator(experiment.network, own_data)
         found.append(Baseline("alone", client, own_rounds, alone.process, evaluate, evaluate_own))
         found.append(Baseline("tuned", client, 1, tuned.process, evaluate, evaluate_own))
     return found
@@ -319,9 +315,7 @@ def learning_curves(
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def run_baselines(
-    experiment: Any, result: Any, folder: Any, build_experiment: Callable, build_evaluator: Callable
-) -> None:
+def run_baselines(experiment: Any, result: Any, folder: Any) -> None:
     """Train the baselines of a run that is done; write their tables and plots, and print a summary.
 
     What is trained is kept as it comes: a run that is stopped goes on from there.
@@ -337,7 +331,7 @@ def run_baselines(
             "other images"
         )
     try:
-        baselines = build_baselines(experiment, result.records, build_experiment, build_evaluator)
+        baselines = build_baselines(experiment, result.records)
         num_rounds = sum(baseline.rounds for baseline in baselines)
         rate = plain_training(config)["client_lr"]
         print_line(

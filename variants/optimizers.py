@@ -1,4 +1,5 @@
-"""Client optimizers, weight decay, and learning rates that change with the round or the step.
+"""Client optimizers, weight decay, learning rates that change with the round or the step, and how
+many local steps a client makes.
 
 All optimizers are TFF's.
 """
@@ -13,7 +14,7 @@ from harness.fields import UserError
 from harness.loading import load
 from variants.choices import SCHEDULES
 from variants.options import Optimization
-from variants.wrapping import Corrected, Tensors, add, with_hparams
+from variants.wrapping import Corrected, Tensors, add, with_hparams, wrap_client
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -106,6 +107,32 @@ def schedule_clients(parts: Any, experiment: Any) -> Any:
         return {"learning_rate": config.training.client_lr * factor(round_num, config.optimization)}
 
     return with_hparams(parts, make)
+
+
+def make_local_steps(parts: Any, experiment: Any) -> Any:
+    """Let each client make local_steps of them, in place of whole epochs."""
+    training = experiment.config.training
+
+    def wrap(client_update):
+        def wrapped(broadcast, task):
+            size = tf.size(task.shard.labels)
+            examples = count_examples(training.local_steps, training.batch_size, size)
+            return client_update(broadcast, task._replace(examples_to_train=examples))
+
+        return wrapped
+
+    return wrap_client(parts, wrap)
+
+
+def count_examples(local_steps: int, batch_size: int, size: Any) -> Any:
+    """Return on how many examples, int32, a client with `size` of them trains in `local_steps`.
+
+    In an epoch the last batch may be smaller.
+    """
+    batch = batch_size or size
+    steps_of_epoch = -(-size // batch)  # rounded up
+    epochs = local_steps // steps_of_epoch
+    return epochs * size + local_steps % steps_of_epoch * batch
 
 
 class Warmed(optimizers.Optimizer):

@@ -247,6 +247,14 @@ class ExperimentConfig(ConfigGroup):
         chosen = self.to_dict() | changes
         return self.replace(**changes | effective_values(chosen, self.defaults()))
 
+    def with_absolute_paths(self) -> Self:
+        """Return a copy whose files are named wherever it is read, FL_DATA's too."""
+        return self.replace(**absolute_paths(self.to_dict()))
+
+    def unused_notices(self) -> list[str]:
+        """Return a notice on each flag that has no effect."""
+        return unused_notices(self.to_dict(), self.defaults())
+
     def chosen(self, field: str) -> Any:
         """Return the row of a table in choices.py that this field names.
 
@@ -263,6 +271,11 @@ class ExperimentConfig(ConfigGroup):
     def partition_name(self) -> str:
         """The partition in use: a partition_file implies "file"."""
         return "file" if self.partitioning.partition_file else self.partitioning.partition
+
+    @property
+    def has_own_model(self) -> bool:
+        """Whether the model is the user's own FILE.py:FUNCTION."""
+        return self.training.model not in MODELS
 
     @property
     def is_private(self) -> bool:

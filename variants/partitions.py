@@ -371,13 +371,20 @@ SILENT_SECONDS = 10
 
 
 def draw_until_large(
-    draw: Callable[[np.random.Generator], Indices], first: Indices, seed: int, min_images: int
+    draw: Callable[[np.random.Generator], Indices], first: Indices, config: Any
 ) -> Indices:
     """Return the first split in which each client has `min_images`, of `first` and further draws.
 
     Further ones are draw(rng), a function of the seed. Raises UserError if none is like that, at
-    once if all draws have clients of the same sizes.
+    once if there are too few images, or all draws have clients of the same sizes.
     """
+    min_images = config.partitioning.min_images
+    num_images = sum(map(len, first))
+    if min_images * len(first) > num_images:
+        raise UserError(
+            f"min_images={min_images} for each of {len(first)} clients is more than the "
+            f"{num_images} training images; choose at most {num_images // len(first)}"
+        )
     tell_at = time.monotonic() + SILENT_SECONDS
     indices = first
     seen = set()
@@ -391,7 +398,7 @@ def draw_until_large(
         if time.monotonic() > tell_at:
             warn(f"drawing the split again until each client has {min_images} images")
             tell_at = math.inf
-        indices = draw(open_stream("split again", seed, 0, attempt))
+        indices = draw(open_stream("split again", config.seed, 0, attempt))
     raise UserError(
         f"min_images={min_images} is not reached by any of {attempt:,} draws, the last of which "
         f"has a client of {sizes[0]}; choose less, fewer clients, or a less skewed split"

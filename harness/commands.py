@@ -1,0 +1,75 @@
+"""The commands that train no run, or several: an evaluation, a comparison, an overlay.
+
+They use the script from outside, as a notebook does; so do the baselines, in variants/. All else
+in harness/ and variants/ is used by the script, and imports nothing of it.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import federated_learning as fl
+from harness import captions, comparison, layers, plots, results, run_folder, trust
+from harness.command_line import one_at_a_time, read_saved, warn
+from harness.fields import UserError
+from harness.files import expand_path
+from harness.sweep import compared_rows
+
+import tensorflow_federated as tff
+
+
+@one_at_a_time()
+def compare(config: Any) -> Path:
+    """Run every choice and seed that is compared; return the folder with the table and the plot.
+
+    Raises UserError if the configuration compares nothing, and for what `run` refuses.
+    """
+    if compared_rows(config) is None:
+        raise UserError(
+            f"compare={config.comparison.compare!r:.60} with seeds=1 leaves nothing to compare; "
+            "give choices such as compare='fedavg,fedprox', or seeds=3"
+        )
+    absolute = config.with_absolute_paths()
+    dataset = fl.load_dataset(absolute.data)
+    for notice in absolute.unused_notices():
+        warn(notice)
+    build = partial(fl.build_experiment, dataset=dataset)
+    caption = captions.compared_caption(absolute, build)
+    return comparison.compare(absolute, caption, build, fl.run)
+
+
+@one_at_a_time()
+def evaluate_saved(config: Any) -> Path:
+    """Evaluate the model of the run that --evaluate names on the configuration's data.
+
+    Return the folder with metrics.json and the plots. Raises UserError for data with other images
+    or labels than those that the model was trained on.
+    """
+    saved = read_saved(config.run.evaluate, type(config)())
+    source = expand_path(config.run.evaluate)
+    dataset = fl.load_dataset(config.with_absolute_paths().data)
+    results.check_classes(source, dataset)
+    name = find_model_name(config, saved)
+    network = fl.make_network(name, fl.find_model(name), dataset)
+    file = str(source / "global_model.keras")
+    weights = layers.read_weights(file, fl.build_model(network, seed=0))
+    evaluate = fl.build_evaluator(network, dataset)
+    evaluation = evaluate(tff.learning.models.ModelWeights(weights, []))
+    origin = results.describe_origin(source, dataset)
+    caption = plots.join_parts([dataset.name, f"the model of {source.name}{origin}"])
+    return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
+
+
+def find_model_name(config: Any, saved: Any) -> str:
+    """Return the model of the saved run.
+
+    Its folder may be somebody else's, and name a file that would be executed. Raises UserError for
+    one that this user never ran, unless --model names it.
+    """
+    if saved.has_own_model:
+        if config.has_own_model:
+            return config.training.model
+        trust.check_model(saved.training.model, config.run.evaluate)
+    return saved.training.model
