@@ -39,7 +39,7 @@ coverage: .venv/dev
 	$(BIN)/coverage report --show-missing
 
 notebook: .venv/dev
-	$(BIN)/jupyter lab federated_mnist.ipynb
+	$(BIN)/jupyter lab federated_mnist.ipynb $(ARGS)
 
 lint: .venv/dev
 	$(BIN)/ruff check .

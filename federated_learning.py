@@ -22,25 +22,25 @@ Federated averaging [1, Algorithm 1], and the function that does each line:
     5          w_k <- w after local_epochs of SGD on batches    # build_local_training
     6      w <- sum over k in S of (n_k / n) w_k                # average_updates and fedavg_round
 
-TFF's worker, a process of its own, trains. It gets client ids and weights, and reads the shards, a
-file for each client, itself. Letters in comments and docstrings: K clients, m of them in a round;
-n_k examples on client k, n on all clients in S; g clients in a chunk (see make_chunks); C labels;
-d parameters of the model; r figures that a client reports (ClientMetrics).
+Training runs in TFF's worker, a separate process. It receives client ids and weights, and reads
+each client's shard from a file. Notation: K clients, m of them in a round; n_k examples on client
+k, n on all clients in S; g clients in a chunk (see make_chunks); C labels; d model parameters;
+r metrics that a client reports (ClientMetrics).
 
     python federated_learning.py                                  # 10 clients, 5 rounds
     python federated_learning.py --partition shards --rounds 50   # McMahan's non-IID split
     python federated_learning.py --compare fedavg,fedprox         # one plot, same split and seed
-    python federated_learning.py --help                           # the themes of the flags
+    python federated_learning.py --help                           # themes of flags
 
-Randomness is a pure function of (seed, round, client), except for the noise and the cohorts of a
-private run: the same command gives the same weights, bit for bit. FedAvg is whole in this file;
-what another flag asks for is in variants/, and replaces or wraps one of FedAvg's `Parts` from
-outside. harness/ is the infrastructure around a run: files, worker, command line.
+All randomness is a function of (seed, round, client), except for the noise and the cohorts of
+private runs: the same command gives the same weights, bit for bit. This file contains FedAvg,
+whole. Other flags select variants, in variants/, which replace or wrap one of FedAvg's `Parts`
+from outside. harness/ is the infrastructure around a run: files, workers, command line.
 
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized
     Data (AISTATS)
 [2] Yurochkin et al. 2019, Bayesian Nonparametric Federated Learning of Neural Networks (ICML)
-The papers of the other algorithms are listed in variants/__init__.py.
+Papers of the variants are listed in variants/__init__.py.
 """
 
 from __future__ import annotations
@@ -90,61 +90,61 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Data(options.MoreData):
-    """The images that are learned, and those that the global model is evaluated on."""
+    """Training images, and those that the global model is evaluated on."""
 
     dataset: choice(choices.DATASETS) = "mnist"
-    """A data set that is there already."""
+    """Built-in data set."""
     holdout: int_range(0, 50_000) = 0
-    """Training images that are held out and evaluated on in place of the test set, for choosing
-    hyper-parameters."""
+    """Number of training images to hold out and evaluate on instead of the test set, for choosing
+    hyperparameters."""
 
 
 @dataclass(frozen=True)
 class Partitioning(options.MorePartitioning):
-    """Which clients there are, and which images each has."""
+    """The clients, and how the images are split over them."""
 
     partition: choice(choices.PARTITIONS) = "dirichlet"
     """How the training images are split over the clients."""
     num_clients: NumClients = 10
-    """Clients, K. With --partition natural the default is 0, all owners."""
+    """Number of clients, K. With --partition natural the default is 0: every owner is a client."""
     alpha: float_range(0.001, 1e6) = 0.5
-    """Concentration of the Dirichlet splits; smaller is more skewed."""
+    """Concentration of the Dirichlet splits; smaller means more skew."""
 
 
 @dataclass(frozen=True)
 class Training(options.MoreTraining):
-    """What every algorithm uses: the network, who trains, how long and at which rates.
+    """Settings of every algorithm: network, rounds, clients, local work, learning rates.
 
-    What only some algorithms use is in the group Optimization.
+    Settings of single algorithms are in the group Optimization.
     """
 
     model: choice(choices.MODELS, choices.OWN_MODEL, "FILE.py:FUNCTION") = "lean-cnn"
-    """The clients' network. FILE.py:FUNCTION is one of your own: the function returns new Keras
-    layers, those before the logits, in each call."""
+    """The clients' network. FILE.py:FUNCTION is a custom one: the function returns new Keras
+    layers, without the logits layer, on each call."""
     rounds: Rounds = 5
-    """Rounds of communication, T."""
+    """Number of communication rounds, T."""
     clients_per_round: CountOrZero = 0
-    """Clients drawn for each round, m; 0: all."""
+    """Clients drawn per round, m; 0: all."""
     local_epochs: Count = 3
-    """Passes that a client makes over its shard in a round, E."""
+    """Local passes over the client's shard per round, E."""
     batch_size: CountOrZero = 16
-    """Examples in a local batch, B; 0: the client's whole shard."""
+    """Local batch size, B; 0: the client's whole shard."""
     client_lr: OptionalRate = None
-    """Learning rate of the clients' local steps. The default is the client optimizer's or, for sgd,
-    0.2, but 0.15 for lean-cnn, 0.1 for scaffold, 0.05 for digits and 0.0005 for mimelite."""
+    """Learning rate of the clients' local steps. Default: that of the client optimizer; for sgd
+    0.2, except 0.15 for lean-cnn, 0.1 for scaffold, 0.05 for digits and 0.0005 for mimelite."""
     server_lr: OptionalRate = None
-    """Learning rate of the server's optimizer. By default the algorithm's: 1 for plain averaging,
+    """Learning rate of the server optimizer. Default: that of the algorithm: 1 for plain averaging,
     0.3 for fedavgm, 0.03 for fedadagrad, 0.1 for fedadam and fedyogi."""
 
 
 @dataclass(frozen=True)
 class Config(options.ExperimentConfig):
-    """One experiment. Each field of its groups is a flag: client_lr is --client-lr."""
+    """One experiment. Each field is also a flag: client_lr is --client-lr."""
 
     seed: int_range(0, 2**31 - 1) = 0
-    """Seed of the split, the initial weights, the clients drawn and the order of the batches."""
+    """Random seed of the split, the initial weights, the cohorts and the batch order."""
     preset: choice(presets.PRESETS) = "none"
-    """The flags of a known experiment; flags beside it win."""
+    """Flags of a published experiment; flags given in addition override them."""
     data: Data = Data()
     partitioning: Partitioning = Partitioning()
     training: Training = Training()
@@ -307,8 +307,8 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     num_clients = config.partitioning.num_clients
     if num_clients > len(labels):
         raise UserError(
-            f"num_clients={num_clients} exceeds the {len(labels)} training images; choose "
-            f"1..{len(labels)}"
+            f"num_clients={num_clients} exceeds the {len(labels)} training images; choose 1 to "
+            f"{len(labels)}"
         )
     chosen = config.chosen("partition")
     split_function = load(chosen.function) if chosen.function else split_dirichlet

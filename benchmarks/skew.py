@@ -55,7 +55,7 @@ def measure(flags: str, clients: int, dataset: fl.Dataset) -> dict[str, float]:
 def table(rows: list[dict]) -> str:
     """The rows as Markdown."""
     names = [f"{name}, K = {clients}" for clients in CLIENTS for name in FIGURES.values()]
-    lines = [f"| `--partition` | whose | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]
+    lines = [f"| `--partition` | source | {' | '.join(names)} |", "| --- " * (2 + len(names)) + "|"]
     for row in rows:
         cells = [
             f"{row[str(clients)][name]:.{1 if name == 'effective_classes' else 2}f}"

@@ -45,24 +45,27 @@ def check_environment():
 
     if sys.version_info[:2] != (3, 11) or sys.platform != "linux" or platform.machine() != "x86_64":
         refuse(
-            f"Python {platform.python_version()} on {sys.platform} {platform.machine()} cannot run "
-            "TensorFlow Federated 0.87, which needs Python 3.11 on Linux x86-64; there `uv run "
-            f"{SCRIPT}`, or `make run`, sets everything up"
+            f"Python {platform.python_version()} on {sys.platform} {platform.machine()} cannot "
+            "run TensorFlow Federated 0.87, which needs Python 3.11 on Linux x86-64; on Linux "
+            f"x86-64, `uv run {SCRIPT}` or `make run` installs everything"
         )
     try:
         os.getcwd()
     except OSError:
-        refuse("the working folder is not there any more; enter one that is (cd)")
+        refuse("the working folder no longer exists; change to an existing one (cd)")
     root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     try:
         root.encode()
     except UnicodeEncodeError:
-        refuse(f"the name of the folder {root!r} is no UTF-8, which TensorFlow needs; rename it")
+        refuse(
+            f"the name of the folder {root!r} is not valid UTF-8, which TensorFlow requires; "
+            "rename it"
+        )
     ours = importlib.util.find_spec("variants")
     if ours is None or not os.path.abspath(ours.origin or "").startswith(os.path.join(root, "")):
         refuse(
-            f"`import variants` finds {ours and ours.origin or 'nothing'}, not the folder variants "
-            f"of {root}; rename it, or put {root} first in PYTHONPATH"
+            f"`import variants` finds {ours and ours.origin or 'nothing'} instead of the folder "
+            f"variants of {root}; rename it, or put {root} first in PYTHONPATH"
         )
     for package in PACKAGES:
         if importlib.util.find_spec(package) is None:
@@ -70,8 +73,8 @@ def check_environment():
     foreign = find_foreign(os.path.dirname(os.path.dirname(find_origin("tensorflow"))))
     if foreign:
         refuse(
-            f"{foreign} hides an installed package of this name, which TensorFlow needs; rename "
-            "it, or take its folder out of PYTHONPATH"
+            f"{foreign} hides an installed package of the same name, which TensorFlow needs; "
+            "rename it, or remove its folder from PYTHONPATH"
         )
 
 
@@ -113,7 +116,10 @@ def raise_limits():
     if soft < FILES and hard >= FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
     elif soft < FILES:
-        refuse(f"{soft} files may be open at once, and a run needs {FILES}; raise it (ulimit -n)")
+        refuse(
+            f"only {soft} files may be open at once, but a run needs {FILES}; raise the limit "
+            "(ulimit -n)"
+        )
 
 
 def where_it_is():
@@ -123,10 +129,10 @@ def where_it_is():
     if os.path.exists(python) and os.path.dirname(python) != os.path.dirname(sys.executable):
         python = os.path.relpath(python)
         return (
-            f" for {sys.executable}, but for {python}: `{python} {SCRIPT}`, or first `source "
-            f"{os.path.join(os.path.dirname(python), 'activate')}`"
+            f" for {sys.executable}, but it is for {python}: run `{python} {SCRIPT}`, or first "
+            f"`source {os.path.join(os.path.dirname(python), 'activate')}`"
         )
-    return f"; `uv run {SCRIPT}`, or `make run`, sets everything up"
+    return f"; `uv run {SCRIPT}` or `make run` installs everything"
 
 
 def open_streams():

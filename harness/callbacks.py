@@ -147,8 +147,8 @@ class TensorBoard(Callback):
                 return
         self.events = None
         warn(
-            f"TensorBoard's events end before round {record.round}: their file in {self.path} "
-            "cannot grow; all else is written"
+            f"TensorBoard events end before round {record.round}: their file in {self.path} "
+            "cannot grow; all other files are written"
         )
 
     def size(self) -> int:

@@ -54,7 +54,7 @@ def describe_partition(experiment: Any) -> str:
     if experiment.config.partitioning.owner_choice != "largest":
         title = f"{title}, owners at random"
     min_images = experiment.config.partitioning.min_images
-    return f"{title}, {min_images} images a client at least" if min_images else title
+    return f"{title}, at least {min_images} images a client" if min_images else title
 
 
 def describe_algorithm(config: Any) -> str:

@@ -22,8 +22,14 @@ from harness import SCRIPT, stopping
 from harness.fields import ConfigGroup, UserError, choice_lines, hints, render_as_line
 from harness.files import briefly, expand_path, read_bytes, read_json
 from harness.flags import check_flags, find_field, split_off, wants_help
-from harness.provenance import changed, describe_provenance, read_programs
-from harness.run_options import NEWER, Run, identity
+from harness.provenance import ROOT, changed, describe_provenance, read_programs
+from harness.run_options import (
+    BY_CONTENT,
+    FIRST_FIELDS,
+    MAY_GROW,
+    Comparison,
+    identity,
+)
 
 import tqdm
 import tyro
@@ -68,7 +74,7 @@ def one_at_a_time() -> Iterator[None]:
     Afterwards Python's random numbers go on as if nothing had been run.
     """
     if not RUNNING.acquire(blocking=False):
-        warn("another run is going on in this process; this one begins after it")
+        warn("another run is in progress in this process; waiting for it to finish")
         RUNNING.acquire()
     state = random.getstate()
     try:
@@ -105,7 +111,7 @@ def read_flags(
             )
         except SystemExit as leaving:
             if leaving.code and not asks_for_help:
-                raise UserError("the flags cannot be read; see --help") from None
+                raise UserError("cannot parse the flags; see --help") from None
             raise
         finally:
             sys.stdout.flush()
@@ -162,15 +168,13 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
     path = expand_path(folder) / "config.json"
     if os.path.exists(path.with_name("comparison.json")):
         raise UserError(
-            f"{str(path.parent)!r:.200} is a comparison, not a run; the command that made it goes "
-            "on, and its runs lie beside it"
+            f"{str(path.parent)!r:.200} is a comparison, not a run; to continue it, run the "
+            "command that made it"
         )
     fields = read_json(path)
     known = default.to_dict().keys()
-    # A field of Run, which changes no numbers, may be newer than the run, and so may others whose
-    # default does what was done before.
-    newer = {*Run().to_dict(), *NEWER}
-    strange = (fields.keys() - known) | (known - fields.keys() - newer)
+    required = {*FIRST_FIELDS, *MAY_GROW, *BY_CONTENT, *Comparison().to_dict()}
+    strange = (fields.keys() - known) | (required - fields.keys())
     if strange:
         raise UserError(
             f"{path}: the field {min(strange)!r:.60} is unknown or missing; restore the file"
@@ -199,8 +203,8 @@ def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
         return None
     if split_off(others, "resume")[0]:
         raise UserError(
-            f"config={names[-1]!r:.200} does not go with --resume, which has all fields of its "
-            "run; drop one"
+            f"--config {names[-1]!r:.200} cannot be combined with --resume, which takes all "
+            "fields from the saved run; drop one of them"
         )
     path = expand_path(names[-1])
     fields = read_groups(path, default)
@@ -233,8 +237,8 @@ def read_groups(path: Path, default: ConfigGroup) -> dict[str, Any]:
                 )
         else:
             raise UserError(
-                f"{path}: [{name!s:.60}] is no group of fields; choose {', '.join(groups)}, or "
-                "leave the table out"
+                f"{path}: [{name!s:.60}] is not a group of fields; choose {', '.join(groups)}, or "
+                "remove the table heading"
             )
         twice = sorted(found.keys() & fields.keys())
         if twice:
@@ -250,17 +254,18 @@ def read_table(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(read_bytes(path).decode("utf-8-sig"))
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}); name a file") from error
+        raise UserError(f"cannot read {path} ({error.strerror}); give an existing file") from error
     except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
-        raise UserError(f"{path} is no TOML ({briefly(error)}); mend it") from error
+        raise UserError(f"{path} is not valid TOML ({briefly(error)}); fix it") from error
 
 
 def print_version() -> None:
-    """Print what a report of a fault should name."""
+    """Print what a bug report should contain."""
     about = describe_provenance(None)
     state = {True: "clean", False: "edited since", None: "no git repository"}[about["clean"]]
+    project = tomllib.loads(read_bytes(ROOT / "pyproject.toml").decode())["project"]
     print_line(
-        f"{SCRIPT}, commit {about['commit'] or 'unknown'} ({state})\n"
+        f"{SCRIPT} {project['version']}, commit {about['commit'] or 'unknown'} ({state})\n"
         f"Python {platform.python_version()}, {about['versions']}\n{about['processor']}"
     )
 
@@ -279,8 +284,8 @@ def check_resumed(
     names = ", ".join(changed(last, last["rows"] if row_hashes is None else row_hashes))
     if names and not config.to_dict()["accept_changes"]:
         raise UserError(
-            f"resume={folder!r:.200}: another program made this run ({names:.200} changed since); "
-            "restore it, start a new run, or go on all the same with --accept-changes"
+            f"resume={folder!r:.200}: the program has changed since that run ({names:.200}); "
+            "restore it, start a new run, or add --accept-changes to continue anyway"
         )
     for field in sorted(ours):
         if ours[field] != theirs[field]:
@@ -292,7 +297,8 @@ def check_resumed(
     done = saved.to_dict()["rounds"]
     if rounds < done:
         raise UserError(
-            f"rounds={rounds} is fewer than the {done} of {folder}; choose more, or drop it"
+            f"--rounds {rounds} is less than the {done} rounds of {folder}; give a larger number, "
+            "or omit --rounds"
         )
 
 
@@ -301,14 +307,12 @@ def check_single(config: ConfigGroup) -> None:
     fields = config.to_dict()
     if fields["compare"] or fields["seeds"] > 1:
         raise UserError(
-            f"compare={fields['compare']!r:.60} with seeds={fields['seeds']} is not one run; call "
-            "fl.compare(config), or fl.main(config) for folders of runs"
+            f"compare={fields['compare']!r:.60} with seeds={fields['seeds']} is more than one "
+            "run; call fl.compare(config), or fl.main(config) for folders of finished runs"
         )
     for field in ("list", "evaluate", "version"):
         if fields[field]:
-            raise UserError(
-                f"{field}={fields[field]!r:.60} asks for no training; call fl.main(config)"
-            )
+            raise UserError(f"{field}={fields[field]!r:.60} does not train; call fl.main(config)")
 
 
 def run_or_exit(function: Callable[..., Answer], *arguments: Any) -> Answer:
@@ -325,7 +329,7 @@ def run_or_exit(function: Callable[..., Answer], *arguments: Any) -> Answer:
     except (KeyboardInterrupt, Exception) as error:
         if not stopping.requested and is_process_limit(error):
             print_line(
-                f"{SCRIPT}: no further process, thread or file can be had here ({briefly(error)}); "
+                f"{SCRIPT}: cannot create another process, thread or file ({briefly(error)}); "
                 "raise the limit (ulimit -u, ulimit -n, or the container's pids.max)",
                 sys.stderr,
             )
@@ -368,7 +372,7 @@ def tolerate_closed_stream(stream: Any) -> Iterator[None]:
             raise
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if error.errno != errno.EPIPE and stream is sys.stdout:  # `| head` closes it as it likes
-            warn(f"standard output takes no more ({error.strerror}); the rest goes nowhere")
+            warn(f"cannot write to standard output ({error.strerror}); further output is discarded")
 
 
 def printable(text: str) -> str:

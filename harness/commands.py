@@ -28,8 +28,8 @@ def compare(config: Any) -> Path:
     """
     if compared_rows(config) is None:
         raise UserError(
-            f"compare={config.comparison.compare!r:.60} with seeds=1 leaves nothing to compare; "
-            "give choices such as compare='fedavg,fedprox', or seeds=3"
+            f"compare={config.comparison.compare!r:.60} with seeds=1 compares nothing; give "
+            "choices such as compare='fedavg,fedprox', or seeds=3"
         )
     absolute = config.with_absolute_paths()
     dataset = fl.load_dataset(absolute.data)

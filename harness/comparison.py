@@ -101,7 +101,10 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
         "target_accuracy": config.run.target_accuracy,
     }
     folder = find_folder(expand_path(config.run.runs), config.run.name, described)
-    print_line(f"{len(compared.rows)} rows, {pluralize(seeds, 'seed')}: {describe_work(singles)}")
+    print_line(
+        f"{pluralize(len(compared.rows), 'row')}, {pluralize(seeds, 'seed')}: "
+        f"{describe_work(singles)}"
+    )
     finished = Finished(
         {row.label: [] for row in compared.rows},
         rates_of(singles),
@@ -139,7 +142,8 @@ def complete_all(singles: list[Single], run: Callable) -> None:
                 busy.append(number)
                 if number not in told:
                     warn(
-                        f"{single.describe()}: another process makes this run; waiting for its end"
+                        f"{single.describe()}: another process is running this; waiting for it to "
+                        "finish"
                     )
                 told.add(number)
         if len(busy) == len(waiting):
@@ -183,12 +187,13 @@ def write_comparison(
     if len(epsilons) > 1:
         warn(
             f"{len(epsilons)} private runs on the same clients are released here: their ε add up "
-            f"to {sum(epsilons):.2f} and their δ likewise; the ε of a row is that of one run alone"
+            f"to {sum(epsilons):.2f}, and their δ add up likewise; each row shows the ε of a "
+            "single run"
         )
     if not target and not have_one_length(records_of):
         warn(
-            "the runs are of different numbers of rounds: each accuracy is after its own last "
-            "round, and no difference between rows is tested"
+            "the runs have different numbers of rounds: each accuracy is from that run's last "
+            "round, and differences between rows are not tested"
         )
     unit = "rounds" if target else "points"
     differences = differences_to_base(outcomes, finished.base, unit)
@@ -219,9 +224,9 @@ def describe_work(singles: Sequence[Single]) -> str:
         sum(record.seconds for record in single.earlier) for single in singles if single.earlier
     ]
     known = [seconds for seconds in times if not math.isnan(seconds)]
-    text = f"{num_left} of {pluralize(len(singles), 'run')} to go"
+    text = f"{pluralize(num_left, 'run')} left of {len(singles)}"
     if num_left and known:
-        text += f", expected time {format_time(num_left * float(np.mean(known)))}"
+        text += f", about {format_time(num_left * float(np.mean(known)))}"
     return text
 
 
@@ -370,8 +375,8 @@ def explain_rerun(config: Any, prefix: str, partition: str, row_hashes: dict[str
             if same_run and same_rounds and same_split:
                 names = ", ".join(changed(read_programs(folder)[-1], row_hashes))
                 print_line(
-                    f"{one_line(str(folder))} was made by another program ({names} changed): it "
-                    "is made again"
+                    f"{one_line(str(folder))} was made by another version of the program ({names} "
+                    "changed): re-running it"
                 )
         except UserError:
             continue  # of an earlier version, or damaged: it is another run
@@ -423,7 +428,7 @@ def read_metrics(folder: Path) -> list[RoundRecord]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} does not hold the rounds; remove the folder") from error
+        raise UserError(f"{path} does not contain the rounds; remove the folder") from error
 
 
 def complete(single: Single, run: Callable) -> list[RoundRecord]:
@@ -432,8 +437,8 @@ def complete(single: Single, run: Callable) -> list[RoundRecord]:
     folder = expand_path(config.run.runs) / config.run.name
     earlier = single.earlier or read_earlier(config)  # which another process may have made since
     if earlier:
-        print_line(f"{one_line(str(folder))} is there already")
+        print_line(f"{one_line(str(folder))} already exists")
         return earlier
     if folder.exists():
         config = config.replace(resume=str(folder))
-    return run(config, "the same command goes on").records
+    return run(config, "run the same command to continue").records

@@ -36,24 +36,41 @@ class Range(NamedTuple):
     high: float
 
 
+def format_number(number: float) -> str:
+    """Return a number as people write it: 0.001, 1,000,000."""
+    is_large = abs(number) >= 1 and number == int(number)
+    return f"{int(number):,}" if is_large else f"{number:g}"
+
+
+def number_type(kind: Any, low: float, high: float) -> Any:
+    """Return the type of a number from `low` to `high`, both included; --help shows the range."""
+    metavar = f"{format_number(low)}..{format_number(high)}"
+    return Annotated[kind, Range(low, high), tyro.conf.arg(metavar=metavar)]
+
+
 def int_range(low: int, high: int) -> Any:
-    """Return the type of an int in low..high. `--help` shows the range."""
-    return Annotated[int, Range(low, high), tyro.conf.arg(metavar=f"{low}..{high}")]
+    """Return the type of an integer in this range."""
+    return number_type(int, low, high)
 
 
 def float_range(low: float, high: float) -> Any:
-    """Return the type of a float in low..high. `--help` shows the range."""
-    return Annotated[float, Range(low, high), tyro.conf.arg(metavar=f"{low:g}..{high:g}")]
+    """Return the type of a float in this range."""
+    return number_type(float, low, high)
 
 
 def optional_float(low: float, high: float) -> Any:
-    """Return the type of a float in low..high, or None where the default follows from others."""
-    return Annotated[float | None, Range(low, high), tyro.conf.arg(metavar=f"{low:g}..{high:g}")]
+    """Return the type of a float in this range, or None: the default depends on other fields."""
+    return number_type(float | None, low, high)
 
 
 def optional_int(low: int, high: int) -> Any:
-    """Return the type of an int in low..high, or None where the default follows from others."""
-    return Annotated[int | None, Range(low, high), tyro.conf.arg(metavar=f"{low}..{high}")]
+    """Return the type of an integer in this range, or None: the default depends on other fields."""
+    return number_type(int | None, low, high)
+
+
+def text(metavar: str) -> Any:
+    """Return the type of a text, which --help calls `metavar`."""
+    return Annotated[str, tyro.conf.arg(metavar=metavar)]
 
 
 class Choices(NamedTuple):
@@ -77,6 +94,9 @@ def choice(table: dict[str, Any], pattern: str = "", others: str = "") -> Any:
     return Annotated[str, Choices(lines, pattern, others), metavar]
 
 
+Path = text("PATH")
+Folder = text("FOLDER")
+Name = text("NAME")
 Count = int_range(1, 1000)
 NumClients = int_range(0, 60_000)
 CountOrZero = int_range(0, 60_000)  # the field's docstring says what 0 stands for
@@ -152,7 +172,7 @@ class ConfigGroup:
         for field in changes.keys() - known.keys():
             near = difflib.get_close_matches(field, known, n=3, cutoff=0.6)
             raise UserError(
-                f"{field!r:.60} is no field of the configuration; choose {', '.join(near or known)}"
+                f"{field!r:.60} is not a configuration field; choose {', '.join(near or known)}"
             )
         replaced = {}
         for field, value in vars(self).items():
@@ -192,9 +212,13 @@ def choice_lines(hint: Any) -> dict[str, str]:
 
 
 def describe_range(span: Range) -> str:
-    """Return "1..100", or "0.001..1e+06" of floats."""
-    low, high = (end if isinstance(end, int) else f"{end:g}" for end in span)
-    return f"{low}..{high}"
+    """Return "1 to 100", as people write it: "0.001 to 1,000,000"."""
+    return f"{format_number(span.low)} to {format_number(span.high)}"
+
+
+def is_plain_text(hint: Any) -> bool:
+    """Return whether a field of this type holds any text."""
+    return (typing.get_args(hint) or [hint])[0] is str and not choices_mark(hint)
 
 
 def is_float(hint: Any) -> bool:
@@ -203,14 +227,41 @@ def is_float(hint: Any) -> bool:
     return bool(arguments) and arguments[0] in (float, float | None)
 
 
+NOT_BUILT_IN = "this data set is not built in; save it as an .npz and give it with --data FILE.npz"
+CUSTOM_MODEL = "this network is not built in; give a custom one with --model FILE.py:FUNCTION"
+NON_IID = "choose a non-IID split, such as dirichlet, shards or labels-per-client"
+USUAL_WORDS = {  # (field, a word that other programs take there) -> the cure
+    **{("partition", word): NON_IID for word in ("noniid", "non-iid", "non_iid", "niid", "lda")},
+    ("partition", "pathological"): "choose shards, McMahan's pathological split",
+    ("partition", "power-law"): "choose quantity",
+    **{
+        ("dataset", name): NOT_BUILT_IN
+        for name in (
+            *("cifar", "cifar10", "cifar-10", "cifar100", "cifar-100", "svhn", "usps", "kmnist"),
+            *("fashion", "fashionmnist", "fashion-mnist", "fmnist", "emnist", "femnist"),
+            *("medmnist", "imagenet", "shakespeare", "celeba"),
+        )
+    },
+    **{("model", name): CUSTOM_MODEL for name in ("resnet", "resnet18", "vgg", "vgg11", "lstm")},
+    ("model", "linear"): "choose logreg",
+    ("model", "lr"): "choose logreg",
+    ("algorithm", "fedopt"): "choose fedadagrad, fedadam or fedyogi",
+    ("algorithm", "local"): "use --baselines, which also trains each client alone",
+    ("aggregator", "fedavg"): "choose mean",
+    ("aggregator", "geomed"): "choose median, trimmed-mean, krum or multi-krum",
+    ("aggregator", "bulyan"): "choose median, trimmed-mean, krum or multi-krum",
+}
+
+
 def check_value(field: str, value: Any, hint: Any) -> None:
     """Raise UserError if `value` does not fit `hint`, the type of the field."""
+    fault = "not a valid value"
     if hint is bool:
         valid = isinstance(value, bool)
-        cure = "choose True or False"
-    elif hint is str:
+        cure = "it must be True or False"
+    elif is_plain_text(hint):
         valid = isinstance(value, str) and "\0" not in value
-        cure = "give a text without a null character"
+        cure = "it must be a text without null characters"
     elif choices := choices_of(hint):
         mark = choices_mark(hint)
         others = mark.others if mark else ""
@@ -218,18 +269,22 @@ def check_value(field: str, value: Any, hint: Any) -> None:
         valid = isinstance(value, str) and (value in choices or bool(is_other))
         cure = f"choose {', '.join([*choices, others] if others else choices)}"
         near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.75)
-        if near:
+        if (field, str(value).lower()) in USUAL_WORDS:
+            cure = USUAL_WORDS[field, value.lower()]
+        elif near:
             cure = f"did you mean {near[0]}? {cure}"
         elif others and str(value).endswith(".py"):
-            cure = f"give its function too, as in {value!s:.60}:build"
+            cure = f"name its function too, such as {value!s:.60}:build"
     else:
         kind, span, _ = typing.get_args(hint)
         is_whole = kind in (int, int | None)
         is_number = isinstance(value, int if is_whole else (int, float))
+        kind_of_number = "an integer" if is_whole else "a number"
+        fault = "out of range" if is_number else f"not {kind_of_number}"
         in_range = is_number and not isinstance(value, bool) and span.low <= value <= span.high
         valid = in_range or (value is None and kind in (int | None, float | None))
-        cure = f"choose a {'whole ' * is_whole}number in {describe_range(span)}"
+        cure = f"it must be {kind_of_number} from {describe_range(span)}"
         if is_number and span == Range(0, 1) and 1 < value <= 100:
             cure += f", such as {value / 100:g} for {value:g} %"
     if not valid:
-        raise UserError(f"{field}={value!r:.60} is not possible; {cure}")
+        raise UserError(f"{field}={value!r:.60} is {fault}; {cure}")

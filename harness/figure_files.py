@@ -78,5 +78,5 @@ def draw_files(
         try:
             files[form.file_name(name)] = to_bytes(draw(), form, provenance)
         except Exception as error:
-            warn(f"{name} cannot be drawn ({briefly(error)}); all else is written")
+            warn(f"cannot draw {name} ({briefly(error)}); all other files are written")
     return files

@@ -53,9 +53,9 @@ def io_errors_as_user_errors(path: Path, flag: str = "") -> Iterator[None]:
         name = error.filename if isinstance(error.filename, str | bytes) else path
         reason = f"cannot write {os.fsdecode(name)}: {error.strerror or error}"
         by_flag = f" with {flag}" if flag else ""
-        cure = f"free space or choose another folder{by_flag}"
+        cure = f"free some space, or choose another folder{by_flag}"
         if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-            cure = f"choose a folder that you may write to{by_flag}"
+            cure = f"choose a writable folder{by_flag}"
         raise UserError(f"{reason}; {cure}") from error
 
 
@@ -67,8 +67,8 @@ def check_temporary_folder() -> None:
     except OSError as error:
         folder = os.environ.get("TMPDIR", "/tmp")
         raise UserError(
-            f"cannot write into {folder} ({error.strerror}), where TensorFlow keeps what it "
-            "compiles; free space there, or name another folder by TMPDIR"
+            f"cannot write into {folder} ({error.strerror}), where TensorFlow keeps compiled "
+            "functions; free some space there, or set TMPDIR to another folder"
         ) from error
 
 
@@ -78,8 +78,8 @@ def check_clock() -> None:
     now = time.localtime()
     if not 1980 <= now.tm_year <= 2107:
         raise UserError(
-            f"the clock says {time.strftime('%Y-%m-%d', now)}, which no zip file, such as "
-            "global_model.keras, can hold; set it"
+            f"the clock says {time.strftime('%Y-%m-%d', now)}, a date that zip files such as "
+            "global_model.keras cannot store; set it"
         )
 
 
@@ -177,12 +177,10 @@ def lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                raise InUse(
-                    f"{folder} is in use by a run that is going on; wait for its end"
-                ) from error
+                raise InUse(f"{folder} is in use by another run; wait for it to finish") from error
             tell(
-                f"{folder} cannot be locked ({error.strerror}): two runs in it at once would spoil "
-                "each other, so start no second one"
+                f"cannot lock {folder} ({error.strerror}): two runs writing to it would corrupt "
+                "each other, so do not start a second one"
             )
         yield
     finally:
@@ -215,9 +213,9 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
-        raise UserError(f"cannot read {path} ({reason}); name the folder of a run") from error
+        raise UserError(f"cannot read {path} ({reason}); give the folder of a run") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object; name the folder of a run")
+        raise UserError(f"{path} does not contain a JSON object; give the folder of a run")
     return content
 
 

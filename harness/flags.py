@@ -17,22 +17,22 @@ ELSEWHERE = {
     "num_users": ("num_clients", ""),
     "n_parties": ("num_clients", ""),
     "clients": ("num_clients", ""),
-    "C": ("clients_per_round", ", a number and not a share"),
-    "frac": ("clients_per_round", ", a number and not a share"),
-    "fraction": ("clients_per_round", ", a number and not a share"),
-    "sample": ("clients_per_round", ", a number and not a share"),
-    "sample_ratio": ("clients_per_round", ", a number and not a share"),
-    "join_ratio": ("clients_per_round", ", a number and not a share"),
+    "C": ("clients_per_round", " (a number, not a share)"),
+    "frac": ("clients_per_round", " (a number, not a share)"),
+    "fraction": ("clients_per_round", " (a number, not a share)"),
+    "sample": ("clients_per_round", " (a number, not a share)"),
+    "sample_ratio": ("clients_per_round", " (a number, not a share)"),
+    "join_ratio": ("clients_per_round", " (a number, not a share)"),
     "T": ("rounds", ""),
     "num_rounds": ("rounds", ""),
     "comm_round": ("rounds", ""),
     "com_round": ("rounds", ""),
     "global_rounds": ("rounds", ""),
-    "epochs": ("local_epochs", " of a client, and --rounds"),
+    "epochs": ("local_epochs", " (per client and round) or --rounds"),
     "E": ("local_epochs", ""),
     "local_ep": ("local_epochs", ""),
     "num_epochs": ("local_epochs", ""),
-    "B": ("batch_size", ", where 0 is the whole shard"),
+    "B": ("batch_size", " (0: the whole shard)"),
     "bs": ("batch_size", ""),
     "local_bs": ("batch_size", ""),
     "lr": ("client_lr", ""),
@@ -41,20 +41,20 @@ ELSEWHERE = {
     "learning_rate": ("client_lr", ""),
     "local_learning_rate": ("client_lr", ""),
     "optimizer": ("client_optimizer", ""),
-    "momentum": ("client_momentum", ", with --client-optimizer momentum"),
+    "momentum": ("client_momentum", " with --client-optimizer momentum"),
     "alg": ("algorithm", ""),
     "algo": ("algorithm", ""),
     "strategy": ("algorithm", ""),
     "mu": ("prox_mu", ""),
-    "beta": ("alpha", ", of the Dirichlet splits"),
+    "beta": ("alpha", " (of the Dirichlet splits)"),
     "iid": ("partition", " iid"),
-    "noniid": ("partition", ", which is dirichlet by default"),
+    "noniid": ("partition", " (the default, dirichlet, is non-IID)"),
     "unequal": ("partition", " quantity"),
-    "drop_percent": ("stragglers", ", a probability"),
+    "drop_percent": ("stragglers", " (a probability)"),
     "init_seed": ("seed", ""),
     "num_classes": ("labels_per_client", ""),
-    "output": ("runs", ", and --name"),
-    "out": ("runs", ", and --name"),
+    "output": ("runs", " and --name"),
+    "out": ("runs", " and --name"),
 }
 
 
@@ -101,17 +101,16 @@ def check_flags(words: Sequence[str], types: dict[str, Any]) -> None:
         field = find_field(flag, types)
         if types[field] is bool:
             if equals:
-                raise UserError(f"{flag} takes no value; give it alone, or --no-{flag[2:]}")
+                raise UserError(f"{flag} takes no value; write {flag} or --no-{flag[2:]}")
             continue
         if not equals:
             if position == len(words) or words[position].startswith("--"):
-                raise UserError(f"{flag} lacks its value; {describe(types[field])}")
+                raise UserError(f"{flag} needs a value; {describe(types[field])}")
             text = words[position]
             position += 1
         if text == "":
             raise UserError(
-                f"{flag} '' is empty, as an unset variable leaves it; give a value, or drop the "
-                "flag"
+                f"{flag} '' is empty (an unset shell variable?); give a value, or drop the flag"
             )
         check_value(field, to_value(text, types[field]), types[field])
 
@@ -119,7 +118,9 @@ def check_flags(words: Sequence[str], types: dict[str, Any]) -> None:
 def find_field(flag: str, types: dict[str, Any]) -> str:
     """Return the field that a word such as --client-lr names. Raises UserError if there is none."""
     if not flag.startswith("-"):
-        raise UserError(f"{flag!r:.60} follows no flag that takes it; see --help")
+        near = difflib.get_close_matches(flag.replace("-", "_"), types, n=1, cutoff=0.8)
+        cure = f"did you mean {to_flag(near[0])}?" if near else "see --help"
+        raise UserError(f"unexpected argument {flag!r:.60}; flags start with --; {cure}")
     name = flag.lstrip("-").replace("-", "_")
     if flag.startswith("--"):
         negated = name.removeprefix("no_")
@@ -129,12 +130,12 @@ def find_field(flag: str, types: dict[str, Any]) -> str:
             return negated
     if name in ELSEWHERE:
         field, difference = ELSEWHERE[name]
-        raise UserError(f"{flag} is no flag here; it is {to_flag(field)}{difference}")
+        raise UserError(f"unknown flag {flag}; use {to_flag(field)}{difference}")
     near = difflib.get_close_matches(name, types, n=3, cutoff=0.6)
     parts = [field for field in types if name and name in field.split("_")]
     flags = [to_flag(field) for field in dict.fromkeys([*near, *parts])]
-    cure = f"choose {', or '.join(flags[:4])}" if flags else "see --help"
-    raise UserError(f"{flag!s:.60} is no flag; {cure}")
+    cure = f"did you mean {' or '.join(flags[:4])}?" if flags else "see --help"
+    raise UserError(f"unknown flag {flag!s:.60}; {cure}")
 
 
 def to_value(text: str, hint: Any) -> Any:
@@ -162,4 +163,4 @@ def describe(hint: Any) -> str:
         others = [mark.others] if mark and mark.others else []
         return f"choose {', '.join([*choices, *others])}"
     spans = [mark for mark in typing.get_args(hint) if isinstance(mark, Range)]
-    return f"give a number in {describe_range(spans[0])}" if spans else "give a text"
+    return f"give a number from {describe_range(spans[0])}" if spans else "give a text"

@@ -64,8 +64,8 @@ def refuse_wrong_size(name: str, image_shape: Sequence[int]) -> Iterator[dict[in
         total += math.prod(options["shape"] or ())  # a generator of random numbers has none
         if total > MOST_PARAMETERS:
             raise UserError(
-                f"model={name!r} has more than {MOST_PARAMETERS:,} parameters with images of "
-                f"{size}, too many for a message of TFF; choose a smaller model or smaller images"
+                f"model={name!r} has more than {MOST_PARAMETERS:,} parameters for images of "
+                f"{size}, too many for one TFF message; choose a smaller model or smaller images"
             )
         variable = next_creator(**options)
         # Keras gives a function of the shape and the initializer.
@@ -80,8 +80,8 @@ def refuse_wrong_size(name: str, image_shape: Sequence[int]) -> Iterator[dict[in
         lines = [line.strip() for line in str(error).splitlines() if line.strip()]
         reason = next(iter(lines[1:]), lines[0]).partition(" for '{{")[0]
         raise UserError(
-            f"model={name!r} cannot take images of {size} ({reason:.200}); choose another, such as "
-            "mlp"
+            f"model={name!r} cannot process images of {size} ({reason:.200}); choose another "
+            "model, such as mlp"
         ) from error
 
 
@@ -101,22 +101,25 @@ def what_is_lost(layer: Any) -> str:
     if layer.non_trainable_weights:
         state = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
         return (
-            f"keeps state ({state}), which the mean of the clients' weights leaves out; use "
-            "LayerNormalization or GroupNormalization, or another layer without it"
+            f"keeps state ({state}), which averaging the clients' weights would lose; use "
+            "LayerNormalization or GroupNormalization, or a layer without state"
         )
     if any(weight.dtype != tf.float32 for weight in layer.weights):
-        return "has weights that are not float32, in which all weights travel; leave its dtype out"
+        return (
+            "has weights that are not float32, the only dtype supported; leave its dtype at "
+            "the default"
+        )
     for part in parts_of(layer):
         for name, value in vars(part).items():
             option = name.replace("_activity", "activity")
             if value is None or option.startswith("_"):
                 continue
             if option.endswith("_regularizer"):
-                return f"has a {option}, whose loss no client adds; use --weight-decay"
+                return f"has a {option}, whose loss the clients would not add; use --weight-decay"
             if option.endswith("_constraint"):
-                return f"has a {option}, which no local step applies; leave it out"
+                return f"has a {option}, which local steps would not apply; remove it"
     if layer.losses:
-        return "adds a loss (add_loss), which no client minimizes; leave it out"
+        return "adds a loss (add_loss), which the clients would not minimize; remove it"
     return ""
 
 
@@ -152,7 +155,7 @@ def check_repeats(weight: Any, initializer: Any) -> None:
     again = initializer(weight.shape, dtype=weight.dtype) if callable(initializer) else np.nan
     if not np.array_equal(weight.numpy(), again):
         raise UserError(
-            f"the weight {weight.name} has no Keras initializer, which could be seeded; give its "
+            f"the weight {weight.name} has no Keras initializer that can be seeded; give its "
             'layer one, such as "glorot_uniform"'
         )
 
@@ -174,7 +177,7 @@ def read_weights(file: str, model: Any) -> list[np.ndarray]:
         raise
     except Exception as error:  # zipfile, h5py and Keras raise a dozen kinds on what is no model
         raise UserError(
-            f"{source} cannot be read as a Keras model ({briefly(error)}); give a whole .keras "
+            f"{source} cannot be read as a Keras model ({briefly(error)}); give a complete .keras "
             "file of the same --model"
         ) from error
     return model.get_weights()
@@ -203,8 +206,9 @@ def copy_arrays(path: Path, copy: Path, source: str, wanted: Sequence[tuple[int,
         # Here they are in the order of the layers' names.
         if sorted(found) != sorted(wanted):
             raise UserError(
-                f"{source} has weights of shapes {found!s:.100}, where this network with these "
-                f"images and labels has {wanted!s:.100}; give a file of the same --model and data"
+                f"{source} has weights of shapes {found!s:.100}, but this network with these "
+                f"images and labels needs {wanted!s:.100}; give a file of the same --model and "
+                "data"
             )
         copied.require_group("vars")  # the model's own, of which there are none
         for name, node in weights.items():
@@ -220,7 +224,8 @@ def hash_weights(file: str) -> str:
         return hashlib.sha256(read_bytes(path)).hexdigest()
     except OSError as error:
         raise UserError(
-            f"initial_model={str(path)!r:.200} cannot be read ({error.strerror}); name a file"
+            f"initial_model={str(path)!r:.200} cannot be read ({error.strerror}); give an "
+            "existing file"
         ) from error
 
 
@@ -242,8 +247,8 @@ class KeyedRandomness:
     def make_legacy_seed(self) -> None:
         """Refuse a layer whose randomness no key can be given to."""
         raise UserError(
-            "the model has a layer whose randomness cannot be seeded by round and client; use "
-            "another"
+            "the model has a layer whose randomness cannot be seeded per round and client; use "
+            "another layer"
         )
 
     def random_normal(
@@ -300,8 +305,8 @@ def fit(weight: Any, options: dict[str, Any]) -> Any:
     wanted = tuple(options["shape"] or ())
     if tuple(weight.shape) != wanted:
         raise UserError(
-            f"the model's function returns other layers in each call (a weight of {wanted}, before "
-            f"of {tuple(weight.shape)}); return the same"
+            f"the model's function returns different layers on each call (a weight of {wanted}, "
+            f"previously {tuple(weight.shape)}); it must return the same architecture every time"
         )
     return weight
 
@@ -339,21 +344,22 @@ def end_in_logits(
         shapes.append([weight.shape for weight in model.weights] + [model.output_shape])
     if shapes[0] != shapes[1] or shapes[1] != shapes[2]:
         raise UserError(
-            f"model={name!r}: its function returns other layers in each call; return the same"
+            f"model={name!r}: its function returns different layers on each call; it must return "
+            "the same architecture every time"
         )
     if len(model.output_shape) != 2:
         size = "x".join(map(str, model.output_shape[1:]))
         raise UserError(
-            f"model={name!r} ends in {size} values an image, where one row is needed; add "
-            "tf.keras.layers.Flatten() or GlobalAveragePooling2D()"
+            f"model={name!r} ends in {size} values per image, but one row per image is needed; "
+            "add tf.keras.layers.Flatten() or GlobalAveragePooling2D()"
         )
     last = hidden[-1]
     activation = getattr(getattr(last, "activation", None), "__name__", "linear")
     activation = "softmax" if isinstance(last, tf.keras.layers.Softmax) else activation
     if "softmax" in activation or (activation == "sigmoid" and model.output_shape[1] == labels):
         raise UserError(
-            f"model={name!r} ends in a {activation}, where local training takes logits; leave the "
-            f"{activation} out"
+            f"model={name!r} ends in a {activation}, but local training expects logits; remove "
+            f"the {activation}"
         )
     is_hidden = isinstance(last, NEVER_LAST) or activation != "linear"
     return model.output_shape[1] == labels and not is_hidden
@@ -363,8 +369,8 @@ def check_new(name: str, layers: Sequence[Any]) -> None:
     """Raise UserError for layers that were used before: their own weights would be trained."""
     if any(layer.built for layer in layers):
         raise UserError(
-            f"model={name!r}: its function returns layers that are in use; make them anew in each "
-            "call"
+            f"model={name!r}: its function returns layers that are already built; create new "
+            "layers on each call"
         )
 
 

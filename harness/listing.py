@@ -26,11 +26,11 @@ DECIDING = (
 )
 HEADINGS = (
     "folder",
-    "differs from the default in",
+    "non-default settings",
     "rounds",
     "accuracy",
     "ε",
-    "s of rounds",
+    "training (s)",
     "state",
 )
 
@@ -65,7 +65,7 @@ def describe_comparison(path: Path, default: ConfigGroup) -> tuple[str, ...]:
         seeds = described.get("seeds", 1)
         over = f", {seeds} seeds" if seeds > 1 else ""
         is_done = (path / "summary.csv").exists()
-        state = "finished" if is_done else "stopped, or going on"
+        state = "finished" if is_done else "stopped or still running"
         return (path.name, f"comparison of {values}{over}", "", "", "", "", state)
     except (UserError, LookupError, TypeError):
         return (path.name, "", "", "", "", "", "cannot be read")
@@ -132,7 +132,7 @@ def show(value: Any) -> str:
 def describe_state(path: Path, done: int, total: int) -> str:
     """Return whether the run is finished, or was stopped before its end."""
     if not (path / "metrics.json").exists():
-        return "stopped, or going on"
+        return "stopped or still running"
     return "finished" if done == total else "ended early"
 
 
@@ -168,9 +168,9 @@ def print_runs(folder: str, default: ConfigGroup) -> None:
     if not runs + others:
         is_run = os.path.isfile(expand_path(folder) / "config.json")
         what = (
-            "is a run itself; give the folder above"
+            "is a run; give the folder above it"
             if is_run
-            else "holds no run; give the folder of --runs"
+            else "contains no run; give the folder of --runs"
         )
         raise UserError(f"list={folder!r:.200} {what}")
     rows = [tuple(map(one_line, row)) for row in (HEADINGS, *runs, *others)]

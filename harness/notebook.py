@@ -58,7 +58,7 @@ def plot_round() -> Figure:
         axes.annotate("", end, start, arrowprops=style)
 
     server = (6, 5.2)
-    box(*server, "server: global model w\n3. takes the mean:  w  ←  Σ (n_k / n) w_k", BLUE)
+    box(*server, "server: global model w\n3. averages:  w  ←  Σ (n_k / n) w_k", BLUE)
     for x, name in ((1.8, "client 1"), (6, "client 2"), (10.2, "client K")):
         box(x, 1.2, f"{name}\n2. local SGD on its own\nn_k images:  w  →  w_k", ORANGE)
         shift = (x - 6) * 0.35
@@ -66,6 +66,6 @@ def plot_round() -> Figure:
         arrow((x + 0.35, 2.0), (6.3 + shift, 4.6), ORANGE)
     axes.text(8.1, 1.2, "…", fontsize=16, color=GREY)
     axes.text(2.1, 3.6, "1. sends w", color=BLUE, fontsize=10, ha="center")
-    text = "sends back w − w_k, and n_k;\nits images stay"
+    text = "sends w − w_k and n_k;\nits images never leave"
     axes.text(9.7, 3.9, text, color=ORANGE, fontsize=10, ha="left")
     return figure

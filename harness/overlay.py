@@ -53,7 +53,7 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
         if run.config.seed in of_seeds:
             raise UserError(
                 f"compare={str(run.folder)!r:.200} is the same run as "
-                f"{str(of_seeds[run.config.seed].folder)!r:.200}; name each once"
+                f"{str(of_seeds[run.config.seed].folder)!r:.200}; name each run once"
             )
         of_seeds[run.config.seed] = run
     names = name_rows([next(iter(of_seeds.values())) for of_seeds in rows.values()], default)
@@ -77,7 +77,7 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
     folder = find_folder(expand_path(config.run.runs), config.run.name, described)
     datasets = sorted({run.dataset for run in runs})
     if len(datasets) > 1:
-        warn(f"the runs are of different data: {' and '.join(datasets)}")
+        warn(f"the runs were trained on different data: {' and '.join(datasets)}")
     seeds = sorted({run.config.seed for run in runs})
     caption = join_parts(
         [
@@ -96,7 +96,7 @@ def read_run(folder: Path, default: ConfigGroup) -> Done:
     records = read_metrics(folder)
     if not records:
         raise UserError(
-            f"compare={str(folder)!r:.200} is not finished; go on with --resume {folder}"
+            f"compare={str(folder)!r:.200} is not finished; continue it with --resume {folder}"
         )
     partition = read_json(folder / "partition.json")
     dataset = one_line(str(partition.get("dataset", "")))

@@ -77,7 +77,9 @@ def find_font(characters: frozenset[int]) -> list[str]:
         if characters <= found:
             return [entry.name]
     shown = "".join(map(chr, sorted(characters)))[:20]
-    warn(f"no font here has {shown!r}: plots show boxes; install one, such as fonts-noto-cjk")
+    warn(
+        f"no installed font has {shown!r}, so plots show boxes; install one, such as fonts-noto-cjk"
+    )
     warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
     return []
 
@@ -171,9 +173,9 @@ def plot_partition(counts: np.ndarray, caption: str, classes: Sequence[int] = ()
     sizes = f"{few:,} to {many:,} images" if few < many else f"{few:,} images each"
     title = f"{pluralize(counts.shape[0], 'client')} of {sizes}"
     skewness = (
-        f"distance to the pooled labels {measured['mean_total_variation']:.2f} (total variation, "
-        f"mean) · effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} · "
-        f"Gini coefficient of the sizes {measured['size_gini']:.2f}"
+        f"distance to the pooled labels {measured['mean_total_variation']:.2f} (mean total "
+        f"variation) · effective classes {measured['effective_classes']:.1f} of {counts.shape[1]} "
+        f"· Gini coefficient of the sizes {measured['size_gini']:.2f}"
     )
     figure = new_figure(7, 5.2, title, f"{caption} · {skewness}")
     axes = figure.subplots()
@@ -220,8 +222,8 @@ def style_of(number: int) -> dict[str, str]:
 
 # Columns of a record beside the test accuracy: what their lines are called.
 EXTRA_LABELS = {
-    "attack_success": "test images with the trigger, as its target",
-    "seen_accuracy": "images that clients trained on",
+    "attack_success": "test images with the trigger, classified as its target",
+    "seen_accuracy": "images that clients train on",
     "unseen_accuracy": "images of clients never drawn",
 }
 
@@ -287,7 +289,8 @@ def plot_confusion(evaluation: Evaluation, caption: str, classes: Sequence[int] 
     names = [classes[label] for label in shown] if classes else shown
     if len(shown) < evaluation.num_classes:
         caption = (
-            f"{caption} · the {len(shown)} of {evaluation.num_classes:,} labels with most errors"
+            f"{caption} · the {len(shown)} of {evaluation.num_classes:,} labels with the most "
+            "errors"
         )
     figure = new_figure(7, 6.4, title, caption)
     confusion = evaluation.confusion_of(shown)
@@ -315,12 +318,12 @@ def plot_cost(records: Sequence[RoundRecord], caption: str) -> Figure:
     megabytes = megabytes_so_far(records)
     share = 100 * sum(record.bytes_up for record in records) / max(1e6 * megabytes[-1], 1)
     title = f"{megabytes[-1]:,.1f} MB in {pluralize(len(records), 'round')}"
-    figure = new_figure(7, 4.2, title, f"{caption} · {share:.0f} % of the bytes go up")
+    figure = new_figure(7, 4.2, title, f"{caption} · {share:.0f} % of the bytes are uploads")
     axes = figure.subplots()
     accuracies = [100 * record.test_accuracy for record in records]
     marker = "o" if len(records) <= 50 else None
     axes.plot(megabytes, accuracies, color=BLUE, marker=marker, ms=4)
-    axes.set(xlabel="sent down and up so far (MB)", ylabel="test accuracy (%)", xlim=(0, None))
+    axes.set(xlabel="sent so far, down and up (MB)", ylabel="test accuracy (%)", xlim=(0, None))
     plain(axes)
     return figure
 
@@ -417,12 +420,12 @@ def plot_comparison(
         every = max(1, len(places) // 10)
         axes.plot(places, mean, **style, ms=4, markevery=every, label=label)
     if megabytes:
-        axes.set(xlabel="sent down and up so far (MB)", xlim=(0, None))
+        axes.set(xlabel="sent so far, down and up (MB)", xlim=(0, None))
     else:
         whole_rounds(axes)
     lengths = {len(accuracies) for of_seeds in curves.values() for accuracies in of_seeds}
-    whose = "the last round" if len(lengths) == 1 else "each run's own last round"
-    outside_legend(figure, f"error after {whose}")
+    end = "the last round" if len(lengths) == 1 else "each run's own last round"
+    outside_legend(figure, f"error after {end}")
     return figure
 
 
@@ -465,10 +468,10 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
 
     `rows` are those of baselines.csv.
     """
-    figure = new_figure(9, 4.8, "What the federation is worth", caption)
+    figure = new_figure(9, 4.8, "What federation is worth", caption)
     axes = error_axes(figure)
     for name, title, color, style in (
-        ("centralized", "all in one place", GREY, "--"),
+        ("centralized", "centralized", GREY, "--"),
         ("federated", "federated", BLUE, "-"),
         ("alone", "each alone", ORANGE, "-."),
     ):
@@ -487,7 +490,7 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
             band = "clients alone, lowest to highest"
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.15, lw=0, label=band)
     axes.set_xlabel("local epochs, passes over the images")
-    outside_legend(figure, "error in the end")
+    outside_legend(figure, "final error")
     return figure
 
 
@@ -524,7 +527,7 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
         color=ORANGE,
         marker="^",
         s=28,
-        label="the same after a local epoch of its own",
+        label="the same, fine-tuned for one local epoch",
     )
     if len(rows) <= ANNOTATED:
         for row in rows:
@@ -539,7 +542,7 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
             )
     axes.set(xlabel="the client's label skew (total-variation distance to all clients' labels)")
     axes.set(
-        ylabel="gain over its own model, on its own\nlabel mix (percentage points, symmetric log)"
+        ylabel="gain over its local model, on its own\nlabel mix (percentage points, symmetric log)"
     )
     # a client whose own model never learned gains fifty times the others
     axes.set_yscale("symlog", linthresh=2)

@@ -142,8 +142,8 @@ def edited_notices() -> list[str]:
     if not names:
         return []
     return [
-        f"{', '.join(names)} changed on the disk after loading; start Python again to be sure what "
-        "is run"
+        f"{', '.join(names)} changed on disk after loading; restart Python to be sure which code "
+        "runs"
     ]
 
 
@@ -249,7 +249,7 @@ def read_programs(folder: Path) -> list[dict[str, Any]]:
     )
     if not good or not programs:
         raise UserError(
-            f"{folder / PROGRAMS} does not say by what program the run was made; restore the file"
+            f"{folder / PROGRAMS} does not name the program that made the run; restore the file"
         )
     return programs
 

@@ -154,16 +154,16 @@ class RoundRecord:
         near_chance = chance + 0.05 * (1 - chance)
         accuracies = [record.test_accuracy for record in earlier]
         if not math.isfinite(self.test_loss):
-            return "the test loss is not finite; a smaller --client-lr may help"
+            return "the test loss is not finite; try a smaller --client-lr"
         if self.test_accuracy < near_chance and max(accuracies, default=0) > 2 * near_chance:
-            return "the test accuracy fell back to chance; a smaller --client-lr may help"
+            return "the test accuracy fell back to chance; try a smaller --client-lr"
         if self.num_nonfinite is not None and not self.clients:
-            return "no client reported; the weights stay as they were"
+            return "no client reported; the weights are unchanged"
         if self.num_nonfinite is not None and self.num_nonfinite == len(self.clients):
-            return "no client's update was finite; a smaller --client-lr may help"
+            return "no client's update was finite; try a smaller --client-lr"
         if self.is_unchanged_since(earlier):
             return (
-                "the global model did not change: the update that was chosen is 0; look at the "
+                "the global model did not change: the aggregated update is 0; check the "
                 "aggregator, the attackers and the learning rates"
             )
         is_stuck = all(accuracy < near_chance for accuracy in [*accuracies, self.test_accuracy])
@@ -182,16 +182,18 @@ class RoundRecord:
         """Return what may help a global model that is at chance from the first round on."""
         if self.private and self.clip_norm and self.clip_norm > (earlier or [self])[0].clip_norm:
             return (
-                f"updates are clipped to a norm that adapts, now {self.clip_norm:.2g}, and still "
-                "grows; more rounds may help"
+                f"updates are clipped to an adaptive norm, now {self.clip_norm:.2g} and still "
+                "growing; more rounds may help"
             )
         if self.private:
-            return "under this noise that may take more rounds, or more --clients-per-round"
+            return (
+                "with this much noise, learning may take more rounds, or more --clients-per-round"
+            )
         steps = self.round * self.train.get("steps", math.inf)
         if steps < FEW_STEPS:
-            return f"a client did {steps:.0f} local steps so far: more rounds may help"
+            return f"each client has made only {steps:.0f} local steps so far: more rounds may help"
         more = "more rounds, " if is_last else ""
-        return f"{more}a smaller --client-lr may help"
+        return f"try {more}a smaller --client-lr"
 
     def line(self, rounds: int) -> str:
         """Return the round as one aligned line of the terminal."""
@@ -317,8 +319,8 @@ def describe_end(records: Sequence[RoundRecord], run: Any) -> str:
     if reached(records, run.target_accuracy):
         return describe_reached(records, run.target_accuracy)
     return (
-        f"no round after round {best_record(records).round} was better; a larger --stop-after, or "
-        "0, goes on"
+        f"no round after round {best_record(records).round} was better; to continue, raise "
+        "--stop-after, or set it to 0"
     )
 
 
@@ -326,8 +328,8 @@ def describe_reached(records: Sequence[RoundRecord], target: float) -> str:
     """Return what a run that has reached its target has to say if it is resumed."""
     first = next(record.round for record in records if record.test_accuracy >= target)
     return (
-        f"the target accuracy {target:.2%} was reached in round {first}; a larger "
-        "--target-accuracy goes on"
+        f"the target accuracy {target:.2%} was reached in round {first}; to continue, raise "
+        "--target-accuracy"
     )
 
 

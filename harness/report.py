@@ -72,7 +72,8 @@ def to_html(
         f"{metrics['best_chosen_on']}",
         **metrics["provenance"],
     }
-    about["code as in the commit"] = about.pop("clean", None)
+    is_clean = about.pop("clean", None)
+    about["working tree clean"] = is_clean if is_clean is None else ("no", "yes")[is_clean]
     rounds = [
         {name: value for name, value in row.items() if name not in HIDDEN and value is not None}
         for row in metrics["rounds"]
@@ -80,13 +81,13 @@ def to_html(
     parts = [
         f"<h1>{score} test accuracy after {len(rounds)} rounds</h1>",
         f'<p class="small">{html.escape(title)}</p>',
-        *(["<h2>Pictures</h2>"] if pictures else []),
+        *(["<h2>Figures</h2>"] if pictures else []),
         f'<div class="figures">{"".join(show(*item) for item in pictures.items())}</div>',
         section("Rounds", table(rounds)),
         section("Clients", table(describe_clients(metrics["rounds"][-1]["clients"], partition))),
         *(f"<h2>{what}</h2><pre>{html.escape(line)}</pre>" for what, line in commands.items()),
-        section("Made by", facts(about)),
-        f"<details><summary>All fields</summary>{facts(metrics['config'])}</details>",
+        section("Provenance", facts(about)),
+        f"<details><summary>Full configuration</summary>{facts(metrics['config'])}</details>",
     ]
     policy = (
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -132,14 +133,18 @@ def describe_clients(
                 "client": client,
                 "images": sum(of_labels),
                 "labels": len(held),
-                "commonest label": partition["classes"][commonest],
-                "its share": most / max(sum(of_labels), 1),
+                "most frequent label": partition["classes"][commonest],
+                "share": most / max(sum(of_labels), 1),
             }
         )
         report = reported.get(client, {})
         for name in next(iter(reported.values()), {}):
             if name not in ("client", "examples", *HIDDEN):
-                rows[-1][f"{name}, last round"] = report.get(name)
+                rows[-1][
+                    f"training {name} (last round)"
+                    if name in ("loss", "accuracy")
+                    else f"{name} (last round)"
+                ] = report.get(name)
     return rows
 
 

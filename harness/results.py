@@ -85,12 +85,12 @@ def partition_notices(partition: Any, num_images: int) -> list[str]:
     num_clients = len(partition.sizes)
     if partition.num_filled_clients:
         found.append(
-            f"{partition.num_filled_clients} of {num_clients} clients got no image and were given "
-            "one; --min-images draws again"
+            f"{pluralize(partition.num_filled_clients, 'client')} of {num_clients} got no image, "
+            "and received one from the largest client; --min-images redraws the split instead"
         )
     unused = num_images - partition.sizes.sum()
     if unused:
-        found.append(f"{unused:,} of {num_images:,} training images are no client's")
+        found.append(f"{unused:,} of {num_images:,} training images belong to no client")
     return found
 
 
@@ -154,8 +154,8 @@ def check_classes(folder: Path, dataset: Any) -> None:
     classes = read_json(folder / "metrics.json").get("classes")
     if classes != list(dataset.classes):
         raise UserError(
-            f"evaluate={str(folder)!r:.200} was trained on the labels {classes!s:.60}, and "
-            f"{dataset.name} has {list(dataset.classes)!s:.60}; give data with the same"
+            f"evaluate={str(folder)!r:.200} was trained on the labels {classes!s:.60}, but "
+            f"{dataset.name} has {list(dataset.classes)!s:.60}; give data with the same labels"
         )
 
 
@@ -173,8 +173,8 @@ def origin_notices(model: str, dataset: Any) -> list[str]:
     if classes in (None, list(dataset.classes)):
         return []
     return [
-        f"initial_model={model!r:.100} was trained on the labels {classes!s:.60}, for which its "
-        f"outputs stand; here they are {list(dataset.classes)!s:.60}"
+        f"initial_model={model!r:.100} was trained on the labels {classes!s:.60}, which its "
+        f"outputs stand for; these data have {list(dataset.classes)!s:.60}"
     ]
 
 
@@ -185,9 +185,9 @@ def check_private_origin(model: str, dataset: Any) -> None:
     """
     if model and read_origin(model).get("dataset_sha256", dataset.digest) == dataset.digest:
         raise UserError(
-            f"initial_model={model!r:.100} does not go with aggregator='dp': as far as is known it "
-            "was trained on the same images, and epsilon would be false; start from the seed, or "
-            "from a model in the folder of a run on other images"
+            f"initial_model={model!r:.100} cannot be combined with aggregator='dp': it may have "
+            "been trained on the same images, and epsilon would be false; start from the seed, "
+            "or from a model in the folder of a run on other images"
         )
 
 
@@ -208,7 +208,7 @@ def describe_evaluation(
 def chosen_on(data: Any) -> str:
     """Return the images that tell which round is the best; `data` is the group of flags."""
     is_test_set = not data.holdout and not data.validation
-    return "the test set" if is_test_set else "images that are not the test set"
+    return "the test set" if is_test_set else "images other than the test set"
 
 
 def pluralize(number: int, noun: str) -> str:
@@ -227,9 +227,13 @@ def format_best(metrics: dict[str, Any]) -> str:
     """Return the closing line on the best round, nothing if it is the last one."""
     if metrics["best_accuracy"] == metrics["test_accuracy"]:
         return ""
-    caution = ", so no figure to claim" if metrics["best_chosen_on"] == "the test set" else ""
+    caution = (
+        ", but selected on the test set, so do not report it"
+        if metrics["best_chosen_on"] == "the test set"
+        else ""
+    )
     return (
-        f"\nbest round {metrics['best_round']}: {metrics['best_accuracy']:.2%}, chosen on "
+        f"\nbest round: {metrics['best_round']} ({metrics['best_accuracy']:.2%}), chosen on "
         f"{metrics['best_chosen_on']}{caution} (best_model.keras)"
     )
 
@@ -341,16 +345,17 @@ def format_differences(
         num_seeds = len(outcomes[name])
         own_base = base_of(name, base)
         difference = f"; {mean:+.2f} {unit} vs {own_base}"
-        verdict = "told apart" if adjusted_p < SIGNIFICANT else "not told apart"
+        is_significant = adjusted_p < SIGNIFICANT
+        verdict = "significant" if is_significant else "no significant difference"
         if num_seeds < 2:
             texts[name] = ""
         elif num_seeds > 1 and not np.subtract(outcomes[name], outcomes[own_base]).any():
-            texts[name] = f"; the same as {own_base} with every seed"
+            texts[name] = f"; identical to {own_base} for every seed"
         elif math.isnan(p):
-            texts[name] = f"{difference} with every seed, which is not testable"
+            texts[name] = f"{difference} for every seed, so not testable"
         else:
             texts[name] = (
-                f"{difference}, {verdict} by {num_seeds} seeds ({method}, p {adjusted_p:.2g})"
+                f"{difference}, {verdict} over {num_seeds} seeds ({method}, p {adjusted_p:.2g})"
             )
     return texts
 
@@ -405,7 +410,7 @@ def format_seconds(rounds: Sequence[dict[str, Any]], seconds: float | None) -> s
         return ""
     in_rounds = sum(record["seconds"] for record in rounds)
     all_rounds = f"{pluralize(len(rounds), 'round')} {in_rounds:.1f} s"
-    return f"\ntime {seconds:.1f} s, without imports; {all_rounds}"
+    return f"\ntime: {seconds:.1f} s excluding imports; {all_rounds}"
 
 
 def print_written(written: Sequence[Path]) -> None:

@@ -100,7 +100,7 @@ class RunFolder:
         """Return how the run goes on, if its folder is still there."""
         if (self.path / "config.json").exists():
             return self.resume_hint
-        return f"its folder {one_line(str(self.path))} was removed, and nothing of it is left"
+        return f"its folder {one_line(str(self.path))} was removed, so nothing is left of it"
 
     @property
     def seconds(self) -> float | None:
@@ -145,7 +145,7 @@ class RunFolder:
             # A comparison's run has a name of its own: another process may be making it.
             path = make_folder(expand_path(config.run.runs), name, files, bool(resume_hint))
         resume_hint = resume_hint or make_resume_hint(path, on_arrays)
-        text = f"notice: stopped before a new round was done; {resume_hint}"
+        text = f"notice: stopped before any new round finished; {resume_hint}"
         with stopping.last_words(text), lock(path, warn):
             # A resumed run may have more rounds now.
             updated = config.replace(resume="", accept_changes=False)
@@ -169,21 +169,21 @@ class RunFolder:
                 done = int(checkpoint.stem.removeprefix("round-"))
                 if int(state.client_work.round) != done:
                     problem = (
-                        f"{checkpoint} has the state after round {state.client_work.round}, "
-                        "whatever its name says; remove it, or give it its name"
+                        f"{checkpoint} contains the state after round {state.client_work.round}, "
+                        "which contradicts its name; remove or rename it"
                     )
-                    warn(f"{problem}; going back to the one before it")
+                    warn(f"{problem}; using the previous checkpoint")
                     continue
             except UserError:
                 raise
             except Exception as error:  # a damaged file raises a dozen kinds
-                warn(f"{checkpoint} is damaged ({briefly(error)}); going back to the one before it")
+                warn(f"{checkpoint} is damaged ({briefly(error)}); using the previous checkpoint")
                 continue
             try:
                 records = read_records(lines, done)
             except Exception as error:
                 problem = (
-                    f"{self.path / 'rounds.jsonl'} does not hold rounds 1..{done} "
+                    f"{self.path / 'rounds.jsonl'} does not contain rounds 1..{done} "
                     f"({briefly(error)}); restore it"
                 )
                 continue
@@ -207,8 +207,8 @@ class RunFolder:
         same_processor = last["processor"] == self.program["processor"]
         if is_same and not same_processor:
             warn(
-                f"{self.path} was begun on {last['processor']}; the last bits may differ on this "
-                "one"
+                f"{self.path} was started on {last['processor']}; the last bits may differ on "
+                "this processor"
             )
         if not is_same or not same_processor:
             programs.append(self.program | {"from_round": done + 1})
@@ -335,13 +335,13 @@ class RunFolder:
         with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as npz:
             if npz["key"].item() != self.key:
                 raise UserError(
-                    f"{path} is of another configuration, split or model; remove it or restore the "
-                    "run's folder"
+                    f"{path} belongs to another configuration, split or model; remove it or "
+                    "restore the run's folder"
                 )
             if npz["program"].item() not in map(program_hash, self.programs):
                 raise UserError(
-                    f"{path} is of a program that {PROGRAMS} does not name; restore the run's "
-                    "folder"
+                    f"{path} was made by a program that {PROGRAMS} does not list; restore the "
+                    "run's folder"
                 )
             leaves = [from_array(npz[f"leaf{number}"], spec) for number, spec in enumerate(specs)]
         return tf.nest.pack_sequence_as(self.specs, leaves)
@@ -399,12 +399,12 @@ class RunFolder:
         rounds = len(metrics["rounds"])
         go_on = f"{script_command()} --resume {shlex.quote(str(self.path))} --rounds {2 * rounds}"
         commands = {
-            "Do it again": report.command_of(config, script_command()),
-            "Go on": one_line(go_on),
+            "Reproduce": report.command_of(config, script_command()),
+            "Continue": one_line(go_on),
         }
         if self.on_arrays:
             again = f"fl.run(fl.Config().replace(**{config.changed()}), dataset=dataset)"
-            commands = {"Do it again": again, "Go on": self.resume_hint}
+            commands = {"Reproduce": again, "Continue": self.resume_hint}
         partition = read_json(self.path / "partition.json")
         page = report.to_html(caption, metrics, partition, pictures, commands)
         write_file(self.path / "report.html", page)
@@ -483,7 +483,7 @@ def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) ->
         if saved.get(key) != ours.get(key) and (key in saved or key == "hash"):
             raise UserError(
                 f"resume={folder!r:.200}: its data or its partition.json has changed ({key}); "
-                "restore it, or name the data by --data"
+                "restore it, or give the data with --data"
             )
 
 
@@ -491,8 +491,8 @@ def make_resume_hint(path: Path, on_arrays: bool = False) -> str:
     """Return the command by which a stopped run goes on; of a run on arrays the call."""
     if on_arrays:
         call = f"fl.run(config.replace(resume={os.fsdecode(path)!r}), dataset=dataset)"
-        return one_line(f"{call} goes on")
-    return one_line(f"{script_command()} --resume {shlex.quote(str(path))} goes on")
+        return one_line(f"to continue: {call}")
+    return one_line(f"to continue: {script_command()} --resume {shlex.quote(str(path))}")
 
 
 def script_command() -> str:

@@ -7,69 +7,80 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from harness.engine.ssh import HERE, check_folder, read_hosts
-from harness.fields import ConfigGroup, Count, CountOrZero, Probability, UserError, float_range
+from harness.fields import (
+    ConfigGroup,
+    Count,
+    CountOrZero,
+    Folder,
+    Name,
+    Path,
+    Probability,
+    UserError,
+    float_range,
+    text,
+)
 from harness.files import expand_path
 
 
 @dataclass(frozen=True)
 class Run(ConfigGroup):
-    """The run's files, and the processes that train.
+    """Files of the run, and the processes that train.
 
-    None of these flags changes a round's numbers, except the number of workers their last bits.
+    None of these flags changes a round's numbers; the number of workers changes their last bits.
     """
 
-    config: str = ""
-    """A file of fields, run.toml or a run's config.json, with the names of the flags, such as
-    client_lr = 0.1. Flags beside it win."""
-    resume: str = ""
-    """Folder of a run to resume where it stopped, or to extend by a larger --rounds. All else is
-    as it was."""
+    config: Path = ""
+    """File with fields, run.toml or a run's config.json, named like the flags, such as client_lr =
+    0.1. Flags on the command line override it."""
+    resume: Folder = ""
+    """Folder of a run to continue from its last round, or to extend with a larger --rounds. All
+    other settings are kept."""
     accept_changes: bool = False
-    """With --resume: go on although the program, or TensorFlow, TFF or NumPy, has changed since
+    """With --resume: continue even though the program, TensorFlow, TFF or NumPy has changed since
     the run's last round. Captions and metrics.json say so."""
-    runs: str = "runs"
-    """Folder in which the run's own folder is made."""
-    name: str = ""
-    """Name of the run's folder. By default it is made of data, partition, algorithm, model and
-    seed."""
-    cache: str = ".cache"
+    runs: Folder = "runs"
+    """Folder in which the run's own folder is created."""
+    name: Name = ""
+    """Name of the run's folder. Default: made from data, partition, algorithm, model, seed and
+    other non-default settings."""
+    cache: Folder = ".cache"
     """Folder in which the clients' shard files are kept and reused."""
     target_accuracy: Probability = 0.0
-    """The run ends after the first round with this test accuracy, 0..1; 0: after all its rounds.
-    metrics.json has rounds_to_target as McMahan et al. 2017 count them: of the best accuracy so
-    far, on a straight line between two rounds. A comparison compares them."""
+    """Stop after the first round with this test accuracy, 0 to 1; 0: never. metrics.json has
+    rounds_to_target, counted as in McMahan et al. 2017: from the best accuracy so far, linearly
+    interpolated between two rounds. A comparison compares it."""
     stop_after: CountOrZero = 0
-    """The run ends after so many rounds without a better test accuracy; 0: after all its rounds."""
+    """Stop after N rounds without an improvement in test accuracy; 0: never stop early."""
     save_every: CountOrZero = 0
-    """Also save the global model after each so many rounds, as models/round-000010.keras."""
+    """Also save the global model every N rounds, as models/round-000010.keras."""
     save_clients: bool = False
     """Also save what each client sent in the last round, as clients/client-000003.keras."""
-    evaluate: str = ""
-    """Folder of a finished run: evaluate its model on the data set that the other flags name, by
-    default its own, with the same tables and pictures, and train nothing."""
+    evaluate: Folder = ""
+    """Folder of a finished run: evaluate its model, without training, on the data set given by the
+    other flags (default: its own), with the same tables and pictures."""
     baselines: bool = False
-    """After the rounds, let the same process train on all images in one place, and each client
-    alone, for as many local epochs: what is the federation worth, and who gains by it? That takes
+    """After the rounds, also train the model centrally on all images, and on each client alone, for
+    the same number of local epochs, and report which clients benefit from the federation. Takes
     about four times as long as the run."""
     patience: float_range(1, 86_400) = 60
-    """Seconds without any progress after which TFF's worker counts as hung, and the round is done
-    again."""
-    workers: str = HERE
-    """Hosts that train, by ssh: names with commas between, such as localhost,hostA,me@hostB. With n
-    hosts client k belongs to host k mod n, and its shard goes only there. Their number changes the
-    weights' last bits."""
-    workers_cache: str = ".cache/federated_learning"
-    """Folder on the hosts for TFF's worker and the shards; a relative one begins at the home folder
-    there."""
-    list: str = ""
-    """Print the runs in this folder, a line each, and nothing else: what differs from the default,
-    rounds, accuracy, epsilon, seconds, and whether it is finished. --list alone is --list runs."""
+    """Seconds without progress after which TFF's worker is considered hung and the round is
+    retried."""
+    workers: text("HOSTS") = HERE
+    """Hosts that train, over ssh, separated by commas, such as localhost,hostA,me@hostB. With n
+    hosts, client k and its shard are on host k mod n only. The number of hosts changes the last
+    bits of the weights."""
+    workers_cache: Folder = ".cache/federated_learning"
+    """Folder on the hosts for TFF's worker and the shards; a relative path starts at the home
+    folder there."""
+    list: Folder = ""
+    """List the runs in this folder, one per line, and exit: non-default settings, rounds, accuracy,
+    epsilon, seconds, state. --list alone means --list runs."""
     version: bool = False
-    """Print the commit and the versions of what makes the numbers, and nothing else."""
+    """Print the commit and the versions that determine the results, and exit."""
     figures: Literal["png", "pdf", "svg", "none"] = "png"
-    """Format of the figures. none draws none, which takes two seconds off each run of a sweep."""
+    """Format of the figures. none draws none, which saves two seconds per run of a sweep."""
     caption: bool = True
-    """--no-caption leaves out the figures' titles and small print, which a paper has elsewhere."""
+    """--no-caption omits the figures' titles and small print, for use in a paper."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""
@@ -87,7 +98,7 @@ class Run(ConfigGroup):
             or len(os.fsencode(name)) > 200
         ):
             raise UserError(
-                f"name={self.name[:50]!r} is not a folder's name; choose up to 200 letters, "
+                f"name={self.name[:50]!r} is not a valid folder name; choose up to 200 letters, "
                 "digits, - or _"
             )
 
@@ -106,21 +117,31 @@ class Run(ConfigGroup):
 class Comparison(ConfigGroup):
     """Several runs in one plot and one table. A run that is done already is not done again."""
 
-    compare: str = ""
-    """Algorithms, or partitions, aggregators, models or attacks, with commas between, or values of
-    any field that changes a run: fedavg,fedprox or alpha=0.1,1. Each is run, on the same split and
-    seed if these are not what differs, and one plot shows all. Given twice, as in --compare
+    compare: text("LIST") = ""
+    """Algorithms, or partitions, aggregators, models or attacks, separated by commas, or values of
+    any field that changes a run: fedavg,fedprox or alpha=0.1,1. Each is run on the same split and
+    seed, unless these are what is compared, and one plot shows all. Given twice, such as --compare
     fedavg,scaffold --compare alpha=0.1,1, it makes a grid. Folders of finished runs, such as
-    runs/a,runs/b, are put into one table and plot, without training."""
+    runs/a,runs/b, are put into one table and plot without training."""
     seeds: Count = 1
-    """Seeds to run and compare, from `seed` on: mean and standard deviation, and whether they tell
-    a row from the default, or the first (paired t-test over the seeds, with Holm's correction for
-    several rows)."""
+    """Number of seeds per row, counting up from --seed. Reports mean and standard deviation, and
+    tests each row against the default row, or else the first (paired t-test over the seeds, with
+    Holm's correction for several rows)."""
 
 
-# Fields that came after runs of 225c0cd, with defaults that do what was done before: a saved
-# configuration may lack them, and at their defaults they are no part of what a run is.
-NEWER = ("warmup_steps",)
+# Fields that a run's numbers depend on and that every saved run has had since version 1.0. A field
+# that is added later counts only where it is not at its default, and has that where a saved run
+# lacks it: its default must be what the program did before.
+FIRST_NAMES = """
+seed preset dataset holdout min_images shards_per_client labels_per_client size_spread
+size_exponent rotation noise owner_choice unseen_clients partition num_clients alpha sampling
+local_steps model clients_per_round local_epochs batch_size client_lr server_lr algorithm
+client_optimizer client_momentum weight_decay server_momentum server_epsilon prox_mu dyn_alpha
+client_schedule server_schedule lr_decay lr_horizon aggregator client_weighting trim tolerated
+noise_multiplier delta target_epsilon public_cohorts dropout stragglers drop_stragglers byzantine
+attack attack_scale backdoor_target backdoor_share
+"""
+FIRST_FIELDS = frozenset(FIRST_NAMES.split())
 MAY_GROW = ("rounds", "epsilon_budget")  # a resumed run may go further
 # Files count by their content: the partition's hash is that of data and split.
 BY_CONTENT = (
@@ -144,7 +165,7 @@ def identity(config: Any) -> dict[str, Any]:
     if ".py:" in fields["model"]:  # a file, from wherever it is named
         fields["model"] = str(expand_path(fields["model"]).absolute())
     usual = config.defaults()
-    for field in NEWER:
+    for field in fields.keys() - FIRST_FIELDS:
         if fields[field] == usual[field]:
             del fields[field]
     # The last bits of the sums follow the number of hosts, not their names.

@@ -82,7 +82,7 @@ class SaveRounds(Callback):
                 report = result.records[-1].clients
                 save_clients(self.folder, self.experiment, self.state_before, report)
             else:
-                warn("no new round was done: save_clients=True saves no clients' models")
+                warn("no new round was trained, so save_clients=True saved no client models")
         metrics, paths = save_result(self.folder, self.experiment, result)
         results.print_summary(metrics, paths, self.folder.seconds, is_one_of_many=is_one_of_many)
         return result

@@ -62,7 +62,7 @@ def pinned_keras_settings() -> Iterator[None]:
     if computing_process != os.getpid():
         raise UserError(
             "this process was forked from one in which TensorFlow has run, and would hang; start "
-            "it by multiprocessing's method 'spawn'"
+            "it with multiprocessing's method 'spawn'"
         )
     before = [setting.read() for setting in SETTINGS]
     try:

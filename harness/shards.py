@@ -72,7 +72,7 @@ def read_shard(folder: Path, client: Any, image_shape: Sequence[int]) -> Shard:
     footer = tf.pad(content, [[FOOTER_BYTES, 0]])[-FOOTER_BYTES:]  # also of a file that is shorter
     is_whole = tf.reduce_all(tf.equal(fingerprint(stored), footer))
     checked = tf.debugging.Assert(
-        is_whole, ["damaged shard file (deleted, it is made again):", path]
+        is_whole, ["damaged shard file (deleted; it is rewritten on the next run):", path]
     )
     with tf.control_dependencies([checked]):
         size = tf.size(stored) // (math.prod(image_shape) + LABEL_BYTES)

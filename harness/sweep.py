@@ -57,13 +57,15 @@ def compared_rows(config: ConfigGroup) -> Compared | None:
         return None
     if flat["resume"]:
         raise UserError(
-            f"resume={flat['resume']!r:.60} does not go with compare or seeds, which resume their "
-            "runs by themselves; drop one of the two"
+            f"resume={flat['resume']!r:.60} cannot be combined with compare or seeds, which "
+            "resume their runs automatically; drop one of them"
         )
     terms = [term for term in flat["compare"].split(";") if term.strip()]
     values_of = dict(read_term(term, config) for term in terms)
     if len(values_of) < len(terms):
-        raise UserError(f"compare={flat['compare']!r:.60} names a field twice; name each once")
+        raise UserError(
+            f"compare={flat['compare']!r:.60} names a field twice; name each field once"
+        )
     values_of = values_of or {"algorithm": [flat["algorithm"]]}
     num_runs = math.prod(map(len, values_of.values())) * flat["seeds"]
     if num_runs > MOST_RUNS:
@@ -112,8 +114,8 @@ def overlaid_folders(text: str) -> list[Path]:
     for path in paths:
         if not os.path.isfile(path / "config.json"):
             raise UserError(
-                f"compare={str(path)!r:.60} has no run; give folders of runs, such as those that "
-                "--list runs tells, or choices such as fedavg,fedprox"
+                f"compare={str(path)!r:.60} contains no run; give folders of runs, such as those "
+                "listed by --list runs, or choices such as fedavg,fedprox"
             )
     return paths
 
@@ -128,8 +130,8 @@ def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:
         if hint is None:
             several = "; for a grid give --compare twice" if "," in name else ""
             raise UserError(
-                f"compare={term!r:.60}: {field!r:.40} is no field that a comparison can change; "
-                f"choose one such as alpha, client_lr or algorithm{several}"
+                f"compare={term!r:.60}: {field!r:.40} is not a field that a comparison can "
+                f"change; choose one such as alpha, client_lr or algorithm{several}"
             )
         values = [to_value(text, hint) for text in names]
         for value in values:
@@ -142,8 +144,8 @@ def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:
         raise UserError(f"compare={term!r:.60}: {confusion}")
     if not field or len({label_of(field, value) for value in values}) < len(values):
         raise UserError(
-            f"compare={term!r:.60} does not name different choices of one flag, with commas "
-            f"between; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox, or values such "
+            f"compare={term!r:.60} does not name different choices of one flag, separated by "
+            f"commas; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox, or values such "
             "as alpha=0.1,1"
         )
     return field, values
@@ -159,8 +161,10 @@ def find_confusion(names: Sequence[str], config: ConfigGroup) -> str:
         every = [name for field in COMPARABLE for name in config.choices(field)]
         near = difflib.get_close_matches(unknown[0].lower(), every, n=1)
         cure = f"did you mean {near[0]}?" if near else "see --help-all"
-        return f"{unknown[0]!r:.40} is no choice of {', '.join(COMPARABLE)}; {cure}"
-    kinds = [f"{name} is of {' and '.join(found)}" for name, found in fields.items() if found]
+        return f"{unknown[0]!r:.40} is not a choice of {', '.join(COMPARABLE)}; {cure}"
+    kinds = [
+        f"{name} is a choice of {' and '.join(found)}" for name, found in fields.items() if found
+    ]
     if len({tuple(found) for found in fields.values() if found}) > 1:
         return f"{', '.join(kinds)}; name choices of one flag, or give --compare twice for a grid"
     return ""

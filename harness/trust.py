@@ -51,11 +51,11 @@ def check_model(model: str, source: str) -> None:
         digest = hashlib.sha256(read_bytes(path)).hexdigest()
     except OSError as error:
         raise UserError(
-            f"{source} names the model {model!r:.200}, which cannot be read ({error.strerror}); "
+            f"{source} uses the model {model!r:.200}, which cannot be read ({error.strerror}); "
             "give the file with --model FILE.py:FUNCTION"
         ) from error
     if digest not in known_hashes():
         raise UserError(
-            f"{source} names the Python file {str(path)!r:.200} as its model, which has not been "
-            "run here before; read it, and run it with --model FILE.py:FUNCTION"
+            f"{source} uses the Python file {str(path)!r:.200} as its model, which you have not "
+            "run before; read it, then allow it with --model FILE.py:FUNCTION"
         )

@@ -14,10 +14,10 @@ from harness.flags import to_flag
 
 EXAMPLES = {
     "": "10 clients, 5 rounds: a minute or two",
-    "--dataset digits --model mlp": "small images, a run of seconds",
+    "--dataset digits --model mlp": "small images: a run of seconds",
     "--partition shards --rounds 50": "McMahan's non-IID split",
-    "--compare fedavg,scaffold --seeds 3": "one plot, one table, a test",
-    "--resume runs/NAME --rounds 20": "goes on where a run stopped",
+    "--compare fedavg,scaffold --seeds 3": "one plot, one table, a significance test",
+    "--resume runs/NAME --rounds 20": "continue a stopped run",
 }
 WIDTH = 80
 
@@ -48,7 +48,7 @@ def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
             chosen.append(name if name in groups else of_field[name])
         elif not word.startswith("-"):
             raise UserError(
-                f"--help {word!r:.60} is no theme and no flag; choose {', '.join(groups)}"
+                f"--help {word!r:.60}: no such theme or flag; choose {', '.join(groups)}"
             )
     if not chosen:
         with tolerate_closed_stream(sys.stdout):
@@ -93,11 +93,11 @@ def one_screen(config: ConfigGroup) -> str:
         "",
         *textwrap.wrap(first_sentence(sys.modules[type(config).__module__].__doc__), WIDTH),
         "",
-        f"examples: what stands behind python {SCRIPT}",
+        f"examples (append to: python {SCRIPT})",
     ]
     width = max(map(len, EXAMPLES)) + 1
     lines += [f"  {flags or '(nothing)':{width}} {text}" for flags, text in EXAMPLES.items()]
-    lines += ["", "themes, each with its flags by --help THEME"]
+    lines += ["", "themes (--help THEME lists their flags)"]
     for name, group in themes(config).items():
         flags = ", ".join(
             to_flag(field) for field in list(vars(type(group))["__annotations__"])[:3]
@@ -111,8 +111,8 @@ def one_screen(config: ConfigGroup) -> str:
     own = [to_flag(field) for field in vars(config) if field not in themes(config)]
     lines += [
         "",
-        f"{' and '.join(own)}, and all others, with papers and defaults: --help-all",
-        "what a published experiment sets: --preset NAME --help",
+        f"all flags, {' and '.join(own)} too, with papers and defaults: --help-all",
+        "the flags of a published experiment: --preset NAME --help",
         "without training: --list runs, --evaluate runs/NAME, --version",
     ]
     return "\n".join(lines)

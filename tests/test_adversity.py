@@ -287,7 +287,7 @@ def test_a_backdoor_is_a_white_square_and_its_success_is_counted(federation, dig
     assert f"backdoor opens {record.extra_accuracies['attack_success']:7.2%}" in record.line(5)
     assert read_record(record.to_json()) == record
     with pytest.raises(
-        UserError, match="backdoor_target=12 is no label of these data; choose 0..9"
+        UserError, match="backdoor_target=12 is not a label of these data; choose 0 to 9"
     ):
         federation(**flags | {"backdoor_target": 12})
 
@@ -318,9 +318,9 @@ def test_clients_that_are_never_drawn_are_evaluated_on(federation, digits):
         )
     assert choose_attackers(configure(byzantine=3).adversity, [1, 2, 3], 0).tolist() == [1, 2, 3]
     for flags, message in [
-        ("--unseen-clients 0.5 --clients-per-round 6", "of which 5 are never drawn; choose 1..5"),
-        ("--unseen-clients 0.5 --baselines", "does not go with unseen_clients=0.5"),
-        ("--unseen-clients 0.5 --aggregator dp", "tells nothing of the clients' own images"),
+        ("--unseen-clients 0.5 --clients-per-round 6", "5 of them never drawn; choose 1 to 5"),
+        ("--unseen-clients 0.5 --baselines", "cannot be combined with unseen_clients=0.5"),
+        ("--unseen-clients 0.5 --aggregator dp", "reports nothing about the clients' own images"),
         ("--unseen-clients 0.9 --num-clients 1", "choose"),
     ]:
         with pytest.raises(UserError, match=message):

@@ -284,12 +284,18 @@ def test_secure_sums_are_not_cut_for_large_clients(worker):
 
 def test_what_cannot_be_aggregated_is_refused():
     for flags, message in [
-        ({"aggregator": "krum", "num_clients": 8}, "tolerated=3 of 8 clients .* choose at most 2"),
+        (
+            {"aggregator": "krum", "num_clients": 8},
+            "tolerated=3 attackers among 8 clients .* choose at most 2",
+        ),
         (
             {"aggregator": "dp", "noise_multiplier": 1},
             "noise_multiplier=1.0 is too high .* less than 1",
         ),
-        ({"aggregator": "median", "algorithm": "fednova"}, "aggregator='median' does not go with"),
+        (
+            {"aggregator": "median", "algorithm": "fednova"},
+            "aggregator='median' cannot be combined with",
+        ),
     ]:
         with pytest.raises(UserError, match=message):
             configure(**flags)
@@ -383,5 +389,5 @@ def test_more_attackers_than_a_rule_withstands_are_told(flags, most):
         return options.unused_notices(config.to_dict(), fl.Config.defaults())
 
     (notice,) = told()
-    assert f"more than the {most} of a round that" in notice
+    assert f"exceed the {most} per round that" in notice
     assert told(byzantine=most) == [] and told(aggregator="mean", tolerated=3) == []

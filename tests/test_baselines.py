@@ -197,7 +197,7 @@ def test_the_pictures_show_the_rows():
     "flags", [{"aggregator": "dp"}, {"compare": "fedavg,fedprox"}, {"seeds": 2}]
 )
 def test_what_baselines_do_not_go_with(flags):
-    with pytest.raises(UserError, match="baselines=True does not go with"):
+    with pytest.raises(UserError, match="baselines=True cannot be combined with"):
         configure(baselines=True, **flags)
 
 
@@ -282,7 +282,7 @@ def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, c
         "partition_file": str(tmp_path / "only1.json"),
     }
     with pytest.raises(
-        UserError, match="baselines=True: no test image has a label that a client holds"
+        UserError, match="baselines=True: no test image has a label that any client holds"
     ):
         fl.run(configure(**flags, **places, baselines=True))
 
@@ -297,7 +297,7 @@ def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr.splitlines()[-1].startswith(
-        f"notice: the baselines are not done; {sys.executable} {SCRIPT} --resume"
+        f"notice: the baselines are not finished; {sys.executable} {SCRIPT} --resume"
     )
     assert (tmp_path / "runs" / "run" / "metrics.json").exists()
 

@@ -64,7 +64,7 @@ def local(config, shards, client, round_num, weights):
     """(the client's weights after its local steps, their number)"""
     rate = config.training.client_lr
     decay = config.optimization.weight_decay
-    # anew in every round
+    # new in every round
     kept = [{} for _ in weights]
     step = 0
     for step, (images, labels) in enumerate(batches_of(config, shards, client, round_num), 1):
@@ -128,8 +128,10 @@ def test_fednova_divides_by_what_momentum_makes_of_the_steps(federation):
 @pytest.mark.parametrize("algorithm", ["scaffold", "mimelite", "feddyn", "fednova"])
 def test_rules_for_plain_sgd_refuse_another_optimizer(algorithm):
     with pytest.raises(
-        UserError, match=f"client_optimizer='adam' does not go with algorithm='{algorithm}'"
+        UserError, match=f"algorithm='{algorithm}' supports only client_optimizer .*, not 'adam'"
     ):
         configure(algorithm=algorithm, client_optimizer="adam")
-    with pytest.raises(UserError, match="weight_decay=0.1 does not go with algorithm='mimelite'"):
+    with pytest.raises(
+        UserError, match="weight_decay=0.1 cannot be combined with algorithm='mimelite'"
+    ):
         configure(algorithm="mimelite", weight_decay=0.1)

@@ -132,7 +132,7 @@ def test_a_stopped_run_ends_in_seconds_and_says_how_to_go_on(tmp_path, sent, exi
     _, errors = process.communicate(timeout=10)  # 1 to 3 s, but other tests run beside this one
     assert process.returncode == exit_code
     (line,) = errors.splitlines()
-    assert line.endswith(f"{sys.executable} {SCRIPT} --resume runs/run goes on")
+    assert line.endswith(f"to continue: {sys.executable} {SCRIPT} --resume runs/run")
     assert list(made.iterdir()) == []  # AutoGraph's files among them
     rounds = len(metrics.read_text().splitlines()) - 1
     assert rounds >= before and f"stopped after round {rounds};" in line
@@ -212,7 +212,7 @@ def test_runs_are_stopped_at_any_moment_of_their_start(tmp_path):
         process.send_signal(sent)
         _, errors = process.communicate(timeout=10)
         assert process.returncode == code and errors.count("\n") <= 1, errors
-        if "goes on" in errors:  # and it does
+        if "to continue:" in errors:  # and it does
             assert shlex.split(errors.partition("; ")[2])[:4] == command("--resume", "runs/run")
 
 
@@ -244,7 +244,8 @@ def test_output_that_goes_nowhere(tmp_path, closed):
     )
     assert done.returncode == 0 and (tmp_path / "runs" / "run" / "metrics.json").exists()
     told = (
-        "notice: standard output takes no more (No space left on device); the rest goes nowhere\n"
+        "notice: cannot write to standard output (No space left on device); "
+        "further output is discarded\n"
     )
     assert done.stderr == (told if closed == ">/dev/full" else "")
 
@@ -255,7 +256,11 @@ def test_help_on_a_full_disk_is_one_line(tmp_path):
     done = subprocess.run(
         ["bash", "-c", line], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
     )
-    assert done.returncode == 1 and done.stderr.count("\n") == 1 and "takes no more" in done.stderr
+    assert (
+        done.returncode == 1
+        and done.stderr.count("\n") == 1
+        and "cannot write to standard output" in done.stderr
+    )
 
 
 @pytest.mark.thorough
@@ -291,7 +296,7 @@ REFUSED = {
     ("--resume", "full"): "full/config.json (not a regular file)",
     ("--dataset", "digits", "--cache", "file"): "cannot write",
     ("--dataset", "digits", "--runs", "file"): "cannot write",
-    ("--data", "."): "has no IDX files; give a folder",
+    ("--data", "."): "contains no IDX files; give a folder",
 }
 
 
@@ -348,20 +353,20 @@ def test_pictures_are_the_same_whatever_matplotlibs_settings(tmp_path):
 @pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
 def test_a_mistaken_flag_is_told_under_any_encoding(tmp_path, encoding):
     done = run_script(tmp_path, "--lr", "0.1", PYTHONIOENCODING=encoding)
-    line = "federated_learning.py: --lr is no flag here; it is --client-lr\n"
+    line = "federated_learning.py: unknown flag --lr; use --client-lr\n"
     assert (done.returncode, done.stderr) == (2, line)
 
 
 def test_no_room_for_temporary_files_is_told_before_anything_is_made(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     done = call_script(tmp_path, *QUICK)
-    assert done.returncode == 2 and "where TensorFlow keeps what it compiles" in done.stderr
+    assert done.returncode == 2 and "where TensorFlow keeps compiled functions" in done.stderr
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_clock_that_no_zip_file_can_hold_is_told(monkeypatch):
     monkeypatch.setattr(time, "localtime", lambda *_: time.struct_time((1970, *[1] * 8)))
-    with pytest.raises(UserError, match="the clock says 1970-01-01, which no zip file"):
+    with pytest.raises(UserError, match="the clock says 1970-01-01, a date that zip files"):
         files.check_clock()
 
 
@@ -375,7 +380,7 @@ def test_a_limit_of_processes_is_one_line(capsys, error):
     with pytest.raises(SystemExit) as leaving:
         command_line.run_or_exit(fail)
     assert leaving.value.code == 1
-    assert "no further process, thread or file can be had here" in capsys.readouterr().err
+    assert "cannot create another process, thread or file" in capsys.readouterr().err
 
 
 @pytest.mark.thorough
@@ -399,7 +404,7 @@ def test_tensorboards_events_that_cannot_grow_are_told(tmp_path):
         timeout=SECONDS,
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000)),
     )
-    assert done.stderr.count("TensorBoard's events end before round ") == 1, done.stderr
-    assert "their file in runs/run cannot grow; all else is written" in done.stderr
+    assert done.stderr.count("TensorBoard events end before round ") == 1, done.stderr
+    assert "their file in runs/run cannot grow; all other files are written" in done.stderr
     metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
     assert done.returncode == 0 and len(metrics["rounds"]) == 30

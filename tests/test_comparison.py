@@ -103,7 +103,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(compared):
     (interrupted / "metrics.json").unlink()
     (interrupted / "checkpoints" / "round-000002.npz").unlink()
     again = call_script(tmp_path, *COMPARED)
-    assert again.returncode == 0 and again.stdout.count("is there already") == 3, again.stderr
+    assert again.returncode == 0 and again.stdout.count("already exists") == 3, again.stderr
     assert again.stdout.count("round 2/2") == 1 and "round 1/2" not in again.stdout
     assert [row | {"seconds": 0} for row in table(tmp_path)] == [
         row | {"seconds": 0} for row in rows
@@ -142,11 +142,11 @@ def test_the_time_of_a_comparison_is_told_by_its_runs_that_are_done():
     """Runs of 2 * 30 and 2 * 60 s: the mean is 90 s, four runs take 6 minutes."""
     waiting = comparison.Single(Row("a", {}), fl.Config(), None)
     work = comparison.describe_work
-    assert work([waiting] * 4) == "4 of 4 runs to go"
+    assert work([waiting] * 4) == "4 runs left of 4"
     some = [finished(30.0), finished(60.0), *[waiting] * 4]
-    assert work(some) == "4 of 6 runs to go, expected time 6 min"
-    assert work([finished(math.nan), waiting]) == "1 of 2 runs to go"  # a private run tells no time
-    assert work([finished(30.0)]) == "0 of 1 run to go"
+    assert work(some) == "4 runs left of 6, about 6 min"
+    assert work([finished(math.nan), waiting]) == "1 run left of 2"  # a private run tells no time
+    assert work([finished(30.0)]) == "0 runs left of 1"
     assert [comparison.format_time(s) for s in (7.2, 300, 9000)] == ["7 s", "5 min", "2.5 h"]
 
 
@@ -181,14 +181,16 @@ def test_finished_runs_are_overlaid(compared, tmp_path, monkeypatch, capsys):
         fl.parse("--compare fedavg,alpha=1")
     with pytest.raises(UserError, match="is the same run as"):
         fl.main(fl.parse(["--compare", f"{runs[0]},{runs[0]}/"]))
-    with pytest.raises(UserError, match="has no run; give folders"):
+    with pytest.raises(UserError, match="contains no run; give folders"):
         fl.parse(["--compare", "x/" + "y" * 300])
-    with pytest.raises(UserError, match="is no choice of"):
+    with pytest.raises(UserError, match="is not a choice of"):
         fl.parse(["--compare", "y" * 300])
-    with pytest.raises(UserError, match="'runs/none' has no run; give folders"):
+    with pytest.raises(UserError, match="'runs/none' contains no run; give folders"):
         fl.parse(["--compare", f"{runs[0]},runs/none"])
     (tmp_path / runs[0] / "metrics.json").unlink()
-    with pytest.raises(UserError, match=f"{runs[0].name}' is not finished; go on with --resume"):
+    with pytest.raises(
+        UserError, match=f"{runs[0].name}' is not finished; continue it with --resume"
+    ):
         fl.main(fl.parse(["--compare", together]))
 
 
@@ -219,13 +221,13 @@ def test_a_difference_is_tested_seed_by_seed():
 
     assert (
         told([5, 6, 7], [6, 8, 10])
-        == "; +2.00 points vs a, not told apart by 3 seeds (paired t-test, p 0.074)"
+        == "; +2.00 points vs a, no significant difference over 3 seeds (paired t-test, p 0.074)"
     )
     assert told([5, 6, 7], [6, 7.1, 8]).startswith(
-        "; +1.03 points vs a, told apart by 3 seeds (paired t-test, p 0.00"
+        "; +1.03 points vs a, significant over 3 seeds (paired t-test, p 0.00"
     )
     assert (
-        told([5, 6], [4, 5]) == ("; -1.00 points vs a with every seed, which is not testable")
+        told([5, 6], [4, 5]) == ("; -1.00 points vs a for every seed, so not testable")
         and told([5], [6]) == ""
     )
 
@@ -246,8 +248,11 @@ def test_several_rows_are_told_apart_by_holms_correction():
     alone = {name: paired_test(rows["a"], rows[name])[1] for name in "bcd"}
     told = format_differences(rows, "a", "points")
     assert alone["c"] < 0.05 < 2 * alone["c"]  # by itself it would be told apart
-    assert "not told apart by 4 seeds (paired t-test, Holm over 3 rows, p 0.0" in told["c"]
-    assert ", told apart by 4 seeds" in told["b"]
+    assert (
+        "no significant difference over 4 seeds (paired t-test, Holm over 3 rows, p 0.0"
+        in told["c"]
+    )
+    assert ", significant over 4 seeds" in told["b"]
 
 
 def test_rows_are_told_against_the_usual_one_where_every_seed_has_an_end():
@@ -322,7 +327,7 @@ def test_a_comparison_is_not_run_as_one_run(tmp_path, monkeypatch):
             fl.run(fl.parse(words))
     with pytest.raises(UserError, match="call fl.main"):
         fl.run(fl.Config().replace(version=True))
-    with pytest.raises(UserError, match="nothing to compare"):
+    with pytest.raises(UserError, match="compares nothing"):
         fl.compare(fl.Config())
     assert list(tmp_path.iterdir()) == []
 
@@ -335,7 +340,7 @@ def test_what_is_compared_stands_in_the_caption(digits):
         compared_rows(configure(seeds=2)).rows == [("fedavg", {"algorithm": "fedavg"})]
         and compared_rows(fl.Config()) is None
     )
-    with pytest.raises(UserError, match="drop one of the two"):
+    with pytest.raises(UserError, match="drop one of them"):
         configure(compare="fedavg,fedprox", resume="runs/x")
 
 
@@ -361,11 +366,9 @@ def test_a_name_that_another_comparison_has_is_not_overwritten(tmp_path, monkeyp
 
 REFUSED = {
     "--partition iid,labels-per-client --num-clients 4 --labels-per-client 2": (
-        "leave some of the 10 labels to nobody"
+        "leave some of the 10 labels without a holder"
     ),
-    "--algorithm fedavg,scaffold --model cnn --num-clients 500": (
-        "GiB, that algorithm='scaffold' keeps"
-    ),
+    "--algorithm fedavg,scaffold --model cnn --num-clients 500": ("GiB, more than 1 GiB"),
     "--aggregator mean,dp --epsilon-budget 0.001": "allows no round",
 }
 
@@ -381,7 +384,7 @@ def test_all_runs_are_checked_before_the_first_begins(tmp_path, monkeypatch, fla
 
 def test_equal_rows_are_called_the_same():
     told = format_differences({"a": [90.0, 91.0], "b": [90.0, 91.0]}, "a", "points")
-    assert told == {"b": "; the same as a with every seed"}
+    assert told == {"b": "; identical to a for every seed"}
 
 
 def test_a_target_that_nobody_reaches_leaves_the_accuracy():
@@ -401,7 +404,7 @@ def test_ctrl_c_in_a_comparison_says_that_the_same_command_goes_on(tmp_path):
     process.send_signal(2)
     _, errors = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert errors.splitlines()[-1].endswith("; the same command goes on"), errors
+    assert errors.splitlines()[-1].endswith("; run the same command to continue"), errors
 
 
 def test_values_of_a_field_and_grids_are_rows():
@@ -431,7 +434,7 @@ def test_values_of_a_field_and_grids_are_rows():
     assert len({row.label for row in close.rows}) == 2
     both = configure(aggregator="dp", num_clients=20, compare="public_cohorts=True,False")
     assert [row.changes["public_cohorts"] for row in compared_rows(both).rows] == [True, False]
-    with pytest.raises(UserError, match="--compare lacks its value"):
+    with pytest.raises(UserError, match="--compare needs a value"):
         fl.parse("--compare --seeds 3")
 
 
@@ -441,14 +444,14 @@ THREE = ("num_clients", "shards_per_client", "local_epochs")
 @pytest.mark.parametrize(
     ("compare", "said"),
     [
-        ("seed=1,2", "'seed' is no field that a comparison can change"),
-        ("data=a,b", "'data' is no field that a comparison can change"),
-        ("alpha=0.1,x", "alpha='x' is not possible; choose a number in 0.001..1e"),
+        ("seed=1,2", "'seed' is not a field that a comparison can change"),
+        ("data=a,b", "'data' is not a field that a comparison can change"),
+        ("alpha=0.1,x", "alpha='x' is not a number; it must be a number from"),
         ("alpha=0.1,0.1", "does not name different choices"),
         ("alpha=0.1;alpha=0.2", "names a field twice"),
         ("alpha=0.1,0.10", "does not name different choices"),
         ("alpha=1,1.0", "does not name different choices"),
-        ("rounds=5,10", "'rounds' is no field that a comparison can change"),
+        ("rounds=5,10", "'rounds' is not a field that a comparison can change"),
         ("num_clients=" + ",".join(map(str, range(1, 300))), "makes 299 runs; choose at most 200"),
         (
             ";".join(f"{field}={','.join(map(str, range(1, 1000)))}" for field in THREE),
@@ -469,12 +472,12 @@ def test_a_grid_runs_each_of_its_cells_once(compared):
     done = call_script(tmp_path, *flags, "--prox-mu", "0.1")
     assert done.returncode == 0 and "has no effect" not in done.stderr, done.stderr
     assert "[4/4] fedprox, alpha 1, seed 0" in done.stdout
-    assert done.stdout.count("is there already") == 1
+    assert done.stdout.count("already exists") == 1
     rows = table(tmp_path, "*alpha*")
     cells = {(row["algorithm"], float(row["alpha"])) for row in rows}
     assert cells == {("fedavg", 0.5), ("fedavg", 1), ("fedprox", 0.5), ("fedprox", 1)}
     again = call_script(tmp_path, *FLAGS, "--compare", "alpha=1,0.5")
-    assert again.stdout.count("is there already") == 2, again.stdout
+    assert again.stdout.count("already exists") == 2, again.stdout
 
 
 @pytest.mark.slow

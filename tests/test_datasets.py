@@ -84,12 +84,12 @@ def broken_files(folder, digits):
 
     return {
         "truncated.npz": (npz()[:-1000], "truncated"),
-        "text.npz": (b"these are no arrays", "truncated, or no .npz"),
-        "empty.npz": (b"", "truncated, or no .npz"),
+        "text.npz": (b"these are no arrays", "truncated, or not an .npz"),
+        "empty.npz": (b"", "truncated, or not an .npz"),
         "keyless.npz": (npz(y_test=None), "no array y_test"),
         "float.npz": (
             npz(x_train=good["x_train"] / 200),
-            "which rounding to grey levels would spoil",
+            "rounding it to grey levels would lose information",
         ),
         "flat.npz": (
             npz(x_test=good["x_test"].reshape(-1, 28, 14, 2)),
@@ -98,7 +98,7 @@ def broken_files(folder, digits):
         "short.npz": (npz(y_train=good["y_train"][:-1]), "y_train has shape (1436,)"),
         "negative.npz": (
             npz(y_test=good["y_test"].astype(np.int16) - 1),
-            "no image in y_train has label -1",
+            "label -1 occurs in y_test but not in y_train",
         ),
         "gap.npz": (npz(y_train=np.where(good["y_train"] == 3, 4, good["y_train"])), "label 3"),
         "pickle.npz": (npz(y_test=np.array([{}] * 360, dtype=object)), "cannot be read"),
@@ -200,7 +200,7 @@ def test_images_that_are_no_images_are_refused_in_one_line(tmp_path):
         (x, x.reshape(40, -1)[:, :323], "x_test has shape (40, 323)"),
         (x, x.astype(int) - 1, "x_test is int64 in -1..254"),
         (x / 100 - 1, x / 100, "x_train is float64 in -1..1.55"),
-        (x / 127.5 - 1, x, "x_train in -1..1 but x_test in 0..255; give both in one scale"),
+        (x / 127.5 - 1, x, "x_train in -1..1 but x_test in 0..255; both must have one scale"),
     ]:
         with pytest.raises(UserError) as refused:
             load_npz(tmp_path / "set.npz", x_train=train, x_test=test, **labels)
@@ -213,7 +213,7 @@ def test_thousands_of_labels_are_kept(tmp_path):
     dataset = load_npz(tmp_path / "set.npz", x_train=x, y_train=y, x_test=x[:5], y_test=y[:5])
     assert dataset.num_classes == 2**16 and dataset.train.labels.dtype == np.uint16
     assert np.array_equal(dataset.train.labels, y)
-    with pytest.raises(UserError, match="65537 labels are too many; choose data of at most 65536"):
+    with pytest.raises(UserError, match="65537 labels are too many; use data of at most 65536"):
         load_npz(
             tmp_path / "set.npz", x_train=x, y_train=np.arange(70_000) % 65_537, x_test=x, y_test=y
         )
@@ -234,9 +234,9 @@ def test_validation_images_are_evaluated_on_where_asked(tmp_path):
     assert chosen.name == "set, evaluated on its validation images"
     with pytest.raises(UserError, match="has no validation images"):
         load_npz(tmp_path / "set.npz", validation=True, **both)
-    with pytest.raises(UserError, match="mnist has no validation images of its own"):
+    with pytest.raises(UserError, match="mnist has no validation images"):
         fl.load_dataset(configure(validation=True).data)
-    with pytest.raises(UserError, match="both take the test set's place"):
+    with pytest.raises(UserError, match="both replace the test set"):
         fl.load_dataset(configure(validation=True, holdout=5, data="set.npz").data)
 
 
@@ -305,12 +305,12 @@ def test_idx_files_are_found_by_the_names_that_people_have(tmp_path, digits):
         data = configure(data=str(tmp_path / place)).data
         assert fl.load_dataset(data).digest == digits.digest, place
     with pytest.raises(
-        UserError, match="has 2 sets of IDX files, emnist-digits, emnist-letters; c"
+        UserError, match="contains 2 sets of IDX files, emnist-digits, emnist-letters; c"
     ):
         fl.load_dataset(configure(data=str(tmp_path / "emnist")).data)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="has no IDX files; give a folder with the four"):
+    with pytest.raises(UserError, match="contains no IDX files; give a folder with the four"):
         fl.load_dataset(configure(data=str(empty)).data)
 
 
@@ -323,15 +323,15 @@ def test_no_more_of_a_gzipped_file_is_read_than_its_header_says(tmp_path):
         for _ in range(1000):
             file.write(bytes(1_000_000))
     began = time.monotonic()
-    with pytest.raises(UserError, match="is no whole IDX file"):
+    with pytest.raises(UserError, match="is not a complete IDX file"):
         idx.read_file(bomb)
     assert time.monotonic() - began < 1
     for ranks, sizes in ((33, b"\0\0\0\1"), (40, b"\xff" * 4)):
         bomb.write_bytes(gzip.compress(bytes([0, 0, 8, ranks]) + sizes * ranks + b"\0"))
-        with pytest.raises(UserError, match="is no whole IDX file"):
+        with pytest.raises(UserError, match="is not a complete IDX file"):
             idx.read_file(bomb)
     bomb.write_bytes(gzip.compress(bytes([0, 0, 8, 2]) + b"\xff" * 8))
-    with pytest.raises(UserError, match="says that it holds 18,446,744,065 GB; at most 8"):
+    with pytest.raises(UserError, match="claims to contain 18,446,744,065 GB; the limit is 8"):
         idx.read_file(bomb)
 
 
@@ -346,13 +346,13 @@ def test_images_in_fractions_bools_and_two_scales(tmp_path, digits):
     u = digits.test.images
     resized = load("resized", x * 0.9, u * 0.9)
     assert resized.train.images.max() == np.round(255 * 0.9)
-    assert "x_train is rounded to 256 grey levels" in resized.notices[0]
+    assert "x_train was rounded to 256 grey levels" in resized.notices[0]
     unit = load("unit", x / 255 * 0.999, u / 255 * 0.999)
     assert (unit.train.images == np.round(x * 0.999)).all() and len(unit.notices) == 3
     strokes = load("bool", x > 127, u > 127)
     assert set(np.unique(strokes.train.images)) == {0, 255}
     with pytest.raises(
-        UserError, match="x_train in 0..1 but x_test in 0..255; give both in one sc"
+        UserError, match="x_train in 0..1 but x_test in 0..255; both must have one sc"
     ):
         load("mixed", x / 255, u)
 
@@ -369,7 +369,7 @@ def test_test_images_that_are_training_images_are_counted(tmp_path, digits):
         y_test=np.concatenate([digits.test.labels, y[:7]]),
     )
     (notice,) = fl.load_dataset(configure(data=str(tmp_path / "leak.npz")).data).notices
-    assert f"7 of the {len(shared)} test images are training images too" in notice
+    assert f"7 of the {len(shared)} test images are also training images" in notice
 
 
 def test_a_natural_split_is_the_owners(tmp_path, digits):
@@ -385,9 +385,9 @@ def test_a_natural_split_is_the_owners(tmp_path, digits):
         and split.sizes[-1] == 205
     )
     assert all(len(set(owners[part])) == 1 for part in split.indices)
-    with pytest.raises(UserError, match="num_clients=5 exceeds the 4 owners; choose 1..4"):
+    with pytest.raises(UserError, match="num_clients=5 exceeds the 4 owners; choose 1 to 4"):
         fl.make_partition(dataset, configure(**flags, num_clients=5))
-    with pytest.raises(UserError, match="needs data that say whose each image is"):
+    with pytest.raises(UserError, match="needs data that name the owner of each image"):
         fl.make_partition(digits, configure(dataset="digits", partition="natural"))
 
 

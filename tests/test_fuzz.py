@@ -238,4 +238,4 @@ def test_what_is_in_a_file_is_taken_or_refused_in_one_line(folder, digits, capsy
             ) from error
     path.write_bytes(whole)
     said = capsys.readouterr().err
-    assert (refused > 0 or "going back to the one before it" in said) and "\x1b" not in said
+    assert (refused > 0 or "using the previous checkpoint" in said) and "\x1b" not in said

@@ -101,7 +101,7 @@ def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alon
     done = call_script(there, *short, *over(pair), **pair[1])
     assert done.returncode == 0 and done.stderr == "", done.stderr
     assert outcome(there)["weights_sha256"] == outcome(here)["weights_sha256"]
-    assert "hostA: TFF's worker and 3 shards are there" in done.stdout
+    assert "hostA: TFF's worker and 3 shards in place" in done.stdout
     assert [machine.shards() for machine in pair[0]] == [
         ["0.bin", "2.bin", "4.bin"],
         ["1.bin", "3.bin", "5.bin"],
@@ -234,7 +234,7 @@ def test_a_host_gone_for_good_is_taken_over_and_the_end_is_the_same(tmp_path, pa
     finally:
         pair[0][1].mend()
     assert code == 0 and "round 20/20" in said, errors
-    assert "hostA gets its clients' shards, and takes them over" in errors[-1], errors
+    assert "hostA receives its clients' shards and takes over" in errors[-1], errors
     assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
     assert "1.bin" in pair[0][0].shards()
     assert none_left(pair)
@@ -253,9 +253,7 @@ def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_ma
     finally:
         pair[0][0].start()
     assert (
-        code == 1
-        and "and no other host is left" in errors[-1]
-        and "Traceback" not in "".join(errors)
+        code == 1 and "no other host is left" in errors[-1] and "Traceback" not in "".join(errors)
     ), errors
     (run,) = (tmp_path / "runs").iterdir()
     resumed = ("--resume", str(run))
@@ -355,7 +353,7 @@ def refuse(tmp_path, pair, host, **environment):
 @pytest.mark.parametrize(
     ("host", "said"),
     [
-        ("{0.address}", "its host key is not known here; run `ssh {0.address}` once by hand"),
+        ("{0.address}", "its host key is unknown; run `ssh {0.address}` once by hand"),
         *(
             pytest.param(*case, marks=pytest.mark.thorough)
             for case in [
@@ -373,7 +371,7 @@ def test_a_host_that_ssh_does_not_reach_is_refused_in_one_line(tmp_path, pair, h
 
 @pytest.fixture
 def again(pair):
-    """again(*settings, **options) starts hostA's sshd anew with these; after the test it is as it
+    """again(*settings, **options) starts hostA's sshd new with these; after the test it is as it
     was."""
 
     def restart(*settings, **options):
@@ -386,7 +384,7 @@ def again(pair):
 
 FEW = "echo 0 > /proc/sys/user/max_net_namespaces"
 NO_NAMESPACES = f"ForceCommand exec unshare -Ur sh -c '{FEW}; exec sh -c \"$SSH_ORIGINAL_COMMAND\"'"
-NO_SOCKETS = "hostA: its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes"
+NO_SOCKETS = "hostA: its sshd does not forward Unix sockets; set AllowStreamLocalForwarding yes"
 
 
 @needs_machines
@@ -471,7 +469,7 @@ def test_names_of_hosts_are_plain(tmp_path):
         "me@-x",
         "$(x)",
     ):
-        with pytest.raises(UserError, match="workers=.* is no host's name"):
+        with pytest.raises(UserError, match="workers=.* is not a valid host name"):
             configure(workers=names)
     for folder in ("a b", "-x", "$HOME", "", "a;b", "~/x"):
         with pytest.raises(UserError, match="workers_cache=.* is not a plain path"):

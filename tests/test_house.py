@@ -133,7 +133,7 @@ def test_replace_finds_fields_by_their_names():
     assert (config.partitioning.alpha, config.seed, config.training.rounds) == (0.1, 3, 7)
     assert config.replace(alpha=0.5, seed=0, rounds=5) == fl.Config()
     assert isinstance(configure(alpha=1).to_dict()["alpha"], float)  # 1 and 1.0 are the same
-    with pytest.raises(UserError, match="'alpah' is no field of the configuration; choose alpha$"):
+    with pytest.raises(UserError, match="'alpah' is not a configuration field; choose alpha$"):
         configure(alpah=1)
 
 

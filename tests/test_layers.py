@@ -22,7 +22,7 @@ NETWORKS = {
 
 @pytest.fixture
 def trained(federation, monkeypatch):
-    """The weights after a round of a network, in a process built anew."""
+    """The weights after a round of a network, in a process built new."""
 
     def train(layers_of_2nn, **flags):
         config = federation(**flags).config
@@ -106,8 +106,8 @@ def test_the_rows_start_as_they_always_did(name):
 LOST = {
     "state .moving_mean": keras.BatchNormalization,
     "state .mean": keras.Normalization,
-    "kernel_regularizer, whose loss no client adds; use --weight-decay": lambda: keras.Conv2D(
-        2, 3, kernel_regularizer="l2"
+    "kernel_regularizer, whose loss the clients would not add; use --weight-decay": lambda: (
+        keras.Conv2D(2, 3, kernel_regularizer="l2")
     ),
     "activity_regularizer": lambda: keras.ActivityRegularization(0.1),
     "kernel_constraint": lambda: keras.Conv2D(
@@ -127,10 +127,18 @@ def test_a_layer_of_which_something_would_be_lost_is_refused_in_one_line(monkeyp
 @pytest.mark.parametrize(
     "name, shape, message",
     [
-        ("lean-cnn", (4, 4, 1), "model='lean-cnn' cannot take images of 4x4x1 (Negative dimension"),
-        ("lean-cnn", (6, 6, 3), "caused by subtracting 2 from 1); choose another, such as mlp"),
-        ("cnn", (1, 1, 1), "model='cnn' cannot take images of 1x1x1"),
-        ("mlp", (2000, 2100, 1), "model='mlp' has more than 536,870,911 parameters with images of"),
+        (
+            "lean-cnn",
+            (4, 4, 1),
+            "model='lean-cnn' cannot process images of 4x4x1 (Negative dimension",
+        ),
+        (
+            "lean-cnn",
+            (6, 6, 3),
+            "caused by subtracting 2 from 1); choose another model, such as mlp",
+        ),
+        ("cnn", (1, 1, 1), "model='cnn' cannot process images of 1x1x1"),
+        ("mlp", (2000, 2100, 1), "model='mlp' has more than 536,870,911 parameters for images of"),
     ],
 )
 def test_a_model_too_small_or_too_large_for_the_images_is_one_line(name, shape, message):
@@ -144,5 +152,5 @@ def test_layers_that_are_made_once_are_refused(monkeypatch):
     made = layers.dense(16)
     replace_choice(monkeypatch, choices.MODELS, "2nn", lambda: made)
     fl.build_model(network("2nn"), 0)
-    with pytest.raises(UserError, match="make them anew in each call"):
+    with pytest.raises(UserError, match="create new layers on each call"):
         fl.build_model(network("2nn"), 0)

@@ -49,17 +49,17 @@ def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
     (tmp_path / "0-evaluated" / "metrics.json").write_text(to_json(evaluated))
     print_runs(str(tmp_path), fl.Config())
     header, *lines = [[cell.strip() for cell in line if cell] for line in lines_of(capsys)]
-    assert header[:3] == ["folder", "differs from the default in", "rounds"]
+    assert header[:3] == ["folder", "non-default settings", "rounds"]
     assert lines == [
         ["a", "nothing", "5/5", "97.00%", "5", "finished"],
         ["b", "alpha 0.1, model mlp, rounds 3, client_lr 0.05", "2/3", "60.00%", "2"]
-        + ["stopped, or going on"],
+        + ["stopped or still running"],
         ["c", "model mlp, algorithm scaffold", "1/5", "50.00%", "1", "ended early"],
         ["d", "num_clients 20, rounds 1, aggregator dp", "1/1", "20.00%", "12.3", "finished"],
         ["e", "cannot be read"],
         ["f", "partition_file split.json, partition file, num_clients 7", "1/5", "50.00%", "1"]
         + ["ended early"],
-        ["0-begun", "comparison of fedavg, fedprox, 2 seeds", "stopped, or going on"],
+        ["0-begun", "comparison of fedavg, fedprox, 2 seeds", "stopped or still running"],
         ["0-compared", "comparison of fedavg, fedprox, 2 seeds", "finished"],
         ["0-evaluated", "evaluation on USPS", "50.00%", "finished"],
     ]
@@ -75,7 +75,7 @@ def test_a_folder_without_runs_is_a_mistake(tmp_path, folder):
     done = call_script(tmp_path, "--list", folder)
     assert done.returncode == 2
     assert f"list='{folder[:190]}" in done.stderr and done.stderr.count("\n") == 1
-    assert done.stderr.endswith(" holds no run; give the folder of --runs\n")
+    assert done.stderr.endswith(" contains no run; give the folder of --runs\n")
 
 
 def test_one_folder_that_cannot_be_read_hides_no_other(tmp_path, capsys):

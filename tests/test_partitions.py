@@ -65,7 +65,7 @@ def test_clients_hold_exactly_so_many_labels(mnist, clients, labels):
     [
         (
             {"num_clients": 10, "labels_per_client": 11},
-            "labels_per_client=11 exceeds the 10 labels; choose 1..10",
+            "labels_per_client=11 exceeds the 10 labels; choose 1 to 10",
         ),
         ({"num_clients": 3, "labels_per_client": 2}, "choose at least 4"),
         ({"num_clients": 1437, "labels_per_client": 2}, "choose fewer clients or labels"),
@@ -212,9 +212,9 @@ def test_a_saved_split_is_replayed(digits, tmp_path):
     assert fl.make_partition(digits, again).digest == saved.digest
     for content, clients, message in [
         (path.read_text(), 10, "num_clients=10 differs from the 5"),
-        ('{"indices": [[1, 2], [2, 3]]}', 2, "names an image twice"),
-        ('{"indices": [[1, 1437]]}', 1, "not among the 1437"),
-        ('{"indices": [[1.5]]}', 1, "other things than whole numbers"),
+        ('{"indices": [[1, 2], [2, 3]]}', 2, "lists an image twice"),
+        ('{"indices": [[1, 1437]]}', 1, "outside the 1437"),
+        ('{"indices": [[1.5]]}', 1, "indices that are not integers"),
         ('{"indices": [[], [1]]}', 2, "without images"),
         ("[]", 1, "not a partition.json"),
         ("{", 1, "not a partition.json"),
@@ -287,7 +287,9 @@ def test_more_clients_than_images_are_refused(tmp_path):
     few = {"x_train": np.zeros((4, 28, 28), np.uint8), "y_train": np.arange(4, dtype=np.uint8)}
     np.savez(tmp_path / "few.npz", **few, x_test=few["x_train"], y_test=few["y_train"])
     dataset = fl.load_dataset(configure(data=str(tmp_path / "few.npz")).data)
-    with pytest.raises(UserError, match="num_clients=5 exceeds the 4 training images; choose 1..4"):
+    with pytest.raises(
+        UserError, match="num_clients=5 exceeds the 4 training images; choose 1 to 4"
+    ):
         fl.make_partition(dataset, configure(num_clients=5))
 
 
@@ -298,11 +300,11 @@ def test_what_a_split_file_says_of_itself_must_hold(digits, tmp_path, monkeypatc
     config = configure(dataset="digits", num_clients=5)
     said = describe_partition(fl.build_experiment(config, digits))
     for change, message in [
-        ({"dataset_sha256": "00"}, "is a split of other data"),
-        ({"label_counts": [[1] * 10] * 5}, "label_counts are not those of its indices"),
-        ({"partition": "feature"}, "whose images were changed"),
-        ({"partition": "mine"}, "of --partition mine, whose images were changed"),
-        ({"changes_images": True}, "whose images were changed"),
+        ({"dataset_sha256": "00"}, "splits other data"),
+        ({"label_counts": [[1] * 10] * 5}, "label_counts do not match its indices"),
+        ({"partition": "feature"}, "which also changes the images"),
+        ({"partition": "mine"}, "comes from --partition mine, which also changes the images"),
+        ({"changes_images": True}, "which also changes the images"),
     ]:
         path.write_text(to_json({**said, **change}))
         with pytest.raises(UserError, match=message):
@@ -317,11 +319,13 @@ def test_a_least_number_of_images_is_drawn_for_or_refused(digits):
     again = config.replace(min_images=60)
     assert fl.make_partition(digits, again).sizes.min() >= 60
     assert fl.make_partition(digits, again).digest == fl.make_partition(digits, again).digest
-    with pytest.raises(UserError, match="min_images=140 is not reached by any of 1,000 draws"):
+    with pytest.raises(UserError, match="min_images=140 was not reached in 1,000 draws"):
         fl.make_partition(digits, config.replace(min_images=140))
     skewed = fl.make_partition(digits, configure(dataset="digits", num_clients=100, alpha=0.001))
     assert 50 < skewed.num_filled_clients <= (skewed.sizes == 1).sum()
-    with pytest.raises(UserError, match="shards_per_client=20 of num_clients=100 .* choose 1..14"):
+    with pytest.raises(
+        UserError, match="shards_per_client=20 of num_clients=100 .* choose 1 to 14"
+    ):
         fl.make_partition(
             digits,
             configure(dataset="digits", partition="shards", num_clients=100, shards_per_client=20),
@@ -331,7 +335,7 @@ def test_a_least_number_of_images_is_drawn_for_or_refused(digits):
 def test_sizes_that_cannot_be_are_refused_at_once(digits):
     """More images than there are; or a split whose sizes are the same in every draw."""
     config = configure(dataset="digits", num_clients=10)
-    with pytest.raises(UserError, match="is more than the 1437 training images; choose at most 1"):
+    with pytest.raises(UserError, match="exceeds the 1437 training images; choose at most 1"):
         fl.make_partition(digits, config.replace(min_images=144))
     drawn = []
 
@@ -339,7 +343,7 @@ def test_sizes_that_cannot_be_are_refused_at_once(digits):
         drawn.append(rng)
         return np.split(rng.permutation(10), [3])
 
-    with pytest.raises(UserError, match="min_images=4 is not reached by any of 3 draws, the last"):
+    with pytest.raises(UserError, match="min_images=4 was not reached in 3 draws; the last"):
         partitions.draw_until_large(draw, draw(np.random.default_rng(0)), configure(min_images=4))
     assert len(drawn) == 3
 
@@ -354,7 +358,7 @@ def test_a_natural_split_has_all_owners_unless_fewer_are_asked_for(digits):
     assert len(fl.build_experiment(some, data).partition.sizes) == 5
     with pytest.raises(UserError, match="clients_per_round=24 exceeds num_clients=23"):
         fl.build_experiment(fl.parse("--partition natural --clients-per-round 24"), data)
-    with pytest.raises(UserError, match="needs data that say whose each image is"):
+    with pytest.raises(UserError, match="needs data that name the owner of each image"):
         fl.build_experiment(fl.parse("--dataset digits --partition natural"), digits)
 
 

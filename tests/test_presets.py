@@ -28,7 +28,7 @@ def test_a_run_says_where_its_experiment_stands():
     assert notices_of(fl.parse("--preset mcmahan-2nn-iid --seed 4 --name a")) == [there]
     changed = fl.parse("--preset mcmahan-2nn-iid --rounds 5 --algorithm scaffold")
     assert notices_of(changed) == [
-        f"{there}. Differs from the preset: rounds 5 (preset 1500), algorithm scaffold (preset "
+        f"{there}. Changed from the preset: rounds 5 (preset 1500), algorithm scaffold (preset "
         "fedavg)"
     ]
     (notice,) = notices_of(fl.Config(preset="mcmahan-2nn-iid"))

@@ -107,7 +107,7 @@ def test_a_file_edited_after_loading_is_neither_program(monkeypatch):
     after = provenance.program()["files"]
     assert [file for file in before if before[file] != after[file]] == [name]
     assert after[name] != provenance.hash_source(now[name])
-    assert f"{name} changed on the disk after loading" in provenance.edited_notices()[0]
+    assert f"{name} changed on disk after loading" in provenance.edited_notices()[0]
     monkeypatch.setattr(provenance, "read_sources", lambda: {**now, name: b"def ("})
     assert provenance.program()["files"][name] not in (before[name], after[name])
 
@@ -146,7 +146,7 @@ def test_an_edited_program_gets_its_own_numbers(copy, monkeypatch, where):
     if where == "table":
         edited = call_script(folder, *compared.split())
     changed = {"file": "variants/models.py changed", "table": "model changed"}[where]
-    assert edited.stdout.count(f"by another program ({changed}): it is made again") == 2
+    assert edited.stdout.count(f"by another version of the program ({changed}): re-running it") == 2
     fresh = call_script(folder, *TINY.split(), "--rounds", "1", "--runs", "fresh").stdout
     (accuracy,) = re.findall(r"^final test accuracy ([\d.]+)%", fresh, re.MULTILINE)
     assert accuracies(edited)["fedavg"] == accuracy != first["fedavg"]
@@ -160,7 +160,7 @@ def test_a_comment_makes_no_other_program(copy):
     script = folder / "variants" / "models.py"
     script.write_text(script.read_text() + "\n# a notice\n")
     again = call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1")
-    assert again.stdout.count("is there already") == 2 and accuracies(again) == first
+    assert again.stdout.count("already exists") == 2 and accuracies(again) == first
 
 
 def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):
@@ -173,7 +173,7 @@ def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):
     refused = call_script(folder, *further)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
     assert (
-        "(variants/choices.py changed since); restore it, start a new run, or go on"
+        "changed since that run (variants/choices.py); restore it, start a new run, or add"
         in refused.stderr
     )
     done = call_script(folder, *further, "--accept-changes")

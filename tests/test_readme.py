@@ -1,4 +1,5 @@
-"""README proves itself: its commands parse, its flags are the script's, its files exist."""
+"""README and docs prove themselves: their commands parse, their flags are the script's, their
+links lead somewhere, and the recipes of CONTRIBUTING.md are done to the letter."""
 
 import csv
 import json
@@ -15,8 +16,12 @@ import pytest
 from runs import ROOT, SECONDS, run_script
 
 README = (ROOT / "README.md").read_text()
+RECIPES = (ROOT / "CONTRIBUTING.md").read_text()
 MEASURED = (ROOT / "benchmarks" / "README.md").read_text()
-TEXTS = README + MEASURED + fl.__doc__ + (ROOT / "Dockerfile").read_text()
+DOCS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"]
+DOCS += sorted((ROOT / "docs").glob("*.md"))
+GUIDE = "\n".join(path.read_text() for path in DOCS)
+TEXTS = GUIDE + MEASURED + fl.__doc__ + (ROOT / "Dockerfile").read_text()
 
 
 def commands(start):
@@ -40,7 +45,7 @@ def test_every_command_of_the_script_parses(line, tmp_path, monkeypatch):
         with pytest.raises(SystemExit) as end:
             fl.parse(flags)
         assert not end.value.code
-    elif "--resume" not in flags:  # whose folder is not there
+    elif not {"--resume", "--evaluate"} & set(flags):  # whose folder is not there
         assert isinstance(fl.parse(flags), fl.Config)
 
 
@@ -65,17 +70,27 @@ def test_every_benchmark_exists(line):
 
 
 def test_every_named_flag_exists():
-    named = set(re.findall(r"`--([a-z][a-z-]*)", README))
+    named = set(re.findall(r"`--([a-z][a-z-]*)", GUIDE))
     flags = {field.replace("_", "-") for field in fl.Config().to_dict()}
-    assert named - flags <= {"help", "help-all", "install", "no-deps", "tyro-print-completion"}
+    assert named - flags <= {
+        "epochs",  # an example of an unknown one
+        "help",
+        "help-all",
+        "install",
+        "no-caption",
+        "no-deps",
+        "tyro-print-completion",
+    }
 
 
 def test_tables_are_those_of_the_results(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import readme
 
-    for text in (README, MEASURED):
-        assert readme.fill(text) == text  # else: python benchmarks/readme.py
+    for path in readme.PAGES:
+        assert (
+            readme.fill(path.read_text()) == path.read_text()
+        )  # else: python benchmarks/readme.py
 
 
 def test_every_published_figure_has_its_source_and_setting(monkeypatch):
@@ -190,18 +205,32 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
         assert where != machine() or again == pytest.approx(earlier[0])
 
 
-@pytest.mark.parametrize("folder", [".", "benchmarks"])
-def test_every_linked_file_exists(folder):
-    for path in re.findall(r"\]\(([^)#:]+)\)", (ROOT / folder / "README.md").read_text()):
-        assert (ROOT / folder / path).exists(), path
+def anchors(text):
+    """The names by which a page's headings are linked to."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize(
+    "page", [*DOCS, ROOT / "benchmarks" / "README.md"], ids=lambda path: path.stem
+)
+def test_every_link_leads_somewhere(page):
+    for path, _, anchor in re.findall(r"\]\(([^)#:]*)(#([^)]*))?\)", page.read_text()):
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        assert not anchor or anchor in anchors(target.read_text()), (path, anchor)
+
+
+def test_the_readme_is_read_in_one_sitting():
+    assert len(README.splitlines()) <= 150
 
 
 ERRANDS = {
-    "partitioner": "--partition parity",
+    "partition": "--partition parity",
     "algorithm": "--algorithm clipsgd",
     "aggregator": "--aggregator power-mean --mean-power 0.5",
     "model": "--model deep",
-    "plot": "",
+    "figure": "",
     "metric": "",
     "series": "",
     "flag": "--rate-by-size 0.5",
@@ -210,15 +239,15 @@ ERRANDS = {
 
 @pytest.fixture(scope="module")
 def changed_copy(tmp_path_factory):
-    """A copy of the project in which README's errands are done to the letter."""
+    """A copy of the project in which the recipes are done to the letter."""
     folder = tmp_path_factory.mktemp("copy")
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     for name in listed.stdout.split():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(ROOT / name, folder / name)
     for what in ERRANDS:
-        errand = rf"^\*\*An? {what}\*\*.*?```python\n(.*?)```"
-        block = re.search(errand, README, re.DOTALL | re.MULTILINE)[1]
+        errand = rf"^## An? {what}\b.*?```python\n(.*?)```"
+        block = re.search(errand, RECIPES, re.DOTALL | re.MULTILINE)[1]
         for piece in re.split(r"^# (?=\w+[/.])", block, flags=re.MULTILINE)[1:]:
             head, _, code = piece.partition("\n")
             file, where = head.split(", ", 1)
@@ -236,7 +265,7 @@ def quoted(where):
 
 
 def insert(path, how, name, code):
-    """Puts `code` where README says."""
+    """Puts `code` where the recipe says."""
     text = path.read_text()
     if how == "before":
         place = re.search(rf"^(@.*\n)*(def |class )?{name}\b", text, re.MULTILINE).start()

@@ -49,18 +49,22 @@ def test_a_model_that_does_not_change_says_so():
 def test_what_helps_at_chance_is_not_always_a_smaller_rate():
     """Noise hides what is learned, for a while; and a few steps teach nothing at any rate."""
     plain = make_record(0.1, 3)
-    assert "; a smaller --client-lr may help" in plain.trouble([], 0.1, False)
+    assert "; try a smaller --client-lr" in plain.trouble([], 0.1, False)
     private = replace(plain, epsilon=3.0)
     text = private.trouble([], 0.1, False)
-    assert "under this noise that may take more rounds" in text and "--client-lr" not in text
+    assert (
+        "with this much noise, learning may take more rounds" in text and "--client-lr" not in text
+    )
     few = replace(plain, train={"loss": 2.3, "steps": 1.0})
-    assert "a client did 3 local steps so far: more rounds may help" in few.trouble([], 0.1, False)
+    assert "each client has made only 3 local steps so far: more rounds may help" in few.trouble(
+        [], 0.1, False
+    )
 
 
 def test_a_target_that_was_reached_says_how_to_go_on():
     records = [make_record(accuracy, number) for number, accuracy in enumerate([0.5, 0.8, 0.9], 1)]
     assert describe_reached(records, 0.8) == (
-        "the target accuracy 80.00% was reached in round 2; a larger --target-accuracy goes on"
+        "the target accuracy 80.00% was reached in round 2; to continue, raise --target-accuracy"
     )
 
 

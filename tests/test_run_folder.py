@@ -188,7 +188,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(whole, half, t
     damaged.write_bytes(content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :])
     (half / "checkpoints" / "round-000006.npz").write_bytes(content[: len(content) // 3])
     done = call_script(tmp_path, "--resume", str(half))
-    assert done.returncode == 0 and done.stderr.count("going back to the one before it") == 2
+    assert done.returncode == 0 and done.stderr.count("using the previous checkpoint") == 2
     assert outcome(half) == outcome(whole[0])
 
 
@@ -219,9 +219,7 @@ def test_a_run_goes_on_wherever_its_data_and_split_have_moved(own, tmp_path, mon
     here, expected = own
     (there := tmp_path / "there").mkdir()
     monkeypatch.chdir(there)
-    with pytest.raises(
-        UserError, match="is a split of other data .* give the same --dataset, --data"
-    ):
+    with pytest.raises(UserError, match="splits other data .* give the same --dataset, --data"):
         fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3 --data {here}/other.npz"))
     shutil.copytree(here / "runs" / "run", there / "again")
     # from another folder, and the run moved
@@ -230,7 +228,7 @@ def test_a_run_goes_on_wherever_its_data_and_split_have_moved(own, tmp_path, mon
     (here / "data.npz").rename(there / "moved.npz")
     (here / "split.json").unlink()
     with pytest.raises(
-        UserError, match="data.npz' cannot be read .*; a run is resumed with --data NEW"
+        UserError, match="data.npz' cannot be read .*; give the data's new path with --data"
     ):
         fl.main(fl.parse(f"--resume {here}/runs/run --rounds 3"))
     resumed = fl.run(fl.parse(f"--resume {here}/runs/run --rounds 3 --data moved.npz"))
@@ -270,8 +268,12 @@ def test_another_configuration_is_refused(half, tmp_path, flags):
 
 def test_another_configuration_is_refused_in_python_too(half):
     config = fl.parse(f"--resume {half}")
-    for field, value in {"seed": 1, "client_lr": 0.3, "rounds": 3}.items():
-        with pytest.raises(UserError, match=f"^{field}={value} .* of {half}"):
+    for field, value, named in (
+        ("seed", 1, "seed=1 "),
+        ("client_lr", 0.3, "client_lr=0.3 "),
+        ("rounds", 3, "--rounds 3 "),
+    ):
+        with pytest.raises(UserError, match=f"^{named}.* of {half}"):
             fl.run(config.replace(**{field: value}))
 
 
@@ -309,7 +311,7 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
         (half / "checkpoints" / "round-000003.npz").write_bytes(before)  # taken instead
         with RunFolder.open(experiment) as folder:
             state, records = folder.load(experiment)
-        assert "going back" in capsys.readouterr().err, what
+        assert "previous checkpoint" in capsys.readouterr().err, what
         assert state.client_work.round == 3 and len(records) == 3, what
         assert not (tmp_path / "exploded").exists(), what
         for path in (half / "checkpoints").iterdir():
@@ -318,7 +320,7 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
     done = call_script(tmp_path, "--resume", str(half))
     assert (
         done.returncode == 2
-        and "of another configuration" in done.stderr
+        and "to another configuration" in done.stderr
         and done.stderr.count("\n") == 1
     )
 
@@ -327,7 +329,7 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
     ("name", "content", "said"),
     [
         ("config.json", "{", "not JSON"),
-        ("config.json", "[]", "no JSON object"),
+        ("config.json", "[]", "not contain a JSON object"),
         ("config.json", '{"rounds": 5}', "unknown or missing"),
         ("partition.json", '{"hash": "0000"}', "has changed"),
         ("rounds.jsonl", '{"round": 1}\n', "rounds.jsonl"),
@@ -349,7 +351,9 @@ def test_a_run_that_is_going_on_is_not_resumed(half, tmp_path):
     with lock(half, print):
         done = call_script(tmp_path, "--resume", str(half), "--rounds", "9")
     assert (
-        done.returncode == 2 and "in use by a run" in done.stderr and done.stderr.count("\n") == 1
+        done.returncode == 2
+        and "in use by another run" in done.stderr
+        and done.stderr.count("\n") == 1
     )
     assert (half / "config.json").read_bytes() == before
     with lock(half, print):  # free again
@@ -367,7 +371,7 @@ def test_a_shard_damaged_between_rounds_ends_the_run_with_its_name(tmp_path):
     lines = done.stderr.splitlines()
     assert done.returncode == 1 and len(lines) == 2, done.stderr
     assert (
-        "--resume runs/run goes on" in lines[0]
+        lines[0].endswith("--resume runs/run")
         and "/3.bin" in lines[1]
         and "damaged shard" in lines[1]
     )
@@ -496,14 +500,14 @@ def test_a_folder_that_may_not_be_written_names_its_flag(tmp_path):
         return str(refused.value)
 
     denied = refuse(errno.EACCES, "--cache")
-    assert denied.endswith("Permission denied; choose a folder that you may write to with --cache")
-    assert "free space or choose another folder" in refuse(errno.ENOSPC, "")
+    assert denied.endswith("Permission denied; choose a writable folder with --cache")
+    assert "free some space, or choose another folder" in refuse(errno.ENOSPC, "")
 
 
 def test_a_folder_that_was_removed_is_not_said_to_go_on(half, tmp_path):
     config = fl.parse(f"--resume {half}")
     with RunFolder.open(fl.build_experiment(config)) as folder:
-        assert folder.what_next().endswith("goes on")
+        assert folder.what_next().startswith("to continue: ")
         shutil.rmtree(half)
         assert "was removed" in folder.what_next() and "--resume" not in folder.what_next()
         half.mkdir()
@@ -516,7 +520,7 @@ def test_a_run_on_arrays_names_the_call_that_goes_on(tmp_path, monkeypatch, digi
     dataset = fl.build_dataset(*digits.train, *digits.test, name="mine")
     end = fl.run(config, dataset=dataset)
     page = html.unescape((end.folder / "report.html").read_text())
-    assert f"fl.run(config.replace(resume='{end.folder}'), dataset=dataset) goes on" in page
+    assert f"to continue: fl.run(config.replace(resume='{end.folder}'), dataset=dataset)" in page
     assert "--resume" not in page
 
 
@@ -550,7 +554,7 @@ def test_a_run_of_an_older_version_is_read(tmp_path, capsys, monkeypatch):
     new = fl.run(fl.parse(f"{flags} --rounds 3 --figures none --name new"))
     again = json.loads((new.folder / "metrics.json").read_text())
     assert again["rounds"][1]["test_accuracy"] == metrics["test_accuracy"]  # the same numbers
-    with pytest.raises(UserError, match="another program made this run"):
+    with pytest.raises(UserError, match="the program has changed since that run"):
         fl.parse("--resume runs/old --rounds 3")
     words = "--resume runs/old --rounds 3 --accept-changes --figures none"
     resumed = fl.run(fl.parse(words))

@@ -72,7 +72,7 @@ def test_the_best_model_is_the_same_after_a_resume(kept, tmp_path, lost):
     best = int(np.argmax(accuracies))
     assert [record.test_accuracy for record in again.records] == accuracies
     path = tmp_path / "run" / "best_model.keras"
-    if best >= 2:  # it is of a round that was done again, or that the state was of
+    if best >= 2:  # it is per round that was done again, or that the state was of
         assert weights_sha256(saved_weights(path)) == weights_sha256(weights[best])
 
 
@@ -158,7 +158,7 @@ def test_what_each_client_sent_is_kept(tmp_path, monkeypatch, algorithm):
         assert largest_difference(mean, weights_of(end.state)) < 1e-5
     assert largest_difference(kept[0], kept[1]) > 1e-3
     for flags in ("--aggregator dp", "--workers localhost,localhost"):
-        with pytest.raises(UserError, match="save_clients=True does not go with"):
+        with pytest.raises(UserError, match="save_clients=True cannot be combined with"):
             fl.parse(f"--save-clients {flags}")
 
 

@@ -204,30 +204,30 @@ def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, monkeypatc
 BAD_FLAGS = {
     "--rounds 0": "rounds=0",
     "--rounds 1.5": "1.5",
-    "--rounds many": "rounds='many' is not possible; choose a whole number in 1..100000",
-    "--rounds \u00b2": "rounds='\u00b2' is not possible",
-    "--rounds": "--rounds lacks its value; give a number in 1..100000",
-    "--rounds --seed 1": "--rounds lacks its value",
-    "--model": "--model lacks its value; choose logreg, mlp, 2nn, cnn, lean-cnn, small-cnn, lenet",
-    "--seed -1": "seed=-1 is not possible; choose a whole number in 0..2147483647",
-    "--tensorboard yes": "'yes' follows no flag that takes it",
-    "--tensorboard=yes": "--tensorboard takes no value; give it alone, or --no-tensorboard",
-    "--no-rounds 1": "--no-rounds is no flag; choose --rounds",
-    "fedavg": "'fedavg' follows no flag that takes it",
-    "-x": "-x is no flag; see --help",
+    "--rounds many": "rounds='many' is not an integer; it must be an integer from 1 to 100,000",
+    "--rounds \u00b2": "rounds='\u00b2' is not an integer",
+    "--rounds": "--rounds needs a value; give a number from 1 to 100,000",
+    "--rounds --seed 1": "--rounds needs a value",
+    "--model": "--model needs a value; choose logreg, mlp, 2nn, cnn, lean-cnn, small-cnn, lenet",
+    "--seed -1": "seed=-1 is out of range; it must be an integer from 0 to 2,147,483,647",
+    "--tensorboard yes": "unexpected argument 'yes'",
+    "--tensorboard=yes": "--tensorboard takes no value; write --tensorboard or --no-tensorboard",
+    "--no-rounds 1": "unknown flag --no-rounds; did you mean --rounds",
+    "fedavg": "unexpected argument 'fedavg'",
+    "-x": "unknown flag -x; see --help",
     "--alpha nan": "alpha=nan",
     "--alpha -1": "alpha=-1",
     "--partition sorted": "sorted",
-    "--model resnet": "model='resnet' is not possible; choose logreg, mlp, 2nn, cnn, lean-cnn, ",
-    "--no-such-flag 1": "--no-such-flag is no flag; see --help",
-    "--algoritm fedavg": "--algoritm is no flag; choose --algorithm\n",
-    "--lr 0.1": "--lr is no flag here; it is --client-lr\n",
-    "-lr 0.1": "-lr is no flag here; it is --client-lr\n",
-    "--frac 0.1": "--frac is no flag here; it is --clients-per-round, a number and not a share\n",
-    "--num-users 3": "--num-users is no flag here; it is --num-clients\n",
-    "--E 3": "--E is no flag here; it is --local-epochs\n",
-    "--num-clients 0": "num_clients=0 stands for all owners of partition='natural'; choose 1..",
-    "--dataset digits --min-images 144": "min_images=144 for each of 10 clients is more than the",
+    "--model resnet": "model='resnet' is not a valid value; this network is not built in; ",
+    "--no-such-flag 1": "unknown flag --no-such-flag; see --help",
+    "--algoritm fedavg": "unknown flag --algoritm; did you mean --algorithm?\n",
+    "--lr 0.1": "unknown flag --lr; use --client-lr\n",
+    "-lr 0.1": "unknown flag -lr; use --client-lr\n",
+    "--frac 0.1": "unknown flag --frac; use --clients-per-round (a number, not a share)\n",
+    "--num-users 3": "unknown flag --num-users; use --num-clients\n",
+    "--E 3": "unknown flag --E; use --local-epochs\n",
+    "--num-clients 0": "num_clients=0 means all owners of partition='natural'; choose 1 to ",
+    "--dataset digits --min-images 144": "min_images=144 for each of 10 clients exceeds the",
     "--num-clients 5 --clients-per-round 6": "clients_per_round=6 exceeds num_clients=5",
     "--dataset digits --num-clients 2000": "num_clients=2000 exceeds the 1437 training images",
     "--dataset digits --data x.npz": "drop one",
@@ -281,7 +281,7 @@ def test_help_is_one_screen_and_leads_to_each_theme(tmp_path, capsys):
         with pytest.raises(SystemExit):
             fl.parse(words)
         assert "--size-spread 0..10" in capsys.readouterr().out, words
-    with pytest.raises(UserError, match="'sweeps' is no theme and no flag; choose data, partition"):
+    with pytest.raises(UserError, match="'sweeps': no such theme or flag; choose data, partition"):
         fl.parse("--help sweeps")
 
 
@@ -388,7 +388,7 @@ def test_help_answers_at_once_with_a_line_a_choice(tmp_path):
         for name in table:
             assert any(line.startswith(f"- {name}: ") for line in lines[start:end]), name
     # a paragraph: no line ends long before the margin
-    start = next(n for n, line in enumerate(lines) if line.startswith("--data STR"))
+    start = next(n for n, line in enumerate(lines) if line.startswith("--data PATH"))
     text = list(itertools.takewhile(lambda line: not line.startswith("--"), lines[start + 1 :]))
     assert min(map(len, text[:-1])) > 75
     for group in (
@@ -419,7 +419,7 @@ def test_flags_are_read_in_two_threads_at_once():
 
     def read(seed):
         if seed % 2:
-            with pytest.raises(UserError, match="--sed is no flag; choose --seed"):
+            with pytest.raises(UserError, match="unknown flag --sed; did you mean --seed"):
                 fl.parse(f"--sed {seed}")
             return seed
         return fl.parse(f"--seed {seed} --model mlp").seed
@@ -440,8 +440,8 @@ def test_without_docstrings_flags_and_help_are_the_same():
     """python -OO leaves none."""
     bare = [sys.executable, "-OO", str(SCRIPT)]
     done = subprocess.run([*bare, "--help-all"], capture_output=True, text=True, timeout=SECONDS)
-    assert done.returncode == 0 and "Passes that a client makes over its shard" in done.stdout
+    assert done.returncode == 0 and "Local passes over the client's shard" in done.stdout
     done = subprocess.run([*bare, "--sed", "3"], capture_output=True, text=True, timeout=SECONDS)
     assert done.returncode == 2 and done.stderr.endswith(
-        "--sed is no flag; choose --seed, or --seeds\n"
+        "unknown flag --sed; did you mean --seed or --seeds?\n"
     )

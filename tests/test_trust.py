@@ -162,7 +162,7 @@ def test_somebody_elses_folder_runs_no_file(here, monkeypatch, flags):
     monkeypatch.setenv("XDG_STATE_HOME", str(here / "state"))
     mark.unlink()
     named = str(end.folder / ("config.json" if flags == "--config" else ""))
-    with pytest.raises(UserError, match="has not been run here before; read it"):
+    with pytest.raises(UserError, match="which you have not run before; read it"):
         fl.main(fl.parse(f"{flags} {named} --figures none"))
     assert not mark.exists()
     if flags == "--evaluate":
@@ -170,7 +170,7 @@ def test_somebody_elses_folder_runs_no_file(here, monkeypatch, flags):
         assert mark.exists()
         fl.main(fl.parse(f"{flags} {named} --figures none"))  # now it is known
     (end.folder / "x.py").write_text("# another\n")
-    with pytest.raises(UserError, match="has not been run here before"):
+    with pytest.raises(UserError, match="which you have not run before"):
         trust.check_model(config["model"], "theirs")
 
 

@@ -142,7 +142,7 @@ def test_a_worker_lost_in_a_round_is_replaced_and_the_end_is_the_same(
     with after_first_round(tmp_path, lose_worker):
         done = call_script(tmp_path, *SHORT, "--patience", "2")
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1 and "again on a fresh one" in done.stderr
+    assert done.stderr.count("\n") == 1 and "retrying the round on a new one" in done.stderr
     assert said in done.stderr
     assert rows_of(tmp_path) == undisturbed and len(undisturbed) == 3
 
@@ -176,9 +176,9 @@ def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_pat
         os.kill(workers[-1].pid, signal.SIGKILL)
     _, errors = process.communicate(timeout=SECONDS)
     lines = errors.splitlines()
-    assert process.returncode == 1 and len(lines) == 4 and "3 times in this round" in lines[-1], (
-        errors
-    )
+    assert (
+        process.returncode == 1 and len(lines) == 4 and "3 failures in this round" in lines[-1]
+    ), errors
 
 
 def test_nobody_else_reaches_the_worker(tmp_path, monkeypatch):
@@ -217,7 +217,8 @@ def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
     )
     assert done.returncode == 0 and "final test accuracy" in done.stdout
     assert (
-        done.stderr.count("\n") == 1 and "others on this machine's network can reach" in done.stderr
+        done.stderr.count("\n") == 1
+        and "other users of this machine's network can reach" in done.stderr
     )
 
 
@@ -240,7 +241,7 @@ def test_where_no_unix_socket_can_be_made_it_is_one_line(monkeypatch):
 
     none = SimpleNamespace(socket=refuse, AF_UNIX=socket.AF_UNIX)
     monkeypatch.setattr(worker_module, "socket", none)
-    with pytest.raises(Unreachable, match="no Unix socket can be made here"), LocalWorker(1):
+    with pytest.raises(Unreachable, match="Unix sockets cannot be created here"), LocalWorker(1):
         pass
 
 

@@ -1,4 +1,4 @@
-"""Everything that needs a flag other than the default, one module a subject. The papers:
+"""Variants of FedAvg, one module per subject; each needs a non-default flag. The papers:
 
 - Acar et al. 2021, Federated Learning Based on Dynamic Regularization (ICLR)
 - Andrew et al. 2021, Differentially Private Learning with Adaptive Clipping (NeurIPS)
@@ -35,25 +35,31 @@ class Change(NamedTuple):
 
 # Of the configuration, once the data are there: function(config, dataset) -> config.
 SETTLED = (
-    Change(("num_clients",), "partitions:count_owners", "the number of clients is of all use"),
-    Change(("target_epsilon",), "privacy:meet_target", "epsilon follows from that number"),
+    Change(
+        ("num_clients",), "partitions:count_owners", "everything depends on the number of clients"
+    ),
+    Change(("target_epsilon",), "privacy:meet_target", "epsilon depends on that number"),
 )
 
 # Of FedAvg's parts: function(parts, experiment) -> parts.
 CHANGES = (
-    Change(("client_optimizer",), "optimizers:change_optimizer", "those below wrap it"),
-    Change(("sampling", "unseen_clients"), "sampling:change_sampling", "dp draws in its place"),
+    Change(("client_optimizer",), "optimizers:change_optimizer", "the changes below wrap it"),
+    Change(("sampling", "unseen_clients"), "sampling:change_sampling", "dp replaces it"),
     Change(("aggregator",), "aggregators:change_aggregator", "FedNova wraps it"),
-    Change(("algorithm",), "algorithms:change_algorithm", "its corrections are the last"),
-    Change(("weight_decay",), "optimizers:decay_weights", "it is part of what they correct"),
-    Change(("server_schedule",), "optimizers:schedule_server", "it wraps the algorithm's"),
-    Change(("stragglers",), "adversity:straggle", "what a client sends follows from its steps"),
-    Change(("local_steps",), "optimizers:make_local_steps", "stragglers do a share of them"),
+    Change(("algorithm",), "algorithms:change_algorithm", "its corrections apply last"),
+    Change(("weight_decay",), "optimizers:decay_weights", "corrections include it"),
+    Change(
+        ("server_schedule",), "optimizers:schedule_server", "it wraps the algorithm's optimizer"
+    ),
+    Change(("stragglers",), "adversity:straggle", "what a client sends depends on its steps"),
+    Change(("local_steps",), "optimizers:make_local_steps", "stragglers make a fraction of them"),
     Change(("byzantine",), "adversity:attack", "it changes what the algorithm would send"),
-    Change(("client_weighting",), "aggregators:weigh_alike", "whatever the client says"),
-    Change(("client_schedule",), "optimizers:schedule_clients", "all above read the rate"),
+    Change(("client_weighting",), "aggregators:weigh_alike", "it overrides the client's weight"),
+    Change(("client_schedule",), "optimizers:schedule_clients", "all of the above read the rate"),
     Change(("byzantine",), "evaluations:evaluate_backdoor", "anywhere"),
     Change(("unseen_clients",), "evaluations:evaluate_unseen", "anywhere"),
     Change(("dropout",), "sampling:drop_out", "of those drawn"),
-    Change(("drop_stragglers",), "sampling:drop_stragglers", "of those that did not drop out"),
+    Change(
+        ("drop_stragglers",), "sampling:drop_stragglers", "applies to those that did not drop out"
+    ),
 )

@@ -170,7 +170,8 @@ class Attackers:
         target = self.adversity.backdoor_target
         if target >= num_classes:
             raise UserError(
-                f"backdoor_target={target} is no label of these data; choose 0..{num_classes - 1}"
+                f"backdoor_target={target} is not a label of these data; choose 0 to "
+                f"{num_classes - 1}"
             )
         self.attackers = choose_attackers(self.adversity, drawn_clients(config), config.seed)
 

@@ -92,7 +92,7 @@ def secure(parts: Any, experiment: Any) -> Any:
     is_uniform = experiment.config.aggregation.client_weighting == "uniform"
     factory = secure_mean(int(experiment.partition.sizes.max()), is_uniform)
     return see_each_client(parts, factory)._replace(
-        note="the arithmetic of secure sums, no cryptography, bytes without keys, shares and masks"
+        note="arithmetic of secure sums only: no cryptography, bytes without keys, shares and masks"
     )
 
 

@@ -97,9 +97,9 @@ def fednova(parts: Any, experiment: Any) -> Any:
     """
     if experiment.config.is_private:
         raise UserError(
-            f"algorithm={experiment.config.optimization.algorithm!r}: its clients send more than "
-            "the update to which aggregator='dp' adds noise (their numbers of steps), and epsilon "
-            "would be false; choose another of the two"
+            f"algorithm={experiment.config.optimization.algorithm!r}: its clients also send their "
+            "number of steps, to which aggregator='dp' adds no noise, so epsilon would be false; "
+            "change one of the two flags"
         )
     optimization = experiment.config.optimization
     inner_collect = parts.collect

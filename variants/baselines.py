@@ -175,8 +175,8 @@ def check_labels(num_classes: int) -> None:
     """Raise UserError for more labels than baselines can have: each keeps a confusion matrix."""
     if num_classes > MOST_IN_MATRIX:
         raise UserError(
-            f"baselines=True with {num_classes:,} labels needs too large tables; leave it out, or "
-            f"choose data of at most {MOST_IN_MATRIX:,} labels"
+            f"baselines=True with {num_classes:,} labels needs tables that are too large; omit "
+            f"it, or use data of at most {MOST_IN_MATRIX:,} labels"
         )
 
 
@@ -327,7 +327,7 @@ def run_baselines(experiment: Any, result: Any, folder: Any) -> None:
     path = folder.path / STORE
     if not counts[:, np.unique(experiment.dataset.test.labels)].any():
         raise UserError(
-            "baselines=True: no test image has a label that a client holds; drop it, or split "
+            "baselines=True: no test image has a label that any client holds; omit it, or split "
             "other images"
         )
     try:
@@ -354,7 +354,7 @@ def run_baselines(experiment: Any, result: Any, folder: Any) -> None:
         print_line(describe(accuracy, measured(gains), trained, passes[-1], own_passes))
         print_written(write_baselines(experiment, result, folder, trained, gains, confusions))
     except (KeyboardInterrupt, Exception):
-        warn(f"the baselines are not done; {folder.what_next()}")
+        warn(f"the baselines are not finished; {folder.what_next()}")
         raise
 
 
@@ -382,7 +382,7 @@ def write_baselines(
     num_left_out = len(gains) - len(measured(gains))
     if num_left_out:
         warn(
-            "left out of who gains, with labels that no test image has: "
+            "not shown in who gains, as no test image has their labels: "
             f"{pluralize(num_left_out, 'client')}; nan in clients.csv"
         )
     worst = min(measured(gains), key=attrgetter("global_accuracy")).client
@@ -425,7 +425,7 @@ def describe(
     titles = {
         "global_accuracy": "global model",
         "own_accuracy": "own model",
-        "tuned_accuracy": "global + 1 epoch",
+        "tuned_accuracy": "fine-tuned (1 epoch)",
     }
     for field, title in titles.items():
         values = np.sort([getattr(gain, field) for gain in gains])

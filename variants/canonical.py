@@ -32,8 +32,8 @@ class Scale(NamedTuple):
 
 SCALES = {
     "0..255": Scale(0, 1, ""),
-    "0..1": Scale(0, 255, "images in 0..1 are taken × 255"),
-    "-1..1": Scale(1, 127.5, "images in -1..1 are taken as 0..255"),
+    "0..1": Scale(0, 255, "pixel values in 0..1 were multiplied by 255"),
+    "-1..1": Scale(1, 127.5, "pixel values in -1..1 were mapped to 0..255"),
 }
 
 
@@ -49,7 +49,7 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
     }
     for part in PARTS:
         if labels[part].shape != images[part].shape[:1]:
-            wanted = f"{images[part].shape[:1]}, a label an image"
+            wanted = f"{images[part].shape[:1]}, one label per image"
             raise UserError(
                 f"{source}: y_{part} has shape {raw[f'y_{part}'].shape}; it must be {wanted}"
             )
@@ -57,7 +57,7 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
     if shapes["train"] != shapes["test"]:
         raise UserError(
             f"{source}: x_train has images of {shapes['train']}, but x_test of {shapes['test']}; "
-            "give both in one shape"
+            "both must have one shape"
         )
     grey_levels, notices = to_grey_levels(images, source)
     places, classes, label_notices = to_places(labels, source)
@@ -65,15 +65,15 @@ def to_canonical_arrays(raw: Arrays, source: str) -> tuple[Arrays, list[str]]:
     leaked = count_shared(grey_levels["train"], grey_levels["test"])
     if leaked:
         notices.append(
-            f"{source}: {leaked:,} of the {len(grey_levels['test']):,} test images are training "
-            "images too; the test accuracy says too much of new ones"
+            f"{source}: {leaked:,} of the {len(grey_levels['test']):,} test images are also "
+            "training images; the test accuracy overestimates the accuracy on new images"
         )
     arrays = {f"x_{part}": np.ascontiguousarray(array) for part, array in grey_levels.items()}
     arrays |= {f"y_{part}": array for part, array in places.items()}
     arrays["classes"] = classes
     if OWNERS in raw:
         if raw[OWNERS].shape != places["train"].shape or raw[OWNERS].dtype.kind not in "uiUS":
-            wanted = f"{places['train'].shape}, whose each training image is"
+            wanted = f"{places['train'].shape}, the owner of each training image"
             raise UserError(
                 f"{source}: {OWNERS} is {raw[OWNERS].dtype}{raw[OWNERS].shape}; it must be {wanted}"
             )
@@ -101,8 +101,9 @@ def to_images(array: np.ndarray, labels_shape: tuple[int, ...], source: str) -> 
         images = np.moveaxis(images, 1, 3)
     if images.ndim != 4 or images.shape[3] not in CHANNELS or images.size == 0:
         raise UserError(
-            f"{source} has shape {array.shape}; it must be (n, height, width), n > 0, with colours "
-            "(n, height, width, 3) or (n, 3, height, width), or flat grey squares (n, 784)"
+            f"{source} has shape {array.shape}; it must be (n, height, width), n > 0; for colour "
+            "images (n, height, width, 3) or (n, 3, height, width); for flat square grey images "
+            "(n, 784)"
         )
     low = float(images.min())
     high = float(images.max())
@@ -121,7 +122,7 @@ def to_grey_levels(images: Arrays, source: str) -> tuple[Arrays, list[str]]:
         names = dict.fromkeys(PARTS, "-1..1")
     if names["train"] != names["test"]:
         ranges = [f"x_{part} in {array.min():g}..{array.max():g}" for part, array in images.items()]
-        raise UserError(f"{source}: {' but '.join(ranges)}; give both in one scale")
+        raise UserError(f"{source}: {' but '.join(ranges)}; both must have one scale")
     scale = SCALES[names["train"]]
     notices = [f"{source}: {scale.notice}"] if scale.notice else []
     rounded = {}
@@ -134,10 +135,10 @@ def to_grey_levels(images: Arrays, source: str) -> tuple[Arrays, list[str]]:
         if np.abs(exact - rounded[part]).max() > 0.01:
             if exact.max() < DARKEST:
                 raise UserError(
-                    f"{source}: x_{part} is {array.dtype} in 0..{exact.max():g}, which rounding to "
-                    "grey levels would spoil; scale it to 0..1 or 0..255"
+                    f"{source}: x_{part} is {array.dtype} in 0..{exact.max():g}, and rounding it "
+                    "to grey levels would lose information; scale it to 0..1 or 0..255"
                 )
-            notices.append(f"{source}: x_{part} is rounded to 256 grey levels")
+            notices.append(f"{source}: x_{part} was rounded to 256 grey levels")
     return rounded, notices
 
 
@@ -154,22 +155,22 @@ def to_places(labels: Arrays, source: str) -> tuple[Arrays, np.ndarray, list[str
     strange = np.setdiff1d(labels["test"], classes)
     if len(strange):
         raise UserError(
-            f"{source}: no image in y_train has label {strange[0]}, as y_test has; give data of "
-            "one kind"
+            f"{source}: label {strange[0]} occurs in y_test but not in y_train; use a matching "
+            "training and test set"
         )
     if len(classes) < 2:
         raise UserError(
-            f"{source}: all images have the label {classes[0]}; give data of two labels at least"
+            f"{source}: all images have the label {classes[0]}; at least two labels are needed"
         )
     if len(classes) > MAX_CLASSES:
         raise UserError(
-            f"{source}: {len(classes)} labels are too many; choose data of at most {MAX_CLASSES}"
+            f"{source}: {len(classes)} labels are too many; use data of at most {MAX_CLASSES}"
         )
     notices = []
     if classes[0] != 0 or classes[-1] != len(classes) - 1:
         span = f"{classes[0]}..{classes[-1]}"
         notices.append(
-            f"{source}: the {len(classes)} labels in {span} are trained on as 0..{len(classes) - 1}"
+            f"{source}: the {len(classes)} labels in {span} are mapped to 0..{len(classes) - 1}"
         )
     smallest = np.min_scalar_type(len(classes) - 1)
     places = {
@@ -189,7 +190,7 @@ def to_labels(array: np.ndarray, source: str) -> np.ndarray:
     if array.dtype.kind not in "uifb" or (
         array.dtype.kind == "f" and not (np.round(array) == array).all()
     ):
-        raise UserError(f"{source} is {array.dtype}; labels must be whole numbers")
+        raise UserError(f"{source} is {array.dtype}; labels must be integers")
     if array.ndim == 2 and array.shape[1] == 1:
         array = array[:, 0]
     if (
@@ -201,7 +202,7 @@ def to_labels(array: np.ndarray, source: str) -> np.ndarray:
         array = array.argmax(axis=1)
     if array.ndim == 1 and len(array) and np.abs(array.astype(np.float64)).max() > 2**31:
         raise UserError(
-            f"{source} spans {array.min()}..{array.max()}; labels must be small whole numbers"
+            f"{source} spans {array.min()}..{array.max()}; labels must be small integers"
         )
     return array.astype(np.int64)
 
@@ -211,13 +212,13 @@ def brightness_notices(images: np.ndarray) -> list[str]:
     highest = int(images.max())
     if highest < HALF:
         return [
-            f"the images' highest value is {highest}, where 255 is white; multiply them by "
-            f"{255 / max(highest, 1):.4g} if theirs is {highest}, or local training is slow"
+            f"the highest pixel value is {highest}, but 255 is white; if white is {highest} in "
+            f"these data, multiply them by {255 / max(highest, 1):.4g}, or training will be slow"
         ]
     mean = images.mean()
     if mean > 127 and images.shape[3] == 1:
         return [
-            f"the images are bright (mean {mean:.0f} of 255), as dark strokes on white are; if the "
-            "run stays at chance invert them or try --client-lr 0.01"
+            f"the images are bright (mean {mean:.0f} of 255), like dark strokes on white; if "
+            "accuracy stays at chance, invert them or try --client-lr 0.01"
         ]
     return []

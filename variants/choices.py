@@ -70,7 +70,7 @@ class OptimizerChoice(NamedTuple):
 class AggregatorChoice(NamedTuple):
     """An aggregator: function(parts, experiment) -> parts.
 
-    `kind` is "weighted" if it is a mean weighted by examples, "robust" if all clients count the
+    `kind` is "weighted" if it is a mean weighted by examples, "unweighted" if all clients count the
     same, so that attackers have no more power, and "private" if each round costs epsilon.
     """
 
@@ -118,82 +118,82 @@ DATASETS = {
 }
 
 PARTITIONS = {
-    "iid": PartitionChoice("shuffled, then dealt out evenly", "IID", "partitions:split_iid"),
+    "iid": PartitionChoice("shuffled, then divided evenly", "IID", "partitions:split_iid"),
     "shards": PartitionChoice(
-        "sorted by label and cut, shards_per_client pieces a client [McMahan et al. 2017]",
+        "sorted by label and cut into shards_per_client pieces per client [McMahan et al. 2017]",
         "{shards_per_client} shards a client",
         "partitions:split_shards",
         ("shards_per_client",),
     ),
     "dirichlet": PartitionChoice(
-        "each label in shares drawn from Dirichlet(alpha) [Yurochkin et al. 2019]",
+        "each label divided in proportions drawn from Dirichlet(alpha) [Yurochkin et al. 2019]",
         "Dirichlet({alpha:g})",
         fields=("alpha",),
     ),
     "capped-dirichlet": PartitionChoice(
-        "the same, but a client with N / K images gets no more, as in NIID-Bench's program "
-        "[Li et al. 2022, there with --min-images 10]",
+        "like dirichlet, but a client that has N / K images gets no more, as in NIID-Bench's "
+        "code [Li et al. 2022, there with --min-images 10]",
         "Dirichlet({alpha:g}), sizes capped",
         "partitions:split_by_capped_dirichlet",
         ("alpha",),
     ),
     "client-dirichlet": PartitionChoice(
-        "each client draws its label mix, and all have one size [Hsu et al. 2019; FedDyn's "
-        '"balanced"]',
+        "each client draws its own label mix, and all clients have the same size [Hsu et al. "
+        '2019; "balanced" in FedDyn]',
         "Dirichlet({alpha:g}) by client, equal sizes",
         "partitions:split_by_client_dirichlet",
         ("alpha",),
     ),
     "labels-per-client": PartitionChoice(
-        "exactly labels_per_client labels each, every label with as many holders",
+        "exactly labels_per_client labels per client, every label held by the same number of "
+        "clients",
         "{labels_per_client} labels a client",
         "partitions:split_by_label",
         ("labels_per_client",),
     ),
     "random-labels": PartitionChoice(
-        'client i holds label i mod C and others at random, NIID-Bench\'s "#C = k" '
-        "[Li et al. 2022]",
+        'client i holds label i mod C and random others, "#C = k" in NIID-Bench [Li et al. 2022]',
         "{labels_per_client} labels a client, at random",
         "partitions:split_by_random_labels",
         ("labels_per_client",),
     ),
     "lognormal-labels": PartitionChoice(
-        "client i holds the labels i mod C to i + k - 1 mod C, in sizes drawn from a lognormal "
-        "distribution [Li et al. 2020: FedProx's MNIST, with --num-clients 1000]",
+        "client i holds the labels i mod C to i + k - 1 mod C, with lognormal sizes [Li et al. "
+        "2020: FedProx's MNIST, with --num-clients 1000]",
         "{labels_per_client} labels a client, sizes lognormal({size_spread:g})",
         "partitions:split_by_lognormal_labels",
         ("labels_per_client", "size_spread"),
     ),
     "quantity": PartitionChoice(
-        "sizes by a power law, labels IID",
+        "sizes follow a power law, labels IID",
         "sizes by power law ({size_exponent:g})",
         "partitions:split_by_size",
         ("size_exponent",),
     ),
     "dirichlet-quantity": PartitionChoice(
-        "sizes drawn from Dirichlet(alpha), labels IID [Li et al. 2022, whose program draws again "
-        "until every client has 10 images: --min-images 10]",
+        "sizes drawn from Dirichlet(alpha), labels IID [Li et al. 2022, whose code redraws until "
+        "every client has 10 images: --min-images 10]",
         "sizes by Dirichlet({alpha:g})",
         "partitions:split_by_dirichlet_size",
         ("alpha",),
     ),
     "feature": PartitionChoice(
-        "IID, but each client's images are rotated and made noisy in its own way [Li et al. 2022 "
-        "with --rotation 0 and noise]",
+        "IID, but each client's images are rotated and made noisy in their own way [Li et al. "
+        "2022 with --rotation 0 and noise]",
         "IID, rotated by ±{rotation:g}°, noise to {noise:g}",
         "partitions:split_iid",
         ("rotation", "noise"),
         change_images="partitions:rotate_and_add_noise",
     ),
     "natural": PartitionChoice(
-        "by the data's own array client_train, an owner a client",
+        "one client per owner, given by the array client_train of the data",
         "natural, by owner",
         "partitions:split_by_owner",
         ("owner_choice",),
         needs_dataset=True,
     ),
     "file": PartitionChoice(
-        "as partition_file says",
+        "read from partition_file",
         "split of a file",
         "partitions:read_split",
         ("partition_file",),
@@ -203,8 +203,8 @@ PARTITIONS = {
 
 OWN_MODEL = r".+\.py:\w+"  # in place of a name: a file, and a function in it
 MODELS = {
-    "logreg": ModelChoice("softmax regression: no hidden layer", "models:build_logreg"),
-    "mlp": ModelChoice("a hidden layer of 128 units", "models:build_mlp"),
+    "logreg": ModelChoice("softmax regression, no hidden layer", "models:build_logreg"),
+    "mlp": ModelChoice("one hidden layer of 128 units", "models:build_mlp"),
     "2nn": ModelChoice("two hidden layers of 200 units [McMahan et al. 2017]", "models:build_2nn"),
     "cnn": ModelChoice(
         "5x5 convolutions of 32 and 64 filters, 512 units [McMahan et al. 2017]", "models:build_cnn"
@@ -225,17 +225,17 @@ MODELS = {
 ALGORITHMS = {
     "fedavg": AlgorithmChoice("the weighted mean of the clients' weights [McMahan et al. 2017]"),
     "fedsgd": AlgorithmChoice(
-        "FedAvg with one step on the client's whole shard [McMahan et al. 2017]",
+        "FedAvg with a single step on the client's whole shard [McMahan et al. 2017]",
         "algorithms:fedsgd",
         required={"local_epochs": 1, "batch_size": 0},
     ),
     "fedprox": AlgorithmChoice(
-        "a pull back to the round's first weights [Li et al. 2020]",
+        "a proximal term keeps local weights close to the global model [Li et al. 2020]",
         "algorithms:fedprox",
         ("prox_mu",),
     ),
     "fedavgm": AlgorithmChoice(
-        "momentum on the server [Hsu et al. 2019]",
+        "server momentum [Hsu et al. 2019]",
         "algorithms:fedavgm",
         ("server_momentum",),
         server_lr=0.3,
@@ -259,21 +259,21 @@ ALGORITHMS = {
         server_lr=0.1,
     ),
     "fednova": AlgorithmChoice(
-        "updates divided by their numbers of steps [Wang et al. 2020]",
+        "updates normalized by the number of local steps [Wang et al. 2020]",
         "algorithms:fednova",
         client_optimizers=("sgd", "momentum"),
     ),
     # MimeLite holds its momentum still through a round: that suits few local steps, not the 1,100
     # of the default, which need a rate as small as this.
     "mimelite": AlgorithmChoice(
-        "the server's momentum in the clients' steps [Karimireddy et al. 2021]",
+        "the server's momentum applied in the clients' steps [Karimireddy et al. 2021]",
         "stateful:mimelite",
         ("server_momentum",),
         client_lr=0.0005,
         client_optimizers=("sgd",),
     ),
     "scaffold": AlgorithmChoice(
-        "control variates against client drift [Karimireddy et al. 2020]",
+        "control variates that correct client drift [Karimireddy et al. 2020]",
         "stateful:scaffold",
         client_lr=0.1,
         client_optimizers=("sgd",),
@@ -291,59 +291,59 @@ CLIENT_OPTIMIZERS = {
     "momentum": OptimizerChoice(
         "SGD with client_momentum", "optimizers:momentum", ("client_momentum",), 0.02
     ),
-    "adagrad": OptimizerChoice("rate 0.02 by default", "optimizers:adagrad", client_lr=0.02),
-    "rmsprop": OptimizerChoice("rate 0.001 by default", "optimizers:rmsprop", client_lr=0.001),
-    "adam": OptimizerChoice("rate 0.001 by default", "optimizers:adam", client_lr=0.001),
-    "yogi": OptimizerChoice("rate 0.002 by default", "optimizers:yogi", client_lr=0.002),
+    "adagrad": OptimizerChoice("default rate 0.02", "optimizers:adagrad", client_lr=0.02),
+    "rmsprop": OptimizerChoice("default rate 0.001", "optimizers:rmsprop", client_lr=0.001),
+    "adam": OptimizerChoice("default rate 0.001", "optimizers:adam", client_lr=0.001),
+    "yogi": OptimizerChoice("default rate 0.002", "optimizers:yogi", client_lr=0.002),
 }
 
 AGGREGATORS = {
     "mean": AggregatorChoice("weighted by the clients' numbers of examples"),
     "clipping": AggregatorChoice(
-        "the same, large updates cut to an adaptive norm [Andrew et al. 2021]",
+        "mean of updates clipped to an adaptive norm [Andrew et al. 2021]",
         "aggregators:clipping",
     ),
     "zeroing": AggregatorChoice(
-        "the same, very large updates dropped, adaptively [Andrew et al. 2021]",
+        "mean without very large updates; adaptive threshold [Andrew et al. 2021]",
         "aggregators:zeroing",
     ),
     "median": AggregatorChoice(
-        "of each coordinate, unweighted, against attackers [Yin et al. 2018]",
+        "coordinate-wise, unweighted, robust to attackers [Yin et al. 2018]",
         "aggregators:coordinate_median",
-        kind="robust",
+        kind="unweighted",
         withstands=lambda chosen, cohort: (cohort - 1) // 2,
     ),
     "trimmed-mean": AggregatorChoice(
-        "of each coordinate without both ends, unweighted [Yin et al. 2018]",
+        "coordinate-wise without both tails, unweighted [Yin et al. 2018]",
         "aggregators:coordinate_trimmed_mean",
         ("trim",),
-        kind="robust",
+        kind="unweighted",
         withstands=lambda chosen, cohort: math.floor(chosen["trim"] * cohort + 1e-9),
     ),
     "krum": AggregatorChoice(
-        "the update nearest to its neighbours [Blanchard et al. 2017]",
+        "the update closest to its neighbours [Blanchard et al. 2017]",
         "aggregators:nearest_update",
         ("tolerated",),
-        kind="robust",
+        kind="unweighted",
         withstands=lambda chosen, cohort: chosen["tolerated"],
     ),
     "multi-krum": AggregatorChoice(
-        "the mean of several such [Blanchard et al. 2017]",
+        "the mean of all updates except the outliers by Krum's score [Blanchard et al. 2017]",
         "aggregators:mean_of_nearest",
         ("tolerated",),
-        kind="robust",
+        kind="unweighted",
         withstands=lambda chosen, cohort: chosen["tolerated"],
     ),
     "compressed": AggregatorChoice(
-        "the weighted mean of updates in 8 bits [Suresh et al. 2017]", "aggregators:compressed"
+        "weighted mean of updates quantized to 8 bits [Suresh et al. 2017]",
+        "aggregators:compressed",
     ),
     "secure": AggregatorChoice(
-        "the sums of secure aggregation, their arithmetic without the cryptography [Bonawitz et "
-        "al. 2017]",
+        "arithmetic of secure aggregation, without the cryptography [Bonawitz et al. 2017]",
         "aggregators:secure",
     ),
     "dp": AggregatorChoice(
-        "the unweighted mean of clipped updates, with noise [McMahan et al. 2018]",
+        "unweighted mean of clipped updates plus Gaussian noise [McMahan et al. 2018]",
         "privacy:private_mean",
         ("noise_multiplier", "delta", "epsilon_budget", "target_epsilon", "public_cohorts"),
         kind="private",
@@ -352,23 +352,24 @@ AGGREGATORS = {
 
 ATTACKS = {
     "label-flip": AttackChoice(
-        "train on label C - 1 - l in place of l", shard="adversity:flip_labels"
+        "train on label C - 1 - l instead of l", shard="adversity:flip_labels"
     ),
     "sign-flip": AttackChoice(
-        "send the update with the opposite sign", update="adversity:flip_sign"
+        "send the update with its sign flipped", update="adversity:flip_sign"
     ),
     "scaled": AttackChoice(
-        "send the update times attack_scale", ("attack_scale",), update="adversity:scale_up"
+        "send the update multiplied by attack_scale", ("attack_scale",), update="adversity:scale_up"
     ),
     "gaussian": AttackChoice(
-        "send noise, attack_scale times as large as the update",
+        "send noise attack_scale times as large as the update",
         ("attack_scale",),
         update="adversity:gaussian",
     ),
     "nan": AttackChoice("send NaN", update="adversity:not_a_number"),
     "backdoor": AttackChoice(
-        "train a share of the images with a white square as backdoor_target, and send the update "
-        "times attack_scale; a column says how often the square works [Bagdasaryan et al. 2020]",
+        "stamp a white square on a share of the training images, label them backdoor_target, and "
+        "send the update multiplied by attack_scale; a column reports the attack's success rate "
+        "[Bagdasaryan et al. 2020]",
         ("attack_scale", "backdoor_target", "backdoor_share"),
         shard="adversity:stamp_trigger",
         update="adversity:scale_up",
@@ -376,7 +377,7 @@ ATTACKS = {
 }
 
 SCHEDULES = {
-    "constant": ScheduleChoice("as it is"),
+    "constant": ScheduleChoice("unchanged"),
     "exponential": ScheduleChoice(
         "times lr_decay ** (t - 1)",
         "optimizers:exponential",
@@ -387,13 +388,13 @@ SCHEDULES = {
         "times t ** -0.5", "optimizers:inverse_sqrt", title=" inverse-sqrt"
     ),
     "warm-up": ScheduleChoice(
-        "within each round: times (i + 1) / warmup_steps in its local step i",
+        "within each round: times (i + 1) / warmup_steps at local step i",
         fields=("warmup_steps",),
         title=", warm-up over {warmup_steps} steps",
         is_within_round=True,
     ),
     "cosine": ScheduleChoice(
-        "from 1 times to 0 times it, over lr_horizon rounds",
+        "decays from 1 to 0 times the rate, over lr_horizon rounds",
         "optimizers:cosine",
         ("lr_horizon",),
         title=" cosine over {lr_horizon} rounds",

@@ -32,7 +32,7 @@ VALIDATION_KEYS = (("x_val", "y_val"), ("val_images", "val_labels"))
 
 
 def build_dataset(
-    x_train: Any, y_train: Any, x_test: Any, y_test: Any, name: str = "arrays of one's own"
+    x_train: Any, y_train: Any, x_test: Any, y_test: Any, name: str = "custom arrays"
 ) -> Dataset:
     """Return the data set of these arrays, in any form that --data takes, for `run(dataset=...)`.
 
@@ -70,15 +70,15 @@ def load_files(file: str, name: str, transpose: bool, validation: bool) -> Datas
     if validation:
         if "x_val" not in raw:
             raise UserError(
-                f"{source} has no validation images (val_images or x_val); leave out --validation, "
-                "or hold out training images with --holdout 5000"
+                f"{source} has no validation images (val_images or x_val); drop --validation, or "
+                "hold out training images with --holdout 5000"
             )
         raw |= {"x_test": raw["x_val"], "y_test": raw["y_val"]}
     arrays, notices = to_canonical_arrays(raw, source)
     if num_unused:
         notices.append(
             f"{source}: its {num_unused:,} validation images are not used; --validation evaluates "
-            "on them in place of the test set, for choosing hyper-parameters"
+            "on them instead of the test set, for choosing hyperparameters"
         )
     if transpose:
         arrays |= {
@@ -99,12 +99,13 @@ def check_test_set(data: Any) -> None:
     """Raise UserError for flags of the group Data by which no test set, or two, would be chosen."""
     if data.validation and not data.data:
         raise UserError(
-            f"validation=True: {data.dataset} has no validation images of its own; hold out "
-            "training images with --holdout 5000"
+            f"validation=True: {data.dataset} has no validation images; hold out training images "
+            "with --holdout 5000"
         )
     if data.validation and data.holdout:
         raise UserError(
-            f"holdout={data.holdout} and validation=True both take the test set's place; drop one"
+            f"holdout={data.holdout} and validation=True both replace the test set; drop one of "
+            "them"
         )
 
 
@@ -114,11 +115,14 @@ def hold_out(dataset: Dataset, count: int) -> Dataset:
     images, labels = dataset.train
     if count >= len(labels):
         raise UserError(
-            f"holdout={count} leaves none of the {len(labels)} training images; choose less"
+            f"holdout={count} leaves none of the {len(labels)} training images; choose a smaller "
+            "number"
         )
     test, train = np.split(np.random.default_rng(0).permutation(len(labels)), [count])
     if len(np.unique(labels[train])) != len(np.unique(labels)):
-        raise UserError(f"holdout={count} leaves no training image of some label; choose less")
+        raise UserError(
+            f"holdout={count} leaves no training image of some label; choose a smaller number"
+        )
     arrays = {
         "x_train": images[train],
         "y_train": labels[train],
@@ -139,18 +143,22 @@ def read_npz(path: Path) -> Arrays:
         content = io.BytesIO(read_bytes(path))
         size = sum(member.file_size for member in zipfile.ZipFile(content).infolist())
         if size > idx.MOST_BYTES:
-            raise OSError(0, f"{size / 1e9:,.0f} GB, of which at most 8 can be used")
+            raise OSError(0, f"{size / 1e9:,.0f} GB, more than the limit of 8")
         with np.load(content, allow_pickle=False) as npz:
             names = find_names(npz.files)
             # A member that is no .npy comes as bytes. What is not asked for may hold objects.
             arrays = {key: np.asarray(npz[name]) for key, name in names.items()}
     except Exception as error:  # NumPy and zipfile raise a dozen kinds on a damaged file
         objects = "Object arrays" in str(error)
-        known = "it has Python objects, not numbers" if objects else "truncated, or no .npz"
+        known = (
+            "it contains Python objects, not numbers"
+            if objects
+            else ("truncated, or not an .npz file")
+        )
         reason = getattr(error, "strerror", None) or known
         raise UserError(
-            f"{source} cannot be read ({reason}); give a whole .npz with Keras' keys, or a folder "
-            "of IDX files"
+            f"{source} cannot be read ({reason}); give a complete .npz with Keras' array names, "
+            "or a folder of IDX files"
         ) from error
     absent = [key for key in KEYS if key not in arrays]
     if absent:

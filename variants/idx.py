@@ -57,21 +57,21 @@ def read_set(path: Path, source: str) -> dict[str, np.ndarray]:
         names = [wanted]
     if not names:
         raise UserError(
-            f"{source} has no IDX files; give a folder with the four, such as "
+            f"{source} contains no IDX files; give a folder with the four, such as "
             "train-images-idx3-ubyte"
         )
     if len(names) > 1:
         shown = ", ".join(names)
         raise UserError(
-            f"{source} has {len(names)} sets of IDX files, {shown:.200}; choose one, such as "
+            f"{source} contains {len(names)} sets of IDX files, {shown:.200}; choose one, such as "
             f"--data {folder / names[0]}"
         )
     files = sets[names[0]]
     for what in KEYS.values():
         if what not in files:
             raise UserError(
-                f"{source} has no IDX file of the {what}; give a folder with all four, such as "
-                "train-images-idx3-ubyte"
+                f"{source} contains no IDX file of the {what}; give a folder with all four, such "
+                "as train-images-idx3-ubyte"
             )
     return {key: read_file(files[what]) for key, what in KEYS.items()}
 
@@ -126,7 +126,7 @@ def read_file(path: Path) -> np.ndarray:
         reason = getattr(error, "strerror", None) or "damaged gzip"
         raise UserError(f"{path} cannot be read ({reason}); restore it") from error
     if length > MOST_BYTES:
-        raise UserError(f"{path} says that it holds {length / 1e9:,.0f} GB; at most 8 can be used")
+        raise UserError(f"{path} claims to contain {length / 1e9:,.0f} GB; the limit is 8")
     if ranks == 0 or len(shape) < ranks or len(content) != length:
-        raise UserError(f"{path} is no whole IDX file of bytes; restore it")
+        raise UserError(f"{path} is not a complete IDX file of bytes; restore it")
     return np.frombuffer(content, np.uint8).reshape(shape)

@@ -68,7 +68,9 @@ def load_own(name: str) -> Callable[[], list[Any]]:
     try:
         text = read_bytes(path)
     except OSError as error:
-        raise UserError(f"{source} cannot be read ({error.strerror}); name a file") from error
+        raise UserError(
+            f"{source} cannot be read ({error.strerror}); give an existing file"
+        ) from error
     digest = hashlib.sha256(text).hexdigest()
     trust.remember(digest)
     # Dataclasses and pickle look a class's module up by its name.
@@ -81,7 +83,9 @@ def load_own(name: str) -> Callable[[], list[Any]]:
         exec(compile(text, str(path), "exec", dont_inherit=True), vars(module))
     function = vars(module).get(function_name)
     if not callable(function):
-        raise UserError(f"{source}: the file has no function {function_name}; name one that it has")
+        raise UserError(
+            f"{source}: the file has no function {function_name}; give the name of one it has"
+        )
     # A run is the same wherever this file lies: a path is no part of a row's hash, its digest is.
     return partial(call_own, function, Path(f"{path}:{function_name}"), digest)
 
@@ -103,8 +107,8 @@ def errors_of_own_code(what: str, path: Path) -> Iterator[None]:
         raise
     except SystemExit as leaving:
         raise UserError(
-            f"{what} calls sys.exit({leaving.code!r:.60}), as argparse does; put what belongs to a "
-            'script under `if __name__ == "__main__":`'
+            f"{what} calls sys.exit({leaving.code!r:.60}), as argparse does; move code that "
+            'belongs to a script under `if __name__ == "__main__":`'
         ) from leaving
     except KeyboardInterrupt as error:
         if not is_main():  # the user's own Ctrl-C
@@ -112,7 +116,7 @@ def errors_of_own_code(what: str, path: Path) -> Iterator[None]:
         raise UserError(f"{what} raises KeyboardInterrupt; fix it") from error
     except BaseException as error:
         raise UserError(
-            f"{what} fails ({type(error).__name__}: {briefly(error)}); fix it"
+            f"{what} raised {type(error).__name__} ({briefly(error)}); fix it"
         ) from error
     finally:
         sys.argv = words
@@ -132,7 +136,7 @@ def call_own(function: Callable, path: Path, digest: str) -> list[Any]:
     )
     if not is_layers or not layers:
         raise UserError(
-            f"{source} returns {type(made).__name__}; return a list of Keras layers, those before "
-            "the logits"
+            f"{source} returns {type(made).__name__}; return a list of Keras layers, without the "
+            "logits layer"
         )
     return list(layers)

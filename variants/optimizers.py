@@ -168,8 +168,9 @@ def warm_up(parts: Any, experiment: Any) -> Any:
     optimization = experiment.config.optimization
     if optimization.algorithm == "fednova" and optimization.client_optimizer == "momentum":
         raise UserError(
-            "client_schedule='warm-up' does not go with algorithm='fednova' and "
-            "client_optimizer='momentum', whose count of steps is for a constant rate; change one"
+            "client_schedule='warm-up' cannot be combined with algorithm='fednova' and "
+            "client_optimizer='momentum', whose step count assumes a constant rate; change one "
+            "of them"
         )
     warmed = Warmed(parts.client_optimizer, optimization.warmup_steps)
     return parts._replace(client_optimizer=warmed)

@@ -20,6 +20,8 @@ from harness.fields import (
     ConfigGroup,
     Count,
     CountOrZero,
+    Name,
+    Path,
     Probability,
     Rate,
     Scale,
@@ -51,169 +53,167 @@ from variants.choices import (
 
 @dataclass(frozen=True)
 class MoreData(ConfigGroup):
-    """What of the group Data the built-in data sets do not need."""
+    """Settings of the group Data for custom data."""
 
-    data: str = ""
-    """Other images in place of MNIST, of any size, grey or in colours: an .npz with the arrays
-    x_train, y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as
-    MedMNIST's; or a folder with four IDX files, such as Fashion-MNIST's, gzipped or not. The
-    environment variable FL_DATA does the same."""
-    data_name: str = ""
-    """What plots and lines call the data of --data, such as Fashion-MNIST."""
+    data: Path = ""
+    """Custom images instead of MNIST, of any size, grey or colour: an .npz with the arrays x_train,
+    y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as MedMNIST's;
+    or a folder with four IDX files, such as Fashion-MNIST's, gzipped or not. The environment
+    variable FL_DATA does the same."""
+    data_name: Name = ""
+    """Name of the data of --data in plots and output, such as Fashion-MNIST."""
     transpose: bool = False
-    """Exchange rows and columns of the images of --data; EMNIST's files need that."""
+    """Swap rows and columns of the images of --data, as EMNIST's files require."""
     validation: bool = False
-    """Evaluate on the validation images that the file of --data has, such as MedMNIST's, in place
-    of its test set, for choosing hyper-parameters."""
+    """Evaluate on the validation images in the file of --data, such as MedMNIST's, instead of its
+    test set, for choosing hyperparameters."""
 
 
 @dataclass(frozen=True)
 class MorePartitioning(ConfigGroup):
-    """What of the group Partitioning the default split does not use."""
+    """Settings of the group Partitioning that the default split does not use."""
 
     min_images: CountOrZero = 0
-    """Images that every client has at least: the split is drawn again until every client has so
-    many. 0: a client without images is given one, from the client with the most."""
+    """Minimum number of images per client; the split is redrawn until every client has that many.
+    0: a client without images receives one from the largest client."""
     shards_per_client: Count = 2
-    """Label-sorted pieces that a client gets. Used by shards."""
+    """Label-sorted pieces per client. Used by shards."""
     labels_per_client: int_range(1, 65_536) = 2
-    """Labels that a client has images of, k. Used by labels-per-client, random-labels and
-    lognormal-labels."""
+    """Labels per client, k. Used by labels-per-client, random-labels and lognormal-labels."""
     size_spread: float_range(0, 10) = 2.0
     """Standard deviation of the logarithm of the sizes. Used by lognormal-labels."""
     size_exponent: float_range(0, 10) = 1.0
-    """The client of size rank r has images in proportion to r ** -size_exponent; 0: all equal.
-    Used by quantity."""
+    """The client of size rank r gets a share of the images proportional to r ** -size_exponent; 0:
+    all equal. Used by quantity."""
     rotation: float_range(0, 180) = 45.0
-    """Degrees by which the first client's images are turned one way, and the last one's the other.
-    Used by feature."""
+    """Degrees by which the first client's images are rotated one way, and the last client's the
+    other way. Used by feature."""
     noise: float_range(0, 255) = 0.0
-    """Standard deviation, in grey levels, of the noise on the last client's images; the first has
-    none. Used by feature."""
+    """Standard deviation, in grey levels, of the noise on the last client's images; the first
+    client has none. Used by feature."""
     owner_choice: Literal["largest", "random"] = "largest"
-    """Which owners are clients, if these are fewer: those with the most images, or some at random.
-    Used by natural."""
+    """Which owners are clients if --num-clients is smaller than their number: those with the most
+    images, or a random choice. Used by natural."""
     unseen_clients: float_range(0, 0.9) = 0.0
-    """Share of the clients that are never drawn. Each round tells the accuracy on their images, and
-    on the images that the other clients train on: those are new to the model neither as images nor
-    as clients, so the gap between both is not that of new clients alone."""
-    partition_file: str = ""
-    """A partition.json, of a run or another program, whose split is used. Implies
-    `--partition file`."""
+    """Fraction of clients that are never drawn. Each round reports the accuracy on their images,
+    and on the images that the other clients train on. The latter are training images, so the gap
+    between the two is not due to new clients alone."""
+    partition_file: Path = ""
+    """A partition.json, of a run or another program, that defines the split. Implies `--partition
+    file`."""
 
 
 @dataclass(frozen=True)
 class MoreTraining(ConfigGroup):
-    """What of the group Training FedAvg's default run does not use."""
+    """Settings of the group Training that a default run does not use."""
 
-    initial_model: str = ""
-    """A .keras file of this network, such as a run's global_model.keras, whose weights the global
-    model starts from. By default they follow from the seed."""
+    initial_model: Path = ""
+    """A .keras file of the same network, such as a run's global_model.keras, with the initial
+    weights. Default: initialized from the seed."""
     sampling: Literal["fixed", "poisson", "by-size"] = "fixed"
     """fixed: clients_per_round of them, without replacement. poisson: each client independently,
     clients_per_round on average. by-size: clients_per_round draws with replacement, in proportion
-    to the clients' images, and then a plain mean [Li et al. 2020]."""
+    to the clients' images, followed by a plain mean [Li et al. 2020]."""
     local_steps: CountOrZero = 0
-    """Local steps that each client makes in a round, in place of local_epochs; 0: as many as these
-    take."""
+    """Number of local steps each client takes per round, instead of local_epochs; 0: as many as
+    local_epochs take."""
 
 
 @dataclass(frozen=True)
 class Optimization(ConfigGroup):
-    """The algorithm, and what only some algorithms, optimizers and schedules use.
+    """Algorithm, client optimizer and schedules, with the settings of each.
 
-    What every algorithm uses is in the group Training.
+    Settings of every algorithm are in the group Training.
     """
 
     algorithm: choice(ALGORITHMS) = "fedavg"
-    """What clients and server do with gradients and updates."""
+    """The federated algorithm: what clients and server do with gradients and updates."""
     client_optimizer: choice(CLIENT_OPTIMIZERS) = "sgd"
-    """TFF's optimizer of the clients' local steps. Its state starts anew every round."""
+    """TFF optimizer of the clients' local steps. Its state is reset every round."""
     client_momentum: float_range(0, 0.9999) = 0.9
     """Momentum of --client-optimizer momentum."""
     weight_decay: Rate = 0.0
-    """Added to the gradient of a local step: weight_decay * w, the gradient of
-    weight_decay / 2 * |w| ** 2."""
+    """Weight decay: adds weight_decay * w, the gradient of weight_decay / 2 * |w| ** 2, to each
+    local gradient."""
     server_momentum: float_range(0, 0.9999) = 0.9
     """Momentum, beta, of fedavgm and mimelite."""
     server_epsilon: optional_float(1e-12, 1000) = None
-    """Tau of fedadagrad, fedadam and fedyogi, added to the root of the second moment. By default
-    the algorithm's own: 1e-3 for fedadam and fedyogi; 1e-6, inside the root, for fedadagrad."""
+    """Tau of fedadagrad, fedadam and fedyogi, added to the root of the second moment. Default: 1e-3
+    for fedadam and fedyogi; 1e-6, inside the root, for fedadagrad."""
     prox_mu: Rate = 0.001
-    """Weight, mu, of fedprox's pull back to the round's first weights; 0 is fedavg."""
+    """Weight, mu, of fedprox's proximal term; 0 is fedavg."""
     dyn_alpha: float_range(0.0001, 1000) = 0.001
-    """Weight, alpha, of feddyn's pull back to the round's first weights. The server's correction
-    has the weight 1 / alpha."""
+    """Weight, alpha, of feddyn's quadratic penalty around the global model. The server's correction
+    is weighted by 1 / alpha."""
     client_schedule: choice(SCHEDULES) = "constant"
-    """How the clients' learning rate changes with the round t."""
+    """Schedule of the clients' learning rate over the rounds t."""
     server_schedule: choice(SERVER_SCHEDULES) = "constant"
-    """How the server's learning rate changes with the round t."""
+    """Schedule of the server's learning rate over the rounds t."""
     warmup_steps: int_range(1, 1_000_000) = 20
-    """Local steps of each round in which a warm-up schedule gets to the full rate."""
+    """Local steps of each round until a warm-up schedule reaches the full rate."""
     lr_decay: Probability = 0.99
-    """Factor from round to round of an exponential schedule."""
+    """Factor per round of an exponential schedule."""
     lr_horizon: optional_int(1, 100_000) = None
-    """Rounds in which a cosine schedule gets to 0. By default all of the run; one that is extended
-    later keeps it."""
+    """Rounds until a cosine schedule reaches 0. Default: all rounds of the run; extending the run
+    later does not change it."""
 
 
 @dataclass(frozen=True)
 class Aggregation(ConfigGroup):
-    """How the clients' updates become one."""
+    """How the server combines the clients' updates."""
 
     aggregator: choice(AGGREGATORS) = "mean"
-    """How the clients' updates become one."""
+    """How the server combines the clients' updates."""
     client_weighting: Literal["examples", "uniform"] = "examples"
-    """examples: a client counts in a weighted mean by its number of examples. uniform: all count
-    the same."""
+    """examples: weight clients by their number of examples. uniform: weight all clients equally."""
     trim: float_range(0, 0.49) = 0.3
-    """Share of the clients that trimmed-mean drops at each end of every coordinate."""
+    """Fraction of the clients that trimmed-mean drops at each end of every coordinate."""
     tolerated: int_range(0, 30_000) = 3
-    """Attackers in a round, f, that krum and multi-krum must withstand; they need 2 f + 3
+    """Attackers per round, f, that krum and multi-krum must tolerate; they need at least 2 f + 3
     clients."""
 
 
 @dataclass(frozen=True)
 class Privacy(ConfigGroup):
-    """Differential privacy, with --aggregator dp."""
+    """Differential privacy, used by --aggregator dp."""
 
     noise_multiplier: float_range(0.01, 1000) = 0.5
-    """Standard deviation of dp's noise divided by the clipping norm, z; less than 0.1
+    """Standard deviation of the noise divided by the clipping norm, z; less than 0.1
     clients_per_round."""
     delta: float_range(1e-15, 0.5) = 1e-5
-    """The delta for which dp's epsilon is shown after each round."""
+    """The delta at which epsilon is reported after each round."""
     epsilon_budget: Scale = 0.0
-    """The run ends before the round that would bring dp's epsilon above this; 0: no limit."""
+    """Stop before the round that would exceed this epsilon; 0: no limit."""
     target_epsilon: Scale = 0.0
-    """The epsilon that the run has after its rounds: the least noise_multiplier that keeps it is
-    searched, told and used. 0: noise_multiplier is yours."""
+    """Epsilon of the whole run: finds, reports and uses the smallest noise_multiplier that keeps
+    it. 0: use --noise-multiplier."""
     public_cohorts: bool = False
-    """Draw the cohorts from the seed, so that they repeat. Whoever knows the seed knows them, and
-    epsilon is counted without amplification by sampling. By default they come from the operating
-    system's entropy."""
+    """Draw the cohorts from the seed, so that they are reproducible. Anyone who knows the seed
+    knows them, so epsilon is computed without amplification by sampling. Default: drawn from the
+    operating system's entropy."""
 
 
 @dataclass(frozen=True)
 class Adversity(ConfigGroup):
-    """Clients that do not do what they should."""
+    """Unreliable and malicious clients."""
 
     dropout: Probability = 0.0
-    """Probability that a client of a round, which has got the weights, does not report."""
+    """Probability that a client of a round fails to report after receiving the weights."""
     stragglers: Probability = 0.0
-    """Probability that a client of a round does only a random share of its local steps."""
+    """Probability that a client of a round completes only a random fraction of its local steps."""
     drop_stragglers: bool = False
-    """Leave out the clients of --stragglers, as FedAvg does, in place of taking the share that they
-    have done, as FedProx does [Li et al. 2020]."""
+    """Drop the clients of --stragglers, as FedAvg does, instead of using the steps they completed,
+    as FedProx does [Li et al. 2020]."""
     byzantine: CountOrZero = 0
-    """Clients that attack in every round that they are drawn for."""
+    """Number of clients that attack whenever they are drawn."""
     attack: choice(ATTACKS) = "sign-flip"
     """What the attackers do."""
     attack_scale: Scale = 10.0
-    """How large the attacks scaled, gaussian and backdoor are."""
+    """Strength of the attacks scaled, gaussian and backdoor."""
     backdoor_target: int_range(0, 65_535) = 0
-    """The label that the backdoor's trigger is to be taken for, 0..C-1."""
+    """Target label of the backdoor, 0 to C - 1."""
     backdoor_share: Probability = 0.5
-    """Share of a backdoor attacker's images that have the trigger."""
+    """Fraction of a backdoor attacker's images that carry the trigger."""
 
 
 class ExperimentConfig(ConfigGroup):
@@ -401,7 +401,7 @@ def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, st
 def unused_notices(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
     """Return a notice on each flag that has no effect."""
     unused = [
-        f"{field}={chosen[field]} has no effect here: it needs {needed}"
+        f"{field}={chosen[field]} has no effect without {needed}"
         for field, needed in find_unused(chosen, default).items()
     ]
     return [*unused, *notices_on_steps(chosen, default), *notices_on_attackers(chosen)]
@@ -432,8 +432,8 @@ def notices_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[st
     """Return a notice on local epochs that local steps stand in place of."""
     if chosen["local_steps"] and chosen["local_epochs"] != default["local_epochs"]:
         return [
-            f"local_epochs={chosen['local_epochs']} has no effect here: local_steps="
-            f"{chosen['local_steps']} stand in their place"
+            f"local_epochs={chosen['local_epochs']} has no effect: "
+            f"local_steps={chosen['local_steps']} replaces it"
         ]
     return []
 
@@ -446,8 +446,8 @@ def notices_on_attackers(chosen: dict[str, Any]) -> list[str]:
     if not cohort or withstands is None or attackers <= withstands(chosen, cohort):
         return []
     return [
-        f"byzantine={attackers} attackers are more than the {withstands(chosen, cohort)} of a "
-        f"round that aggregator={chosen['aggregator']!r} withstands here"
+        f"byzantine={attackers} attackers exceed the {withstands(chosen, cohort)} per round that "
+        f"aggregator={chosen['aggregator']!r} withstands in this setting"
     ]
 
 
@@ -455,15 +455,15 @@ def horizon_notices(chosen: dict[str, Any]) -> list[str]:
     """Return a notice on rates that are 0, such as in rounds behind the end of a cosine."""
     for field in ("client_lr", "server_lr"):
         if chosen[field] == 0:
-            return [f"{field}=0: nothing is learned"]
+            return [f"{field}=0: no learning will take place"]
     if scheduled_by("lr_decay", chosen) and chosen["lr_decay"] == 0:
-        return ["lr_decay=0: from round 2 on the rate is 0, and nothing more is learned"]
+        return ["lr_decay=0: the rate is 0 from round 2 on, so learning stops"]
     horizon = chosen["lr_horizon"]
     if not scheduled_by("lr_horizon", chosen) or horizon is None or chosen["rounds"] <= horizon:
         return []
     return [
-        f"lr_horizon={horizon}: from round {horizon + 1} on the rate of the cosine schedule is 0, "
-        "and nothing more is learned"
+        f"lr_horizon={horizon}: the cosine schedule's rate is 0 from round {horizon + 1} on, so "
+        "learning stops"
     ]
 
 
@@ -531,7 +531,7 @@ def check_files(chosen: dict[str, Any]) -> None:
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or briefly(error)
             is_moved = field == "data" and chosen["resume"]
-            cure = "a run is resumed with --data NEW" if is_moved else "name one that is there"
+            cure = "give the data's new path with --data" if is_moved else "give an existing file"
             raise UserError(f"{field}={path!r:.200} cannot be read ({reason}); {cure}") from error
 
 
@@ -544,41 +544,42 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     check_aggregator(chosen)
     if chosen["save_clients"] and chosen["workers"] != HERE:
         raise UserError(
-            f"save_clients=True does not go with workers={chosen['workers']!r:.60}, whose clients' "
-            "shards lie on the hosts; drop one of the two"
+            f"save_clients=True cannot be combined with workers={chosen['workers']!r:.60}, which "
+            "keeps the shards on the hosts; drop one of them"
         )
     if chosen["save_clients"] and chosen["aggregator"] == "secure":
         raise UserError(
-            "save_clients=True does not go with aggregator='secure', whose server sees sums alone, "
-            "and no client's model; drop one of the two"
+            "save_clients=True cannot be combined with aggregator='secure', whose server sees "
+            "only sums; drop one of them"
         )
     if chosen["baselines"] and chosen["local_steps"]:
         raise UserError(
-            f"baselines=True does not go with local_steps={chosen['local_steps']}, as it counts "
-            "passes over the images; give --local-epochs, or drop one"
+            f"baselines=True cannot be combined with local_steps={chosen['local_steps']}, as "
+            "baselines train for whole epochs; use --local-epochs, or drop one of them"
         )
     if chosen["baselines"] and (chosen["compare"] or chosen["seeds"] > 1):
-        raise UserError("baselines=True does not go with compare or seeds; drop one of the two")
+        raise UserError("baselines=True cannot be combined with compare or seeds; drop one of them")
 
 
 def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     """Raise UserError if the data or the partition are chosen twice."""
     if chosen["dataset"] == "digits" and chosen["data"]:
         raise UserError(
-            f"data={chosen['data']!r} replaces mnist and dataset='digits' is built in; drop one of "
-            "the two"
+            f"data={chosen['data']!r} replaces mnist, so it cannot be combined with the built-in "
+            "dataset='digits'; drop one of them"
         )
     if not chosen["data_name"].isprintable():
         raise UserError(
-            f"data_name={chosen['data_name']!r:.60} has what no plot can show; choose letters and "
-            "digits"
+            f"data_name={chosen['data_name']!r:.60} contains characters that plots cannot show; "
+            "use letters and digits"
         )
     partition = chosen["partition"]
     is_other = partition not in ("file", default["partition"])
     if is_other if chosen["partition_file"] else partition == "file":
         raise UserError(
-            f"partition={partition!r} with partition_file={chosen['partition_file']!r:.60}; choose "
-            "partition='file' with a file, or another without"
+            f"partition={partition!r} contradicts "
+            f"partition_file={chosen['partition_file']!r:.60}; use partition='file' with a file, "
+            "or another partition without one"
         )
 
 
@@ -587,25 +588,25 @@ def check_cohort(chosen: dict[str, Any]) -> None:
     clients = chosen["num_clients"]
     if chosen["unseen_clients"] and chosen["baselines"]:
         raise UserError(
-            f"baselines=True does not go with unseen_clients={chosen['unseen_clients']:g}, whose "
-            "images no federated client has; drop one of the two"
+            f"baselines=True cannot be combined with unseen_clients={chosen['unseen_clients']:g}, "
+            "whose images no federated client trains on; drop one of them"
         )
     if clients == 0:
         if chosen["partition"] != "natural":
             raise UserError(
-                "num_clients=0 stands for all owners of partition='natural'; choose 1..60000"
+                "num_clients=0 means all owners of partition='natural'; choose 1 to 60,000"
             )
         return  # how many owners there are, the data tell; then all is checked again
     drawn = clients - num_unseen(chosen["unseen_clients"], clients)
     if chosen["clients_per_round"] > drawn or drawn < 1:
-        unseen = f", of which {clients - drawn} are never drawn" if drawn < clients else ""
+        unseen = f", {clients - drawn} of them never drawn" if drawn < clients else ""
         raise UserError(
-            f"clients_per_round={chosen['clients_per_round']} exceeds num_clients={clients}"
-            f"{unseen}; choose 1..{drawn}, or 0 for all"
+            f"clients_per_round={chosen['clients_per_round']} exceeds "
+            f"num_clients={clients}{unseen}; choose 1 to {drawn}, or 0 for all"
         )
     if chosen["byzantine"] > drawn:
         raise UserError(
-            f"byzantine={chosen['byzantine']} exceeds num_clients={clients}; choose 0..{drawn}"
+            f"byzantine={chosen['byzantine']} exceeds num_clients={clients}; choose 0 to {drawn}"
         )
 
 
@@ -621,24 +622,24 @@ def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     for field, value in facts.required.items():
         if chosen[field] not in (value, default[field]):
             raise UserError(
-                f"{field}={chosen[field]} clashes with algorithm={algorithm!r}, which is defined "
-                f"by {field}={value}; drop one of the two"
+                f"{field}={chosen[field]} contradicts algorithm={algorithm!r}, which is defined "
+                f"by {field}={value}; drop one of them"
             )
     if chosen["local_steps"] and "local_epochs" in facts.required:
         raise UserError(
-            f"local_steps={chosen['local_steps']} clashes with algorithm={algorithm!r}, which is "
-            "defined by one step; drop one of the two"
+            f"local_steps={chosen['local_steps']} contradicts algorithm={algorithm!r}, which "
+            "takes a single step; drop one of them"
         )
     if facts.client_optimizers and chosen["client_optimizer"] not in facts.client_optimizers:
         raise UserError(
-            f"client_optimizer={chosen['client_optimizer']!r} does not go with "
-            f"algorithm={algorithm!r}, whose rule is for {' and '.join(facts.client_optimizers)}; "
-            "choose another of the two"
+            f"algorithm={algorithm!r} supports only client_optimizer "
+            f"{' and '.join(facts.client_optimizers)}, not {chosen['client_optimizer']!r}; change "
+            "one of the two flags"
         )
     if algorithm == "mimelite" and chosen["weight_decay"]:
         raise UserError(
-            f"weight_decay={chosen['weight_decay']:g} does not go with algorithm='mimelite', which "
-            "sends gradients of the loss alone; drop one of the two"
+            f"weight_decay={chosen['weight_decay']:g} cannot be combined with "
+            "algorithm='mimelite', which sends gradients of the loss only; drop one of them"
         )
 
 
@@ -651,41 +652,43 @@ def check_privacy(chosen: dict[str, Any]) -> None:
     for field, needed in find_unused(chosen, {**chosen, **default}).items():
         raise UserError(
             f"{field}={chosen[field]} has no effect without {needed}, and the run would not be "
-            f"private; add it, or drop {to_flag(field)}"
+            f"private; add that, or drop {to_flag(field)}"
         )
     if AGGREGATORS[chosen["aggregator"]].kind != "private":
         return
     if chosen["unseen_clients"]:
         raise UserError(
-            f"unseen_clients={chosen['unseen_clients']:g} does not go with aggregator='dp', which "
-            "tells nothing of the clients' own images; drop one of the two"
+            f"unseen_clients={chosen['unseen_clients']:g} cannot be combined with "
+            "aggregator='dp', which reports nothing about the clients' own images; drop one of "
+            "them"
         )
     if chosen["sampling"] == "by-size":
         raise UserError(
-            "sampling='by-size' does not go with aggregator='dp', whose epsilon holds for draws "
-            "that don't depend on the data; choose fixed or poisson"
+            "sampling='by-size' cannot be combined with aggregator='dp', whose epsilon assumes "
+            "draws that do not depend on the data; choose fixed or poisson"
         )
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
     # TFF cannot spread the noise. A cohort of 0 is one of all owners, who are not counted yet.
     if cohort and chosen["noise_multiplier"] >= 0.1 * cohort:
         raise UserError(
-            f"noise_multiplier={chosen['noise_multiplier']} is too high for {cohort} clients a "
+            f"noise_multiplier={chosen['noise_multiplier']} is too high for {cohort} clients per "
             f"round; choose less than {0.1 * cohort:g}, or more clients"
         )
     if chosen["save_clients"]:
         raise UserError(
-            "save_clients=True does not go with aggregator='dp', which tells nothing of single "
-            "clients; drop one of the two"
+            "save_clients=True cannot be combined with aggregator='dp', which reveals nothing "
+            "about single clients; drop one of them"
         )
     if chosen["tensorboard"]:
         raise UserError(
-            "tensorboard=True does not go with aggregator='dp': its events carry the time of each "
-            "round, which tells how many images the clients drawn have; drop one of the two"
+            "tensorboard=True cannot be combined with aggregator='dp': TensorBoard events carry "
+            "the time of each round, which reveals how many images the drawn clients have; drop "
+            "one of them"
         )
     if chosen["baselines"]:
         raise UserError(
-            "baselines=True does not go with aggregator='dp', which tells nothing of single "
-            "clients; drop one of the two"
+            "baselines=True cannot be combined with aggregator='dp', which reveals nothing about "
+            "single clients; drop one of them"
         )
 
 
@@ -693,8 +696,9 @@ def check_given_noise(chosen: dict[str, Any], words: Sequence[str]) -> None:
     """Raise UserError for a command line with both the noise and the epsilon that it follows."""
     if chosen["target_epsilon"] and split_off(words, "noise_multiplier")[0]:
         raise UserError(
-            f"noise_multiplier={chosen['noise_multiplier']:g} beside target_epsilon="
-            f"{chosen['target_epsilon']:g}, which the noise follows from; drop one of the two"
+            f"noise_multiplier={chosen['noise_multiplier']:g} cannot be combined with "
+            f"target_epsilon={chosen['target_epsilon']:g}, which determines the noise; drop one "
+            "of them"
         )
 
 
@@ -706,11 +710,11 @@ def check_aggregator(chosen: dict[str, Any]) -> None:
     most = (cohort - 3) // 2
     if "tolerated" in facts.fields and cohort and chosen["tolerated"] > most:
         raise UserError(
-            f"tolerated={chosen['tolerated']} of {cohort} clients a round is more than "
-            f"{aggregator} can withstand; choose at most {max(most, 0)}, or more clients"
+            f"tolerated={chosen['tolerated']} attackers among {cohort} clients per round are more "
+            f"than {aggregator} can withstand; choose at most {max(most, 0)}, or more clients"
         )
-    if facts.kind == "robust" and chosen["algorithm"] == "fednova":
+    if facts.kind == "unweighted" and chosen["algorithm"] == "fednova":
         raise UserError(
-            f"aggregator={aggregator!r} does not go with algorithm='fednova', whose mean number of "
-            "steps is a weighted one; choose another of the two"
+            f"aggregator={aggregator!r} cannot be combined with algorithm='fednova', whose mean "
+            "number of steps is weighted by examples; change one of the two flags"
         )

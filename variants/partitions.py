@@ -39,8 +39,8 @@ def split_shards(
     num_pieces = num_clients * shards_per_client
     if num_pieces > len(labels):
         raise UserError(
-            f"shards_per_client={shards_per_client} of num_clients={num_clients} are more than the "
-            f"{len(labels)} images; choose 1..{len(labels) // num_clients}"
+            f"shards_per_client={shards_per_client} of num_clients={num_clients} exceed the "
+            f"{len(labels)} images; choose 1 to {len(labels) // num_clients}"
         )
     pieces = np.array_split(np.argsort(labels, kind="stable"), num_pieces)
     pieces_of_clients = rng.permutation(num_pieces).reshape(num_clients, shards_per_client)
@@ -101,7 +101,7 @@ def check_labels(wanted: int, num_labels: int) -> None:
     """Raises UserError if a client cannot hold so many labels."""
     if wanted > num_labels:
         raise UserError(
-            f"labels_per_client={wanted} exceeds the {num_labels} labels; choose 1..{num_labels}"
+            f"labels_per_client={wanted} exceeds the {num_labels} labels; choose 1 to {num_labels}"
         )
 
 
@@ -130,8 +130,8 @@ def split_by_lognormal_labels(
         ]
         if not holders:
             raise UserError(
-                f"num_clients={num_clients} with labels_per_client={labels_per_client} leave label "
-                f"{label} without a holder; choose more of one"
+                f"num_clients={num_clients} with labels_per_client={labels_per_client} leave "
+                f"label {label} without a holder; increase one of them"
             )
         first = min(5, len(images) // len(holders))
         draws = rng.lognormal(0, size_spread, len(holders))
@@ -166,8 +166,8 @@ def split_by_random_labels(
     unheld = [label for label, owners in enumerate(holders) if not owners]
     if unheld:
         raise UserError(
-            f"num_clients={num_clients} leaves label {unheld[0]} to nobody; choose at least "
-            f"{num_labels} clients"
+            f"num_clients={num_clients} leaves label {unheld[0]} without a holder; choose at "
+            f"least {num_labels} clients"
         )
     return deal_labels(labels, holders, num_clients, rng)
 
@@ -203,7 +203,7 @@ def split_by_label(
             f"labels_per_client={wanted} of num_clients={num_clients} leave some of the "
             f"{len(images)} labels"
         )
-        raise UserError(f"{reason} to nobody; choose at least {least}")
+        raise UserError(f"{reason} without a holder; choose at least {least}")
     holders: list[list[int]] = [[] for _ in images]
     held = np.zeros(len(images))
     for client in rng.permutation(num_clients):
@@ -213,7 +213,7 @@ def split_by_label(
             held[label] += 1
     if (held > images).any():
         label = int((held - images).argmax())
-        needs = f"needs {held[label]:.0f} images of label {label}, of {images[label]}"
+        needs = f"needs {held[label]:.0f} images of label {label}, which has {images[label]}"
         raise UserError(
             f"labels_per_client={wanted} for num_clients={num_clients} {needs}; choose fewer "
             "clients or labels"
@@ -308,19 +308,18 @@ def read_split(
         ) from error
     if len(parts) != num_clients:
         raise UserError(
-            f"num_clients={num_clients} differs from the {len(parts)} of {name}; choose "
+            f"num_clients={num_clients} differs from the {len(parts)} clients of {name}; choose "
             f"{len(parts)}"
         )
     if any(part.ndim != 1 or part.dtype != np.int64 or len(part) == 0 for part in parts):
         raise UserError(
-            f"{name} has a client without images or with other things than whole numbers; mend "
-            "the file"
+            f"{name} has a client without images, or indices that are not integers; fix the file"
         )
     every = np.concatenate(parts)
     num_images = len(labels) + (0 if dataset.places is None else len(dataset.test.labels))
     if every.min() < 0 or every.max() >= num_images or len(np.unique(every)) != len(every):
         raise UserError(
-            f"{name} names an image twice, or one that is not among the {num_images}; fix the file"
+            f"{name} lists an image twice, or one outside the {num_images} images; fix the file"
         )
     return from_places(parts, content, name, dataset)
 
@@ -351,13 +350,13 @@ def split_by_owner(
     owners = dataset.owners
     if owners is None:
         raise UserError(
-            "partition='natural' needs data that say whose each image is; give an .npz with "
+            "partition='natural' needs data that name the owner of each image; give an .npz with "
             "client_train"
         )
     names, owner = np.unique(owners, return_inverse=True)
     if num_clients > len(names):
         raise UserError(
-            f"num_clients={num_clients} exceeds the {len(names)} owners; choose 1..{len(names)}"
+            f"num_clients={num_clients} exceeds the {len(names)} owners; choose 1 to {len(names)}"
         )
     places = np.argsort(-np.bincount(owner), kind="stable")
     if owner_choice == "random":
@@ -382,8 +381,8 @@ def draw_until_large(
     num_images = sum(map(len, first))
     if min_images * len(first) > num_images:
         raise UserError(
-            f"min_images={min_images} for each of {len(first)} clients is more than the "
-            f"{num_images} training images; choose at most {num_images // len(first)}"
+            f"min_images={min_images} for each of {len(first)} clients exceeds the {num_images} "
+            f"training images; choose at most {num_images // len(first)}"
         )
     tell_at = time.monotonic() + SILENT_SECONDS
     indices = first
@@ -396,12 +395,12 @@ def draw_until_large(
         if attempt == MAX_DRAWS or (attempt == SAME_DRAWS and len(seen) == 1):
             break
         if time.monotonic() > tell_at:
-            warn(f"drawing the split again until each client has {min_images} images")
+            warn(f"redrawing the split until each client has {min_images} images")
             tell_at = math.inf
         indices = draw(open_stream("split again", config.seed, 0, attempt))
     raise UserError(
-        f"min_images={min_images} is not reached by any of {attempt:,} draws, the last of which "
-        f"has a client of {sizes[0]}; choose less, fewer clients, or a less skewed split"
+        f"min_images={min_images} was not reached in {attempt:,} draws; the last one has a client "
+        f"of {sizes[0]}; choose a smaller minimum, fewer clients, or a less skewed split"
     )
 
 
@@ -415,17 +414,17 @@ def verify_partition_file(path: str, dataset: Any, counts: Sequence[np.ndarray])
     if claims.get("dataset_sha256", dataset.digest) != dataset.digest:
         other = claims.get("dataset", "of another SHA-256")
         raise UserError(
-            f"{name} is a split of other data ({other!s:.60}); give the same --dataset, --data and "
+            f"{name} splits other data ({other!s:.60}); give the same --dataset, --data and "
             "--holdout"
         )
     label_counts = [count.tolist() for count in counts]
     if claims.get("label_counts", label_counts) != label_counts:
-        raise UserError(f"{name}: its label_counts are not those of its indices; restore the file")
+        raise UserError(f"{name}: its label_counts do not match its indices; restore the file")
     kind = claims.get("partition")
     named = PARTITIONS.get(kind) if isinstance(kind, str) else None
     if claims.get("changes_images") or (named and named.change_images):
         raise UserError(
-            f"{name} is of --partition {kind!s:.40}, whose images were changed beside the split; "
-            f"give --partition {kind!s:.40} with the same flags and --seed "
-            f"{claims.get('seed', 0)!r:.12}, which makes it again"
+            f"{name} comes from --partition {kind!s:.40}, which also changes the images; use "
+            f"--partition {kind!s:.40} with the same flags and --seed "
+            f"{claims.get('seed', 0)!r:.12} to recreate it"
         )

@@ -41,21 +41,19 @@ REDDI = (
 # optimization/docs/hyperparameters.md.
 TABLE_8 = "Reddi et al. 2021, table 8"
 EMNIST_RATES = (
-    "the rates of EMNIST CR, 1,500 rounds of a CNN with dropout there; here MNIST in two shards, "
-    "100 rounds"
+    "rates of EMNIST CR (there 1,500 rounds of a CNN with dropout; here MNIST in two shards, 100 "
+    "rounds)"
 )
 # That makes 13 to 48 % of what a weight moves in the first rounds.
-BIAS = (
-    f"{EMNIST_RATES}. TFF's own Adam and Yogi: they correct the bias of the moments, which the "
-    "paper's do not"
-)
+BIAS = f"{EMNIST_RATES}. TFF's Adam and Yogi correct the bias of the moments; the paper's do not"
 
 PRESETS: dict[str, Preset] = {
     "none": Preset("", "no preset"),
     "fast": Preset(
         "--client-optimizer adam --client-lr 0.003 --client-schedule inverse-sqrt --local-epochs "
         "2 --batch-size 32",
-        "ours: two thirds of the default's epochs (`python benchmarks/tuning.py --optimizers`)",
+        "ours: two thirds of the default's local epochs (`python benchmarks/tuning.py "
+        "--optimizers`)",
     ),
     "mcmahan-2nn-iid": Preset(
         f"{TWO_NN} --partition iid --client-lr 0.2 --rounds 1500",
@@ -114,15 +112,15 @@ PRESETS: dict[str, Preset] = {
         "--model logreg --partition lognormal-labels --num-clients 1000 --clients-per-round 10 "
         "--local-epochs 20 --batch-size 10 --client-lr 0.03 --rounds 200 --stragglers 0.9 "
         "--algorithm fedprox --prox-mu 1",
-        "after Li et al. 2020, figure 1, MNIST with 90 % stragglers; its FedAvg: "
+        "after Li et al. 2020, figure 1, MNIST with 90 % stragglers; FedAvg in that figure: "
         "--drop-stragglers --prox-mu 0",
-        "each client is a straggler with probability 0.9, there exactly 9 of 10, so that here some "
-        "rounds have no client that finishes; stragglers do a uniform share of their steps, there "
-        "of their epochs; pixels are in 0..1, there standardized",
+        "here each client is a straggler with probability 0.9 (in the paper exactly 9 of 10), so "
+        "in some rounds no client finishes; stragglers complete a random fraction of their steps "
+        "(in the paper, of their epochs); pixels are in 0..1 (in the paper, standardized)",
     ),
     "original-script": Preset(
         "--model mlp --num-clients 10 --rounds 5",
-        "the script that this project started from: 96.7 % claimed",
+        "the script this project started from, which claimed 96.7 %",
     ),
 }
 
@@ -145,7 +143,7 @@ def preset_notices(config: Any, default: Any) -> list[str]:
     ]
     preset = PRESETS[name]
     notice = ": ".join(filter(None, [f"preset {name}", preset.help, preset.note]))
-    return [f"{notice}. Differs from the preset: {', '.join(changed)}" if changed else notice]
+    return [f"{notice}. Changed from the preset: {', '.join(changed)}" if changed else notice]
 
 
 def preset_fields(name: Any, parse: Callable[[Sequence[str]], Any]) -> dict[str, Any]:
@@ -164,7 +162,7 @@ def explain_preset(words: Sequence[str]) -> None:
         preset = PRESETS[names[-1]]
         print_line(f"--preset {names[-1]}: {preset.help}\nsets {preset.flags or 'nothing'}")
         if preset.note:
-            print_line(f"not as there: {preset.note}")
+            print_line(f"differences from the publication: {preset.note}")
         sys.exit()
 
 

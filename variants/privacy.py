@@ -140,8 +140,8 @@ class PrivacyAccountant(Callback):
         first = self.epsilon([1])
         if 0 < budget < first:
             raise UserError(
-                f"epsilon_budget={budget:g} allows no round, as the first costs {first:.2f}; "
-                "choose more, or more noise_multiplier"
+                f"epsilon_budget={budget:g} allows no round, as the first one costs {first:.2f}; "
+                "raise it, or raise noise_multiplier"
             )
 
     def before_run(self, folder: Any, first_round: int) -> None:
@@ -159,12 +159,12 @@ class PrivacyAccountant(Callback):
             most = getattr(self.privacy, field)
             if 0 < most < epsilon and round_num == 1:
                 raise UserError(
-                    f"{field}={most:g} allows no further round, and none was done; choose more, or "
-                    "start a new run"
+                    f"{field}={most:g} allows no further round, and no round was completed; raise "
+                    "it, or start a new run"
                 )
             if 0 < most < epsilon:
                 warn(
-                    f"round {round_num} would bring ε to {epsilon:.2f}, above {field}={most:g}; "
+                    f"round {round_num} would raise ε to {epsilon:.2f}, above {field}={most:g}; "
                     "the run ends before it"
                 )
                 raise StopRun
@@ -191,16 +191,16 @@ class PrivacyAccountant(Callback):
         final = self.epsilon(range(1, rounds + 1))
         if self.privacy.target_epsilon:
             return [
-                f"ε will be {final:.2f} after {rounds} rounds, by noise_multiplier="
-                f"{self.privacy.noise_multiplier:g}, for target_epsilon="
-                f"{self.privacy.target_epsilon:g}"
+                f"ε will be {final:.2f} after {rounds} rounds, with "
+                f"noise_multiplier={self.privacy.noise_multiplier:g} found for "
+                f"target_epsilon={self.privacy.target_epsilon:g}"
             ]
         if final <= WEAK_EPSILON:
             return []
         return [
-            f"ε will be {final:.1f} after {rounds} rounds, a bound that protects hardly anybody; "
-            "more clients (--num-clients, --clients-per-round) with a larger --noise-multiplier "
-            "lower it"
+            f"ε will be {final:.1f} after {rounds} rounds, which gives practically no protection; "
+            "lower it with more clients (--num-clients, --clients-per-round) and a larger "
+            "--noise-multiplier"
         ]
 
 
@@ -259,7 +259,7 @@ def meet_target(config: Any, dataset: Any) -> Any:
         final = PrivacyAccountant(config, cohorts).epsilon(rounds)
         if final > target:
             raise UserError(
-                f"rounds={config.training.rounds} would bring epsilon to {final:.2f}, above the "
+                f"rounds={config.training.rounds} would raise epsilon to {final:.2f}, above the "
                 f"run's target_epsilon={target:g}; resume it with fewer rounds, or start a new run"
             )
     if not target or config.run.resume:
@@ -271,10 +271,10 @@ def meet_target(config: Any, dataset: Any) -> Any:
 
     most = int(np.ceil(100 * config.cohort_size)) - 1  # TFF needs less than 0.1 of the cohort
     if most < MOST_PRECISE or epsilon(most) > target:
-        lowest = f"; {epsilon(most):.2f} would be kept by {most / 1000:g}" if most > 0 else ""
+        lowest = f" (the most, {most / 1000:g}, gives {epsilon(most):.2f})" if most > 0 else ""
         raise UserError(
-            f"target_epsilon={target:g} needs more noise than {config.cohort_size} clients a round "
-            f"can have{lowest}; choose more, or more clients, or fewer rounds"
+            f"target_epsilon={target:g} needs more noise than {config.cohort_size} clients per "
+            f"round allow{lowest}; raise the target, or use more clients or fewer rounds"
         )
     low = MOST_PRECISE - 1
     high = most
@@ -288,8 +288,8 @@ def meet_target(config: Any, dataset: Any) -> Any:
     given = config.privacy.noise_multiplier
     if given not in (type(config.privacy)().noise_multiplier, found):
         raise UserError(
-            f"noise_multiplier={given:g} with target_epsilon={target:g}, which needs {found:g}; "
-            "drop one of the two"
+            f"noise_multiplier={given:g} contradicts target_epsilon={target:g}, which needs "
+            f"{found:g}; drop one of them"
         )
     return config.replace(noise_multiplier=found)
 
@@ -308,12 +308,12 @@ def read_journal(journal: Path | None, first: int) -> list[int]:
             begun = [int(line) for line in read_bytes(journal).decode().splitlines()]
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{journal} cannot be read, so epsilon is not known; restore it, or start a new run"
+            f"{journal} cannot be read, so epsilon is unknown; restore it, or start a new run"
         ) from error
     missing = set(range(1, first)) - set(begun)
     if missing:
         raise UserError(
-            f"{journal} lacks round {min(missing)}, so epsilon is not known; restore it, or start "
-            "a new run"
+            f"{journal} lacks round {min(missing)}, so epsilon is unknown; restore it, or start a "
+            "new run"
         )
     return begun

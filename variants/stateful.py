@@ -314,8 +314,8 @@ def check_memory(memory: Memory, algorithm: str) -> None:
     gibibytes = 4 * slots * num_parameters / 2**30
     if gibibytes > 1:
         raise UserError(
-            f"num_clients makes {slots:,} vectors of {num_parameters:,} parameters, "
-            f"{gibibytes:.1f} GiB, that algorithm={algorithm!r} keeps; choose at most "
+            f"num_clients: algorithm={algorithm!r} keeps {slots:,} vectors of {num_parameters:,} "
+            f"parameters, {gibibytes:.1f} GiB, more than 1 GiB; choose at most "
             f"{2**28 // num_parameters - 1} clients, or a smaller model"
         )
 
@@ -325,14 +325,14 @@ def check_neighbours(experiment: Any) -> None:
     config = experiment.config
     if config.training.sampling == "by-size":
         raise UserError(
-            "sampling='by-size' may draw a client twice, which an algorithm with memory of its "
-            "clients, as scaffold and feddyn are, has no rule for; choose fixed or poisson"
+            "sampling='by-size' may draw a client twice, which algorithms with a memory of their "
+            "clients, such as scaffold and feddyn, do not support; choose fixed or poisson"
         )
     if config.is_private:
         raise UserError(
-            f"algorithm={config.optimization.algorithm!r}: its clients send more than the update "
-            "to which aggregator='dp' adds noise (what the server remembers of them), and epsilon "
-            "would be false; choose another of the two"
+            f"algorithm={config.optimization.algorithm!r}: its clients also send a message that "
+            "the server remembers, to which aggregator='dp' adds no noise, so epsilon would be "
+            "false; change one of the two flags"
         )
 
 

@@ -131,7 +131,7 @@ class MultiHost:
                 if files:
                     progress.follow(ssh.send(name, source, files, folder.path, self.patience))
         print_line(
-            f"{name}: TFF's worker and {len(shards):,} shards are there, "
+            f"{name}: TFF's worker and {len(shards)} shards in place, "
             f"{progress.sent / 1e6:,.1f} MB sent"
         )
 
@@ -229,7 +229,7 @@ class MultiHost:
                     if worker.ended:
                         if not losses:  # between two rounds
                             warn(
-                                f"{name}: {worker.name} ended; see {worker.log}; starting a fresh "
+                                f"{name}: {worker.name} exited; see {worker.log}; starting a new "
                                 "one"
                             )
                         worker.open()
@@ -239,10 +239,10 @@ class MultiHost:
                 if self.closing or stopping.requested:
                     raise
                 if losses < ATTEMPTS:
-                    warn(f"{name}: {error}; doing its part again")
+                    warn(f"{name}: {error}; retrying its part")
                     time.sleep(PAUSE if isinstance(error, Unreachable) else 0)
                     continue
-                self._hand_over(part, f"{name}: {error}; {ATTEMPTS} times in this round")
+                self._hand_over(part, f"{name}: {error}; {ATTEMPTS} failures in this round")
                 losses = 0
 
     def _hand_over(self, part: int, why: str) -> None:
@@ -254,7 +254,7 @@ class MultiHost:
                 name = self.names[owner]
                 if name in self.dead_hosts:
                     continue
-                warn(f"{why}; {name} gets its clients' shards, and takes them over")
+                warn(f"{why}; {name} receives its clients' shards and takes over")
                 try:
                     if name != ssh.HERE:
                         self._send(name, [part], ssh.check(name, self.cache))
@@ -266,7 +266,7 @@ class MultiHost:
                     continue
                 self.owner_of_part[part] = owner
                 return
-        raise RunFailed(f"{why}; and no other host is left")
+        raise RunFailed(f"{why}; no other host is left")
 
 
 hash_worker = functools.cache(probe.hash_binary)

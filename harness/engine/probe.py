@@ -40,7 +40,7 @@ def trouble_with_owner(path):
     """Return why what stands at `path`, itself no link's target, is not ours to trust, or None."""
     owner = os.lstat(path).st_uid
     if owner not in (0, os.getuid()):
-        return f"{path} belongs to another user (uid {owner}), who could put a program of his there"
+        return f"{path} belongs to another user (uid {owner}), who could place a program there"
     return None
 
 
@@ -48,7 +48,7 @@ def trouble_with_access(path, is_parent):
     """Return why others could change what is in the folder, or None."""
     mode = os.stat(path).st_mode
     if mode & OTHERS_WRITE and not (is_parent and mode & stat.S_ISVTX):
-        return f"others may write {path} (mode {stat.S_IMODE(mode):o}); `chmod go-w` it there"
+        return f"others may write {path} (mode {stat.S_IMODE(mode):o}); run `chmod go-w` on it"
     return None
 
 
@@ -60,7 +60,8 @@ def trouble_with_readers(real):
     others = [name for name in os.listdir(real) if not name.startswith(OURS)]
     if others:
         return (
-            f"{real} holds other things, and others may read it (mode {mode:o}); `chmod go-rwx` it"
+            f"{real} contains other files, and others may read it (mode {mode:o}); run `chmod "
+            "go-rwx` on it"
         )
     os.chmod(real, 0o700)
     return None
@@ -119,9 +120,9 @@ def find_trouble(oldest):
         return "has no rsync; install it there"
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWUSER | CLONE_NEWNET):
         return (
-            "forbids network namespaces, without which others there could reach TFF's worker; "
-            "allow them (sysctl kernel.unprivileged_userns_clone=1 or user.max_user_namespaces), "
-            "or leave the host out"
+            "does not allow network namespaces, without which other users of the host could "
+            "reach TFF's worker; allow them (sysctl kernel.unprivileged_userns_clone=1 or "
+            "user.max_user_namespaces), or remove the host"
         )
     return ""
 

@@ -52,31 +52,33 @@ OLDEST_GLIBC = (2, 29)
 PROBE = Path(__file__).with_name("probe.py")
 REFUSALS = {  # words of ssh's or rsync's, and the cure; the first that is found counts
     "is your shell clean": (
-        "a login there prints a text, which rsync takes for its own; let ~/.bashrc there, or what "
-        "else prints it, do so only in a terminal (`ssh {host} true` must print nothing)"
+        "the login shell on that host prints text, which corrupts rsync's protocol; make "
+        "~/.bashrc there print in interactive shells only (`ssh {host} true` must print nothing)"
     ),
     "Could not resolve hostname": (
-        "its name does not resolve; check it, or give it an address in ~/.ssh/config"
+        "its name does not resolve; check the name, or add an address to ~/.ssh/config"
     ),
     "Connection refused": (
-        "no sshd answers there (connection refused); start it, or name its port in ~/.ssh/config"
+        "no sshd is listening (connection refused); start it, or set its port in ~/.ssh/config"
     ),
     "REMOTE HOST IDENTIFICATION HAS CHANGED": (
-        "its host key has changed; see that it is the right machine, then `ssh-keygen -R {host}`"
+        "its host key has changed; check that it is the right machine, then run `ssh-keygen -R "
+        "{host}`"
     ),
     "Host key verification failed": (
-        "its host key is not known here; run `ssh {host}` once by hand and compare it"
+        "its host key is unknown; run `ssh {host}` once by hand and compare it"
     ),
     "Permission denied": (
-        "it does not let us in (permission denied), and no password is ever asked for; "
+        "it refuses the login (permission denied), and passwords are never asked for; run "
         "`ssh-copy-id {host}`, or load the key into ssh-agent"
     ),
     "timed out": (
-        "it does not answer (timed out); see that it is up, and that no firewall stands between"
+        "it does not answer (timed out); check that it is up and that no firewall blocks ssh"
     ),
-    "No route to host": "there is no way to it (no route to host); see that it is up",
+    "No route to host": "there is no route to it (no route to host); check that it is up",
     "open failed": (
-        "its sshd forwards no Unix sockets; set AllowStreamLocalForwarding yes in its sshd_config"
+        "its sshd does not forward Unix sockets; set AllowStreamLocalForwarding yes in its "
+        "sshd_config"
     ),
 }
 
@@ -90,8 +92,8 @@ def read_hosts(names: str) -> tuple[str, ...]:
     for host in hosts:
         if not re.fullmatch(r"([A-Za-z0-9_][A-Za-z0-9_.-]*@)?[A-Za-z0-9_][A-Za-z0-9_.-]*", host):
             raise UserError(
-                f"workers={names!r:.60}: {host!r:.40} is no host's name; give names as ssh knows "
-                "them, such as localhost,hostA,me@hostB (ports and the like stand in "
+                f"workers={names!r:.60}: {host!r:.40} is not a valid host name; give names as ssh "
+                "knows them, such as localhost,hostA,me@hostB (set ports and the like in "
                 "~/.ssh/config)"
             )
     return hosts
@@ -104,8 +106,8 @@ def check_folder(path: str) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9_./][A-Za-z0-9_./-]*", path):
         raise UserError(
-            f"workers_cache={path!r:.60} is not a plain path; choose letters, digits, and . _ - / "
-            "(a relative one begins at the home folder there)"
+            f"workers_cache={path!r:.60} is not a plain path; use letters, digits, and . _ - / (a "
+            "relative path starts at the home folder on the host)"
         )
     return path
 
@@ -126,16 +128,16 @@ def explain(host: str, words: str) -> str:
 def explain_supervisor(host: str, line: str) -> str:
     """Return what the supervisor on a host could not do, with the cure."""
     if line.startswith("cannot isolate"):
-        return f"{host}: {line}; allow network namespaces there, or leave the host out"
+        return f"{host}: {line}; allow network namespaces there, or remove the host"
     if line.startswith("cannot start") and "format" in line:
-        return f"{host}: {line}; remove it there, in case it is damaged, and it is sent again"
+        return f"{host}: {line}; it may be damaged: remove it there, and it is sent again"
     if line.startswith("cannot start"):
-        return f"{host}: {line}; choose a --workers-cache from which programs may run"
+        return f"{host}: {line}; choose a --workers-cache on a file system that allows executables"
     if line.startswith("cannot keep"):
-        return f"{host}: {line}; remove it there, in case it is damaged, and it is sent again"
+        return f"{host}: {line}; it may be damaged: remove it there, and it is sent again"
     if line.startswith("cannot"):
         return f"{host}: {line}"
-    return f"{host}: it printed {line!r:.80}; see that `ssh {host} python3` works"
+    return f"{host}: unexpected output {line!r:.80}; check that `ssh {host} python3` works"
 
 
 def ask(host: str, code: str, *words: str) -> list[str]:
@@ -155,15 +157,15 @@ def ask(host: str, code: str, *words: str) -> list[str]:
             status = child.wait(max(deadline - time.monotonic(), 1))
     except FileNotFoundError as error:
         raise UserError(
-            "workers needs ssh, which is not installed here; install openssh-client"
+            "--workers needs ssh, which is not installed on this machine; install openssh-client"
         ) from error
     except TimeoutError as error:
         raise UserError(f"{host}: {REFUSALS['timed out']}") from error
     words_said = child.words.decode(errors="replace")
     if status == 127 or "python3: not found" in words_said:
-        raise UserError(f"{host}: it has no python3; install one there, any version will do")
+        raise UserError(f"{host}: python3 is not installed; install any version there")
     if status:
-        raise UserError(explain(host, words_said) or f"{host}: ssh ended with status {status}")
+        raise UserError(explain(host, words_said) or f"{host}: ssh exited with status {status}")
     return list(lines)
 
 
@@ -193,7 +195,7 @@ def check(host: str, cache: str) -> HostFolder:
     except (ValueError, LookupError, TypeError, RecursionError) as error:
         said = " ".join(" ".join(lines).split())[:80]
         raise UserError(
-            f"{host}: its python3 answered {said!r}; see that `ssh {host} python3` works"
+            f"{host}: python3 answered {said!r}; check that `ssh {host} python3` works"
         ) from error
     if wrong:
         raise UserError(
@@ -239,17 +241,19 @@ def send(
                     yield int(found[1].replace(b",", b""))
             status = child.wait(patience)
     except FileNotFoundError as error:
-        raise UserError("workers needs rsync, which is not installed here; install it") from error
+        raise UserError(
+            "--workers needs rsync, which is not installed on this machine; install it"
+        ) from error
     except TimeoutError as error:
         raise UserError(
-            f"{host}: rsync was silent for {patience:g} s; see that the host is up and {target} "
-            "there can be written, or give it more --patience"
+            f"{host}: rsync made no progress for {patience:g} s; check that the host is up and "
+            f"that {target} is writable there, or raise --patience"
         ) from error
     if status:
         words = child.words.decode(errors="replace")
-        said = explain(host, words) or f"{host}: rsync ended with status {status}"
+        said = explain(host, words) or f"{host}: rsync exited with status {status}"
         raise UserError(
-            f"{said}; see that there is room in {target} there" if "No space" in words else said
+            f"{said}; check that {target} has free space there" if "No space" in words else said
         )
 
 

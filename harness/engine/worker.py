@@ -227,8 +227,8 @@ def listen_at(path: str) -> socket.socket:
         listener.listen()
     except OSError as error:
         raise Unreachable(
-            f"TFF's worker cannot be reached: no Unix socket can be made here ({briefly(error)}); "
-            "allow them, or run on another machine"
+            f"cannot reach TFF's worker: Unix sockets cannot be created here ({briefly(error)}); "
+            "allow them, or use another machine"
         ) from error
     return listener
 
@@ -349,8 +349,8 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             except WorkerLost as lost:
                 stopping.raise_if_requested()
                 if attempt == ATTEMPTS:
-                    raise RunFailed(f"{name}: {lost}; {ATTEMPTS} times in this round") from lost
-                warn(f"{name}: {lost}; doing the round again on a fresh one")
+                    raise RunFailed(f"{name}: {lost}; {ATTEMPTS} failures in this round") from lost
+                warn(f"{name}: {lost}; retrying the round on a new one")
                 self.end()
                 self.open()
         raise AssertionError("unreachable")
@@ -501,7 +501,10 @@ class LocalWorker(Worker):
         try:
             return super()._connect(isolated)
         except NotIsolated as error:
-            warn(f"{error}: others on this machine's network can reach TFF's worker while it runs")
+            warn(
+                f"{error}: other users of this machine's network can reach TFF's worker during "
+                "the run"
+            )
             return super()._connect(isolated=False)
 
     def explain_start(self, line: str) -> Exception:
