@@ -49,12 +49,12 @@ import os
 import sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-# One module under either name: the commands and the baselines import it.
+# harness/commands.py and variants/baselines.py import this module, also when it runs as a script.
 sys.modules["federated_learning"] = sys.modules[__name__]
 if __name__ == "__main__" and HERE not in sys.path:  # as PYTHONSAFEPATH has it
     sys.path.insert(0, HERE)
 
-# First: from here on Ctrl-C gives no traceback.
+# Imported first: from here on Ctrl-C prints no traceback.
 from harness import command_line, listing
 
 # isort: split
@@ -157,17 +157,20 @@ class Config(options.ExperimentConfig):
 
 
 def parse(words: str | Sequence[str] | None = None) -> Config:
-    """Return the configuration that a command line asks for; `words` None is the terminal's.
+    """Parse command-line flags into a Config.
 
-    A flag that is not given has its default, or with --resume the saved run's value. Raises
-    UserError.
+    Args:
+        words: flags as one string or a list; None reads sys.argv. With --resume, flags that are not
+            given take the saved run's values.
+
+    Raises:
+        UserError: a flag is unknown, out of range, or contradicts another.
     """
     return options.parse(Config, words)
 
 
-# The command line is read before TensorFlow is imported: --help and a wrong flag are answered at
-# once. Garbage collection is off during the imports that follow, as it would go through them again
-# and again; the end of this file switches it on.
+# Flags are parsed before TensorFlow is imported, so that --help and errors appear at once. Garbage
+# collection is off during the imports, which it would slow down; the end of this file turns it on.
 if __name__ == "__main__":
     parsed_config = command_line.run_or_exit(parse)
     if parsed_config.run.version or parsed_config.run.list:
@@ -217,7 +220,7 @@ MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
 
 
 def load_mnist() -> Dataset:
-    """Return MNIST, from the file beside the script. Raises UserError if that is not MNIST."""
+    """Load MNIST from data/mnist.npz. Raises UserError if the file is not MNIST."""
     arrays = datasets.read_npz(MNIST_FILE)
     arrays |= {key: arrays[key][..., np.newaxis] for key in ("x_train", "x_test")}
     dataset = make_dataset("MNIST", arrays)
@@ -228,11 +231,15 @@ def load_mnist() -> Dataset:
     return dataset
 
 
-build_dataset = datasets.build_dataset  # of arrays of one's own, for run(config, dataset=...)
+build_dataset = datasets.build_dataset  # from custom arrays, for run(config, dataset=...)
 
 
 def load_dataset(data: Data) -> Dataset:
-    """Return the data set that is asked for. Raises UserError if it is missing or malformed."""
+    """Load the configured data set.
+
+    Raises:
+        UserError: the data are missing or malformed.
+    """
     if data.validation:
         datasets.check_test_set(data)
     if data.data:
@@ -251,9 +258,9 @@ def load_dataset(data: Data) -> Dataset:
 def split_dirichlet(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, alpha: float
 ) -> list[np.ndarray]:
-    """Split each label over the clients in shares drawn from Dirichlet(alpha) [2].
+    """Divide each label over the clients in proportions drawn from Dirichlet(alpha) [2].
 
-    `labels` are uint8[N] or uint16[N]. Returns K index arrays int64[n_k], some perhaps empty.
+    `labels` is uint8[N] or uint16[N]. Returns K index arrays int64[n_k]; some may be empty.
     """
     owner = np.empty(len(labels), np.int64)  # the client of each image
     for label in np.unique(labels):
@@ -268,9 +275,9 @@ def split_dirichlet(
 
 @dataclass(frozen=True)
 class Partition:
-    """The split: `indices` are K arrays int64[n_k] of training images, disjoint, none empty.
+    """A split: `indices` are K arrays int64[n_k] of training images, disjoint, none empty.
 
-    Together they are all training images, except in a split that was read from a file.
+    Together they cover all training images, unless the split was read from a file.
     """
 
     indices: list[np.ndarray]
@@ -280,14 +287,14 @@ class Partition:
 
     @property
     def sizes(self) -> np.ndarray:
-        """The clients' numbers of images, n_k, int64[K]."""
+        """The number of images of each client, n_k, int64[K]."""
         return self.counts.sum(axis=1)
 
 
 def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
-    """Give each client without images one of the client with the most: nobody is left out.
+    """Give each client without images one image of the largest client.
 
-    Returns the split, and to how many clients that happened.
+    Returns the split, and the number of clients that received an image.
     """
     indices = list(split)
     sizes = np.array([len(part) for part in indices])
@@ -302,7 +309,11 @@ def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
 
 
 def make_partition(dataset: Dataset, config: Config) -> Partition:
-    """Split the training images, a function of the data, the partition's fields and the seed."""
+    """Split the training images as configured; the result depends on data, flags and seed only.
+
+    Raises:
+        UserError: the data do not allow such a split.
+    """
     labels = dataset.train.labels
     num_clients = config.partitioning.num_clients
     if num_clients > len(labels):
@@ -312,7 +323,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
         )
     chosen = config.chosen("partition")
     split_function = load(chosen.function) if chosen.function else split_dirichlet
-    # A partition that changes the clients' images, by rotation or noise, has its fields for that.
+    # The fields of a partition that changes the images, such as noise, are for change_images.
     split_fields = {} if chosen.change_images else config.fields_of_choice("partition")
     if chosen.needs_dataset:
         split_fields["dataset"] = dataset
@@ -334,7 +345,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
 
 
 def build_lean_cnn() -> list[Any]:
-    """Return the default network's layers before the logits, 153,930 parameters with them."""
+    """Return the layers of the default network, without the logits; 153,930 parameters in all."""
     return [
         *layers.conv(16, size=5, padding="valid"),
         *layers.conv(32, size=3),
@@ -343,7 +354,7 @@ def build_lean_cnn() -> list[Any]:
 
 
 class Network(NamedTuple):
-    """A model without weights yet: its layers by name, and what goes in and comes out."""
+    """An architecture: its layers by name, and the shapes of its input and output."""
 
     name: str
     build_hidden_layers: Callable[[], list[Any]]
@@ -352,22 +363,22 @@ class Network(NamedTuple):
     has_logits: bool = False  # whether the last hidden layer gives the logits already
 
     def build_layers(self) -> list[Any]:
-        """Return new Keras layers, the last of which gives the logits."""
+        """Return new Keras layers; the last one returns the logits."""
         hidden = self.build_hidden_layers()
         layers.check_new(self.name, hidden)
         return hidden if self.has_logits else [*hidden, tf.keras.layers.Dense(self.num_classes)]
 
 
 def to_input(images: Any) -> Any:
-    """Turn images uint8[n,H,W,channels] into float32 in 0..1."""
+    """Scale images uint8[n,H,W,channels] to float32 in 0..1."""
     return tf.cast(images, tf.float32) / 255
 
 
 @pinned_keras_settings()  # float32, graphs, ..., instead of the user's own settings of Keras
 def build_model(network: Network, seed: int) -> Any:
-    """Line 1: return a Keras model with its initial weights, a function of network and seed.
+    """Line 1: build a Keras model; its initial weights depend on the network and the seed only.
 
-    They come from the layers' own initializers; Keras' default is Glorot uniform, zero biases.
+    They come from the layers' own initializers: Keras' default is Glorot uniform, with zero biases.
     """
     with layers.refuse_wrong_size(network.name, network.image_shape) as initializers:
         inputs = tf.keras.Input(network.image_shape)
@@ -378,13 +389,13 @@ def build_model(network: Network, seed: int) -> Any:
 
 
 def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
-    """Return the logits float32[n,C] of a batch in training, with the tensors `weights`.
+    """Return the training-mode logits float32[n,C] of a batch x, computed with `weights`.
 
-    Layers such as Dropout drop by chance, a function of `key` int64[2].
+    `key` int64[2] seeds Dropout and similar layers.
     """
-    # New Keras layers would make variables. Here they get our tensors instead, in their order.
-    # TFF's own way to do this, functional_model_from_keras, takes 1.4 times as long a step: it
-    # wraps the model in a function, in which oneDNN cannot match a max-pooling with its gradient.
+    # New Keras layers would create variables; the scope gives them our tensors instead, in order.
+    # TFF's functional_model_from_keras does the same, but a step takes 1.4 times as long: it wraps
+    # the model in a function, in which oneDNN cannot match a max-pooling with its gradient.
     next_weight = iter(weights)
     with tf.variable_creator_scope(lambda _, **made: layers.fit(next(next_weight), made)):
         for position, layer in enumerate(network.build_layers()):
@@ -408,7 +419,7 @@ def loss_and_gradients(
 
 
 class Broadcast(NamedTuple):
-    """What the server sends to every client of a round."""
+    """Message from the server to every client of a round."""
 
     weights: Any  # w, a tuple of float32 tensors
     round_num: Any  # int64, from 1
@@ -416,7 +427,7 @@ class Broadcast(NamedTuple):
 
 
 class ClientTask(NamedTuple):
-    """A client's work in a round."""
+    """Input of a client's training in a round."""
 
     client: Any  # int64
     key: Any  # int64[2], of all its randomness in this round
@@ -426,10 +437,10 @@ class ClientTask(NamedTuple):
 
 
 class ClientMetrics(NamedTuple):
-    """What a client reports of its round, float32 each; metrics.json has it for each client.
+    """Metrics of a client's round, float32 each; metrics.json lists them per client.
 
-    A round's record has the mean over the clients' examples of every field but `examples` and
-    `finite`, as train_loss, train_accuracy, ...; of one that you add too.
+    A round's record has the mean of each over the clients' examples, except of `examples` and
+    `finite`: train_loss, train_accuracy, and so on.
     """
 
     examples: Any  # n_k
@@ -440,7 +451,7 @@ class ClientMetrics(NamedTuple):
 
 
 class ClientOutput(NamedTuple):
-    """What a client sends to the server."""
+    """Message from a client to the server."""
 
     update: Any  # w - w_k, as the weights are, which the server subtracts from w
     weight: Any  # float32, n_k
@@ -449,9 +460,9 @@ class ClientOutput(NamedTuple):
 
 
 def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
-    """Return the SGD steps, int32, on `num_examples` of a shard of `size`, epoch by epoch.
+    """Return the number of SGD steps, int32, that cover `num_examples` of a shard, epoch by epoch.
 
-    Each full epoch has ceil(size / batch_size) steps; the rest is of an epoch that a variant cut.
+    A full epoch takes ceil(size / batch_size) steps; the last epoch may be partial in a variant.
     """
     batch = batch_size or size
     full_epochs = num_examples // size
@@ -460,9 +471,9 @@ def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
 
 
 def build_train_step(network: Network, optimizer: Any) -> Callable[..., tuple[Any, Any, Any, Any]]:
-    """Return train_step(optimizer_state, weights, x, y, key): one step of SGD.
+    """Return train_step(optimizer_state, weights, x, y, key), a single SGD step.
 
-    It returns (optimizer_state, weights, sum of the losses, number predicted right).
+    train_step returns (optimizer_state, weights, sum of losses, number of correct predictions).
     """
 
     @tf.autograph.experimental.do_not_convert  # what has no loop is built in half the time
@@ -475,17 +486,17 @@ def build_train_step(network: Network, optimizer: Any) -> Callable[..., tuple[An
 
     if not layers.has_max_pooling(network.build_layers()):
         return train_step
-    # The step stays a function of its own in the worker's graph: inlined into the loop, oneDNN may
-    # not find the max-pooling that a gradient belongs to.
+    # Keep the step a function of its own in the worker's graph: once inlined into the loop, oneDNN
+    # may not find the max-pooling that a gradient belongs to.
     return tf.function(train_step, autograph=False, experimental_attributes={NOT_INLINED: True})
 
 
 def build_local_training(
     network: Network, optimizer: Any, batch_size: int
 ) -> Callable[[Any, ClientTask], tuple[Any, Any, Any]]:
-    """Return local_training(weights, task) -> (w_k, mean loss, accuracy): a round's local SGD.
+    """Return local_training(weights, task) -> (w_k, mean loss, accuracy): local SGD of one round.
 
-    It is one graph loop over epochs and batches, so that the worker runs it without us.
+    It is a single graph loop over epochs and batches, which the worker runs without Python.
     """
     train_step = build_train_step(network, optimizer)
     is_random = layers.are_random(network.build_layers())
@@ -502,7 +513,7 @@ def build_local_training(
         optimizer_state = initial_optimizer_state(weights, task.hparams)
         loss_sum = 0.0
         num_correct = 0.0
-        # local_epochs of them; of local_steps, or a straggler's, the last one may be cut
+        # local_epochs iterations; in a variant that cuts the work, the last epoch may be partial
         for epoch in tf.range(-(-task.examples_to_train // size)):
             epoch_key = fold_in(task.key, tf.cast(epoch, tf.int64))
             shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
@@ -512,7 +523,7 @@ def build_local_training(
                 batch = order[start : start + (batch_size or size)]
                 x = to_input(tf.gather(task.shard.images, batch))
                 y = tf.gather(task.shard.labels, batch)
-                # Without Dropout or the like no step uses its key.
+                # Only Dropout and similar layers use the key of a step.
                 step_key = fold_in(epoch_key, tf.cast(start, tf.int64)) if is_random else epoch_key
                 optimizer_state, weights, loss, correct = train_step(
                     optimizer_state, weights, x, y, step_key
@@ -528,7 +539,7 @@ def build_local_training(
 def fedavg_client(
     network: Network, optimizer: Any, batch_size: int
 ) -> Callable[[Broadcast, ClientTask], ClientOutput]:
-    """Return client_update(broadcast, task) -> ClientOutput: FedAvg's client [1, ClientUpdate]."""
+    """Return client_update(broadcast, task) -> ClientOutput, FedAvg's client [1, ClientUpdate]."""
     local_training = build_local_training(network, optimizer, batch_size)
 
     def client_update(broadcast, task):
@@ -550,7 +561,7 @@ def fedavg_client(
 
 
 def leave_out_nonfinite(client_update: Callable) -> Callable[[Broadcast, ClientTask], ClientOutput]:
-    """Wrap a client: an update that is not finite becomes 0, with weight 0."""
+    """Wrap a client: a non-finite update becomes 0, with weight 0."""
 
     def wrapped(broadcast, task):
         output = client_update(broadcast, task)
@@ -566,12 +577,12 @@ def leave_out_nonfinite(client_update: Callable) -> Callable[[Broadcast, ClientT
 
 
 def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOutput]:
-    """Return client(broadcast, id) -> ClientOutput: it reads its shard, and works on its task."""
+    """Return client(broadcast, id) -> ClientOutput, which reads a shard and trains on it."""
     config = experiment.config
     image_shape = experiment.network.image_shape
     parts = experiment.parts
     client_update = leave_out_nonfinite(parts.build_client_update(parts.client_optimizer))
-    # On another host the shards are in a folder of this name, in the worker's working directory.
+    # On another host, the shard folder is in the worker's working directory.
     folder = experiment.shard_folder
     if not config.run.single_worker:
         folder = Path(folder.name)
@@ -594,10 +605,10 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOut
 
 
 class Parts(NamedTuple):
-    """What a federated algorithm is made of; `fedavg_parts` has FedAvg's.
+    """The parts of a federated algorithm; `fedavg_parts` gives FedAvg's.
 
-    A variant is a function change(parts, experiment) -> parts that replaces some of them, or wraps
-    one. variants/__init__.py lists all, in the order in which they apply.
+    A variant is a function change(parts, experiment) -> parts that replaces or wraps some of them;
+    variants/__init__.py lists all, in the order in which they apply.
     """
 
     sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
@@ -624,25 +635,25 @@ class Parts(NamedTuple):
 
 
 def sample_clients(config: Config, round_num: int) -> list[int]:
-    """Line 3: draw the round's clients without replacement, a function of (seed, round).
+    """Line 3: draw clients without replacement, as a function of (seed, round).
 
-    They are sorted, as the last bits of a sum depend on its order.
+    They are sorted, because the last bits of a sum depend on its order.
     """
     rng = np.random.default_rng([config.seed, round_num])
     num_clients = config.partitioning.num_clients
     return sorted(rng.choice(num_clients, config.cohort_size, replace=False).tolist())
 
 
-# TFF keeps a value in memory for each of its clients, and spends about a millisecond on it. So we
-# give it chunks of our clients as its clients, if the aggregator allows it. The number is fixed,
-# whatever the number of cores: the last bits of a sum depend on its parts.
+# TFF spends about 1 ms and some memory on each of its clients, so we give it chunks of our clients,
+# if the aggregator allows it. Their number does not depend on the number of cores, because the last
+# bits of a sum depend on how it is divided.
 NUM_CHUNKS = 32
 
 
 def make_chunks(clients: Sequence[int], sizes: np.ndarray, most: int | None) -> list[np.ndarray]:
-    """Cut the round's clients into at most `most` chunks int64[g], with about as many examples.
+    """Group clients into at most `most` chunks int64[g] with similar numbers of examples.
 
-    `sizes` are the n_k of all clients. With `most` None every client is a chunk.
+    `sizes` has the n_k of all K clients. With `most` None, each client is a chunk of its own.
     """
     if most is None or len(clients) <= most:
         return [np.array([client], np.int64) for client in clients]
@@ -656,7 +667,7 @@ def make_chunks(clients: Sequence[int], sizes: np.ndarray, most: int | None) -> 
 
 
 class ChunkOutput(NamedTuple):
-    """What a chunk of g clients sends to the server."""
+    """Message from a chunk of g clients to the server."""
 
     update: Any  # the mean of the clients' updates by their weights
     weight: Any  # float32, the sum of their weights
@@ -665,15 +676,14 @@ class ChunkOutput(NamedTuple):
 
 
 def add_weighted(update_sum: Any, update: Any, weight: Any) -> Any:
-    """Return update_sum + weight * update, of structures of tensors."""
+    """Return update_sum + weight * update, for nested structures of tensors."""
     return tf.nest.map_structure(lambda s, u: s + weight * u, update_sum, update)
 
 
 def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any], ChunkOutput]:
-    """Return train_chunk(broadcast, clients int64[g]) -> ChunkOutput.
+    """Return train_chunk(broadcast, clients int64[g]) -> ChunkOutput, which averages updates.
 
-    Updates are added as they come: what the worker holds of them does not grow with the number of
-    clients.
+    Updates are summed as they are computed, so memory does not grow with the number of clients.
     """
 
     @tf.function
@@ -698,14 +708,14 @@ def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any]
 
 
 class ServerProgress(NamedTuple):
-    """The part of TFF's state that is neither weights nor an optimizer's; TFF's "client_work"."""
+    """The "client_work" of TFF's state: whatever is not weights or optimizer state."""
 
     round: Any  # int64, rounds done
     memory: Any  # float32[slots,d] of a stateful algorithm; FedAvg's is float32[0,0]
 
 
 class RoundSteps(NamedTuple):
-    """The TFF computations that a round is made of, and where it begins."""
+    """TFF computations of a round, and its initial state."""
 
     initialize: Any  # -> TFF's LearningAlgorithmState, at SERVER
     begin_round: Any  # ServerProgress -> that of the next round
@@ -720,7 +730,7 @@ CHUNKS_TYPE = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
 
 
 def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
-    """Return the computations of a round of these parts."""
+    """Build the computations of a round from the parts."""
     initial = tff.learning.models.ModelWeights(experiment.initial_weights, ())
     train_chunk = parts.collect(build_client(experiment), parts)
     memory_shape = parts.memory.shape if parts.memory else (0, 0)
@@ -764,8 +774,8 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
 def fedavg_round(steps: RoundSteps) -> Any:
     """Return next_round(state, chunks) -> (state, measurements, client metrics float32[m,r]).
 
-    `chunks` are those of `make_chunks`. `state` is TFF's LearningAlgorithmState: the weights,
-    nothing, ServerProgress, the aggregator's state, and the server optimizer's.
+    `chunks` come from make_chunks. `state` is TFF's LearningAlgorithmState: global weights, (),
+    ServerProgress, aggregator state, server optimizer state.
     """
 
     @tff.federated_computation(steps.initialize.type_signature.result, CHUNKS_TYPE)
@@ -785,10 +795,10 @@ def fedavg_round(steps: RoundSteps) -> Any:
 def train_cohort(
     worker: Any, experiment: Experiment, state: Any, clients: Sequence[int]
 ) -> tuple[Any, list[dict[str, Any]], Any]:
-    """Lines 4 to 6: train the clients from the state's weights, and aggregate.
+    """Lines 4 to 6: train clients from the weights in `state`, and aggregate.
 
-    Returns the next state, one dict per client of what it reported, in the order of their ids, and
-    what the aggregator measured.
+    Returns the next state, a dict of metrics per client in the order of their ids, and the
+    aggregator's measurements.
     """
     round_num = int(state.client_work.round) + 1
     chunks = [
@@ -802,18 +812,18 @@ def train_cohort(
         progress = state.client_work._replace(round=np.int64(round_num))
         return state._replace(client_work=progress), [], None
     name = f"round {round_num}"
-    # process.next, in TFF's worker, or a part of it on each host.
+    # This calls process.next in TFF's worker, or a part of it on each host.
     next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
     return next_state, records.name_metrics(chunks, metrics, ClientMetrics._fields), measured
 
 
 def everyone(clients: list[int], round_num: int) -> list[int]:
-    """Return the clients of the round that report: in FedAvg all that were drawn."""
+    """Return the clients that report; in FedAvg, all that were drawn."""
     return clients
 
 
 def fedavg_parts(experiment: Experiment) -> Parts:
-    """Return FedAvg's parts [1, Algorithm 1]."""
+    """The parts of FedAvg [1, Algorithm 1]."""
     training = experiment.config.training
     return Parts(
         sample_clients=partial(sample_clients, experiment.config),
@@ -837,8 +847,8 @@ def fedavg_parts(experiment: Experiment) -> Parts:
 
 @pinned_keras_settings()
 def build_process(experiment: Experiment) -> Any:
-    """Return TFF's iterative process of the experiment's parts, one step of which is a round."""
-    tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators print hundreds of lines
+    """Build TFF's iterative process; each step of it is a round."""
+    tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators log hundreds of lines
     steps = build_steps(experiment.parts, experiment)
     next_round = experiment.parts.build_round(steps)
     return tff.templates.IterativeProcess(steps.initialize, next_round, next_is_multi_arg=True)
@@ -848,7 +858,7 @@ def build_process(experiment: Experiment) -> Any:
 
 
 def find_model(name: str) -> Callable[[], list[Any]]:
-    """Return the function that makes the layers of this name, or that FILE.py:FUNCTION names."""
+    """Return the function that builds the layers of a named model, or of FILE.py:FUNCTION."""
     if name not in choices.MODELS:
         return models.load_own(name)
     function = choices.MODELS[name].function
@@ -857,7 +867,7 @@ def find_model(name: str) -> Callable[[], list[Any]]:
 
 @pinned_keras_settings()
 def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> Network:
-    """Return the network for these data. Raises UserError if a user's layers cannot be one."""
+    """Return the network for these data. Raises UserError for custom layers that cannot work."""
     network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
     if name in choices.MODELS:
         return network
@@ -868,7 +878,7 @@ def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> 
 
 
 def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, ...]:
-    """Return the global model's first weights: those of a file, or by the seed."""
+    """Return the initial global weights, from the configured file or the seed."""
     model = build_model(network, config.seed)
     file = config.training.initial_model
     return tuple(layers.read_weights(file, model) if file else model.get_weights())
@@ -876,7 +886,7 @@ def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, 
 
 @dataclass(frozen=True)
 class Experiment:
-    """A run, ready to start: its configuration, its data, its network and its parts."""
+    """A resolved run: configuration, data, split, network and the parts of the algorithm."""
 
     config: Config  # with its effective values
     dataset: Dataset
@@ -893,9 +903,9 @@ class Experiment:
     host_folders: dict[str, Any] | None = None  # host -> its folder, of other machines that train
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
-        """Return images uint8[n,H,W,channels] as the client has them.
+        """Return images uint8[n,H,W,channels] as this client sees them.
 
-        Some partitions change them.
+        Some partitions rotate them or add noise.
         """
         config = self.config
         change_images = config.chosen("partition").change_images
@@ -907,7 +917,7 @@ class Experiment:
 
     @property
     def num_parameters(self) -> int:
-        """The model's parameters, d."""
+        """The number of model parameters, d."""
         return sum(weights.size for weights in self.initial_weights)
 
     def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
@@ -916,7 +926,7 @@ class Experiment:
         return loss_and_gradients(self.network, weights, x, task.shard.labels, task.key)[2]
 
     def broadcast(self, state: Any) -> Broadcast:
-        """Return what the server sends in the round that follows `state`, None for the first."""
+        """Return the broadcast of the round after `state`; None stands for the initial state."""
         if state is None:
             memory_shape = self.parts.memory.shape if self.parts.memory else (0, 0)
             weights = self.initial_weights
@@ -931,22 +941,22 @@ class Experiment:
         )
 
     def build_saved_model(self, weights: Any) -> Any:
-        """Return the Keras model that is saved, with TFF's ModelWeights `weights`."""
+        """Build the Keras model to save, with TFF's ModelWeights."""
         return build_saved_model(self.network, weights)
 
     @property
     def shard_folder(self) -> Path:
-        """The folder of the clients' shard files, which `prepare` writes.
+        """Folder of the shard files, which `prepare` writes.
 
-        Its name has the partition's hash, so a shard of another split is never read.
+        Its name contains the hash of the split, so that shards of another split are never read.
         """
         return shards.folder_of(self.config.run.cache, self.partition.digest)
 
 
 def apply_changes(changes: Sequence[Any], value: Any, config: Config, context: Any) -> Any:
-    """Return the value after the changes of a table whose fields are not at their default.
+    """Apply each change of a table that a non-default field selects, in the order of the table.
 
-    They apply in the table's order, each as function(value, context).
+    A change is function(value, context) -> value.
     """
     changed = config.changed().keys()
     for change in changes:
@@ -956,7 +966,7 @@ def apply_changes(changes: Sequence[Any], value: Any, config: Config, context: A
 
 
 def write_shards(experiment: Experiment) -> None:
-    """Write each client's shard file, unless it is there already."""
+    """Write the shard file of each client, unless it exists."""
     train = experiment.dataset.train
     folder = shards.make_folder(experiment.shard_folder)
     for client, indices in enumerate(experiment.partition.indices):
@@ -965,10 +975,10 @@ def write_shards(experiment: Experiment) -> None:
 
 
 def prepare(experiment: Experiment) -> Experiment:
-    """Return the experiment ready to run: shards written, hosts asked, process and evaluator built.
+    """Write the shards, check the hosts, and build the process and the evaluator.
 
-    Raises UserError for what would stop the run: what this machine lacks, what a host refuses, and
-    what no process can be made of.
+    Raises:
+        UserError: this machine or a host lacks something, or the model cannot be trained.
     """
     check_clock()
     check_temporary_folder()
@@ -988,7 +998,7 @@ def prepare(experiment: Experiment) -> Experiment:
 
 
 class RoundOutcome(NamedTuple):
-    """What is known after a round."""
+    """Result of a round."""
 
     state: Any  # of TFF's process, from which the next round starts
     record: RoundRecord
@@ -1001,10 +1011,18 @@ def run_rounds(
     callbacks: Sequence[Callback] = (),
     folder: RunFolder | None = None,
 ) -> Iterator[RoundOutcome]:
-    """Yield the outcome of each round that follows `state`, else from the first.
+    """Train, and yield the outcome of each round.
 
-    TFF's worker lives as long as the generator, and prints to the folder's log. Raises RunFailed if
-    a round cannot be done.
+    TFF's worker lives as long as the generator.
+
+    Args:
+        experiment: from build_experiment.
+        state: state to continue from; None starts with round 1.
+        callbacks: called before and after each round, in addition to those of the parts.
+        folder: the run's folder, for the worker's log.
+
+    Raises:
+        RunFailed: a round cannot be completed.
     """
     if experiment.process is None:
         experiment = prepare(experiment)
@@ -1057,9 +1075,9 @@ EVALUATION_BATCH = 1000
 def build_evaluator(
     network: Network, dataset: Dataset, others: dict[str, Split] | None = None
 ) -> Callable[[Any], Evaluation]:
-    """Return evaluate(weights) -> Evaluation of TFF's ModelWeights on the whole test set.
+    """Return evaluate(weights) -> Evaluation on the whole test set, of TFF's ModelWeights.
 
-    `others` are more images, by the name of the column that has the accuracy on them.
+    `others` are additional images to report the accuracy on, by column name.
     """
     model = build_model(network, seed=0)
     batch_shape = [None, *network.image_shape]
@@ -1071,8 +1089,7 @@ def build_evaluator(
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         return tf.argmax(logits, axis=1), losses
 
-    # Traced now: a model that was built before `build_process` made layers in graphs of its own
-    # fails where it is traced after it.
+    # Trace it now: after `build_process` has created layers in its own graphs, tracing would fail.
     evaluate_batch.get_concrete_function()
 
     def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -1110,9 +1127,9 @@ def build_evaluator(
 
 
 def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
-    """Return what the user should know before the run; `chosen` are the flags as they were given.
+    """Collect the notices to show before the run; `chosen` are the flags as given.
 
-    A private run tells nothing of its data here: that could be about single clients.
+    A private run shows nothing about its data, which could be about single clients.
     """
     config = experiment.config
     dataset = experiment.dataset
@@ -1133,7 +1150,7 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
 
 
 def hash_choices(config: Config, build_hidden_layers: Callable) -> dict[str, str]:
-    """Return field -> hash of what is chosen there: a resumed run must have the same."""
+    """Hash each choice by field; a resumed run must have the same hashes."""
     rows = {field: config.chosen(field) for field in choices.TABLES if field != "dataset"}
     if config.has_own_model:
         rows["model"] = build_hidden_layers
@@ -1145,9 +1162,15 @@ def hash_choices(config: Config, build_hidden_layers: Callable) -> dict[str, str
 def build_experiment(
     config: Config, dataset: Dataset | None = None, partition: Partition | None = None
 ) -> Experiment:
-    """Resolve a configuration, on its own data and split unless others are given.
+    """Resolve a configuration into an Experiment.
 
-    Raises UserError for what does not go together.
+    Args:
+        config: the configuration, from parse or Config().replace.
+        dataset: used instead of the configured data set.
+        partition: used instead of the configured split.
+
+    Raises:
+        UserError: the settings, or settings and data, are incompatible.
     """
     chosen = config.to_dict()
     asked = config.effective(**options.absolute_paths(chosen))
@@ -1173,10 +1196,9 @@ def build_experiment(
 
 @pinned_keras_settings()
 def build_saved_model(network: Network, weights: Any) -> Any:
-    """Return the Keras model that is saved, with TFF's ModelWeights `weights`.
+    """Build the Keras model to save, with TFF's ModelWeights.
 
-    It takes raw pixels [n,H,W,channels] in 0..255, so that whoever loads it need not know our
-    scaling.
+    It takes raw pixels [n,H,W,channels] in 0..255, so that users need not know our scaling.
     """
     model = build_model(network, seed=0)
     weights.assign_weights_to(model)
@@ -1187,7 +1209,7 @@ def build_saved_model(network: Network, weights: Any) -> Any:
 def build_prepared(
     config: Config, dataset: Dataset | None = None, partition: Partition | None = None
 ) -> Experiment:
-    """Return an experiment that is ready to run: see `build_experiment` and `prepare`."""
+    """Build and prepare an experiment."""
     return prepare(build_experiment(config, dataset, partition))
 
 
@@ -1199,12 +1221,17 @@ def run(
     dataset: Dataset | None = None,
     on_round: Callable[[RoundRecord], Any] | None = None,
 ) -> Result:
-    """Run one experiment, from data to plots. Ctrl-C keeps the rounds that are done.
+    """Run one experiment, from data to figures. Ctrl-C keeps the completed rounds.
 
-    `resume_hint` says what continues a run that was stopped; by default it is --resume. `dataset`
-    is one of `build_dataset`, in place of the configuration's. `on_round` gets the record of each
-    new round, once the round is saved. Raises UserError for the user's mistakes, and RunFailed if a
-    round cannot be done.
+    Args:
+        config: the configuration.
+        resume_hint: how to continue the run if it is stopped; default: --resume.
+        dataset: a data set from build_dataset, used instead of the configured one.
+        on_round: called with the record of each new round, after it is saved.
+
+    Raises:
+        UserError: invalid input.
+        RunFailed: a round cannot be completed.
     """
     command_line.check_single(config)
     experiment = build_prepared(config, dataset)
@@ -1232,7 +1259,7 @@ def run(
 
 
 def main(config: Config) -> None:
-    """Do what a command line asks for."""
+    """Run the command that the flags select."""
     if config.run.version or config.run.list:
         listing.answer(config.run, Config())
         return

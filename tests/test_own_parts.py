@@ -150,7 +150,7 @@ def test_a_file_has_the_fields_and_flags_win(tmp_path):
         with pytest.raises(UserError) as refused:
             fl.parse(f"--config {toml}")
         assert message in str(refused.value)
-    with pytest.raises(UserError, match="no.toml cannot be read"):
+    with pytest.raises(UserError, match="cannot read no.toml"):
         fl.parse("--config no.toml")
     with pytest.raises(UserError, match="cannot be combined with --resume"):
         fl.parse(f"--config {saved} --resume runs/x")
