@@ -6,7 +6,7 @@
 #   "numpy==1.25.2", "scikit-learn==1.7.2", "scipy==1.9.3", "tensorflow==2.14.1",
 #   "tensorflow_federated==0.87.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
-# [tool.uv]  # versions that TFF's own pins forbid or lost
+# [tool.uv]  # TFF's own pins forbid these, or name versions that are no longer on PyPI
 # override-dependencies = ["jax==0.4.20", "jaxlib==0.4.20", "typing-extensions==4.16.0"]
 # ///
 """Federated learning on MNIST: FedAvg on non-IID clients through TensorFlow Federated (TFF).
@@ -24,18 +24,19 @@ Federated averaging [1, Algorithm 1], and the function that does each line:
 
 Training runs in TFF's worker, a separate process. It receives client ids and weights, and reads
 each client's shard from a file. Notation: K clients, m of them in a round; n_k examples on client
-k, n on all clients in S; g clients in a chunk (see make_chunks); C labels; d model parameters;
-r metrics that a client reports (ClientMetrics).
+k, n on all clients in S; g clients in a chunk, which TFF sees as one client (see make_chunks);
+C labels; d model parameters; r metrics that a client reports (ClientMetrics).
 
     python federated_learning.py                                  # 10 clients, 5 rounds
     python federated_learning.py --partition shards --rounds 50   # McMahan's non-IID split
     python federated_learning.py --compare fedavg,fedprox         # one plot, same split and seed
-    python federated_learning.py --help                           # themes of flags
+    python federated_learning.py --help                           # overview of all flags
 
 All randomness is a function of (seed, round, client), except for the noise and the cohorts of
 private runs: the same command gives the same weights, bit for bit. This file contains FedAvg,
-whole. Other flags select variants, in variants/, which replace or wrap one of FedAvg's `Parts`
-from outside. harness/ is the infrastructure around a run: files, workers, command line.
+whole. Other flags select variants, in variants/, which replace or wrap FedAvg's parts (the class
+`Parts`, below) from outside. harness/ is the infrastructure around a run: files, workers, command
+line.
 
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized
     Data (AISTATS)
@@ -51,7 +52,7 @@ import sys
 HERE = os.path.dirname(os.path.abspath(__file__))
 # harness/commands.py and variants/baselines.py import this module, also when it runs as a script.
 sys.modules["federated_learning"] = sys.modules[__name__]
-if __name__ == "__main__" and HERE not in sys.path:  # as PYTHONSAFEPATH has it
+if __name__ == "__main__" and HERE not in sys.path:  # true with PYTHONSAFEPATH
     sys.path.insert(0, HERE)
 
 # Imported first: from here on Ctrl-C prints no traceback.
@@ -61,7 +62,7 @@ from harness import command_line, listing
 import gc
 import heapq
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -86,6 +87,10 @@ from variants import choices, options, presets
 import numpy as np
 
 # == Config: one experiment; the command line is made from it ======================================
+
+
+# The base classes, in variants/options.py, have the fields of variants. choice(...), int_range(...)
+# and the like return annotated types, from which --help and the checks of values are made.
 
 
 @dataclass(frozen=True)
@@ -240,12 +245,10 @@ def load_dataset(data: Data) -> Dataset:
     Raises:
         UserError: the data are missing or malformed.
     """
-    if data.validation:
-        datasets.check_test_set(data)
-    if data.data:
-        dataset = datasets.load_files(data.data, data.data_name, data.transpose, data.validation)
+    function = choices.DATASETS[data.dataset].function  # "module:name" in variants/; "": load_mnist
+    if data.data or data.validation:
+        dataset = datasets.load_custom(data)
     else:
-        function = choices.DATASETS[data.dataset].function
         dataset = load(function)() if function else load_mnist()
     if data.holdout:
         dataset = datasets.hold_out(dataset, data.holdout)
@@ -282,7 +285,7 @@ class Partition:
 
     indices: list[np.ndarray]
     counts: np.ndarray  # int64[K,C], a client's images by label
-    num_filled_clients: int  # that had got no image, and were given one
+    num_filled_clients: int  # clients whose draw was empty; each was given one image
     digest: str  # of the data set and the indices; it names the shard files
 
     @property
@@ -308,6 +311,17 @@ def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
     return indices, len(empty)
 
 
+def find_split(config: Config, dataset: Dataset) -> Callable[[np.random.Generator], list]:
+    """Return split(rng), with everything else bound: for the default split_dirichlet, alpha=0.5."""
+    chosen = config.chosen("partition")  # its line in variants/choices.py
+    function = load(chosen.function) if chosen.function else split_dirichlet
+    # The fields of a partition that changes the images are not for the split.
+    fields = {} if chosen.change_images else config.fields_of_choice("partition")
+    extra = {"dataset": dataset} if chosen.needs_dataset else {}
+    num_clients = config.partitioning.num_clients
+    return partial(function, dataset.train.labels, num_clients, **fields, **extra)
+
+
 def make_partition(dataset: Dataset, config: Config) -> Partition:
     """Split the training images as configured; the result depends on data, flags and seed only.
 
@@ -321,13 +335,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
             f"num_clients={num_clients} exceeds the {len(labels)} training images; choose 1 to "
             f"{len(labels)}"
         )
-    chosen = config.chosen("partition")
-    split_function = load(chosen.function) if chosen.function else split_dirichlet
-    # The fields of a partition that changes the images, such as noise, are for change_images.
-    split_fields = {} if chosen.change_images else config.fields_of_choice("partition")
-    if chosen.needs_dataset:
-        split_fields["dataset"] = dataset
-    draw = partial(split_function, labels, num_clients, **split_fields)
+    draw = find_split(config, dataset)
     split = draw(np.random.default_rng(config.seed))
     if config.partitioning.min_images:
         split = partitions.draw_until_large(draw, split, config)
@@ -346,7 +354,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
 
 def build_lean_cnn() -> list[Any]:
     """Return the layers of the default network, without the logits; 153,930 parameters in all."""
-    return [
+    return [  # conv: Conv2D, ReLU, 2x2 max-pooling; dense: Flatten, then Dense and ReLU
         *layers.conv(16, size=5, padding="valid"),
         *layers.conv(32, size=3),
         *layers.dense(128),
@@ -380,7 +388,8 @@ def build_model(network: Network, seed: int) -> Any:
 
     They come from the layers' own initializers: Keras' default is Glorot uniform, with zero biases.
     """
-    with layers.refuse_wrong_size(network.name, network.image_shape) as initializers:
+    # Notes the initializer of each weight, to be seeded below; refuses images of a wrong size.
+    with layers.record_initializers(network.name, network.image_shape) as initializers:
         inputs = tf.keras.Input(network.image_shape)
         model = tf.keras.Sequential([inputs, *network.build_layers()])
     layers.check_layers(network.name, model)
@@ -397,7 +406,7 @@ def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
     # TFF's functional_model_from_keras does the same, but a step takes 1.4 times as long: it wraps
     # the model in a function, in which oneDNN cannot match a max-pooling with its gradient.
     next_weight = iter(weights)
-    with tf.variable_creator_scope(lambda _, **made: layers.fit(next(next_weight), made)):
+    with tf.variable_creator_scope(lambda _, **made: layers.take_tensor(next(next_weight), made)):
         for position, layer in enumerate(network.build_layers()):
             x = layers.train_layer(layer, x, key, position)
     return x
@@ -423,7 +432,7 @@ class Broadcast(NamedTuple):
 
     weights: Any  # w, a tuple of float32 tensors
     round_num: Any  # int64, from 1
-    memory: Any  # float32[slots,d] of a stateful algorithm; FedAvg's is float32[0,0]
+    memory: Any  # float32[slots,d], such as SCAFFOLD's control variates; FedAvg's is float32[0,0]
 
 
 class ClientTask(NamedTuple):
@@ -432,15 +441,15 @@ class ClientTask(NamedTuple):
     client: Any  # int64
     key: Any  # int64[2], of all its randomness in this round
     shard: shards.Shard  # its images uint8[n_k,H,W,channels] and labels int32[n_k]
-    examples_to_train: Any  # int32, in all epochs: E * n_k
+    examples_to_train: Any  # int32, E * n_k; not E, since some variants stop within an epoch
     hparams: dict[str, Any]  # of the client optimizer, by TFF's names: {"learning_rate": float32}
 
 
 class ClientMetrics(NamedTuple):
     """Metrics of a client's round, float32 each; metrics.json lists them per client.
 
-    A round's record has the mean of each over the clients' examples, except of `examples` and
-    `finite`: train_loss, train_accuracy, and so on.
+    A round's record has means weighted by n_k, of all but the first two: train_loss,
+    train_accuracy, train_steps.
     """
 
     examples: Any  # n_k
@@ -476,7 +485,7 @@ def build_train_step(network: Network, optimizer: Any) -> Callable[..., tuple[An
     train_step returns (optimizer_state, weights, sum of losses, number of correct predictions).
     """
 
-    @tf.autograph.experimental.do_not_convert  # what has no loop is built in half the time
+    @tf.autograph.experimental.do_not_convert  # no loop: built in half the time
     def train_step(optimizer_state, weights, x, y, key):
         losses, logits, gradients = loss_and_gradients(network, weights, x, y, key)
         optimizer_state, weights = optimizer.next(optimizer_state, weights, gradients)
@@ -519,7 +528,7 @@ def build_local_training(
             shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
             order = shuffled[: task.examples_to_train - epoch * size]
             for start in tf.range(0, tf.size(order), batch_size or size):
-                tf.autograph.experimental.set_loop_options(parallel_iterations=1)
+                tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # saves memory
                 batch = order[start : start + (batch_size or size)]
                 x = to_input(tf.gather(task.shard.images, batch))
                 y = tf.gather(task.shard.labels, batch)
@@ -581,8 +590,9 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOut
     config = experiment.config
     image_shape = experiment.network.image_shape
     parts = experiment.parts
+    # In FedAvg, build_client_update is fedavg_client with network and batch size bound.
     client_update = leave_out_nonfinite(parts.build_client_update(parts.client_optimizer))
-    # On another host, the shard folder is in the worker's working directory.
+    # With several workers, each may be on another host, with the folder in its working directory.
     folder = experiment.shard_folder
     if not config.run.single_worker:
         folder = Path(folder.name)
@@ -594,6 +604,7 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOut
             key=client_key(config.seed, client_id, broadcast.round_num),
             shard=shard,
             examples_to_train=config.training.local_epochs * tf.size(shard.labels),
+            # Config.effective has replaced None by the default rate.
             hparams={"learning_rate": tf.constant(config.training.client_lr)},
         )
         return client_update(broadcast, task)
@@ -604,36 +615,6 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOut
 # == Server: lines 3 and 6, and the round ==========================================================
 
 
-class Parts(NamedTuple):
-    """The parts of a federated algorithm; `fedavg_parts` gives FedAvg's.
-
-    A variant is a function change(parts, experiment) -> parts that replaces or wraps some of them;
-    variants/__init__.py lists all, in the order in which they apply.
-    """
-
-    sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
-    client_optimizer: Any  # TFF's
-    build_client_update: Callable[[Any], Callable]  # client optimizer -> client_update
-    collect: Callable  # (client, parts) -> train_chunk(broadcast, clients) -> ChunkOutput
-    num_chunks: int | None  # see make_chunks
-    num_metrics: int  # of ClientMetrics, r
-    aggregator: Any  # TFF's weighted factory, for the chunks' updates
-    server_optimizer: Any  # TFF's
-    build_round: Callable[[Any], Any]  # RoundSteps -> next_round
-    train_cohort: Callable  # (worker, experiment, state, clients) -> (state, reports, measured)
-    find_reporting: Callable[[list[int], int], list[int]]  # (clients, round) -> those that report
-    update_spec: Any  # tf.TensorSpecs of ClientOutput.update
-    update_bytes: int  # of an update on a network
-    # FedAvg has nothing of what follows.
-    memory: Any = None  # that a stateful algorithm keeps at the server
-    message_size: int = 0  # of ClientOutput.message
-    message_bytes: int = 0  # that a client gets, and sends, beside weights and update
-    callbacks: tuple[Callback, ...] = ()  # before and after each round
-    note: str = ""  # what the result rests on, for plots
-    notices: tuple[str, ...] = ()  # what the user should know before the run begins
-    extra_evaluations: dict[str, Callable[[], Split]] = {}  # column -> images, beside the test set
-
-
 def sample_clients(config: Config, round_num: int) -> list[int]:
     """Line 3: draw clients without replacement, as a function of (seed, round).
 
@@ -641,7 +622,8 @@ def sample_clients(config: Config, round_num: int) -> list[int]:
     """
     rng = np.random.default_rng([config.seed, round_num])
     num_clients = config.partitioning.num_clients
-    return sorted(rng.choice(num_clients, config.cohort_size, replace=False).tolist())
+    m = config.cohort_size  # clients_per_round, or K where that is 0
+    return sorted(rng.choice(num_clients, m, replace=False).tolist())
 
 
 # TFF spends about 1 ms and some memory on each of its clients, so we give it chunks of our clients,
@@ -691,7 +673,7 @@ def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any]
         g = tf.size(clients)
         update_sum = tf.nest.map_structure(lambda spec: tf.zeros(spec.shape), parts.update_spec)
         weight_sum = 0.0
-        metrics = tf.TensorArray(tf.float32, g, element_shape=[len(ClientMetrics._fields)])
+        metrics = tf.TensorArray(tf.float32, g, element_shape=[len(parts.metrics_type._fields)])
         messages = tf.TensorArray(tf.float32, g, element_shape=[parts.message_size])
         for place in tf.range(g):
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)
@@ -722,7 +704,6 @@ class RoundSteps(NamedTuple):
     train: Any  # (weights, ServerProgress, clients int64[g]) -> ChunkOutput
     aggregate: Any  # TFF's AggregationProcess, of the chunks' updates
     finalize: Any  # TFF's FinalizerProcess: the server optimizer's step
-    metrics_type: type  # ClientMetrics, whose fields are the columns of a chunk's metrics
 
 
 State = tff.learning.templates.LearningAlgorithmState
@@ -732,7 +713,7 @@ CHUNKS_TYPE = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
 def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     """Build the computations of a round from the parts."""
     initial = tff.learning.models.ModelWeights(experiment.initial_weights, ())
-    train_chunk = parts.collect(build_client(experiment), parts)
+    train_chunk = parts.build_train_chunk(build_client(experiment), parts)
     memory_shape = parts.memory.shape if parts.memory else (0, 0)
 
     @tff.tensorflow.computation
@@ -765,10 +746,16 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     def initialize():
         weights = tff.federated_eval(initial_weights, tff.SERVER)  # line 1
         progress = tff.federated_eval(round_0, tff.SERVER)
-        state = State(weights, (), progress, aggregate.initialize(), finalize.initialize())
+        state = State(
+            global_model_weights=weights,
+            distributor=(),
+            client_work=progress,
+            aggregator=aggregate.initialize(),
+            finalizer=finalize.initialize(),
+        )
         return tff.federated_zip(state)
 
-    return RoundSteps(initialize, begin_round, train, aggregate, finalize, ClientMetrics)
+    return RoundSteps(initialize, begin_round, train, aggregate, finalize)
 
 
 def fedavg_round(steps: RoundSteps) -> Any:
@@ -787,7 +774,8 @@ def fedavg_round(steps: RoundSteps) -> Any:
         mean = steps.aggregate.next(state.aggregator, trained.update, trained.weight)  # line 6
         new = steps.finalize.next(state.finalizer, state.global_model_weights, mean.result)
         next_state = State(new.result, (), progress, mean.state, new.state)
-        return tff.federated_zip(next_state), mean.measurements, gather(trained.metrics)
+        reports = gather(trained.metrics)  # the chunks' rows, in one matrix at the server
+        return tff.federated_zip(next_state), mean.measurements, reports
 
     return next_round
 
@@ -803,18 +791,19 @@ def train_cohort(
     round_num = int(state.client_work.round) + 1
     chunks = [
         chunk
-        for clients_of_host in worker.assign(clients)
+        for clients_of_host in worker.assign(clients)  # one list, unless there are several hosts
         for chunk in make_chunks(
             clients_of_host, experiment.partition.sizes, experiment.parts.num_chunks
         )
     ]
-    if not chunks:
+    if not chunks:  # in variants, nobody may report
         progress = state.client_work._replace(round=np.int64(round_num))
         return state._replace(client_work=progress), [], None
+    names = experiment.parts.metrics_type._fields
     name = f"round {round_num}"
     # This calls process.next in TFF's worker, or a part of it on each host.
     next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
-    return next_state, records.name_metrics(chunks, metrics, ClientMetrics._fields), measured
+    return next_state, records.name_metrics(chunks, metrics, names), measured
 
 
 def everyone(clients: list[int], round_num: int) -> list[int]:
@@ -822,18 +811,48 @@ def everyone(clients: list[int], round_num: int) -> list[int]:
     return clients
 
 
+class Parts(NamedTuple):
+    """The parts of a federated algorithm; `fedavg_parts` gives FedAvg's.
+
+    A variant is a function change(parts, experiment) -> parts that replaces or wraps some of them;
+    variants/__init__.py lists all, in the order in which they apply.
+    """
+
+    sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
+    client_optimizer: Any  # TFF's
+    build_client_update: Callable[[Any], Callable]  # client optimizer -> client_update
+    build_train_chunk: Callable  # (client, parts) -> train_chunk(broadcast, clients)
+    num_chunks: int | None  # see make_chunks
+    aggregator: Any  # TFF's weighted factory, for the chunks' updates
+    server_optimizer: Any  # TFF's
+    build_round: Callable[[Any], Any]  # RoundSteps -> next_round
+    train_cohort: Callable  # (worker, experiment, state, clients) -> (state, reports, measured)
+    find_reporting: Callable[[list[int], int], list[int]]  # (clients drawn, round) -> who reports
+    update_spec: Any  # tf.TensorSpecs of ClientOutput.update
+    update_bytes: int  # size of an update when it is sent
+    metrics_type: type  # ClientMetrics, or a variant with more fields
+    # FedAvg has nothing of what follows.
+    memory: Any = None  # a stateful algorithm's, with .shape (slots, d): variants/stateful.py
+    message_size: int = 0  # of ClientOutput.message
+    message_bytes: int = 0  # that a client gets, and sends, beside weights and update
+    callbacks: tuple[Callback, ...] = ()  # before and after each round
+    note: str = ""  # for captions, such as "arithmetic of secure sums only"
+    notices: tuple[str, ...] = ()  # what the user should know before the run begins
+    extra_evaluations: dict[str, Callable[[], Split]] = {}  # column -> images, beside the test set
+
+
 def fedavg_parts(experiment: Experiment) -> Parts:
     """The parts of FedAvg [1, Algorithm 1]."""
     training = experiment.config.training
     return Parts(
         sample_clients=partial(sample_clients, experiment.config),
+        # task.hparams sets the rate again each round, as schedules need.
         client_optimizer=tff.learning.optimizers.build_sgdm(training.client_lr),
         build_client_update=partial(
             fedavg_client, experiment.network, batch_size=training.batch_size
         ),
-        collect=average_updates,
+        build_train_chunk=average_updates,
         num_chunks=NUM_CHUNKS,
-        num_metrics=len(ClientMetrics._fields),
         # The server subtracts the mean from w: w - sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k.
         aggregator=tff.aggregators.MeanFactory(no_nan_division=True),
         server_optimizer=tff.learning.optimizers.build_sgdm(training.server_lr),
@@ -842,6 +861,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
         find_reporting=everyone,
         update_spec=tuple(tf.TensorSpec(w.shape) for w in experiment.initial_weights),
         update_bytes=4 * experiment.num_parameters,  # float32
+        metrics_type=ClientMetrics,
     )
 
 
@@ -888,18 +908,18 @@ def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, 
 class Experiment:
     """A resolved run: configuration, data, split, network and the parts of the algorithm."""
 
-    config: Config  # with its effective values
+    config: Config  # effective: default rates filled in, unused fields at their defaults
     dataset: Dataset
     partition: Partition
     network: Network
     initial_weights: tuple[np.ndarray, ...]  # line 1, one float32 array per tensor
-    row_hashes: dict[str, str]  # field -> hash of its row: a resumed run must have the same rows
+    choice_hashes: dict[str, str]  # field -> hash of what is chosen; --resume compares them
     parts: Parts | None = None  # FedAvg's, as the flags change them
     notices: Sequence[str] = ()  # what the user should know before the run begins
     # What `prepare` makes:
     process: Any = None  # TFF's iterative process, one step of which is a round
     evaluate: Callable[[Any], Evaluation] | None = None  # of TFF's ModelWeights, on the test set
-    client: Callable[[Broadcast, Any], ClientOutput] | None = None  # (broadcast, id), here
+    client: Callable[[Broadcast, Any], ClientOutput] | None = None  # for --save-clients
     host_folders: dict[str, Any] | None = None  # host -> its folder, of other machines that train
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
@@ -921,12 +941,12 @@ class Experiment:
         return sum(weights.size for weights in self.initial_weights)
 
     def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
-        """Return the gradient over the task's whole shard at these weights."""
+        """Return the gradient over the task's whole shard at these weights, for mimelite."""
         x = to_input(task.shard.images)
         return loss_and_gradients(self.network, weights, x, task.shard.labels, task.key)[2]
 
     def broadcast(self, state: Any) -> Broadcast:
-        """Return the broadcast of the round after `state`; None stands for the initial state."""
+        """Return the broadcast after `state`, or the first one for None; for --save-clients."""
         if state is None:
             memory_shape = self.parts.memory.shape if self.parts.memory else (0, 0)
             weights = self.initial_weights
@@ -953,14 +973,14 @@ class Experiment:
         return shards.folder_of(self.config.run.cache, self.partition.digest)
 
 
-def apply_changes(changes: Sequence[Any], value: Any, config: Config, context: Any) -> Any:
-    """Apply each change of a table that a non-default field selects, in the order of the table.
+def apply_changes(changes: Sequence[Any], changed: Container[str], value: Any, context: Any) -> Any:
+    """Apply the changes of a table whose flags are used, in the order of the table.
 
-    A change is function(value, context) -> value.
+    With --byzantine 3, for example, CHANGES calls adversity.attack(parts, experiment). `changed`
+    are the fields that are not at their defaults; a change is function(value, context) -> value.
     """
-    changed = config.changed().keys()
     for change in changes:
-        if changed & set(change.fields):
+        if any(field in changed for field in change.fields):
             value = load(change.function)(value, context)
     return value
 
@@ -980,7 +1000,7 @@ def prepare(experiment: Experiment) -> Experiment:
     Raises:
         UserError: this machine or a host lacks something, or the model cannot be trained.
     """
-    check_clock()
+    check_clock()  # zip files, such as .keras, cannot store every date
     check_temporary_folder()
     host_folders = check_hosts(experiment.config.run)
     write_shards(experiment)
@@ -1030,8 +1050,8 @@ def run_rounds(
     parts = experiment.parts
     all_callbacks = CallbackList([*parts.callbacks, *callbacks])
     log = folder.log if folder else os.devnull
-    most_chunks = parts.num_chunks or config.cohort_size
-    with start_workers(experiment, min(config.cohort_size, most_chunks), log) as worker:
+    clients_at_once = min(config.cohort_size, parts.num_chunks or config.cohort_size)  # of TFF
+    with start_workers(experiment, clients_at_once, log) as worker:
         if state is None:
             state = worker.call("round 0", experiment.process.initialize)  # line 1
         first = int(state.client_work.round) + 1
@@ -1050,15 +1070,14 @@ def run_rounds(
                 round_num,
                 reports,
                 evaluation,
-                ClientMetrics._fields,
+                parts.metrics_type._fields,
                 dropped=len(cohort) - len(reporting),
-                clip_norm=records.find_norm(measured),
+                measured=measured,
                 seconds=round(time.perf_counter() - start, 3),
-                **records.communication_cost(
-                    experiment, len(cohort), len(reporting), len(ClientMetrics._fields)
-                ),
+                **records.communication_cost(experiment, len(cohort), len(reporting)),
                 **worker.measured_bytes(),
             )
+            # A private run withholds most of the record.
             outcome = RoundOutcome(state, all_callbacks.release(record), evaluation)
             goes_on = all_callbacks.after_round(outcome)
             yield outcome
@@ -1151,6 +1170,7 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
 
 def hash_choices(config: Config, build_hidden_layers: Callable) -> dict[str, str]:
     """Hash each choice by field; a resumed run must have the same hashes."""
+    # The data set has a hash of its own.
     rows = {field: config.chosen(field) for field in choices.TABLES if field != "dataset"}
     if config.has_own_model:
         rows["model"] = build_hidden_layers
@@ -1172,11 +1192,12 @@ def build_experiment(
     Raises:
         UserError: the settings, or settings and data, are incompatible.
     """
-    chosen = config.to_dict()
-    asked = config.effective(**options.absolute_paths(chosen))
+    chosen = config.to_dict()  # as given
+    asked = config.effective(**options.absolute_paths(chosen))  # None replaced by default rates
     if dataset is None:
         dataset = load_dataset(asked.data)
-    config = apply_changes(SETTLED, asked, asked, dataset)
+    # What depends on the data: the number of natural clients, and then the noise for an epsilon.
+    config = apply_changes(SETTLED, asked.changed(), asked, dataset)
     if config.run.baselines:
         baselines.check_labels(dataset.num_classes)
     build_hidden_layers = find_model(config.training.model)
@@ -1187,9 +1208,9 @@ def build_experiment(
         partition=partition or make_partition(dataset, config),
         network=network,
         initial_weights=make_initial_weights(network, config),
-        row_hashes=hash_choices(config, build_hidden_layers),
+        choice_hashes=hash_choices(config, build_hidden_layers),
     )
-    parts = apply_changes(CHANGES, fedavg_parts(experiment), config, experiment)
+    parts = apply_changes(CHANGES, config.changed(), fedavg_parts(experiment), experiment)
     whole = replace(experiment, parts=parts)
     return replace(whole, notices=find_notices(whole, chosen))
 
@@ -1252,7 +1273,7 @@ def run(
             with saver.kept_if_stopped():
                 for _ in command_line.show_progress(rounds, experiment.config, len(earlier)):
                     pass
-        result = saver.finish(is_one_of_many=bool(resume_hint))
+        result = saver.finish(is_compared=bool(resume_hint))  # only comparisons pass a hint
         if run_flags.baselines:
             baselines.run_baselines(experiment, result, folder)
     return result

@@ -111,7 +111,7 @@ def find_foreign(installed):
 
 
 def raise_limits():
-    """Allow as many open files as a run needs, if that is allowed."""
+    """Raise the limit of open files to what a run needs, if allowed."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES and hard >= FILES:
         resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))

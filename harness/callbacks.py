@@ -1,4 +1,4 @@
-"""What is done before and after each round beside training: a list of callbacks, as Keras has."""
+"""Callbacks: what happens before and after each round, as in Keras."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Callback:
 
 
 class CallbackList:
-    """Callbacks in their order; a run goes on as long as none raises StopRun."""
+    """A sequence of callbacks; the run continues as long as none raises StopRun."""
 
     def __init__(self, callbacks: Sequence[Callback]):
         self.callbacks = tuple(callbacks)
@@ -62,7 +62,8 @@ class CallbackList:
         return record
 
     def after_round(self, outcome: Any) -> bool:
-        """Return whether the run goes on. Each callback gets the outcome, whoever wants to stop."""
+        """Return whether the run continues. Every callback gets the outcome, even if an earlier one
+        stops the run."""
         goes_on = True
         for callback in self.callbacks:
             try:

@@ -50,10 +50,8 @@ TYRO_LOCK = threading.Lock()  # it keeps settings of one call in global variable
 
 
 class RunFailed(Exception):
-    """The run cannot go on, through no mistake of the user's: one line, exit code 1.
-
-    It can be resumed.
-    """
+    """A failure that is not the user's mistake; printed as one line, exit code 1. The run can be
+    resumed."""
 
     _render_traceback_ = render_as_line
 
@@ -69,9 +67,9 @@ RUNNING = threading.RLock()  # held by the run that uses TensorFlow's and Keras'
 
 @contextlib.contextmanager
 def one_at_a_time() -> Iterator[None]:
-    """Wait until no other thread of this process is in it; a function decorated by it likewise.
+    """Wait until no other thread of this process is inside; use as a context manager or decorator.
 
-    Afterwards Python's random numbers go on as if nothing had been run.
+    Restores the state of Python's random numbers at the end.
     """
     if not RUNNING.acquire(blocking=False):
         warn("another run is in progress in this process; waiting for it to finish")
@@ -87,10 +85,10 @@ def one_at_a_time() -> Iterator[None]:
 def read_flags(
     kind: type[Answer], words: Sequence[str] | None, default: Answer | None = None
 ) -> Answer:
-    """Return the configuration of class `kind` that `words` ask for; None is the terminal's.
+    """Return a configuration of class `kind` from `words`; None reads sys.argv.
 
-    What they do not name is as in `default`. Raises UserError for what is no flag, or no value of
-    it.
+    Fields without a flag are as in `default`. Raises UserError for an unknown flag or an invalid
+    value.
     """
     words = list(sys.argv[1:] if words is None else words)
     asks_for_help = wants_help(words)
@@ -361,10 +359,7 @@ def print_line(text: str, stream: Any = None) -> None:
 
 @contextlib.contextmanager
 def tolerate_closed_stream(stream: Any) -> Iterator[None]:
-    """Go on without a stream that takes no more: a run's files are what counts.
-
-    A full disk is told on stderr.
-    """
+    """Continue without a stream that cannot be written to; a full disk is reported on stderr."""
     try:
         yield
     except OSError as error:
@@ -394,7 +389,7 @@ def tell_loading() -> None:
 
 
 class Progress:
-    """A live display of rounds and seconds, on stderr; nothing if that is no terminal."""
+    """A live display of rounds and seconds on stderr, if that is a terminal."""
 
     def __init__(self, rounds: int, done: int, timed: bool = True):
         """`done` of the `rounds` were done before. Without `timed` it shows no seconds."""
@@ -411,7 +406,7 @@ class Progress:
         self.closed = threading.Event()
 
     def refresh(self) -> None:
-        """Let the clock go on while TFF's `next`, which says nothing, does a round."""
+        """Update the clock while TFF's `next`, which reports nothing, trains a round."""
         while not self.closed.wait(0.2):
             self.bar.refresh()
 

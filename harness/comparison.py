@@ -62,7 +62,7 @@ class Single(NamedTuple):
     earlier: list[RoundRecord] | None  # its records if it is done already
 
     def describe(self) -> str:
-        """Return what is told before it begins."""
+        """Return the line that is printed before it begins."""
         return f"{self.row.label}, seed {self.config.seed}"
 
 
@@ -283,10 +283,11 @@ def curves_of(runs: Sequence[Sequence[RoundRecord]]) -> list[np.ndarray]:
 
 
 def compare_accuracies(records_of: dict[str, list[list[RoundRecord]]], caption: str) -> Outcome:
-    """Return (what draws it, name -> its line, name -> final accuracy in percent by seed).
+    """Return (a function that draws, name -> its line, name -> final accuracies in percent by
+    seed).
 
-    Each run counts by its own last round; if they are not of as many rounds, as where a privacy
-    budget ended one, there are no outcomes to be tested.
+    Each run counts with its own last round. If the runs have different numbers of rounds, as when a
+    privacy budget ended one, nothing is tested.
     """
     curves = {name: curves_of(runs) for name, runs in records_of.items()}
     final = {name: np.array([curve[-1] for curve in curves[name]]) for name in curves}
@@ -353,16 +354,16 @@ def name_run(experiment: Any) -> Any:
         config.training.rounds,
         digest,
         program(),
-        experiment.row_hashes,
+        experiment.choice_hashes,
     ]
     prefix = default_name(config, experiment.dataset)
     named = config.replace(name=f"{prefix}-{short_hash(depends_on)}")
-    explain_rerun(named, prefix, digest, experiment.row_hashes)
+    explain_rerun(named, prefix, digest, experiment.choice_hashes)
     return named
 
 
 def explain_rerun(config: Any, prefix: str, partition: str, row_hashes: dict[str, str]) -> None:
-    """Say why a run is made again, if another program made it."""
+    """Report why a run is repeated, if another version of the program made it."""
     runs = expand_path(config.run.runs)
     if (runs / config.run.name).exists():
         return
@@ -404,9 +405,10 @@ def find_folder(runs: Path, name: str, described: dict[str, Any]) -> Path:
 
 
 def read_earlier(config: Any) -> list[RoundRecord] | None:
-    """Return the records of this run if it is done, None if it is to be made or to go on.
+    """Return the records of this run if it is finished, or None if it has to be started or
+    continued.
 
-    Raises UserError if its folder holds something else.
+    Raises UserError if its folder contains something else.
     """
     folder = expand_path(config.run.runs) / config.run.name
     if not folder.exists():
@@ -418,7 +420,7 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
 
 
 def read_metrics(folder: Path) -> list[RoundRecord]:
-    """Return the records in a run's metrics.json, none where there is no such file."""
+    """Return the records in a run's metrics.json, or [] without such a file."""
     path = folder / "metrics.json"
     if not path.exists():
         return []
@@ -432,7 +434,7 @@ def read_metrics(folder: Path) -> list[RoundRecord]:
 
 
 def complete(single: Single, run: Callable) -> list[RoundRecord]:
-    """Return the records of the run, which is made, or goes on, unless it is done already."""
+    """Run or continue this run unless it is finished, and return its records."""
     config = single.config
     folder = expand_path(config.run.runs) / config.run.name
     earlier = single.earlier or read_earlier(config)  # which another process may have made since

@@ -107,7 +107,7 @@ def write_file(path: Path, data: bytes | str, sync: bool = False, flag: str = ""
 
 
 def to_utf_8(text: str) -> bytes:
-    """Return the bytes of a text; what is no UTF-8 in a file's name in it becomes "?"."""
+    """Encode a text; bytes of file names that are not UTF-8 become "?"."""
     return text.encode(errors="replace")
 
 
@@ -166,9 +166,9 @@ class InUse(UserError):
 
 @contextlib.contextmanager
 def lock(folder: Path, tell: Callable[[str], None]) -> Iterator[None]:
-    """Hold the run's folder for this run alone. Raises InUse if another run has it.
+    """Hold the run's folder exclusively.
 
-    Some file systems have no locks: then tell(notice) is called, and the run goes on.
+    Raises InUse if another run holds it. Without locks in the file system, it calls tell(notice).
     """
     with io_errors_as_user_errors(folder):
         descriptor = os.open(folder, os.O_RDONLY)

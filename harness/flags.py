@@ -93,7 +93,7 @@ def split_off(words: Sequence[str], field: str) -> tuple[list[str], list[str]]:
 
 
 def check_flags(words: Sequence[str], types: dict[str, Any]) -> None:
-    """Raise UserError for a word that is no flag of the fields `types`, or no value of its flag."""
+    """Raise UserError for an unknown flag, or an invalid value of its type in `types`."""
     position = 0
     while position < len(words):
         flag, equals, text = words[position].partition("=")

@@ -49,7 +49,7 @@ def has_max_pooling(layers: Sequence[Any]) -> bool:
 
 
 @contextlib.contextmanager
-def refuse_wrong_size(name: str, image_shape: Sequence[int]) -> Iterator[dict[int, Any]]:
+def record_initializers(name: str, image_shape: Sequence[int]) -> Iterator[dict[int, Any]]:
     """Raise UserError where layers made in it cannot take these images, or have too many weights.
 
     They are counted before there is memory for them. Yields a dict: the id of a variable that is
@@ -131,7 +131,7 @@ def short_name(weight: Any) -> str:
 def initial_weights(model: Any, initializers: dict[int, Any], seed: int) -> list[np.ndarray]:
     """Return the weights as the layers' own initializers draw them, by seed and position.
 
-    `initializers` are those of `refuse_wrong_size`.
+    `initializers` are those of `record_initializers`.
     """
     weights = []
     for position, weight in enumerate(model.weights):
@@ -151,7 +151,7 @@ def initial_weights(model: Any, initializers: dict[int, Any], seed: int) -> list
 
 
 def check_repeats(weight: Any, initializer: Any) -> None:
-    """Raise UserError if a function that is no Keras initializer draws other values each time."""
+    """Raise UserError for a custom initializer that draws different values on each call."""
     again = initializer(weight.shape, dtype=weight.dtype) if callable(initializer) else np.nan
     if not np.array_equal(weight.numpy(), again):
         raise UserError(
@@ -297,7 +297,7 @@ class KeyedRandomness:
         )
 
 
-def fit(weight: Any, options: dict[str, Any]) -> Any:
+def take_tensor(weight: Any, options: dict[str, Any]) -> Any:
     """Return a layer's `weight`, for a variable that it makes with these options.
 
     Raises UserError where the shapes differ, as a function may return other layers in each call.
@@ -337,7 +337,7 @@ def end_in_logits(
     """
     shapes = []
     for _ in range(3):
-        with refuse_wrong_size(name, image_shape):
+        with record_initializers(name, image_shape):
             hidden = build_layers()
             check_new(name, hidden)
             model = tf.keras.Sequential([tf.keras.Input(image_shape), *hidden])

@@ -34,7 +34,7 @@ class RoundCounter(io.StringIO):
 
 @contextlib.contextmanager
 def quietly(rounds: int, what: str) -> Iterator[RoundCounter]:
-    """Show a bar of so many rounds in place of what is printed in it, and give that to `as`."""
+    """Show a progress bar of this many rounds instead of printed output, and pass it to `as`."""
     with tqdm.tqdm(total=rounds, desc=what, unit="round", file=sys.stderr, mininterval=1) as bar:
         counter = RoundCounter(bar)
         with contextlib.redirect_stdout(counter):

@@ -378,7 +378,7 @@ def error_axes(figure: Figure) -> Any:
 
 
 def outside_legend(figure: Figure, title: str) -> None:
-    """Put the legend of all lines beside the axes; long names of lines are broken."""
+    """Place the legend of all lines next to the axes; long names are broken."""
     legend = figure.legend(frameon=False, fontsize=9, title=title, loc="outside right center")
     for text in legend.get_texts():
         unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")

@@ -88,7 +88,7 @@ def is_text(node: Any) -> bool:
 
 @functools.cache
 def hash_source(source: bytes | str) -> str:
-    """Return a hash of what a source does, or of its text while it is no valid Python."""
+    """Hash what a source does, or its text if it is not valid Python."""
     try:
         return digest(meaning(ast.parse(source)))
     except SyntaxError:
@@ -101,10 +101,10 @@ def digest(content: Any) -> str:
 
 
 def program() -> dict[str, dict[str, str]]:
-    """Return what numbers follow from beside the flags.
+    """Return everything other than flags that results depend on: `files` and `versions`.
 
-    `files` are file -> hash of its meaning, `versions` package -> version. A file that was edited
-    after it was loaded, and may have been loaded again, is neither the old one nor the new one.
+    `files` maps file -> hash of its meaning, `versions` package -> version. A file that was edited
+    after it was loaded counts as neither the old nor the new one.
     """
     now = read_sources()
     files = {name: hash_source(source) for name, source in SOURCES.items()}
@@ -148,10 +148,10 @@ def edited_notices() -> list[str]:
 
 
 def hash_rows(rows: dict[str, Any]) -> dict[str, str]:
-    """Return field -> hash of what a table's row holds beside functions of the program's files.
+    """Return field -> hash of a choice's content, except functions of the program's own files.
 
-    A notebook may put a number, or a function of its own, into a table. What that function calls,
-    or closes over, is not looked at.
+    A notebook may put a number, or a function of its own, into a table. Functions that these call,
+    or close over, are not examined.
     """
     return {field: digest(list(row_content(row))) for field, row in rows.items()}
 
@@ -204,10 +204,10 @@ def describe_program(rows: dict[str, str]) -> dict[str, Any]:
 
 
 def describe_provenance(since: float | None) -> dict[str, Any]:
-    """Return by what a result was made: when, by which command, code and machine, in what time.
+    """Return how a result was made: date, command, code, machine and duration.
 
-    `since` is perf_counter() at the beginning of the run, None for a private run: neither date nor
-    time are told of that.
+    `since` is perf_counter() at the start of the run, or None for a private run, whose date and
+    duration are withheld.
     """
     name = commit()
     about = {

@@ -138,10 +138,10 @@ class RoundRecord:
         return self.figures() | {"clients": self.clients}
 
     def trouble(self, earlier: Sequence[RoundRecord], chance: float, is_last: bool) -> str:
-        """Return what has gone wrong with the global model, if anything.
+        """Return what is wrong with the global model, or "".
 
-        What lasts is told once, and again after the last round. `chance` is the accuracy of always
-        naming the most frequent test label.
+        A lasting problem is reported once, and again after the last round. `chance` is the accuracy
+        of always predicting the most frequent test label.
         """
         text = self.diagnosis(earlier, chance, is_last)
         before = ""
@@ -354,7 +354,7 @@ def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None
 
 
 def have_one_length(records_of: dict[str, Sequence[Sequence[RoundRecord]]]) -> bool:
-    """Return whether all runs, by row and seed, are of as many rounds."""
+    """Return whether all runs, by row and seed, have the same number of rounds."""
     return len({len(records) for runs in records_of.values() for records in runs}) == 1
 
 
@@ -394,6 +394,7 @@ def make_record(
     reports: list[dict[str, Any]],
     evaluation: Evaluation,
     metrics: Sequence[str],
+    measured: Any = None,
     **figures: Any,
 ) -> RoundRecord:
     """Return the round's record.
@@ -416,25 +417,23 @@ def make_record(
         extra_accuracies=evaluation.extra_accuracies,
         num_nonfinite=len(reports) - len(counted),
         epsilon=None,
+        clip_norm=find_norm(measured),
         clients=reports,
         **figures,
     )
 
 
-def communication_cost(
-    experiment: Any, num_sent: int, num_reported: int, num_metrics: int
-) -> dict[str, int]:
+def communication_cost(experiment: Any, num_sent: int, num_reported: int) -> dict[str, int]:
     """Return the bytes of a round, as a network would carry them.
 
-    `num_sent` clients get the weights and the round's number; `num_reported` send an update, as the
-    aggregator encodes it, and their metrics. The algorithm's paper may have as much as the weights
-    sent beside them in each direction, and an adaptive norm goes both ways. A private run tells
-    what its expected cohort sends.
+    `num_sent` clients receive the weights and the round's number; `num_reported` send an update, as
+    the aggregator encodes it, and their metrics. An algorithm may send as much as the weights in
+    addition, and an adaptive norm goes both ways. A private run counts its expected cohort.
     """
     parts = experiment.parts
     if experiment.config.is_private:
         num_sent = experiment.config.cohort_size
         num_reported = experiment.config.cohort_size
     down = 4 * experiment.num_parameters + parts.message_bytes + 8
-    up = parts.update_bytes + parts.message_bytes + 4 * num_metrics
+    up = parts.update_bytes + parts.message_bytes + 4 * len(parts.metrics_type._fields)
     return {"bytes_down": num_sent * down, "bytes_up": num_reported * up}

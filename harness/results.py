@@ -80,7 +80,7 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
 
 
 def partition_notices(partition: Any, num_images: int) -> list[str]:
-    """Return what the user should know of a Partition of so many training images."""
+    """Return notices on a Partition of `num_images` training images."""
     found = []
     num_clients = len(partition.sizes)
     if partition.num_filled_clients:
@@ -160,7 +160,7 @@ def check_classes(folder: Path, dataset: Any) -> None:
 
 
 def read_origin(model: str) -> dict[str, Any]:
-    """Return what the partition.json beside a saved model says; nothing if there is none."""
+    """Return the partition.json next to a saved model, or {} without one."""
     try:
         return read_json(expand_path(model).parent / "partition.json")
     except UserError:
@@ -192,7 +192,7 @@ def check_private_origin(model: str, dataset: Any) -> None:
 
 
 def describe_origin(folder: Path, dataset: Any) -> str:
-    """Return what a caption says of data that a run's model was not trained beside."""
+    """Return the words of a caption for data that a model was evaluated on."""
     own = read_json(folder / "partition.json").get("dataset_sha256")
     return ", on its own test set" if own == dataset.digest else ", trained on other data"
 
@@ -274,10 +274,10 @@ def format_rounds_to_target(rounds: Sequence[float | None], seeds: Sequence[int]
 
 
 def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
-    """Return (mean of second - first, p of the paired t-test) over float[seeds] each.
+    """Return (mean of second - first, p of the paired t-test), for float[seeds] each.
 
-    If all seeds differ by the same, there is no spread to test with: p is NaN, not testable. It is
-    1 if they do not differ at all.
+    If all seeds differ by the same amount, p is NaN: there is no variance to test with. If none
+    differs, p is 1.
     """
     difference = np.subtract(second, first)
     if len(difference) < 2 or np.ptp(difference) < 1e-9:
@@ -287,10 +287,7 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[float,
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """Return the p of several tests made together, adjusted by Holm (1979), in the order given.
-
-    NaN, of what is not testable, is no test.
-    """
+    """Adjust p-values of simultaneous tests by Holm (1979), in their order; NaN does not count."""
     adjusted = np.full(len(ps), math.nan)
     tests = np.flatnonzero(~np.isnan(ps))
     order = tests[np.argsort(np.asarray(ps)[tests], kind="stable")]

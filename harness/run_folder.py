@@ -1,8 +1,7 @@
-"""A run's own folder: opened once, written once a round, closed once.
+"""A run's folder: opened once, written each round, closed once.
 
-A kill at any moment leaves a state to go on from. The tables get a round's row first, its
-checkpoint comes last; `load` goes back to the newest checkpoint whose rounds the tables hold, and
-cuts them there.
+The run can be continued after a kill at any moment. A round's row is written first and its
+checkpoint last; `load` goes back to the last checkpoint that the tables reach.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ class RunFolder:
         self.resume_hint = resume_hint
         self.on_arrays = on_arrays
         self.is_private = experiment.config.is_private
-        self.program = describe_program(experiment.row_hashes)
+        self.program = describe_program(experiment.choice_hashes)
         self.programs = read_programs(path)
         self.opened = time.perf_counter()
         self.form = form_of(experiment.config.run)
@@ -97,7 +96,7 @@ class RunFolder:
         self.specs: Any = ()
 
     def what_next(self) -> str:
-        """Return how the run goes on, if its folder is still there."""
+        """Return how to continue the run, if its folder still exists."""
         if (self.path / "config.json").exists():
             return self.resume_hint
         return f"its folder {one_line(str(self.path))} was removed, so nothing is left of it"
@@ -124,18 +123,18 @@ class RunFolder:
     ) -> Iterator[RunFolder]:
         """Hold the run's folder: a new one, or that of the run to resume.
 
-        `resume_hint` says how the run goes on if it is stopped; by default it is --resume. Raises
-        UserError if the folder is of another configuration, program or split, or in use.
+        `resume_hint` says how to continue the run if it is stopped; default: --resume. Raises
+        UserError if the folder belongs to another configuration, program or split, or is in use.
         """
         config = experiment.config
         partition = describe_partition(experiment)
         if config.run.resume:
             path = expand_path(config.run.resume)
             saved = read_saved(config.run.resume, type(config)())
-            check_resumed(config, saved, experiment.row_hashes)
+            check_resumed(config, saved, experiment.choice_hashes)
             check_partition(config.run.resume, read_json(path / "partition.json"), partition)
         else:
-            program = describe_program(experiment.row_hashes) | {"from_round": 1}
+            program = describe_program(experiment.choice_hashes) | {"from_round": 1}
             files = {
                 "config.json": to_json(config.to_dict()),
                 "partition.json": to_json(partition),
@@ -474,9 +473,9 @@ COMPARED = ("hash", "dataset_sha256", "classes", "label_counts", "indices")
 
 
 def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) -> None:
-    """Raise UserError if the split that a run's folder has is not the one that it would go on with.
+    """Raise UserError if the split in a run's folder differs from the one to continue with.
 
-    What an earlier version did not write is not compared, but the hash is.
+    Keys that an earlier version did not write are not compared, except the hash.
     """
     comparable = [key for key in COMPARED if key != "indices" or "indices_of" in saved]
     for key in comparable:
@@ -488,7 +487,7 @@ def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) ->
 
 
 def make_resume_hint(path: Path, on_arrays: bool = False) -> str:
-    """Return the command by which a stopped run goes on; of a run on arrays the call."""
+    """Return how to continue a stopped run: a command, or for custom arrays a Python call."""
     if on_arrays:
         call = f"fl.run(config.replace(resume={os.fsdecode(path)!r}), dataset=dataset)"
         return one_line(f"to continue: {call}")

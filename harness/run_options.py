@@ -115,7 +115,7 @@ class Run(ConfigGroup):
 
 @dataclass(frozen=True)
 class Comparison(ConfigGroup):
-    """Several runs in one plot and one table. A run that is done already is not done again."""
+    """Several runs in one figure and one table. Finished runs are reused."""
 
     compare: text("LIST") = ""
     """Algorithms, or partitions, aggregators, models or attacks, separated by commas, or values of

@@ -74,7 +74,7 @@ class SaveRounds(Callback):
                 raise Stopped(f"after round {num_done}") from None
             raise
 
-    def finish(self, is_one_of_many: bool) -> Result:
+    def finish(self, is_compared: bool) -> Result:
         """Write the result's files, print a summary, and return the result."""
         result = self.result
         if self.experiment.config.run.save_clients:
@@ -84,7 +84,7 @@ class SaveRounds(Callback):
             else:
                 warn("no new round was trained, so save_clients=True saved no client models")
         metrics, paths = save_result(self.folder, self.experiment, result)
-        results.print_summary(metrics, paths, self.folder.seconds, is_one_of_many=is_one_of_many)
+        results.print_summary(metrics, paths, self.folder.seconds, is_one_of_many=is_compared)
         return result
 
 

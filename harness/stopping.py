@@ -1,8 +1,8 @@
-"""Ctrl-C, SIGTERM and the like: a wish to stop that no library can swallow.
+"""Ctrl-C, SIGTERM and similar signals: requests to stop that no library can swallow.
 
 Python raises KeyboardInterrupt wherever the main thread happens to be. In a library's callback it
-may get lost, or become another error, and the run would go on to its end. So nothing is raised in
-a signal's handler. As long as there is nothing to save, the process ends what it has started, and
+may get lost, or become another error, and the run would continue. So nothing is raised in a
+signal handler. As long as there is nothing to save, the process ends what it has started, and
 then itself, at once. From a run's first round on, the handler notes the wish and ends the worker,
 so that the call that waits for it returns; whoever does so asks `raise_if_requested`. A second
 signal ends the process at once: files are whole at any moment.

@@ -52,14 +52,14 @@ def summarize(
     target: float,
     seeds_of: dict[str, Sequence[int]] | None = None,
 ) -> Table:
-    """Return a row for each name: its test accuracy in percent over the seeds, and what it needed.
+    """Return a row for each name: its test accuracy in percent over the seeds, and costs.
 
-    `records_of` has the records of each seed, `rates` the clients' and the server's, `seeds_of` the
-    seeds, by default 0, 1, ... Each run's accuracy is that after its own last round. Differences
-    are to the row's `base`, if it has one, by the paired t-test, with Holm's correction where there
-    are more than two rows: of the rounds to the `target` if there is one, else of the accuracies if
-    all runs are of as many rounds. What does not apply, such as a mean over seeds of which one did
-    not reach the target, is None.
+    `records_of` has the records of each seed, `rates` the client and server learning rates,
+    `seeds_of` the seeds (default: 0, 1, ...). The accuracy is that of each run's last round.
+    Differences from the row's `base` are tested by the paired t-test, with Holm's correction for
+    more than two rows: on the rounds to the `target` if there is one, else on the accuracies, if
+    all runs have the same number of rounds. Values that do not apply are None, such as a mean over
+    seeds of which one did not reach the target.
     """
     needed = {
         name: [rounds_to_target([record.test_accuracy for record in run], target) for run in runs]

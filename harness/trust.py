@@ -39,9 +39,9 @@ def remember(digest: str) -> None:
 
 
 def check_model(model: str, source: str) -> None:
-    """Raise UserError if `model`, which the file `source` names, is a Python file not run before.
+    """Raise UserError if `model`, named by the file `source`, is a Python file not run before.
 
-    A name such as lean-cnn is no file, and passes.
+    A built-in name such as lean-cnn passes.
     """
     file, is_file, _ = model.rpartition(".py:")
     if not is_file:

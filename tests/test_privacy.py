@@ -254,7 +254,7 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
     }[moment]
     original = getattr(*place)
     (tmp_path / "partition.json").write_text("{}")
-    program = describe_program(experiment.row_hashes) | {"from_round": 1}
+    program = describe_program(experiment.choice_hashes) | {"from_round": 1}
     (tmp_path / "program.json").write_text(to_json({"programs": [program]}))
 
     def go():

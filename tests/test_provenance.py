@@ -76,7 +76,7 @@ def test_a_row_that_a_notebook_puts_into_a_table_is_part_of_the_program(monkeypa
 
     usual = rows()
     experiment = fl.build_experiment(configure(dataset="digits", model="mlp"))
-    assert usual.items() <= experiment.row_hashes.items()
+    assert usual.items() <= experiment.choice_hashes.items()
     assert rows(algorithm=slower) != rows(algorithm=faster) != usual
     assert {field for field, value in rows(algorithm=slower).items() if usual[field] != value} == {
         "algorithm"

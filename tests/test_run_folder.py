@@ -411,7 +411,7 @@ def test_every_row_goes_on_from_its_checkpoint_with_equal_bits(federation, tmp_p
 
     whole = list(fl.run_rounds(experiment))
     state, record, _ = whole[0]
-    program = describe_program(experiment.row_hashes) | {"from_round": 1}
+    program = describe_program(experiment.choice_hashes) | {"from_round": 1}
     (tmp_path / "program.json").write_text(to_json({"programs": [program]}))
     folder = RunFolder(tmp_path, experiment)
     assert folder.load(experiment) == (None, [])

@@ -94,7 +94,7 @@ def test_a_model_that_was_saved_is_begun_from(kept, tmp_path, monkeypatch, digit
     assert weights_sha256(begun.initial_weights) == weights_sha256(weights[-1])
     assert "from global_model.keras" in captions.caption(begun)
     plain = fl.build_experiment(configure(**FLAGS), digits)
-    assert begun.row_hashes != plain.row_hashes  # another file is another run
+    assert begun.choice_hashes != plain.choice_hashes  # another file is another run
     assert not any("initial_model" in notice for notice in begun.notices)
     arrays = {"x": digits.train.images, "y": digits.train.labels.astype(int) + 5}
     shifted = fl.build_dataset(arrays["x"], arrays["y"], arrays["x"][:50], arrays["y"][:50])

@@ -45,9 +45,9 @@ def see_each_client(parts: Any, aggregator: Any) -> Any:
 def share_norms(parts: Any) -> Any:
     """Return the parts of an aggregator that adapts to the norms of the updates.
 
-    The norm, 4 bytes, goes both ways. A client whose update is not finite sends zeros, with weight
-    0, whose norm would count. So the round is done again, from the same state, without it; what it
-    reported stays in the record.
+    The norm, 4 bytes, goes both ways. A client with a non-finite update sends zeros with weight 0,
+    whose norm would count, so the round is repeated from the same state without that client; its
+    report stays in the record.
     """
     inner = parts.train_cohort
 
@@ -79,10 +79,10 @@ def compressed(parts: Any, experiment: Any) -> Any:
 
 
 def compressed_bytes(sizes: Sequence[int]) -> int:
-    """Return the bytes of an update in 8 bits: TFF packs 28 of them into an int32.
+    """Return the bytes of an update in 8 bits, of which TFF packs 28 into an int32.
 
-    A tensor's lowest and highest value come beside them. A tensor of up to 20,000 elements stays
-    as it is.
+    Each tensor also sends its minimum and maximum. Tensors of up to 20,000 elements are sent as
+    float32.
     """
     return sum(4 * math.ceil(8 * size / 28) + 8 if size > 20_000 else 4 * size for size in sizes)
 
@@ -124,7 +124,7 @@ def stack_updates(client: Callable, parts: Any) -> Callable[[Any, Any], Any]:
     Rows are the update float32[g,d], the weight float32[g], the metrics and the messages.
     """
     num_parameters = sum(math.prod(spec.shape) for spec in parts.update_spec)
-    num_metrics = parts.num_metrics
+    num_metrics = len(parts.metrics_type._fields)
 
     @tf.function
     def train_chunk(broadcast, clients):  # line 4 of the pseudo-code
@@ -270,7 +270,7 @@ def see_all_updates(parts: Any, experiment: Any, rule: Callable[[Any], Any]) -> 
 
     return parts._replace(
         aggregator=Unflattened(StackedRule(rule), experiment.initial_weights),
-        collect=stack_updates,
+        build_train_chunk=stack_updates,
         num_chunks=CHUNKS_OF_ROWS,
         train_cohort=train_cohort,
     )

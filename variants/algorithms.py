@@ -99,21 +99,21 @@ def fednova(parts: Any, experiment: Any) -> Any:
         raise UserError(
             f"algorithm={experiment.config.optimization.algorithm!r}: its clients also send their "
             "number of steps, to which aggregator='dp' adds no noise, so epsilon would be false; "
-            "change one of the two flags"
+            "change one of the flags"
         )
     optimization = experiment.config.optimization
-    inner_collect = parts.collect
+    inner = parts.build_train_chunk
 
-    def collect(client, parts_in_use):
+    def build_train_chunk(client, parts_in_use):
         def normalized(broadcast, client_id):
             output = client(broadcast, client_id)
             tau = count_normalized_steps(optimization, output.metrics.steps)
             return output._replace(update=(tuple(u / tau for u in output.update), tau))
 
-        return inner_collect(normalized, parts_in_use)
+        return inner(normalized, parts_in_use)
 
     return parts._replace(
-        collect=collect,
+        build_train_chunk=build_train_chunk,
         update_spec=(parts.update_spec, tf.TensorSpec([])),
         aggregator=NormalizedMean(parts.aggregator),
     )

@@ -296,10 +296,10 @@ def find_gains(
 def learning_curves(
     records: Sequence[Any], passes: Sequence[float], local_epochs: int, trained: Trained
 ) -> list[dict[str, Any]]:
-    """Return the rows of baselines.csv: test accuracy after so many passes over a learner's images.
+    """Return the rows of baselines.csv: test accuracy by passes over a learner's images.
 
-    `passes` are the federation's after each round; a round of a baseline passes `local_epochs`
-    times over its own images.
+    `passes` are the federation's after each round; a round of a baseline makes `local_epochs`
+    passes over its own images.
     """
     names = ("learner", "client", "epochs", "test_accuracy")
     rows = [
@@ -316,9 +316,9 @@ def learning_curves(
 
 
 def run_baselines(experiment: Any, result: Any, folder: Any) -> None:
-    """Train the baselines of a run that is done; write their tables and plots, and print a summary.
+    """Train the baselines of a finished run; write their tables and figures, and print a summary.
 
-    What is trained is kept as it comes: a run that is stopped goes on from there.
+    Results are stored as they come, so that a stopped command continues from there.
     """
     config = experiment.config
     counts = experiment.partition.counts

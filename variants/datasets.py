@@ -1,8 +1,6 @@
-"""Data sets: MNIST, scikit-learn's digits, files of one's own in the forms that people have, and
-images held out.
+"""Data sets: MNIST, scikit-learn's digits, custom files, and held-out images.
 
-A data set is read as four arrays by Keras' names, x_train, y_train, x_test, y_test, and becomes a
-Dataset: images uint8[n,H,W,C] in 0..255 of any size, grey or in colours, and labels 0, 1, ...
+A data set is read as four arrays by Keras' names; canonical.py brings them into one form.
 """
 
 from __future__ import annotations
@@ -93,6 +91,13 @@ def load_files(file: str, name: str, transpose: bool, validation: bool) -> Datas
     notices += brightness_notices(arrays["x_train"])
     dataset = make_dataset(name_in_use, arrays, notices)
     return make_dataset("MNIST", arrays) if dataset.is_mnist and not name else dataset
+
+
+def load_custom(data: Any) -> Dataset:
+    """Load the data set of --data, with its validation images if --validation is given."""
+    if data.validation:
+        check_test_set(data)
+    return load_files(data.data, data.data_name, data.transpose, data.validation)
 
 
 def check_test_set(data: Any) -> None:

@@ -1,6 +1,6 @@
-"""The options of the experiment, by subject, and what they need of one another. No TensorFlow here.
+"""Configuration fields by subject, and their dependencies. No TensorFlow here.
 
-A field that no choice in use needs has no effect, and the user is told so.
+A field that no selected choice uses has no effect, and triggers a notice.
 """
 
 from __future__ import annotations
@@ -634,7 +634,7 @@ def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
         raise UserError(
             f"algorithm={algorithm!r} supports only client_optimizer "
             f"{' and '.join(facts.client_optimizers)}, not {chosen['client_optimizer']!r}; change "
-            "one of the two flags"
+            "one of the flags"
         )
     if algorithm == "mimelite" and chosen["weight_decay"]:
         raise UserError(
@@ -716,5 +716,5 @@ def check_aggregator(chosen: dict[str, Any]) -> None:
     if facts.kind == "unweighted" and chosen["algorithm"] == "fednova":
         raise UserError(
             f"aggregator={aggregator!r} cannot be combined with algorithm='fednova', whose mean "
-            "number of steps is weighted by examples; change one of the two flags"
+            "number of steps is weighted by examples; change one of the flags"
         )

@@ -98,7 +98,7 @@ def split_by_client_dirichlet(
 
 
 def check_labels(wanted: int, num_labels: int) -> None:
-    """Raises UserError if a client cannot hold so many labels."""
+    """Raise UserError if a client cannot hold that many labels."""
     if wanted > num_labels:
         raise UserError(
             f"labels_per_client={wanted} exceeds the {num_labels} labels; choose 1 to {num_labels}"
@@ -187,11 +187,11 @@ def deal_labels(
 def split_by_label(
     labels: np.ndarray, num_clients: int, rng: np.random.Generator, labels_per_client: int
 ) -> Indices:
-    """Give every client images of exactly `labels_per_client` labels, and every label as many
-    holders.
+    """Give every client images of exactly `labels_per_client` labels, with equally many holders per
+    label.
 
-    A balanced form of the "#C = k" of Li et al. 2022, section 4: clients choose in a random order,
-    each the labels that have the fewest holders so far, and an image left. A label's images are
+    This is a balanced form of "#C = k" of Li et al. 2022, section 4: clients choose in random
+    order, each the labels with the fewest holders that have an image left. A label's images are
     divided evenly among its holders.
     """
     wanted = labels_per_client
@@ -325,9 +325,9 @@ def read_split(
 
 
 def count_owners(config: Any, dataset: Any) -> Any:
-    """Return the configuration with as many clients as the data set has owners, for 0 clients.
+    """Return the configuration with one client per owner of the data set, if num_clients is 0.
 
-    With 1 if the data do not name owners, for `split_by_owner` to say.
+    Without owners it is 1 client, and split_by_owner raises the error.
     """
     if config.partitioning.num_clients:
         return config

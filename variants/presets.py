@@ -1,9 +1,11 @@
-"""Published experiments, and one of ours, as flags: `--preset NAME`; flags beside it win.
+"""Presets: published experiments, and one of ours, as flags.
 
-In Python `config.replace(preset=NAME)` does the same. No TensorFlow here.
+Flags given in addition override them. In Python, use `config.replace(preset=NAME)`. No TensorFlow
+here.
 
-A paper's cells leave the rate open. It was chosen on held-out training images, with seed 0 (`python
-benchmarks/paper.py --tune`); that of `fast` likewise (`python benchmarks/tuning.py --optimizers`).
+A paper's cells leave the rate open. It was chosen on held-out training images with seed 0 (`python
+benchmarks/paper.py --tune`), and that of `fast` likewise (`python benchmarks/tuning.py
+--optimizers`).
 """
 
 from __future__ import annotations
@@ -126,9 +128,9 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_notices(config: Any, default: Any) -> list[str]:
-    """Return where a preset's experiment is published, and what is not as it is there.
+    """Return a notice with a preset's source, and where the run differs from it.
 
-    `default` is the configuration without flags. Without a preset there is no notice.
+    `default` is the configuration without flags. Returns [] without a preset.
     """
     name = config.preset
     if name == "none":
@@ -156,7 +158,7 @@ def preset_fields(name: Any, parse: Callable[[Sequence[str]], Any]) -> dict[str,
 
 
 def explain_preset(words: Sequence[str]) -> None:
-    """Print what the --preset of a command line sets, if help is asked for beside it, and exit."""
+    """Print the flags of --preset and exit, if help is asked for as well."""
     names = split_off(words, "preset")[0]
     if wants_help(words) and names and names[-1] in PRESETS:
         preset = PRESETS[names[-1]]

@@ -1,24 +1,24 @@
-"""Central differential privacy: what the rounds begun so far can tell about any one client.
+"""Central differential privacy of clients.
 
-Cohorts come from the operating system's entropy and are kept nowhere, as amplification by sampling
-rests on that; with `--public-cohorts` they follow the seed, and epsilon is counted without it.
-`--epsilon-budget` ends the run before the round that would pass it; algorithms that send more than
-the update are refused. Dropouts, stragglers and attackers leave epsilon true: whatever a client
-sends is clipped.
+Cohorts come from the operating system's entropy and are not stored, as amplification by sampling
+requires; with `--public-cohorts` they follow the seed, and epsilon is computed without
+amplification. `--epsilon-budget` ends the run before the round that would exceed it. Algorithms
+that send more than the update are refused. Dropouts, stragglers and attackers do not weaken
+epsilon: whatever a client sends is clipped.
 
-The noise has no seed: such a run does not repeat, and a round that is done again, after a kill or
-from an earlier checkpoint, releases something new about the same clients. So a round is written to
-the run's journal, rounds_begun.txt, before it begins, and epsilon counts it as often as it was
-begun. It is that of one run: what two runs on the same clients release (two seeds, or two copies of
-a folder that both go on) adds up.
+The noise is unseeded: a private run is not reproducible, and a round that is repeated, after a kill
+or from an earlier checkpoint, releases something new about the same clients. So each round is
+written to the run's journal, rounds_begun.txt, before it begins, and epsilon charges every entry.
+Epsilon is that of one run: releases of two runs on the same clients (two seeds, or two copies of a
+folder that both continue) add up.
 
-A record of a private run holds what stands in harness.records.PUBLIC, and nothing about single
-clients is written: no sizes, no training figures, no indices, no worker.log. The time of a round
-tells how many images its cohort holds, and so who was drawn. It is in no file, on no line and in no
-file's date (the date of the last change, which no program can set, tells the time of all rounds
-together); but whoever watches the terminal, the processes or the shard files of this machine while
-the run goes on can take it. Shards of one size would hide it (`--partition iid`), as would public
-cohorts, whose epsilon does not rest on the secret.
+A record of a private run contains the fields in harness.records.PUBLIC, and nothing about single
+clients is written: no sizes, training metrics, indices or worker.log. The time of a round reveals
+how many images its cohort has, and so who was drawn, so it appears in no file, on no line and in no
+file date (except the date of the last status change, which no program can set and which reveals the
+time of all rounds together). Whoever watches the terminal, the processes or the shard files of this
+machine during the run can still measure it. Shards of equal size (`--partition iid`) or public
+cohorts avoid that.
 """
 
 from __future__ import annotations

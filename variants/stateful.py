@@ -1,9 +1,9 @@
-"""Algorithms that keep vectors at the server from round to round: SCAFFOLD, MimeLite, FedDyn.
+"""Algorithms with memory at the server: SCAFFOLD, MimeLite, FedDyn.
 
-A client gets a message made from this memory beside the weights, which corrects the gradients of
-its local steps, and sends one with its update, from which the server makes its new memory. Messages
-are flat, float32[d], d the number of the model's parameters. The memory is float32[slots,d], zeros
-at first.
+Along with the weights, a client receives a message made from the memory, which corrects its local
+gradients. Along with its update, it sends a message, from which the server computes the new memory.
+Messages are flat, float32[d] for d model parameters. The memory is float32[slots,d], initially
+zero.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Memory:
         return np.arange(self.num_slots())
 
     def server_message(self, memory: Any, client: Any) -> Any:
-        """Return what `client`, an int64 scalar, gets beside the weights, float32[d]."""
+        """Return the message to `client`, an int64 scalar, as float32[d]."""
         raise NotImplementedError
 
     def correct_gradients(
@@ -79,7 +79,7 @@ class Memory:
         learning_rate: Any,
         shard_gradient: Callable[[], Tensors],
     ) -> Any:
-        """Return what the client sends beside its update w - w_k, float32[d].
+        """Return the client's message, float32[d], sent along with its update w - w_k.
 
         steps * learning_rate is the sum of the rates of its local steps. shard_gradient() is the
         gradient over the client's whole shard, at the round's weights.
@@ -231,7 +231,7 @@ def remember(parts: Any, experiment: Any, memory: Memory) -> Any:
         memory=memory,
         message_size=d,
         message_bytes=4 * d if memory.sends_memory else 0,
-        build_round=build_stateful_round(memory),
+        build_round=build_stateful_round(memory, parts.metrics_type),
     )
 
     def wrap(client_update):
@@ -259,14 +259,14 @@ def remember(parts: Any, experiment: Any, memory: Memory) -> Any:
     return wrap_client(with_hparams(changed, corrections), wrap)
 
 
-def build_stateful_round(memory: Memory) -> Callable[[Any], Any]:
+def build_stateful_round(memory: Memory, metrics_type: type) -> Callable[[Any], Any]:
     """Return what builds FedAvg's round with two lines more: messages change the memory, and the
     memory the step."""
 
     def build_round(steps: Any) -> Any:
         @tff.tensorflow.computation
         def update_memory(progress, clients, metrics, messages):
-            by_name = steps.metrics_type(*tf.unstack(metrics, axis=1))
+            by_name = metrics_type(*tf.unstack(metrics, axis=1))
             weights = tf.ones_like(by_name.examples) if memory.is_uniform else by_name.examples
             # A message can be 0 / 0 where the learning rate is 0.
             usable = (by_name.finite > 0) & tf.reduce_all(tf.math.is_finite(messages), axis=1)
@@ -332,7 +332,7 @@ def check_neighbours(experiment: Any) -> None:
         raise UserError(
             f"algorithm={config.optimization.algorithm!r}: its clients also send a message that "
             "the server remembers, to which aggregator='dp' adds no noise, so epsilon would be "
-            "false; change one of the two flags"
+            "false; change one of the flags"
         )
 
 

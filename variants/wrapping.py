@@ -36,8 +36,8 @@ def with_hparams(parts: Any, make: Callable[[Any, Any], dict[str, Any]]) -> Any:
 class Corrected(tff.learning.optimizers.Optimizer):
     """An optimizer that steps along rule(gradients, weights, **named).
 
-    What the rule needs beside them, such as the round's first weights, are hyperparameters of its
-    own: those `named`, tuples of tensors with the weights' shapes.
+    `named` are hyperparameters of its own, such as the round's first weights: tuples of tensors
+    with the weights' shapes.
     """
 
     def __init__(self, optimizer: Any, rule: Callable[..., Tensors], named: Sequence[str] = ()):

@@ -1,4 +1,4 @@
-"""Programs that are started beside the worker, such as ssh and rsync.
+"""Programs that run in addition to the worker, such as ssh and rsync.
 
 They end with us, on a signal too. What they print may be anything, without end or never ending a
 line: it is read with limits of time and of length.
@@ -32,10 +32,10 @@ class LineReader:
         self.poll.register(stream, select.POLLIN)
 
     def read(self, seconds: float) -> bytes | None:
-        """Return the next line without its end, or None if there is none within so many seconds.
+        """Return the next line without its end, or None after `seconds`.
 
-        A carriage return ends a line too, as in a progress display. Raises EOFError at the end of
-        the pipe; what has no line's end there is lost.
+        A carriage return also ends a line, as in a progress display. Raises EOFError at the end of
+        the pipe; an unfinished last line is dropped.
         """
         deadline = time.monotonic() + seconds
         while True:

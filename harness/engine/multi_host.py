@@ -44,8 +44,8 @@ PAUSE = 2.0  # seconds before a host that was lost is tried again
 class MultiHost:
     """Workers on several hosts, and one here for the server, in place of a single Worker.
 
-    Client k belongs to the host k % n of n. A host's part of a round is done again if its worker is
-    lost. If a host is dead for good, another takes its part over, in the same place of the sums.
+    Client k belongs to host k % n of n. A host's part of a round is retried if its worker is lost;
+    if a host is gone, another one takes over its part, in the same place of the sums.
     """
 
     def __init__(self, experiment: Any, clients_at_once: int, log: str | Path):
@@ -273,7 +273,7 @@ hash_worker = functools.cache(probe.hash_binary)
 
 
 class SendProgress:
-    """A live display of the bytes that go to a host, on stderr; nothing if that is no terminal."""
+    """A live display of the bytes sent to a host, on stderr, if that is a terminal."""
 
     def __init__(self, host: str, total: int):
         self.bar = tqdm.tqdm(

@@ -260,10 +260,10 @@ def send(
 def supervisor_command(
     host: str, socket: str, text_bytes: int, clients_at_once: int, cache: str
 ) -> list[str]:
-    """Return the words that start TFF's worker and its supervisor on the host.
+    """Return the command that starts TFF's worker and its supervisor on the host.
 
-    The Unix socket `socket` here leads there. The supervisor's text, of so many bytes, and then a
-    byte now and then, are read from standard input.
+    The Unix socket `socket` here leads to the worker. The supervisor reads its own source, of a
+    given length, from standard input, and then a byte now and then.
     """
     socket_there = f"/tmp/fl-{secrets.token_hex(8)}/socket"
     code = f'exec(__import__("sys").stdin.buffer.read({text_bytes}))'

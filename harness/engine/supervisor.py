@@ -151,10 +151,10 @@ def wait_until_it_answers(worker, port):
 
 
 def worker_environment(clients_at_once):
-    """Return the worker's environment, without variables of the user's that change numbers.
+    """Return the worker's environment, without user variables that affect the results.
 
-    The threads within one op decide how it splits its sums. So they are as many on every machine,
-    whatever its cores. Clients train side by side anyway; only a client alone has two.
+    The number of threads within one op determines how its sums are divided, so it is the same on
+    every machine, whatever its cores: two for a client that trains alone, else one.
     """
     users = {name: value for name, value in os.environ.items() if not name.startswith(DECIDING)}
     threads = max(1, THREADS // clients_at_once)

@@ -1,6 +1,6 @@
-"""TFF's worker, its C++ executor: a process whose life is ours, here or on another machine.
+"""TFF's worker: its C++ executor, a process that we start and end, here or on another machine.
 
-A round, or a host's part of one, is done again if its worker is lost.
+A round, or a host's part of one, is retried if its worker is lost.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def compile_for_worker(computation: Any) -> Any:
 
 
 class Stub(tff.framework.RemoteExecutorGrpcStub):
-    """TFF's way to a worker. What is disposed of in one that has ended is gone: that is no error.
+    """TFF's stub for a worker. Disposing of a value never fails, even if the worker has ended.
 
     TFF disposes of values in finalizers, which run in whichever thread collects garbage. A thread
     that watches must not wait for the worker, which may be the one that hangs: what it finds stays
@@ -423,7 +423,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     @property
     def ended(self) -> bool:
-        """Whether there is no worker now."""
+        """Whether the worker has ended, or was never started."""
         return self.process is None or self.process.poll() is not None
 
     def end(self) -> None:
