@@ -49,6 +49,16 @@ from __future__ import annotations
 import os
 import sys
 
+__all__ = [  # what users call; see docs/python.md
+    "parse",
+    "run",
+    "compare",
+    "evaluate_saved",
+    "build_dataset",
+    "build_experiment",
+    "prepare",
+    "run_rounds",
+]
 HERE = os.path.dirname(os.path.abspath(__file__))
 # harness/commands.py and variants/baselines.py import this module, also when it runs as a script.
 sys.modules["federated_learning"] = sys.modules[__name__]
@@ -202,6 +212,7 @@ from harness.callbacks import (
     PrintRounds,
     TensorBoard,
 )
+from harness.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.commands import compare, evaluate_saved
 from harness.dataset import Dataset, Split, make_dataset
 from harness.engine.gather import gather
@@ -1248,7 +1259,7 @@ def run(
         config: the configuration.
         resume_hint: how to continue the run if it is stopped; default: --resume.
         dataset: a data set from build_dataset, used instead of the configured one.
-        on_round: called with the record of each new round, after it is saved.
+        on_round: called with the record of each new round, after it is saved; StopRun ends the run.
 
     Raises:
         UserError: invalid input.

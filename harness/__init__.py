@@ -1,4 +1,5 @@
-"""What keeps a run, and never changes its numbers: command line, files, plots, TFF's workers.
+"""Infrastructure around a run: command line, files, figures, TFF's workers. It never affects the
+results.
 
 Nothing here imports the script: it is given objects whose attributes it uses. Where TensorFlow
 Federated cannot run, whoever imports a module of this package first gets one line, no traceback.

@@ -1,4 +1,4 @@
-"""Callbacks: what happens before and after each round, as in Keras."""
+"""Callbacks before and after each round, as in Keras."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Callback:
         """Do something before the round. StopRun ends the run before it."""
 
     def release(self, record: RoundRecord) -> RoundRecord:
-        """Return what may be told of the round; all that is written comes from this record."""
+        """Return the record to publish; everything that is written or printed comes from it."""
         return record
 
     def after_round(self, outcome: Any) -> None:

@@ -1,4 +1,4 @@
-"""What a plot says of the run that it shows: all that the numbers depend on, in one line."""
+"""Captions: everything that a run's results depend on, in one line."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def with_fields(name: str, fields: dict[str, Any]) -> str:
 
 
 def caption(experiment: Any) -> str:
-    """Return what a plot of this experiment says."""
+    """Return the caption of an experiment."""
     return join_parts([experiment.dataset.name, *caption_parts(experiment).values()])
 
 
@@ -99,7 +99,7 @@ def describe_aggregator(experiment: Any) -> str:
 
 
 def describe_adversity(config: Any) -> dict[str, str]:
-    """Return what is said of dropouts, stragglers and attackers, nothing of what is not there."""
+    """Describe dropouts, stragglers and attackers; "" for those that are absent."""
     adversity = config.adversity
     attack = adversity.attack
     fields = config.fields_of_choice("attack")

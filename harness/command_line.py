@@ -1,4 +1,4 @@
-"""The command line: from words to a configuration, from errors to one line, and what is printed."""
+"""The command line: from words to a configuration, from errors to one line, and printed output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands that train no run, or several: an evaluation, a comparison, an overlay.
+"""Commands that train no run, or several: evaluation and comparison.
 
 They use the script from outside, as a notebook does; so do the baselines, in variants/. All else
 in harness/ and variants/ is used by the script, and imports nothing of it.
@@ -22,9 +22,10 @@ import tensorflow_federated as tff
 
 @one_at_a_time()
 def compare(config: Any) -> Path:
-    """Run every choice and seed that is compared; return the folder with the table and the plot.
+    """Run every compared setting and seed; return the folder with the table and the figure.
 
-    Raises UserError if the configuration compares nothing, and for what `run` refuses.
+    Raises:
+        UserError: the configuration compares nothing, or one of the runs is invalid.
     """
     if compared_rows(config) is None:
         raise UserError(
@@ -42,10 +43,12 @@ def compare(config: Any) -> Path:
 
 @one_at_a_time()
 def evaluate_saved(config: Any) -> Path:
-    """Evaluate the model of the run that --evaluate names on the configuration's data.
+    """Evaluate a run's model, named by config.run.evaluate, on the configured data.
 
-    Return the folder with metrics.json and the plots. Raises UserError for data with other images
-    or labels than those that the model was trained on.
+    Returns the folder with metrics.json and the figures.
+
+    Raises:
+        UserError: the images or labels are unlike those that the model was trained on.
     """
     saved = read_saved(config.run.evaluate, type(config)())
     source = expand_path(config.run.evaluate)

@@ -1,4 +1,4 @@
-"""Several runs, each made once, in one table and one plot."""
+"""Comparisons: several runs in one table and one figure."""
 
 from __future__ import annotations
 

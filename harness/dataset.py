@@ -1,4 +1,4 @@
-"""A data set: images and labels for training and for testing."""
+"""Data sets: images and labels for training and testing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Groups of configuration fields: what each field may hold, and copies with other values.
+"""Configuration fields: types, ranges, and copies with other values.
 
 A group is a frozen dataclass of numbers, texts and choices. Each field is a flag of the command
 line. Names are unique over all groups, so a field is found by its name alone:
@@ -19,7 +19,7 @@ import tyro
 
 
 def render_as_line(error: BaseException) -> list[str]:
-    """Return what IPython prints for an error in a cell, in place of a traceback."""
+    """Render an error in IPython as one line, without a traceback."""
     return [f"{type(error).__name__}: {error}".rstrip(": ")]
 
 
@@ -192,7 +192,7 @@ class ConfigGroup:
 
 
 def choices_mark(hint: Any) -> Choices | None:
-    """Return what `choice` noted in the type that it made; of any other type nothing."""
+    """Return the Choices in an annotated type, or None."""
     return next((mark for mark in typing.get_args(hint)[1:] if isinstance(mark, Choices)), None)
 
 

@@ -1,4 +1,4 @@
-"""Figures as files: PNG, PDF or SVG, which say by what command and program they were made."""
+"""Figure files: PNG, PDF or SVG, with provenance in their metadata."""
 
 from __future__ import annotations
 

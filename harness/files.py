@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written under another name and renamed, or appended to."""
+"""Files: atomic writing, appending, locking."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ def numbered(folder: Path) -> Iterator[Path]:
 
 
 def briefly(error: BaseException) -> str:
-    """Return what an error says, on one line that is not long."""
+    """Shorten an error message to one line."""
     return (
         " ".join(f"{getattr(error, 'strerror', None) or error}".split())[:80]
         or type(error).__name__

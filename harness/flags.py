@@ -1,4 +1,4 @@
-"""Mistakes in a command line's flags, each told in one line: the flag, the value and the cure."""
+"""Errors in command-line flags, each reported in one line: the flag, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -139,7 +139,7 @@ def find_field(flag: str, types: dict[str, Any]) -> str:
 
 
 def to_value(text: str, hint: Any) -> Any:
-    """Return what a flag's value means, of the type `hint`; the text itself if it means nothing."""
+    """Convert a flag's text to the type `hint`; returns the text itself if that is impossible."""
     kind = typing.get_args(hint)[0] if typing.get_args(hint) else str
     if hint is bool:
         return {"True": True, "False": False}.get(text, text)
@@ -156,7 +156,7 @@ def to_value(text: str, hint: Any) -> Any:
 
 
 def describe(hint: Any) -> str:
-    """Return what a flag of this type takes."""
+    """Describe the values of a flag of this type."""
     choices = choices_of(hint)
     if choices:
         mark = choices_mark(hint)

@@ -1,4 +1,4 @@
-"""Keras layers in a federated round: initial weights by seed, randomness by key, and no state.
+"""Keras layers in a federated round: seeded initial weights, keyed randomness, no state.
 
 A round is a pure function of (seed, round, client), and only trainable weights travel. Keras' own
 layers promise neither, so layers with randomness get a key, and layers with state are refused.
@@ -97,7 +97,7 @@ def check_layers(name: str, model: Any) -> None:
 
 
 def what_is_lost(layer: Any) -> str:
-    """Return what of a layer would be lost, and the cure; of most layers nothing."""
+    """Return which property of a layer would be lost, with a remedy; "" for most layers."""
     if layer.non_trainable_weights:
         state = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
         return (

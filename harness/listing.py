@@ -1,4 +1,4 @@
-"""The runs in a folder, a line each. No TensorFlow here: it is answered at once."""
+"""Listing of the runs in a folder, without TensorFlow."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 
 
 def load(function: str | Callable) -> Any:
-    """Return what "module:name" stands for in a module of variants/; a function is itself."""
+    """Return the function that "module:name" names in variants/; a function is itself."""
     if callable(function):
         return function
     module, _, name = function.partition(":")

@@ -1,4 +1,4 @@
-"""For notebooks: a bar in place of a run's lines, and what a round is, drawn."""
+"""Notebook helpers: a progress bar instead of a run's output, and a drawing of a round."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Runs that are there, in one table and one plot: --compare runs/a,runs/b."""
+"""Overlays: finished runs in one table and one figure, --compare runs/a,runs/b."""
 
 from __future__ import annotations
 

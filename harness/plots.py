@@ -1,4 +1,4 @@
-"""The plots of a run, and what all have in common: title, small print, grid, cells."""
+"""Figures of a run, and their common style: title, small print, grid, cells."""
 
 from __future__ import annotations
 

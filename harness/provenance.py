@@ -1,4 +1,4 @@
-"""Provenance: the source, package versions, commit and processor that made a run's numbers.
+"""Provenance: source, package versions, commit and processor of a run.
 
 Flags say what a run is only as long as the program is the same. So a run's folder has
 program.json, the list of the programs that made its rounds. A run that another program began is not

@@ -1,4 +1,4 @@
-"""What a round did: a record, its line on the terminal, and what was wrong with it."""
+"""Round records: metrics, terminal lines, and diagnosis of problems."""
 
 from __future__ import annotations
 
@@ -150,7 +150,7 @@ class RoundRecord:
         return text if text != before or is_last else ""
 
     def diagnosis(self, earlier: Sequence[RoundRecord], chance: float, is_last: bool) -> str:
-        """Return what is wrong with the global model after this round, told before or not."""
+        """Return what is wrong with the global model after this round, reported before or not."""
         near_chance = chance + 0.05 * (1 - chance)
         accuracies = [record.test_accuracy for record in earlier]
         if not math.isfinite(self.test_loss):
@@ -179,7 +179,7 @@ class RoundRecord:
         return (before.test_loss, before.test_accuracy) == (self.test_loss, self.test_accuracy)
 
     def cure_of_chance(self, earlier: Sequence[RoundRecord], is_last: bool) -> str:
-        """Return what may help a global model that is at chance from the first round on."""
+        """Return a suggestion for a model that has been at chance since the first round."""
         if self.private and self.clip_norm and self.clip_norm > (earlier or [self])[0].clip_norm:
             return (
                 f"updates are clipped to an adaptive norm, now {self.clip_norm:.2g} and still "
@@ -222,7 +222,7 @@ def format_epsilon(record: RoundRecord) -> str:
 
 
 def blank(kind: Any) -> Any:
-    """Return what stands for a hidden value of this type: NaN, an empty list or dict, or None."""
+    """Return the stand-in for a withheld value of a type: NaN, an empty list or dict, or None."""
     if kind is float:
         return math.nan
     return get_origin(kind)() if get_origin(kind) in (list, dict) else None
@@ -315,7 +315,7 @@ def stops_early(records: Sequence[RoundRecord], run: Any) -> bool:
 
 
 def describe_end(records: Sequence[RoundRecord], run: Any) -> str:
-    """Return what a run that is over has to say if it is resumed."""
+    """Return the line that is printed when a finished run is resumed."""
     if reached(records, run.target_accuracy):
         return describe_reached(records, run.target_accuracy)
     return (
@@ -325,7 +325,7 @@ def describe_end(records: Sequence[RoundRecord], run: Any) -> str:
 
 
 def describe_reached(records: Sequence[RoundRecord], target: float) -> str:
-    """Return what a run that has reached its target has to say if it is resumed."""
+    """Return the line that is printed when a run that has reached its target is resumed."""
     first = next(record.round for record in records if record.test_accuracy >= target)
     return (
         f"the target accuracy {target:.2%} was reached in round {first}; to continue, raise "
@@ -334,7 +334,8 @@ def describe_reached(records: Sequence[RoundRecord], target: float) -> str:
 
 
 def megabytes_so_far(records: Sequence[RoundRecord]) -> np.ndarray:
-    """Return what server and clients have sent after each round, in 10^6 bytes, float64[rounds]."""
+    """Return the cumulated traffic of server and clients after each round, in 10^6 bytes,
+    float64[rounds]."""
     return np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
 
 

@@ -1,4 +1,4 @@
-"""One page of a run, report.html: what was run, what came out, its pictures, its clients.
+"""The page of a run, report.html: result, figures, rounds, clients.
 
 All is in the file, so it can be sent by mail. It reads what metrics.json and partition.json hold,
 which of a private run is nothing about single clients.

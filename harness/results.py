@@ -1,4 +1,4 @@
-"""What came out in the end: partition.json, metrics.json, tests between rows, closing lines."""
+"""Results: partition.json, metrics.json, significance tests, closing lines."""
 
 from __future__ import annotations
 
@@ -192,7 +192,7 @@ def check_private_origin(model: str, dataset: Any) -> None:
 
 
 def describe_origin(folder: Path, dataset: Any) -> str:
-    """Return the words of a caption for data that a model was evaluated on."""
+    """Describe, for a caption, the data that a model is evaluated on."""
     own = read_json(folder / "partition.json").get("dataset_sha256")
     return ", on its own test set" if own == dataset.digest else ", trained on other data"
 

@@ -1,4 +1,4 @@
-"""Flags that change none of a run's numbers: its files, its workers, what it is compared with."""
+"""Flags that do not affect the results: files, workers, comparisons."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run leaves in its folder: each round as it is done, and the result at the end."""
+"""Saving: each round as it is completed, and the result at the end."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What TensorFlow and Keras are set to while a run computes in this process.
+"""Settings of TensorFlow and Keras during a run in this process.
 
 A setting of Keras in ~/.keras/keras.json, or of TensorFlow in an earlier cell of a notebook, would
 change a run's weights in silence, or end in a traceback that names something else. Afterwards

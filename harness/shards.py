@@ -1,4 +1,4 @@
-"""Shard files: a client's images and labels, which only the worker that trains it reads."""
+"""Shard files: a client's images and labels, read only by the worker that trains it."""
 
 from __future__ import annotations
 

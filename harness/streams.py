@@ -1,4 +1,4 @@
-"""The random streams of a run: each a function of (seed, round, client) and its own number.
+"""Random streams of a run: each a function of (seed, round, client) and its own number.
 
 The split is drawn from the seed alone, a round's cohort from (seed, round), and what a partition
 changes on a client's images from (seed, client).

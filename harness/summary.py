@@ -1,4 +1,4 @@
-"""A comparison's table as files: CSV for a program, Markdown for a README, LaTeX for a paper."""
+"""Tables of a comparison as files: CSV, Markdown, LaTeX."""
 
 from __future__ import annotations
 

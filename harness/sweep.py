@@ -1,4 +1,4 @@
-"""What --compare asks for: the rows of a comparison, each with the fields that it changes."""
+"""Rows of a comparison, from --compare: each with the fields that it changes."""
 
 from __future__ import annotations
 
@@ -48,9 +48,9 @@ class Compared(NamedTuple):
 
 
 def compared_rows(config: ConfigGroup) -> Compared | None:
-    """Return what is compared, or None for a single run.
+    """Return the rows of a comparison, or None for a single run.
 
-    Raises UserError for names that are not of one field, and for too many runs.
+    Raises UserError for names that do not belong to one field, and for too many runs.
     """
     flat = config.to_dict()
     if not flat["compare"] and flat["seeds"] == 1 or overlaid_folders(flat["compare"]):

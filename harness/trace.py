@@ -1,4 +1,4 @@
-"""A way out of TFF's worker for numbers that no record has: a series of a client's local steps."""
+"""Traces from inside TFF's worker: a series of numbers of a client's local steps."""
 
 from __future__ import annotations
 

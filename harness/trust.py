@@ -1,4 +1,4 @@
-"""Which model files this user has run: a run's folder that came from elsewhere is data.
+"""Model files that this user has run before; a run's folder from elsewhere is data, not code.
 
 Its config.json may name a Python file as the model. That file runs only if the user names it with
 --model, or has run a file with this very content before.

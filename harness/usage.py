@@ -1,4 +1,4 @@
-"""--help on one screen: what to type first, the themes of the flags, and how to see each."""
+"""--help on one screen: examples, themes of flags, and how to list each."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def asks_for_help(word: str) -> bool:
 
 
 def named_behind(words: Sequence[str], place: int) -> list[str]:
-    """Return what the --help at `place` is asked about: its own value, a flag, or names."""
+    """Return the names that the --help at `place` is about: its own value, a flag, or words."""
     own = words[place].partition("=")[2]
     if own:
         return [own]

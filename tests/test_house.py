@@ -137,13 +137,6 @@ def test_replace_finds_fields_by_their_names():
         configure(alpah=1)
 
 
-@pytest.mark.parametrize("path", PROGRAM, ids=lambda path: str(path.relative_to(ROOT)))
-def test_public_functions_say_what_they_do(path):
-    for node in ast.parse(path.read_text()).body:
-        if isinstance(node, ast.FunctionDef | ast.ClassDef):
-            assert ast.get_docstring(node), node.name
-
-
 CALLS = """
 import os
 import sys

@@ -1,5 +1,4 @@
-"""Clients that do not do what they should: dropouts, stragglers, and attackers that send the server
-something else."""
+"""Unreliable and malicious clients: dropouts, stragglers, attackers."""
 
 from __future__ import annotations
 
@@ -180,14 +179,14 @@ class Attackers:
         return tf.reduce_any(tf.equal(client, self.attackers))
 
     def shard(self, client: Any, shard: Shard, key: Any) -> Shard:
-        """Return what a client with this shard trains on."""
+        """Return the shard to train on."""
         if not self.attack.shard:
             return shard
         change = load(self.attack.shard)
         return tf.cond(self.is_attacker(client), lambda: change(shard, key, self), lambda: shard)
 
     def update(self, client: Any, update: Update, key: Any) -> Update:
-        """Return what a client with this update sends."""
+        """Return the update to send."""
         if not self.attack.update:
             return update
         change = load(self.attack.update)

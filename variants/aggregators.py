@@ -1,4 +1,4 @@
-"""Aggregators other than the weighted mean: how the clients' updates become one.
+"""Aggregators other than the weighted mean.
 
 Each is a function change(parts, experiment) -> parts. The robust rules look at all updates at once,
 so that a minority of the clients cannot move them at will. They are unweighted: what a client says

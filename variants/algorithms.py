@@ -1,4 +1,4 @@
-"""Algorithms without a memory: FedSGD, FedProx, FedNova, and optimizers on the server.
+"""Algorithms without memory: FedSGD, FedProx, FedNova, and server optimizers.
 
 Each is a function change(parts, experiment) -> parts. Those that remember something from round to
 round are in stateful.py.

@@ -1,4 +1,4 @@
-"""What a federation is worth (`--baselines`): all images in one place, and each client alone.
+"""Baselines (--baselines): central training, and local training of each client.
 
 Nothing here trains. A round of one client is local training, so each baseline is rounds of the
 same process, by plain FedAvg with the run's own model and epochs; at the run's rate, or at FedAvg's

@@ -1,5 +1,5 @@
-"""Arrays as people have them, made ours: images uint8[n,H,W,C] in 0..255, and labels 0, 1, ... of
-the smallest unsigned type.
+"""Input formats: arrays of many forms become images uint8[n,H,W,C] in 0..255, and labels 0, 1, ...
+of the smallest unsigned type.
 
 Height, width, channels last or first, labels one-hot or from 1, fractions: all are taken. What
 would lose information is refused.

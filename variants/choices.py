@@ -1,4 +1,4 @@
-"""The choices of each flag that has a table: one line each, with all that belongs to it.
+"""Choices of the flags that have a table: one entry each, complete.
 
 A choice has its line of help, the function that it stands for, the fields that it uses and others
 do not, and what must be known of it before TensorFlow is imported. `function` is written as

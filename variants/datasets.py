@@ -32,9 +32,9 @@ VALIDATION_KEYS = (("x_val", "y_val"), ("val_images", "val_labels"))
 def build_dataset(
     x_train: Any, y_train: Any, x_test: Any, y_test: Any, name: str = "custom arrays"
 ) -> Dataset:
-    """Return the data set of these arrays, in any form that --data takes, for `run(dataset=...)`.
+    """Build a data set from arrays, in any form that --data takes, for `run(dataset=...)`.
 
-    Images are [n,H,W] or [n,H,W,channels] in 0..1 or 0..255; labels are whole numbers [n]. Raises
+    Images are [n,H,W] or [n,H,W,channels] in 0..1 or 0..255; labels are integers [n]. Raises
     UserError for others.
     """
     given = dict(zip(KEYS, map(np.asarray, (x_train, y_train, x_test, y_test)), strict=True))

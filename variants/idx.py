@@ -1,4 +1,4 @@
-"""IDX files, the form of MNIST and its kin: four to a set, gzipped or not, under several names."""
+"""IDX files, the format of MNIST: four per set, gzipped or not, under several names."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Networks other than the default one, and those of a user's file.
+"""Networks other than the default one, and custom ones.
 
 A row is a function that returns new Keras layers, those before the logits. They get images
 float32[n,H,W,channels] in 0..1; the numbers of parameters are those for MNIST.

@@ -1,5 +1,4 @@
-"""Client optimizers, weight decay, learning rates that change with the round or the step, and how
-many local steps a client makes.
+"""Client optimizers, weight decay, learning-rate schedules, and the number of local steps.
 
 All optimizers are TFF's.
 """

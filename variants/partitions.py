@@ -1,4 +1,4 @@
-"""Splits other than the default: by label, by size, by input, by owner, and from a file.
+"""Splits other than the default: by label, size, input or owner, and from a file.
 
 Each is split(labels uint8[N], num_clients, rng, **fields) -> a list of K index arrays. `fields` are
 those that choices.PARTITIONS names. What cannot be done is a UserError.

@@ -177,7 +177,7 @@ class PrivacyAccountant(Callback):
         return dataclasses.replace(record, epsilon=self.epsilon(self.begun)).public()
 
     def assumption(self) -> str:
-        """Return what the epsilon rests on, for captions."""
+        """Describe the guarantee and its assumptions, for captions."""
         kind = "a client replaced, sampling of fixed size"
         if self.is_poisson:
             kind = "a client added or removed, Poisson sampling"
@@ -185,7 +185,7 @@ class PrivacyAccountant(Callback):
         return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, {cohorts}, Rényi accounting"
 
     def notices(self, rounds: int) -> list[str]:
-        """Return what the user should know, before they are done, of the epsilon of `rounds`."""
+        """Return notices on the epsilon that `rounds` will cost."""
         if self.privacy.epsilon_budget:
             return []
         final = self.epsilon(range(1, rounds + 1))

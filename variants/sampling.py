@@ -1,4 +1,4 @@
-"""Which clients a round draws, other than some of all uniformly, and which of them report."""
+"""Sampling of clients other than the default, and dropouts."""
 
 from __future__ import annotations
 

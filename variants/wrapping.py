@@ -1,4 +1,4 @@
-"""How a variant wraps a part from outside: a client, its optimizer's gradients, its rate; and the
+"""Helpers to wrap a part from outside: a client, its optimizer's gradients, its rate; and
 arithmetic of weights."""
 
 from __future__ import annotations

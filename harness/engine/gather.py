@@ -1,4 +1,4 @@
-"""A round's arrays from all clients, in one array at the server."""
+"""Concatenation of all clients' arrays at the server."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A round over several hosts: TFF's engine on each, the partial sums merged here, in order.
+"""Rounds over several hosts: TFF's engine on each, with the partial sums merged here, in order.
 
 TFF's compiler splits a round into three: what each host does for its clients up to the merge, the
 merge of two partial results, and what the server does after it. (TFF's ready-made context for this

@@ -1,4 +1,4 @@
-"""Asks a machine whether it can hold shards and run TFF's worker, and makes the folder for them.
+"""Probe of a machine: can it hold shards and run TFF's worker? Creates the folder for them.
 
     python3 -IS probe.py MARK FOLDER OLDEST_GLIBC
 

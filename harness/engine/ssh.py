@@ -1,4 +1,4 @@
-"""Other machines, by ssh and rsync: what is asked of them and sent there, and what goes wrong.
+"""Other machines over ssh and rsync: requests, transfers, and error messages.
 
 A host needs sshd, a python3, rsync, and Linux on x86-64; nothing is installed there by hand. It
 gets TFF's worker, once, and the shards of its own clients. OpenSSH brings authentication,

@@ -1,4 +1,4 @@
-"""Runs TFF's worker, isolates it, and relays a listening Unix socket to it.
+"""Supervisor of TFF's worker: runs and isolates it, and relays a Unix socket to it.
 
     python3 -IS supervisor.py PARENT SOCKET BINARY ISOLATED CLIENTS_AT_ONCE FOLDER
 
