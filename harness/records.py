@@ -19,9 +19,9 @@ import sklearn.metrics
 PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon", "clip_norm")
 # Columns of accuracies on other images than the test set: what a round's line calls them.
 EXTRA = {
-    "attack_success": "backdoor opens",
-    "seen_accuracy": "trained on",
-    "unseen_accuracy": "clients unseen",
+    "attack_success": "backdoor success",
+    "seen_accuracy": "training clients",
+    "unseen_accuracy": "unseen clients",
 }
 MOST_IN_MATRIX = 2000  # labels of which a confusion matrix is kept: 4 million numbers
 STUCK_ROUNDS = 3  # at chance from the start, after which the user is told

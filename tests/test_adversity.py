@@ -284,7 +284,7 @@ def test_a_backdoor_is_a_white_square_and_its_success_is_counted(federation, dig
         == {"attack_success": np.mean(predicted == 3)}
         == evaluation.extra_accuracies
     )
-    assert f"backdoor opens {record.extra_accuracies['attack_success']:7.2%}" in record.line(5)
+    assert f"backdoor success {record.extra_accuracies['attack_success']:7.2%}" in record.line(5)
     assert read_record(record.to_json()) == record
     with pytest.raises(
         UserError, match="backdoor_target=12 is not a label of these data; choose 0 to 9"
