@@ -60,7 +60,8 @@ __all__ = [  # what users call; see docs/python.md
     "run_rounds",
 ]
 HERE = os.path.dirname(os.path.abspath(__file__))
-# harness/commands.py and variants/baselines.py import this module, also when it runs as a script.
+# harness/commands.py and variants/baselines.py import this module; when it runs as a script, they
+# would load a second copy without this line.
 sys.modules["federated_learning"] = sys.modules[__name__]
 if __name__ == "__main__" and HERE not in sys.path:  # true with PYTHONSAFEPATH
     sys.path.insert(0, HERE)
@@ -236,7 +237,10 @@ MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
 
 
 def load_mnist() -> Dataset:
-    """Load MNIST from data/mnist.npz. Raises UserError if the file is not MNIST."""
+    """Load MNIST from data/mnist.npz. Raises UserError if the file is not MNIST.
+
+    A Dataset has `train` and `test`, each with images uint8[n,H,W,channels] and labels uint8[n].
+    """
     arrays = datasets.read_npz(MNIST_FILE)
     arrays |= {key: arrays[key][..., np.newaxis] for key in ("x_train", "x_test")}
     dataset = make_dataset("MNIST", arrays)
@@ -297,7 +301,7 @@ class Partition:
     indices: list[np.ndarray]
     counts: np.ndarray  # int64[K,C], a client's images by label
     num_filled_clients: int  # clients whose draw was empty; each was given one image
-    digest: str  # of the data set and the indices; it names the shard files
+    digest: str  # hash of the data and the indices, which names the folder of the shard files
 
     @property
     def sizes(self) -> np.ndarray:
@@ -327,7 +331,7 @@ def find_split(config: Config, dataset: Dataset) -> Callable[[np.random.Generato
     chosen = config.chosen("partition")  # its line in variants/choices.py
     function = load(chosen.function) if chosen.function else split_dirichlet
     # The fields of a partition that changes the images are not for the split.
-    fields = {} if chosen.change_images else config.fields_of_choice("partition")
+    fields = {} if chosen.change_images else config.fields_of_choice("partition")  # {"alpha": 0.5}
     extra = {"dataset": dataset} if chosen.needs_dataset else {}
     num_clients = config.partitioning.num_clients
     return partial(function, dataset.train.labels, num_clients, **fields, **extra)
@@ -413,7 +417,7 @@ def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
 
     `key` int64[2] seeds Dropout and similar layers.
     """
-    # New Keras layers would create variables; the scope gives them our tensors instead, in order.
+    # New Keras layers create variables; in this scope each gets the next of our tensors instead.
     # TFF's functional_model_from_keras does the same, but a step takes 1.4 times as long: it wraps
     # the model in a function, in which oneDNN cannot match a max-pooling with its gradient.
     next_weight = iter(weights)
@@ -443,7 +447,7 @@ class Broadcast(NamedTuple):
 
     weights: Any  # w, a tuple of float32 tensors
     round_num: Any  # int64, from 1
-    memory: Any  # float32[slots,d], such as SCAFFOLD's control variates; FedAvg's is float32[0,0]
+    memory: Any  # float32[slots,d], vectors that a variant keeps; FedAvg's is float32[0,0]
 
 
 class ClientTask(NamedTuple):
@@ -453,7 +457,7 @@ class ClientTask(NamedTuple):
     key: Any  # int64[2], of all its randomness in this round
     shard: shards.Shard  # its images uint8[n_k,H,W,channels] and labels int32[n_k]
     examples_to_train: Any  # int32, E * n_k; not E, since some variants stop within an epoch
-    hparams: dict[str, Any]  # of the client optimizer, by TFF's names: {"learning_rate": float32}
+    hparams: dict[str, Any]  # of the optimizer, set each round: {"learning_rate": float32}
 
 
 class ClientMetrics(NamedTuple):
@@ -473,7 +477,7 @@ class ClientMetrics(NamedTuple):
 class ClientOutput(NamedTuple):
     """Message from a client to the server."""
 
-    update: Any  # w - w_k, as the weights are, which the server subtracts from w
+    update: Any  # w - w_k, structured like w; the server subtracts its mean
     weight: Any  # float32, n_k
     metrics: ClientMetrics
     message: Any  # float32[d] of a stateful algorithm; FedAvg's is float32[0]
@@ -537,7 +541,7 @@ def build_local_training(
         for epoch in tf.range(-(-task.examples_to_train // size)):
             epoch_key = fold_in(task.key, tf.cast(epoch, tf.int64))
             shuffled = tf.random.experimental.stateless_shuffle(tf.range(size), epoch_key)
-            order = shuffled[: task.examples_to_train - epoch * size]
+            order = shuffled[: task.examples_to_train - epoch * size]  # in FedAvg all of it
             for start in tf.range(0, tf.size(order), batch_size or size):
                 tf.autograph.experimental.set_loop_options(parallel_iterations=1)  # saves memory
                 batch = order[start : start + (batch_size or size)]
@@ -581,7 +585,10 @@ def fedavg_client(
 
 
 def leave_out_nonfinite(client_update: Callable) -> Callable[[Broadcast, ClientTask], ClientOutput]:
-    """Wrap a client: a non-finite update becomes 0, with weight 0."""
+    """Wrap a client: a non-finite update becomes 0, with weight 0.
+
+    Means of metrics leave out reports with finite = 0, as do the messages of stateful algorithms.
+    """
 
     def wrapped(broadcast, task):
         output = client_update(broadcast, task)
@@ -601,9 +608,10 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOut
     config = experiment.config
     image_shape = experiment.network.image_shape
     parts = experiment.parts
-    # In FedAvg, build_client_update is fedavg_client with network and batch size bound.
+    # `fedavg_parts`, below, gives FedAvg's parts: build_client_update is fedavg_client with network
+    # and batch size bound.
     client_update = leave_out_nonfinite(parts.build_client_update(parts.client_optimizer))
-    # With several workers, each may be on another host, with the folder in its working directory.
+    # With several workers the path is relative: on each host, to the worker's working directory.
     folder = experiment.shard_folder
     if not config.run.single_worker:
         folder = Path(folder.name)
@@ -624,6 +632,8 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOut
 
 
 # == Server: lines 3 and 6, and the round ==========================================================
+# TFF's build_weighted_fed_avg takes the clients' images as arguments of each round, and spends most
+# of its time on copying them. This round takes client ids, and is made of the same parts of TFF.
 
 
 def sample_clients(config: Config, round_num: int) -> list[int]:
@@ -748,6 +758,7 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
         return ChunkOutput(*train_chunk(broadcast, clients))
 
     chunk_type = train.type_signature.result
+    # FedAvg: the weighted mean, and SGD with rate 1.
     aggregate = parts.aggregator.create(chunk_type.update, chunk_type.weight)
     finalize = tff.learning.templates.build_apply_optimizer_finalizer(
         parts.server_optimizer, weights_type
@@ -796,6 +807,7 @@ def train_cohort(
 ) -> tuple[Any, list[dict[str, Any]], Any]:
     """Lines 4 to 6: train clients from the weights in `state`, and aggregate.
 
+    `worker` comes from start_workers: TFF's worker here, or those of several hosts.
     Returns the next state, a dict of metrics per client in the order of their ids, and the
     aggregator's measurements.
     """
@@ -845,7 +857,7 @@ class Parts(NamedTuple):
     # FedAvg has nothing of what follows.
     memory: Any = None  # a stateful algorithm's, with .shape (slots, d): variants/stateful.py
     message_size: int = 0  # of ClientOutput.message
-    message_bytes: int = 0  # that a client gets, and sends, beside weights and update
+    message_bytes: int = 0  # additional bytes that a client receives, and as many that it sends
     callbacks: tuple[Callback, ...] = ()  # before and after each round
     note: str = ""  # for captions, such as "arithmetic of secure sums only"
     notices: tuple[str, ...] = ()  # what the user should know before the run begins
@@ -1011,7 +1023,7 @@ def prepare(experiment: Experiment) -> Experiment:
     Raises:
         UserError: this machine or a host lacks something, or the model cannot be trained.
     """
-    check_clock()  # zip files, such as .keras, cannot store every date
+    check_clock()  # the final .keras file cannot store every date: fail now, not then
     check_temporary_folder()
     host_folders = check_hosts(experiment.config.run)
     write_shards(experiment)
@@ -1061,7 +1073,8 @@ def run_rounds(
     parts = experiment.parts
     all_callbacks = CallbackList([*parts.callbacks, *callbacks])
     log = folder.log if folder else os.devnull
-    clients_at_once = min(config.cohort_size, parts.num_chunks or config.cohort_size)  # of TFF
+    # TFF's clients at once: chunks, or single clients where the aggregator sees each.
+    clients_at_once = min(config.cohort_size, parts.num_chunks or config.cohort_size)
     with start_workers(experiment, clients_at_once, log) as worker:
         if state is None:
             state = worker.call("round 0", experiment.process.initialize)  # line 1
@@ -1119,7 +1132,8 @@ def build_evaluator(
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         return tf.argmax(logits, axis=1), losses
 
-    # Trace it now: after `build_process` has created layers in its own graphs, tracing would fail.
+    # Trace it now: once a later `build_process` has created layers in graphs of its own, this model
+    # cannot be traced any more.
     evaluate_batch.get_concrete_function()
 
     def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
@@ -1203,12 +1217,12 @@ def build_experiment(
     Raises:
         UserError: the settings, or settings and data, are incompatible.
     """
-    chosen = config.to_dict()  # as given
-    asked = config.effective(**options.absolute_paths(chosen))  # None replaced by default rates
+    given = config.to_dict()
+    with_defaults = config.effective(**options.absolute_paths(given))  # None replaced by rates
     if dataset is None:
-        dataset = load_dataset(asked.data)
+        dataset = load_dataset(with_defaults.data)
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
-    config = apply_changes(SETTLED, asked.changed(), asked, dataset)
+    config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
     if config.run.baselines:
         baselines.check_labels(dataset.num_classes)
     build_hidden_layers = find_model(config.training.model)
@@ -1223,7 +1237,7 @@ def build_experiment(
     )
     parts = apply_changes(CHANGES, config.changed(), fedavg_parts(experiment), experiment)
     whole = replace(experiment, parts=parts)
-    return replace(whole, notices=find_notices(whole, chosen))
+    return replace(whole, notices=find_notices(whole, given))
 
 
 @pinned_keras_settings()
@@ -1268,7 +1282,8 @@ def run(
     command_line.check_single(config)
     experiment = build_prepared(config, dataset)
     run_flags = experiment.config.run
-    with RunFolder.open(experiment, resume_hint, dataset is not None) as folder:
+    has_arrays = dataset is not None  # no command can repeat the run
+    with RunFolder.open(experiment, resume_hint, on_arrays=has_arrays) as folder:
         saver = saving.open_run(folder, experiment)
         earlier = saver.records
         callbacks = [saver, PrintRounds(experiment, earlier), EarlyStopping(run_flags, earlier)]
@@ -1292,15 +1307,15 @@ def run(
 
 def main(config: Config) -> None:
     """Run the command that the flags select."""
-    if config.run.version or config.run.list:
+    if config.run.version or config.run.list:  # the script has answered these before its imports
         listing.answer(config.run, Config())
         return
     options.check_paths(config)
     if config.run.evaluate:
         evaluate_saved(config)
-    elif overlaid_folders(config.comparison.compare):
+    elif overlaid_folders(config.comparison.compare):  # --compare runs/a,runs/b
         overlay.overlay(config, Config())
-    elif compared_rows(config):
+    elif compared_rows(config):  # --compare fedavg,fedprox, or --seeds 3
         compare(config)
     else:
         run(config)

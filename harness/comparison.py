@@ -439,7 +439,7 @@ def complete(single: Single, run: Callable) -> list[RoundRecord]:
     folder = expand_path(config.run.runs) / config.run.name
     earlier = single.earlier or read_earlier(config)  # which another process may have made since
     if earlier:
-        print_line(f"{one_line(str(folder))} already exists")
+        print_line(f"{one_line(str(folder))}: finished earlier, reused")
         return earlier
     if folder.exists():
         config = config.replace(resume=str(folder))

@@ -227,11 +227,7 @@ def format_best(metrics: dict[str, Any]) -> str:
     """Return the closing line on the best round, nothing if it is the last one."""
     if metrics["best_accuracy"] == metrics["test_accuracy"]:
         return ""
-    caution = (
-        ", but selected on the test set, so do not report it"
-        if metrics["best_chosen_on"] == "the test set"
-        else ""
-    )
+    caution = ", so do not report it" if metrics["best_chosen_on"] == "the test set" else ""
     return (
         f"\nbest round: {metrics['best_round']} ({metrics['best_accuracy']:.2%}), chosen on "
         f"{metrics['best_chosen_on']}{caution} (best_model.keras)"

@@ -103,7 +103,9 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(compared):
     (interrupted / "metrics.json").unlink()
     (interrupted / "checkpoints" / "round-000002.npz").unlink()
     again = call_script(tmp_path, *COMPARED)
-    assert again.returncode == 0 and again.stdout.count("already exists") == 3, again.stderr
+    assert again.returncode == 0 and again.stdout.count("finished earlier, reused") == 3, (
+        again.stderr
+    )
     assert again.stdout.count("round 2/2") == 1 and "round 1/2" not in again.stdout
     assert [row | {"seconds": 0} for row in table(tmp_path)] == [
         row | {"seconds": 0} for row in rows
@@ -472,12 +474,12 @@ def test_a_grid_runs_each_of_its_cells_once(compared):
     done = call_script(tmp_path, *flags, "--prox-mu", "0.1")
     assert done.returncode == 0 and "has no effect" not in done.stderr, done.stderr
     assert "[4/4] fedprox, alpha 1, seed 0" in done.stdout
-    assert done.stdout.count("already exists") == 1
+    assert done.stdout.count("finished earlier, reused") == 1
     rows = table(tmp_path, "*alpha*")
     cells = {(row["algorithm"], float(row["alpha"])) for row in rows}
     assert cells == {("fedavg", 0.5), ("fedavg", 1), ("fedprox", 0.5), ("fedprox", 1)}
     again = call_script(tmp_path, *FLAGS, "--compare", "alpha=1,0.5")
-    assert again.stdout.count("already exists") == 2, again.stdout
+    assert again.stdout.count("finished earlier, reused") == 2, again.stdout
 
 
 @pytest.mark.slow

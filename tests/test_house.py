@@ -49,9 +49,16 @@ def test_functions_are_short(path):
     assert max(lengths, default=0) <= 75
 
 
+def code_lines(function):
+    """The lines of a function without its docstring."""
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    start = body[0].lineno if body else function.end_lineno
+    return function.end_lineno - start + 1 + function.body[0].lineno - function.lineno
+
+
 def test_the_scripts_functions_are_shorter():
     functions = [node for node in ast.walk(TREE) if isinstance(node, ast.FunctionDef)]
-    assert statistics.median(node.end_lineno - node.lineno + 1 for node in functions) <= 10
+    assert statistics.median(map(code_lines, functions)) <= 10
     assert sum(isinstance(node, ast.Lambda) for node in ast.walk(TREE)) <= 7
     for word in ("LazyLoader", "getsource", "object.__setattr__", "fmt: skip", "noqa"):
         assert word not in SCRIPT.read_text(), word

@@ -160,7 +160,7 @@ def test_a_comment_makes_no_other_program(copy):
     script = folder / "variants" / "models.py"
     script.write_text(script.read_text() + "\n# a notice\n")
     again = call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1")
-    assert again.stdout.count("already exists") == 2 and accuracies(again) == first
+    assert again.stdout.count("finished earlier, reused") == 2 and accuracies(again) == first
 
 
 def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):

@@ -205,6 +205,21 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
         assert where != machine() or again == pytest.approx(earlier[0])
 
 
+@pytest.mark.slow
+def test_the_python_of_the_pages_runs(tmp_path, monkeypatch, digits):
+    """README's block and those of docs/python.md, one after the other, but for trackers."""
+    monkeypatch.chdir(tmp_path)
+    pages = [README, (ROOT / "docs" / "python.md").read_text()]
+    blocks = re.findall(r"```python\n(.*?)```", "\n".join(pages), re.DOTALL)
+    scope = {"x_train": digits.train.images, "y_train": digits.train.labels}
+    scope |= {"x_test": digits.test.images, "y_test": digits.test.labels}
+    tried = [block for block in blocks if "mlflow" not in block]
+    for block in tried:
+        exec(block, scope)
+    assert len(tried) == 5 and scope["record"].test_accuracy > 0.5
+    assert all(path.joinpath("report.html").exists() for path in (tmp_path / "runs").iterdir())
+
+
 def anchors(text):
     """The names by which a page's headings are linked to."""
     headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)

@@ -424,7 +424,7 @@ def describe(
     )
     titles = {
         "global_accuracy": "global model",
-        "own_accuracy": "own model",
+        "own_accuracy": "local model",
         "tuned_accuracy": "fine-tuned (1 epoch)",
     }
     for field, title in titles.items():
