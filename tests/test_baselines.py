@@ -268,7 +268,7 @@ def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, c
     known = [100 * float(row["global_accuracy"]) for row in rows if row != unknown]
     assert unknown["gain"] == "nan" and "no test image has: 1 client;" in said.err
     assert (
-        f"global model     {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%"
+        f"global model         {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%"
         in said.out
     )
     assert "of 2 clients do worse with the global model" in said.out
@@ -311,7 +311,7 @@ def test_the_worst_are_a_tenth_of_the_clients():
     trained = {("centralized", -1): {"accuracies": [0.9]}, ("alone", 0): {"accuracies": [0.5]}}
     said = baselines.describe(0.8, gains, trained, 3.0, 3)
     assert said.count("worst 1.50%") == 3
-    assert "federated        80.00%, 3.0 passes over all images\n" in said
+    assert "federated            80.00%, 3.0 passes over all images\n" in said
 
 
 @pytest.mark.slow

@@ -416,9 +416,9 @@ def describe(
     central = trained["centralized", -1]["accuracies"][-1]
     alone = [entry["accuracies"][-1] for (kind, _), entry in trained.items() if kind == "alone"]
     text = (
-        f"\nfederated        {federated:.2%}, {passes:.1f} passes over all images\n"
-        f"centralized      {central:.2%}, {own_passes} passes, all images in one place\n"
-        f"alone            {np.mean(alone):.2%}, {own_passes} passes each, mean of "
+        f"\nfederated            {federated:.2%}, {passes:.1f} passes over all images\n"
+        f"centralized          {central:.2%}, {own_passes} passes, all images in one place\n"
+        f"alone                {np.mean(alone):.2%}, {own_passes} passes each, mean of "
         f"{pluralize(len(alone), 'client')} ({min(alone):.2%} to {max(alone):.2%})\n"
         "on each client's own label mix, mean ± sd over clients and the mean of the worst 10 %:\n"
     )
@@ -430,7 +430,7 @@ def describe(
     for field, title in titles.items():
         values = np.sort([getattr(gain, field) for gain in gains])
         worst = values[: max(1, round(0.1 * len(values)))].mean()
-        text += f"{title:<17}{values.mean():.2%} ± {100 * values.std():.2f}, worst {worst:.2%}\n"
+        text += f"{title:<21}{values.mean():.2%} ± {100 * values.std():.2f}, worst {worst:.2%}\n"
     num_losers = sum(gain.gain < 0 for gain in gains)
     num_clear = sum(gain.gain < -plots.CLEAR_LOSS for gain in gains)
     return (
