@@ -67,10 +67,9 @@ def describe_algorithm(config: Any) -> str:
     if optimization.server_epsilon is None:
         fields.pop("server_epsilon", None)
     parts = [with_fields(optimization.algorithm, fields)]
-    if optimization.client_optimizer == "momentum":
-        parts.append(f"client momentum {optimization.client_momentum:g}")
-    elif optimization.client_optimizer != "sgd":
-        parts.append(f"client {optimization.client_optimizer}")
+    optimizer = config.chosen("client_optimizer").title.format(**config.to_dict())
+    if optimizer:
+        parts.append(optimizer)
     if optimization.weight_decay:
         parts.append(f"weight decay {optimization.weight_decay:g}")
     client_schedule = config.chosen("client_schedule").title.format(**config.to_dict())

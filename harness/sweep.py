@@ -47,6 +47,11 @@ class Compared(NamedTuple):
     base: str | dict[str, str]  # of a grid: label -> that of the row it is held against
 
 
+def check_comparison(config: ConfigGroup) -> None:
+    """Raise UserError for a comparison that cannot be made."""
+    compared_rows(config)
+
+
 def compared_rows(config: ConfigGroup) -> Compared | None:
     """Return the rows of a comparison, or None for a single run.
 

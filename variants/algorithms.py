@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.fields import UserError
 from harness.loading import load
+from variants.choices import CLIENT_OPTIMIZERS
 from variants.optimizers import sum_of_factors
 from variants.wrapping import Corrected, Tensors, with_hparams
 
@@ -102,6 +103,14 @@ def fednova(parts: Any, experiment: Any) -> Any:
             "change one of the flags"
         )
     optimization = experiment.config.optimization
+    is_scheduled = experiment.config.chosen("client_schedule").is_within_round
+    if is_scheduled and "client_momentum" in experiment.config.chosen("client_optimizer").fields:
+        raise UserError(
+            f"client_schedule={optimization.client_schedule!r} cannot be combined with "
+            f"algorithm={optimization.algorithm!r} and client_optimizer="
+            f"{optimization.client_optimizer!r}, whose step count assumes a constant rate; change "
+            "one of them"
+        )
     inner = parts.build_train_chunk
 
     def build_train_chunk(client, parts_in_use):
@@ -124,7 +133,7 @@ def count_normalized_steps(optimization: Any, steps: Any) -> Any:
 
     With momentum m the gradient i steps before the last counts (1 - m ** i) / (1 - m).
     """
-    if optimization.client_optimizer != "momentum":
+    if "client_momentum" not in CLIENT_OPTIMIZERS[optimization.client_optimizer].fields:
         return sum_of_factors(optimization, steps)
     m = optimization.client_momentum
     return (steps - m * (1 - m**steps) / (1 - m)) / (1 - m)

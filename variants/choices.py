@@ -56,6 +56,8 @@ class AlgorithmChoice(NamedTuple):
     server_lr: float = 1.0
     client_optimizers: tuple[str, ...] = ()  # those that its rule holds for; empty: all
     required: dict[str, int] = {}  # fields whose values define it
+    sends_loss_gradients: bool = False  # without weight decay
+    weights_steps: bool = False  # takes a mean of step counts weighted by examples
 
 
 class OptimizerChoice(NamedTuple):
@@ -65,6 +67,7 @@ class OptimizerChoice(NamedTuple):
     function: Function = ""
     fields: tuple[str, ...] = ()
     client_lr: float | None = None  # if the user names none; None: the algorithm's
+    title: str = ""  # in plots, with fields in braces
 
 
 class AggregatorChoice(NamedTuple):
@@ -78,6 +81,7 @@ class AggregatorChoice(NamedTuple):
     function: Function = ""
     fields: tuple[str, ...] = ()
     kind: str = "weighted"
+    shows_updates: bool = True  # whether the server sees the update of a single client
     # Attackers in a cohort of m that it withstands: withstands(field -> value, m).
     withstands: Callable[[dict[str, Any], int], int] | None = None
 
@@ -262,6 +266,7 @@ ALGORITHMS = {
         "updates normalized by the number of local steps [Wang et al. 2020]",
         "algorithms:fednova",
         client_optimizers=("sgd", "momentum"),
+        weights_steps=True,
     ),
     # MimeLite holds its momentum still through a round: that suits few local steps, not the 1,100
     # of the default, which need a rate as small as this.
@@ -269,6 +274,7 @@ ALGORITHMS = {
         "the server's momentum applied in the clients' steps [Karimireddy et al. 2021]",
         "stateful:mimelite",
         ("server_momentum",),
+        sends_loss_gradients=True,
         client_lr=0.0005,
         client_optimizers=("sgd",),
     ),
@@ -289,12 +295,24 @@ ALGORITHMS = {
 CLIENT_OPTIMIZERS = {
     "sgd": OptimizerChoice("w <- w - client_lr * gradient"),
     "momentum": OptimizerChoice(
-        "SGD with client_momentum", "optimizers:momentum", ("client_momentum",), 0.02
+        "SGD with client_momentum",
+        "optimizers:momentum",
+        ("client_momentum",),
+        0.02,
+        "client momentum {client_momentum:g}",
     ),
-    "adagrad": OptimizerChoice("default rate 0.02", "optimizers:adagrad", client_lr=0.02),
-    "rmsprop": OptimizerChoice("default rate 0.001", "optimizers:rmsprop", client_lr=0.001),
-    "adam": OptimizerChoice("default rate 0.001", "optimizers:adam", client_lr=0.001),
-    "yogi": OptimizerChoice("default rate 0.002", "optimizers:yogi", client_lr=0.002),
+    "adagrad": OptimizerChoice(
+        "default rate 0.02", "optimizers:adagrad", client_lr=0.02, title="client adagrad"
+    ),
+    "rmsprop": OptimizerChoice(
+        "default rate 0.001", "optimizers:rmsprop", client_lr=0.001, title="client rmsprop"
+    ),
+    "adam": OptimizerChoice(
+        "default rate 0.001", "optimizers:adam", client_lr=0.001, title="client adam"
+    ),
+    "yogi": OptimizerChoice(
+        "default rate 0.002", "optimizers:yogi", client_lr=0.002, title="client yogi"
+    ),
 }
 
 AGGREGATORS = {
@@ -341,6 +359,7 @@ AGGREGATORS = {
     "secure": AggregatorChoice(
         "arithmetic of secure aggregation, without the cryptography [Bonawitz et al. 2017]",
         "aggregators:secure",
+        shows_updates=False,
     ),
     "dp": AggregatorChoice(
         "unweighted mean of clipped updates plus Gaussian noise [McMahan et al. 2018]",

@@ -9,7 +9,6 @@ import math
 from collections import OrderedDict
 from typing import Any
 
-from harness.fields import UserError
 from harness.loading import load
 from variants.choices import SCHEDULES
 from variants.options import Optimization
@@ -164,14 +163,7 @@ class Warmed(optimizers.Optimizer):
 
 def warm_up(parts: Any, experiment: Any) -> Any:
     """Let the rate of each client grow in the first local steps of each round."""
-    optimization = experiment.config.optimization
-    if optimization.algorithm == "fednova" and optimization.client_optimizer == "momentum":
-        raise UserError(
-            "client_schedule='warm-up' cannot be combined with algorithm='fednova' and "
-            "client_optimizer='momentum', whose step count assumes a constant rate; change one "
-            "of them"
-        )
-    warmed = Warmed(parts.client_optimizer, optimization.warmup_steps)
+    warmed = Warmed(parts.client_optimizer, experiment.config.optimization.warmup_steps)
     return parts._replace(client_optimizer=warmed)
 
 

@@ -34,7 +34,7 @@ from harness.fields import (
 )
 from harness.files import briefly, expand_path
 from harness.flags import split_off, to_flag
-from harness.sweep import compared_rows, join_compared, overlaid_folders
+from harness.sweep import check_comparison, join_compared, overlaid_folders
 from variants import presets
 from variants.choices import (
     AGGREGATORS,
@@ -223,7 +223,7 @@ class ExperimentConfig(ConfigGroup):
         """Raise UserError if fields do not go together."""
         super().__post_init__()
         check_combination(self.to_dict(), self.defaults())
-        compared_rows(self)
+        check_comparison(self)
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in these fields.
@@ -499,7 +499,8 @@ def insert_implied_flags(words: Sequence[str]) -> list[str]:
             words[place] = "--list=runs"
     partitions = split_off(words, "partition")[0]
     says_how_many = split_off(words, "num_clients")[0] or split_off(words, "resume")[0]
-    if partitions[-1:] == ["natural"] and not says_how_many:
+    chosen = PARTITIONS.get((partitions or [""])[-1])
+    if chosen and "owner_choice" in chosen.fields and not says_how_many:
         return [*words, "--num-clients", "0"]
     return words
 
@@ -513,7 +514,7 @@ def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
     files["initial_model"] = chosen["initial_model"]
     if chosen["model"] not in MODELS:
         files["model"] = chosen["model"]
-    if not chosen["resume"] and chosen["dataset"] == "mnist":
+    if not chosen["resume"] and not DATASETS[chosen["dataset"]].function:
         files["data"] = files["data"] or os.environ.get("FL_DATA", "")
     return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}
 
@@ -547,7 +548,7 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             f"save_clients=True cannot be combined with workers={chosen['workers']!r:.60}, which "
             "keeps the shards on the hosts; drop one of them"
         )
-    if chosen["save_clients"] and chosen["aggregator"] == "secure":
+    if chosen["save_clients"] and not AGGREGATORS[chosen["aggregator"]].shows_updates:
         raise UserError(
             "save_clients=True cannot be combined with aggregator='secure', whose server sees "
             "only sums; drop one of them"
@@ -563,10 +564,10 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
 
 def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     """Raise UserError if the data or the partition are chosen twice."""
-    if chosen["dataset"] == "digits" and chosen["data"]:
+    if chosen["dataset"] != default["dataset"] and chosen["data"]:
         raise UserError(
             f"data={chosen['data']!r} replaces mnist, so it cannot be combined with the built-in "
-            "dataset='digits'; drop one of them"
+            f"dataset={chosen['dataset']!r}; drop one of them"
         )
     if not chosen["data_name"].isprintable():
         raise UserError(
@@ -574,8 +575,9 @@ def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             "use letters and digits"
         )
     partition = chosen["partition"]
-    is_other = partition not in ("file", default["partition"])
-    if is_other if chosen["partition_file"] else partition == "file":
+    reads_file = "partition_file" in PARTITIONS[partition].fields
+    is_other = not reads_file and partition != default["partition"]
+    if is_other if chosen["partition_file"] else reads_file:
         raise UserError(
             f"partition={partition!r} contradicts "
             f"partition_file={chosen['partition_file']!r:.60}; use partition='file' with a file, "
@@ -592,7 +594,7 @@ def check_cohort(chosen: dict[str, Any]) -> None:
             "whose images no federated client trains on; drop one of them"
         )
     if clients == 0:
-        if chosen["partition"] != "natural":
+        if "owner_choice" not in PARTITIONS[chosen["partition"]].fields:
             raise UserError(
                 "num_clients=0 means all owners of partition='natural'; choose 1 to 60,000"
             )
@@ -636,7 +638,7 @@ def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             f"{' and '.join(facts.client_optimizers)}, not {chosen['client_optimizer']!r}; change "
             "one of the flags"
         )
-    if algorithm == "mimelite" and chosen["weight_decay"]:
+    if facts.sends_loss_gradients and chosen["weight_decay"]:
         raise UserError(
             f"weight_decay={chosen['weight_decay']:g} cannot be combined with "
             "algorithm='mimelite', which sends gradients of the loss only; drop one of them"
@@ -713,7 +715,7 @@ def check_aggregator(chosen: dict[str, Any]) -> None:
             f"tolerated={chosen['tolerated']} attackers among {cohort} clients per round are more "
             f"than {aggregator} can withstand; choose at most {max(most, 0)}, or more clients"
         )
-    if facts.kind == "unweighted" and chosen["algorithm"] == "fednova":
+    if facts.kind == "unweighted" and ALGORITHMS[chosen["algorithm"]].weights_steps:
         raise UserError(
             f"aggregator={aggregator!r} cannot be combined with algorithm='fednova', whose mean "
             "number of steps is weighted by examples; change one of the flags"
