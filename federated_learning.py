@@ -205,14 +205,7 @@ from harness import (
     saving,
     shards,
 )
-from harness.callbacks import (
-    Callback,
-    CallbackList,
-    EarlyStopping,
-    OnRound,
-    PrintRounds,
-    TensorBoard,
-)
+from harness.callbacks import Callback, CallbackList
 from harness.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.commands import compare, evaluate_saved
 from harness.dataset import Dataset, Split, make_dataset
@@ -1265,6 +1258,7 @@ def run(
     resume_hint: str = "",
     *,
     dataset: Dataset | None = None,
+    partition: Sequence[Any] | dict[Any, Any] | None = None,
     on_round: Callable[[RoundRecord], Any] | None = None,
 ) -> Result:
     """Run one experiment, from data to figures. Ctrl-C keeps the completed rounds.
@@ -1273,25 +1267,25 @@ def run(
         config: the configuration.
         resume_hint: how to continue the run if it is stopped; default: --resume.
         dataset: a data set from build_dataset, used instead of the configured one.
-        on_round: called with the record of each new round, after it is saved; StopRun ends the run.
+        partition: indices of training images, a list or array for each client, used instead of the
+            configured split.
+        on_round: called with the record of each new round, after it is saved; returning False, or
+            raising StopRun, ends the run with all its files.
 
     Raises:
         UserError: invalid input.
         RunFailed: a round cannot be completed.
     """
     command_line.check_single(config)
+    if partition is not None:
+        config = config.replace(**partitions.fields_of_indices(partition, config.run.cache))
     experiment = build_prepared(config, dataset)
     run_flags = experiment.config.run
     has_arrays = dataset is not None  # no command can repeat the run
     with RunFolder.open(experiment, resume_hint, on_arrays=has_arrays) as folder:
         saver = saving.open_run(folder, experiment)
         earlier = saver.records
-        callbacks = [saver, PrintRounds(experiment, earlier), EarlyStopping(run_flags, earlier)]
-        if run_flags.tensorboard:
-            draw = partial(saving.draw_confusion, experiment)
-            callbacks.append(TensorBoard(folder.path, draw))
-        if on_round:
-            callbacks.append(OnRound(on_round))
+        callbacks = saving.make_callbacks(saver, experiment, on_round)
         if records.stops_early(earlier, run_flags):
             print_line(records.describe_end(earlier, run_flags))
         else:
@@ -1311,14 +1305,17 @@ def main(config: Config) -> None:
         listing.answer(config.run, Config())
         return
     options.check_paths(config)
-    if config.run.evaluate:
-        evaluate_saved(config)
-    elif overlaid_folders(config.comparison.compare):  # --compare runs/a,runs/b
-        overlay.overlay(config, Config())
-    elif compared_rows(config):  # --compare fedavg,fedprox, or --seeds 3
-        compare(config)
-    else:
-        run(config)
+    with command_line.quietly(config.run.quiet):
+        if config.run.evaluate:
+            made = evaluate_saved(config)
+        elif overlaid_folders(config.comparison.compare):  # --compare runs/a,runs/b
+            made = overlay.overlay(config, Config())
+        elif compared_rows(config):  # --compare fedavg,fedprox, or --seeds 3
+            made = compare(config)
+        else:
+            made = run(config)
+    if config.run.json:
+        print_line(saving.to_json_line(made))
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -108,14 +109,42 @@ class PrintRounds(Callback):
 
 
 class OnRound(Callback):
-    """Calls a function of the user's own with the record of each round."""
+    """Calls a user's function with the record of each round; returning False ends the run."""
 
     def __init__(self, function: Callable[[RoundRecord], Any]):
         self.function = function
 
     def after_round(self, outcome: Any) -> None:
         """Call it."""
-        self.function(outcome.record)
+        if self.function(outcome.record) is False:
+            raise StopRun
+
+
+class TimeLimit(Callback):
+    """Ends the run before a round as long as the longest so far would exceed the time."""
+
+    def __init__(self, seconds: float, started: float, resume_hint: str):
+        """`started` is the perf_counter() from which the seconds count."""
+        self.seconds = seconds
+        self.started = started
+        self.resume_hint = resume_hint
+        self.round_started = 0.0
+        self.longest = 0.0
+
+    def before_round(self, round_num: int) -> None:
+        """Note the time."""
+        self.round_started = time.perf_counter()
+
+    def after_round(self, outcome: Any) -> None:
+        """Raise StopRun if no further round fits."""
+        now = time.perf_counter()
+        self.longest = max(self.longest, now - self.round_started)
+        if now - self.started + self.longest > self.seconds:
+            warn(
+                f"time limit of {self.seconds:g} s: no further round fits after round "
+                f"{outcome.record.round}; {self.resume_hint}"
+            )
+            raise StopRun
 
 
 class TensorBoard(Callback):

@@ -36,7 +36,16 @@ import tyro
 
 Answer = TypeVar("Answer")
 # Fields of a run's config.json that a new run has not.
-OF_ONE_COMMAND = ("config", "resume", "accept_changes", "list", "version")
+OF_ONE_COMMAND = (
+    "config",
+    "resume",
+    "accept_changes",
+    "time_limit",
+    "quiet",
+    "json",
+    "list",
+    "version",
+)
 CANNOT_TAKE_MORE = (
     errno.EPIPE,
     errno.ENOSPC,
@@ -347,6 +356,16 @@ def is_process_limit(error: BaseException) -> bool:
     if isinstance(error, OSError):
         return error.errno in (errno.EAGAIN, errno.EMFILE, errno.ENFILE)
     return isinstance(error, RuntimeError) and "can't start new thread" in str(error)
+
+
+@contextlib.contextmanager
+def quietly(is_quiet: bool) -> Iterator[None]:
+    """Discard standard output inside, if asked to."""
+    with contextlib.ExitStack() as stack:
+        if is_quiet:
+            nowhere = stack.enter_context(open(os.devnull, "w"))
+            stack.enter_context(contextlib.redirect_stdout(nowhere))
+        yield
 
 
 def print_line(text: str, stream: Any = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -51,6 +52,9 @@ class Run(ConfigGroup):
     interpolated between two rounds. A comparison compares it."""
     stop_after: CountOrZero = 0
     """Stop after N rounds without an improvement in test accuracy; 0: never stop early."""
+    time_limit: text("TIME") = ""
+    """Stop before the round that would exceed this time, such as 90m, 3h or 3600 (seconds), as for
+    a job with a time limit; --resume continues the run. Default: no limit."""
     save_every: CountOrZero = 0
     """Also save the global model every N rounds, as models/round-000010.keras."""
     save_clients: bool = False
@@ -81,6 +85,11 @@ class Run(ConfigGroup):
     """Format of the figures. none draws none, which saves two seconds per run of a sweep."""
     caption: bool = True
     """--no-caption omits the figures' titles and small print, for use in a paper."""
+    quiet: bool = False
+    """Print nothing on standard output; notices and errors still appear on standard error."""
+    json: bool = False
+    """Print a JSON object as the last line of standard output: folder, test_accuracy, rounds,
+    epsilon and weights_sha256."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""
@@ -90,6 +99,11 @@ class Run(ConfigGroup):
         super().__post_init__()
         read_hosts(self.workers)
         check_folder(self.workers_cache)
+        if self.time_limit and self.seconds_allowed is None:
+            raise UserError(
+                f"time_limit={self.time_limit!r:.40} is not a time; give seconds, or a number "
+                "with m, h or d, such as 90m"
+            )
         name = self.name
         if (
             name in (".", "..")
@@ -101,6 +115,13 @@ class Run(ConfigGroup):
                 f"name={self.name[:50]!r} is not a valid folder name; choose up to 200 letters, "
                 "digits, - or _"
             )
+
+    @property
+    def seconds_allowed(self) -> float | None:
+        """The time limit in seconds, None without one."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", self.time_limit)
+        units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
+        return float(found[1]) * units[found[2]] if found and float(found[1]) else None
 
     @property
     def hosts(self) -> tuple[str, ...]:

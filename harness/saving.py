@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness import captions, plots, records, results
-from harness.callbacks import Callback
+from harness.callbacks import (
+    Callback,
+    EarlyStopping,
+    OnRound,
+    PrintRounds,
+    TensorBoard,
+    TimeLimit,
+)
 from harness.command_line import Stopped, print_line, warn
+from harness.files import read_json
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
 from harness.settings import pinned_keras_settings
@@ -131,6 +141,38 @@ def open_run(folder: RunFolder, experiment: Any) -> SaveRounds:
     for notice in experiment.notices:
         warn(notice)
     return SaveRounds(folder, experiment)
+
+
+def make_callbacks(
+    saver: SaveRounds, experiment: Any, on_round: Callable[[RoundRecord], Any] | None
+) -> list[Callback]:
+    """Return what a run does after each round: save it, print it, and what flags ask for."""
+    run = experiment.config.run
+    folder = saver.folder
+    callbacks = [saver, PrintRounds(experiment, saver.records)]
+    if run.tensorboard:
+        callbacks.append(TensorBoard(folder.path, partial(draw_confusion, experiment)))
+    if on_round:
+        callbacks.append(OnRound(on_round))
+    callbacks.append(EarlyStopping(run, saver.records))
+    if run.time_limit:
+        callbacks.append(TimeLimit(run.seconds_allowed, folder.opened, folder.resume_hint))
+    return callbacks
+
+
+def to_json_line(made: Result | Path) -> str:
+    """Return what --json prints of a run's result, or of the folder of an evaluation."""
+    folder = made if isinstance(made, Path) else made.folder
+    found = {}
+    if (folder / "metrics.json").exists():
+        metrics = read_json(folder / "metrics.json")
+        found = {
+            "test_accuracy": metrics["test_accuracy"],
+            "weights_sha256": metrics["weights_sha256"],
+        }
+        if "rounds" in metrics:
+            found |= {"rounds": len(metrics["rounds"]), "epsilon": metrics["epsilon"]}
+    return json.dumps({"folder": str(folder)} | found)
 
 
 def draw_confusion(experiment: Any, evaluation: Evaluation) -> Any:

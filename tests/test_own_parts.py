@@ -382,3 +382,88 @@ def test_errors_are_one_line_in_a_notebook():
     for error in (UserError("alpha=0"), command_line.RunFailed("round 3"), command_line.Stopped()):
         (line,) = error._render_traceback_()
         assert line.startswith(type(error).__name__) and str(error) in line
+
+
+@pytest.mark.parametrize("how", ["returns False", "raises StopRun"])
+def test_a_function_of_each_round_ends_the_run_with_all_its_files(tmp_path, monkeypatch, how):
+    """After the second of five rounds; the run is then continued."""
+    monkeypatch.chdir(tmp_path)
+    config = configure(
+        dataset="digits", model="mlp", num_clients=2, local_epochs=1, figures="none", name="run"
+    )
+
+    def stop(record):
+        if record.round == 2 and how == "raises StopRun":
+            raise fl.StopRun
+        return record.round < 2
+
+    end = fl.run(config, on_round=stop)
+    assert [record.round for record in end.records] == [1, 2]
+    metrics = json.loads((end.folder / "metrics.json").read_text())
+    assert len(metrics["rounds"]) == 2 and (end.folder / "global_model.keras").exists()
+    resumed = fl.run(fl.parse("--resume runs/run"))
+    assert [record.round for record in resumed.records] == [1, 2, 3, 4, 5]
+
+
+def test_a_split_from_python_is_trained_on_and_resumed(tmp_path, monkeypatch, digits):
+    """Lists, arrays, or a dict of them; anything else is refused in one line."""
+    monkeypatch.chdir(tmp_path)
+    config = configure(dataset="digits", model="mlp", local_epochs=1, rounds=1, figures="none")
+    for name, split in {
+        "lists": [[0, 5, 2], list(range(10, 40))],
+        "arrays": [np.array([0, 2, 5]), np.arange(10, 40)],
+        "dict": {"a": [5, 2, 0], "b": range(10, 40)},
+    }.items():
+        end = fl.run(config.replace(name=name), partition=split)
+        saved = json.loads((end.folder / "partition.json").read_text())
+        assert saved["indices"] == [[0, 2, 5], list(range(10, 40))]
+        assert saved["partition"] == "file"
+    resumed = fl.run(fl.parse("--resume runs/lists --rounds 2"))
+    assert len(resumed.records) == 2
+    for wrong, message in [
+        ([[0, 1], [1, 2]], "lists an image twice"),
+        ([[0, 10**6]], "outside the 1437 images"),
+        ([[0.5], [1]], "not integers"),
+        ([object()], "partition is not a list of index arrays"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            fl.run(config, partition=wrong)
+
+
+@pytest.mark.slow
+def test_scripts_get_one_line_of_json_and_a_time_limit(tmp_path):
+    """A run, an evaluation and a comparison; a limit ends a run that --resume then continues."""
+    flags = ("--dataset", "digits", "--model", "mlp", "--num-clients", "2", "--figures", "none")
+    quiet = ("--quiet", "--json")
+    done = call_script(tmp_path, *flags, "--rounds", "1", "--name", "run", *quiet)
+    said = json.loads(done.stdout)
+    metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
+    assert said == {
+        "folder": "runs/run",
+        "test_accuracy": metrics["test_accuracy"],
+        "weights_sha256": metrics["weights_sha256"],
+        "rounds": 1,
+        "epsilon": None,
+    }
+    done = call_script(tmp_path, "--evaluate", "runs/run", "--figures", "none", *quiet)
+    assert json.loads(done.stdout)["weights_sha256"] == metrics["weights_sha256"]
+    done = call_script(tmp_path, *flags, "--rounds", "1", "--compare", "fedavg,fedprox", *quiet)
+    assert list(json.loads(done.stdout)) == ["folder"]
+    limited = (*flags, "--rounds", "100000", "--name", "limited", "--time-limit", "3s")
+    done = call_script(tmp_path, *limited)
+    assert done.returncode == 0 and "time limit of 3 s: no further round fits" in done.stderr
+    rounds = len((tmp_path / "runs" / "limited" / "rounds.jsonl").read_text().splitlines())
+    more = str(rounds + 1)
+    done = call_script(
+        tmp_path,
+        "--resume",
+        "runs/limited",
+        "--rounds",
+        "100000",
+        *quiet[:1],
+        "--time-limit",
+        "0.001",
+    )
+    assert done.returncode == 0 and f"after round {more}; to continue:" in done.stderr
+    done = call_script(tmp_path, *flags, "--time-limit", "soon")
+    assert done.returncode == 2 and "time_limit='soon' is not a time" in done.stderr

@@ -6,6 +6,7 @@ those that choices.PARTITIONS names. What cannot be done is a UserError.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
@@ -14,7 +15,7 @@ from typing import Any
 
 from harness.command_line import warn
 from harness.fields import UserError
-from harness.files import expand_path, read_bytes
+from harness.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
 from harness.streams import open_stream
 from variants.choices import PARTITIONS
 
@@ -284,6 +285,28 @@ def from_places(parts: Indices, claims: dict[str, Any], name: str, dataset: Any)
             f"{name}: all images of client {empty[0]} are held out; choose a smaller --holdout"
         )
     return left
+
+
+def fields_of_indices(indices: Any, cache: str) -> dict[str, Any]:
+    """Return the fields of a run on a split from Python, K lists or arrays of training images.
+
+    A dict has the clients as its keys, which are sorted. The split is written into the cache, under
+    the hash of its content, and read as any partition_file is.
+    """
+    parts = [indices[key] for key in sorted(indices)] if isinstance(indices, dict) else indices
+    try:
+        content = json.dumps({"indices": [np.asarray(part).tolist() for part in parts]})
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"partition is not a list of index arrays ({error}); give one list of training-image "
+            "indices per client"
+        ) from error
+    name = hashlib.sha256(content.encode()).hexdigest()[:16]
+    path = expand_path(cache).absolute() / f"split-{name}.json"
+    with io_errors_as_user_errors(path.parent, "--cache"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, content, flag="--cache")
+    return {"partition": "file", "partition_file": str(path), "num_clients": len(parts)}
 
 
 def read_split(
