@@ -41,7 +41,7 @@ COLUMNS = {
     "not_reached": ("seeds not reaching it", "s"),
     "epsilon": ("ε", ".1f"),
     "megabytes": ("MB sent", ",.1f"),
-    "MB to target": ("MB to the target", ",.1f"),
+    "megabytes_to_target": ("MB to target", ",.1f"),
 }
 
 

@@ -6,7 +6,7 @@ import dataclasses
 from harness.comparison import compare_accuracies, cost_figures
 from harness.files import csv_table
 from harness.results import holm
-from harness.summary import describe_spread, summarize, to_latex, to_markdown
+from harness.summary import COLUMNS, ROW, describe_spread, summarize, to_latex, to_markdown
 
 import numpy as np
 import pytest
@@ -176,3 +176,10 @@ def test_megabytes_are_the_mean_of_the_seeds_and_drawn_where_they_differ_by_a_pe
     assert list(cost_figures(records_of, "caption")) == ["comparison_by_megabytes.png"]
     close = {"a": of_megabytes(2, 2), "b": of_megabytes(2.01, 2.01)}
     assert cost_figures(close, "caption") == {}
+
+
+def test_each_column_of_a_row_has_a_heading():
+    """Of a comparison to a target, with an epsilon, and of one without."""
+    for target in (0.0, 0.5):
+        rows = summarize({"a": [[make_record(0.6)]]}, {"a": (0.1, 1.0)}, "", target)
+        assert rows[0].keys() - {ROW} <= COLUMNS.keys()
