@@ -78,8 +78,9 @@ def to_html(
         {name: value for name, value in row.items() if name not in HIDDEN and value is not None}
         for row in metrics["rounds"]
     ]
+    count = f"{len(rounds)} round{'s' * (len(rounds) != 1)}"
     parts = [
-        f"<h1>{score} test accuracy after {len(rounds)} rounds</h1>",
+        f"<h1>{score} test accuracy after {count}</h1>",
         f'<p class="small">{html.escape(title)}</p>',
         *(["<h2>Figures</h2>"] if pictures else []),
         f'<div class="figures">{"".join(show(*item) for item in pictures.items())}</div>',

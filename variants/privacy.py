@@ -34,7 +34,7 @@ from harness.command_line import warn
 from harness.fields import UserError
 from harness.files import append, read_bytes
 from harness.records import RoundRecord
-from harness.results import check_private_origin
+from harness.results import check_private_origin, pluralize
 from variants.sampling import draw_cohort, draw_in_secret
 
 import dp_accounting
@@ -191,16 +191,16 @@ class PrivacyAccountant(Callback):
         final = self.epsilon(range(1, rounds + 1))
         if self.privacy.target_epsilon:
             return [
-                f"ε will be {final:.2f} after {rounds} rounds, with "
+                f"ε will be {final:.2f} after {pluralize(rounds, 'round')}, with "
                 f"noise_multiplier={self.privacy.noise_multiplier:g} found for "
                 f"target_epsilon={self.privacy.target_epsilon:g}"
             ]
         if final <= WEAK_EPSILON:
             return []
         return [
-            f"ε will be {final:.1f} after {rounds} rounds, which gives practically no protection; "
-            "lower it with more clients (--num-clients, --clients-per-round) and a larger "
-            "--noise-multiplier"
+            f"ε will be {final:.1f} after {pluralize(rounds, 'round')}, which gives practically no "
+            "protection; lower it with more clients (--num-clients, --clients-per-round) and a "
+            "larger --noise-multiplier"
         ]
 
 
