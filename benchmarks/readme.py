@@ -103,11 +103,11 @@ def speed(rows: list[dict]) -> str:
     by_id = stock / ours
     by_data = usual / ours
     text = (
-        f"A round takes {low:.2f} to {high:.2f} times as long as in a hand-written TensorFlow loop "
-        f"on two threads, depending on the workload. With `mlp` and ten clients of 6,000 images it "
-        f"takes {ours:.2f} s; TFF's own FedAvg, given client ids, takes {stock:.2f} s "
-        f"({by_id:.1f} times as long), and TFF code as most tutorials write it {usual:.2f} s "
-        f"({by_data:.0f} times)."
+        f"A round takes {low:.2f} to {high:.2f} times as long as one of a hand-written TensorFlow "
+        f"loop, both on two threads, depending on the workload. With `mlp` and ten clients of "
+        f"6,000 images it takes {ours:.3f} s. TFF's own FedAvg takes {stock:.2f} s ({by_id:.1f} times as "
+        f"long) if it gets client ids, and {usual:.2f} s ({by_data:.0f} times) if it gets the "
+        f"clients' images, as in most tutorials."
     )
     return "\n".join(textwrap.wrap(text, 120))
 
