@@ -195,6 +195,11 @@ def write_comparison(
             "the runs have different numbers of rounds: each accuracy is from that run's last "
             "round, and differences between rows are not tested"
         )
+    if target and run.after_target == "continue":
+        for name, runs in records_of.items():
+            finals = [records[-1].test_accuracy for records in runs]
+            rounds = pluralize(max(map(len, runs)), "round")
+            texts[name] += f"; {format_accuracy(finals)} after {rounds}"
     unit = "rounds" if target else "points"
     differences = differences_to_base(outcomes, finished.base, unit)
     labels = {

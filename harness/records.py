@@ -311,12 +311,13 @@ def stops_early(records: Sequence[RoundRecord], run: Any) -> bool:
     if not records:
         return False
     waited = records[-1].round - best_record(records).round
-    return reached(records, run.target_accuracy) or 0 < run.stop_after <= waited
+    is_at_target = run.after_target == "stop" and reached(records, run.target_accuracy)
+    return is_at_target or 0 < run.stop_after <= waited
 
 
 def describe_end(records: Sequence[RoundRecord], run: Any) -> str:
     """Return the line that is printed when a finished run is resumed."""
-    if reached(records, run.target_accuracy):
+    if run.after_target == "stop" and reached(records, run.target_accuracy):
         return describe_reached(records, run.target_accuracy)
     return (
         f"no round after round {best_record(records).round} was better; to continue, raise "
@@ -329,7 +330,7 @@ def describe_reached(records: Sequence[RoundRecord], target: float) -> str:
     first = next(record.round for record in records if record.test_accuracy >= target)
     return (
         f"the target accuracy {target:.2%} was reached in round {first}; to continue, raise "
-        "--target-accuracy"
+        "--target-accuracy, or add --after-target continue"
     )
 
 

@@ -50,6 +50,9 @@ class Run(ConfigGroup):
     """Stop after the first round with this test accuracy, 0 to 1; 0: never. metrics.json has
     rounds_to_target, counted as in McMahan et al. 2017: from the best accuracy so far, linearly
     interpolated between two rounds. A comparison compares it."""
+    after_target: Literal["stop", "continue"] = "stop"
+    """continue: train all rounds even after the target accuracy, so that a comparison reports both
+    the rounds to the target and the accuracy after the same number of rounds."""
     stop_after: CountOrZero = 0
     """Stop after N rounds without an improvement in test accuracy; 0: never stop early."""
     time_limit: text("TIME") = ""

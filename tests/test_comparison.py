@@ -494,3 +494,26 @@ def test_two_equal_comparisons_at_once_share_their_runs(tmp_path):
     for out, _ in ends:
         assert "wrote comparison.csv" in out
     assert len(table(tmp_path)) == 8
+
+
+@pytest.mark.slow
+def test_after_the_target_all_rounds_are_trained_if_asked_for(tmp_path):
+    """The table then has the rounds to the target and the accuracy after all rounds, and a run that
+    stopped at its target is continued."""
+    flags = ("--dataset", "digits", "--model", "mlp", "--num-clients", "2", "--figures", "none")
+    flags += ("--rounds", "6", "--target-accuracy", "0.6", "--seeds", "2")
+    stopped = call_script(tmp_path, *flags, "--compare", "fedavg,fedprox", "--name", "stopped")
+    assert stopped.returncode == 0 and "after 6 rounds" not in stopped.stdout
+    done = call_script(
+        tmp_path, *flags, "--compare", "fedavg,fedprox", "--after-target", "continue"
+    )
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stdout.splitlines() if line.startswith("fed")]
+    assert len(lines) == 2
+    for line in lines:
+        assert "target accuracy 60.00%:" in line and "rounds; test accuracy" in line
+        assert "after 6 rounds" in line
+    (folder,) = (path for path in (tmp_path / "runs").glob("compare-*"))
+    rows = list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
+    assert [row["rounds"] for row in rows] == ["6.0", "6.0"]
+    assert all(float(row["rounds_to_target"]) < 6 and float(row["mean"]) > 60 for row in rows)

@@ -64,7 +64,8 @@ def test_what_helps_at_chance_is_not_always_a_smaller_rate():
 def test_a_target_that_was_reached_says_how_to_go_on():
     records = [make_record(accuracy, number) for number, accuracy in enumerate([0.5, 0.8, 0.9], 1)]
     assert describe_reached(records, 0.8) == (
-        "the target accuracy 80.00% was reached in round 2; to continue, raise --target-accuracy"
+        "the target accuracy 80.00% was reached in round 2; to continue, raise "
+        "--target-accuracy, or add --after-target continue"
     )
 
 
