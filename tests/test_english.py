@@ -8,7 +8,8 @@ from runs import ROOT
 
 PROGRAM = [ROOT / "federated_learning.py"]
 PROGRAM += sorted([*(ROOT / "harness").rglob("*.py"), *(ROOT / "variants").glob("*.py")])
-DOCS = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+NAMES = ("README.md", "CONTRIBUTING.md", "CHANGELOG.md", "benchmarks/README.md", "data/README.md")
+DOCS = [ROOT / name for name in NAMES]
 DOCS += sorted((ROOT / "docs").glob("*.md"))
 HABITS = (
     r"\bis no (?!longer|route|variance)",
