@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import federated_learning as fl
 
@@ -266,9 +267,7 @@ def changed_copy(tmp_path_factory):
         for piece in re.split(r"^# (?=\w+[/.])", block, flags=re.MULTILINE)[1:]:
             head, _, code = piece.partition("\n")
             file, where = head.split(", ", 1)
-            how, name = (
-                where.split(" ", 1) if where.startswith(("before", "in ")) else quoted(where)
-            )
+            how, name = quoted(where) if where.endswith('"') else where.split(" ", 1)
             insert(folder / file, how, name, code)
     return folder
 
@@ -301,6 +300,9 @@ import sys
 import federated_learning as fl
 import pytest
 fl.main(fl.parse(sys.argv[1]))
+flags = "--dataset digits --model mlp --num-clients 2 --rate-by-size 0.5 --algorithm fednova"
+with pytest.raises(fl.UserError, match="rate_by_size cannot be combined"):
+    fl.build_experiment(fl.parse(flags))
 sys.exit(pytest.main(sys.argv[2:]))
 """
 NEW_ROWS = ["-k", "parity or clipsgd or deep", "-m", "not slow"]
@@ -328,6 +330,9 @@ def test_the_errands_of_change_it_are_done_by_what_stands_there(changed_copy, te
         [*words, *tests], cwd=changed_copy, capture_output=True, text=True, timeout=SECONDS
     )
     assert done.returncode == 0 and " passed" in done.stdout, done.stderr + done.stdout[-3000:]
+    ruff = [Path(sys.executable).with_name("ruff"), "check", "--quiet", "."]
+    linted = subprocess.run(ruff, cwd=changed_copy, capture_output=True, text=True)
+    assert linted.returncode == 0, linted.stdout
     assert "even and odd digits apart · clipsgd, rate by size to the power 0.5" in done.stdout
     assert "power-mean, mean power 0.5" in done.stdout
     assert (run / "client_sizes.png").stat().st_size > 10_000
