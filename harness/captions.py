@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.plots import join_parts
-from harness.sweep import compared_rows
+from harness.sweep import Compared
 
 SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
 
@@ -114,15 +114,11 @@ def describe_adversity(config: Any) -> dict[str, str]:
     }
 
 
-def compared_caption(config: Any, build: Callable[[Any], Any]) -> str:
+def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]) -> str:
     """Return what the plot of a comparison says: of what is compared, every choice.
 
-    build(config) makes an Experiment.
+    `experiments` are those of the rows.
     """
-    compared = compared_rows(config)
-    experiments = [
-        build(config.effective(**row.changes, compare="", seeds=1)) for row in compared.rows
-    ]
     parts_of_rows = [caption_parts(experiment) for experiment in experiments]
     parts = parts_of_rows[0]
     for topic in parts:

@@ -30,6 +30,7 @@ from harness.run_options import (
     Comparison,
     identity,
 )
+from harness.sweep import rows_to_text
 
 import tqdm
 import tyro
@@ -217,6 +218,8 @@ def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
     fields = read_groups(path, default)
     own = {field: value for field, value in fields.items() if field not in OF_ONE_COMMAND}
     try:
+        if isinstance(own.get("compare"), list):  # [[compare]], a table a row
+            own["compare"] = rows_to_text(own["compare"])
         for field in own:
             find_field(f"--{field}", default.types())  # tells what it may be called here
         return default.replace(**own)

@@ -11,34 +11,47 @@ from pathlib import Path
 from typing import Any
 
 import federated_learning as fl
-from harness import captions, comparison, layers, plots, results, run_folder, trust
+from harness import comparison, layers, plots, results, run_folder, trust
 from harness.command_line import one_at_a_time, read_saved, warn
 from harness.fields import UserError
 from harness.files import expand_path
-from harness.sweep import compared_rows
+from harness.sweep import compared_rows, rows_of_configs
 
 import tensorflow_federated as tff
 
 
 @one_at_a_time()
-def compare(config: Any) -> Path:
+def compare(config: Any, *, dataset: Any = None) -> Path:
     """Run every compared setting and seed; return the folder with the table and the figure.
+
+    Args:
+        config: a configuration with `compare` or `seeds`, or a list of configurations, a row each;
+            the first one's `seeds`, `runs` and `name` count.
+        dataset: a data set from build_dataset, used instead of the configured one.
 
     Raises:
         UserError: the configuration compares nothing, or one of the runs is invalid.
     """
-    if compared_rows(config) is None:
+    if isinstance(config, list | tuple):
+        compared = rows_of_configs(config)
+        first = config[0]
+    else:
+        compared = compared_rows(config)
+        first = config
+    if compared is None:
         raise UserError(
-            f"compare={config.comparison.compare!r:.60} with seeds=1 compares nothing; give "
+            f"compare={first.comparison.compare!r:.60} with seeds=1 compares nothing; give "
             "choices such as compare='fedavg,fedprox', or seeds=3"
         )
-    absolute = config.with_absolute_paths()
-    dataset = fl.load_dataset(absolute.data)
+    absolute = first.with_absolute_paths()
+    run = fl.run if dataset is None else partial(fl.run, dataset=dataset)
+    if dataset is None:
+        dataset = fl.load_dataset(absolute.data)
     for notice in absolute.unused_notices():
         warn(notice)
-    build = partial(fl.build_experiment, dataset=dataset)
-    caption = captions.compared_caption(absolute, build)
-    return comparison.compare(absolute, caption, build, fl.run)
+    return comparison.compare(
+        absolute, compared, partial(fl.build_experiment, dataset=dataset), run
+    )
 
 
 @one_at_a_time()

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import glob
+import contextlib
 import hashlib
 import json
 import math
+import os
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import stopping
+from harness.captions import compared_caption
 from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
 from harness.figure_files import draw_files, form_of
@@ -44,10 +46,10 @@ from harness.results import (
     format_rounds_to_target,
     pluralize,
 )
-from harness.run_folder import default_name, make_folder
+from harness.run_folder import make_folder
 from harness.run_options import identity
 from harness.summary import summarize, to_latex, to_markdown
-from harness.sweep import Row, compared_rows
+from harness.sweep import Compared, Row
 
 import numpy as np
 
@@ -66,6 +68,16 @@ class Single(NamedTuple):
         return f"{self.row.label}, seed {self.config.seed}"
 
 
+class Planned(NamedTuple):
+    """A run of a comparison, before it has a place."""
+
+    row: Row
+    name: str  # of its folder
+    config: Any
+    key: str  # hash of all that its numbers depend on
+    choice_hashes: dict[str, str]
+
+
 class Finished(NamedTuple):
     """The runs of a comparison, all done."""
 
@@ -76,8 +88,8 @@ class Finished(NamedTuple):
     seeds_of: dict[str, list[int]]  # name -> its seeds, in the order of its records
 
 
-def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callable) -> Path:
-    """Run every choice and seed that `config` compares; return the folder with table and plot.
+def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: Callable) -> Path:
+    """Train every row and seed; return the folder with the runs, the tables and the plot.
 
     comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was
     compared; summary.csv, .md and .tex have a row for each choice. All runs are checked before the
@@ -85,40 +97,81 @@ def compare(config: Any, caption: str, build: Callable[[Any], Any], run: Callabl
     any of the runs would be refused for.
     """
     since = time.perf_counter()
-    compared = compared_rows(config)
-    seeds = config.comparison.seeds
-    singles = []
-    for row in compared.rows:
-        for seed in range(config.seed, config.seed + seeds):
-            changes = {**row.changes, "seed": seed, "compare": "", "seeds": 1}
-            single = name_run(build(config.effective(**changes)))
-            singles.append(Single(row, single, read_earlier(single)))
-    described = {
-        "field": ", ".join(compared.fields),
-        "values": [row.label for row in compared.rows],
-        "seeds": seeds,
-        "runs": [single.config.run.name for single in singles],
-        "target_accuracy": config.run.target_accuracy,
-    }
-    folder = find_folder(expand_path(config.run.runs), config.run.name, described)
+    seeds = range(config.seed, config.seed + config.comparison.seeds)
+    experiments = []
+    planned = []
+    for row, name in zip(compared.rows, folder_names(compared.rows), strict=True):
+        for seed in seeds:
+            single = config.effective(**{**row.changes, "seed": seed, "compare": "", "seeds": 1})
+            experiment = build(single)
+            if seed == seeds[0]:
+                experiments.append(experiment)
+            planned.append(
+                Planned(
+                    row,
+                    f"{name}-seed{seed}",
+                    experiment.config,
+                    key_of(experiment),
+                    experiment.choice_hashes,
+                )
+            )
+    caption = compared_caption(config, compared, experiments)
+    folder = open_folder(config, compared, planned)
+    singles = [place_run(folder, plan) for plan in planned]
+    note_runs(folder, singles, planned)
     print_line(
-        f"{pluralize(len(compared.rows), 'row')}, {pluralize(seeds, 'seed')}: "
+        f"{pluralize(len(compared.rows), 'row')}, {pluralize(len(seeds), 'seed')}: "
         f"{describe_work(singles)}"
     )
-    finished = Finished(
-        {row.label: [] for row in compared.rows},
-        rates_of(singles),
-        compared.base,
-        [],
-        {row.label: list(range(config.seed, config.seed + seeds)) for row in compared.rows},
-    )
-    complete_all(singles, run)
-    for single in singles:
-        identified = {**single.row.changes, "seed": single.config.seed}
-        finished.table.extend(identified | record.figures() for record in single.earlier)
-        finished.records_of[single.row.label].append(single.earlier)
-    write_comparison(folder, finished, config.run, caption, since)
+    try:
+        complete_all(singles, run)
+    except (KeyboardInterrupt, Exception):
+        with contextlib.suppress(Exception):  # what stopped the runs is what the user must know
+            write_partial(folder, singles, compared, config, caption, since)
+        raise
+    write_comparison(folder, gather_runs(singles, compared), config.run, caption, since)
+    note_runs(folder, singles, planned, finished=True)
     return folder
+
+
+def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
+    """Return the runs that are done, by row."""
+    done = [single for single in singles if single.earlier]
+    finished = Finished({}, rates_of(done), compared.base, [], {})
+    for single in done:
+        label = single.row.label
+        flat = single.config.to_dict()
+        identified = {field: flat[field] for field in (*compared.fields, "seed")}
+        finished.table.extend(identified | record.figures() for record in single.earlier)
+        finished.records_of.setdefault(label, []).append(single.earlier)
+        finished.seeds_of.setdefault(label, []).append(single.config.seed)
+    return finished
+
+
+def write_partial(
+    folder: Path,
+    singles: Sequence[Single],
+    compared: Compared,
+    config: Any,
+    caption: str,
+    since: float,
+) -> None:
+    """Write the tables and the plot of the runs that were done when a comparison was stopped."""
+    finished = gather_runs(singles, compared)
+    num_done = sum(map(len, finished.records_of.values()))
+    if not num_done:
+        return
+    if len({tuple(seeds) for seeds in finished.seeds_of.values()}) > 1:
+        finished = finished._replace(base="")  # nothing to pair
+    elif not {*bases_of(compared.base)} <= finished.records_of.keys():
+        finished = finished._replace(base="")
+    note = f"partial: {num_done} of {len(singles)} runs"
+    write_comparison(folder, finished, config.run, f"{caption} · {note}", since)
+
+
+def bases_of(base: Base) -> list[str]:
+    """Return the names of the rows that others are held against."""
+    return [base] if isinstance(base, str) else list(base.values())
 
 
 def complete_all(singles: list[Single], run: Callable) -> None:
@@ -350,47 +403,51 @@ def differences_to_base(
     return format_differences(complete_ones, base, unit)
 
 
-def name_run(experiment: Any) -> Any:
-    """Return the configuration of a single run, named by all that its numbers depend on."""
-    config = experiment.config
-    digest = experiment.partition.digest
+LONGEST_NAME = 60  # letters of a run's folder in that of its comparison
+
+
+def folder_names(rows: Sequence[Row]) -> list[str]:
+    """Return what the rows' folders are called, without the seed: "fedavg-alpha0.1"."""
+    names = []
+    for row in rows:
+        joined = re.sub(r"(?<=\w) (?=[\d.])", "", row.label)  # alpha 0.1: alpha0.1
+        names.append(re.sub(r"[^\w.]+", "-", joined).strip("-."))
+    most = LONGEST_NAME - len("-seed2147483647")
+    return [
+        name
+        if name and len(name) <= most and names.count(name) == 1
+        else f"{name[: most - 9]}-{short_hash(row.label)}"
+        for name, row in zip(names, rows, strict=True)
+    ]
+
+
+def key_of(experiment: Any) -> str:
+    """Return a hash of everything that the numbers of a run depend on."""
     depends_on = [
-        identity(config),
-        config.training.rounds,
-        digest,
+        identity(experiment.config),
+        experiment.config.training.rounds,
+        experiment.partition.digest,
         program(),
         experiment.choice_hashes,
     ]
-    prefix = default_name(config, experiment.dataset)
-    named = config.replace(name=f"{prefix}-{short_hash(depends_on)}")
-    explain_rerun(named, prefix, digest, experiment.choice_hashes)
-    return named
+    return short_hash(depends_on, 16)
 
 
-def explain_rerun(config: Any, prefix: str, partition: str, row_hashes: dict[str, str]) -> None:
-    """Report why a run is repeated, if another version of the program made it."""
-    runs = expand_path(config.run.runs)
-    if (runs / config.run.name).exists():
-        return
-    for folder in sorted(runs.glob(f"{glob.escape(prefix)}-{'?' * 8}")):
-        try:
-            saved = read_saved(str(folder), config)
-            same_run = identity(saved) == identity(config)
-            same_rounds = saved.training.rounds == config.training.rounds
-            same_split = read_json(folder / "partition.json").get("hash") == partition
-            if same_run and same_rounds and same_split:
-                names = ", ".join(changed(read_programs(folder)[-1], row_hashes))
-                print_line(
-                    f"{one_line(str(folder))} was made by another version of the program ({names} "
-                    "changed): re-running it"
-                )
-        except UserError:
-            continue  # of an earlier version, or damaged: it is another run
+def short_hash(content: Any, digits: int = 8) -> str:
+    """Return some digits of a hash of JSON content."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 
-def short_hash(content: Any) -> str:
-    """Return eight digits of a hash of JSON content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+def open_folder(config: Any, compared: Compared, planned: Sequence[Planned]) -> Path:
+    """Return the folder of a comparison, made if it is new."""
+    described = {
+        "field": ", ".join(compared.fields),
+        "values": [row.label for row in compared.rows],
+        "seeds": config.comparison.seeds,
+        "keys": [plan.key for plan in planned],
+        "target_accuracy": config.run.target_accuracy,
+    }
+    return find_folder(expand_path(config.run.runs), config.run.name, described)
 
 
 def find_folder(runs: Path, name: str, described: dict[str, Any]) -> Path:
@@ -399,14 +456,75 @@ def find_folder(runs: Path, name: str, described: dict[str, Any]) -> Path:
     A name that something else has gets -2, -3, ...
     """
     values = re.sub(r"[^\w.]+", "-", "-".join(described["values"]))
-    name = name or f"compare-{values[:100]}-{short_hash(described)}"
+    name = name or f"compare-{values[: LONGEST_NAME - 17]}-{short_hash(described)}"
     for folder in numbered(runs / name):
         if not folder.exists():
             folder = make_folder(runs, folder.name, {"comparison.json": to_json(described)})
         path = folder / "comparison.json"
-        if path.is_file() and read_json(path) == described:
+        if path.is_file() and described.items() <= read_json(path).items():
             return folder
     raise AssertionError("unreachable")
+
+
+def place_run(folder: Path, plan: Planned) -> Single:
+    """Return a run of the comparison in `folder`.
+
+    It is in that folder, unless another comparison in the same runs/ has made it already.
+    """
+    path = folder / plan.name
+    if not path.exists():
+        path = find_run(folder, plan) or path
+    config = plan.config.replace(runs=str(path.parent), name=path.name)
+    return Single(plan.row, config, read_earlier(config))
+
+
+def find_run(folder: Path, plan: Planned) -> Path | None:
+    """Return the folder of this run in another comparison, None if there is none.
+
+    Says why a run is repeated, if another version of the program made it.
+    """
+    for file in sorted(folder.parent.glob("*/comparison.json")):
+        try:
+            runs = read_json(file).get("runs", {}) if file.parent != folder else {}
+        except UserError:
+            continue
+        for name, key in runs.items() if isinstance(runs, dict) else ():
+            path = file.parent / name
+            if key == plan.key and (path / "config.json").exists():
+                return path
+            if path.name == plan.name:
+                explain_rerun(path, plan)
+    return None
+
+
+def explain_rerun(folder: Path, plan: Planned) -> None:
+    """Report that a run of the same settings was made by another version of the program."""
+    try:
+        saved = read_saved(str(folder), plan.config)
+        same_run = identity(saved) == identity(plan.config)
+        if same_run and saved.training.rounds == plan.config.training.rounds:
+            names = ", ".join(changed(read_programs(folder)[-1], plan.choice_hashes))
+            if names:
+                print_line(
+                    f"{one_line(str(folder))} was made by another version of the program ({names} "
+                    "changed): re-running it"
+                )
+    except UserError:
+        return  # of an earlier version, or damaged: it is another run
+
+
+def note_runs(
+    folder: Path, singles: Sequence[Single], planned: Sequence[Planned], finished: bool = False
+) -> None:
+    """Write into comparison.json where the runs are, and whether all are done."""
+    path = folder / "comparison.json"
+    runs = {
+        os.path.relpath(Path(single.config.run.runs) / single.config.run.name, folder): plan.key
+        for single, plan in zip(singles, planned, strict=True)
+    }
+    content = read_json(path)
+    was_finished = content.get("finished", False)
+    write_file(path, to_json(content | {"runs": runs, "finished": finished or was_finished}))
 
 
 def read_earlier(config: Any) -> list[RoundRecord] | None:

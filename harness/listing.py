@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 import math
 import os
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.command_line import print_line, print_version
 from harness.fields import ConfigGroup, UserError
@@ -24,19 +27,41 @@ DECIDING = (
     "rounds",
     "server_schedule",
 )
-HEADINGS = (
-    "folder",
-    "non-default settings",
-    "rounds",
-    "accuracy",
-    "ε",
-    "training (s)",
-    "state",
-)
+WIDTH = 100  # columns of the list
+LONGEST_SHOWN = 44  # letters of a folder's name; --json has all
 
 
-def describe_run(path: Path, default: ConfigGroup) -> tuple[str, ...]:
-    """Return the cells of a run's line."""
+class Listed(NamedTuple):
+    """What is listed of a run, a comparison or an evaluation; --json prints the same."""
+
+    folder: str
+    rounds: int | None = None  # done so far
+    of_rounds: int | None = None
+    test_accuracy: float | None = None
+    epsilon: float | None = None
+    seconds: float | None = None  # of all rounds
+    state: str = "cannot be read"
+    settings: str = ""  # those that are not at their defaults; what is compared or evaluated
+
+    @property
+    def cells(self) -> list[str]:
+        """The cells of its line; HEADINGS names them."""
+        accuracy = self.test_accuracy
+        return [
+            shorten(one_line(self.folder)),
+            "" if self.rounds is None else f"{self.rounds}/{self.of_rounds}",
+            "" if accuracy is None else f"{accuracy:.2%}",
+            "" if self.epsilon is None else f"{self.epsilon:.1f}",
+            "" if self.seconds is None else f"{self.seconds:.0f}",
+            self.state,
+        ]
+
+
+HEADINGS = ["folder", "rounds", "accuracy", "ε", "time (s)", "state"]
+
+
+def describe_run(path: Path, default: ConfigGroup) -> Listed:
+    """Return what is listed of a run."""
     try:
         saved = read_json(path / "config.json")
         rounds = read_rounds(path / "metrics.csv")
@@ -44,44 +69,45 @@ def describe_run(path: Path, default: ConfigGroup) -> tuple[str, ...]:
         last = rounds[-1] if rounds else {}
         spent = last.get("epsilon")
         seconds = sum(float(row["seconds"]) for row in rounds)
-        return (
+        return Listed(
             path.name,
-            describe_changes(saved, default),
-            f"{len(rounds)}/{total}",
-            f"{float(last['test_accuracy']):.2%}" if rounds else "",
-            f"{float(spent):.1f}" if spent else "",
-            "" if math.isnan(seconds) or not rounds else f"{seconds:.0f}",
+            len(rounds),
+            total,
+            float(last["test_accuracy"]) if rounds else None,
+            float(spent) if spent else None,
+            None if math.isnan(seconds) or not rounds else round(seconds, 3),
             describe_state(path, len(rounds), total),
+            describe_changes(saved, default),
         )
     except (UserError, OSError, LookupError, ValueError, TypeError, ArithmeticError, csv.Error):
-        return (path.name, "", "", "", "", "", "cannot be read")
+        return Listed(path.name)
 
 
-def describe_comparison(path: Path, default: ConfigGroup) -> tuple[str, ...]:
-    """Return the cells of a comparison's line."""
+def describe_comparison(path: Path, default: ConfigGroup) -> Listed:
+    """Return what is listed of a comparison."""
     try:
         described = read_json(path / "comparison.json")
         values = ", ".join(map(str, described["values"]))
         seeds = described.get("seeds", 1)
         over = f", {seeds} seeds" if seeds > 1 else ""
-        is_done = (path / "summary.csv").exists()
-        state = "finished" if is_done else "stopped or still running"
-        return (path.name, f"comparison of {values}{over}", "", "", "", "", state)
+        is_done = described.get("finished", (path / "summary.csv").exists())
+        state = "finished" if is_done else "unfinished"
+        return Listed(path.name, state=state, settings=f"comparison of {values}{over}")
     except (UserError, LookupError, TypeError):
-        return (path.name, "", "", "", "", "", "cannot be read")
+        return Listed(path.name)
 
 
-def describe_evaluation(path: Path, default: ConfigGroup) -> tuple[str, ...]:
-    """Return the cells of the line of a model that was evaluated without training."""
+def describe_evaluation(path: Path, default: ConfigGroup) -> Listed:
+    """Return what is listed of a model that was evaluated without training."""
     try:
         metrics = read_json(path / "metrics.json")
         model = Path(metrics["evaluated_run"]).name
         of_model = "" if model in path.name else f" of {model}"
         what = f"evaluation{of_model} on {metrics['dataset']}"
-        accuracy = f"{float(metrics['test_accuracy']):.2%}"
-        return (path.name, what, "", accuracy, "", "", "finished")
+        accuracy = float(metrics["test_accuracy"])
+        return Listed(path.name, test_accuracy=accuracy, state="finished", settings=what)
     except (UserError, LookupError, TypeError, ValueError):
-        return (path.name, "", "", "", "", "", "cannot be read")
+        return Listed(path.name)
 
 
 # The file by which a folder is known, and what tells of it.
@@ -119,7 +145,7 @@ def changed_fields(saved: dict[str, Any], default: ConfigGroup) -> dict[str, Any
 def describe_changes(saved: dict[str, Any], default: ConfigGroup) -> str:
     """Return these fields as a text, such as "alpha 0.1"."""
     changed = changed_fields(saved, default)
-    return ", ".join(f"{field} {show(value)}" for field, value in changed.items()) or "nothing"
+    return ", ".join(f"{field} {show(value)}" for field, value in changed.items())
 
 
 def show(value: Any) -> str:
@@ -132,7 +158,7 @@ def show(value: Any) -> str:
 def describe_state(path: Path, done: int, total: int) -> str:
     """Return whether the run is finished, or was stopped before its end."""
     if not (path / "metrics.json").exists():
-        return "stopped or still running"
+        return "unfinished"
     return "finished" if done == total else "ended early"
 
 
@@ -148,12 +174,16 @@ def answer(run: Run, default: ConfigGroup) -> None:
     """Do what --version or --list asks for, without TensorFlow; `run` is the group of flags."""
     if run.version:
         print_version()
+        return
+    listed = list_runs(run.list, default)
+    if run.json:
+        print_line(json.dumps([line._asdict() for line in listed]))
     else:
-        print_runs(run.list, default)
+        print_list(listed)
 
 
-def print_runs(folder: str, default: ConfigGroup) -> None:
-    """Print a table of the runs in `folder`, by name, then of comparisons and evaluations there.
+def list_runs(folder: str, default: ConfigGroup) -> list[Listed]:
+    """Return the runs in `folder`, by name, then the comparisons and evaluations there.
 
     Raises UserError if there is none.
     """
@@ -173,8 +203,23 @@ def print_runs(folder: str, default: ConfigGroup) -> None:
             else "contains no run; give the folder of --runs"
         )
         raise UserError(f"list={folder!r:.200} {what}")
-    rows = [tuple(map(one_line, row)) for row in (HEADINGS, *runs, *others)]
+    return [*runs, *others]
+
+
+def print_list(listed: Sequence[Listed]) -> None:
+    """Print a table: a line a run, and indented below it what is special about it."""
+    rows = [HEADINGS, *(line.cells for line in listed)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEADINGS))]
-    for row in rows:
+    settings = ["", *(line.settings for line in listed)]
+    for row, text in zip(rows, settings, strict=True):
         cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
         print_line("  ".join(cells).rstrip())
+        indent = 4 * " "
+        for part in textwrap.wrap(one_line(text), WIDTH - len(indent)):
+            print_line(indent + part)
+
+
+def shorten(text: str) -> str:
+    """Return a text without its middle, if it is too long."""
+    half = LONGEST_SHOWN // 2
+    return text if len(text) <= LONGEST_SHOWN else f"{text[: half - 1]}…{text[-half:]}"

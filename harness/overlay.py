@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.command_line import read_saved, warn
+from harness.command_line import read_saved
 from harness.comparison import Finished, find_folder, read_metrics, write_comparison
 from harness.fields import ConfigGroup, UserError
 from harness.files import expand_path, one_line, read_json
@@ -15,7 +15,7 @@ from harness.plots import join_parts
 from harness.records import RoundRecord
 from harness.results import pluralize
 from harness.run_options import identity
-from harness.sweep import COMPARABLE, label_of, overlaid_folders
+from harness.sweep import label_configs, overlaid_folders
 
 # Fields that name no row: its seeds are together, its data have a name, and it may be cut.
 SAID_ELSEWHERE = {"seed", "dataset", "data", "data_name", "rounds", "holdout", "validation"}
@@ -47,6 +47,7 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
     since = time.perf_counter()
     paths = overlaid_folders(config.comparison.compare)
     runs = [read_run(path, default) for path in paths]
+    check_data(runs)
     rows: dict[str, dict[int, Done]] = {}
     for run in runs:
         of_seeds = rows.setdefault(run.kind, {})
@@ -75,19 +76,27 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
         "values": [path.name for path in paths],
     }
     folder = find_folder(expand_path(config.run.runs), config.run.name, described)
-    datasets = sorted({run.dataset for run in runs})
-    if len(datasets) > 1:
-        warn(f"the runs were trained on different data: {' and '.join(datasets)}")
     seeds = sorted({run.config.seed for run in runs})
     caption = join_parts(
         [
-            " and ".join(datasets),
+            runs[0].dataset,
             f"{pluralize(len(runs), 'finished run')}",
             f"{'seeds' if len(seeds) > 1 else 'seed'} {', '.join(map(str, seeds))}",
         ]
     )
     write_comparison(folder, finished, config.run, caption, since)
     return folder
+
+
+def check_data(runs: list[Done]) -> None:
+    """Raise UserError for runs of different data."""
+    for run in runs:
+        if run.data != runs[0].data:
+            raise UserError(
+                f"compare={str(run.folder)!r:.200} was trained on {run.dataset}, but "
+                f"{str(runs[0].folder)!r:.200} on {runs[0].dataset} or other images of it; compare "
+                "runs on the same data"
+            )
 
 
 def read_run(folder: Path, default: ConfigGroup) -> Done:
@@ -108,30 +117,11 @@ def name_rows(runs: list[Done], default: ConfigGroup) -> list[str]:
 
     `runs` has one run of each row.
     """
-    changed = [changed_fields(run.config.to_dict(), default) for run in runs]
+    given = [run.config.to_dict() for run in runs]
+    changed = [changed_fields(of_run, default) for of_run in given]
     fields = sorted({field for of_run in changed for field in of_run} - SAID_ELSEWHERE)
-    values = {field: [run.config.to_dict()[field] for run in runs] for field in fields}
-    differing = [field for field in fields if len(set(values[field])) > 1]
-    whole_names = [
-        ", ".join(label_of(field, values[field][place]) for field in differing)
-        for place in range(len(runs))
-    ]
-    # A field that is at its default is often one that the row does not use.
-    names = [
-        ", ".join(
-            label_of(field, values[field][place])
-            for field in differing
-            if field in COMPARABLE or field in of_run
-        )
-        for place, of_run in enumerate(changed)
-    ]
-    if len(set(names)) < len(names) or "" in names:
-        names = whole_names
-    if len({run.data for run in runs}) > 1:
-        names = [
-            ", ".join(filter(None, [run.dataset, name]))
-            for run, name in zip(runs, names, strict=True)
-        ]
+    differing = [field for field in fields if len({of_run[field] for of_run in given}) > 1]
+    names = label_configs(given, differing, changed)
     if len(set(names)) < len(names) or names == [""]:
         return [one_line(run.folder.name) for run in runs]
     return names

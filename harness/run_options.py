@@ -80,8 +80,8 @@ class Run(ConfigGroup):
     """Folder on the hosts for TFF's worker and the shards; a relative path starts at the home
     folder there."""
     list: Folder = ""
-    """List the runs in this folder, one per line, and exit: non-default settings, rounds, accuracy,
-    epsilon, seconds, state. --list alone means --list runs."""
+    """List the runs in this folder and exit: rounds, accuracy, epsilon, seconds, state and
+    non-default settings. --list alone means --list runs; with --json as JSON."""
     version: bool = False
     """Print the commit and the versions that determine the results, and exit."""
     figures: Literal["png", "pdf", "svg", "none"] = "png"
@@ -92,7 +92,7 @@ class Run(ConfigGroup):
     """Print nothing on standard output; notices and errors still appear on standard error."""
     json: bool = False
     """Print a JSON object as the last line of standard output: folder, test_accuracy, rounds,
-    epsilon and weights_sha256."""
+    epsilon and weights_sha256; with --list the whole list."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""
@@ -143,10 +143,12 @@ class Comparison(ConfigGroup):
 
     compare: text("LIST") = ""
     """Algorithms, or partitions, aggregators, models or attacks, separated by commas, or values of
-    any field that changes a run: fedavg,fedprox or alpha=0.1,1. Each is run on the same split and
+    any field that changes a run: fedavg,fedprox or alpha=0.1,1. A row may have settings of its own:
+    "fedavg(client_lr=0.2),fedprox(client_lr=0.1,prox_mu=0.1)". Each is run on the same split and
     seed, unless these are what is compared, and one plot shows all. Given twice, such as --compare
     fedavg,scaffold --compare alpha=0.1,1, it makes a grid. Folders of finished runs, such as
-    runs/a,runs/b, are put into one table and plot without training."""
+    runs/a,runs/b, 'runs/*-seed?' or that of a comparison, are put into one table and plot without
+    training."""
     seeds: Count = 1
     """Number of seeds per row, counting up from --seed. Reports mean and standard deviation, and
     tests each row against the default row, or else the first (paired t-test over the seeds, with

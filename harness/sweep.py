@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import difflib
+import glob
 import itertools
 import math
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.fields import ConfigGroup, UserError, check_value
-from harness.files import expand_path
+from harness.files import expand_path, read_json
 from harness.flags import split_off, to_value
-from harness.run_options import Comparison, Run
+from harness.run_options import Comparison, Run, identity
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
 NEVER = (
@@ -37,6 +39,9 @@ class Row(NamedTuple):
 
     label: str  # "fedprox", "alpha 0.1", or of a grid "scaffold, alpha 0.1"
     changes: dict[str, Any]  # field -> value
+    # What is compared -> its label here: {"algorithm": "scaffold", "alpha": "alpha 0.1"}; None if
+    # the row does not use it, as FedAvg does not use prox_mu.
+    cells: dict[str, str | None] = {}
 
 
 class Compared(NamedTuple):
@@ -47,15 +52,24 @@ class Compared(NamedTuple):
     base: str | dict[str, str]  # of a grid: label -> that of the row it is held against
 
 
+class Entry(NamedTuple):
+    """One of the values that a --compare lists."""
+
+    label: str
+    value: Any  # of the term's field; None in a term of settings alone
+    changes: dict[str, Any]  # field -> value, also of the settings in parentheses
+
+
 def check_comparison(config: ConfigGroup) -> None:
     """Raise UserError for a comparison that cannot be made."""
     compared_rows(config)
 
 
-def compared_rows(config: ConfigGroup) -> Compared | None:
+def compared_rows(config: Any) -> Compared | None:
     """Return the rows of a comparison, or None for a single run.
 
-    Raises UserError for names that do not belong to one field, and for too many runs.
+    A field that has no effect on a row makes no second row of it. Raises UserError for names that
+    do not belong to one field, and for too many runs.
     """
     flat = config.to_dict()
     if not flat["compare"] and flat["seeds"] == 1 or overlaid_folders(flat["compare"]):
@@ -65,95 +79,292 @@ def compared_rows(config: ConfigGroup) -> Compared | None:
             f"resume={flat['resume']!r:.60} cannot be combined with compare or seeds, which "
             "resume their runs automatically; drop one of them"
         )
-    terms = [term for term in flat["compare"].split(";") if term.strip()]
-    values_of = dict(read_term(term, config) for term in terms)
-    if len(values_of) < len(terms):
-        raise UserError(
-            f"compare={flat['compare']!r:.60} names a field twice; name each field once"
-        )
-    values_of = values_of or {"algorithm": [flat["algorithm"]]}
-    num_runs = math.prod(map(len, values_of.values())) * flat["seeds"]
+    terms = [read_term(term, config) for term in flat["compare"].split(";") if term.strip()]
+    if not terms:
+        name = flat["algorithm"]
+        terms = [("algorithm", [Entry(name, name, {"algorithm": name})])]
+    check_fields(flat["compare"], terms)
+    num_runs = math.prod(len(entries) for _, entries in terms) * flat["seeds"]
     if num_runs > MOST_RUNS:
         raise UserError(
             f"compare={flat['compare']!r:.60} with seeds={flat['seeds']} makes {num_runs:,} runs; "
             f"choose at most {MOST_RUNS}"
         )
+    names = tuple(field for field, _ in terms)
     rows = []
-    for combination in itertools.product(*values_of.values()):
-        changes = dict(zip(values_of, combination, strict=True))
-        rows.append(Row(", ".join(map(label_of, changes, combination)), changes))
-    return Compared(tuple(values_of), rows, find_base(rows, config.defaults()))
+    for combination in itertools.product(*(entries for _, entries in terms)):
+        changes = {name: v for entry in combination for name, v in entry.changes.items()}
+        labels = [entry.label for entry in combination]
+        rows.append(Row(", ".join(labels), changes, dict(zip(names, labels, strict=True))))
+    distinct = drop_unused(config, rows)
+    fields = tuple(dict.fromkeys(field for row in rows for field in row.changes))
+    return Compared(fields, distinct, find_base(distinct, names, config.defaults()))
 
 
-def find_base(rows: Sequence[Row], defaults: dict[str, Any]) -> str | dict[str, str]:
+def rows_of_configs(configs: Sequence[Any]) -> Compared:
+    """Return the rows of a comparison of these configurations.
+
+    Raises UserError for fewer than two, for equal ones, and for those of different data or seeds.
+    """
+    if len(configs) < 2:
+        raise UserError(f"a comparison needs two or more configurations, not {len(configs)}")
+    given = [config.replace(compare="", seeds=1).to_dict() for config in configs]
+    own = {*Run().to_dict(), *Comparison().to_dict()}
+    differing = [
+        field for field in given[0] if field not in own and len({row[field] for row in given}) > 1
+    ]
+    for field in differing:
+        if field in NEVER and field != "rounds":
+            values = ", ".join(repr(row[field]) for row in given)
+            raise UserError(
+                f"{field}={values:.60} differs between the configurations; compare those of one "
+                f"{field}"
+            )
+    in_use = [config.effective(compare="", seeds=1).to_dict() for config in configs]
+    labels = label_configs(in_use, differing, [config.changed() for config in configs])
+    changes = [{field: row[field] for field in differing} for row in given]
+    if len(set(labels)) < len(labels):
+        raise UserError("two of the configurations make the same run; give each once")
+    rows = [Row(label, of_row, {"": label}) for label, of_row in zip(labels, changes, strict=True)]
+    return Compared(tuple(differing), rows, rows[0].label)
+
+
+def label_configs(
+    values: Sequence[dict[str, Any]],
+    differing: Sequence[str],
+    changed: Sequence[Container[str]],
+) -> list[str]:
+    """Return what rows are called: the `values` of the fields in which they differ.
+
+    A field at its default is often one that the row does not use: it is left out where the names
+    differ without it. `changed` are the fields of each row that are not at their defaults.
+    """
+    whole = [", ".join(label_of(field, row[field]) for field in differing) for row in values]
+    short = [
+        ", ".join(
+            label_of(field, row[field])
+            for field in differing
+            if field in COMPARABLE or field in of_row
+        )
+        for row, of_row in zip(values, changed, strict=True)
+    ]
+    return whole if "" in short or len(set(short)) < len(short) else short
+
+
+def check_fields(text: str, terms: Sequence[tuple[str, list[Entry]]]) -> None:
+    """Raise UserError if two terms of a grid set the same field."""
+    fields = [{field for entry in entries for field in entry.changes} for _, entries in terms]
+    for one, other in itertools.combinations(fields, 2):
+        if one & other:
+            raise UserError(f"compare={text!r:.60} names a field twice; name each field once")
+
+
+def settings_of(config: Any, row: Row) -> str:
+    """Return, as a text, everything that the numbers of a row's run depend on."""
+    single = config.effective(**row.changes, compare="", seeds=1)
+    return repr([sorted(identity(single).items()), single.training.rounds])
+
+
+def drop_unused(config: Any, rows: Sequence[Row]) -> list[Row]:
+    """Return the rows that differ; of a field without effect on a row, its label has nothing.
+
+    Raises UserError if none of several rows differs from the others, or a row's own setting has no
+    effect.
+    """
+    kept: dict[str, list[Row]] = {}
+    for row in rows:
+        kept.setdefault(settings_of(config, row), []).append(row)
+    if len(kept) == 1 < len(rows):
+        fields = ", ".join(rows[0].changes)
+        raise UserError(
+            f"compare={config.comparison.compare!r:.60} makes rows that do not differ, as {fields} "
+            "has no effect with the other settings; compare something that uses it"
+        )
+    found = []
+    for same in kept.values():
+        alike = {field: len({row.cells[field] for row in same}) == 1 for field in same[0].cells}
+        cells = {field: same[0].cells[field] if alike[field] else None for field in alike}
+        label = ", ".join(text for text in cells.values() if text)
+        found.append(Row(label, same[0].changes, cells))
+    labels = [row.label for row in found]
+    return found if len(set(labels)) == len(labels) else [same[0] for same in kept.values()]
+
+
+def find_base(
+    rows: Sequence[Row], fields: Sequence[str], defaults: dict[str, Any]
+) -> str | dict[str, str]:
     """Return the label of the row with the default value, else of the first.
 
     In a grid that is asked for each value of the other fields: which algorithm is better is asked
     for each alpha. The field that rows of a group differ in is a choice, such as algorithm, if one
     is compared, else the first.
     """
-    fields = list(rows[0].changes)
     field = next((field for field in fields if field in COMPARABLE), fields[0])
-    groups: dict[str, list[Row]] = {}
-    for row in rows:
-        others = {name: value for name, value in row.changes.items() if name != field}
-        groups.setdefault(repr(others), []).append(row)
     bases = {}
-    for group in groups.values():
-        usual = [row for row in group if row.changes[field] == defaults[field]]
-        bases |= {row.label: (usual or group)[0].label for row in group}
-    return bases if len(groups) > 1 else bases[rows[0].label]
+    for row in rows:
+        group = [other for other in rows if are_comparable(row, other, field)]
+        usual = [other for other in group if has_default(other, field, defaults)]
+        bases[row.label] = (usual or group)[0].label
+    return bases if len(set(bases.values())) > 1 else bases[rows[0].label]
+
+
+def are_comparable(one: Row, other: Row, field: str) -> bool:
+    """Return whether two rows differ in `field` alone; what a row does not use does not count."""
+    return all(
+        name == field or None in (text, other.cells[name]) or text == other.cells[name]
+        for name, text in one.cells.items()
+    )
+
+
+def has_default(row: Row, field: str, defaults: dict[str, Any]) -> bool:
+    """Return whether a row has a field's default value, and no setting of its own with it."""
+    return field in row.changes and row.changes[field] == defaults[field]
 
 
 def overlaid_folders(text: str) -> list[Path]:
     """Return the folders of finished runs that --compare names, none if it names choices.
 
-    Raises UserError if a folder among them has no run.
+    A pattern such as 'runs/*-seed*' stands for the runs that match it, the folder of a comparison
+    for its runs. Raises UserError if a folder among them has no run.
     """
     names = [name.strip() for name in text.replace(";", ",").split(",")]
-    paths = [expand_path(name) for name in names if name]
-    if not any(
-        "/" in name or os.path.isdir(path) for name, path in zip(names, paths, strict=False)
-    ):
+    names = [name for name in names if name]
+    if not any("/" in name or os.path.isdir(expand_path(name)) for name in names):
         return []
-    for path in paths:
-        if not os.path.isfile(path / "config.json"):
+    if any("(" in name or "=" in name for name in names) and not any(map(os.path.isdir, names)):
+        return []  # settings that name a file
+    found: list[Path] = []
+    for name in names:
+        folders = runs_of(expand_path(name))
+        if not folders:
             raise UserError(
-                f"compare={str(path)!r:.60} contains no run; give folders of runs, such as those "
+                f"compare={name!r:.200} contains no run; give folders of runs, such as those "
                 "listed by --list runs, or choices such as fedavg,fedprox"
             )
-    return paths
+        found += folders
+    return list(dict.fromkeys(found)) if has_pattern(names) else found
 
 
-def read_term(term: str, config: ConfigGroup) -> tuple[str, list[Any]]:
-    """Return (field, its values) of "alpha=0.1,1", or of "fedavg,fedprox", names of one field."""
-    name, has_field, texts = term.rpartition("=")
-    names = [text.strip() for text in texts.split(",")]
-    if has_field:
-        field = name.strip().removeprefix("--").replace("-", "_")
-        hint = sweepable(config).get(field)
-        if hint is None:
-            several = "; for a grid give --compare twice" if "," in name else ""
-            raise UserError(
-                f"compare={term!r:.60}: {field!r:.40} is not a field that a comparison can "
-                f"change; choose one such as alpha, client_lr or algorithm{several}"
-            )
-        values = [to_value(text, hint) for text in names]
-        for value in values:
-            check_value(field, value, hint)
-    else:
-        values = names
-        known = [field for field in COMPARABLE if set(names) <= set(config.choices(field))]
-        field = known[0] if known else ""
-    if not field and (confusion := find_confusion(names, config)):
-        raise UserError(f"compare={term!r:.60}: {confusion}")
-    if not field or len({label_of(field, value) for value in values}) < len(values):
+def has_pattern(names: Sequence[str]) -> bool:
+    """Return whether a name stands for several folders, which may then overlap."""
+    return any(char in name for name in names for char in "*?[")
+
+
+def runs_of(path: Path) -> list[Path]:
+    """Return the folders of runs that a path, a pattern or a comparison's folder stands for."""
+    try:
+        if os.path.isfile(path / "config.json"):
+            return [path]
+        if os.path.isfile(path / "comparison.json"):
+            runs = read_json(path / "comparison.json").get("runs", [])
+            return [path / run for run in runs if os.path.isfile(path / run / "config.json")]
+        if has_pattern([str(path)]):
+            matching = sorted(map(Path, glob.glob(str(path))))
+            return [run for match in matching if match.is_dir() for run in runs_of(match)]
+    except (OSError, ValueError):  # such as a name that is too long
+        pass
+    return []
+
+
+def split_list(text: str) -> list[str]:
+    """Return the parts between commas that are not in parentheses."""
+    return [part.strip() for part in re.split(r",(?![^()]*\))", text)]
+
+
+def read_term(term: str, config: Any) -> tuple[str, list[Entry]]:
+    """Return (field, its entries) of "alpha=0.1,1", or of "fedavg,fedprox", names of one field.
+
+    An entry may have settings of its own: "fedprox(client_lr=0.1,prox_mu=0.1)". The field is "" for
+    entries that are settings alone, "(alpha=0.1,client_lr=0.2),(alpha=1)".
+    """
+    outside = re.sub(r"\([^()]*\)", "", term)
+    if "(" in outside or ")" in outside:
+        raise UserError(
+            f"compare={term!r:.60} has unmatched parentheses; write settings of a row as in "
+            "fedprox(client_lr=0.1,prox_mu=0.1)"
+        )
+    name, has_field, _ = outside.rpartition("=")
+    parts = split_list(term.removeprefix(f"{name}=") if has_field else term)
+    texts = [part.partition("(")[0].strip() for part in parts]
+    settings = [part.partition("(")[2].removesuffix(")") for part in parts]
+    if not any(texts) and all(settings):
+        rows = [read_settings(text, term, config) for text in settings]
+        labels = [", ".join(label_of(f, value) for f, value in row.items()) for row in rows]
+        if len(set(labels)) < len(labels):
+            raise UserError(f"compare={term!r:.60} has the same row twice; give each row once")
+        return "", [Entry(label, None, row) for label, row in zip(labels, rows, strict=True)]
+    field, values = read_values(term, name if has_field else None, texts, config)
+    entries = []
+    for value, text in zip(values, settings, strict=True) if field else ():
+        own = read_settings(text, term, config) if text else {}
+        if field in own:
+            raise UserError(f"compare={term!r:.60} gives {field} twice in a row; give it once")
+        label = label_of(field, value)
+        if own:
+            described = ", ".join(label_of(f, setting) for f, setting in own.items())
+            label = f"{label} ({described})"
+        check_effect(term, {field: value, **own}, own, config)
+        entries.append(Entry(label, value, {field: value, **own}))
+    if not field or len({entry.label for entry in entries}) < len(entries):
         raise UserError(
             f"compare={term!r:.60} does not name different choices of one flag, separated by "
             f"commas; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox, or values such "
             "as alpha=0.1,1"
         )
-    return field, values
+    return field, entries
+
+
+def read_values(
+    term: str, name: str | None, texts: Sequence[str], config: Any
+) -> tuple[str, list[Any]]:
+    """Return (field, values) of the texts in a term; `name` is what stands before its "="."""
+    if name is not None:
+        field = name.strip().removeprefix("--").replace("-", "_")
+        return field, [read_value(term, field, text, config) for text in texts]
+    known = [field for field in COMPARABLE if set(texts) <= set(config.choices(field))]
+    field = known[0] if known else ""
+    if not field and (confusion := find_confusion(texts, config)):
+        raise UserError(f"compare={term!r:.60}: {confusion}")
+    return field, list(texts)
+
+
+def read_value(term: str, field: str, text: str, config: Any) -> Any:
+    """Return the value of a field that a term names. Raises UserError if it has no such value."""
+    hint = sweepable(config).get(field)
+    if hint is None:
+        several = "; for a grid give --compare twice" if "," in field else ""
+        raise UserError(
+            f"compare={term!r:.60}: {field!r:.40} is not a field that a comparison can "
+            f"change; choose one such as alpha, client_lr or algorithm{several}"
+        )
+    value = to_value(text, hint)
+    check_value(field, value, hint)
+    return value
+
+
+def read_settings(text: str, term: str, config: Any) -> dict[str, Any]:
+    """Return field -> value of a row's settings, "client_lr=0.1,prox_mu=0.1"."""
+    settings: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = part.partition("=")
+        field = name.strip().removeprefix("--").replace("-", "_")
+        if not equals or field in settings:
+            raise UserError(
+                f"compare={term!r:.60}: {part!r:.40} is not a setting of a row; write different "
+                "settings such as fedprox(client_lr=0.1,prox_mu=0.1)"
+            )
+        settings[field] = read_value(term, field, value.strip(), config)
+    return settings
+
+
+def check_effect(term: str, changes: dict[str, Any], own: dict[str, Any], config: Any) -> None:
+    """Raise UserError if a row's own setting has no effect on it."""
+    in_use = config.effective(**changes, compare="", seeds=1).to_dict() if own else {}
+    for field, value in own.items():
+        if in_use[field] != value:
+            raise UserError(
+                f"compare={term!r:.60}: {field}={value!s:.40} has no effect on this row; drop it"
+            )
 
 
 def find_confusion(names: Sequence[str], config: ConfigGroup) -> str:
@@ -186,6 +397,29 @@ def label_of(field: str, value: Any) -> str:
     if isinstance(value, str):
         return value if field in COMPARABLE else f"{field.replace('_', ' ')} {value}"
     return f"{field.replace('_', ' ')} {str(value).removesuffix('.0')}"
+
+
+def rows_to_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows, tables of settings in a TOML file, as --compare takes them."""
+    shared = [
+        field for field in COMPARABLE if all(isinstance(row, dict) and field in row for row in rows)
+    ]
+    texts = []
+    for row in rows:
+        if not isinstance(row, dict) or not row or any(map(is_nested, row.values())):
+            raise UserError(
+                f"compare={row!r:.60} is not a row of settings; write tables such as [[compare]] "
+                "with algorithm and client_lr"
+            )
+        head = str(row[shared[0]]) if shared else ""
+        rest = [f"{field}={value}" for field, value in row.items() if field not in shared[:1]]
+        texts.append(f"{head}({','.join(rest)})" if rest else head)
+    return ",".join(texts)
+
+
+def is_nested(value: Any) -> bool:
+    """Return whether a value of a TOML file is itself a table or a list."""
+    return isinstance(value, dict | list)
 
 
 def join_compared(words: Sequence[str]) -> list[str]:

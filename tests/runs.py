@@ -13,8 +13,9 @@ from pathlib import Path
 from unittest import mock
 
 import federated_learning as fl
-from harness import command_line
+from harness import captions, command_line
 from harness.records import RoundRecord
+from harness.sweep import compared_rows
 
 import psutil
 
@@ -45,6 +46,15 @@ def make_record(accuracy, round_num=1, loss=2.3, num_nonfinite=0, num_clients=1)
         epsilon=None,
         seconds=1.0,
     )
+
+
+def caption_of_rows(flags, dataset):
+    """The caption of a comparison."""
+    config = fl.parse(flags)
+    compared = compared_rows(config)
+    rows = [config.effective(**row.changes, compare="", seeds=1) for row in compared.rows]
+    experiments = [fl.build_experiment(row, dataset) for row in rows]
+    return captions.compared_caption(config, compared, experiments)
 
 
 def command(*flags: str) -> list[str]:

@@ -7,11 +7,9 @@ import math
 import re
 import shutil
 from dataclasses import replace
-from functools import partial
 
 import federated_learning as fl
 from harness import comparison, plots
-from harness.captions import compared_caption
 from harness.fields import UserError
 from harness.records import rounds_to_target
 from harness.results import format_differences, format_rounds_to_target, holm, paired_test
@@ -23,6 +21,7 @@ from runs import (
     MLP_ON_DIGITS,
     NO_FIGURES,
     call_script,
+    caption_of_rows,
     configure,
     make_record,
     start,
@@ -90,7 +89,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(compared):
     splits = {
         seed: {
             json.loads(path.read_text())["hash"]
-            for path in (tmp_path / "runs").glob(f"*seed{seed}-*/partition.json")
+            for path in (tmp_path / "runs").glob(f"*/*-seed{seed}/partition.json")
         }
         for seed in "01"
     }
@@ -99,7 +98,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(compared):
         1,
         1,
     ]
-    (interrupted,) = (tmp_path / "runs").glob("*-scaffold-*seed0-*")
+    (interrupted,) = (tmp_path / "runs").glob("*/scaffold-seed0")
     (interrupted / "metrics.json").unlink()
     (interrupted / "checkpoints" / "round-000002.npz").unlink()
     again = call_script(tmp_path, *COMPARED)
@@ -173,7 +172,7 @@ def check_overlay(folder, rows, capsys):
 def test_finished_runs_are_overlaid(compared, tmp_path, monkeypatch, capsys):
     """Two seeds of two algorithms: rows by what differs, the seeds together."""
     monkeypatch.chdir(tmp_path)
-    runs = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("runs/digits-*"))
+    runs = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("runs/*/*-seed?"))
     together = check_overlay(tmp_path, [("fedavg", runs[:2]), ("scaffold", runs[2:])], capsys)
     fl.main(fl.parse(["--compare", together.rpartition(",")[0], "--name", "three"]))
     assert "vs fedavg" not in capsys.readouterr().out  # their seeds differ: nothing to pair
@@ -335,13 +334,11 @@ def test_a_comparison_is_not_run_as_one_run(tmp_path, monkeypatch):
 
 
 def test_what_is_compared_stands_in_the_caption(digits):
-    config = configure(dataset="digits", compare="mean,median", seeds=3, seed=4)
-    caption = compared_caption(config, partial(fl.build_experiment, dataset=digits))
+    caption = caption_of_rows("--dataset digits --compare mean,median --seeds 3 --seed 4", digits)
     assert "aggregators compared: mean; median ·" in caption and "seeds 4 to 6" in caption
-    assert (
-        compared_rows(configure(seeds=2)).rows == [("fedavg", {"algorithm": "fedavg"})]
-        and compared_rows(fl.Config()) is None
-    )
+    assert [row.changes for row in compared_rows(configure(seeds=2)).rows] == [
+        {"algorithm": "fedavg"}
+    ] and compared_rows(fl.Config()) is None
     with pytest.raises(UserError, match="drop one of them"):
         configure(compare="fedavg,fedprox", resume="runs/x")
 
@@ -431,7 +428,7 @@ def test_values_of_a_field_and_grids_are_rows():
     }
     assert grid.base["scaffold, alpha 0.1"] == "fedavg, alpha 0.1"
     clients = compared_rows(configure(compare="num_clients=5,10"))
-    assert clients.rows[0] == ("num clients 5", {"num_clients": 5})
+    assert clients.rows[0][:2] == ("num clients 5", {"num_clients": 5})
     close = compared_rows(configure(compare="client_lr=0.12345678,0.12345679"))
     assert len({row.label for row in close.rows}) == 2
     both = configure(aggregator="dp", num_clients=20, compare="public_cohorts=True,False")
@@ -489,7 +486,7 @@ def test_two_equal_comparisons_at_once_share_their_runs(tmp_path):
     processes = [start(tmp_path, *flags) for _ in range(2)]
     ends = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], ends
-    assert len(list(tmp_path.glob("runs/digits-*"))) == 4
+    assert len(list(tmp_path.glob("runs/*/*-seed?"))) == 4
     assert sum(out.count("round 2/2") for out, _ in ends) == 4
     for out, _ in ends:
         assert "wrote comparison.csv" in out

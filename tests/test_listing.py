@@ -6,7 +6,7 @@ import os
 
 import federated_learning as fl
 from harness.files import csv_table, to_json
-from harness.listing import print_runs
+from harness.listing import list_runs, print_list
 
 import pytest
 from runs import call_script, configure, make_record
@@ -20,10 +20,6 @@ def make_run(folder, config, accuracies, finished=True, **figures):
     (folder / "metrics.csv").write_text(csv_table(r.figures() | figures for r in records))
     if finished:
         (folder / "metrics.json").write_text("{}")
-
-
-def lines_of(capsys):
-    return [line.split("  ") for line in capsys.readouterr().out.splitlines()]
 
 
 def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
@@ -47,22 +43,46 @@ def test_a_run_is_a_line_with_what_differs_from_the_default(tmp_path, capsys):
     (tmp_path / "0-evaluated").mkdir()
     evaluated = {"evaluated_run": "/there/a", "dataset": "USPS", "test_accuracy": 0.5}
     (tmp_path / "0-evaluated" / "metrics.json").write_text(to_json(evaluated))
-    print_runs(str(tmp_path), fl.Config())
-    header, *lines = [[cell.strip() for cell in line if cell] for line in lines_of(capsys)]
-    assert header[:3] == ["folder", "non-default settings", "rounds"]
-    assert lines == [
-        ["a", "nothing", "5/5", "97.00%", "5", "finished"],
-        ["b", "alpha 0.1, model mlp, rounds 3, client_lr 0.05", "2/3", "60.00%", "2"]
-        + ["stopped or still running"],
-        ["c", "model mlp, algorithm scaffold", "1/5", "50.00%", "1", "ended early"],
-        ["d", "num_clients 20, rounds 1, aggregator dp", "1/1", "20.00%", "12.3", "finished"],
-        ["e", "cannot be read"],
-        ["f", "partition_file split.json, partition file, num_clients 7", "1/5", "50.00%", "1"]
-        + ["ended early"],
-        ["0-begun", "comparison of fedavg, fedprox, 2 seeds", "stopped or still running"],
-        ["0-compared", "comparison of fedavg, fedprox, 2 seeds", "finished"],
-        ["0-evaluated", "evaluation on USPS", "50.00%", "finished"],
+    listed = list_runs(str(tmp_path), fl.Config())
+    assert [(*line[:4], *line[5:]) for line in listed] == [
+        ("a", 5, 5, 0.97, 5, "finished", ""),
+        ("b", 2, 3, 0.6, 2, "unfinished", "alpha 0.1, model mlp, rounds 3, client_lr 0.05"),
+        ("c", 1, 5, 0.5, 1, "ended early", "model mlp, algorithm scaffold"),
+        ("d", 1, 1, 0.2, None, "finished", "num_clients 20, rounds 1, aggregator dp"),
+        ("e", None, None, None, None, "cannot be read", ""),
+        ("f", 1, 5, 0.5, 1, "ended early")
+        + ("partition_file split.json, partition file, num_clients 7",),
+        ("0-begun", *4 * (None,), "unfinished", "comparison of fedavg, fedprox, 2 seeds"),
+        ("0-compared", *4 * (None,), "finished", "comparison of fedavg, fedprox, 2 seeds"),
+        ("0-evaluated", None, None, 0.5, None, "finished", "evaluation on USPS"),
     ]
+    assert listed[3].epsilon == 12.34
+    print_list(listed)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("  ")[0] == "folder" and "    model mlp, algorithm scaffold" in lines
+    assert lines[1].split() == [
+        "a",
+        "5/5",
+        "97.00%",
+        "5",
+        "finished",
+    ]
+
+
+def test_a_list_is_100_columns_wide_and_json_has_everything(tmp_path, capsys):
+    name = "long" * 30
+    make_run(tmp_path / name, configure(rounds=100_000, model="mlp", alpha=0.1), [0.5])
+    values = {"values": [f"fedavg, alpha {number}" for number in range(20)], "finished": False}
+    (tmp_path / "compared").mkdir()
+    (tmp_path / "compared" / "comparison.json").write_text(to_json(values))
+    (tmp_path / "compared" / "summary.csv").write_text("")  # a partial one
+    fl.main(fl.parse(["--list", str(tmp_path)]))
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100 and "comparison of fedavg, alpha 0," in lines[4]
+    fl.main(fl.parse(["--list", str(tmp_path), "--json"]))
+    run, compared = json.loads(capsys.readouterr().out)
+    assert run["folder"] == name and run["test_accuracy"] == 0.5 and run["of_rounds"] == 100_000
+    assert compared["state"] == "unfinished" and compared["settings"].endswith("alpha 19")
 
 
 def test_list_alone_is_that_of_the_folder_runs():
@@ -92,4 +112,4 @@ def test_one_folder_that_cannot_be_read_hides_no_other(tmp_path, capsys):
     lines = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     for name in ("pipe", "zero", "endless"):
         assert lines[name].endswith("cannot be read")
-    assert "stopped" in lines["good"]
+    assert "unfinished" in lines["good"]

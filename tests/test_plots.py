@@ -2,7 +2,6 @@
 
 import math
 import warnings
-from functools import partial
 from typing import get_args
 
 import federated_learning as fl
@@ -16,7 +15,7 @@ import numpy as np
 import pytest
 from matplotlib.font_manager import FontProperties
 from reference import evaluation_of
-from runs import configure
+from runs import caption_of_rows, configure
 
 NOTE = "a data set · 2 clients · seed 0"
 
@@ -268,15 +267,16 @@ def test_a_caption_says_all_that_the_numbers_depend_on(digits, every):
 
 
 def test_a_caption_says_each_row_that_is_compared(digits):
-    build = partial(fl.build_experiment, dataset=digits)
-    rows = fl.parse("--dataset digits --model mlp --compare fedavg,scaffold,fedprox --prox-mu 0.1")
-    caption = captions.compared_caption(rows, build)
+    caption = caption_of_rows(
+        "--dataset digits --model mlp --compare fedavg,scaffold,fedprox --prox-mu 0.1", digits
+    )
     named = (
         "algorithms compared: fedavg, lr 0.05; scaffold, lr 0.05; fedprox, prox mu 0.1, lr 0.05 ·"
     )
     assert named in caption and "· seed 0" in caption
-    rows = fl.parse("--dataset digits --compare nan,scaled --byzantine 3 --seeds 2")
-    caption = captions.compared_caption(rows, build)
+    caption = caption_of_rows(
+        "--dataset digits --compare nan,scaled --byzantine 3 --seeds 2", digits
+    )
     named = "attacks compared: 3 attackers (nan); 3 attackers (scaled, scale 10) · seeds 0 to 1"
     assert named in caption
 
