@@ -29,6 +29,7 @@ from harness.files import (
     to_json,
     write_file,
 )
+from harness.latex import escape, name_settings
 from harness.plots import plot_comparison, plot_rounds_to_target
 from harness.provenance import changed, describe_provenance, program, read_programs
 from harness.records import (
@@ -48,8 +49,8 @@ from harness.results import (
 )
 from harness.run_folder import make_folder
 from harness.run_options import identity
-from harness.summary import summarize, to_latex, to_markdown
-from harness.sweep import Compared, Row
+from harness.summary import Rates, read_columns, summarize, to_latex, to_markdown
+from harness.sweep import COMPARABLE, Compared, Row
 
 import numpy as np
 
@@ -82,10 +83,11 @@ class Finished(NamedTuple):
     """The runs of a comparison, all done."""
 
     records_of: dict[str, list[list[RoundRecord]]]  # name -> the records of each seed
-    rates: dict[str, tuple[float, float]]  # name -> the clients' and the server's learning rate
+    rates: dict[str, Rates]  # name -> learning rates and batch size
     base: Base  # what a row is held against; "" where their seeds differ
     table: list[dict[str, Any]]  # the rows of comparison.csv
     seeds_of: dict[str, list[int]]  # name -> its seeds, in the order of its records
+    places: dict[str, tuple[str, ...]]  # name -> what it is called in LaTeX, by what is compared
 
 
 def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: Callable) -> Path:
@@ -97,6 +99,7 @@ def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: C
     any of the runs would be refused for.
     """
     since = time.perf_counter()
+    read_columns(config.run.table_columns)  # before anything is trained
     seeds = range(config.seed, config.seed + config.comparison.seeds)
     experiments = []
     planned = []
@@ -137,9 +140,12 @@ def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: C
 def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
     """Return the runs that are done, by row."""
     done = [single for single in singles if single.earlier]
-    finished = Finished({}, rates_of(done), compared.base, [], {})
+    finished = Finished({}, rates_of(done), compared.base, [], {}, {})
     for single in done:
         label = single.row.label
+        names = paper_names(single.config)
+        terms = [name_settings(settings, names, label) for settings in single.row.settings]
+        finished.places[label] = tuple(terms) or (escape(label),)
         flat = single.config.to_dict()
         identified = {field: flat[field] for field in (*compared.fields, "seed")}
         finished.table.extend(identified | record.figures() for record in single.earlier)
@@ -167,6 +173,15 @@ def write_partial(
         finished = finished._replace(base="")
     note = f"partial: {num_done} of {len(singles)} runs"
     write_comparison(folder, finished, config.run, f"{caption} · {note}", since)
+
+
+def paper_names(config: Any) -> dict[str, str]:
+    """Return choice -> its name in papers, of the choices made: {"fedavg": "FedAvg"}."""
+    made = {field: config.to_dict()[field] for field in COMPARABLE}
+    names = {
+        value: getattr(config.chosen(field), "paper_name", "") for field, value in made.items()
+    }
+    return {value: name for value, name in names.items() if name}
 
 
 def bases_of(base: Base) -> list[str]:
@@ -230,8 +245,15 @@ def write_comparison(
         "comparison.csv": csv_table(finished.table),
         **draw_files(figures, form_of(run), provenance),
         "summary.csv": csv_table(summary),
-        "summary.md": to_markdown(summary),
-        "summary.tex": to_latex(summary, caption),
+        "summary.md": to_markdown(summary, run.table_columns),
+        "summary.tex": to_latex(
+            summary,
+            caption,
+            re.sub(r"[^\w.-]+", "-", folder.name),
+            target,
+            list(finished.places.values()),
+            run.table_columns,
+        ),
     }
     for name, content in files.items():
         write_file(folder / name, content)
@@ -265,11 +287,11 @@ def write_comparison(
     print_line(f"\nwrote {', '.join(files)} into {one_line(str(folder))}")
 
 
-def format_rate(name: str, rates: dict[str, tuple[float, float]]) -> str:
+def format_rate(name: str, rates: dict[str, Rates]) -> str:
     """Return the clients' rate, behind a name, where the rows have different ones."""
-    used = {client_lr for client_lr, _ in rates.values()}
+    used = {of_row.client_lr for of_row in rates.values()}
     named = "lr" in name.split() or len(used) == 1
-    return "" if named else f" (lr {rates[name][0]:g})"
+    return "" if named else f" (lr {rates[name].client_lr:g})"
 
 
 def describe_work(singles: Sequence[Single]) -> str:
@@ -295,11 +317,12 @@ def format_time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def rates_of(singles: Sequence[Single]) -> dict[str, tuple[float, float]]:
-    """Return name -> the clients' and the server's learning rate."""
+def rates_of(singles: Sequence[Single]) -> dict[str, Rates]:
+    """Return name -> learning rates and batch size."""
+    trainings = {single.row.label: single.config.training for single in singles}
     return {
-        single.row.label: (single.config.training.client_lr, single.config.training.server_lr)
-        for single in singles
+        name: Rates(training.client_lr, training.server_lr, training.batch_size)
+        for name, training in trainings.items()
     }
 
 

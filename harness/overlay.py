@@ -7,15 +7,23 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.command_line import read_saved
-from harness.comparison import Finished, find_folder, read_metrics, write_comparison
+from harness.comparison import (
+    Finished,
+    find_folder,
+    paper_names,
+    read_metrics,
+    write_comparison,
+)
 from harness.fields import ConfigGroup, UserError
 from harness.files import expand_path, one_line, read_json
+from harness.latex import name_settings
 from harness.listing import changed_fields
 from harness.plots import join_parts
 from harness.records import RoundRecord
 from harness.results import pluralize
 from harness.run_options import identity
-from harness.sweep import label_configs, overlaid_folders
+from harness.summary import Rates
+from harness.sweep import label_settings, overlaid_folders, shown_settings
 
 # Fields that name no row: its seeds are together, its data have a name, and it may be cut.
 SAID_ELSEWHERE = {"seed", "dataset", "data", "data_name", "rounds", "holdout", "validation"}
@@ -57,16 +65,20 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
                 f"{str(of_seeds[run.config.seed].folder)!r:.200}; name each run once"
             )
         of_seeds[run.config.seed] = run
-    names = name_rows([next(iter(of_seeds.values())) for of_seeds in rows.values()], default)
+    first_runs = [next(iter(of_seeds.values())) for of_seeds in rows.values()]
+    settings = row_settings(first_runs, default)
+    names = name_rows(first_runs, settings)
     by_name = dict(zip(names, rows.values(), strict=True))
     same_seeds = len({tuple(sorted(of_seeds)) for of_seeds in by_name.values()}) == 1
-    finished = Finished({}, {}, names[0] if same_seeds else "", [], {})
+    finished = Finished({}, {}, names[0] if same_seeds else "", [], {}, {})
+    for name, run, of_row in zip(names, first_runs, settings, strict=True):
+        finished.places[name] = (name_settings(of_row, paper_names(run.config), name),)
     for name, of_seeds in by_name.items():
         ordered = [of_seeds[seed] for seed in sorted(of_seeds)]
         training = ordered[0].config.training
         finished.records_of[name] = [run.records for run in ordered]
         finished.seeds_of[name] = [run.config.seed for run in ordered]
-        finished.rates[name] = (training.client_lr, training.server_lr)
+        finished.rates[name] = Rates(training.client_lr, training.server_lr, training.batch_size)
         for run in ordered:
             identified = {"run": run.folder.name, "compared": name, "seed": run.config.seed}
             finished.table.extend(identified | record.figures() for record in run.records)
@@ -112,16 +124,18 @@ def read_run(folder: Path, default: ConfigGroup) -> Done:
     return Done(folder, config, dataset, str(partition.get("dataset_sha256", "")), records)
 
 
-def name_rows(runs: list[Done], default: ConfigGroup) -> list[str]:
-    """Return what the rows are called: the values in which they differ, else their folders' names.
-
-    `runs` has one run of each row.
-    """
+def row_settings(runs: list[Done], default: ConfigGroup) -> list[dict[str, Any]]:
+    """Return field -> value in which the rows differ; `runs` has one run of each row."""
     given = [run.config.to_dict() for run in runs]
     changed = [changed_fields(of_run, default) for of_run in given]
     fields = sorted({field for of_run in changed for field in of_run} - SAID_ELSEWHERE)
     differing = [field for field in fields if len({of_run[field] for of_run in given}) > 1]
-    names = label_configs(given, differing, changed)
+    return shown_settings(given, differing, changed)
+
+
+def name_rows(runs: list[Done], settings: list[dict[str, Any]]) -> list[str]:
+    """Return what the rows are called: by their settings, or else by their folders."""
+    names = [label_settings(of_row) for of_row in settings]
     if len(set(names)) < len(names) or names == [""]:
         return [one_line(run.folder.name) for run in runs]
     return names

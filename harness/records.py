@@ -340,6 +340,17 @@ def megabytes_so_far(records: Sequence[RoundRecord]) -> np.ndarray:
     return np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
 
 
+def examples_trained_on(report: dict[str, Any], batch_size: int) -> float:
+    """Return on how many examples a client trained in a round, by its report.
+
+    A straggler's last batch counts as a whole one.
+    """
+    size = report["examples"]
+    batch = batch_size or size
+    epochs, steps = divmod(report["steps"], math.ceil(size / batch))
+    return epochs * size + min(steps * batch, size)
+
+
 def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None:
     """Return after how many rounds the best test accuracy so far crossed `target`, or None.
 

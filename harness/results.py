@@ -15,6 +15,7 @@ from harness.files import expand_path, one_line, read_json
 from harness.records import MOST_IN_MATRIX, best_record, few_images_of_many_labels, rounds_to_target
 
 import numpy as np
+import scipy.optimize
 import scipy.stats
 import sklearn.metrics
 import tensorflow as tf
@@ -276,10 +277,43 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[float,
     differs, p is 1.
     """
     difference = np.subtract(second, first)
-    if len(difference) < 2 or np.ptp(difference) < 1e-9:
-        same = bool(np.all(np.abs(difference) < 1e-9))
-        return float(difference.mean()), 1.0 if same else math.nan
+    largest = float(np.abs(difference).max())
+    if len(difference) < 2 or np.ptp(difference) < max(1e-9, 1e-6 * largest):
+        return float(difference.mean()), 1.0 if largest < 1e-9 else math.nan
     return float(difference.mean()), float(scipy.stats.ttest_rel(second, first).pvalue)
+
+
+def difference_interval(difference: np.ndarray) -> float:
+    """Return half the width of the 95 % interval of the mean of paired differences float[seeds].
+
+    NaN for a single seed, or equal differences, which have no variance.
+    """
+    num_seeds = len(difference)
+    if num_seeds < 2 or np.ptp(difference) < max(1e-9, 1e-6 * np.abs(difference).max()):
+        return math.nan
+    quantile = scipy.stats.t.ppf(1 - SIGNIFICANT / 2, num_seeds - 1)
+    return float(quantile * np.std(difference, ddof=1) / math.sqrt(num_seeds))
+
+
+POWER = 0.8
+
+
+def detectable_difference(sd: float, num_seeds: int) -> float:
+    """Return the true mean difference that the paired t-test finds with a probability of POWER.
+
+    `sd` is the standard deviation of the differences over the seeds, as float. The test is
+    two-sided at the level SIGNIFICANT; its power follows from the noncentral t distribution
+    (Cohen 1988, Statistical Power Analysis, chapter 2).
+    """
+    freedom = num_seeds - 1
+    critical = scipy.stats.t.ppf(1 - SIGNIFICANT / 2, freedom)
+
+    def lacking(noncentrality: float) -> float:
+        above = scipy.stats.nct.sf(critical, freedom, noncentrality)
+        below = scipy.stats.nct.cdf(-critical, freedom, noncentrality)
+        return float(above + below) - POWER
+
+    return float(scipy.optimize.brentq(lacking, 0.1, 30) * sd / math.sqrt(num_seeds))
 
 
 def holm(ps: Sequence[float]) -> list[float]:
@@ -298,6 +332,8 @@ class Difference(NamedTuple):
     mean: float
     p: float  # of the paired t-test; NaN if it is not testable
     adjusted_p: float  # by Holm's correction over all rows
+    half_width: float  # of the 95 % interval of the mean; NaN if it is not testable
+    detectable: float  # the least true difference that is found with power 0.8; NaN likewise
 
 
 # The name of the row that all others are held against; of a grid, name -> such a row.
@@ -317,10 +353,16 @@ def compare_outcomes(outcomes: dict[str, Sequence[float]], base: Base) -> dict[s
     names = [name for name in outcomes if base_of(name, base) in outcomes.keys() - {name}]
     tests = [paired_test(outcomes[base_of(name, base)], outcomes[name]) for name in names]
     adjusted = holm([p for _, p in tests])
-    return {
-        name: Difference(mean, p, adjusted_p)
-        for name, (mean, p), adjusted_p in zip(names, tests, adjusted, strict=True)
-    }
+    found = {}
+    for name, (mean, p), adjusted_p in zip(names, tests, adjusted, strict=True):
+        difference = np.subtract(outcomes[name], outcomes[base_of(name, base)])
+        half_width = difference_interval(difference)
+        detectable = math.nan
+        if not math.isnan(half_width):
+            sd = float(np.std(difference, ddof=1))
+            detectable = detectable_difference(sd, len(difference))
+        found[name] = Difference(mean, p, adjusted_p, half_width, detectable)
+    return found
 
 
 def format_differences(
@@ -334,21 +376,27 @@ def format_differences(
     tests = compare_outcomes(outcomes, base)
     method = "paired t-test" + (f", Holm over {len(tests)} rows" if len(tests) > 1 else "")
     texts = {}
-    for name, (mean, p, adjusted_p) in tests.items():
+    for name, test in tests.items():
         num_seeds = len(outcomes[name])
         own_base = base_of(name, base)
-        difference = f"; {mean:+.2f} {unit} vs {own_base}"
-        is_significant = adjusted_p < SIGNIFICANT
-        verdict = "significant" if is_significant else "no significant difference"
+        difference = f"; {test.mean:+.2f} {unit} vs {own_base}"
+        is_significant = test.adjusted_p < SIGNIFICANT
         if num_seeds < 2:
             texts[name] = ""
-        elif num_seeds > 1 and not np.subtract(outcomes[name], outcomes[own_base]).any():
+        elif not np.subtract(outcomes[name], outcomes[own_base]).any():
             texts[name] = f"; identical to {own_base} for every seed"
-        elif math.isnan(p):
+        elif math.isnan(test.p):
             texts[name] = f"{difference} for every seed, so not testable"
         else:
+            low = test.mean - test.half_width
+            high = test.mean + test.half_width
+            verdict = "significant" if is_significant else "no significant difference"
+            found = f"{method}, p {test.adjusted_p:.2g}"
+            if not is_significant:
+                found += f"; power 0.8 needs {test.detectable:.2g} {unit}"
             texts[name] = (
-                f"{difference}, {verdict} over {num_seeds} seeds ({method}, p {adjusted_p:.2g})"
+                f"{difference} (95 % CI {low:+.2f} to {high:+.2f}), {verdict} over {num_seeds} "
+                f"seeds ({found})"
             )
     return texts
 

@@ -88,6 +88,10 @@ class Run(ConfigGroup):
     """Format of the figures. none draws none, which saves two seconds per run of a sweep."""
     caption: bool = True
     """--no-caption omits the figures' titles and small print, for use in a paper."""
+    table_columns: text("LIST") = ""
+    """Columns of a comparison's summary.md and summary.tex, named as in summary.csv, such as
+    mean,sd,megabytes. Default: all in summary.md; in summary.tex accuracy, difference and p, or for
+    a grid of two fields a row and a column for each value."""
     quiet: bool = False
     """Print nothing on standard output; notices and errors still appear on standard error."""
     json: bool = False

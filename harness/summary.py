@@ -5,11 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+from harness.fields import UserError
 from harness.files import one_line
+from harness.latex import describe_outcome, escape, grid_table, outcome_cells, to_table
 from harness.records import (
     RoundRecord,
+    examples_trained_on,
     have_one_length,
     megabytes_so_far,
     rounds_to_target,
@@ -33,28 +36,43 @@ COLUMNS = {
     "high": ("high", ".2f"),
     "difference": ("difference (points)", "+.2f"),
     "rounds_difference": ("difference (rounds)", "+.2f"),
+    "difference_low": ("95 % CI low", "+.2f"),
+    "difference_high": ("high", "+.2f"),
+    "detectable": ("detectable with power 0.8", ".2f"),
     "versus": ("vs", "s"),
     "p": ("p", ".2g"),
     "p_holm": ("p (Holm)", ".2g"),
     "rounds_to_target": ("rounds to target", ".1f"),
+    "rounds_to_target_sd": ("sd", ".1f"),
     "reached": ("seeds reaching it", "d"),
     "not_reached": ("seeds not reaching it", "s"),
+    "censored_at": ("after rounds", "d"),
     "epsilon": ("ε", ".1f"),
     "megabytes": ("MB sent", ",.1f"),
     "megabytes_to_target": ("MB to target", ",.1f"),
+    "examples_to_target": ("examples to target", ",.0f"),
+    "steps_to_target": ("local steps to target", ",.0f"),
 }
+
+
+class Rates(NamedTuple):
+    """What a row's runs train with."""
+
+    client_lr: float
+    server_lr: float
+    batch_size: int  # 0: the whole shard
 
 
 def summarize(
     records_of: dict[str, list[list[RoundRecord]]],
-    rates: dict[str, tuple[float, float]],
+    rates: dict[str, Rates],
     base: Base,
     target: float,
     seeds_of: dict[str, Sequence[int]] | None = None,
 ) -> Table:
     """Return a row for each name: its test accuracy in percent over the seeds, and costs.
 
-    `records_of` has the records of each seed, `rates` the client and server learning rates,
+    `records_of` has the records of each seed, `rates` the learning rates and batch size,
     `seeds_of` the seeds (default: 0, 1, ...). The accuracy is that of each run's last round.
     Differences from the row's `base` are tested by the paired t-test, with Holm's correction for
     more than two rows: on the rounds to the `target` if there is one, else on the accuracies, if
@@ -77,10 +95,10 @@ def summarize(
     for name, runs in records_of.items():
         seeds = seeds_of[name] if seeds_of else range(len(runs))
         row = {ROW: name, "seeds": len(runs), "rounds": float(np.mean([*map(len, runs)]))}
-        row |= dict(zip(("client_lr", "server_lr"), rates[name], strict=True))
+        row |= {"client_lr": rates[name].client_lr, "server_lr": rates[name].server_lr}
         row |= describe_spread(accuracies[name])
         row |= describe_difference(name, differences, base, bool(target), len(runs))
-        row |= describe_target(runs, needed[name], seeds, target)
+        row |= describe_target(runs, needed[name], seeds, target, rates[name].batch_size)
         spent = [records[-1].epsilon for records in runs]
         row["epsilon"] = None if None in spent else max(spent)
         sent = [megabytes_so_far(records)[-1] for records in runs]
@@ -93,15 +111,21 @@ def describe_difference(
     name: str, differences: dict[str, Any], base: Base, to_target: bool, seeds: int
 ) -> dict[str, Any]:
     """Return the columns on how far a row is from its base; None where nothing can be said."""
-    row = {"difference": None, "rounds_difference": None, "versus": None, "p": None, "p_holm": None}
+    columns = ("difference", "rounds_difference", "difference_low", "difference_high")
+    row: dict[str, Any] = dict.fromkeys((*columns, "detectable", "versus", "p", "p_holm"))
     if name not in differences:
         return row
+    found = differences[name]
     row["versus"] = base_of(name, base)
-    row["rounds_difference" if to_target else "difference"] = differences[name].mean
+    row["rounds_difference" if to_target else "difference"] = found.mean
     if seeds > 1:
-        row["p"] = differences[name].p
+        row["p"] = found.p
+    if not math.isnan(found.half_width):
+        row["difference_low"] = found.mean - found.half_width
+        row["difference_high"] = found.mean + found.half_width
+        row["detectable"] = found.detectable
     if seeds > 1 and len(differences) > 1:
-        row["p_holm"] = differences[name].adjusted_p
+        row["p_holm"] = found.adjusted_p
     return row
 
 
@@ -110,23 +134,42 @@ def describe_target(
     needed: Sequence[float | None],
     seeds: Sequence[int],
     target: float,
+    batch_size: int,
 ) -> dict[str, Any]:
-    """Return the columns on the target: what its seeds needed, and which did not reach it."""
-    row = dict.fromkeys(("rounds_to_target", "reached", "not_reached", "megabytes_to_target"))
+    """Return the columns on the target: what its seeds needed, and which did not reach it.
+
+    Bytes, examples and local steps are counted up to the round that reached the target.
+    """
+    columns = [name for name in COLUMNS if name.endswith("_to_target")]
+    names = (*columns, "rounds_to_target_sd", "reached", "not_reached", "censored_at")
+    row: dict[str, Any] = dict.fromkeys(names)
     if not target:
         return row
-    late = [str(seed) for seed, rounds in zip(seeds, needed, strict=True) if rounds is None]
+    late = [place for place, rounds in enumerate(needed) if rounds is None]
     row["reached"] = len(runs) - len(late)
-    row["not_reached"] = " ".join(late) or None
-    if not late:
-        row["rounds_to_target"] = float(np.mean(needed))
-        # A run may have gone on: what it sent is counted up to the round that reached the target.
-        sent = [
-            megabytes_so_far(records)[math.ceil(rounds) - 1]
-            for records, rounds in zip(runs, needed, strict=True)
+    if late:
+        row["not_reached"] = " ".join(str(seeds[place]) for place in late)
+        row["censored_at"] = min(len(runs[place]) for place in late)
+        return row
+    row["rounds_to_target"] = float(np.mean(needed))
+    if len(needed) > 1:
+        row["rounds_to_target_sd"] = float(np.std(needed, ddof=1))
+    used = [run[: math.ceil(rounds)] for run, rounds in zip(runs, needed, strict=True)]
+    row["megabytes_to_target"] = float(np.mean([megabytes_so_far(run)[-1] for run in used]))
+    if all(has_work(record) for run in used for record in run):
+        reports = [[report for record in run for report in record.clients] for run in used]
+        steps = [sum(report["steps"] for report in of_run) for of_run in reports]
+        row["steps_to_target"] = float(np.mean(steps))
+        trained_on = [
+            sum(examples_trained_on(report, batch_size) for report in of_run) for of_run in reports
         ]
-        row["megabytes_to_target"] = float(np.mean(sent))
+        row["examples_to_target"] = float(np.mean(trained_on))
     return row
+
+
+def has_work(record: RoundRecord) -> bool:
+    """Return whether a round's record says what its clients did; that of a private run does not."""
+    return not record.private and all({"steps", "examples"} <= r.keys() for r in record.clients)
 
 
 def describe_spread(values: Sequence[float]) -> dict[str, float | None]:
@@ -162,9 +205,9 @@ def heading(column: str) -> str:
     return COLUMNS[column][0] if column in COLUMNS else column
 
 
-def to_markdown(rows: Table) -> str:
-    """Return the rows as a table in Markdown."""
-    columns = used_columns(rows)
+def to_markdown(rows: Table, columns: str = "") -> str:
+    """Return the rows as a table in Markdown, of all columns or those named."""
+    columns = choose_columns(rows, columns)
     lines = [[heading(column) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
     lines += [[escape_markdown(cell(row, column)) for column in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
@@ -175,39 +218,70 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\|`*\[\]<>])", r"\\\1", one_line(text))
 
 
-def to_latex(rows: Table, caption: str) -> str:
-    r"""Return the rows as a LaTeX table; it needs \usepackage{booktabs}."""
-    columns = used_columns(rows)
-    lines = [[heading(column) for column in columns]]
-    lines += [[cell(row, column) for column in columns] for row in rows]
-    head, *body = [f"{' & '.join(map(escape, line))} \\\\\n" for line in lines]
-    return (
-        f"% {one_line(caption)}\n\\begin{{tabular}}{{l{'r' * (len(columns) - 1)}}}\n\\toprule\n"
-        f"{head}\\midrule\n{''.join(body)}\\bottomrule\n\\end{{tabular}}\n"
-    )
+def read_columns(text: str) -> list[str]:
+    """Return the columns that --table-columns names. Raises UserError for an unknown one."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in COLUMNS]
+    if unknown:
+        raise UserError(
+            f"table_columns={text!r:.60}: {unknown[0]!r:.40} is not a column of summary.csv; "
+            f"choose from {', '.join(COLUMNS)}"
+        )
+    return names
 
 
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "^": r"\textasciicircum{}",
-    "~": r"\textasciitilde{}",
-    "%": r"\%",
-    "_": r"\_",
-    "&": r"\&",
-    "#": r"\#",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    "ε": r"$\varepsilon$",
-    "±": r"$\pm$",
-    "·": r"$\cdot$",
-}
+def choose_columns(rows: Table, text: str) -> list[str]:
+    """Return the columns that --table-columns names; without it all that say something."""
+    names = read_columns(text)
+    return [ROW, *names] if names else used_columns(rows)
 
 
-def escape(text: str) -> str:
-    """Return a text as LaTeX prints it: none of its characters is a command."""
-    return "".join(LATEX.get(char, char) for char in one_line(text))
+def paper_columns(rows: Table, target: float) -> tuple[list[str], list[list[str]]]:
+    """Return the headings and cells in LaTeX of a paper's columns: outcome, difference, p."""
+    head = ["rounds" if target else r"accuracy (\%)"]
+    body = [[text] for text in outcome_cells(rows, target)]
+    difference = "rounds_difference" if target else "difference"
+    if any(row["difference_low"] is not None for row in rows):
+        head.append(r"difference (95\,\% CI)")
+        for row, cells in zip(rows, body, strict=True):
+            interval = ""
+            if row["difference_low"] is not None:
+                low = cell(row, "difference_low")
+                interval = f"${row[difference]:+.2f}$ (${low}$, ${cell(row, 'difference_high')}$)"
+            cells.append(interval)
+    p = "p_holm" if any(row["p_holm"] is not None for row in rows) else "p"
+    if any(row[p] is not None for row in rows):
+        head.append("$p$ (Holm)" if p == "p_holm" else "$p$")
+        for row, cells in zip(rows, body, strict=True):
+            cells.append(escape(cell(row, p)))
+    return head, body
+
+
+def to_latex(
+    rows: Table,
+    caption: str,
+    label: str = "comparison",
+    target: float = 0.0,
+    places: Sequence[tuple[str, ...]] | None = None,
+    columns: str = "",
+) -> str:
+    r"""Return the rows as a paper's table; it needs \usepackage{booktabs}.
+
+    `places` are the names of each row in LaTeX, one for each field that is compared; a grid of two
+    fields has a row for each value of the first and a column for each value of the second.
+    `columns` names those of summary.csv to show instead.
+    """
+    names = places or [(escape(row[ROW]),) for row in rows]
+    about = f"{describe_outcome(rows, target)}. {escape(caption)}."
+    if columns:
+        chosen = choose_columns(rows, columns)[1:]
+        head = ["", *(escape(heading(column)) for column in chosen)]
+        cells = [[escape(cell(row, column)) for column in chosen] for row in rows]
+        about = f"{escape(caption)}."
+    elif all(len(name) == 2 for name in names) and len(set(names)) == len(rows):
+        return to_table(*grid_table(rows, names, target), about, label)
+    else:
+        paper_head, cells = paper_columns(rows, target)
+        head = ["", *paper_head]
+    body = [[", ".join(name), *line] for name, line in zip(names, cells, strict=True)]
+    return to_table(head, body, about, label)

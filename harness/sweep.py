@@ -42,6 +42,12 @@ class Row(NamedTuple):
     # What is compared -> its label here: {"algorithm": "scaffold", "alpha": "alpha 0.1"}; None if
     # the row does not use it, as FedAvg does not use prox_mu.
     cells: dict[str, str | None] = {}
+    terms: dict[str, dict[str, Any]] = {}  # what is compared -> its field -> value; for tables
+
+    @property
+    def settings(self) -> list[dict[str, Any]]:
+        """Field -> value of each thing that is compared and that the row uses."""
+        return [of_term for term, of_term in self.terms.items() if self.cells[term]]
 
 
 class Compared(NamedTuple):
@@ -79,23 +85,25 @@ def compared_rows(config: Any) -> Compared | None:
             f"resume={flat['resume']!r:.60} cannot be combined with compare or seeds, which "
             "resume their runs automatically; drop one of them"
         )
-    terms = [read_term(term, config) for term in flat["compare"].split(";") if term.strip()]
-    if not terms:
+    listed = [read_term(term, config) for term in flat["compare"].split(";") if term.strip()]
+    if not listed:
         name = flat["algorithm"]
-        terms = [("algorithm", [Entry(name, name, {"algorithm": name})])]
-    check_fields(flat["compare"], terms)
-    num_runs = math.prod(len(entries) for _, entries in terms) * flat["seeds"]
+        listed = [("algorithm", [Entry(name, name, {"algorithm": name})])]
+    check_fields(flat["compare"], listed)
+    num_runs = math.prod(len(entries) for _, entries in listed) * flat["seeds"]
     if num_runs > MOST_RUNS:
         raise UserError(
             f"compare={flat['compare']!r:.60} with seeds={flat['seeds']} makes {num_runs:,} runs; "
             f"choose at most {MOST_RUNS}"
         )
-    names = tuple(field for field, _ in terms)
+    names = tuple(field for field, _ in listed)
     rows = []
-    for combination in itertools.product(*(entries for _, entries in terms)):
+    for combination in itertools.product(*(entries for _, entries in listed)):
         changes = {name: v for entry in combination for name, v in entry.changes.items()}
         labels = [entry.label for entry in combination]
-        rows.append(Row(", ".join(labels), changes, dict(zip(names, labels, strict=True))))
+        cells = dict(zip(names, labels, strict=True))
+        terms = dict(zip(names, (entry.changes for entry in combination), strict=True))
+        rows.append(Row(", ".join(labels), changes, cells, terms))
     distinct = drop_unused(config, rows)
     fields = tuple(dict.fromkeys(field for row in rows for field in row.changes))
     return Compared(fields, distinct, find_base(distinct, names, config.defaults()))
@@ -121,34 +129,40 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
                 f"{field}"
             )
     in_use = [config.effective(compare="", seeds=1).to_dict() for config in configs]
-    labels = label_configs(in_use, differing, [config.changed() for config in configs])
+    shown = shown_settings(in_use, differing, [config.changed() for config in configs])
+    labels = [label_settings(settings) for settings in shown]
     changes = [{field: row[field] for field in differing} for row in given]
     if len(set(labels)) < len(labels):
         raise UserError("two of the configurations make the same run; give each once")
-    rows = [Row(label, of_row, {"": label}) for label, of_row in zip(labels, changes, strict=True)]
+    rows = [
+        Row(label, of_row, {"": label}, {"": settings})
+        for label, of_row, settings in zip(labels, changes, shown, strict=True)
+    ]
     return Compared(tuple(differing), rows, rows[0].label)
 
 
-def label_configs(
+def shown_settings(
     values: Sequence[dict[str, Any]],
     differing: Sequence[str],
     changed: Sequence[Container[str]],
-) -> list[str]:
-    """Return what rows are called: the `values` of the fields in which they differ.
+) -> list[dict[str, Any]]:
+    """Return what each row is called by: field -> value of the fields in which they differ.
 
     A field at its default is often one that the row does not use: it is left out where the names
     differ without it. `changed` are the fields of each row that are not at their defaults.
     """
-    whole = [", ".join(label_of(field, row[field]) for field in differing) for row in values]
+    whole = [{field: row[field] for field in differing} for row in values]
     short = [
-        ", ".join(
-            label_of(field, row[field])
-            for field in differing
-            if field in COMPARABLE or field in of_row
-        )
-        for row, of_row in zip(values, changed, strict=True)
+        {field: row[field] for field in row if field in COMPARABLE or field in of_row}
+        for row, of_row in zip(whole, changed, strict=True)
     ]
-    return whole if "" in short or len(set(short)) < len(short) else short
+    labels = [label_settings(row) for row in short]
+    return whole if "" in labels or len(set(labels)) < len(labels) else short
+
+
+def label_settings(settings: dict[str, Any]) -> str:
+    """Return what a row of these settings is called."""
+    return ", ".join(label_of(field, value) for field, value in settings.items())
 
 
 def check_fields(text: str, terms: Sequence[tuple[str, list[Entry]]]) -> None:
@@ -185,7 +199,7 @@ def drop_unused(config: Any, rows: Sequence[Row]) -> list[Row]:
         alike = {field: len({row.cells[field] for row in same}) == 1 for field in same[0].cells}
         cells = {field: same[0].cells[field] if alike[field] else None for field in alike}
         label = ", ".join(text for text in cells.values() if text)
-        found.append(Row(label, same[0].changes, cells))
+        found.append(Row(label, same[0].changes, cells, same[0].terms))
     labels = [row.label for row in found]
     return found if len(set(labels)) == len(labels) else [same[0] for same in kept.values()]
 
@@ -289,7 +303,7 @@ def read_term(term: str, config: Any) -> tuple[str, list[Entry]]:
     settings = [part.partition("(")[2].removesuffix(")") for part in parts]
     if not any(texts) and all(settings):
         rows = [read_settings(text, term, config) for text in settings]
-        labels = [", ".join(label_of(f, value) for f, value in row.items()) for row in rows]
+        labels = [label_settings(row) for row in rows]
         if len(set(labels)) < len(labels):
             raise UserError(f"compare={term!r:.60} has the same row twice; give each row once")
         return "", [Entry(label, None, row) for label, row in zip(labels, rows, strict=True)]
@@ -301,8 +315,7 @@ def read_term(term: str, config: Any) -> tuple[str, list[Entry]]:
             raise UserError(f"compare={term!r:.60} gives {field} twice in a row; give it once")
         label = label_of(field, value)
         if own:
-            described = ", ".join(label_of(f, setting) for f, setting in own.items())
-            label = f"{label} ({described})"
+            label = f"{label} ({label_settings(own)})"
         check_effect(term, {field: value, **own}, own, config)
         entries.append(Entry(label, value, {field: value, **own}))
     if not field or len({entry.label for entry in entries}) < len(entries):

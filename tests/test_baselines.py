@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import federated_learning as fl
 from harness import plots
 from harness.fields import UserError
+from harness.records import examples_trained_on
 from variants import baselines
 from variants.partitions import rotate_and_add_noise
 
@@ -113,9 +114,9 @@ def test_passes_are_counted_as_they_were_done():
         {"examples": 100.0, "steps": 9.0},
         {"examples": 20.0, "steps": 1.0},
     ]
-    done = [baselines.examples_trained_on(report, 16) for report in reports]
+    done = [examples_trained_on(report, 16) for report in reports]
     assert done == [300, 132, 16]
-    assert baselines.examples_trained_on({"examples": 20.0, "steps": 3.0}, 0) == 60
+    assert examples_trained_on({"examples": 20.0, "steps": 3.0}, 0) == 60
     records = [SimpleNamespace(clients=reports), SimpleNamespace(clients=reports[2:])]
     assert baselines.passes_so_far(records, 240, 16) == pytest.approx([448 / 240, 464 / 240])
 

@@ -12,11 +12,19 @@ import federated_learning as fl
 from harness import comparison, plots
 from harness.fields import UserError
 from harness.records import rounds_to_target
-from harness.results import format_differences, format_rounds_to_target, holm, paired_test
+from harness.results import (
+    compare_outcomes,
+    detectable_difference,
+    format_differences,
+    format_rounds_to_target,
+    holm,
+    paired_test,
+)
 from harness.sweep import Row, compared_rows, join_compared
 
 import numpy as np
 import pytest
+import scipy.stats
 from runs import (
     MLP_ON_DIGITS,
     NO_FIGURES,
@@ -222,15 +230,32 @@ def test_a_difference_is_tested_seed_by_seed():
 
     assert (
         told([5, 6, 7], [6, 8, 10])
-        == "; +2.00 points vs a, no significant difference over 3 seeds (paired t-test, p 0.074)"
+        == "; +2.00 points vs a (95 % CI -0.48 to +4.48), no significant difference over 3 seeds "
+        "(paired t-test, p 0.074; power 0.8 needs 3.3 points)"
     )
     assert told([5, 6, 7], [6, 7.1, 8]).startswith(
-        "; +1.03 points vs a, significant over 3 seeds (paired t-test, p 0.00"
+        "; +1.03 points vs a (95 % CI +0.89 to +1.18), significant over 3 seeds (paired t-test, p 0"
     )
     assert (
         told([5, 6], [4, 5]) == ("; -1.00 points vs a for every seed, so not testable")
         and told([5], [6]) == ""
     )
+
+
+def test_the_interval_is_students_and_the_detectable_difference_is_found_in_four_of_five_cases():
+    """4.303 is the 97.5 % quantile of Student's t with two degrees of freedom; 20,000 experiments
+    of normal differences are tested one by one."""
+    found = compare_outcomes({"a": [5, 6, 7], "b": [6, 8, 10]}, "a")["b"]
+    assert found.half_width == pytest.approx(4.303 / 3**0.5, abs=1e-3)  # the sd of 1, 2, 3 is 1
+    rng = np.random.default_rng(0)
+    for num_seeds in (2, 3, 10):
+        true_mean = detectable_difference(1.0, num_seeds)
+        experiments = rng.normal(true_mean, 1, (20_000, num_seeds))
+        ps = scipy.stats.ttest_1samp(experiments, 0, axis=1).pvalue
+        assert (ps < 0.05).mean() == pytest.approx(0.8, abs=0.01)
+    assert found.detectable == pytest.approx(detectable_difference(1.0, 3))
+    same = compare_outcomes({"a": [97.03, 96.82], "b": [97.13, 96.92]}, "a")["b"]
+    assert math.isnan(same.p) and math.isnan(same.half_width)  # up to the last bits
 
 
 def test_several_rows_are_told_apart_by_holms_correction():
@@ -250,7 +275,7 @@ def test_several_rows_are_told_apart_by_holms_correction():
     told = format_differences(rows, "a", "points")
     assert alone["c"] < 0.05 < 2 * alone["c"]  # by itself it would be told apart
     assert (
-        "no significant difference over 4 seeds (paired t-test, Holm over 3 rows, p 0.0"
+        ", no significant difference over 4 seeds (paired t-test, Holm over 3 rows, p 0.0"
         in told["c"]
     )
     assert ", significant over 4 seeds" in told["b"]

@@ -2,11 +2,15 @@
 
 import csv
 import dataclasses
+import shutil
+import subprocess
 
 from harness.comparison import compare_accuracies, cost_figures
+from harness.fields import UserError
 from harness.files import csv_table
+from harness.latex import name_settings
 from harness.results import holm
-from harness.summary import COLUMNS, ROW, describe_spread, summarize, to_latex, to_markdown
+from harness.summary import COLUMNS, ROW, Rates, describe_spread, summarize, to_latex, to_markdown
 
 import numpy as np
 import pytest
@@ -24,7 +28,7 @@ RECORDS = {
     "fedprox": runs(0.91, 0.94, 0.95),
     "median": runs(0.80, 0.90, 0.85),
 }
-RATES = {"fedavg": (0.2, 1.0), "fedprox": (0.1, 1.0), "median": (0.2, 1.0)}
+RATES = {name: Rates(0.1 if name == "fedprox" else 0.2, 1.0, 16) for name in RECORDS}
 
 
 def test_a_row_has_mean_interval_difference_and_p():
@@ -85,7 +89,7 @@ def test_runs_that_end_at_different_rounds_are_not_tested():
             "slow": ([0.1, 0.2, 0.3, 0.95], [0.1, 0.2, 0.96, 0.9]),
         }.items()
     }
-    rates = dict.fromkeys(records_of, (0.1, 1.0))
+    rates = dict.fromkeys(records_of, Rates(0.1, 1.0, 16))
     fast, slow = summarize(records_of, rates, "fast", 0)
     assert (fast["mean"], slow["mean"]) == pytest.approx((91, 92.5))
     assert (fast["rounds"], slow["rounds"], slow["difference"], slow["p"]) == (2, 4, None, None)
@@ -112,13 +116,68 @@ def test_the_same_table_in_three_forms():
     assert markdown[0].startswith("| compared | seeds | rounds | client lr | server lr |")
     assert markdown[2].startswith("| fedavg | 3 | 2 | 0.2 | 1 | 92.00 | 2.00 | 87.03 | 96.97 |")
     assert len({line.count("|") for line in markdown}) == 1 and "target" not in markdown[0]
-    latex = to_latex(rows, "digits, 3 seeds")
-    assert latex.startswith("% digits, 3 seeds\n\\begin{tabular}{l" + "r" * 13 + "}\n\\toprule\n")
-    assert "compared & seeds" in latex and "test accuracy (\\%)" in latex
-    assert (
-        "fedavg & 3 & 2 & 0.2 & 1 & 92.00 & 2.00 & 87.03 & 96.97 &  &  &  &  & 0.0 \\\\\n" in latex
+    assert to_markdown(rows, "mean,p").splitlines()[0] == "| compared | test accuracy (%) | p |"
+    with pytest.raises(UserError, match="'speed' is not a column of summary.csv; choose from"):
+        to_markdown(rows, "mean,speed")
+    latex = to_latex(rows, "digits, 50 %", "tab_1")
+    head = r" & accuracy (\%) & difference (95\,\% CI) & $p$ (Holm) \\"
+    assert head in latex and r"\label{tab:tab_1}" in latex and "digits, 50 \\%." in latex
+    assert r"fedavg & $92.0 \pm 2.0$ &  &  \\" in latex
+    assert r"fedprox & $\mathbf{93.3 \pm 2.1}$ & $+1.33$ ($-0.10$, $+2.77$) & 0.11 \\" in latex
+    chosen = to_latex(rows, "digits", columns="mean,seeds")
+    assert r"fedavg & 92.00 & 3 \\" in chosen
+
+
+def test_a_grid_is_a_papers_table_that_compiles(tmp_path):
+    """Its columns are the values of the second field; the best of each is in bold."""
+    records_of = {
+        "fedavg, alpha 0.1": runs(0.70, 0.72),
+        "fedavg, alpha 1": runs(0.90, 0.92),
+        "scaffold, alpha 0.1": runs(0.80, 0.84),
+        "scaffold, alpha 1": runs(0.85, 0.86),
+    }
+    rates = dict.fromkeys(records_of, Rates(0.1, 1.0, 16))
+    names = {"fedavg": "FedAvg", "scaffold": "SCAFFOLD"}
+    places = [
+        (name_settings({"algorithm": algorithm}, names, ""), name_settings({"alpha": a}, names, ""))
+        for algorithm in names
+        for a in (0.1, 1.0)
+    ]
+    latex = to_latex(summarize(records_of, rates, "", 0), "digits", "grid", places=places)
+    assert latex.splitlines()[6:11] == [
+        r" & $\alpha = 0.1$ & $\alpha = 1$ \\",
+        r"\midrule",
+        r"FedAvg & $71.0 \pm 1.4$ & $\mathbf{91.0 \pm 1.4}$ \\",
+        r"SCAFFOLD & $\mathbf{82.0 \pm 2.8}$ & $85.5 \pm 0.7$ \\",
+        r"\bottomrule",
+    ]
+    to_target = to_latex(
+        summarize(records_of, rates, "", 0.71), "digits", "x", target=0.71, places=places
     )
-    assert np.ptp([line.count("&") for line in latex.splitlines() if "&" in line]) == 0
+    # 0.71 is crossed at 1 + 0.21 / 0.4 and so on; one seed of FedAvg at 0.1 ends at 0.70
+    assert r"FedAvg & $> 2$ (1/2) & $\mathbf{1.5 \pm 0.0}$ \\" in to_target
+    assert name_settings({"model": "/a_b/net.py:build"}, {}, "") == r"net.py:build"
+    if not shutil.which("pdflatex"):
+        pytest.skip("no pdflatex here: the tables are not compiled")
+    page = "\\documentclass{article}\\usepackage{booktabs}\\begin{document}"
+    (tmp_path / "page.tex").write_text(f"{page}{latex}{to_target}\\end{{document}}")
+    words = ["pdflatex", "-halt-on-error", "page.tex"]
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True)
+    assert done.returncode == 0, done.stdout[-500:]
+
+
+def test_work_to_a_target_is_counted_up_to_its_round():
+    """Two clients a round of 2 and 3 steps on 20 and 48 images in batches of 16; the second of
+    three rounds reaches 0.8: 10 steps, and 2 * (20 + 48) examples (of one pass each)."""
+    clients = [{"examples": 20.0, "steps": 2.0}, {"examples": 48.0, "steps": 3.0}]
+    run = [
+        dataclasses.replace(make_record(accuracy, number), clients=clients)
+        for number, accuracy in enumerate([0.5, 0.8, 0.9], 1)
+    ]
+    (row,) = summarize({"a": [run]}, {"a": Rates(0.1, 1.0, 16)}, "", 0.8)
+    assert (row["steps_to_target"], row["examples_to_target"]) == (10, 136)
+    (row,) = summarize({"a": [run]}, {"a": Rates(0.1, 1.0, 16)}, "", 0.95)
+    assert (row["steps_to_target"], row["reached"], row["censored_at"]) == (None, 0, 3)
 
 
 def test_a_row_that_has_fewer_columns_leaves_the_others_empty():
@@ -153,7 +212,7 @@ def test_rows_are_tested_by_their_last_round_and_not_by_their_best():
         name: [[make_record(value, n) for n, value in enumerate(curve, 1)] for curve in of_seeds]
         for name, of_seeds in curves.items()
     }
-    rates = dict.fromkeys(records_of, (0.1, 1.0))
+    rates = dict.fromkeys(records_of, Rates(0.1, 1.0, 16))
     _, fedprox = summarize(records_of, rates, "fedavg", 0)
     assert fedprox["mean"] == pytest.approx(92.05)
     assert fedprox["difference"] == pytest.approx(1.05)
@@ -171,7 +230,7 @@ def of_megabytes(*each):
 
 def test_megabytes_are_the_mean_of_the_seeds_and_drawn_where_they_differ_by_a_percent():
     records_of = {"a": of_megabytes(1, 3), "b": of_megabytes(2.04, 2.04)}
-    rates = dict.fromkeys(records_of, (0.1, 1.0))
+    rates = dict.fromkeys(records_of, Rates(0.1, 1.0, 16))
     assert [row["megabytes"] for row in summarize(records_of, rates, "a", 0)] == [2, 2.04]
     assert list(cost_figures(records_of, "caption")) == ["comparison_by_megabytes.png"]
     close = {"a": of_megabytes(2, 2), "b": of_megabytes(2.01, 2.01)}
@@ -181,5 +240,5 @@ def test_megabytes_are_the_mean_of_the_seeds_and_drawn_where_they_differ_by_a_pe
 def test_each_column_of_a_row_has_a_heading():
     """Of a comparison to a target, with an epsilon, and of one without."""
     for target in (0.0, 0.5):
-        rows = summarize({"a": [[make_record(0.6)]]}, {"a": (0.1, 1.0)}, "", target)
+        rows = summarize({"a": [[make_record(0.6)]]}, {"a": Rates(0.1, 1.0, 16)}, "", target)
         assert rows[0].keys() - {ROW} <= COLUMNS.keys()

@@ -189,13 +189,13 @@ EVIL = "a\n\\input{/etc/passwd}\r$x^2$ ~_%&#|`<b>[x](y)"
 
 def table_of(name):
     row = dict.fromkeys([summary.ROW, *summary.COLUMNS])
-    return [row | {summary.ROW: name, "seeds": 2, "mean": 90.0}]
+    return [row | {summary.ROW: name, "seeds": 2, "mean": 90.0, "rounds": 5.0}]
 
 
 def test_no_name_is_a_command_in_latex(here):
     text = summary.to_latex(table_of(EVIL), EVIL)
-    assert len(text.splitlines()) == 8  # a comment, and seven lines of a table with one row
-    row = text.splitlines()[5]
+    assert len(text.splitlines()) == 12  # a table environment with one row
+    row = text.splitlines()[8]
     assert row.startswith("a\ufffd\\textbackslash{}input\\{/etc/passwd\\}")
     for sign in ("\\$x\\textasciicircum{}2\\$", "\\textasciitilde{}\\_\\%\\&\\#"):
         assert sign in row

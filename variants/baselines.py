@@ -27,7 +27,7 @@ from harness.engine.worker import LocalWorker
 from harness.fields import UserError
 from harness.files import append, csv_table, json_line, read_bytes, write_file
 from harness.provenance import digest, program
-from harness.records import MOST_IN_MATRIX
+from harness.records import MOST_IN_MATRIX, examples_trained_on
 from harness.results import pluralize, print_written
 from variants import options
 
@@ -107,17 +107,6 @@ def plain_config(config: Any) -> Any:
     }
     all_clients = {"clients_per_round": 0, "sampling": "fixed", "server_lr": None, "workers": HERE}
     return type(config)().replace(**kept | all_clients | plain_training(config))
-
-
-def examples_trained_on(report: dict[str, Any], batch_size: int) -> float:
-    """Return on how many examples a client trained in a round, by its report.
-
-    A straggler's last batch counts as a whole one.
-    """
-    size = report["examples"]
-    batch = batch_size or size
-    epochs, steps = divmod(report["steps"], math.ceil(size / batch))
-    return epochs * size + min(steps * batch, size)
 
 
 def passes_so_far(records: Sequence[Any], num_images: int, batch_size: int) -> np.ndarray:

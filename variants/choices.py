@@ -58,6 +58,7 @@ class AlgorithmChoice(NamedTuple):
     required: dict[str, int] = {}  # fields whose values define it
     sends_loss_gradients: bool = False  # without weight decay
     weights_steps: bool = False  # takes a mean of step counts weighted by examples
+    paper_name: str = ""  # in LaTeX tables
 
 
 class OptimizerChoice(NamedTuple):
@@ -227,46 +228,56 @@ MODELS = {
 }
 
 ALGORITHMS = {
-    "fedavg": AlgorithmChoice("the weighted mean of the clients' weights [McMahan et al. 2017]"),
+    "fedavg": AlgorithmChoice(
+        "the weighted mean of the clients' weights [McMahan et al. 2017]",
+        paper_name="FedAvg",
+    ),
     "fedsgd": AlgorithmChoice(
         "FedAvg with a single step on the client's whole shard [McMahan et al. 2017]",
         "algorithms:fedsgd",
         required={"local_epochs": 1, "batch_size": 0},
+        paper_name="FedSGD",
     ),
     "fedprox": AlgorithmChoice(
         "a proximal term keeps local weights close to the global model [Li et al. 2020]",
         "algorithms:fedprox",
         ("prox_mu",),
+        paper_name="FedProx",
     ),
     "fedavgm": AlgorithmChoice(
         "server momentum [Hsu et al. 2019]",
         "algorithms:fedavgm",
         ("server_momentum",),
         server_lr=0.3,
+        paper_name="FedAvgM",
     ),
     "fedadagrad": AlgorithmChoice(
         "Adagrad on the server [Reddi et al. 2021]",
         "algorithms:fedadagrad",
         ("server_epsilon",),
         server_lr=0.03,
+        paper_name="FedAdagrad",
     ),
     "fedadam": AlgorithmChoice(
         "Adam on the server [Reddi et al. 2021]",
         "algorithms:fedadam",
         ("server_epsilon",),
         server_lr=0.1,
+        paper_name="FedAdam",
     ),
     "fedyogi": AlgorithmChoice(
         "Yogi on the server [Reddi et al. 2021]",
         "algorithms:fedyogi",
         ("server_epsilon",),
         server_lr=0.1,
+        paper_name="FedYogi",
     ),
     "fednova": AlgorithmChoice(
         "updates normalized by the number of local steps [Wang et al. 2020]",
         "algorithms:fednova",
         client_optimizers=("sgd", "momentum"),
         weights_steps=True,
+        paper_name="FedNova",
     ),
     # MimeLite holds its momentum still through a round: that suits few local steps, not the 1,100
     # of the default, which need a rate as small as this.
@@ -277,18 +288,21 @@ ALGORITHMS = {
         sends_loss_gradients=True,
         client_lr=0.0005,
         client_optimizers=("sgd",),
+        paper_name="MimeLite",
     ),
     "scaffold": AlgorithmChoice(
         "control variates that correct client drift [Karimireddy et al. 2020]",
         "stateful:scaffold",
         client_lr=0.1,
         client_optimizers=("sgd",),
+        paper_name="SCAFFOLD",
     ),
     "feddyn": AlgorithmChoice(
         "dynamic regularization [Acar et al. 2021]",
         "stateful:feddyn",
         ("dyn_alpha",),
         client_optimizers=("sgd",),
+        paper_name="FedDyn",
     ),
 }
 
