@@ -18,7 +18,8 @@ from harness import stopping
 from harness.captions import compared_caption
 from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
-from harness.figure_files import draw_files, form_of
+from harness.figure_files import draw_files
+from harness.figure_form import form_of
 from harness.files import (
     InUse,
     csv_table,
@@ -88,6 +89,7 @@ class Finished(NamedTuple):
     table: list[dict[str, Any]]  # the rows of comparison.csv
     seeds_of: dict[str, list[int]]  # name -> its seeds, in the order of its records
     places: dict[str, tuple[str, ...]]  # name -> what it is called in LaTeX, by what is compared
+    panels: dict[str, tuple[str, str]] | None = None  # of a grid: name -> its line and panel
 
 
 def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: Callable) -> Path:
@@ -99,7 +101,8 @@ def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: C
     any of the runs would be refused for.
     """
     since = time.perf_counter()
-    read_columns(config.run.table_columns)  # before anything is trained
+    read_columns(config.run.table_columns)  # errors before anything is trained
+    form_of(config.run)
     seeds = range(config.seed, config.seed + config.comparison.seeds)
     experiments = []
     planned = []
@@ -151,7 +154,9 @@ def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
         finished.table.extend(identified | record.figures() for record in single.earlier)
         finished.records_of.setdefault(label, []).append(single.earlier)
         finished.seeds_of.setdefault(label, []).append(single.config.seed)
-    return finished
+    cells = {single.row.label: tuple(single.row.cells.values()) for single in done}
+    is_grid = all(len(texts) == 2 and None not in texts for texts in cells.values())
+    return finished._replace(panels=cells if is_grid else None)
 
 
 def write_partial(
@@ -234,13 +239,13 @@ def write_comparison(
             records_of, target, caption, finished.seeds_of
         )
     else:
-        draw_comparison, texts, outcomes = compare_accuracies(records_of, caption)
+        draw_comparison, texts, outcomes = compare_accuracies(records_of, caption, finished.panels)
     summary = summarize(records_of, finished.rates, finished.base, target, finished.seeds_of)
     is_private = any(runs[0][-1].private for runs in records_of.values())
     provenance = describe_provenance(None if is_private else since)
     figures = {"comparison.png": draw_comparison}
     if not target:
-        figures |= cost_figures(records_of, caption)
+        figures |= cost_figures(records_of, caption, finished.panels)
     files = {
         "comparison.csv": csv_table(finished.table),
         **draw_files(figures, form_of(run), provenance),
@@ -363,7 +368,12 @@ def curves_of(runs: Sequence[Sequence[RoundRecord]]) -> list[np.ndarray]:
     return [np.array([record.test_accuracy for record in records]) for records in runs]
 
 
-def compare_accuracies(records_of: dict[str, list[list[RoundRecord]]], caption: str) -> Outcome:
+Panels = dict[str, tuple[str, str]] | None  # of a grid: name -> (its line, its panel)
+
+
+def compare_accuracies(
+    records_of: dict[str, list[list[RoundRecord]]], caption: str, panels: Panels = None
+) -> Outcome:
     """Return (a function that draws, name -> its line, name -> final accuracies in percent by
     seed).
 
@@ -376,10 +386,12 @@ def compare_accuracies(records_of: dict[str, list[list[RoundRecord]]], caption: 
         name: f"{format_accuracy(final[name])} after {format_lengths(runs)}"
         for name, runs in records_of.items()
     }
-    labeled = {name + format_spent(records_of[name]): curves[name] for name in curves}
+    full = {name: name + format_spent(records_of[name]) for name in curves}
+    labeled = {full[name]: curves[name] for name in curves}
+    of_labeled = {full[name]: panels[name] for name in curves} if panels else None
     outcomes = {name: 100 * values for name, values in final.items()}
     tested = outcomes if have_one_length(records_of) else {}
-    return partial(plot_comparison, labeled, caption), texts, tested
+    return partial(plot_comparison, labeled, caption, panels=of_labeled), texts, tested
 
 
 def format_lengths(runs: Sequence[Sequence[RoundRecord]]) -> str:
@@ -391,7 +403,7 @@ def format_lengths(runs: Sequence[Sequence[RoundRecord]]) -> str:
 
 
 def cost_figures(
-    records_of: dict[str, list[list[RoundRecord]]], caption: str
+    records_of: dict[str, list[list[RoundRecord]]], caption: str, panels: Panels = None
 ) -> dict[str, Callable]:
     """Return file name -> what draws the errors by megabytes sent; none where all send the same."""
     accuracies = {}
@@ -405,7 +417,10 @@ def cost_figures(
     totals = [float(of_rounds[-1]) for of_rounds in megabytes.values()]
     if max(totals) < 1.01 * min(totals):
         return {}
-    draw = partial(plot_comparison, accuracies, caption, megabytes)
+    of_labeled = None
+    if panels:
+        of_labeled = {n + format_spent(runs): panels[n] for n, runs in records_of.items()}
+    draw = partial(plot_comparison, accuracies, caption, megabytes, of_labeled)
     return {"comparison_by_megabytes.png": draw}
 
 

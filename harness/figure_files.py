@@ -4,43 +4,20 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 from harness.command_line import warn
+from harness.figure_form import FORM, PLAIN, FigureForm, default_style
 from harness.files import briefly, to_utf_8
-from harness.plots import default_style
 from harness.provenance import processor
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 
 # Of a format: the field that holds a text, and the fields that it has else and we leave out.
 TEXT_FIELD = {"png": "Description", "pdf": "Subject", "svg": "Description"}
 OTHER_FIELDS = {"png": {"Software": None}, "pdf": {"CreationDate": None}, "svg": {"Date": None}}
-
-
-class FigureForm(NamedTuple):
-    """How a run's figures are written."""
-
-    format: str = "png"
-    has_caption: bool = True  # title and small print, which a paper has elsewhere
-
-    @property
-    def is_drawn(self) -> bool:
-        """Whether there are figures at all."""
-        return self.format != "none"
-
-    def file_name(self, name: str) -> str:
-        """Return the name of a figure's file, which is given as a PNG's."""
-        return f"{name.removesuffix('.png')}.{self.format}"
-
-
-PLAIN = FigureForm()
-
-
-def form_of(run: Any) -> FigureForm:
-    """Return the form that the flags of the group Run ask for."""
-    return FigureForm(run.figures, run.caption)
 
 
 @default_style
@@ -54,6 +31,8 @@ def to_bytes(
     if not form.has_caption:  # a paper has its own, and its title
         figure.suptitle("")
         figure.supxlabel("")
+    if form.font:
+        set_font(figure, form.font)
     about = provenance or {"processor": processor()}
     text = "; ".join(f"{name}: {value}" for name, value in about.items() if value is not None)
     metadata = OTHER_FIELDS[form.format] | {TEXT_FIELD[form.format]: to_utf_8(text).decode()}
@@ -61,6 +40,13 @@ def to_bytes(
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3
         figure.savefig(content, format=form.format, metadata=metadata)
     return content.getvalue()
+
+
+def set_font(figure: Figure, points: float) -> None:
+    """Give all texts of a figure this size; numbers in cells stay smaller than their cells."""
+    for text in figure.findobj(Text):
+        smaller = 1.0 if text.get_in_layout() else 0.6
+        text.set_fontsize(smaller * points)
 
 
 def draw_files(
@@ -74,9 +60,11 @@ def draw_files(
     notice: all that matters is written by then.
     """
     files = {}
+    token = FORM.set(form)
     for name, draw in figures.items() if form.is_drawn else ():
         try:
             files[form.file_name(name)] = to_bytes(draw(), form, provenance)
         except Exception as error:
             warn(f"cannot draw {name} ({briefly(error)}); all other files are written")
+    FORM.reset(token)
     return files

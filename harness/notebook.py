@@ -7,7 +7,8 @@ import io
 import sys
 from collections.abc import Iterator
 
-from harness.plots import BLUE, GREY, ORANGE, default_style, new_figure
+from harness.figure_form import default_style
+from harness.plots import BLUE, GREY, ORANGE, new_figure
 
 import tqdm
 from matplotlib.figure import Figure

@@ -13,11 +13,11 @@ from functools import partial
 from typing import Any, Literal
 
 from harness.command_line import warn
+from harness.figure_form import FORM, default_style
 from harness.files import one_line
 from harness.records import Evaluation, RoundRecord, format_epsilon, megabytes_so_far
 from harness.results import format_rounds_to_target, pluralize, skew
 
-import matplotlib.style
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
@@ -32,22 +32,33 @@ MOST_LABELS = 40  # of which a confusion matrix is drawn
 CLEAR_LOSS = 0.05  # of accuracy, that a client would notice
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
 
-# A decorator: the user's matplotlibrc changes nothing.
-default_style = matplotlib.style.context("default")
-
 
 def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     """Return a Figure with its title, and in small print below it what it was made on.
 
     Sizes are inches.
     """
-    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    form = FORM.get()
+    size = form.size or (width, height)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
     fonts = fonts_for(title + caption)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=13, fontweight="bold", family=fonts)
+    # Lines are broken for the figure's own width: smaller letters if it is smaller.
+    title_size = form.font or 13
+    columns = int(6.5 * size[0] * 13 / title_size)
+    figure.suptitle(
+        "\n".join(textwrap.wrap(title, max(columns, 20))),
+        x=0.01,
+        ha="left",
+        fontsize=title_size,
+        fontweight="bold",
+        family=fonts,
+    )
     # A lone $ would start a formula, and "E = 3" must not be broken.
     unbroken = caption.replace("$", r"\$").replace(" = ", "\xa0=\xa0").replace("seed ", "seed\xa0")
-    lines = "\n".join(textwrap.wrap(unbroken, int(17 * width))).replace("\xa0", " ")
-    figure.supxlabel(lines, x=0.01, ha="left", fontsize=8, color=GREY, family=fonts)
+    note_size = form.font or 8
+    broken = textwrap.wrap(unbroken, max(int(17 * size[0] * 8 / note_size), 20))
+    lines = "\n".join(broken).replace("\xa0", " ")
+    figure.supxlabel(lines, x=0.01, ha="left", fontsize=note_size, color=GREY, family=fonts)
     return figure
 
 
@@ -255,12 +266,16 @@ def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float
     draw_quantity(accuracy_axes, records, "accuracy", 100)
     loss_axes.set_ylabel("cross-entropy (nats)")
     log_scale(loss_axes)  # a first round may be twenty times the last
-    loss_axes.legend(frameon=False, fontsize=9)
     accuracy_axes.set_ylabel("accuracy (%)")
     lines = draw_extra(accuracy_axes, records)
     if target:
         label = f"target, {100 * target:.4g}%"
         lines.append(accuracy_axes.axhline(100 * target, color=GREY, lw=1, ls=":", label=label))
+    if FORM.get().is_narrow:
+        handles = [*loss_axes.get_legend_handles_labels()[0], *lines]
+        figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower center")
+        return figure
+    loss_axes.legend(frameon=False, fontsize=9)
     if lines:
         accuracy_axes.legend(handles=lines, frameon=False, fontsize=9)
     return figure
@@ -297,6 +312,8 @@ def plot_confusion(evaluation: Evaluation, caption: str, classes: Sequence[int] 
     num_images = np.bincount(evaluation.labels, minlength=evaluation.num_classes)[shown]
     shares = 100 * confusion / np.maximum(num_images[:, np.newaxis], 1)
     name = "colour: errors, % of the true label's images (diagonal not coloured)"
+    if FORM.get().is_narrow:
+        name = "colour: errors (% of the row)"
     return draw_confusion(figure, confusion, shares, name, names)
 
 
@@ -361,11 +378,41 @@ def plot_misclassified(
             image = image[..., 0]  # matplotlib takes grey ones without a channel
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, extent=extent)
         text = f"#{index}: a {names[labels[index]]}, predicted {names[predictions[index]]}"
+        if FORM.get().is_narrow:
+            text = f"{names[labels[index]]} as {names[predictions[index]]}"
         axes.text(
             left + width / 2, top - height / 28, text, ha="center", fontsize=8, in_layout=False
         )
     axes.set(xlim=(0, columns * 1.6 * width), ylim=(3.9 * height, -0.3 * height))
     return figure
+
+
+def outcome_of(accuracies: Any) -> Any:
+    """Return, in percent, what a comparison's figure shows of accuracies: errors, unless asked."""
+    is_accuracy = FORM.get().y == "accuracy"
+    return 100 * np.asarray(accuracies) if is_accuracy else 100 * (1 - np.asarray(accuracies))
+
+
+def outcome_name() -> str:
+    """Return what a comparison's figure shows: "error" or "accuracy"."""
+    return "accuracy" if FORM.get().y == "accuracy" else "error"
+
+
+def style_outcome(axes: Any) -> None:
+    """Name and scale the y axis of a comparison's figure; the x axis has no label yet."""
+    axes.set_ylabel(f"test {outcome_name()} (%)")
+    if FORM.get().y == "error":
+        log_scale(axes)
+        plain(axes, "both")
+    else:
+        plain(axes)
+
+
+def outcome_axes(figure: Figure) -> Any:
+    """Return axes of the test error, or what --figure-y asks for."""
+    axes = figure.subplots()
+    style_outcome(axes)
+    return axes
 
 
 def error_axes(figure: Figure) -> Any:
@@ -378,11 +425,58 @@ def error_axes(figure: Figure) -> Any:
 
 
 def outside_legend(figure: Figure, title: str) -> None:
-    """Place the legend of all lines next to the axes; long names are broken."""
-    legend = figure.legend(frameon=False, fontsize=9, title=title, loc="outside right center")
+    """Place the legend of all lines next to the axes, or below them in a narrow figure.
+
+    Long names are broken.
+    """
+    narrow = FORM.get().is_narrow
+    place = "outside lower center" if narrow else "outside right center"
+    legend = figure.legend(frameon=False, fontsize=9, title=title, loc=place)
     for text in legend.get_texts():
         unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
-        text.set_text(textwrap.fill(unbroken, 40).replace("\xa0", " "))
+        text.set_text(textwrap.fill(unbroken, 60 if narrow else 40).replace("\xa0", " "))
+
+
+def draw_curves(
+    axes: Any,
+    curves: dict[str, Sequence[np.ndarray]],
+    styles: dict[str, dict[str, str]],
+    megabytes: dict[str, np.ndarray] | None,
+    labels: dict[str, str],
+) -> None:
+    """Draw mean and band of each name's accuracies float[rounds] of each seed."""
+    for name, of_seeds in curves.items():
+        style = styles[name]
+        rounds = min(map(len, of_seeds))
+        outcomes = outcome_of([accuracies[:rounds] for accuracies in of_seeds])
+        places = megabytes[name][:rounds] if megabytes else np.arange(1, rounds + 1)
+        mean = outcomes.mean(axis=0)
+        if len(of_seeds) > 1:
+            spread = outcomes.std(axis=0, ddof=1)
+            lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
+            axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
+        every = max(1, len(places) // 10)
+        axes.plot(places, mean, **style, ms=4, markevery=every, label=labels[name])
+    if megabytes:
+        axes.set(xlabel="sent so far, down and up (MB)", xlim=(0, None))
+    else:
+        whole_rounds(axes)
+
+
+def label_curves(
+    curves: dict[str, Sequence[np.ndarray]], megabytes: dict[str, np.ndarray] | None
+) -> dict[str, str]:
+    """Return the legend's text of each name: mean ± sd over the runs' own last rounds."""
+    labels = {}
+    for name, of_seeds in curves.items():
+        ends = outcome_of([accuracies[-1] for accuracies in of_seeds])
+        label = f"{name}: {np.mean(ends):.2f} %"
+        if len(of_seeds) > 1:
+            label = f"{name}: {np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f} %"
+        if megabytes:
+            label += f", {megabytes[name][min(map(len, of_seeds)) - 1]:,.1f} MB"
+        labels[name] = label
+    return labels
 
 
 @default_style
@@ -390,42 +484,73 @@ def plot_comparison(
     curves: dict[str, Sequence[np.ndarray]],
     caption: str,
     megabytes: dict[str, np.ndarray] | None = None,
+    panels: dict[str, tuple[str, str]] | None = None,
 ) -> Figure:
     """Draw the test error by round, a line a name, of the accuracies float[rounds] of each seed.
 
     The line goes as far as the shortest of a name's runs; its label has the mean over their own
     ends. With `megabytes` float[rounds], what a name's server and clients have sent so far, the
-    errors are drawn by these.
+    errors are drawn by these. `panels` has (line, panel) of each name in a grid of two fields: then
+    each value of the second has axes of its own.
     """
     numbers = sorted({len(of_seeds) for of_seeds in curves.values()})
     seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
-    title = f"Test error, mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "Test error, one seed"
+    over = f"mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "one seed"
+    title = f"Test {outcome_name()}, {over}"
+    if panels:
+        return plot_panels(curves, panels, megabytes, title, caption)
     figure = new_figure(9, 4.8, title, caption)
-    axes = error_axes(figure)
-    for number, (name, of_seeds) in enumerate(curves.items()):
-        style = style_of(number)
-        rounds = min(map(len, of_seeds))
-        errors = 100 * (1 - np.array([accuracies[:rounds] for accuracies in of_seeds]))
-        ends = [100 * (1 - accuracies[-1]) for accuracies in of_seeds]
-        places = megabytes[name][:rounds] if megabytes else np.arange(1, rounds + 1)
-        mean = errors.mean(axis=0)
-        label = f"{name}: {np.mean(ends):.2f} %"
-        if len(of_seeds) > 1:
-            spread = errors.std(axis=0, ddof=1)
-            label = f"{name}: {np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f} %"
-            lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
-            axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
-        if megabytes:
-            label += f", {places[-1]:,.1f} MB"
-        every = max(1, len(places) // 10)
-        axes.plot(places, mean, **style, ms=4, markevery=every, label=label)
-    if megabytes:
-        axes.set(xlabel="sent so far, down and up (MB)", xlim=(0, None))
-    else:
-        whole_rounds(axes)
+    styles = {name: style_of(number) for number, name in enumerate(curves)}
+    draw_curves(outcome_axes(figure), curves, styles, megabytes, label_curves(curves, megabytes))
     lengths = {len(accuracies) for of_seeds in curves.values() for accuracies in of_seeds}
     end = "the last round" if len(lengths) == 1 else "each run's own last round"
-    outside_legend(figure, f"error after {end}")
+    outside_legend(figure, f"{outcome_name()} after {end}")
+    return figure
+
+
+MOST_IN_ROW = 4  # panels
+
+
+def plot_panels(
+    curves: dict[str, Sequence[np.ndarray]],
+    panels: dict[str, tuple[str, str]],
+    megabytes: dict[str, np.ndarray] | None,
+    title: str,
+    caption: str,
+) -> Figure:
+    """Draw a grid of two fields: axes for each value of the second, a colour for each of the first.
+
+    For the arguments see `plot_comparison`.
+    """
+    lines = list(dict.fromkeys(line for line, _ in panels.values()))
+    places = list(dict.fromkeys(panel for _, panel in panels.values()))
+    columns = min(len(places), MOST_IN_ROW)
+    num_rows = -(-len(places) // columns)
+    figure = new_figure(max(2.6 * columns + 2, 7), 2.6 * num_rows + 1.4, title, caption)
+    grid = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False)
+    for axes, panel in zip(grid.flat, places, strict=False):
+        names = [name for name in curves if panels[name][1] == panel]
+        styles = {name: style_of(lines.index(panels[name][0])) for name in names}
+        labels = {name: panels[name][0] for name in names}
+        draw_curves(axes, {name: curves[name] for name in names}, styles, megabytes, labels)
+        style_outcome(axes)
+        axes.set_title(panel, fontsize=10)
+        axes.label_outer()
+    for axes in grid.flat[len(places) :]:
+        axes.set_visible(False)
+    handles = {}
+    for axes in grid.flat:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            handles.setdefault(label, handle)
+    narrow = FORM.get().is_narrow
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        frameon=False,
+        fontsize=9,
+        loc="outside lower center" if narrow else "outside right center",
+        ncols=3 if narrow else 1,
+    )
     return figure
 
 
@@ -445,18 +570,19 @@ def plot_rounds_to_target(
     seeds = len(next(iter(curves.values())))
     title = f"Rounds to {100 * target:.4g} % test accuracy, {pluralize(seeds, 'seed')}"
     figure = new_figure(9, 4.8, title, caption)
-    axes = error_axes(figure)
+    axes = outcome_axes(figure)
     for number, (name, of_seeds) in enumerate(curves.items()):
         own_seeds = seeds_of[name] if seeds_of else ()
         label = f"{name}: {format_rounds_to_target(needed[name], own_seeds)}"
         for accuracies in of_seeds:
             rounds = np.arange(1, len(accuracies) + 1)
-            line = axes.plot(rounds, 100 * (1 - accuracies), **style_of(number), lw=1.2)[0]
+            line = axes.plot(rounds, outcome_of(accuracies), **style_of(number), lw=1.2)[0]
             line.set(markersize=4, markevery=max(1, len(accuracies) // 10))
             line.set_label(label)
             label = "_"  # one entry a name: matplotlib leaves this one out
-    label = f"target: error {100 * (1 - target):.3g} %"
-    axes.axhline(100 * (1 - target), color=GREY, lw=1.5, ls=(0, (1, 3)), label=label)
+    height = float(outcome_of(target))
+    label = f"target: {outcome_name()} {height:.3g} %"
+    axes.axhline(height, color=GREY, lw=1.5, ls=(0, (1, 3)), label=label)
     whole_rounds(axes)
     outside_legend(figure, "rounds to the target")
     return figure

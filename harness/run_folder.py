@@ -25,7 +25,8 @@ from typing import Any
 from harness import SCRIPT, report, stopping
 from harness.command_line import check_resumed, print_line, read_saved, warn
 from harness.fields import UserError
-from harness.figure_files import draw_files, form_of, to_bytes
+from harness.figure_files import draw_files, to_bytes
+from harness.figure_form import form_of
 from harness.files import (
     InUse,
     append,

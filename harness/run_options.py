@@ -18,6 +18,7 @@ from harness.fields import (
     Probability,
     UserError,
     float_range,
+    optional_float,
     text,
 )
 from harness.files import expand_path
@@ -88,6 +89,16 @@ class Run(ConfigGroup):
     """Format of the figures. none draws none, which saves two seconds per run of a sweep."""
     caption: bool = True
     """--no-caption omits the figures' titles and small print, for use in a paper."""
+    figure_size: text("WxH") = ""
+    """Size of each figure in inches, such as 3.3x2.2 for a column of a paper. Default: the
+    figure's own."""
+    figure_font: optional_float(3, 72) = None
+    """Size of all texts in figures, in points. Default: each text's own, 8 to 13."""
+    figure_style: Path = ""
+    """A matplotlibrc or .mplstyle file for the figures' style."""
+    figure_y: Literal["error", "error-linear", "accuracy"] = "error"
+    """What the figure of a comparison shows: the test error on a log scale, the same on a linear
+    one, or the test accuracy."""
     table_columns: text("LIST") = ""
     """Columns of a comparison's summary.md and summary.tex, named as in summary.csv, such as
     mean,sd,megabytes. Default: all in summary.md; in summary.tex accuracy, difference and p, or for
@@ -111,6 +122,11 @@ class Run(ConfigGroup):
                 f"time_limit={self.time_limit!r:.40} is not a time; give seconds, or a number "
                 "with m, h or d, such as 90m"
             )
+        if self.figure_size and self.inches is None:
+            raise UserError(
+                f"figure_size={self.figure_size!r:.40} is not a size; give width and height from 1 "
+                "to 40 inches, such as 3.3x2.2"
+            )
         name = self.name
         if (
             name in (".", "..")
@@ -129,6 +145,13 @@ class Run(ConfigGroup):
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", self.time_limit)
         units = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
         return float(found[1]) * units[found[2]] if found and float(found[1]) else None
+
+    @property
+    def inches(self) -> tuple[float, float] | None:
+        """The figures' width and height, None for each figure's own."""
+        found = re.fullmatch(r"(\d+(?:\.\d+)?)x(\d+(?:\.\d+)?)", self.figure_size)
+        size = (float(found[1]), float(found[2])) if found else (0.0, 0.0)
+        return size if min(size) >= 1 and max(size) <= 40 else None
 
     @property
     def hosts(self) -> tuple[str, ...]:

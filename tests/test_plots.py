@@ -5,12 +5,14 @@ import warnings
 from typing import get_args
 
 import federated_learning as fl
-from harness import captions, figure_files, plots
+from harness import captions, figure_files, figure_form, plots
+from harness.fields import UserError
 from harness.flags import to_flag
 from harness.records import RoundRecord
 from harness.run_options import BY_CONTENT, MAY_GROW, Comparison, Run
 from variants import choices
 
+import matplotlib.text
 import numpy as np
 import pytest
 from matplotlib.font_manager import FontProperties
@@ -284,7 +286,7 @@ def test_a_caption_says_each_row_that_is_compared(digits):
 @pytest.mark.parametrize("kind, start", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])
 def test_figures_have_the_form_that_is_asked_for_and_say_what_made_them(kind, start):
     figure = plots.plot_convergence(RECORDS, NOTE)
-    form = figure_files.FigureForm(kind, has_caption=False)
+    form = figure_form.FigureForm(kind, has_caption=False)
     content = figure_files.to_bytes(figure, form, {"command": "python x.py", "seconds": None})
     assert content.startswith(start) and b"command: python x.py" in content
     assert b"/Type3" not in content  # a font that journals refuse
@@ -332,3 +334,78 @@ def test_a_name_that_no_font_here_has_is_one_notice(capsys):
             figure_files.to_bytes(plots.plot_convergence(RECORDS, f"{name} \u00b7 seed 0"))
     assert capsys.readouterr().err.count("\n") <= 1
     assert plots.fonts_for("MNIST \u00b7 \u03b5 3") == FontProperties().get_family()
+
+
+def drawn_with(draw, **form):
+    """The figure that is drawn in this form."""
+    token = figure_form.FORM.set(figure_form.FigureForm(**form))
+    try:
+        return draw()
+    finally:
+        figure_form.FORM.reset(token)
+
+
+CURVES = {
+    f"{name}, alpha {alpha}": [np.array([0.5, 0.8]), np.array([0.7, 0.9])]
+    for name in ("fedavg", "scaffold")
+    for alpha in (0.1, 1)
+}
+PANELS = {name: tuple(name.split(", ")) for name in CURVES}
+
+
+def test_a_grid_has_a_panel_for_each_value_of_its_second_field():
+    """A colour stands for the same algorithm in each; mean errors are 40 and 15 %."""
+    figure = plots.plot_comparison(CURVES, "note", panels=PANELS)
+    assert [axes.get_title() for axes in figure.axes] == ["alpha 0.1", "alpha 1"]
+    for axes in figure.axes:
+        assert [line.get_label() for line in axes.lines] == ["fedavg", "scaffold"]
+        assert [line.get_color() for line in axes.lines] == [*plots.CYCLE[:2]]
+        for line in axes.lines:
+            assert line.get_ydata() == pytest.approx([40, 15])
+    five = {
+        f"x, {number}": curve
+        for number, curve in zip(
+            range(5), [*CURVES.values(), CURVES["fedavg, alpha 1"]], strict=True
+        )
+    }
+    figure = plots.plot_comparison(
+        five, "", panels={name: tuple(name.split(", ")) for name in five}
+    )
+    assert [axes.get_visible() for axes in figure.axes] == [*5 * [True], *3 * [False]]
+
+
+@pytest.mark.parametrize(
+    ("y", "ends", "scale"),
+    [("error", 15, "log"), ("error-linear", 15, "linear"), ("accuracy", 85, "linear")],
+)
+def test_a_comparison_shows_what_is_asked_for(y, ends, scale):
+    curves = {"one": CURVES["fedavg, alpha 1"]}
+    figure = drawn_with(lambda: plots.plot_comparison(curves, "note"), y=y)
+    (axes,) = figure.axes
+    assert axes.lines[0].get_ydata()[-1] == pytest.approx(ends) and axes.get_yscale() == scale
+    name = y.partition("-")[0]
+    assert axes.get_ylabel() == f"test {name} (%)"
+    assert figure.legends[0].get_title().get_text() == f"{name} after the last round"
+    needed = {"one": [1.5, 1.2]}
+    figure = drawn_with(lambda: plots.plot_rounds_to_target(curves, needed, 0.6, ""), y=y)
+    target = figure.axes[0].lines[-1].get_ydata()[0]
+    assert target == pytest.approx(60 if y == "accuracy" else 40)
+
+
+def test_figures_have_the_size_the_font_and_the_style_that_are_asked_for(tmp_path):
+    style = tmp_path / "own.mplstyle"
+    style.write_text("axes.facecolor: red\n")
+    run = configure(figure_size="3.3x2.2", figure_font=8, figure_style=str(style)).run
+    form = figure_form.form_of(run)
+    figure = drawn_with(lambda: plots.plot_convergence(RECORDS, NOTE), **form._asdict())
+    assert tuple(figure.get_size_inches()) == (3.3, 2.2)
+    assert figure.axes[0].get_facecolor() == (1, 0, 0, 1)
+    figure_files.to_bytes(figure, form)
+    sizes = {text.get_fontsize() for text in figure.findobj(matplotlib.text.Text)}
+    assert sizes == {8}
+    style.write_bytes(bytes(range(256)))
+    with pytest.raises(UserError, match=r"own.mplstyle' is not a matplotlib style file"):
+        figure_form.form_of(run)
+    for size in ("3", "0x3", "3.3x", "99x99", "3.3x2.2in"):
+        with pytest.raises(UserError, match="give width and height from 1 to 40 inches"):
+            configure(figure_size=size)
