@@ -54,13 +54,14 @@ __all__ = [  # what users call; see docs/python.md
     "run",
     "compare",
     "evaluate_saved",
+    "load",
     "build_dataset",
     "build_experiment",
     "prepare",
     "run_rounds",
 ]
 HERE = os.path.dirname(os.path.abspath(__file__))
-# harness/commands.py and variants/baselines.py import this module; when it runs as a script, they
+# harness/commands.py, saved_run.py and variants/baselines.py import this module; as a script, they
 # would load a second copy without this line.
 sys.modules["federated_learning"] = sys.modules[__name__]
 if __name__ == "__main__" and HERE not in sys.path:  # true with PYTHONSAFEPATH
@@ -213,9 +214,10 @@ from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
 from harness.files import check_clock, check_temporary_folder
-from harness.loading import load
+from harness.loading import import_function
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
+from harness.saved_run import load as load
 from harness.saving import Result
 from harness.settings import pinned_keras_settings
 from harness.streams import client_key
@@ -257,7 +259,7 @@ def load_dataset(data: Data) -> Dataset:
     if data.data or data.validation:
         dataset = datasets.load_custom(data)
     else:
-        dataset = load(function)() if function else load_mnist()
+        dataset = import_function(function)() if function else load_mnist()
     if data.holdout:
         dataset = datasets.hold_out(dataset, data.holdout)
     return dataset
@@ -322,7 +324,7 @@ def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
 def find_split(config: Config, dataset: Dataset) -> Callable[[np.random.Generator], list]:
     """Return split(rng), with everything else bound: for the default split_dirichlet, alpha=0.5."""
     chosen = config.chosen("partition")  # its line in variants/choices.py
-    function = load(chosen.function) if chosen.function else split_dirichlet
+    function = import_function(chosen.function) if chosen.function else split_dirichlet
     # The fields of a partition that changes the images are not for the split.
     fields = {} if chosen.change_images else config.fields_of_choice("partition")  # {"alpha": 0.5}
     extra = {"dataset": dataset} if chosen.needs_dataset else {}
@@ -898,7 +900,7 @@ def find_model(name: str) -> Callable[[], list[Any]]:
     if name not in choices.MODELS:
         return models.load_own(name)
     function = choices.MODELS[name].function
-    return load(function) if function else build_lean_cnn
+    return import_function(function) if function else build_lean_cnn
 
 
 @pinned_keras_settings()
@@ -949,7 +951,7 @@ class Experiment:
             return images
         num_clients = config.partitioning.num_clients
         fields = config.fields_of_choice("partition")
-        return load(change_images)(images, client, num_clients, config.seed, **fields)
+        return import_function(change_images)(images, client, num_clients, config.seed, **fields)
 
     @property
     def num_parameters(self) -> int:
@@ -997,7 +999,7 @@ def apply_changes(changes: Sequence[Any], changed: Container[str], value: Any, c
     """
     for change in changes:
         if any(field in changed for field in change.fields):
-            value = load(change.function)(value, context)
+            value = import_function(change.function)(value, context)
     return value
 
 

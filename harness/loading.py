@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 
-def load(function: str | Callable) -> Any:
+def import_function(function: str | Callable) -> Any:
     """Return the function that "module:name" names in variants/; a function is itself."""
     if callable(function):
         return function

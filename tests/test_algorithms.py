@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import federated_learning as fl
 from harness.fields import UserError
-from harness.loading import load
+from harness.loading import import_function
 from variants import CHANGES, choices, optimizers, options, stateful
 from variants.adversity import unseen_clients
 from variants.algorithms import fedprox
@@ -130,7 +130,9 @@ def test_a_change_applies_to_the_parts_where_its_flag_is_given(federation, monke
 
 def test_every_change_of_the_parts_is_a_function_and_is_listed_once():
     functions = [change.function for change in CHANGES]
-    assert len(set(functions)) == len(functions) and all(map(callable, map(load, functions)))
+    assert len(set(functions)) == len(functions) and all(
+        map(callable, map(import_function, functions))
+    )
     fields = {field for change in CHANGES for field in change.fields}
     assert fields <= fl.Config.defaults().keys()
 
@@ -231,7 +233,7 @@ def test_schedules_change_the_learning_rates(federation, schedule, factors):
 
 @pytest.mark.parametrize("algorithm", ["scaffold", "mimelite", "feddyn"])
 def test_a_client_that_diverges_leaves_the_memory_as_it_was(federation, monkeypatch, algorithm):
-    change = load(choices.ALGORITHMS[algorithm].function)
+    change = import_function(choices.ALGORITHMS[algorithm].function)
     diverge = correcting(lambda gradients, weights: tuple(g * np.nan for g in gradients))
 
     def diverging(parts, experiment):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.fields import UserError
-from harness.loading import load
+from harness.loading import import_function
 from harness.shards import Shard
 from harness.streams import open_stream
 from variants.options import Adversity
@@ -182,14 +182,14 @@ class Attackers:
         """Return the shard to train on."""
         if not self.attack.shard:
             return shard
-        change = load(self.attack.shard)
+        change = import_function(self.attack.shard)
         return tf.cond(self.is_attacker(client), lambda: change(shard, key, self), lambda: shard)
 
     def update(self, client: Any, update: Update, key: Any) -> Update:
         """Return the update to send."""
         if not self.attack.update:
             return update
-        change = load(self.attack.update)
+        change = import_function(self.attack.update)
         return tf.cond(
             self.is_attacker(client),
             lambda: change(update, key, self.adversity.attack_scale),

@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from typing import Any
 
-from harness.loading import load
+from harness.loading import import_function
 from variants.choices import SCHEDULES
 from variants.options import Optimization
 from variants.wrapping import Corrected, Tensors, add, with_hparams, wrap_client
@@ -48,7 +48,7 @@ def yogi(learning_rate: float, optimization: Optimization) -> Any:
 def change_optimizer(parts: Any, experiment: Any) -> Any:
     """Let clients step by the chosen optimizer."""
     config = experiment.config
-    build = load(config.chosen("client_optimizer").function)
+    build = import_function(config.chosen("client_optimizer").function)
     optimizer = build(config.training.client_lr, config.optimization)
     return parts._replace(client_optimizer=optimizer)
 
@@ -82,7 +82,7 @@ def cosine(round_num: Any, optimization: Optimization) -> Any:
 def schedule_server(parts: Any, experiment: Any) -> Any:
     """Change the server's rate with the round, by TFF's own scheduled optimizer."""
     config = experiment.config
-    factor = load(config.chosen("server_schedule").function)
+    factor = import_function(config.chosen("server_schedule").function)
 
     def rate(rounds_done: Any) -> Any:
         round_num = tf.cast(rounds_done + 1, tf.float32)
@@ -98,7 +98,7 @@ def schedule_clients(parts: Any, experiment: Any) -> Any:
     schedule = config.chosen("client_schedule")
     if schedule.is_within_round:
         return warm_up(parts, experiment)
-    factor = load(schedule.function)
+    factor = import_function(schedule.function)
 
     def make(broadcast: Any, task: Any) -> dict[str, Any]:
         round_num = tf.cast(broadcast.round_num, tf.float32)

@@ -1,0 +1,134 @@
+"""A finished run, read from its folder for use in Python."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import federated_learning as fl
+from harness import layers, trust
+from harness.command_line import one_at_a_time, read_saved
+from harness.comparison import read_metrics
+from harness.fields import UserError
+from harness.files import expand_path, read_json
+from harness.records import Evaluation, RoundRecord
+from harness.results import check_classes
+
+import numpy as np
+import tensorflow_federated as tff
+
+try:
+    import pandas
+except ImportError:
+    pandas = None
+
+
+def to_table(rows: list[dict[str, Any]]) -> Any:
+    """Return rows as a pandas.DataFrame, or as {column: array} where pandas is not installed.
+
+    A value that a row lacks is NaN.
+    """
+    if pandas:
+        return pandas.DataFrame(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {
+        name: np.array([np.nan if value is None else value for value in values])
+        for name, values in columns.items()
+    }
+
+
+class SavedRun:
+    """A run's results: `folder`, `config`, and what is read from its files when it is used."""
+
+    def __init__(self, folder: str | Path):
+        """Read the configuration. Raises UserError for a folder without a run."""
+        self.folder = expand_path(str(folder))
+        self.config = read_saved(str(folder), fl.Config()).replace(resume="")
+
+    def __repr__(self) -> str:
+        return f"SavedRun({str(self.folder)!r})"
+
+    @cached_property
+    def records(self) -> list[RoundRecord]:
+        """The records of all rounds."""
+        records = read_metrics(self.folder)
+        if not records:
+            raise UserError(
+                f"{str(self.folder)!r:.200} is not finished; continue it with fl.run("
+                "run.config.replace(resume=str(run.folder)))"
+            )
+        return records
+
+    @property
+    def history(self) -> Any:
+        """A row for each round: the columns of metrics.csv, as a DataFrame or {column: array}."""
+        return to_table([record.figures() for record in self.records])
+
+    @cached_property
+    def weights(self) -> list[np.ndarray]:
+        """The final global weights, a float32 array for each tensor."""
+        return layers.read_weights(
+            str(self.folder / "global_model.keras"), fl.build_model(self.network, seed=0)
+        )
+
+    @cached_property
+    def network(self) -> Any:
+        """The architecture; a custom model's file is only executed if this user ran it before."""
+        name = self.config.training.model
+        if self.config.has_own_model:
+            trust.check_model(name, str(self.folder))
+        return fl.make_network(name, fl.find_model(name), self.dataset)
+
+    @cached_property
+    def dataset(self) -> Any:
+        """The run's own data."""
+        return fl.load_dataset(self.config.data)
+
+    @cached_property
+    def partition(self) -> list[np.ndarray]:
+        """The training images of each client, int64[n_k]. Raises UserError for a private run."""
+        saved = read_json(self.folder / "partition.json")
+        if "indices" not in saved:
+            raise UserError(f"{str(self.folder)!r:.200} is private, and keeps no partition")
+        return [np.array(indices, np.int64) for indices in saved["indices"]]
+
+    def clients(self) -> Any:
+        """Return a row for each client and round in which it reported.
+
+        As a DataFrame or {column: array}, with the columns round, client, examples, loss, accuracy,
+        steps, ...
+        """
+        return to_table(
+            [
+                {"round": record.round, **report}
+                for record in self.records
+                for report in record.clients
+            ]
+        )
+
+    def model(self) -> Any:
+        """Return the Keras model: raw pixels [n,H,W,channels] in 0..255 to logits."""
+        weights = tff.learning.models.ModelWeights(self.weights, [])
+        return fl.build_saved_model(self.network, weights)
+
+    @one_at_a_time()
+    def evaluate(self, dataset: Any = None) -> Evaluation:
+        """Evaluate the final model on a data set from build_dataset, by default on its own.
+
+        Raises UserError for other labels than those it was trained on.
+        """
+        if dataset is not None:
+            check_classes(self.folder, dataset)
+        evaluate = fl.build_evaluator(self.network, dataset or self.dataset)
+        return evaluate(tff.learning.models.ModelWeights(self.weights, []))
+
+
+def load(folder: str | Path) -> SavedRun:
+    """Read a finished run's folder: configuration, history, weights, split, model.
+
+    Raises:
+        UserError: the folder has no run.
+    """
+    return SavedRun(folder)
