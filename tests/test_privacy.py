@@ -457,7 +457,7 @@ def test_private_runs_of_a_comparison_add_up(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = "--dataset digits --model mlp --rounds 1 --local-epochs 1 --figures none"
     fl.compare(fl.parse(f"{flags} --aggregator dp --seeds 2 --public-cohorts"))
-    runs = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/metrics.json")]
+    runs = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/metrics.json")]
     total = sum(run["epsilon"] for run in runs)
     said = " ".join(capsys.readouterr().err.split())
     assert "2 private runs on the same clients are released here: their ε add" in said
