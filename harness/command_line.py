@@ -27,7 +27,7 @@ from harness.run_options import (
     BY_CONTENT,
     FIRST_FIELDS,
     MAY_GROW,
-    Comparison,
+    SINGLE,
     identity,
 )
 from harness.sweep import rows_to_text
@@ -181,7 +181,7 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
         )
     fields = read_json(path)
     known = default.to_dict().keys()
-    required = {*FIRST_FIELDS, *MAY_GROW, *BY_CONTENT, *Comparison().to_dict()}
+    required = {*FIRST_FIELDS, *MAY_GROW, *BY_CONTENT, "compare", "seeds"}
     strange = (fields.keys() - known) | (required - fields.keys())
     if strange:
         raise UserError(
@@ -193,7 +193,7 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
         fields["partition_file"] = str(split)
     # A folder that came from elsewhere asks for nothing else than its own run.
     usual = default.defaults()
-    asked = {field: usual[field] for field in (*OF_ONE_COMMAND, "evaluate", "compare", "seeds")}
+    asked = {field: usual[field] for field in (*OF_ONE_COMMAND, *SINGLE, "evaluate")}
     try:
         return default.replace(**{**fields, **asked, "resume": folder})
     except UserError as error:
@@ -315,11 +315,12 @@ def check_resumed(
 def check_single(config: ConfigGroup) -> None:
     """Raise UserError for a configuration that asks for more or less than one run."""
     fields = config.to_dict()
-    if fields["compare"] or fields["seeds"] > 1:
-        raise UserError(
-            f"compare={fields['compare']!r:.60} with seeds={fields['seeds']} is more than one "
-            "run; call fl.compare(config), or fl.main(config) for folders of finished runs"
-        )
+    for field, usual in SINGLE.items():
+        if fields[field] != usual:
+            raise UserError(
+                f"{field}={fields[field]!r:.60} asks for more than one run; call "
+                "fl.compare(config), or fl.main(config) for folders of finished runs"
+            )
     for field in ("list", "evaluate", "version"):
         if fields[field]:
             raise UserError(f"{field}={fields[field]!r:.60} does not train; call fl.main(config)")

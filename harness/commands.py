@@ -6,12 +6,13 @@ in harness/ and variants/ is used by the script, and imports nothing of it.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import federated_learning as fl
-from harness import comparison, layers, plots, results, run_folder, trust
+from harness import comparison, layers, plots, results, run_folder, trust, tuning
 from harness.command_line import one_at_a_time, read_saved, warn
 from harness.fields import UserError
 from harness.files import expand_path
@@ -44,14 +45,26 @@ def compare(config: Any, *, dataset: Any = None) -> Path:
             "choices such as compare='fedavg,fedprox', or seeds=3"
         )
     absolute = first.with_absolute_paths()
-    run = fl.run if dataset is None else partial(fl.run, dataset=dataset)
-    if dataset is None:
-        dataset = fl.load_dataset(absolute.data)
     for notice in absolute.unused_notices():
         warn(notice)
-    return comparison.compare(
-        absolute, compared, partial(fl.build_experiment, dataset=dataset), run
-    )
+    if not absolute.comparison.tune:
+        folder, _ = comparison.compare(absolute, compared, *make_runners(absolute, dataset))
+        return folder
+    on_all = absolute.replace(holdout=0)
+    whole = fl.load_dataset(on_all.data) if dataset is None else dataset
+    count = absolute.data.holdout or len(whole.train.labels) // 6
+    on_held_out = absolute.replace(holdout=count)
+    held_out = None if dataset is None else fl.datasets.hold_out(dataset, count)
+    chosen, how = tuning.tune(on_held_out, compared, *make_runners(on_held_out, held_out))
+    folder, _ = comparison.compare(on_all, chosen, *make_runners(on_all, dataset), how)
+    return folder
+
+
+def make_runners(config: Any, dataset: Any) -> tuple[Callable, Callable]:
+    """Return build(config) and run(config) on `dataset`, or on the configured one if it is None."""
+    if dataset is None:
+        return partial(fl.build_experiment, dataset=fl.load_dataset(config.data)), fl.run
+    return partial(fl.build_experiment, dataset=dataset), partial(fl.run, dataset=dataset)
 
 
 @one_at_a_time()

@@ -49,7 +49,7 @@ from harness.results import (
     pluralize,
 )
 from harness.run_folder import make_folder
-from harness.run_options import identity
+from harness.run_options import SINGLE, identity
 from harness.summary import Rates, read_columns, summarize, to_latex, to_markdown
 from harness.sweep import COMPARABLE, Compared, Row
 
@@ -92,13 +92,26 @@ class Finished(NamedTuple):
     panels: dict[str, tuple[str, str]] | None = None  # of a grid: name -> its line and panel
 
 
-def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: Callable) -> Path:
-    """Train every row and seed; return the folder with the runs, the tables and the plot.
+class Tuning(NamedTuple):
+    """How the rows of a comparison got the settings that --tune chose."""
+
+    caption: str
+    tried: list[dict[str, Any]]  # the rows of tuning.csv
+
+
+def compare(
+    config: Any,
+    compared: Compared,
+    build: Callable[[Any], Any],
+    run: Callable,
+    tuning: Tuning | None = None,
+) -> tuple[Path, Finished]:
+    """Train every row and seed; return the folder with the tables and the plot, and the runs.
 
     comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was
     compared; summary.csv, .md and .tex have a row for each choice. All runs are checked before the
-    first begins. build(config) makes an Experiment, run(config) a Result. Raises UserError for what
-    any of the runs would be refused for.
+    first begins. build(config) makes an Experiment, run(config) a Result; `tuning` is how the rows
+    got their settings. Raises UserError for what any of the runs would be refused for.
     """
     since = time.perf_counter()
     read_columns(config.run.table_columns)  # errors before anything is trained
@@ -108,7 +121,7 @@ def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: C
     planned = []
     for row, name in zip(compared.rows, folder_names(compared.rows), strict=True):
         for seed in seeds:
-            single = config.effective(**{**row.changes, "seed": seed, "compare": "", "seeds": 1})
+            single = config.effective(**{**row.changes, **SINGLE, "seed": seed})
             experiment = build(single)
             if seed == seeds[0]:
                 experiments.append(experiment)
@@ -122,6 +135,8 @@ def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: C
                 )
             )
     caption = compared_caption(config, compared, experiments)
+    if tuning:
+        caption = f"{caption} · {tuning.caption}"
     folder = open_folder(config, compared, planned)
     singles = [place_run(folder, plan) for plan in planned]
     note_runs(folder, singles, planned)
@@ -135,9 +150,10 @@ def compare(config: Any, compared: Compared, build: Callable[[Any], Any], run: C
         with contextlib.suppress(Exception):  # what stopped the runs is what the user must know
             write_partial(folder, singles, compared, config, caption, since)
         raise
-    write_comparison(folder, gather_runs(singles, compared), config.run, caption, since)
+    finished = gather_runs(singles, compared)
+    write_comparison(folder, finished, config.run, caption, since, tuning)
     note_runs(folder, singles, planned, finished=True)
-    return folder
+    return folder, finished
 
 
 def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
@@ -226,7 +242,12 @@ def complete_all(singles: list[Single], run: Callable) -> None:
 
 
 def write_comparison(
-    folder: Path, finished: Finished, run: Any, caption: str, since: float
+    folder: Path,
+    finished: Finished,
+    run: Any,
+    caption: str,
+    since: float,
+    tuning: Tuning | None = None,
 ) -> None:
     """Write the tables and the plot of a comparison, and print a line for each of its names.
 
@@ -260,6 +281,8 @@ def write_comparison(
             run.table_columns,
         ),
     }
+    if tuning:
+        files["tuning.csv"] = csv_table(tuning.tried)
     for name, content in files.items():
         write_file(folder / name, content)
     print_line("")

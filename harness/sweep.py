@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from harness.fields import ConfigGroup, UserError, check_value
 from harness.files import expand_path, read_json
 from harness.flags import split_off, to_value
-from harness.run_options import Comparison, Run, identity
+from harness.run_options import SINGLE, Run, identity
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
 NEVER = (
@@ -78,11 +78,18 @@ def compared_rows(config: Any) -> Compared | None:
     do not belong to one field, and for too many runs.
     """
     flat = config.to_dict()
-    if not flat["compare"] and flat["seeds"] == 1 or overlaid_folders(flat["compare"]):
+    if overlaid_folders(flat["compare"]):
+        if flat["tune"]:
+            raise UserError(
+                f"tune={flat['tune']!r:.60} cannot be combined with finished runs; drop it, or "
+                "compare choices such as fedavg,fedprox"
+            )
+        return None
+    if not flat["compare"] and not flat["tune"] and flat["seeds"] == 1:
         return None
     if flat["resume"]:
         raise UserError(
-            f"resume={flat['resume']!r:.60} cannot be combined with compare or seeds, which "
+            f"resume={flat['resume']!r:.60} cannot be combined with compare, seeds or tune, which "
             "resume their runs automatically; drop one of them"
         )
     listed = [read_term(term, config) for term in flat["compare"].split(";") if term.strip()]
@@ -106,7 +113,74 @@ def compared_rows(config: Any) -> Compared | None:
         rows.append(Row(", ".join(labels), changes, cells, terms))
     distinct = drop_unused(config, rows)
     fields = tuple(dict.fromkeys(field for row in rows for field in row.changes))
-    return Compared(fields, distinct, find_base(distinct, names, config.defaults()))
+    compared = Compared(fields, distinct, find_base(distinct, names, config.defaults()))
+    candidates_of_rows(config, compared)
+    return compared
+
+
+def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[str, Any]]]:
+    """Return label -> the settings that --tune tries on a row, [{"client_lr": 0.05}, ...].
+
+    A row is not tuned, and left out, if it fixes the field itself or does not use it. Raises
+    UserError for fields and values that cannot be tuned.
+    """
+    terms = [term for term in config.comparison.tune.split(";") if term.strip()]
+    lists = dict(read_tuned(term, config) for term in terms)
+    tuned = {}
+    for row in compared.rows if lists else ():
+        free = [field for field in lists if field not in row.changes]
+        candidates: dict[str, dict[str, Any]] = {}
+        for combination in itertools.product(*(lists[field] for field in free)):
+            chosen = dict(zip(free, combination, strict=True))
+            of_row = row._replace(changes=row.changes | chosen)
+            candidates.setdefault(settings_of(config, of_row), chosen)
+        if len(candidates) > 1:
+            tuned[row.label] = list(candidates.values())
+    if lists:
+        check_tuning(config, compared, tuned)
+    return tuned
+
+
+def read_tuned(term: str, config: Any) -> tuple[str, list[Any]]:
+    """Return (field, values) of "client_lr=0.05,0.1". Raises UserError for another text."""
+    name, _, values = term.partition("=")
+    field = name.strip().removeprefix("--").replace("-", "_")
+    hint = sweepable(config).get(field)
+    if hint is None:
+        raise UserError(
+            f"tune={term!r:.60} does not begin with a field that changes a run; write a field with "
+            "values to try, such as client_lr=0.05,0.1,0.2"
+        )
+    found = [to_value(text.strip(), hint) for text in values.split(",")]
+    for value in found:
+        check_value(field, value, hint)
+    return field, found
+
+
+def check_tuning(config: Any, compared: Compared, tuned: dict[str, list[dict[str, Any]]]) -> None:
+    """Raise UserError for a tuning that cannot be made or that would be unfair."""
+    text = f"tune={config.comparison.tune!r:.60}"
+    if not tuned:
+        raise UserError(
+            f"{text} changes nothing in the rows that are compared; give several values of a field "
+            "that they use and do not set themselves, such as client_lr=0.05,0.1,0.2"
+        )
+    if config.data.validation:
+        raise UserError(
+            f"{text} cannot be combined with validation=True; hold out training images with "
+            "--holdout 5000"
+        )
+    for row in compared.rows:
+        if config.effective(**row.changes, **SINGLE).is_private:
+            raise UserError(
+                f"{text} cannot be combined with the private row {row.label!r:.60}: each value "
+                "tried would spend epsilon on the same clients; give the value itself"
+            )
+    num_runs = sum(map(len, tuned.values())) * config.comparison.seeds
+    if num_runs > MOST_RUNS:
+        raise UserError(
+            f"{text} makes {num_runs:,} runs to choose the values; choose at most {MOST_RUNS}"
+        )
 
 
 def rows_of_configs(configs: Sequence[Any]) -> Compared:
@@ -116,8 +190,8 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
     """
     if len(configs) < 2:
         raise UserError(f"a comparison needs two or more configurations, not {len(configs)}")
-    given = [config.replace(compare="", seeds=1).to_dict() for config in configs]
-    own = {*Run().to_dict(), *Comparison().to_dict()}
+    given = [config.replace(**SINGLE).to_dict() for config in configs]
+    own = {*Run().to_dict(), *SINGLE}
     differing = [
         field for field in given[0] if field not in own and len({row[field] for row in given}) > 1
     ]
@@ -128,7 +202,7 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
                 f"{field}={values:.60} differs between the configurations; compare those of one "
                 f"{field}"
             )
-    in_use = [config.effective(compare="", seeds=1).to_dict() for config in configs]
+    in_use = [config.effective(**SINGLE).to_dict() for config in configs]
     shown = shown_settings(in_use, differing, [config.changed() for config in configs])
     labels = [label_settings(settings) for settings in shown]
     changes = [{field: row[field] for field in differing} for row in given]
@@ -175,7 +249,7 @@ def check_fields(text: str, terms: Sequence[tuple[str, list[Entry]]]) -> None:
 
 def settings_of(config: Any, row: Row) -> str:
     """Return, as a text, everything that the numbers of a row's run depend on."""
-    single = config.effective(**row.changes, compare="", seeds=1)
+    single = config.effective(**row.changes, **SINGLE)
     return repr([sorted(identity(single).items()), single.training.rounds])
 
 
@@ -372,7 +446,7 @@ def read_settings(text: str, term: str, config: Any) -> dict[str, Any]:
 
 def check_effect(term: str, changes: dict[str, Any], own: dict[str, Any], config: Any) -> None:
     """Raise UserError if a row's own setting has no effect on it."""
-    in_use = config.effective(**changes, compare="", seeds=1).to_dict() if own else {}
+    in_use = config.effective(**changes, **SINGLE).to_dict() if own else {}
     for field, value in own.items():
         if in_use[field] != value:
             raise UserError(
@@ -401,7 +475,7 @@ def find_confusion(names: Sequence[str], config: ConfigGroup) -> str:
 
 def sweepable(config: ConfigGroup) -> dict[str, Any]:
     """Return field -> type of those that a comparison can change: numbers and choices of a run."""
-    own = {*Run().to_dict(), *Comparison().to_dict(), *NEVER}
+    own = {*Run().to_dict(), *SINGLE, *NEVER}
     return {field: hint for field, hint in config.types().items() if field not in own}
 
 
@@ -436,6 +510,11 @@ def is_nested(value: Any) -> bool:
 
 
 def join_compared(words: Sequence[str]) -> list[str]:
-    """Return a command line with its --compare flags made one: two of them are a grid."""
-    terms, others = split_off(words, "compare")
-    return [*others, "--compare", ";".join(terms)] if terms else list(words)
+    """Return a command line with its --compare flags made one, and its --tune flags: two of them
+    are a grid."""
+    joined = list(words)
+    for flag in ("compare", "tune"):
+        terms, others = split_off(joined, flag)
+        if terms:
+            joined = [*others, f"--{flag}", ";".join(terms)]
+    return joined

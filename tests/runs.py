@@ -15,6 +15,7 @@ from unittest import mock
 import federated_learning as fl
 from harness import captions, command_line
 from harness.records import RoundRecord
+from harness.run_options import SINGLE
 from harness.sweep import compared_rows
 
 import psutil
@@ -52,7 +53,7 @@ def caption_of_rows(flags, dataset):
     """The caption of a comparison."""
     config = fl.parse(flags)
     compared = compared_rows(config)
-    rows = [config.effective(**row.changes, compare="", seeds=1) for row in compared.rows]
+    rows = [config.effective(**row.changes, **SINGLE) for row in compared.rows]
     experiments = [fl.build_experiment(row, dataset) for row in rows]
     return captions.compared_caption(config, compared, experiments)
 

@@ -1,0 +1,119 @@
+"""--tune: each row's value is chosen on held-out images, and the rows are trained with it."""
+
+import csv
+import json
+
+import federated_learning as fl
+from harness.fields import UserError
+from harness.sweep import candidates_of_rows, compared_rows
+
+import numpy as np
+import pytest
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
+
+FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
+
+
+def read_csv(path):
+    """The rows of a CSV file."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+def metrics(folder):
+    """metrics.json of a run."""
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def candidates(**fields):
+    """label -> the settings that are tried on a row."""
+    config = configure(**fields)
+    return candidates_of_rows(config, compared_rows(config))
+
+
+def test_rows_are_tuned_by_the_fields_that_they_use_and_do_not_set():
+    tried = candidates(compare="fedavg,fedprox", tune="prox_mu=0.1,1")
+    assert tried == {"fedprox": [{"prox_mu": 0.1}, {"prox_mu": 1.0}]}
+    tried = candidates(compare="fedavg(client_lr=0.3),scaffold", tune="client_lr=0.1,0.2")
+    assert tried == {"scaffold": [{"client_lr": 0.1}, {"client_lr": 0.2}]}
+    tried = candidates(compare="fedavg,fedprox", tune="client_lr=0.1,0.2;prox_mu=0.1,1")
+    # for FedAvg the two values of prox_mu are one trial
+    assert [len(of_row) for of_row in tried.values()] == [2, 4]
+    assert candidates(tune="client_lr=0.1,0.2") == {
+        "fedavg": [{"client_lr": 0.1}, {"client_lr": 0.2}]
+    }
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"tune": "client_lr"}, "'client_lr' changes nothing|could not|is not a number"),
+        ({"tune": "rounds=1,2"}, "does not begin with a field that changes a run"),
+        ({"tune": "client_lr=0.1,x"}, "client_lr"),
+        ({"tune": "client_lr=0.1"}, "changes nothing in the rows"),
+        ({"tune": "prox_mu=0.1,1"}, "changes nothing in the rows"),
+        ({"tune": "client_lr=0.1,0.2", "compare": "mean,dp"}, "the private row 'dp'"),
+        ({"tune": "client_lr=0.1,0.2", "resume": "runs/a"}, "resume their runs automatically"),
+        ({"tune": "client_lr=0.1,0.2", "seeds": 150}, "makes 300 runs"),
+    ],
+)
+def test_a_tuning_that_cannot_be_made_is_refused_before_anything_runs(fields, said):
+    with pytest.raises(UserError, match=said):
+        compared_rows(configure(**fields))
+
+
+def test_a_configuration_that_tunes_is_more_than_one_run():
+    with pytest.raises(UserError, match=r"tune='client_lr=0.1,0.2' asks for more than one run"):
+        fl.run(configure(tune="client_lr=0.1,0.2"))
+
+
+def test_the_best_value_on_held_out_images_is_trained_and_evaluated_on_the_test_set(
+    tmp_path,
+):
+    compare = ["--compare", "fedavg,scaffold(client_lr=0.1)", "--seeds", "2", "--name", "mine"]
+    compare += ["--tune", "client_lr=0.001,0.1,0.02"]
+    output = call_script(tmp_path, *FLAGS, *compare)
+    trials = {
+        rate: [
+            metrics(tmp_path / f"runs/mine-tuning/fedavg-client-lr{rate}-seed{seed}")
+            for seed in (2, 3)
+        ]
+        for rate in ("0.001", "0.1", "0.02")
+    }
+    means = {
+        rate: np.mean([run["rounds"][-1]["test_accuracy"] for run in runs])
+        for rate, runs in trials.items()
+    }
+    assert max(means, key=means.get) == "0.1"
+    for row in read_csv(tmp_path / "runs/mine/tuning.csv"):
+        assert float(row["mean"]) == pytest.approx(means[row["client_lr"]])
+        assert row["chosen"] == str(int(row["client_lr"] == "0.1"))
+        assert row["seeds"] == "2 3"
+    assert "fedavg: client lr 0.1 is the largest value tried" in output.stderr
+    assert "scaffold (client lr 0.1): not tuned" in output.stdout
+    summary = read_csv(tmp_path / "runs/mine/summary.csv")
+    assert [row["client_lr"] for row in summary] == ["0.1", "0.1"]
+    assert (
+        "client lr tuned on 239 training images" in (tmp_path / "runs/mine/summary.tex").read_text()
+    )
+
+    # The rows' own runs are those of the same command without the tuning.
+    call_script(tmp_path, *FLAGS, "--client-lr", "0.1", "--seed", "1", "--name", "plain")
+    plain = metrics(tmp_path / "runs/plain")
+    tuned = metrics(tmp_path / "runs/mine/fedavg-client-lr0.1-seed1")
+    assert tuned["weights_sha256"] == plain["weights_sha256"]
+    assert tuned["rounds"][-1]["test_accuracy"] == plain["rounds"][-1]["test_accuracy"]
+
+    # Once more: all runs are reused.
+    output = call_script(tmp_path, *FLAGS, *compare)
+    assert output.stdout.count("finished earlier, reused") == 6 + 4
+
+
+def test_a_data_set_from_python_is_held_out_too(tmp_path, monkeypatch, digits):
+    monkeypatch.chdir(tmp_path)
+    config = fl.parse([*FLAGS, "--tune", "client_lr=0.001,0.1", "--holdout", "300"])
+    config = config.replace(rounds=1, name="mine", holdout=0)
+    folder = fl.compare(config.replace(target_accuracy=0.3), dataset=digits)
+    assert [row["client_lr"] for row in read_csv(folder / "tuning.csv")] == ["0.001", "0.1"]
+    (summary,) = read_csv(folder / "summary.csv")
+    assert summary["client_lr"] == "0.1"
