@@ -14,6 +14,7 @@ from harness.stopping import listen
 
 FILES = 40  # open at once
 SCRIPT = "federated_learning.py"
+JOB = "job.py"  # of --jobs; it makes runs as the script does
 PACKAGES = (
     "numpy",
     "grpc",
@@ -35,9 +36,12 @@ def refuse(reason):
 
 
 def is_main():
-    """Return whether the script is what Python was started with; IPython's %run does not count."""
+    """Return whether Python was started with the script, or with a job of it.
+
+    IPython's %run does not count.
+    """
     started = os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")
-    return started == SCRIPT and "IPython" not in sys.modules
+    return started in (SCRIPT, JOB) and "IPython" not in sys.modules
 
 
 def check_environment():

@@ -44,6 +44,11 @@ def compare(config: Any, *, dataset: Any = None) -> Path:
             f"compare={first.comparison.compare!r:.60} with seeds=1 compares nothing; give "
             "choices such as compare='fedavg,fedprox', or seeds=3"
         )
+    if dataset is not None and first.comparison.jobs > 1:
+        raise UserError(
+            f"jobs={first.comparison.jobs} cannot be combined with dataset=, which other processes "
+            "do not have; drop it, or give the data as a file"
+        )
     absolute = first.with_absolute_paths()
     for notice in absolute.unused_notices():
         warn(notice)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import math
 import os
 import re
 import time
@@ -14,14 +13,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import stopping
 from harness.captions import compared_caption
-from harness.command_line import check_resumed, print_line, read_saved, warn
+from harness.command_line import print_line, read_saved, warn
+from harness.completing import Single, complete_all, describe_work, read_earlier, run_jobs
 from harness.fields import UserError
 from harness.figure_files import draw_files
 from harness.figure_form import form_of
 from harness.files import (
-    InUse,
     csv_table,
     expand_path,
     numbered,
@@ -37,9 +35,7 @@ from harness.records import (
     RoundRecord,
     have_one_length,
     megabytes_so_far,
-    read_records,
     rounds_to_target,
-    stops_early,
 )
 from harness.results import (
     Base,
@@ -54,20 +50,6 @@ from harness.summary import Rates, read_columns, summarize, to_latex, to_markdow
 from harness.sweep import COMPARABLE, Compared, Row
 
 import numpy as np
-
-SECONDS_BETWEEN = 2  # two looks at a run that another process makes
-
-
-class Single(NamedTuple):
-    """One of the runs that are compared."""
-
-    row: Row
-    config: Any
-    earlier: list[RoundRecord] | None  # its records if it is done already
-
-    def describe(self) -> str:
-        """Return the line that is printed before it begins."""
-        return f"{self.row.label}, seed {self.config.seed}"
 
 
 class Planned(NamedTuple):
@@ -145,7 +127,8 @@ def compare(
         f"{describe_work(singles)}"
     )
     try:
-        complete_all(singles, run)
+        done = run_jobs(singles, config.comparison.jobs, folder)
+        complete_all([n for n in range(len(singles)) if n not in done], singles, run)
     except (KeyboardInterrupt, Exception):
         with contextlib.suppress(Exception):  # what stopped the runs is what the user must know
             write_partial(folder, singles, compared, config, caption, since)
@@ -208,37 +191,6 @@ def paper_names(config: Any) -> dict[str, str]:
 def bases_of(base: Base) -> list[str]:
     """Return the names of the rows that others are held against."""
     return [base] if isinstance(base, str) else list(base.values())
-
-
-def complete_all(singles: list[Single], run: Callable) -> None:
-    """Make each of the runs, in their order, and put its records into `singles`.
-
-    A run that another process makes at this time, as the same comparison of a job array does, is
-    left until the others are done, and is waited for.
-    """
-    waiting = list(range(len(singles)))
-    told = set()
-    while waiting:
-        busy = []
-        for number in waiting:
-            single = singles[number]
-            if number not in told:
-                place = f"[{number + 1}/{len(singles)}]"
-                print_line(f"\n{place} {single.describe()}; {describe_work(singles)}")
-            try:
-                singles[number] = single._replace(earlier=complete(single, run))
-            except InUse:
-                busy.append(number)
-                if number not in told:
-                    warn(
-                        f"{single.describe()}: another process is running this; waiting for it to "
-                        "finish"
-                    )
-                told.add(number)
-        if len(busy) == len(waiting):
-            time.sleep(SECONDS_BETWEEN)
-            stopping.raise_if_requested()
-        waiting = busy
 
 
 def write_comparison(
@@ -320,29 +272,6 @@ def format_rate(name: str, rates: dict[str, Rates]) -> str:
     used = {of_row.client_lr for of_row in rates.values()}
     named = "lr" in name.split() or len(used) == 1
     return "" if named else f" (lr {rates[name].client_lr:g})"
-
-
-def describe_work(singles: Sequence[Single]) -> str:
-    """Return how many of the runs are to be made, and in what time, by the mean of those done.
-
-    Of private runs, whose time is not told, and where none is done, it is not known.
-    """
-    num_left = sum(single.earlier is None for single in singles)
-    times = [
-        sum(record.seconds for record in single.earlier) for single in singles if single.earlier
-    ]
-    known = [seconds for seconds in times if not math.isnan(seconds)]
-    text = f"{pluralize(num_left, 'run')} left of {len(singles)}"
-    if num_left and known:
-        text += f", about {format_time(num_left * float(np.mean(known)))}"
-    return text
-
-
-def format_time(seconds: float) -> str:
-    """Return "40 s", "7 min" or "2.5 h"."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def rates_of(singles: Sequence[Single]) -> dict[str, Rates]:
@@ -586,45 +515,3 @@ def note_runs(
     content = read_json(path)
     was_finished = content.get("finished", False)
     write_file(path, to_json(content | {"runs": runs, "finished": finished or was_finished}))
-
-
-def read_earlier(config: Any) -> list[RoundRecord] | None:
-    """Return the records of this run if it is finished, or None if it has to be started or
-    continued.
-
-    Raises UserError if its folder contains something else.
-    """
-    folder = expand_path(config.run.runs) / config.run.name
-    if not folder.exists():
-        return None
-    check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
-    records = read_metrics(folder)
-    is_done = len(records) == config.training.rounds
-    return records if is_done or stops_early(records, config.run) else None
-
-
-def read_metrics(folder: Path) -> list[RoundRecord]:
-    """Return the records in a run's metrics.json, or [] without such a file."""
-    path = folder / "metrics.json"
-    if not path.exists():
-        return []
-    try:
-        lines = [json.dumps(row) for row in read_json(path)["rounds"]]
-        return read_records(lines, len(lines))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} does not contain the rounds; remove the folder") from error
-
-
-def complete(single: Single, run: Callable) -> list[RoundRecord]:
-    """Run or continue this run unless it is finished, and return its records."""
-    config = single.config
-    folder = expand_path(config.run.runs) / config.run.name
-    earlier = single.earlier or read_earlier(config)  # which another process may have made since
-    if earlier:
-        print_line(f"{one_line(str(folder))}: finished earlier, reused")
-        return earlier
-    if folder.exists():
-        config = config.replace(resume=str(folder))
-    return run(config, "run the same command to continue").records

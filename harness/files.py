@@ -243,6 +243,14 @@ def csv_value(value: Any) -> Any:
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
 
 
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a table, none where it is missing or cannot be read."""
+    try:
+        return read_bytes(path).decode().splitlines()
+    except (OSError, ValueError):
+        return []
+
+
 def csv_table(rows: Iterable[dict[str, Any]]) -> str:
     """Return a CSV file's text: all names of the rows, in their order, then the values of each.
 

@@ -11,9 +11,9 @@ from harness.comparison import (
     Finished,
     find_folder,
     paper_names,
-    read_metrics,
     write_comparison,
 )
+from harness.completing import read_metrics
 from harness.fields import ConfigGroup, UserError
 from harness.files import expand_path, one_line, read_json
 from harness.latex import name_settings

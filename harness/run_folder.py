@@ -41,6 +41,7 @@ from harness.files import (
     one_line,
     read_bytes,
     read_json,
+    read_lines,
     to_json,
     write_file,
 )
@@ -545,14 +546,6 @@ def current_umask() -> int:
     """Return the umask, as Linux tells it without changing it."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("Umask:")[2].split()[0], 8)
-
-
-def read_lines(path: Path) -> list[str]:
-    """Return the lines of a table, none where it is missing or cannot be read."""
-    try:
-        return read_bytes(path).decode().splitlines()
-    except (OSError, ValueError):
-        return []
 
 
 def keras_bytes(model: Any, folder: Path) -> bytes:

@@ -18,6 +18,7 @@ from harness.fields import (
     Probability,
     UserError,
     float_range,
+    int_range,
     optional_float,
     text,
 )
@@ -185,6 +186,9 @@ class Comparison(ConfigGroup):
     trained with seeds of its own and evaluated on --holdout training images (default: a sixth), in
     runs/NAME-tuning. The rows are then trained on all training images with the value of the highest
     mean accuracy, and evaluated on the test set. Given twice, it tunes two fields together."""
+    jobs: int_range(1, 64) = 1
+    """Number of runs that are trained at once, each in its own process, with the same results. A run
+    trains with two threads, and takes 1 to 2 GB of memory."""
 
 
 SINGLE = Comparison().to_dict()  # fields of one run of a comparison

@@ -9,7 +9,7 @@ from typing import Any
 import federated_learning as fl
 from harness import layers, trust
 from harness.command_line import one_at_a_time, read_saved
-from harness.comparison import read_metrics
+from harness.completing import read_metrics
 from harness.fields import UserError
 from harness.files import expand_path, read_json
 from harness.records import Evaluation, RoundRecord

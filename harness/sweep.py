@@ -84,8 +84,10 @@ def compared_rows(config: Any) -> Compared | None:
                 f"tune={flat['tune']!r:.60} cannot be combined with finished runs; drop it, or "
                 "compare choices such as fedavg,fedprox"
             )
+        check_jobs(flat)
         return None
     if not flat["compare"] and not flat["tune"] and flat["seeds"] == 1:
+        check_jobs(flat)
         return None
     if flat["resume"]:
         raise UserError(
@@ -116,6 +118,15 @@ def compared_rows(config: Any) -> Compared | None:
     compared = Compared(fields, distinct, find_base(distinct, names, config.defaults()))
     candidates_of_rows(config, compared)
     return compared
+
+
+def check_jobs(flat: dict[str, Any]) -> None:
+    """Raise UserError for several jobs without several runs."""
+    if flat["jobs"] > 1:
+        raise UserError(
+            f"jobs={flat['jobs']} is for a comparison, whose runs it trains at once; add compare "
+            "or seeds, or drop it"
+        )
 
 
 def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[str, Any]]]:

@@ -9,7 +9,7 @@ import shutil
 from dataclasses import replace
 
 import federated_learning as fl
-from harness import comparison, plots
+from harness import comparison, completing, plots
 from harness.fields import UserError
 from harness.records import rounds_to_target
 from harness.results import (
@@ -144,19 +144,19 @@ def test_eleven_rows_are_eleven_lines():
 def finished(seconds, **changes):
     """A run that is done, of two rounds that took so long."""
     records = [replace(make_record(0.5), seconds=seconds)] * 2
-    return comparison.Single(Row("a", changes), fl.Config(), records)
+    return completing.Single(Row("a", changes), fl.Config(), records)
 
 
 def test_the_time_of_a_comparison_is_told_by_its_runs_that_are_done():
     """Runs of 2 * 30 and 2 * 60 s: the mean is 90 s, four runs take 6 minutes."""
-    waiting = comparison.Single(Row("a", {}), fl.Config(), None)
-    work = comparison.describe_work
+    waiting = completing.Single(Row("a", {}), fl.Config(), None)
+    work = completing.describe_work
     assert work([waiting] * 4) == "4 runs left of 4"
     some = [finished(30.0), finished(60.0), *[waiting] * 4]
     assert work(some) == "4 runs left of 6, about 6 min"
     assert work([finished(math.nan), waiting]) == "1 run left of 2"  # a private run tells no time
     assert work([finished(30.0)]) == "0 runs left of 1"
-    assert [comparison.format_time(s) for s in (7.2, 300, 9000)] == ["7 s", "5 min", "2.5 h"]
+    assert [completing.format_time(s) for s in (7.2, 300, 9000)] == ["7 s", "5 min", "2.5 h"]
 
 
 def check_overlay(folder, rows, capsys):

@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 import federated_learning as fl
 from harness.command_line import check_resumed, read_saved
-from harness.comparison import find_folder, read_earlier
+from harness.comparison import find_folder
+from harness.completing import read_earlier
 from harness.fields import UserError
 from harness.files import json_line, to_json
 from harness.records import Evaluation, make_record

@@ -1,0 +1,36 @@
+"""A process of a comparison with --jobs: it makes runs as the script would, one after another.
+
+Their configurations come as a line of JSON on standard input. That input ends with the comparison.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+
+import federated_learning as fl
+from harness.command_line import run_or_exit
+from harness.completing import Single, complete
+from harness.files import InUse
+
+
+def end_with_parent():
+    """Stop as on Ctrl-C when the comparison's process has ended, however it did."""
+    os.read(sys.stdin.fileno(), 1)  # a buffered read would hold a lock when Python ends
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def work(all_fields):
+    """Make each run that nobody else has made or is making."""
+    for fields in all_fields:
+        try:
+            complete(Single(None, fl.Config().replace(**fields), None), fl.run)
+        except InUse:
+            continue
+
+
+if __name__ == "__main__":
+    given = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    run_or_exit(work, given)

@@ -1,0 +1,74 @@
+"""--jobs: several runs of a comparison at once, each in a process of its own."""
+
+import json
+import signal
+import time
+
+import federated_learning as fl
+from harness.fields import UserError
+from harness.sweep import compared_rows
+
+import pytest
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, start
+
+FLAGS = (*MLP_ON_DIGITS, "--local-epochs", "1", *NO_FIGURES, "--compare", "fedavg,scaffold")
+
+
+def hashes(folder):
+    """Folder -> hash of the weights, of a comparison's finished runs."""
+    files = folder.glob("*-seed*/metrics.json")
+    return {path.parent.name: json.loads(path.read_text())["weights_sha256"] for path in files}
+
+
+def all_begun(folder, num_runs):
+    """Whether so many runs have made a round."""
+    files = list(folder.glob("*/rounds.jsonl"))
+    return len(files) == num_runs and all(path.stat().st_size for path in files)
+
+
+def test_two_jobs_make_the_same_numbers_as_one(tmp_path):
+    flags = (*FLAGS, "--rounds", "2", "--seeds", "2")
+    output = call_script(tmp_path, *flags, "--jobs", "2", "--name", "two", "--runs", "a").stdout
+    assert "[4/4] " in output and "finished earlier" not in output
+    assert output.count("test accuracy") == 4 + 2  # a line a run, and one a row
+    call_script(tmp_path, *flags, "--name", "one", "--runs", "b")
+    of_two = hashes(tmp_path / "a" / "two")
+    assert len(of_two) == 4 and of_two == hashes(tmp_path / "b" / "one")
+    tables = [(tmp_path / path / "summary.csv").read_text() for path in ("a/two", "b/one")]
+    assert tables[0] == tables[1]
+
+
+def test_a_stopped_comparison_ends_its_jobs_and_continues(tmp_path):
+    flags = (*FLAGS, "--rounds", "1500", "--seeds", "2", "--jobs", "2", "--name", "mine")
+    process = start(tmp_path, *flags)
+    runs = tmp_path / "runs" / "mine"
+    until = time.monotonic() + 100
+    while not all_begun(runs, 2) and time.monotonic() < until:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "stopped with 4 runs left; run the same command to continue" in errors
+    # Both jobs have ended, and said so: nobody writes into their files any more.
+    for number in (1, 2):
+        assert "stopped after round" in (runs / f"job-{number}.log").read_text()
+    assert len(list(runs.glob("*/rounds.jsonl"))) == 2
+    before = [path.read_text() for path in sorted(runs.glob("*/rounds.jsonl"))]
+    time.sleep(1)
+    assert before == [path.read_text() for path in sorted(runs.glob("*/rounds.jsonl"))]
+
+
+@pytest.mark.parametrize("compare", ["", "runs"])
+def test_jobs_are_for_several_runs(tmp_path, monkeypatch, compare):
+    monkeypatch.chdir(tmp_path)
+    if compare:
+        (tmp_path / "runs" / "a").mkdir(parents=True)
+        (tmp_path / "runs" / "a" / "config.json").write_text("{}")
+        compare = "runs/a"
+    with pytest.raises(UserError, match="jobs=2 is for a comparison"):
+        compared_rows(configure(jobs=2, compare=compare))
+
+
+def test_images_from_python_are_not_in_other_processes(digits):
+    with pytest.raises(UserError, match="jobs=2 cannot be combined with dataset="):
+        fl.compare(configure(jobs=2, seeds=2), dataset=digits)
