@@ -187,8 +187,8 @@ class Comparison(ConfigGroup):
     runs/NAME-tuning. The rows are then trained on all training images with the value of the highest
     mean accuracy, and evaluated on the test set. Given twice, it tunes two fields together."""
     jobs: int_range(1, 64) = 1
-    """Number of runs that are trained at once, each in its own process, with the same results. A run
-    trains with two threads, and takes 1 to 2 GB of memory."""
+    """Number of runs that are trained at once, each in its own process, with the same results.
+    Each trains with two threads."""
 
 
 SINGLE = Comparison().to_dict()  # fields of one run of a comparison
