@@ -209,7 +209,7 @@ from harness import (
 from harness.callbacks import Callback, CallbackList
 from harness.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.commands import compare, evaluate_saved
-from harness.dataset import Dataset, Split, make_dataset
+from harness.dataset import Dataset, OtherImages, Split, make_dataset
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
@@ -290,13 +290,15 @@ def split_dirichlet(
 class Partition:
     """A split: `indices` are K arrays int64[n_k] of training images, disjoint, none empty.
 
-    Together they cover all training images, unless the split was read from a file.
+    Together they cover all training images, unless the split was read from a file or clients hold
+    out images.
     """
 
     indices: list[np.ndarray]
     counts: np.ndarray  # int64[K,C], a client's images by label
     num_filled_clients: int  # clients whose draw was empty; each was given one image
     digest: str  # hash of the data and the indices, which names the folder of the shard files
+    test_indices: Sequence[np.ndarray] = ()  # with --client-test, what each client holds out
 
     @property
     def sizes(self) -> np.ndarray:
@@ -350,13 +352,15 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     if config.partitioning.min_images:
         split = partitions.draw_until_large(draw, split, config)
     filled, num_filled = fill_empty_clients(split)
-    indices = [np.sort(part).astype(np.int64) for part in filled]
+    whole = [np.sort(part).astype(np.int64) for part in filled]
+    if config.partitioning.partition_file:
+        partitions.verify_partition_file(config.partitioning.partition_file, dataset, whole)
+    share = config.partitioning.client_test
+    tests = partitions.draw_tests(whole, share, config.seed) if share else ()
+    indices = [np.setdiff1d(*both) for both in zip(whole, tests, strict=True)] if share else whole
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
-    file = config.partitioning.partition_file
-    if file:
-        partitions.verify_partition_file(file, dataset, counts)
     digest = shards.hash_shards(dataset, indices, config)
-    return Partition(indices, np.stack(counts), num_filled, digest)
+    return Partition(indices, np.stack(counts), num_filled, digest, tests)
 
 
 # == Model: Keras layers from images float32[n,H,W,channels] in 0..1 to C logits ===================
@@ -856,7 +860,7 @@ class Parts(NamedTuple):
     callbacks: tuple[Callback, ...] = ()  # before and after each round
     note: str = ""  # for captions, such as "arithmetic of secure sums only"
     notices: tuple[str, ...] = ()  # what the user should know before the run begins
-    extra_evaluations: dict[str, Callable[[], Split]] = {}  # column -> images, beside the test set
+    extra_evaluations: dict[str, Callable[[], OtherImages]] = {}  # beside the test set, by name
 
 
 def fedavg_parts(experiment: Experiment) -> Parts:
@@ -1111,11 +1115,11 @@ EVALUATION_BATCH = 1000
 
 @pinned_keras_settings()
 def build_evaluator(
-    network: Network, dataset: Dataset, others: dict[str, Split] | None = None
+    network: Network, dataset: Dataset, others: dict[str, OtherImages] | None = None
 ) -> Callable[[Any], Evaluation]:
     """Return evaluate(weights) -> Evaluation on the whole test set, of TFF's ModelWeights.
 
-    `others` are additional images to report the accuracy on, by column name.
+    `others` are additional images to report on, by name; by default the name of a column.
     """
     model = build_model(network, seed=0)
     batch_shape = [None, *network.image_shape]
@@ -1131,7 +1135,7 @@ def build_evaluator(
     # cannot be traced any more.
     evaluate_batch.get_concrete_function()
 
-    def predict(split: Split) -> tuple[np.ndarray, np.ndarray]:
+    def predict(split: Split | OtherImages) -> tuple[np.ndarray, np.ndarray]:
         """Return (predictions [N], cross-entropies float32[N])."""
         found = []
         for start in range(0, len(split.labels), EVALUATION_BATCH):
@@ -1147,16 +1151,20 @@ def build_evaluator(
         weights.assign_weights_to(model)
         test = dataset.test
         predictions, losses = predict(test)
+        correct = {}
+        columns = {}
+        for name, other in (others or {}).items():
+            correct[name] = predict(other)[0] == other.labels
+            own_columns = other.measure and other.measure(correct[name])
+            columns |= own_columns or {name: float(np.mean(correct[name]))}
         return Evaluation(
             loss=float(losses.mean(dtype=np.float64)),
             accuracy=float(np.mean(predictions == test.labels)),
             labels=test.labels,
             predictions=predictions,
             num_classes=dataset.num_classes,
-            extra_accuracies={
-                name: float(np.mean(predict(split)[0] == split.labels))
-                for name, split in (others or {}).items()
-            },
+            extra_accuracies=columns,
+            correct=correct,
         )
 
     return evaluate

@@ -29,11 +29,13 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     training = config.training
     num_clients = config.partitioning.num_clients
     batch_size = training.batch_size or "all"
+    share = config.partitioning.client_test
     initial = training.initial_model
     steps = f"{training.local_steps} local steps"
     work = steps if training.local_steps else f"E = {training.local_epochs}"
     return {
         "clients": f"{num_clients} clients, {config.cohort_size} a round",
+        "client_test": f"{100 * share:.4g} % of each client's images held out" if share else "",
         "unseen": f"{config.num_unseen} never drawn" if config.num_unseen else "",
         "sampling": SAMPLING[training.sampling],
         "partition": describe_partition(experiment),

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.captions import compared_caption
+from harness.client_plots import plot_clients_of_rows
+from harness.clients import TITLES, distributions, read_clients
 from harness.command_line import print_line, read_saved, warn
 from harness.completing import Single, complete_all, describe_work, read_earlier, run_jobs
 from harness.fields import UserError
@@ -72,6 +74,8 @@ class Finished(NamedTuple):
     seeds_of: dict[str, list[int]]  # name -> its seeds, in the order of its records
     places: dict[str, tuple[str, ...]]  # name -> what it is called in LaTeX, by what is compared
     panels: dict[str, tuple[str, str]] | None = None  # of a grid: name -> its line and panel
+    # name -> by seed, the accuracies over the clients; see clients.distributions
+    clients_of: dict[str, list[dict[str, np.ndarray]]] = {}
 
 
 class Tuning(NamedTuple):
@@ -142,7 +146,7 @@ def compare(
 def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
     """Return the runs that are done, by row."""
     done = [single for single in singles if single.earlier]
-    finished = Finished({}, rates_of(done), compared.base, [], {}, {})
+    finished = Finished({}, rates_of(done), compared.base, [], {}, {}, clients_of={})
     for single in done:
         label = single.row.label
         names = paper_names(single.config)
@@ -153,6 +157,8 @@ def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
         finished.table.extend(identified | record.figures() for record in single.earlier)
         finished.records_of.setdefault(label, []).append(single.earlier)
         finished.seeds_of.setdefault(label, []).append(single.config.seed)
+        run_folder = expand_path(single.config.run.runs) / single.config.run.name
+        finished.clients_of.setdefault(label, []).append(distributions(read_clients(run_folder)))
     cells = {single.row.label: tuple(single.row.cells.values()) for single in done}
     is_grid = all(len(texts) == 2 and None not in texts for texts in cells.values())
     return finished._replace(panels=cells if is_grid else None)
@@ -213,12 +219,18 @@ def write_comparison(
         )
     else:
         draw_comparison, texts, outcomes = compare_accuracies(records_of, caption, finished.panels)
-    summary = summarize(records_of, finished.rates, finished.base, target, finished.seeds_of)
+    measured_on, clients_of = common_distributions(finished.clients_of)
+    summary = summarize(
+        records_of, finished.rates, finished.base, target, finished.seeds_of, clients_of
+    )
     is_private = any(runs[0][-1].private for runs in records_of.values())
     provenance = describe_provenance(None if is_private else since)
     figures = {"comparison.png": draw_comparison}
     if not target:
         figures |= cost_figures(records_of, caption, finished.panels)
+    if clients_of:
+        draw_clients = partial(plot_clients_of_rows, clients_of, measured_on, caption)
+        figures["client_accuracy.png"] = draw_clients
     files = {
         "comparison.csv": csv_table(finished.table),
         **draw_files(figures, form_of(run), provenance),
@@ -238,18 +250,7 @@ def write_comparison(
     for name, content in files.items():
         write_file(folder / name, content)
     print_line("")
-    epsilons = [run[-1].epsilon for runs in records_of.values() for run in runs if run[-1].private]
-    if len(epsilons) > 1:
-        warn(
-            f"{len(epsilons)} private runs on the same clients are released here: their ε add up "
-            f"to {sum(epsilons):.2f}, and their δ add up likewise; each row shows the ε of a "
-            "single run"
-        )
-    if not target and not have_one_length(records_of):
-        warn(
-            "the runs have different numbers of rounds: each accuracy is from that run's last "
-            "round, and differences between rows are not tested"
-        )
+    tell_caveats(records_of, target)
     if target and run.after_target == "continue":
         for name, runs in records_of.items():
             finals = [records[-1].test_accuracy for records in runs]
@@ -265,6 +266,22 @@ def write_comparison(
     for name, text in texts.items():
         print_line(f"{labels[name]:{width}}  {text}{differences.get(name, '')}")
     print_line(f"\nwrote {', '.join(files)} into {one_line(str(folder))}")
+
+
+def tell_caveats(records_of: dict[str, list[list[RoundRecord]]], target: float) -> None:
+    """Warn of private runs that add up, and of accuracies after different numbers of rounds."""
+    epsilons = [run[-1].epsilon for runs in records_of.values() for run in runs if run[-1].private]
+    if len(epsilons) > 1:
+        warn(
+            f"{len(epsilons)} private runs on the same clients are released here: their ε add up "
+            f"to {sum(epsilons):.2f}, and their δ add up likewise; each row shows the ε of a "
+            "single run"
+        )
+    if not target and not have_one_length(records_of):
+        warn(
+            "the runs have different numbers of rounds: each accuracy is from that run's last "
+            "round, and differences between rows are not tested"
+        )
 
 
 def format_rate(name: str, rates: dict[str, Rates]) -> str:
@@ -374,6 +391,21 @@ def cost_figures(
         of_labeled = {n + format_spent(runs): panels[n] for n, runs in records_of.items()}
     draw = partial(plot_comparison, accuracies, caption, megabytes, of_labeled)
     return {"comparison_by_megabytes.png": draw}
+
+
+def common_distributions(
+    clients_of: dict[str, list[dict[str, np.ndarray]]],
+) -> tuple[str, dict[str, list[np.ndarray]]]:
+    """Return (what was measured, row -> the clients' accuracies float64[K] of each seed).
+
+    On the images that the clients hold out if all runs have them, else on their label mixes;
+    ("", {}) if a run has neither.
+    """
+    runs = [run for of_seeds in clients_of.values() for run in of_seeds]
+    for name in reversed(TITLES):
+        if runs and all(name in run for run in runs):
+            return TITLES[name], {row: [run[name] for run in of] for row, of in clients_of.items()}
+    return "", {}
 
 
 def format_spent(runs: Sequence[Sequence[RoundRecord]]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -28,6 +28,15 @@ class Split(NamedTuple):
 
     images: np.ndarray
     labels: np.ndarray
+
+
+class OtherImages(NamedTuple):
+    """Images and labels, as in Split, on which the global model is also evaluated each round."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    # bool[N], which are classified correctly -> column -> value; None: their share
+    measure: Callable[[np.ndarray], dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.clients import distributions, read_clients
 from harness.command_line import read_saved
 from harness.comparison import (
     Finished,
@@ -70,7 +71,7 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
     names = name_rows(first_runs, settings)
     by_name = dict(zip(names, rows.values(), strict=True))
     same_seeds = len({tuple(sorted(of_seeds)) for of_seeds in by_name.values()}) == 1
-    finished = Finished({}, {}, names[0] if same_seeds else "", [], {}, {})
+    finished = Finished({}, {}, names[0] if same_seeds else "", [], {}, {}, clients_of={})
     for name, run, of_row in zip(names, first_runs, settings, strict=True):
         finished.places[name] = (name_settings(of_row, paper_names(run.config), name),)
     for name, of_seeds in by_name.items():
@@ -78,6 +79,7 @@ def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
         training = ordered[0].config.training
         finished.records_of[name] = [run.records for run in ordered]
         finished.seeds_of[name] = [run.config.seed for run in ordered]
+        finished.clients_of[name] = [distributions(read_clients(run.folder)) for run in ordered]
         finished.rates[name] = Rates(training.client_lr, training.server_lr, training.batch_size)
         for run in ordered:
             identified = {"run": run.folder.name, "compared": name, "seed": run.config.seed}

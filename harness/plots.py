@@ -236,6 +236,8 @@ EXTRA_LABELS = {
     "attack_success": "test images with the trigger, classified as its target",
     "seen_accuracy": "images that clients train on",
     "unseen_accuracy": "images of clients never drawn",
+    "client_accuracy": "clients' own images held out, mean",
+    "client_worst10": "the same, worst 10 % of clients",
 }
 
 
@@ -277,7 +279,9 @@ def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float
         return figure
     loss_axes.legend(frameon=False, fontsize=9)
     if lines:
-        accuracy_axes.legend(handles=lines, frameon=False, fontsize=9)
+        low, high = accuracy_axes.get_ylim()
+        accuracy_axes.set_ylim(low - 0.08 * (len(lines) + 1) * (high - low))  # below the curves
+        accuracy_axes.legend(handles=lines, frameon=False, fontsize=9, loc="lower right")
     return figure
 
 

@@ -22,7 +22,11 @@ EXTRA = {
     "attack_success": "backdoor success",
     "seen_accuracy": "training clients",
     "unseen_accuracy": "unseen clients",
+    "client_accuracy": "clients' own test images",
+    "client_worst10": "worst 10 % of clients",
 }
+# What a client measures while it trains, on its own images: in files these are train_loss, ...
+DURING_TRAINING = ("loss", "accuracy")
 MOST_IN_MATRIX = 2000  # labels of which a confusion matrix is kept: 4 million numbers
 STUCK_ROUNDS = 3  # at chance from the start, after which the user is told
 FEW_STEPS = 20  # of a client in all rounds, by which nothing is learned at any rate
@@ -48,6 +52,8 @@ class Evaluation:
     extra_accuracies: dict[str, float] = field(
         default_factory=dict
     )  # accuracies on other images, by name
+    # Set of other images -> bool[n]: whether each of them is classified correctly
+    correct: dict[str, np.ndarray] = field(default_factory=dict)
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -135,7 +141,14 @@ class RoundRecord:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON content, from which `read_record` makes it again."""
-        return self.figures() | {"clients": self.clients}
+        return self.figures() | {"clients": self.reports()}
+
+    def reports(self) -> list[dict[str, Any]]:
+        """Return what each client reported, named as in files: train_accuracy, ..."""
+        return [
+            {f"train_{k}" if k in DURING_TRAINING else k: v for k, v in report.items()}
+            for report in self.clients
+        ]
 
     def trouble(self, earlier: Sequence[RoundRecord], chance: float, is_last: bool) -> str:
         """Return what is wrong with the global model, or "".
@@ -269,7 +282,7 @@ def read_client(report: dict[str, Any]) -> dict[str, Any]:
     """Return a client's report in a JSON object. Raises ValueError if it holds something else."""
     types = {"client": int, "finite": bool}
     return {
-        name: read_value(name, value, types.get(name, float))
+        name.removeprefix("train_"): read_value(name, value, types.get(name, float))
         for name, value in dict(report).items()
     }
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.fields import ConfigGroup
 from harness.flags import to_flag
+from harness.records import DURING_TRAINING
 
 MEDIA = {"png": "image/png", "svg": "image/svg+xml"}
 STYLE = """
@@ -141,11 +142,8 @@ def describe_clients(
         report = reported.get(client, {})
         for name in next(iter(reported.values()), {}):
             if name not in ("client", "examples", *HIDDEN):
-                rows[-1][
-                    f"training {name} (last round)"
-                    if name in ("loss", "accuracy")
-                    else f"{name} (last round)"
-                ] = report.get(name)
+                title = f"train {name}" if name in DURING_TRAINING else name.replace("_", " ")
+                rows[-1][f"{title} (last round)"] = report.get(name)
     return rows
 
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.clients import format_clients, gini
 from harness.command_line import print_line
 from harness.fields import UserError
 from harness.files import expand_path, one_line, read_json
@@ -40,12 +41,10 @@ def skew(counts: np.ndarray) -> dict[str, float]:
     shares = counts / counts.sum(axis=1, keepdims=True)
     pooled = counts.sum(axis=0) / counts.sum()
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
-    sizes = np.sort(counts.sum(axis=1))
-    ranks = 2 * np.arange(1, len(sizes) + 1) - len(sizes) - 1
     return {
         "mean_total_variation": float(np.abs(shares - pooled).sum(axis=1).mean() / 2),
         "effective_classes": float(np.exp(-(shares * logs).sum(axis=1)).mean()),
-        "size_gini": float((ranks * sizes).sum() / (len(sizes) * sizes.sum())),
+        "size_gini": gini(counts.sum(axis=1)),
     }
 
 
@@ -69,15 +68,31 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
     if not config.is_private:
         content["topped_up_clients"] = partition.num_filled_clients
         content["skew"] = skew(partition.counts)
-        content["label_counts"] = partition.counts.tolist()
+        # A client's images, those that it holds out included; so it can be split again.
+        whole = whole_parts(partition)
+        content["label_counts"] = [
+            np.bincount(dataset.train.labels[part], minlength=dataset.num_classes).tolist()
+            for part in whole
+        ]
         # of the training images as the data have them, whatever was held out of them
         content["indices_of"] = INDICES_OF
-        places = dataset.places
-        content["indices"] = [
-            (indices if places is None else places[indices]).tolist()
-            for indices in partition.indices
-        ]
+        content["indices"] = [to_places(dataset, part) for part in whole]
+        if partition.test_indices:
+            content["test_indices"] = [to_places(dataset, part) for part in partition.test_indices]
     return content
+
+
+def whole_parts(partition: Any) -> list[np.ndarray]:
+    """Return each client's images, int64[n]: those it trains on and those it holds out."""
+    if not partition.test_indices:
+        return partition.indices
+    both = zip(partition.indices, partition.test_indices, strict=True)
+    return [np.union1d(own, held_out) for own, held_out in both]
+
+
+def to_places(dataset: Any, indices: np.ndarray) -> list[int]:
+    """Return where these training images are in the data as they are, before --holdout."""
+    return (indices if dataset.places is None else dataset.places[indices]).tolist()
 
 
 def partition_notices(partition: Any, num_images: int) -> list[str]:
@@ -89,7 +104,7 @@ def partition_notices(partition: Any, num_images: int) -> list[str]:
             f"{pluralize(partition.num_filled_clients, 'client')} of {num_clients} got no image, "
             "and received one from the largest client; --min-images redraws the split instead"
         )
-    unused = num_images - partition.sizes.sum()
+    unused = num_images - sum(map(len, whole_parts(partition)))
     if unused:
         found.append(f"{unused:,} of {num_images:,} training images belong to no client")
     return found
@@ -439,6 +454,7 @@ def print_summary(
         + format_privacy(metrics["epsilon"], metrics["config"]["delta"])
         + format_best(metrics)
         + format_target(metrics["target_accuracy"], metrics["rounds_to_target"])
+        + format_clients(metrics.get("client_accuracy", {}))
         + f"\nweights sha256 {metrics['weights_sha256']}"
         + f"{format_seconds(metrics['rounds'], seconds)}\n"
     )

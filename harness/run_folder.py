@@ -354,11 +354,12 @@ class RunFolder:
         build_model: Callable,
         figures: dict[str, Callable],
         caption: str,
+        tables: dict[str, str],
     ) -> list[Path]:
         """Write metrics.json, the Keras models, the plots and report.html; return the paths.
 
         `weights` are the last round's, build_model(weights) makes a model. `figures` are functions
-        that draw.
+        that draw, `tables` the texts of more files.
         """
         provenance = describe_provenance(None if self.is_private else self.opened)
         made_by = {
@@ -371,13 +372,15 @@ class RunFolder:
         best = self.read_best(metrics["best_round"])
         if best is not None:
             write_file(self.path / "best_model.keras", keras_bytes(build_model(best), self.path))
+        for name, text in tables.items():
+            write_file(self.path / name, text)
         drawn = self.draw(figures, provenance)
         self.write_report(metrics | made_by, caption, figures, drawn)
         if self.is_private:
             self.hide_times()
         models = ["global_model.keras", *(["best_model.keras"] if best is not None else [])]
         names = ["report.html", "metrics.json", *models, "config.json", "partition.json"]
-        return [*drawn, *(self.path / name for name in [*names, "metrics.csv"])]
+        return [*drawn, *(self.path / name for name in [*names, "metrics.csv", *tables])]
 
     def write_report(
         self,

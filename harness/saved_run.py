@@ -92,19 +92,21 @@ class SavedRun:
         saved = read_json(self.folder / "partition.json")
         if "indices" not in saved:
             raise UserError(f"{str(self.folder)!r:.200} is private, and keeps no partition")
-        return [np.array(indices, np.int64) for indices in saved["indices"]]
+        held_out = saved.get("test_indices", [[]] * len(saved["indices"]))
+        both = zip(saved["indices"], held_out, strict=True)
+        return [np.setdiff1d(np.array(own, np.int64), tests) for own, tests in both]
 
     def clients(self) -> Any:
         """Return a row for each client and round in which it reported.
 
-        As a DataFrame or {column: array}, with the columns round, client, examples, loss, accuracy,
-        steps, ...
+        As a DataFrame or {column: array}, with the columns round, client, examples, train_loss,
+        train_accuracy, steps, ...
         """
         return to_table(
             [
                 {"round": record.round, **report}
                 for record in self.records
-                for report in record.clients
+                for report in record.reports()
             ]
         )
 

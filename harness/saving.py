@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness import captions, plots, records, results
+from harness import captions, clients, plots, records, results
 from harness.callbacks import (
     Callback,
     EarlyStopping,
@@ -19,8 +19,9 @@ from harness.callbacks import (
     TensorBoard,
     TimeLimit,
 )
+from harness.client_plots import plot_client_accuracy
 from harness.command_line import Stopped, print_line, warn
-from harness.files import read_json
+from harness.files import csv_table, read_json
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
 from harness.settings import pinned_keras_settings
@@ -113,7 +114,15 @@ def save_result(folder: RunFolder, experiment: Any, result: Result) -> tuple[dic
     )
     metrics = results.describe(experiment, weights.trainable, result.evaluation, result.records)
     figures = plots.result_figures(experiment, result, caption)
-    return metrics, folder.finish(metrics, weights, experiment.build_saved_model, figures, caption)
+    tables = {}
+    if not folder.is_private:
+        rows = clients.describe_clients(result.evaluation, experiment.partition)
+        tables["clients.csv"] = csv_table(rows)
+        if distributions := clients.distributions(rows):
+            figures["client_accuracy.png"] = partial(plot_client_accuracy, distributions, caption)
+        metrics["client_accuracy"] = clients.summarize_clients(rows)
+    paths = folder.finish(metrics, weights, experiment.build_saved_model, figures, caption, tables)
+    return metrics, paths
 
 
 @pinned_keras_settings()

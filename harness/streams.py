@@ -18,6 +18,7 @@ NUMBERS = {
     "split again": 3,  # the attempts after the first
     "unseen clients": 5,
     "extra evaluations": 6,  # images of many
+    "client tests": 7,  # the images of a client that it does not train on
 }
 
 

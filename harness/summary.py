@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from harness.clients import gini, worst_tenth
 from harness.fields import UserError
 from harness.files import one_line
 from harness.latex import describe_outcome, escape, grid_table, outcome_cells, to_table
@@ -52,7 +53,11 @@ COLUMNS = {
     "megabytes_to_target": ("MB to target", ",.1f"),
     "examples_to_target": ("examples to target", ",.0f"),
     "steps_to_target": ("local steps to target", ",.0f"),
+    "clients_mean": ("accuracy, mean over clients (%)", ".2f"),
+    "clients_worst10": ("worst 10 % of clients (%)", ".2f"),
+    "clients_gini": ("Gini over clients", ".3f"),
 }
+ON_REQUEST = ("clients_mean", "clients_worst10", "clients_gini")  # of --table-columns
 
 
 class Rates(NamedTuple):
@@ -69,11 +74,13 @@ def summarize(
     base: Base,
     target: float,
     seeds_of: dict[str, Sequence[int]] | None = None,
+    clients_of: dict[str, list[np.ndarray]] | None = None,
 ) -> Table:
     """Return a row for each name: its test accuracy in percent over the seeds, and costs.
 
     `records_of` has the records of each seed, `rates` the learning rates and batch size,
-    `seeds_of` the seeds (default: 0, 1, ...). The accuracy is that of each run's last round.
+    `seeds_of` the seeds (default: 0, 1, ...), `clients_of` the clients' accuracies float64[K] of
+    each seed. The accuracy is that of each run's last round.
     Differences from the row's `base` are tested by the paired t-test, with Holm's correction for
     more than two rows: on the rounds to the `target` if there is one, else on the accuracies, if
     all runs have the same number of rounds. Values that do not apply are None, such as a mean over
@@ -103,8 +110,20 @@ def summarize(
         row["epsilon"] = None if None in spent else max(spent)
         sent = [megabytes_so_far(records)[-1] for records in runs]
         row["megabytes"] = None if target else float(np.mean(sent))
+        row |= describe_distribution((clients_of or {}).get(name, []))
         rows.append(row)
     return rows
+
+
+def describe_distribution(accuracies: Sequence[np.ndarray]) -> dict[str, float | None]:
+    """Return the columns on the clients' accuracies float64[K] of each seed, means over seeds."""
+    if not accuracies:
+        return dict.fromkeys(ON_REQUEST)
+    return {
+        "clients_mean": 100 * float(np.mean([of_seed.mean() for of_seed in accuracies])),
+        "clients_worst10": 100 * float(np.mean([*map(worst_tenth, accuracies)])),
+        "clients_gini": float(np.mean([*map(gini, accuracies)])),
+    }
 
 
 def describe_difference(
@@ -186,8 +205,12 @@ def describe_spread(values: Sequence[float]) -> dict[str, float | None]:
 
 
 def used_columns(rows: Table) -> list[str]:
-    """Return the columns that say something in some row, the first of which names the rows."""
-    return [name for name in rows[0] if any(row[name] is not None for row in rows)]
+    """Return the columns that say something in some row, the first of which names the rows.
+
+    Those that are shown on request are left out.
+    """
+    shown = [name for name in rows[0] if name not in ON_REQUEST]
+    return [name for name in shown if any(row[name] is not None for row in rows)]
 
 
 def cell(row: dict[str, Any], column: str) -> str:

@@ -58,7 +58,7 @@ def test_the_page_has_the_runs_figures_and_nothing_from_elsewhere(done):
     metrics = json.loads((done.folder / "metrics.json").read_text())
     partition = json.loads((done.folder / "partition.json").read_text())
     assert f"{metrics['test_accuracy']:.2%} test accuracy after 2 rounds" in page.texts
-    assert len(page.sources) == 5
+    assert len(page.sources) == 6
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.findall(r'(?:src|href)="(?!data:)', text)
     assert "http" not in text.partition("<body>")[0].replace("http-equiv", "")
@@ -92,6 +92,6 @@ def test_figures_of_another_form_are_on_the_page_too(tmp_path):
     flags = {"dataset": "digits", "model": "mlp", "num_clients": 2, "rounds": 1}
     end = fl.run(configure(**flags, figures="pdf", runs=str(tmp_path), name="pdf"))
     page = Page((end.folder / "report.html").read_text())
-    assert len(page.sources) == 5 and page.sources[0].startswith("data:image/png;base64,")
+    assert len(page.sources) == 6 and page.sources[0].startswith("data:image/png;base64,")
     assert (end.folder / "convergence_plot.pdf").exists()
     assert not (end.folder / "convergence_plot.png").exists()

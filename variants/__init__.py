@@ -58,6 +58,7 @@ CHANGES = (
     Change(("client_schedule",), "optimizers:schedule_clients", "all of the above read the rate"),
     Change(("byzantine",), "evaluations:evaluate_backdoor", "anywhere"),
     Change(("unseen_clients",), "evaluations:evaluate_unseen", "anywhere"),
+    Change(("client_test",), "evaluations:evaluate_clients", "anywhere"),
     Change(("dropout",), "sampling:drop_out", "of those drawn"),
     Change(
         ("drop_stragglers",), "sampling:drop_stragglers", "applies to those that did not drop out"

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 import federated_learning as fl
 from harness import captions, plots
+from harness.clients import describe_clients
 from harness.command_line import Progress, print_line, warn
 from harness.dataset import Split
 from harness.engine.ssh import HERE
@@ -106,6 +107,7 @@ def plain_config(config: Any) -> Any:
         **config.subset(CLIENT_FIELDS),
     }
     all_clients = {"clients_per_round": 0, "sampling": "fixed", "server_lr": None, "workers": HERE}
+    all_clients["client_test"] = 0.0  # the run's partition leaves those images out already
     return type(config)().replace(**kept | all_clients | plain_training(config))
 
 
@@ -367,7 +369,13 @@ def write_baselines(
     passes = passes_so_far(result.records, num_images, config.training.batch_size)
     curves = learning_curves(result.records, passes, config.training.local_epochs, trained)
     write_file(folder.path / "baselines.csv", csv_table(curves))
-    write_file(folder.path / "clients.csv", csv_table(gain._asdict() for gain in gains))
+    rows = [
+        row | gain._asdict()
+        for row, gain in zip(
+            describe_clients(result.evaluation, experiment.partition), gains, strict=True
+        )
+    ]
+    write_file(folder.path / "clients.csv", csv_table(rows))
     num_left_out = len(gains) - len(measured(gains))
     if num_left_out:
         warn(

@@ -1,10 +1,14 @@
-"""Additional evaluation sets: images with a backdoor's trigger, and clients never drawn."""
+"""Additional evaluation sets: images with a backdoor's trigger, clients never drawn, and images
+held out of each client."""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
-from harness.dataset import Split
+from harness import clients
+from harness.clients import OWN_TESTS
+from harness.dataset import OtherImages
 from harness.streams import open_stream
 from variants import adversity
 
@@ -23,11 +27,11 @@ def evaluate_backdoor(parts: Any, experiment: Any) -> Any:
         return parts
     target = config.adversity.backdoor_target
 
-    def find() -> Split:
+    def find() -> OtherImages:
         images, labels = experiment.dataset.test
         others = images[labels != target]
         stamped = np.where(adversity.trigger_mask(images.shape[1:]), adversity.WHITE, others)
-        return Split(stamped, np.full(len(others), target, labels.dtype))
+        return OtherImages(stamped, np.full(len(others), target, labels.dtype))
 
     extra = parts.extra_evaluations | {"attack_success": find}
     return parts._replace(extra_evaluations=extra)
@@ -44,7 +48,7 @@ def evaluate_unseen(parts: Any, experiment: Any) -> Any:
     return parts._replace(extra_evaluations=extra)
 
 
-def gather(experiment: Any, clients: np.ndarray) -> Split:
+def gather(experiment: Any, clients: np.ndarray) -> OtherImages:
     """Return images of these clients as they have them, MOST_IMAGES at random if there are more."""
     train = experiment.dataset.train
     indices = np.concatenate([experiment.partition.indices[client] for client in clients])
@@ -56,4 +60,31 @@ def gather(experiment: Any, clients: np.ndarray) -> Split:
         own = np.intersect1d(experiment.partition.indices[client], chosen)
         images.append(experiment.images_of_client(train.images[own], int(client)))
         labels.append(train.labels[own])
-    return Split(np.concatenate(images), np.concatenate(labels))
+    return OtherImages(np.concatenate(images), np.concatenate(labels))
+
+
+def evaluate_clients(parts: Any, experiment: Any) -> Any:
+    """Add client_accuracy and client_worst10: of the clients' accuracies, each on its own images
+    held out, the mean over clients and that of the worst tenth of them."""
+    extra = parts.extra_evaluations | {OWN_TESTS: partial(own_tests, experiment)}
+    return parts._replace(extra_evaluations=extra)
+
+
+def own_tests(experiment: Any) -> OtherImages:
+    """Return the images held out of all clients, in the clients' order, as the clients see them."""
+    train = experiment.dataset.train
+    parts = experiment.partition.test_indices
+    images = [
+        experiment.images_of_client(train.images[indices], client)
+        for client, indices in enumerate(parts)
+    ]
+    sizes = [len(indices) for indices in parts]
+
+    def measure(correct: np.ndarray) -> dict[str, float]:
+        accuracies = clients.accuracies_of_parts(correct, sizes)
+        return {
+            "client_accuracy": float(np.nanmean(accuracies)),
+            "client_worst10": clients.worst_tenth(accuracies),
+        }
+
+    return OtherImages(np.concatenate(images), train.labels[np.concatenate(parts)], measure)

@@ -98,6 +98,9 @@ class MorePartitioning(ConfigGroup):
     """Fraction of clients that are never drawn. Each round reports the accuracy on their images,
     and on the images that the other clients train on. The latter are training images, so the gap
     between the two is not due to new clients alone."""
+    client_test: float_range(0, 0.9) = 0.0
+    """Fraction of each client's images that it does not train on. Each round reports the mean
+    accuracy of the clients on them, and that of the worst 10 %; clients.csv has each client's."""
     partition_file: Path = ""
     """A partition.json, of a run or another program, that defines the split. Implies `--partition
     file`."""
@@ -663,6 +666,11 @@ def check_privacy(chosen: dict[str, Any]) -> None:
             f"unseen_clients={chosen['unseen_clients']:g} cannot be combined with "
             "aggregator='dp', which reports nothing about the clients' own images; drop one of "
             "them"
+        )
+    if chosen["client_test"]:
+        raise UserError(
+            f"client_test={chosen['client_test']:g} cannot be combined with aggregator='dp', which "
+            "reports nothing about the clients' own images; drop one of them"
         )
     if chosen["sampling"] == "by-size":
         raise UserError(

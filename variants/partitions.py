@@ -10,7 +10,7 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 from harness.command_line import warn
@@ -347,6 +347,25 @@ def read_split(
     return from_places(parts, content, name, dataset)
 
 
+def draw_tests(parts: Indices, share: float, seed: int) -> Indices:
+    """Return the images that each client holds out: `share` of its own, rounded, at random.
+
+    A client keeps at least one image to train on, so one of a single image holds out none. What is
+    drawn depends on (seed, client) and the client's images.
+    """
+    tests = []
+    for client, part in enumerate(parts):
+        count = min(round(share * len(part)), len(part) - 1)
+        rng = open_stream("client tests", seed, 0, client)
+        tests.append(np.sort(rng.permutation(part)[:count]))
+    if not any(map(len, tests)):
+        raise UserError(
+            f"client_test={share:g} holds out no image, as the clients have so few; choose a "
+            "larger fraction or fewer clients"
+        )
+    return tests
+
+
 def count_owners(config: Any, dataset: Any) -> Any:
     """Return the configuration with one client per owner of the data set, if num_clients is 0.
 
@@ -427,10 +446,10 @@ def draw_until_large(
     )
 
 
-def verify_partition_file(path: str, dataset: Any, counts: Sequence[np.ndarray]) -> None:
+def verify_partition_file(path: str, dataset: Any, parts: Indices) -> None:
     """Raise UserError if a partition.json says something of itself that does not hold.
 
-    `counts` are the label counts int64[C] of the clients. A file that says nothing is believed.
+    `parts` are the clients' images in it. A file that says nothing is believed.
     """
     claims = json.loads(read_bytes(expand_path(path)))
     name = f"partition_file={path!r:.100}"
@@ -440,7 +459,10 @@ def verify_partition_file(path: str, dataset: Any, counts: Sequence[np.ndarray])
             f"{name} splits other data ({other!s:.60}); give the same --dataset, --data and "
             "--holdout"
         )
-    label_counts = [count.tolist() for count in counts]
+    label_counts = [
+        np.bincount(dataset.train.labels[part], minlength=dataset.num_classes).tolist()
+        for part in parts
+    ]
     if claims.get("label_counts", label_counts) != label_counts:
         raise UserError(f"{name}: its label_counts do not match its indices; restore the file")
     kind = claims.get("partition")
