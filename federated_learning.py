@@ -92,6 +92,7 @@ from harness.fields import (
     float_range,
     int_range,
 )
+from harness.own_files import OWN, is_own, own_fields
 from harness.run_options import Comparison, Run
 from harness.sweep import compared_rows, overlaid_folders
 from variants import choices, options, presets
@@ -120,8 +121,10 @@ class Data(options.MoreData):
 class Partitioning(options.MorePartitioning):
     """The clients, and how the images are split over them."""
 
-    partition: choice(choices.PARTITIONS) = "dirichlet"
-    """How the training images are split over the clients."""
+    partition: choice(choices.PARTITIONS, OWN, "FILE.py:FUNCTION") = "dirichlet"
+    """How the training images are split over the clients. FILE.py:FUNCTION is a custom split: the
+    function gets labels, num_clients and a NumPy generator, and returns an index array for each
+    client."""
     num_clients: NumClients = 10
     """Number of clients, K. With --partition natural the default is 0: every owner is a client."""
     alpha: float_range(0.001, 1e6) = 0.5
@@ -135,7 +138,7 @@ class Training(options.MoreTraining):
     Settings of single algorithms are in the group Optimization.
     """
 
-    model: choice(choices.MODELS, choices.OWN_MODEL, "FILE.py:FUNCTION") = "lean-cnn"
+    model: choice(choices.MODELS, OWN, "FILE.py:FUNCTION") = "lean-cnn"
     """The clients' network. FILE.py:FUNCTION is a custom one: the function returns new Keras
     layers, without the logits layer, on each call."""
     rounds: Rounds = 5
@@ -326,7 +329,9 @@ def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
 def find_split(config: Config, dataset: Dataset) -> Callable[[np.random.Generator], list]:
     """Return split(rng), with everything else bound: for the default split_dirichlet, alpha=0.5."""
     chosen = config.chosen("partition")  # its line in variants/choices.py
-    function = import_function(chosen.function) if chosen.function else split_dirichlet
+    function = split_dirichlet
+    if chosen.function:
+        function = import_function(chosen.function, "partition")
     # The fields of a partition that changes the images are not for the split.
     fields = {} if chosen.change_images else config.fields_of_choice("partition")  # {"alpha": 0.5}
     extra = {"dataset": dataset} if chosen.needs_dataset else {}
@@ -349,6 +354,8 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
         )
     draw = find_split(config, dataset)
     split = draw(np.random.default_rng(config.seed))
+    if is_own(config.partition_name):
+        partitions.check_own_split(split, labels, config)
     if config.partitioning.min_images:
         split = partitions.draw_until_large(draw, split, config)
     filled, num_filled = fill_empty_clients(split)
@@ -1027,10 +1034,14 @@ def prepare(experiment: Experiment) -> Experiment:
     host_folders = check_hosts(experiment.config.run)
     write_shards(experiment)
     extra = {name: find() for name, find in experiment.parts.extra_evaluations.items()}
+    evaluate = build_evaluator(experiment.network, experiment.dataset, extra)
+    own_metrics = experiment.config.run.metrics
+    if own_metrics:
+        evaluate = import_function("evaluations:with_metrics")(evaluate, own_metrics)
     return replace(
         experiment,
         process=build_process(experiment),
-        evaluate=build_evaluator(experiment.network, experiment.dataset, extra),
+        evaluate=evaluate,
         client=tf.function(build_client(experiment), autograph=False),
         host_folders=host_folders,
     )
@@ -1200,8 +1211,8 @@ def hash_choices(config: Config, build_hidden_layers: Callable) -> dict[str, str
     """Hash each choice by field; a resumed run must have the same hashes."""
     # The data set has a hash of its own.
     rows = {field: config.chosen(field) for field in choices.TABLES if field != "dataset"}
-    if config.has_own_model:
-        rows["model"] = build_hidden_layers
+    for field, name in own_fields(config.to_dict()).items():
+        rows[field] = import_function(name, field)
     if config.training.initial_model:
         rows["initial_model"] = layers.hash_weights(config.training.initial_model)
     return provenance.hash_rows(rows)

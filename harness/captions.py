@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.own_files import short_name
 from harness.plots import join_parts
 from harness.sweep import Compared
 
@@ -68,7 +69,7 @@ def describe_algorithm(config: Any) -> str:
     fields = config.fields_of_choice("algorithm")
     if optimization.server_epsilon is None:
         fields.pop("server_epsilon", None)
-    parts = [with_fields(optimization.algorithm, fields)]
+    parts = [with_fields(short_name(optimization.algorithm), fields)]
     optimizer = config.chosen("client_optimizer").title.format(**config.to_dict())
     if optimizer:
         parts.append(optimizer)
@@ -85,7 +86,7 @@ def describe_algorithm(config: Any) -> str:
 def describe_aggregator(experiment: Any) -> str:
     """Return the aggregator, its own fields, and what its results rest on."""
     config = experiment.config
-    name = config.aggregation.aggregator
+    name = short_name(config.aggregation.aggregator)
     fields = config.fields_of_choice("aggregator")
     if config.is_private:
         fields = {"noise_multiplier": config.privacy.noise_multiplier}

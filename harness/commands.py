@@ -16,6 +16,7 @@ from harness import comparison, layers, plots, results, run_folder, trust, tunin
 from harness.command_line import one_at_a_time, read_saved, warn
 from harness.fields import UserError
 from harness.files import expand_path
+from harness.loading import import_function
 from harness.sweep import compared_rows, rows_of_configs
 
 import tensorflow_federated as tff
@@ -90,6 +91,8 @@ def evaluate_saved(config: Any) -> Path:
     file = str(source / "global_model.keras")
     weights = layers.read_weights(file, fl.build_model(network, seed=0))
     evaluate = fl.build_evaluator(network, dataset)
+    if config.run.metrics:
+        evaluate = import_function("evaluations:with_metrics")(evaluate, config.run.metrics)
     evaluation = evaluate(tff.learning.models.ModelWeights(weights, []))
     origin = results.describe_origin(source, dataset)
     caption = plots.join_parts([dataset.name, f"the model of {source.name}{origin}"])
@@ -105,5 +108,5 @@ def find_model_name(config: Any, saved: Any) -> str:
     if saved.has_own_model:
         if config.has_own_model:
             return config.training.model
-        trust.check_model(saved.training.model, config.run.evaluate)
+        trust.check_file("model", saved.training.model, config.run.evaluate)
     return saved.training.model

@@ -16,7 +16,10 @@ import sklearn.metrics
 
 # What a differentially private run may publish of a round: the noisy result, and what follows from
 # the flags alone.
-PUBLIC = ("round", "test_loss", "test_accuracy", "bytes_down", "bytes_up", "epsilon", "clip_norm")
+PUBLIC = (
+    *("round", "test_loss", "test_accuracy", "metrics"),
+    *("bytes_down", "bytes_up", "epsilon", "clip_norm"),
+)
 # Columns of accuracies on other images than the test set: what a round's line calls them.
 EXTRA = {
     "attack_success": "backdoor success",
@@ -54,6 +57,7 @@ class Evaluation:
     )  # accuracies on other images, by name
     # Set of other images -> bool[n]: whether each of them is classified correctly
     correct: dict[str, np.ndarray] = field(default_factory=dict)
+    metrics: dict[str, float] = field(default_factory=dict)  # --metrics', by column
 
     @cached_property
     def confusion(self) -> np.ndarray:
@@ -107,6 +111,7 @@ class RoundRecord:
         default_factory=dict
     )  # 0..1, of the columns in EXTRA
     clip_norm: float | None = None  # an adaptive aggregator's after the round, such as dp's
+    metrics: dict[str, float] = field(default_factory=dict)  # --metrics', by column
 
     @property
     def private(self) -> bool:
@@ -133,7 +138,7 @@ class RoundRecord:
         for name, value in vars(self).items():
             if name == "train":
                 columns |= {f"train_{metric}": mean for metric, mean in value.items()}
-            elif name == "extra_accuracies":
+            elif name in ("extra_accuracies", "metrics"):
                 columns |= value
             elif name != "clients":
                 columns[name] = value
@@ -218,6 +223,7 @@ class RoundRecord:
         parts += [
             f"{EXTRA[name]} {accuracy:7.2%}" for name, accuracy in self.extra_accuracies.items()
         ]
+        parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.metrics.items()]
         if not math.isnan(self.seconds):
             parts.append(f"{self.seconds:6.2f} s")
         if self.private:
@@ -257,6 +263,11 @@ def read_record(row: dict[str, Any]) -> RoundRecord:
         elif name == "extra_accuracies":
             columns = [column for column in EXTRA if column in row]
             fields[name] = {column: read_value(column, row[column], float) for column in columns}
+        elif name == "metrics":
+            known = {*get_type_hints(RoundRecord), *EXTRA}
+            own = [column for column in row if column not in known]
+            others = [column for column in own if not column.startswith("train_")]
+            fields[name] = {column: read_value(column, row[column], float) for column in others}
         elif name == "clients":
             fields[name] = [read_client(client) for client in row["clients"]]
         else:
@@ -441,6 +452,7 @@ def make_record(
         test_loss=evaluation.loss,
         test_accuracy=evaluation.accuracy,
         extra_accuracies=evaluation.extra_accuracies,
+        metrics=evaluation.metrics,
         num_nonfinite=len(reports) - len(counted),
         epsilon=None,
         clip_norm=find_norm(measured),

@@ -139,6 +139,7 @@ def describe_model(dataset: Any, weights: Sequence[Any], evaluation: Any) -> dic
         "confusion": evaluation.confusion.tolist() if is_small else None,
         "classes": list(dataset.classes),
         "report": class_report(evaluation, dataset.classes),
+        **evaluation.metrics,
     }
 
 

@@ -46,6 +46,7 @@ from harness.files import (
     write_file,
 )
 from harness.listing import changed_fields, show
+from harness.own_files import short_name
 from harness.plots import evaluation_figures
 from harness.provenance import (
     PROGRAMS,
@@ -453,9 +454,9 @@ def default_name(config: Any, dataset: Any) -> str:
     if data == "mnist" and not dataset.is_mnist:
         stem = Path(config.data.data).stem if config.data.data else "other"
         data = re.sub(r"[^\w.-]+", "-", stem)[:40]
-    model = config.training.model.rpartition("/")[2].replace(".py:", "-")  # also of one's own
-    parts = [data, config.partition_name, config.optimization.algorithm, model]
-    name = "-".join([*parts, f"seed{config.seed}"])
+    choices = (config.partition_name, config.optimization.algorithm, config.training.model)
+    names = [short_name(choice).replace(".py:", "-") for choice in choices]
+    name = "-".join([data, *names, f"seed{config.seed}"])
     for field, value in changed_fields(identity(config), type(config)()).items():
         if field in NAMED_FIRST:
             continue
@@ -470,7 +471,8 @@ def name_value(field: str, value: Any) -> str:
     """Return a field and its value in a folder's name: "alpha0.1", "aggregator-median"."""
     if isinstance(value, bool):
         return field if value else f"no-{field}"
-    text = re.sub(r"[^\w.-]+", "-", show(value))[:40]
+    shown = short_name(value) if isinstance(value, str) else show(value)
+    text = re.sub(r"[^\w.-]+", "-", shown)[:40]
     return f"{field}-{text}" if isinstance(value, str) else f"{field}{text}"
 
 

@@ -17,12 +17,14 @@ from harness.fields import (
     Path,
     Probability,
     UserError,
+    choice,
     float_range,
     int_range,
     optional_float,
     text,
 )
 from harness.files import expand_path
+from harness.own_files import OWN, own_fields
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,10 @@ class Run(ConfigGroup):
     time_limit: text("TIME") = ""
     """Stop before the round that would exceed this time, such as 90m, 3h or 3600 (seconds), as for
     a job with a time limit; --resume continues the run. Default: no limit."""
+    metrics: choice({"": "no other metrics"}, OWN, "FILE.py:FUNCTION") = ""
+    """A function of more metrics: function(labels, predictions) of the test images after each
+    round, both [N], returns a number or a dict of numbers, which become columns. Functions of
+    sklearn.metrics can be imported into FILE.py and named."""
     save_every: CountOrZero = 0
     """Also save the global model every N rounds, as models/round-000010.keras."""
     save_clients: bool = False
@@ -226,8 +232,9 @@ def identity(config: Any) -> dict[str, Any]:
     effective = config.effective().to_dict()
     ignored = {*Run().to_dict(), *SINGLE, *MAY_GROW, *BY_CONTENT}
     fields = {field: value for field, value in effective.items() if field not in ignored}
-    if ".py:" in fields["model"]:  # a file, from wherever it is named
-        fields["model"] = str(expand_path(fields["model"]).absolute())
+    for field, name in own_fields(effective).items():
+        if field in fields:  # a file, from wherever it is named
+            fields[field] = str(expand_path(name).absolute())
     usual = config.defaults()
     for field in fields.keys() - FIRST_FIELDS:
         if fields[field] == usual[field]:

@@ -78,7 +78,7 @@ class SavedRun:
         """The architecture; a custom model's file is only executed if this user ran it before."""
         name = self.config.training.model
         if self.config.has_own_model:
-            trust.check_model(name, str(self.folder))
+            trust.check_file("model", name, str(self.folder))
         return fl.make_network(name, fl.find_model(name), self.dataset)
 
     @cached_property

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from harness.fields import ConfigGroup, UserError, check_value
 from harness.files import expand_path, read_json
 from harness.flags import split_off, to_value
+from harness.own_files import short_name
 from harness.run_options import SINGLE, Run, identity
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
@@ -493,7 +494,8 @@ def sweepable(config: ConfigGroup) -> dict[str, Any]:
 def label_of(field: str, value: Any) -> str:
     """Return how a value is called in a table: a choice by its name, a number with its field."""
     if isinstance(value, str):
-        return value if field in COMPARABLE else f"{field.replace('_', ' ')} {value}"
+        name = short_name(value)
+        return name if field in COMPARABLE else f"{field.replace('_', ' ')} {name}"
     return f"{field.replace('_', ' ')} {str(value).removesuffix('.0')}"
 
 

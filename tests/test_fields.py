@@ -23,7 +23,7 @@ def wrong_values(hint):
     if is_plain_text(hint):
         return [3, None, "a\0b"]
     if choices_of(hint):
-        return ["no such", "", 3]
+        return [value for value in ("no such", "", 3) if value not in choices_of(hint)]
     kind, span, _ = get_args(hint)
     beyond = [span.low - 1, span.high + 1, float("nan"), float("inf"), "five", True]
     return [*beyond, *([0.5] if kind in (int, int | None) else [])]

@@ -67,12 +67,14 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
     names = {path.name for path in run.iterdir()} - {"checkpoints", "rounds.jsonl", "worker.log"}
     plots = {
         "accuracy_by_megabytes.png",
+        "client_accuracy.png",
         "client_partition.png",
         "confusion_matrix.png",
         "convergence_plot.png",
         "misclassified.png",
     }
     assert names == plots | {
+        "clients.csv",
         "config.json",
         "metrics.csv",
         "metrics.json",

@@ -171,7 +171,7 @@ def test_somebody_elses_folder_runs_no_file(here, monkeypatch, flags):
         fl.main(fl.parse(f"{flags} {named} --figures none"))  # now it is known
     (end.folder / "x.py").write_text("# another\n")
     with pytest.raises(UserError, match="which you have not run before"):
-        trust.check_model(config["model"], "theirs")
+        trust.check_file("model", config["model"], "theirs")
 
 
 def test_a_saved_configuration_asks_for_nothing_but_its_run(here):

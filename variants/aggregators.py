@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from harness.engine.gather import gather
-from harness.loading import import_function
+from harness.loading import change_parts
 from variants.wrapping import flatten, unflatten, wrap_client
 
 import tensorflow as tf
@@ -22,7 +22,7 @@ import tensorflow_federated as tff
 
 def change_aggregator(parts: Any, experiment: Any) -> Any:
     """Change the parts as the chosen aggregator does."""
-    return import_function(experiment.config.chosen("aggregator").function)(parts, experiment)
+    return change_parts("aggregator", parts, experiment)
 
 
 def weigh_alike(parts: Any, experiment: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.fields import UserError
-from harness.loading import import_function
+from harness.loading import change_parts
 from variants.choices import CLIENT_OPTIMIZERS
 from variants.optimizers import sum_of_factors
 from variants.wrapping import Corrected, Tensors, with_hparams
@@ -22,7 +22,7 @@ optimizers = tff.learning.optimizers
 
 def change_algorithm(parts: Any, experiment: Any) -> Any:
     """Change the parts as the chosen algorithm does."""
-    return import_function(experiment.config.chosen("algorithm").function)(parts, experiment)
+    return change_parts("algorithm", parts, experiment)
 
 
 def fedsgd(parts: Any, experiment: Any) -> Any:

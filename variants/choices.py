@@ -28,7 +28,7 @@ class PartitionChoice(NamedTuple):
     """A split: function(labels uint8[N], num_clients, rng, **fields) -> K index arrays."""
 
     help: str
-    title: str  # in plots, with fields in braces
+    title: str = ""  # in plots, with fields in braces
     function: Function = ""
     fields: tuple[str, ...] = ()
     needs_dataset: bool = False  # function also gets dataset=, the Dataset with images and owners
@@ -206,7 +206,6 @@ PARTITIONS = {
     ),
 }
 
-OWN_MODEL = r".+\.py:\w+"  # in place of a name: a file, and a function in it
 MODELS = {
     "logreg": ModelChoice("softmax regression, no hidden layer", "models:build_logreg"),
     "mlp": ModelChoice("one hidden layer of 128 units", "models:build_mlp"),
@@ -447,4 +446,11 @@ TABLES = {
     "server_schedule": SERVER_SCHEDULES,
     "aggregator": AGGREGATORS,
     "attack": ATTACKS,
+}
+# Of these the user may name FILE.py:FUNCTION instead: the choice with that function alone.
+KINDS = {
+    "partition": PartitionChoice,
+    "model": ModelChoice,
+    "algorithm": AlgorithmChoice,
+    "aggregator": AggregatorChoice,
 }

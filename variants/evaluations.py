@@ -3,17 +3,24 @@ held out of each client."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, get_type_hints
 
 from harness import clients
 from harness.clients import OWN_TESTS
 from harness.dataset import OtherImages
+from harness.fields import UserError
+from harness.loading import import_function
+from harness.records import EXTRA, RoundRecord
 from harness.streams import open_stream
 from variants import adversity
 
 import numpy as np
 
+TAKEN = {*get_type_hints(RoundRecord), *EXTRA, "seed"}  # columns of metrics.csv
 MOST_IMAGES = 10_000  # of all clients that train, or of all that don't
 
 
@@ -61,6 +68,39 @@ def gather(experiment: Any, clients: np.ndarray) -> OtherImages:
         images.append(experiment.images_of_client(train.images[own], int(client)))
         labels.append(train.labels[own])
     return OtherImages(np.concatenate(images), np.concatenate(labels))
+
+
+def with_metrics(evaluate: Callable, name: str) -> Callable:
+    """Wrap evaluate(weights): its Evaluation also has the metrics of a user's FILE.py:FUNCTION."""
+    function = import_function(name, "metrics")
+    own_name = name.rpartition(":")[2]
+
+    def wrapped(weights: Any) -> Any:
+        evaluation = evaluate(weights)
+        found = function(evaluation.labels, evaluation.predictions)
+        columns = found if isinstance(found, dict) else {own_name: found}
+        for column, value in columns.items():
+            check_metric(f"metrics={name!r:.200}", column, value)
+        metrics = {column: float(value) for column, value in columns.items()}
+        return replace(evaluation, metrics=metrics)
+
+    return wrapped
+
+
+def check_metric(source: str, column: Any, value: Any) -> None:
+    """Raise UserError for a metric that is not a number, or that has the name of another column."""
+    if not isinstance(column, str) or not re.fullmatch(r"\w+", column):
+        raise UserError(
+            f"{source} names a metric {column!r:.40}; use letters, digits and underscores"
+        )
+    if column in TAKEN or column.startswith("train_"):
+        raise UserError(
+            f"{source} names a metric {column!r:.40}, a column that a run has; rename it"
+        )
+    if np.ndim(value) or not isinstance(value, int | float | np.number):
+        raise UserError(
+            f"{source} returns {type(value).__name__} for {column}; return a number for each metric"
+        )
 
 
 def evaluate_clients(parts: Any, experiment: Any) -> Any:

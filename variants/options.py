@@ -34,6 +34,7 @@ from harness.fields import (
 )
 from harness.files import briefly, expand_path
 from harness.flags import split_off, to_flag
+from harness.own_files import OWN, OWN_FIELDS, is_own, own_fields, short_name
 from harness.sweep import check_comparison, join_compared, overlaid_folders
 from variants import presets
 from variants.choices import (
@@ -42,12 +43,11 @@ from variants.choices import (
     ATTACKS,
     CLIENT_OPTIMIZERS,
     DATASETS,
-    MODELS,
+    KINDS,
     PARTITIONS,
     SCHEDULES,
     SERVER_SCHEDULES,
     TABLES,
-    ModelChoice,
 )
 
 
@@ -129,8 +129,9 @@ class Optimization(ConfigGroup):
     Settings of every algorithm are in the group Training.
     """
 
-    algorithm: choice(ALGORITHMS) = "fedavg"
-    """The federated algorithm: what clients and server do with gradients and updates."""
+    algorithm: choice(ALGORITHMS, OWN, "FILE.py:FUNCTION") = "fedavg"
+    """The federated algorithm: what clients and server do with gradients and updates.
+    FILE.py:FUNCTION is a custom one: change(parts, experiment) -> parts."""
     client_optimizer: choice(CLIENT_OPTIMIZERS) = "sgd"
     """TFF optimizer of the clients' local steps. Its state is reset every round."""
     client_momentum: float_range(0, 0.9999) = 0.9
@@ -165,7 +166,7 @@ class Optimization(ConfigGroup):
 class Aggregation(ConfigGroup):
     """How the server combines the clients' updates."""
 
-    aggregator: choice(AGGREGATORS) = "mean"
+    aggregator: choice(AGGREGATORS, OWN, "FILE.py:FUNCTION") = "mean"
     """How the server combines the clients' updates."""
     client_weighting: Literal["examples", "uniform"] = "examples"
     """examples: weight clients by their number of examples. uniform: weight all clients equally."""
@@ -219,6 +220,15 @@ class Adversity(ConfigGroup):
     """Fraction of a backdoor attacker's images that carry the trigger."""
 
 
+def find_choice(field: str, name: str) -> Any:
+    """Return the choice of this name; of FILE.py:FUNCTION what is known before the file is read."""
+    if name in TABLES[field] or field not in KINDS:
+        return TABLES[field][name]
+    made = KINDS[field]("", function=name)
+    title = short_name(name).replace("{", "{{").replace("}", "}}")
+    return made._replace(title=title) if field == "partition" else made
+
+
 class ExperimentConfig(ConfigGroup):
     """A configuration of which some values follow from others: the script's Config is one."""
 
@@ -261,10 +271,10 @@ class ExperimentConfig(ConfigGroup):
     def chosen(self, field: str) -> Any:
         """Return the row of a table in choices.py that this field names.
 
-        Of a model of the user's own there is none: a ModelChoice without help.
+        Of FILE.py:FUNCTION it has that as its function, and no help.
         """
         name = self.partition_name if field == "partition" else self.to_dict()[field]
-        return TABLES[field].get(name, ModelChoice(""))
+        return find_choice(field, name)
 
     def fields_of_choice(self, field: str) -> dict[str, Any]:
         """Return the fields, by name, that the choice made in this field uses and others do not."""
@@ -278,7 +288,7 @@ class ExperimentConfig(ConfigGroup):
     @property
     def has_own_model(self) -> bool:
         """Whether the model is the user's own FILE.py:FUNCTION."""
-        return self.training.model not in MODELS
+        return is_own(self.training.model)
 
     @property
     def is_private(self) -> bool:
@@ -319,8 +329,9 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
         saved = command_line.read_saved(config.run.resume, kind())
         config = command_line.read_flags(kind, flags, default=saved)
         command_line.check_resumed(config, saved)
-    if not split_off(given, "model")[0]:
-        trust.check_model(config.training.model, config.run.resume or config.run.config)
+    for field, name in own_fields(config.to_dict()).items():
+        if not split_off(given, field)[0]:
+            trust.check_file(field, name, config.run.resume or config.run.config)
     return config
 
 
@@ -419,8 +430,8 @@ def default_client_lr(chosen: dict[str, Any]) -> float:
     own = CLIENT_OPTIMIZERS[chosen["client_optimizer"]].client_lr
     if own is not None:
         return own
-    algorithm = ALGORITHMS[chosen["algorithm"]]
-    model = MODELS.get(chosen["model"], ModelChoice(""))
+    algorithm = find_choice("algorithm", chosen["algorithm"])
+    model = find_choice("model", chosen["model"])
     dataset = DATASETS[chosen["dataset"]]
     return min(algorithm.client_lr, model.highest_default_lr, dataset.highest_default_lr)
 
@@ -445,7 +456,7 @@ def notices_on_attackers(chosen: dict[str, Any]) -> list[str]:
     """Return a notice on more attackers than the aggregator can withstand."""
     attackers = chosen["byzantine"]
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
-    withstands = AGGREGATORS[chosen["aggregator"]].withstands
+    withstands = find_choice("aggregator", chosen["aggregator"]).withstands
     if not cohort or withstands is None or attackers <= withstands(chosen, cohort):
         return []
     return [
@@ -476,7 +487,7 @@ def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[st
     A rate that is None becomes the default one. The fields that define the algorithm get its
     values. A field without effect becomes its default.
     """
-    facts = ALGORITHMS[chosen["algorithm"]]
+    facts = find_choice("algorithm", chosen["algorithm"])
     values = {field: default[field] for field in find_unused(chosen, default)}
     if chosen["client_lr"] is None:
         values["client_lr"] = default_client_lr(chosen)
@@ -515,8 +526,7 @@ def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
     """
     files = {"data": chosen["data"], "partition_file": chosen["partition_file"]}
     files["initial_model"] = chosen["initial_model"]
-    if chosen["model"] not in MODELS:
-        files["model"] = chosen["model"]
+    files |= {field: chosen[field] for field in own_fields(chosen)}
     if not chosen["resume"] and not DATASETS[chosen["dataset"]].function:
         files["data"] = files["data"] or os.environ.get("FL_DATA", "")
     return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}
@@ -529,7 +539,7 @@ def check_files(chosen: dict[str, Any]) -> None:
     imported.
     """
     for field, path in absolute_paths(chosen).items():
-        file = path.rpartition(":")[0] if field == "model" else path
+        file = path.rpartition(":")[0] if field in OWN_FIELDS else path
         try:
             os.stat(file)
         except (OSError, ValueError) as error:
@@ -551,7 +561,7 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             f"save_clients=True cannot be combined with workers={chosen['workers']!r:.60}, which "
             "keeps the shards on the hosts; drop one of them"
         )
-    if chosen["save_clients"] and not AGGREGATORS[chosen["aggregator"]].shows_updates:
+    if chosen["save_clients"] and not find_choice("aggregator", chosen["aggregator"]).shows_updates:
         raise UserError(
             "save_clients=True cannot be combined with aggregator='secure', whose server sees "
             "only sums; drop one of them"
@@ -578,7 +588,7 @@ def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             "use letters and digits"
         )
     partition = chosen["partition"]
-    reads_file = "partition_file" in PARTITIONS[partition].fields
+    reads_file = "partition_file" in find_choice("partition", partition).fields
     is_other = not reads_file and partition != default["partition"]
     if is_other if chosen["partition_file"] else reads_file:
         raise UserError(
@@ -597,7 +607,7 @@ def check_cohort(chosen: dict[str, Any]) -> None:
             "whose images no federated client trains on; drop one of them"
         )
     if clients == 0:
-        if "owner_choice" not in PARTITIONS[chosen["partition"]].fields:
+        if "owner_choice" not in find_choice("partition", chosen["partition"]).fields:
             raise UserError(
                 "num_clients=0 means all owners of partition='natural'; choose 1 to 60,000"
             )
@@ -623,7 +633,7 @@ def num_unseen(share: float, num_clients: int) -> int:
 def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     """Raise UserError for fields that contradict the algorithm's definition."""
     algorithm = chosen["algorithm"]
-    facts = ALGORITHMS[algorithm]
+    facts = find_choice("algorithm", algorithm)
     for field, value in facts.required.items():
         if chosen[field] not in (value, default[field]):
             raise UserError(
@@ -659,7 +669,7 @@ def check_privacy(chosen: dict[str, Any]) -> None:
             f"{field}={chosen[field]} has no effect without {needed}, and the run would not be "
             f"private; add that, or drop {to_flag(field)}"
         )
-    if AGGREGATORS[chosen["aggregator"]].kind != "private":
+    if find_choice("aggregator", chosen["aggregator"]).kind != "private":
         return
     if chosen["unseen_clients"]:
         raise UserError(
@@ -715,7 +725,7 @@ def check_given_noise(chosen: dict[str, Any], words: Sequence[str]) -> None:
 def check_aggregator(chosen: dict[str, Any]) -> None:
     """Raise UserError for a robust aggregator with too few clients, or the wrong algorithm."""
     aggregator = chosen["aggregator"]
-    facts = AGGREGATORS[aggregator]
+    facts = find_choice("aggregator", aggregator)
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
     most = (cohort - 3) // 2
     if "tolerated" in facts.fields and cohort and chosen["tolerated"] > most:
@@ -723,7 +733,7 @@ def check_aggregator(chosen: dict[str, Any]) -> None:
             f"tolerated={chosen['tolerated']} attackers among {cohort} clients per round are more "
             f"than {aggregator} can withstand; choose at most {max(most, 0)}, or more clients"
         )
-    if facts.kind == "unweighted" and ALGORITHMS[chosen["algorithm"]].weights_steps:
+    if facts.kind == "unweighted" and find_choice("algorithm", chosen["algorithm"]).weights_steps:
         raise UserError(
             f"aggregator={aggregator!r} cannot be combined with algorithm='fednova', whose mean "
             "number of steps is weighted by examples; change one of the flags"

@@ -347,6 +347,30 @@ def read_split(
     return from_places(parts, content, name, dataset)
 
 
+def check_own_split(split: Any, labels: np.ndarray, config: Any) -> None:
+    """Raise UserError if a user's function returned no split: K disjoint arrays of indices."""
+    source = f"partition={config.partition_name!r:.200}"
+    num_clients = config.partitioning.num_clients
+    try:
+        parts = [np.asarray(part) for part in split]
+    except TypeError as error:
+        raise UserError(
+            f"{source} returns {type(split).__name__}; return an index array for each client"
+        ) from error
+    if len(parts) != num_clients:
+        raise UserError(
+            f"{source} returns {len(parts)} arrays for num_clients={num_clients}; return one for "
+            "each client"
+        )
+    if any(part.ndim != 1 or (part.size and part.dtype.kind not in "iu") for part in parts):
+        raise UserError(f"{source} returns arrays that are not 1-D integer indices; return those")
+    every = np.concatenate([part.astype(np.int64) for part in parts])
+    if not every.size or every.min() < 0 or every.max() >= len(labels):
+        raise UserError(f"{source} returns indices outside 0 to {len(labels) - 1}; return those")
+    if len(np.unique(every)) != len(every):
+        raise UserError(f"{source} gives an image to two clients, or twice to one; give each once")
+
+
 def draw_tests(parts: Indices, share: float, seed: int) -> Indices:
     """Return the images that each client holds out: `share` of its own, rounded, at random.
 

@@ -1,0 +1,179 @@
+"""FILE.py:FUNCTION in place of a choice: algorithms, aggregators, splits and metrics of a user."""
+
+import csv
+import json
+import shutil
+
+import federated_learning as fl
+from harness.fields import UserError
+
+import numpy as np
+import pytest
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
+
+FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
+OWN = '''
+import numpy as np
+import tensorflow as tf
+from sklearn.metrics import balanced_accuracy_score
+from variants.aggregators import coordinate_median, see_all_updates
+from variants.algorithms import fedprox
+
+def blocks(labels, num_clients, rng):
+    return np.array_split(np.arange(len(labels)), num_clients)
+
+def prox(parts, experiment):
+    """FedProx itself, called from outside."""
+    return fedprox(parts, experiment)
+
+def median(parts, experiment):
+    return coordinate_median(parts, experiment)
+
+def more(labels, predictions):
+    hits = np.sum(labels == predictions)
+    return {"balanced": balanced_accuracy_score(labels, predictions), "hits": hits}
+
+def broken(*arguments):
+    return arguments[0] / "a"
+
+def nothing(*arguments, **named):
+    return None
+
+def too_few(labels, num_clients, rng):
+    return [np.arange(3)]
+
+def twice(labels, num_clients, rng):
+    return [np.arange(3)] * num_clients
+
+def floats(labels, num_clients, rng):
+    return [np.array([k + 0.5]) for k in range(num_clients)]
+
+def outside(labels, num_clients, rng):
+    return [np.array([len(labels) + k]) for k in range(num_clients)]
+
+def called_loss(labels, predictions):
+    return {"test_loss": 1}
+
+def a_list(labels, predictions):
+    return [1, 2]
+'''
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    (tmp_path / "own.py").write_text(OWN)
+    return tmp_path
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+@pytest.mark.parametrize(
+    ("own", "built_in"),
+    [
+        (("--algorithm", "own.py:prox"), ("--algorithm", "fedprox")),
+        (("--aggregator", "own.py:median"), ("--aggregator", "median")),
+        (
+            ("--algorithm", "own.py:prox", "--aggregator", "own.py:median"),
+            ("--algorithm", "fedprox", "--aggregator", "median"),
+        ),
+    ],
+)
+def test_the_same_function_from_a_file_makes_the_same_numbers(here, own, built_in):
+    rate = ("--client-lr", "0.1")
+    call_script(here, *FLAGS, *rate, *own, "--name", "own")
+    call_script(here, *FLAGS, *rate, *built_in, "--prox-mu", "0.001", "--name", "ours")
+    hashes = {metrics_of(here / "runs" / name)["weights_sha256"] for name in ("own", "ours")}
+    assert len(hashes) == 1
+
+
+def test_a_split_of_a_file_is_the_clients(here, digits):
+    partition = fl.make_partition(digits, configure(partition="own.py:blocks", num_clients=4))
+    expected = np.array_split(np.arange(len(digits.train.labels)), 4)
+    assert all(map(np.array_equal, partition.indices, expected))
+
+
+def test_metrics_are_columns_everywhere(here):
+    call_script(here, *FLAGS, "--metrics", "own.py:more", "--name", "a")
+    run = fl.load("runs/a")
+    evaluation = run.evaluate()
+    recalls = np.diag(evaluation.confusion) / evaluation.confusion.sum(axis=1)
+    last = metrics_of(here / "runs" / "a")["rounds"][-1]
+    assert last["balanced"] == pytest.approx(recalls.mean())
+    assert last["hits"] == np.trace(evaluation.confusion)
+    with (here / "runs" / "a" / "metrics.csv").open() as file:
+        assert float(list(csv.DictReader(file))[-1]["hits"]) == last["hits"]
+    assert list(run.history["hits"])[-1] == last["hits"]
+    # A single number is called as its function; the run resumes with the same columns.
+    call_script(here, *FLAGS, "--metrics", "own.py:balanced_accuracy_score", "--name", "b")
+    done = call_script(here, "--resume", "runs/b", "--rounds", "3", *NO_FIGURES)
+    assert done.returncode == 0, done.stderr
+    rounds = metrics_of(here / "runs" / "b")["rounds"]
+    assert [0 < row["balanced_accuracy_score"] <= 1 for row in rounds] == [True] * 3
+    call_script(here, "--evaluate", "runs/b", "--metrics", "own.py:more")
+    (folder,) = (here / "runs").glob("evaluate-*")
+    assert metrics_of(folder)["hits"] > 0
+
+
+def test_a_private_run_has_metrics_of_the_test_set(here):
+    flags = ("--aggregator", "dp", "--public-cohorts", "--metrics", "own.py:more")
+    call_script(here, *FLAGS, *flags, "--name", "a")
+    assert "balanced" in metrics_of(here / "runs" / "a")["rounds"][0]
+
+
+def test_choices_of_files_are_compared_and_resumed_from_elsewhere(here):
+    flags = (*FLAGS, "--compare", "algorithm=fedavg,own.py:prox", "--name", "c")
+    done = call_script(here, *flags)
+    assert done.returncode == 0, done.stderr
+    names = {path.parent.name for path in here.glob("runs/c/*/metrics.json")}
+    assert names == {"fedavg-seed0", "own.py-prox-seed0"}
+    (here / "elsewhere").mkdir()
+    run = here / "runs/c/own.py-prox-seed0"
+    done = call_script(here / "elsewhere", "--resume", str(run), "--rounds", "3", *NO_FIGURES)
+    assert done.returncode == 0, done.stderr
+    # Another content is another program.
+    (here / "own.py").write_text(OWN + "\nx = 1\n")
+    done = call_script(here, "--resume", str(run), "--rounds", "4", "--algorithm", "own.py:prox")
+    assert (
+        done.returncode == 2 and "the program has changed since that run (algorithm" in done.stderr
+    )
+
+
+@pytest.mark.parametrize("field", ["partition", "algorithm", "aggregator", "metrics"])
+def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch, field):
+    names = {"partition": "blocks", "algorithm": "prox", "aggregator": "median", "metrics": "more"}
+    own = f"own.py:{names[field]}"
+    call_script(here, *FLAGS, f"--{field}", own, "--name", "a")
+    shutil.rmtree(here / "state")
+    (here / "own.py").write_text(f"open('mark', 'w')\n{OWN}")
+    done = call_script(here, "--resume", "runs/a", "--rounds", "3")
+    assert done.returncode == 2 and not (here / "mark").exists()
+    assert "own.py' as its " + field in done.stderr or "has changed" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flag", "said"),
+    [
+        ("--algorithm own.py:broken", r"raised TypeError \(.*\) in line 23; fix it"),
+        ("--algorithm own.py:nothing", "returns NoneType; return the parts"),
+        ("--aggregator own.py:nothing", "returns NoneType; return the parts"),
+        ("--aggregator own.py:missing", "has no function missing"),
+        ("--aggregator gone.py:f", "cannot be read"),
+        ("--aggregator own.py", "name its function too"),
+        ("--partition own.py:nothing", "returns NoneType; return an index array"),
+        ("--partition own.py:too_few", "returns 1 arrays for num_clients=10"),
+        ("--partition own.py:twice", "gives an image to two clients"),
+        ("--partition own.py:floats", "not 1-D integer indices"),
+        ("--partition own.py:outside", "returns indices outside 0 to 1436"),
+        ("--metrics own.py:called_loss", "'test_loss', a column that a run has"),
+        ("--metrics own.py:a_list", "returns list for a_list; return a number"),
+        ("--metrics own.py:nothing", "returns NoneType for nothing; return a number"),
+        ("--metrics accuracy", "choose"),
+    ],
+)
+def test_mistakes_in_files_are_one_line(here, flag, said):
+    with pytest.raises(UserError, match=said):
+        fl.run(fl.parse([*FLAGS, *flag.split()]))
