@@ -1235,6 +1235,8 @@ def build_experiment(
     with_defaults = config.effective(**options.absolute_paths(given))  # None replaced by rates
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"dataset={dataset!r:.60} is not a data set; give fl.build_dataset(...)")
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
     if config.run.baselines:
@@ -1303,7 +1305,10 @@ def run(
     experiment = build_prepared(config, dataset)
     run_flags = experiment.config.run
     has_arrays = dataset is not None  # no command can repeat the run
-    with RunFolder.open(experiment, resume_hint, on_arrays=has_arrays) as folder:
+    with (
+        command_line.quietly(run_flags.quiet),
+        RunFolder.open(experiment, resume_hint, on_arrays=has_arrays) as folder,
+    ):
         saver = saving.open_run(folder, experiment)
         earlier = saver.records
         callbacks = saving.make_callbacks(saver, experiment, on_round)

@@ -19,7 +19,14 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness import SCRIPT, stopping
-from harness.fields import ConfigGroup, UserError, choice_lines, hints, render_as_line
+from harness.fields import (
+    ConfigGroup,
+    UserError,
+    choice_lines,
+    hints,
+    name_fields,
+    render_as_line,
+)
 from harness.files import briefly, expand_path, read_bytes, read_json
 from harness.flags import check_flags, find_field, split_off, wants_help
 from harness.provenance import ROOT, changed, describe_provenance, read_programs
@@ -402,7 +409,7 @@ def printable(text: str) -> str:
 
 def warn(text: str) -> None:
     """Print a notice for the user, a line on standard error."""
-    print_line(f"notice: {' '.join(text.splitlines())}", sys.stderr)
+    print_line(name_fields(f"notice: {' '.join(text.splitlines())}"), sys.stderr)
 
 
 def tell_loading() -> None:

@@ -13,11 +13,11 @@ from typing import Any
 
 import federated_learning as fl
 from harness import comparison, layers, plots, results, run_folder, trust, tuning
-from harness.command_line import one_at_a_time, read_saved, warn
+from harness.command_line import one_at_a_time, quietly, read_saved, warn
 from harness.fields import UserError
 from harness.files import expand_path
 from harness.loading import import_function
-from harness.sweep import compared_rows, rows_of_configs
+from harness.sweep import Compared, compared_rows, rows_of_configs
 
 import tensorflow_federated as tff
 
@@ -50,7 +50,15 @@ def compare(config: Any, *, dataset: Any = None) -> Path:
             f"jobs={first.comparison.jobs} cannot be combined with dataset=, which other processes "
             "do not have; drop it, or give the data as a file"
         )
-    absolute = first.with_absolute_paths()
+    with quietly(first.run.quiet):
+        return compare_on(first.with_absolute_paths(), compared, dataset)
+
+
+def compare_on(absolute: Any, compared: Compared, dataset: Any) -> Path:
+    """Train the rows on `dataset`, or on the configured one if it is None; return the folder.
+
+    With --tune their values are chosen first, on training images held out.
+    """
     for notice in absolute.unused_notices():
         warn(notice)
     if not absolute.comparison.tune:

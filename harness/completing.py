@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from harness import JOB, stopping
 from harness.command_line import Progress, check_resumed, print_line, read_saved, warn
-from harness.fields import UserError
+from harness.fields import UserError, in_notebook
 from harness.files import InUse, expand_path, one_line, read_json, read_lines
 from harness.provenance import ROOT
 from harness.records import RoundRecord, read_records, stops_early
@@ -102,7 +102,13 @@ def complete(single: Single, run: Callable) -> list[RoundRecord]:
         return earlier
     if folder.exists():
         config = config.replace(resume=str(folder))
-    return run(config, "run the same command to continue").records
+    return run(config, how_to_continue()).records
+
+
+def how_to_continue() -> str:
+    """Return how a stopped comparison is continued."""
+    again = "call fl.compare again" if in_notebook() else "run the same command"
+    return f"{again} to continue"
 
 
 def complete_all(numbers: Sequence[int], singles: list[Single], run: Callable) -> None:
@@ -156,7 +162,7 @@ def run_jobs(singles: list[Single], num_jobs: int, folder: Path) -> set[int]:
 
     with (
         contextlib.ExitStack() as stack,
-        stopping.last_words("notice: stopped; run the same command to continue"),
+        stopping.last_words(f"notice: stopped; {how_to_continue()}"),
         stopping.ended_by_request(end),
     ):
         stopping.save_first()
@@ -176,9 +182,7 @@ def run_jobs(singles: list[Single], num_jobs: int, folder: Path) -> set[int]:
                 job.wait()
         if stopping.requested:
             num_left = sum(single.earlier is None for single in singles)
-            warn(
-                f"stopped with {pluralize(num_left, 'run')} left; run the same command to continue"
-            )
+            warn(f"stopped with {pluralize(num_left, 'run')} left; {how_to_continue()}")
         stopping.raise_if_requested()
     return {number for number in left if singles[number].earlier}
 

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import functools
 import re
+import sys
 import typing
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
@@ -18,9 +19,28 @@ from typing import Annotated, Any, Literal, NamedTuple, Self
 import tyro
 
 
+def in_notebook() -> bool:
+    """Return whether IPython runs the code: a notebook, or its own terminal."""
+    ipython = sys.modules.get("IPython")
+    return ipython is not None and ipython.get_ipython() is not None
+
+
+def name_fields(text: str) -> str:
+    """Return a message as a notebook's user writes it: client_lr=0.01 in place of a flag."""
+    if not in_notebook():
+        return text
+
+    def replaced(found: re.Match[str]) -> str:
+        field = found["flag"].replace("-", "_")
+        value = found["value"]
+        return f"{field}={value}" if value else field
+
+    return re.sub(r"(?<!\S)--(?P<flag>[a-z][a-z-]*[a-z])( (?P<value>\d[\w.]*))?", replaced, text)
+
+
 def render_as_line(error: BaseException) -> list[str]:
     """Render an error in IPython as one line, without a traceback."""
-    return [f"{type(error).__name__}: {error}".rstrip(": ")]
+    return [name_fields(f"{type(error).__name__}: {error}".rstrip(": "))]
 
 
 class UserError(Exception):

@@ -24,7 +24,7 @@ from typing import Any
 
 from harness import SCRIPT, report, stopping
 from harness.command_line import check_resumed, print_line, read_saved, warn
-from harness.fields import UserError
+from harness.fields import UserError, in_notebook
 from harness.figure_files import draw_files, to_bytes
 from harness.figure_form import form_of
 from harness.files import (
@@ -495,8 +495,9 @@ def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) ->
 
 def make_resume_hint(path: Path, on_arrays: bool = False) -> str:
     """Return how to continue a stopped run: a command, or for custom arrays a Python call."""
-    if on_arrays:
-        call = f"fl.run(config.replace(resume={os.fsdecode(path)!r}), dataset=dataset)"
+    if on_arrays or in_notebook():
+        dataset = ", dataset=dataset" if on_arrays else ""
+        call = f"fl.run(config.replace(resume={os.fsdecode(path)!r}){dataset})"
         return one_line(f"to continue: {call}")
     return one_line(f"to continue: {script_command()} --resume {shlex.quote(str(path))}")
 

@@ -40,6 +40,12 @@ class Result:
     evaluation: Evaluation
     state: Any
 
+    def __repr__(self) -> str:
+        """Return a line for a notebook, without the arrays."""
+        rounds = results.pluralize(len(self.records), "round")
+        accuracy = f"{self.evaluation.accuracy:.2%}"
+        return f"<Result of {rounds}: test accuracy {accuracy}, in {str(self.folder)!r}>"
+
 
 class SaveRounds(Callback):
     """Saves each round, and the result after the last one, in a run's folder."""

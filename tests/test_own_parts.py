@@ -467,3 +467,28 @@ def test_scripts_get_one_line_of_json_and_a_time_limit(tmp_path):
     assert done.returncode == 0 and f"after round {more}; to continue:" in done.stderr
     done = call_script(tmp_path, *flags, "--time-limit", "soon")
     assert done.returncode == 2 and "time_limit='soon' is not a time" in done.stderr
+
+
+NOTEBOOK = """
+from IPython.core.interactiveshell import InteractiveShell
+shell = InteractiveShell.instance(colors="NoColor")
+for cell in (
+    "import federated_learning as fl",
+    "flags = '--dataset digits --model mlp --rounds 2 --client-lr 90 --figures none --quiet'",
+    "config = fl.parse(flags).replace(partition='shards')",
+    "fl.run(config)",
+    "fl.run(config, dataset=3)",
+    "def stop(record):\\n    raise KeyboardInterrupt\\nfl.run(config, on_round=stop)",
+):
+    shell.run_cell(cell)
+"""
+
+
+def test_a_notebook_reads_fields_calls_and_single_lines(tmp_path):
+    done = run_code(NOTEBOOK, tmp_path, PYTHONPATH=str(ROOT))
+    text = done.stdout + done.stderr
+    assert "smaller client_lr" in text and "--client-lr" not in text.replace("'--", "")
+    assert "<Result of 2 rounds: test accuracy" in text
+    assert "UserError: dataset=3 is not a data set; give fl.build_dataset(...)" in text
+    assert "to continue: fl.run(config.replace(resume='runs/" in text
+    assert "Stopped: after round 1" in text and "Traceback" not in text
