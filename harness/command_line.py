@@ -34,6 +34,7 @@ from harness.run_options import (
     BY_CONTENT,
     FIRST_FIELDS,
     MAY_GROW,
+    SINCE_1_2,
     SINGLE,
     identity,
 )
@@ -188,7 +189,7 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
         )
     fields = read_json(path)
     known = default.to_dict().keys()
-    required = {*FIRST_FIELDS, *MAY_GROW, *BY_CONTENT, "compare", "seeds"}
+    required = {*FIRST_FIELDS, *MAY_GROW, *BY_CONTENT, "compare", "seeds"} - {*SINCE_1_2}
     strange = (fields.keys() - known) | (required - fields.keys())
     if strange:
         raise UserError(

@@ -55,7 +55,7 @@ class Dataset:
     is_mnist: bool
     digest: str  # SHA-256 of the SHA-256 of the four arrays
     owners: np.ndarray | None = None
-    classes: tuple[int, ...] = ()
+    classes: tuple[int | str, ...] = ()
     notices: tuple[str, ...] = ()
     places: np.ndarray | None = None  # int64[N] of the training images in the data, if not all are
 

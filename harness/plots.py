@@ -130,7 +130,19 @@ def log_scale(axes: Any) -> None:
 
 def label_of(names: Sequence[Any], place: float, _: int) -> str:
     """Return the name of a row or column, for its tick."""
-    return str(names[round(place)]) if 0 <= round(place) < len(names) else ""
+    return shorten(names[round(place)], 16) if 0 <= round(place) < len(names) else ""
+
+
+def shorten(name: Any, most: int) -> str:
+    """Return a label's name in at most so many letters, without a formula."""
+    text = str(name)
+    cut = text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+    return cut.replace("$", r"\$")
+
+
+def are_words(names: Sequence[Any]) -> bool:
+    """Return whether the names of labels are longer than numbers are."""
+    return any(len(str(name)) > 4 for name in names)
 
 
 def plot_matrix(
@@ -156,7 +168,7 @@ def plot_matrix(
     for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
         if names:
             axis.set_major_formatter(FuncFormatter(partial(label_of, names)))
-    if len(columns) > ANNOTATED:
+    if len(columns) > ANNOTATED or are_words(columns):
         axes.tick_params("x", rotation=90)
     if max(matrix.shape) <= ANNOTATED:
         for (row, column), count in np.ndenumerate(matrix):
@@ -381,9 +393,11 @@ def plot_misclassified(
         if image.shape[-1] == 1:
             image = image[..., 0]  # matplotlib takes grey ones without a channel
         axes.imshow(image, cmap="gray_r", vmin=0, vmax=255, extent=extent)
-        text = f"#{index}: a {names[labels[index]]}, predicted {names[predictions[index]]}"
-        if FORM.get().is_narrow:
-            text = f"{names[labels[index]]} as {names[predictions[index]]}"
+        true = shorten(names[labels[index]], 9)
+        predicted = shorten(names[predictions[index]], 9)
+        text = f"#{index}: a {true}, predicted {predicted}"
+        if FORM.get().is_narrow or are_words(classes):
+            text = f"{true} as {predicted}"
         axes.text(
             left + width / 2, top - height / 28, text, ha="center", fontsize=8, in_layout=False
         )

@@ -213,6 +213,8 @@ attack attack_scale backdoor_target backdoor_share
 """
 FIRST_FIELDS = frozenset(FIRST_NAMES.split())
 MAY_GROW = ("rounds", "epsilon_budget")  # a resumed run may go further
+# Fields of files that runs of before version 1.2 lack.
+SINCE_1_2 = ("test_share", "image_size")
 # Files count by their content: the partition's hash is that of data and split.
 BY_CONTENT = (
     "data",
@@ -221,6 +223,7 @@ BY_CONTENT = (
     "validation",
     "partition_file",
     "initial_model",
+    *SINCE_1_2,
 )
 
 

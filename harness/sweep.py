@@ -28,6 +28,8 @@ NEVER = (
     "data_name",
     "transpose",
     "validation",
+    "test_share",
+    "image_size",
     "holdout",
     "partition_file",
     "initial_model",

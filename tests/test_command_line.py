@@ -296,7 +296,7 @@ REFUSED = {
     ("--resume", "full"): "full/config.json (not a regular file)",
     ("--dataset", "digits", "--cache", "file"): "cannot write",
     ("--dataset", "digits", "--runs", "file"): "cannot write",
-    ("--data", "."): "contains no IDX files; give a folder",
+    ("--data", "."): "contains no data; give a folder",
 }
 
 

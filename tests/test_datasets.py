@@ -98,7 +98,7 @@ def broken_files(folder, digits):
         "short.npz": (npz(y_train=good["y_train"][:-1]), "y_train has shape (1436,)"),
         "negative.npz": (
             npz(y_test=good["y_test"].astype(np.int16) - 1),
-            "label -1 occurs in y_test but not in y_train",
+            "y_test: 36 of 360 labels are -1, which stands for unlabelled",
         ),
         "gap.npz": (npz(y_train=np.where(good["y_train"] == 3, 4, good["y_train"])), "label 3"),
         "pickle.npz": (npz(y_test=np.array([{}] * 360, dtype=object)), "cannot be read"),
@@ -310,7 +310,7 @@ def test_idx_files_are_found_by_the_names_that_people_have(tmp_path, digits):
         fl.load_dataset(configure(data=str(tmp_path / "emnist")).data)
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(UserError, match="contains no IDX files; give a folder with the four"):
+    with pytest.raises(UserError, match="contains no data; give a folder with the four"):
         fl.load_dataset(configure(data=str(empty)).data)
 
 

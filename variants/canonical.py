@@ -105,6 +105,12 @@ def to_images(array: np.ndarray, labels_shape: tuple[int, ...], source: str) -> 
             "images (n, height, width, 3) or (n, 3, height, width); for flat square grey images "
             "(n, 784)"
         )
+    if array.dtype.kind == "f" and np.isnan(images).any():
+        num_spoilt = int(np.isnan(images).reshape(len(images), -1).any(axis=1).sum())
+        raise UserError(
+            f"{source}: {num_spoilt:,} of {len(images):,} images contain NaN; leave them out, or "
+            "replace the NaN"
+        )
     low = float(images.min())
     high = float(images.max())
     lowest = -1 if array.dtype.kind == "f" and high <= 1 else 0
@@ -151,6 +157,11 @@ def name_scale(images: np.ndarray) -> str:
 
 def to_places(labels: Arrays, source: str) -> tuple[Arrays, np.ndarray, list[str]]:
     """Return labels as their places 0, 1, ... among the training labels, these, and a notice."""
+    kinds = {part: array.dtype.kind for part, array in labels.items()}
+    if kinds["train"] != kinds["test"]:
+        raise UserError(
+            f"{source}: only one of y_train and y_test has texts as labels; both must have them"
+        )
     classes = np.unique(labels["train"])
     strange = np.setdiff1d(labels["test"], classes)
     if len(strange):
@@ -167,7 +178,8 @@ def to_places(labels: Arrays, source: str) -> tuple[Arrays, np.ndarray, list[str
             f"{source}: {len(classes)} labels are too many; use data of at most {MAX_CLASSES}"
         )
     notices = []
-    if classes[0] != 0 or classes[-1] != len(classes) - 1:
+    is_named = kinds["train"] == "U"
+    if not is_named and (classes[0] != 0 or classes[-1] != len(classes) - 1):
         span = f"{classes[0]}..{classes[-1]}"
         notices.append(
             f"{source}: the {len(classes)} labels in {span} are mapped to 0..{len(classes) - 1}"
@@ -186,7 +198,12 @@ def count_shared(train: np.ndarray, test: np.ndarray) -> int:
 
 
 def to_labels(array: np.ndarray, source: str) -> np.ndarray:
-    """Return labels of shape (n,), (n,1) or one-hot (n,C) as int64[n]."""
+    """Return labels of shape (n,), (n,1) or one-hot (n,C) as int64[n], texts as an array of str."""
+    if array.dtype.kind in "SO":
+        array = to_texts(array, source)
+    check_labelled(array, source)
+    if array.dtype.kind == "U":
+        return array[:, 0] if array.ndim == 2 and array.shape[1] == 1 else array
     if array.dtype.kind not in "uifb" or (
         array.dtype.kind == "f" and not (np.round(array) == array).all()
     ):
@@ -205,6 +222,45 @@ def to_labels(array: np.ndarray, source: str) -> np.ndarray:
             f"{source} spans {array.min()}..{array.max()}; labels must be small integers"
         )
     return array.astype(np.int64)
+
+
+def to_texts(array: np.ndarray, source: str) -> np.ndarray:
+    """Return labels that are bytes or Python objects as texts or numbers.
+
+    Raises UserError for other objects, and for missing ones.
+    """
+    values = [
+        value.decode(errors="replace") if isinstance(value, bytes) else value
+        for value in array.ravel().tolist()
+    ]
+    num_missing = sum(value is None or value != value for value in values)
+    if num_missing:
+        raise UserError(unlabelled(source, num_missing, len(values), "missing (None or NaN)"))
+    if len({type(value) for value in values}) > 1 or not isinstance(values[0], str | int | float):
+        raise UserError(
+            f"{source} mixes types, or has Python objects; labels must be integers or texts"
+        )
+    return np.array(values).reshape(array.shape)
+
+
+def check_labelled(array: np.ndarray, source: str) -> None:
+    """Raise UserError if labels have the marks of unlabelled images: NaN, -1 or an empty text."""
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise UserError(unlabelled(source, int(np.isnan(array).sum()), len(array), "NaN"))
+    if array.dtype.kind == "U" and (array == "").any():
+        raise UserError(unlabelled(source, int((array == "").sum()), len(array), "empty texts"))
+    # Labels of -1 and 1 alone are those of two classes.
+    is_signed = array.dtype.kind in "if" and array.ndim and len(array) and array.min() == -1
+    if is_signed and len(np.unique(array)) > 2:
+        raise UserError(unlabelled(source, int((array == -1).sum()), len(array), "-1"))
+
+
+def unlabelled(source: str, count: int, total: int, mark: str) -> str:
+    """Return the error for unlabelled images."""
+    return (
+        f"{source}: {count:,} of {total:,} labels are {mark}, which stands for unlabelled images; "
+        "leave those images out"
+    )
 
 
 def brightness_notices(images: np.ndarray) -> list[str]:

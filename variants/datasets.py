@@ -6,16 +6,18 @@ A data set is read as four arrays by Keras' names; canonical.py brings them into
 from __future__ import annotations
 
 import io
+import os
 import zipfile
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from harness.dataset import KEYS, OWNERS, Arrays, Dataset, make_dataset
 from harness.fields import UserError
 from harness.files import expand_path, one_line, read_bytes, to_utf_8
-from variants import idx
+from variants import idx, pictures, tables
 from variants.canonical import brightness_notices, to_canonical_arrays
 
 import numpy as np
@@ -25,6 +27,8 @@ import sklearn.model_selection
 OTHER_KEYS = (
     ("train_images", "train_labels", "test_images", "test_labels"),
     ("arr_0", "arr_1", "arr_2", "arr_3"),
+    ("train_images", "train_labels"),  # without a test set
+    ("x", "y"),
 )
 VALIDATION_KEYS = (("x_val", "y_val"), ("val_images", "val_labels"))
 
@@ -55,15 +59,49 @@ def load_digits() -> Dataset:
     return make_dataset("scikit-learn digits (not MNIST)", arrays)
 
 
-def load_files(file: str, name: str, transpose: bool, validation: bool) -> Dataset:
-    """Return the data set in an .npz or in a folder of IDX files, called `name` if that is given.
+def read_any(
+    path: Path, source: str, size: tuple[int, int] | None, test_share: float
+) -> tuple[Arrays, list[str]]:
+    """Return the arrays of data in any form that --data takes, and what the user should know."""
+    is_folder = os.path.isdir(path)  # of a name that is too long it is False
+    for ending, read in (
+        (".csv", tables.read_csv),
+        (".parquet", partial(tables.read_parquet, size=size)),
+    ):
+        files = {"train": [path]} if path.suffix.lower() == ending else {}
+        if is_folder:
+            files = tables.find_tables(path, ending)
+        if "train" in files:
+            raw = tables.read_tables(files, read)
+            return pictures.with_test_set(raw, source, test_share), []
+    if is_folder and not idx.find_sets(path, source):
+        if any(path.glob("*.npz")):
+            raw = tables.read_client_files(path, source, read_npz)
+            return pictures.with_test_set(raw, source, test_share), []
+        if pictures.has_pictures(path):
+            return pictures.read_folder(path, source, size, test_share)
+    raw = idx.read_set(path, source) if idx.names_set(path) else read_npz(path)
+    return pictures.with_test_set(raw, source, test_share), []
+
+
+def load_files(
+    file: str,
+    name: str,
+    transpose: bool,
+    validation: bool,
+    size: tuple[int, int] | None = None,
+    test_share: float = 0.0,
+) -> Dataset:
+    """Return the data set in a file or folder of any form, called `name` if that is given.
 
     With `transpose` the images' rows and columns change places, as EMNIST's files need it; with
-    `validation` the file's validation images take the test set's place.
+    `validation` the file's validation images take the test set's place. Pictures get this `size`
+    (height, width) if it is given; `test_share` of the training images are the test set of data
+    without one.
     """
     path = expand_path(file)
     source = f"data={str(path)!r:.200}"
-    raw = idx.read_set(path, source) if idx.names_set(path) else read_npz(path)
+    raw, read_notices = read_any(path, source, size, test_share)
     num_unused = 0 if validation else len(raw.get("x_val", ()))
     if validation:
         if "x_val" not in raw:
@@ -73,6 +111,7 @@ def load_files(file: str, name: str, transpose: bool, validation: bool) -> Datas
             )
         raw |= {"x_test": raw["x_val"], "y_test": raw["y_val"]}
     arrays, notices = to_canonical_arrays(raw, source)
+    notices = [*read_notices, *notices]
     if num_unused:
         notices.append(
             f"{source}: its {num_unused:,} validation images are not used; --validation evaluates "
@@ -97,7 +136,14 @@ def load_custom(data: Any) -> Dataset:
     """Load the data set of --data, with its validation images if --validation is given."""
     if data.validation:
         check_test_set(data)
-    return load_files(data.data, data.data_name, data.transpose, data.validation)
+    return load_files(
+        data.data,
+        data.data_name,
+        data.transpose,
+        data.validation,
+        data.height_and_width,
+        data.test_share,
+    )
 
 
 def check_test_set(data: Any) -> None:
@@ -165,10 +211,16 @@ def read_npz(path: Path) -> Arrays:
             f"{source} cannot be read ({reason}); give a complete .npz with Keras' array names, "
             "or a folder of IDX files"
         ) from error
-    absent = [key for key in KEYS if key not in arrays]
+    wanted = [key for key in KEYS if key.endswith("_train")] if without_tests(arrays) else KEYS
+    absent = [key for key in wanted if key not in arrays]
     if absent:
         raise UserError(f"{source} has no array {min(absent)}; it needs {', '.join(KEYS)}")
     return arrays
+
+
+def without_tests(arrays: Arrays) -> bool:
+    """Return whether arrays have training images and no test images, which --test-share takes."""
+    return {"x_train", "y_train"} <= arrays.keys() and not {"x_test", "y_test"} & arrays.keys()
 
 
 def find_names(stored: Sequence[str]) -> dict[str, str]:
@@ -176,7 +228,7 @@ def find_names(stored: Sequence[str]) -> dict[str, str]:
     names: dict[str, str] = {}
     for own in (KEYS, *OTHER_KEYS):
         if set(own) <= set(stored):
-            names = dict(zip(KEYS, own, strict=True))
+            names = dict(zip(KEYS, own, strict=False))  # of two: those of the training images
             break
     else:
         return {key: key for key in KEYS if key in stored}

@@ -57,8 +57,9 @@ def read_set(path: Path, source: str) -> dict[str, np.ndarray]:
         names = [wanted]
     if not names:
         raise UserError(
-            f"{source} contains no IDX files; give a folder with the four, such as "
-            "train-images-idx3-ubyte"
+            f"{source} contains no data; give a folder with the four IDX files, such as "
+            "train-images-idx3-ubyte, with a folder of pictures for each class, or with a .npz for "
+            "each client"
         )
     if len(names) > 1:
         shown = ", ".join(names)

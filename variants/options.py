@@ -31,6 +31,7 @@ from harness.fields import (
     int_range,
     optional_float,
     optional_int,
+    text,
 )
 from harness.files import briefly, expand_path
 from harness.flags import split_off, to_flag
@@ -57,9 +58,16 @@ class MoreData(ConfigGroup):
 
     data: Path = ""
     """Custom images instead of MNIST, of any size, grey or colour: an .npz with the arrays x_train,
-    y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as MedMNIST's;
-    or a folder with four IDX files, such as Fashion-MNIST's, gzipped or not. The environment
+    y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as MedMNIST's; a
+    folder with four IDX files, such as Fashion-MNIST's; a folder of folders with pictures, a class
+    each; a .csv or .parquet file; or a folder of .npz files, a client each. The environment
     variable FL_DATA does the same."""
+    test_share: float_range(0, 0.9) = 0.0
+    """Fraction of the images of --data that become the test set, with the labels in the same
+    proportions, for data without a test set."""
+    image_size: text("HxW") = ""
+    """Height and width to which the pictures of --data are resized, such as 32x32; needed if they
+    have several sizes."""
     data_name: Name = ""
     """Name of the data of --data in plots and output, such as Fashion-MNIST."""
     transpose: bool = False
@@ -67,6 +75,19 @@ class MoreData(ConfigGroup):
     validation: bool = False
     """Evaluate on the validation images in the file of --data, such as MedMNIST's, instead of its
     test set, for choosing hyperparameters."""
+
+    @property
+    def height_and_width(self) -> tuple[int, int] | None:
+        """The size that pictures get, None for their own. Raises UserError for another text."""
+        if not self.image_size:
+            return None
+        found = re.fullmatch(r"([1-9]\d{0,3})(?:x([1-9]\d{0,3}))?", self.image_size)
+        if not found:
+            raise UserError(
+                f"image_size={self.image_size!r:.40} is not a size; give height and width in "
+                "pixels, such as 32x32"
+            )
+        return int(found[1]), int(found[2] or found[1])
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,211 @@
+"""Pictures as they lie on the disk: a folder of folders, one for each class.
+
+The part, train or test, is the folder above the classes; without such folders a share of the
+pictures becomes the test set.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.dataset import Arrays
+from harness.fields import UserError
+from harness.files import briefly
+from variants.idx import MOST_BYTES
+
+import numpy as np
+import sklearn.model_selection
+from PIL import Image, ImageOps
+
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+MODES_OF_GREY = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "F")  # Pillow's
+PARTS = {  # names of a part's folder
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "val": ("val", "valid", "validation"),
+}
+
+
+class Found(NamedTuple):
+    """The pictures of a part: their files, and the name of each one's class."""
+
+    files: list[Path]
+    labels: list[str]
+    strays: list[Path]  # files that are not pictures
+
+
+def has_pictures(folder: Path) -> bool:
+    """Return whether a folder has folders with pictures, a class each, or such parts."""
+    return any(find_pictures(part).files for part in (folder, *find_parts(folder).values()))
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Return the folders in a folder in the order of their names, without hidden ones."""
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError:
+        return []
+    return [entry for entry in entries if entry.is_dir() and not entry.name.startswith((".", "__"))]
+
+
+def find_parts(folder: Path) -> dict[str, Path]:
+    """Return "train", "test" and "val" -> their folders, those that there are."""
+    names = {sub.name.lower(): sub for sub in subfolders(folder)}
+    found = {part: [names[name] for name in PARTS[part] if name in names] for part in PARTS}
+    return {part: folders[0] for part, folders in found.items() if folders}
+
+
+def find_pictures(folder: Path) -> Found:
+    """Return the pictures in the folders of a part's classes, in the order of their names."""
+    found = Found([], [], [])
+    for class_folder in subfolders(folder):
+        for place, folders, names in os.walk(class_folder):
+            folders.sort()
+            for name in sorted(names):
+                path = Path(place, name)
+                if name.lower().endswith(ENDINGS) and not name.startswith("."):
+                    found.files.append(path)
+                    found.labels.append(class_folder.name)
+                else:
+                    found.strays.append(path)
+    try:
+        beside = [entry for entry in sorted(folder.iterdir()) if entry.is_file()]
+    except OSError:
+        beside = []
+    found.strays.extend(beside)
+    return found
+
+
+def read_folder(
+    folder: Path, source: str, size: tuple[int, int] | None, test_share: float
+) -> tuple[Arrays, list[str]]:
+    """Return the arrays of a folder of folders, and what the user should know.
+
+    With `size` (height, width) each picture is resized. Raises UserError for pictures that cannot
+    be read or have several sizes, and without a test set.
+    """
+    folders = find_parts(folder)
+    if "train" not in folders:
+        folders = {"train": folder}
+    found = {part: find_pictures(path) for part, path in folders.items()}
+    labels = {part: np.array(of_part.labels) for part, of_part in found.items()}
+    if all(name.isascii() and name.isdigit() for names in labels.values() for name in set(names)):
+        labels = {part: names.astype(np.int64) for part, names in labels.items()}
+    every = [path for of_part in found.values() for path in of_part.files]
+    if not found["train"].files:
+        raise UserError(f"{source} has no pictures in {folders['train']}; give a folder a class")
+    is_grey = all(map(is_grey_picture, every))
+    raw: Arrays = {}
+    for part, of_part in found.items():
+        if of_part.files:
+            raw[f"x_{part}"] = read_pictures(of_part.files, source, size, is_grey)
+            raw[f"y_{part}"] = labels[part]
+    strays = [path for of_part in found.values() for path in of_part.strays]
+    notices = []
+    if strays:
+        notices.append(
+            f"{source}: skipped {len(strays):,} files that are not pictures, such as "
+            f"{strays[0].name}"
+        )
+    return with_test_set(raw, source, test_share), notices
+
+
+def is_grey_picture(path: Path) -> bool:
+    """Return whether a picture has no colours. Raises UserError if it cannot be read."""
+    try:
+        with Image.open(path) as picture:
+            return picture.mode in MODES_OF_GREY
+    except Exception as error:  # Pillow raises a dozen kinds
+        raise UserError(
+            f"{str(path)!r:.200} cannot be read as a picture ({briefly(error)}); remove it"
+        ) from error
+
+
+def decode(
+    file: Any, source: str, size: tuple[int, int] | None, is_grey: bool | None
+) -> tuple[np.ndarray, str]:
+    """Return a picture uint8[H,W], or uint8[H,W,3] with colours, as it is looked at, and its mode.
+
+    `file` is a path or a stream. With `size` (height, width) it is resized; with `is_grey` None it
+    keeps its own colours or none. Raises UserError if it cannot be read.
+    """
+    try:
+        with Image.open(file) as opened:
+            mode = opened.mode
+            upright = ImageOps.exif_transpose(opened)
+            if mode.startswith("I"):  # 16 bits
+                upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+            becomes_grey = mode in MODES_OF_GREY if is_grey is None else is_grey
+            picture = upright.convert("L" if becomes_grey else "RGB")
+            if size and picture.size != (size[1], size[0]):
+                picture = picture.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+            return np.array(picture), mode
+    except Exception as error:  # Pillow raises a dozen kinds
+        raise UserError(
+            f"{source} cannot be read as a picture ({briefly(error)}); remove it"
+        ) from error
+
+
+def read_picture(path: Path, size: tuple[int, int] | None, is_grey: bool | None) -> np.ndarray:
+    """Return the picture in a file; see decode."""
+    return decode(path, f"{str(path)!r:.200}", size, is_grey)[0]
+
+
+def read_pictures(
+    files: Sequence[Path], source: str, size: tuple[int, int] | None, is_grey: bool
+) -> np.ndarray:
+    """Return pictures of one size as uint8[n,H,W] or uint8[n,H,W,3]."""
+    first = read_picture(files[0], size, is_grey)
+    if first.nbytes * len(files) > MOST_BYTES:
+        raise UserError(
+            f"{source}: {len(files):,} pictures of {first.shape[0]}x{first.shape[1]} take more "
+            "than 8 GB; give a smaller --image-size"
+        )
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for place, path in enumerate(files):
+        image = read_picture(path, size, is_grey)
+        if image.shape != first.shape:
+            sizes = " and ".join(f"{one.shape[0]}x{one.shape[1]}" for one in (first, image))
+            raise UserError(
+                f"{source} has pictures of several sizes, such as {sizes}; give one with "
+                f"--image-size {first.shape[0]}x{first.shape[1]}"
+            )
+        images[place] = image
+    return images
+
+
+def with_test_set(raw: Arrays, source: str, test_share: float) -> Arrays:
+    """Return the arrays with a test set: their own, or a share of the training images.
+
+    The share has the labels in the same proportions and is the same for every seed. Raises
+    UserError for both, or neither.
+    """
+    if "x_test" in raw:
+        if test_share:
+            raise UserError(
+                f"{source} has a test set of its own, so test_share={test_share:g} has no use; "
+                "drop it"
+            )
+        return raw
+    if not test_share:
+        raise UserError(
+            f"{source} has no test set; set a share of the images aside with --test-share 0.2"
+        )
+    labels = raw["y_train"]
+    places = np.arange(len(labels))
+    try:
+        train, test = sklearn.model_selection.train_test_split(
+            places, test_size=test_share, random_state=0, stratify=labels
+        )
+    except ValueError as error:  # a label of one image, or more labels than test images
+        raise UserError(
+            f"test_share={test_share:g} cannot be drawn from {len(labels):,} images with the "
+            f"labels in the same proportions ({briefly(error)}); choose another share"
+        ) from error
+    keys = [key for key in raw if key.endswith("_train")]
+    split = {key: raw[key][np.sort(train)] for key in keys}
+    tests = {f"{key[0]}_test": raw[key][np.sort(test)] for key in ("x_train", "y_train")}
+    return raw | split | tests
