@@ -136,7 +136,8 @@ def test_csv_files_are_the_same_as_their_arrays(tmp_path, arrays, form, words):
     names = WORDS if words else np.arange(3)
     for part, (images, labels) in arrays.items():
         write_csv(tmp_path / f"{part}.csv", images, names[labels], **form)
-    (train, y_train), (test, y_test) = arrays["train"], arrays["test"]
+    train, y_train = arrays["train"]
+    test, y_test = arrays["test"]
     same = fl.build_dataset(train, names[y_train], test, names[y_test])
     dataset = load(tmp_path)
     assert dataset.digest == same.digest and dataset.classes == same.classes
@@ -188,7 +189,8 @@ def test_a_parquet_file_is_the_same_as_its_arrays(tmp_path, arrays):
         feature = {"info": {"features": {"label": {"names": WORDS.tolist()}}}}
         table = table.replace_schema_metadata({"huggingface": json.dumps(feature)})
         parquet.write_table(table, tmp_path / f"{part}-00000-of-00001.parquet")
-    (train, y_train), (test, y_test) = arrays["train"], arrays["test"]
+    train, y_train = arrays["train"]
+    test, y_test = arrays["test"]
     same = fl.build_dataset(train, WORDS[y_train], test, WORDS[y_test])
     assert load(tmp_path).digest == same.digest and load(tmp_path).classes == same.classes
 
@@ -201,7 +203,8 @@ def test_parquet_without_pyarrow_is_one_line(tmp_path, monkeypatch):
 
 
 def test_labels_that_are_texts_are_class_names(tmp_path, arrays):
-    (train, y_train), (test, y_test) = arrays["train"], arrays["test"]
+    train, y_train = arrays["train"]
+    test, y_test = arrays["test"]
     names = fl.build_dataset(train, WORDS[y_train], test, WORDS[y_test])
     assert names.classes == ("ant", "bee", "cat")
     assert np.array_equal(names.train.labels, y_train)
@@ -235,7 +238,8 @@ def test_labels_that_are_texts_are_class_names(tmp_path, arrays):
     ],
 )
 def test_unlabelled_and_spoilt_images_are_named(arrays, changed, said):
-    (train, y_train), (test, y_test) = arrays["train"], arrays["test"]
+    train, y_train = arrays["train"]
+    test, y_test = arrays["test"]
     given = {"x_train": train, "y_train": y_train, "x_test": test, "y_test": y_test} | changed
     if isinstance(given["y_train"], list):
         given["y_train"] = np.array(given["y_train"], object)
@@ -244,7 +248,8 @@ def test_unlabelled_and_spoilt_images_are_named(arrays, changed, said):
 
 
 def test_labels_of_minus_one_and_one_are_two_classes(arrays):
-    (train, _), (test, _) = arrays["train"], arrays["test"]
+    train, _ = arrays["train"]
+    test, _ = arrays["test"]
     signs = np.array([-1, 1])
     dataset = fl.build_dataset(train, signs[np.arange(12) % 2], test, signs[np.arange(6) % 2])
     assert dataset.classes == (-1, 1)
