@@ -92,7 +92,7 @@ from harness.fields import (
     float_range,
     int_range,
 )
-from harness.own_files import OWN, is_own, own_fields
+from harness.own_files import OWN, give, is_own, own_fields, short_name
 from harness.run_options import Comparison, Run
 from harness.sweep import compared_rows, overlaid_folders
 from variants import choices, options, presets
@@ -140,7 +140,7 @@ class Training(options.MoreTraining):
 
     model: choice(choices.MODELS, OWN, "FILE.py:FUNCTION") = "lean-cnn"
     """The clients' network. FILE.py:FUNCTION is a custom one: the function returns new Keras
-    layers, without the logits layer, on each call."""
+    layers, or a new Keras model, on each call; a layer for the logits is added if it has none."""
     rounds: Rounds = 5
     """Number of communication rounds, T."""
     clients_per_round: CountOrZero = 0
@@ -390,6 +390,7 @@ class Network(NamedTuple):
     image_shape: tuple[int, int, int]  # height, width, channels
     num_classes: int
     has_logits: bool = False  # whether the last hidden layer gives the logits already
+    creation_order: tuple[int, ...] = ()  # of a custom model's weights: see layers.OwnModel
 
     def build_layers(self) -> list[Any]:
         """Return new Keras layers; the last one returns the logits."""
@@ -426,9 +427,12 @@ def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
     # New Keras layers create variables; in this scope each gets the next of our tensors instead.
     # TFF's functional_model_from_keras does the same, but a step takes 1.4 times as long: it wraps
     # the model in a function, in which oneDNN cannot match a max-pooling with its gradient.
-    next_weight = iter(weights)
+    order = network.creation_order or range(len(weights))
+    next_weight = iter([*(weights[place] for place in order), *weights[len(order) :]])
     with tf.variable_creator_scope(lambda _, **made: layers.take_tensor(next(next_weight), made)):
-        for position, layer in enumerate(network.build_layers()):
+        with layers.scratch_graph():
+            made = network.build_layers()
+        for position, layer in enumerate(made):
             x = layers.train_layer(layer, x, key, position)
     return x
 
@@ -920,10 +924,8 @@ def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> 
     network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
     if name in choices.MODELS:
         return network
-    has_logits = layers.end_in_logits(
-        name, build_hidden_layers, dataset.image_shape, dataset.num_classes
-    )
-    return network._replace(has_logits=has_logits)
+    own = layers.inspect_own(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
+    return network._replace(has_logits=own.has_logits, creation_order=own.creation_order)
 
 
 def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, ...]:
@@ -1282,6 +1284,7 @@ def run(
     *,
     dataset: Dataset | None = None,
     partition: Sequence[Any] | dict[Any, Any] | None = None,
+    model: Callable[[], Any] | None = None,
     on_round: Callable[[RoundRecord], Any] | None = None,
 ) -> Result:
     """Run one experiment, from data to figures. Ctrl-C keeps the completed rounds.
@@ -1292,6 +1295,8 @@ def run(
         dataset: a data set from build_dataset, used instead of the configured one.
         partition: indices of training images, a list or array for each client, used instead of the
             configured split.
+        model: a function that returns new Keras layers, or a new Keras model, on each call; used
+            instead of the configured network.
         on_round: called with the record of each new round, after it is saved; returning False, or
             raising StopRun, ends the run with all its files.
 
@@ -1302,12 +1307,16 @@ def run(
     command_line.check_single(config)
     if partition is not None:
         config = config.replace(**partitions.fields_of_indices(partition, config.run.cache))
+    if model is not None:
+        config = config.replace(model=give(model))
     experiment = build_prepared(config, dataset)
     run_flags = experiment.config.run
-    has_arrays = dataset is not None  # no command can repeat the run
+    given = ""  # no command can repeat a run with these
+    given += ", dataset=dataset" if dataset is not None else ""
+    given += f", model={short_name(config.training.model)}" if model is not None else ""
     with (
         command_line.quietly(run_flags.quiet),
-        RunFolder.open(experiment, resume_hint, on_arrays=has_arrays) as folder,
+        RunFolder.open(experiment, resume_hint, given) as folder,
     ):
         saver = saving.open_run(folder, experiment)
         earlier = saver.records

@@ -15,7 +15,7 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from harness.fields import UserError
 from harness.files import briefly, expand_path, read_bytes
@@ -45,7 +45,8 @@ def dense(*units: int, activation: str = "relu") -> list[Any]:
 
 def has_max_pooling(layers: Sequence[Any]) -> bool:
     """Return whether one of the layers is a max-pooling."""
-    return any(isinstance(layer, tf.keras.layers.MaxPool2D) for layer in layers)
+    parts = [part for layer in layers for part in parts_of(layer)]
+    return any(isinstance(part, tf.keras.layers.MaxPool2D) for part in parts)
 
 
 @contextlib.contextmanager
@@ -327,20 +328,44 @@ NEVER_LAST = (
 )
 
 
-def end_in_logits(
+def scratch_graph() -> Any:
+    """Return a context in which layers are made: a functional model leaves its inputs in it.
+
+    They are placeholders, which a function of our own graph would ask a value for.
+    """
+    return tf.__internal__.FuncGraph("layers").as_default()
+
+
+class OwnModel(NamedTuple):
+    """What a user's layers are."""
+
+    has_logits: bool  # whether they end in a value for each label, and so need no Dense layer
+    # For each weight in the order in which they are made, its place among the model's weights; in a
+    # functional model with branches these are two orders.
+    creation_order: tuple[int, ...]
+
+
+def inspect_own(
     name: str, build_layers: Callable[[], Sequence[Any]], image_shape: Sequence[int], labels: int
-) -> bool:
-    """Return whether a user's layers end in a value for each label, and so need no Dense layer.
+) -> OwnModel:
+    """Return what a user's layers are, after making them as often as a run does.
 
     Raises UserError for probabilities: local training takes logits. Also for layers that give no
-    flat output, and for a function that returns other layers in each call.
+    flat output, and for a function that returns other or the same layers in each call.
     """
     shapes = []
     for _ in range(3):
-        with record_initializers(name, image_shape):
+        with record_initializers(name, image_shape) as made:
             hidden = build_layers()
             check_new(name, hidden)
             model = tf.keras.Sequential([tf.keras.Input(image_shape), *hidden])
+            model(tf.zeros([1, *image_shape]))  # a model of another input is found only now
+        places = {id(weight): place for place, weight in enumerate(model.weights)}
+        if not places.keys() <= made.keys():
+            raise UserError(
+                f"model={name!r}: its function returns layers that are already built; create new "
+                "layers on each call"
+            )
         shapes.append([weight.shape for weight in model.weights] + [model.output_shape])
     if shapes[0] != shapes[1] or shapes[1] != shapes[2]:
         raise UserError(
@@ -353,7 +378,7 @@ def end_in_logits(
             f"model={name!r} ends in {size} values per image, but one row per image is needed; "
             "add tf.keras.layers.Flatten() or GlobalAveragePooling2D()"
         )
-    last = hidden[-1]
+    last = last_layer(hidden[-1])
     activation = getattr(getattr(last, "activation", None), "__name__", "linear")
     activation = "softmax" if isinstance(last, tf.keras.layers.Softmax) else activation
     if "softmax" in activation or (activation == "sigmoid" and model.output_shape[1] == labels):
@@ -362,12 +387,23 @@ def end_in_logits(
             f"the {activation}"
         )
     is_hidden = isinstance(last, NEVER_LAST) or activation != "linear"
-    return model.output_shape[1] == labels and not is_hidden
+    order = tuple(places[weight] for weight in made if weight in places)
+    return OwnModel(model.output_shape[1] == labels and not is_hidden, order)
+
+
+def last_layer(layer: Any) -> Any:
+    """Return the layer that gives the output: of a functional model, or one in it, its last one."""
+    while isinstance(layer, tf.keras.Model) and layer.outputs:
+        layer = layer.outputs[0]._keras_history.layer
+    return layer
 
 
 def check_new(name: str, layers: Sequence[Any]) -> None:
-    """Raise UserError for layers that were used before: their own weights would be trained."""
-    if any(layer.built for layer in layers):
+    """Raise UserError for layers that were used before: their own weights would be trained.
+
+    A functional model is built when it is made; inspect_own tells whether it is made anew.
+    """
+    if any(layer.built and not isinstance(layer, tf.keras.Model) for layer in layers):
         raise UserError(
             f"model={name!r}: its function returns layers that are already built; create new "
             "layers on each call"

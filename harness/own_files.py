@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import re
 import sys
 import traceback
 import types
@@ -17,24 +18,38 @@ from harness import is_main, trust
 from harness.fields import UserError
 from harness.files import briefly, expand_path, read_bytes
 
-OWN = r".+\.py:\w+"  # in place of a choice's name: a file, and a function in it
+# In place of a choice's name: a file and a function in it, or one given in Python.
+OWN = r".+\.py:\w+|python:\w+"
+GIVEN: dict[str, Callable] = {}  # python:NAME -> the function
 OWN_FIELDS = ("partition", "model", "algorithm", "aggregator", "metrics")  # that may name one
 OWN_MODULES = "own_file"  # what the modules of users' files are called, with a hash behind
 
 
 def is_own(name: str) -> bool:
-    """Return whether a choice's name is FILE.py:NAME."""
-    return ".py:" in name
+    """Return whether a choice's name is FILE.py:NAME, or python:NAME."""
+    return ".py:" in name or name.startswith("python:")
 
 
 def own_fields(fields: dict[str, Any]) -> dict[str, str]:
     """Return field -> FILE.py:NAME, of the fields of a configuration that name one."""
-    return {field: fields[field] for field in OWN_FIELDS if is_own(fields[field])}
+    return {field: fields[field] for field in OWN_FIELDS if ".py:" in fields[field]}
+
+
+def give(function: Callable) -> str:
+    """Return a name for a function that is given in Python, python:NAME, and remember it."""
+    if not callable(function):
+        raise UserError(
+            f"model={function!r:.60} is not a function; give one that returns new Keras layers or "
+            "a new Keras model on each call"
+        )
+    own_name = re.sub(r"\W", "", getattr(function, "__name__", "")) or "model"
+    GIVEN[f"python:{own_name}"] = function
+    return f"python:{own_name}"
 
 
 def short_name(name: str) -> str:
     """Return a choice's name for captions and tables: of FILE.py:NAME without the folder."""
-    return name.rpartition("/")[2] if is_own(name) else name
+    return name.rpartition("/")[2].removeprefix("python:") if is_own(name) else name
 
 
 def load_function(name: str, field: str) -> partial:
@@ -45,6 +60,13 @@ def load_function(name: str, field: str) -> partial:
     """
     file, _, function_name = name.rpartition(":")
     source = f"{field}={name!r:.200}"
+    if name in GIVEN:
+        return partial(call_function, GIVEN[name], Path(name), "", field)
+    if name.startswith("python:"):
+        raise UserError(
+            f"{source} was given in another Python session; give the function again with "
+            f"fl.run(config, {field}=function)"
+        )
     path = expand_path(file).absolute()
     try:
         text = read_bytes(path)

@@ -78,14 +78,14 @@ NAMED_FIRST = ("dataset", "partition", "algorithm", "model", "seed")  # in each 
 class RunFolder:
     """The files of one run."""
 
-    def __init__(self, path: Path, experiment: Any, resume_hint: str = "", on_arrays: bool = False):
+    def __init__(self, path: Path, experiment: Any, resume_hint: str = "", given: str = ""):
         """The folder itself says which programs made its rounds so far.
 
-        A run `on_arrays` has its data from Python: no command can make it.
+        `given` are arguments of fl.run that no command can repeat, such as ", dataset=dataset".
         """
         self.path = path
         self.resume_hint = resume_hint
-        self.on_arrays = on_arrays
+        self.given = given
         self.is_private = experiment.config.is_private
         self.program = describe_program(experiment.choice_hashes)
         self.programs = read_programs(path)
@@ -121,9 +121,7 @@ class RunFolder:
 
     @classmethod
     @contextlib.contextmanager
-    def open(
-        cls, experiment: Any, resume_hint: str = "", on_arrays: bool = False
-    ) -> Iterator[RunFolder]:
+    def open(cls, experiment: Any, resume_hint: str = "", given: str = "") -> Iterator[RunFolder]:
         """Hold the run's folder: a new one, or that of the run to resume.
 
         `resume_hint` says how to continue the run if it is stopped; default: --resume. Raises
@@ -146,13 +144,13 @@ class RunFolder:
             name = config.run.name or default_name(config, experiment.dataset)
             # A comparison's run has a name of its own: another process may be making it.
             path = make_folder(expand_path(config.run.runs), name, files, bool(resume_hint))
-        resume_hint = resume_hint or make_resume_hint(path, on_arrays)
+        resume_hint = resume_hint or make_resume_hint(path, given)
         text = f"notice: stopped before any new round finished; {resume_hint}"
         with stopping.last_words(text), lock(path, warn):
             # A resumed run may have more rounds now.
             updated = config.replace(resume="", accept_changes=False)
             write_file(path / "config.json", to_json(updated.to_dict()))
-            yield cls(path, experiment, resume_hint, on_arrays)
+            yield cls(path, experiment, resume_hint, given)
 
     def load(self, experiment: Any) -> tuple[Any, list[RoundRecord]]:
         """Return (state, records) of the newest checkpoint that the tables reach.
@@ -407,8 +405,8 @@ class RunFolder:
             "Reproduce": report.command_of(config, script_command()),
             "Continue": one_line(go_on),
         }
-        if self.on_arrays:
-            again = f"fl.run(fl.Config().replace(**{config.changed()}), dataset=dataset)"
+        if self.given:
+            again = f"fl.run(fl.Config().replace(**{config.changed()}){self.given})"
             commands = {"Reproduce": again, "Continue": self.resume_hint}
         partition = read_json(self.path / "partition.json")
         page = report.to_html(caption, metrics, partition, pictures, commands)
@@ -493,11 +491,10 @@ def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) ->
             )
 
 
-def make_resume_hint(path: Path, on_arrays: bool = False) -> str:
+def make_resume_hint(path: Path, given: str = "") -> str:
     """Return how to continue a stopped run: a command, or for custom arrays a Python call."""
-    if on_arrays or in_notebook():
-        dataset = ", dataset=dataset" if on_arrays else ""
-        call = f"fl.run(config.replace(resume={os.fsdecode(path)!r}){dataset})"
+    if given or in_notebook():
+        call = f"fl.run(config.replace(resume={os.fsdecode(path)!r}){given})"
         return one_line(f"to continue: {call}")
     return one_line(f"to continue: {script_command()} --resume {shlex.quote(str(path))}")
 

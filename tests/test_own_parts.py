@@ -17,6 +17,7 @@ from variants import choices, models
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from reference import replace_choice
 from runs import SECONDS, call_script, configure, run_script
 
@@ -68,7 +69,7 @@ def test_a_model_of_ones_own_is_trained_as_a_row_is(net, tmp_path, monkeypatch, 
 def test_a_model_that_cannot_be_is_one_line(net, digits):
     for name, message in [
         ("with_state", "keeps state (moving_mean, moving_variance)"),
-        ("nothing", "returns NoneType; return a list of Keras layers"),
+        ("nothing", "returns NoneType; return a Keras model, or a list of Keras layers"),
         ("fails", "raised ZeroDivisionError (division by zero)"),
         ("absent", "the file has no function absent"),
     ]:
@@ -492,3 +493,169 @@ def test_a_notebook_reads_fields_calls_and_single_lines(tmp_path):
     assert "UserError: dataset=3 is not a data set; give fl.build_dataset(...)" in text
     assert "to continue: fl.run(config.replace(resume='runs/" in text
     assert "Stopped: after round 1" in text and "Traceback" not in text
+
+
+ENDS = """
+import tensorflow as tf
+L = tf.keras.layers
+
+def chain():
+    x = L.Input((28, 28, 1))
+    return tf.keras.Model(x, L.Dense(16, activation="relu")(L.Flatten()(x)))
+
+def layers():
+    return [L.Flatten(), L.Dense(16, activation="relu")]
+
+def built():
+    return tf.keras.Sequential([L.Input((28, 28, 1)), L.Flatten(), L.Dense(16, activation="relu")])
+
+def branches():
+    "Made in another order than Keras lists the weights; with max-pooling and dropout."
+    x = L.Input((28, 28, 1))
+    y = L.Conv2D(4, 3, padding="same", activation="relu")(x)
+    late = L.Conv2D(2, 1, padding="same")(x)
+    z = L.Conv2D(4, 3, padding="same")(y)
+    y = L.Concatenate()([L.Add()([y, z]), late])
+    return tf.keras.Model(x, L.Flatten()(L.ReLU()(L.MaxPool2D(4)(L.Dropout(0.3)(y)))))
+
+def nested():
+    x = L.Input((13, 13, 4))
+    skip = tf.keras.Model(x, L.Add()([x, L.Conv2D(4, 3, padding="same")(x)]))
+    return [tf.keras.Sequential([L.Conv2D(4, 3), L.MaxPool2D()]), skip, L.Flatten()]
+
+class Net(tf.keras.Model):
+    def __init__(self):
+        super().__init__()
+        self.flat = L.Flatten()
+        self.hidden = L.Dense(16, activation="relu")
+    def call(self, x):
+        return self.hidden(self.flat(x))
+
+def recurrent():
+    return [L.Reshape((28, 28)), L.LSTM(8, dropout=0.2, recurrent_dropout=0.2)]
+
+def logits():
+    x = L.Input((28, 28, 1))
+    return tf.keras.Model(x, L.Dense(10)(L.Flatten()(x)))
+
+def softmax():
+    x = L.Input((28, 28, 1))
+    return tf.keras.Model(x, L.Dense(10, activation="softmax")(L.Flatten()(x)))
+
+def two():
+    x = L.Input((28, 28, 1))
+    return tf.keras.Model(x, [x, x])
+
+def small():
+    x = L.Input((8, 8, 1))
+    return tf.keras.Model(x, L.Flatten()(x))
+
+once = chain()
+
+def same():
+    return once
+"""
+SMALL_RUN = {
+    "dataset": "digits",
+    "num_clients": 3,
+    "rounds": 2,
+    "local_epochs": 1,
+    "client_lr": 0.1,
+}
+
+
+@pytest.fixture
+def ends(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ends.py").write_text(ENDS)
+    return tmp_path
+
+
+def trained_weights(model, **fields):
+    config = configure(**SMALL_RUN, figures="none", model=f"ends.py:{model}", **fields)
+    result = fl.run(config)
+    return result, [np.asarray(w) for w in result.state.global_model_weights.trainable]
+
+
+@pytest.mark.parametrize("name", ["chain", "built", "Net"])
+def test_a_model_is_trained_as_its_layers_are(ends, name):
+    _, expected = trained_weights("layers")
+    _, found = trained_weights(name)
+    assert all(np.array_equal(one, other) for one, other in zip(expected, found, strict=True))
+
+
+def test_a_step_of_a_model_with_branches_is_keras_own(ends, digits):
+    """One client, one step on the whole shard, without dropout: w - lr * Keras' gradient."""
+    (ends / "ends.py").write_text(ENDS.replace("L.Dropout(0.3)(y)", "y"))
+    config = configure(
+        dataset="digits",
+        num_clients=1,
+        partition="iid",
+        rounds=1,
+        batch_size=0,
+        local_epochs=1,
+        client_lr=0.1,
+        model="ends.py:branches",
+        figures="none",
+    )
+    experiment = fl.build_experiment(config)
+    model = fl.build_model(experiment.network, seed=0)
+    x = fl.to_input(digits.train.images)
+    with tf.GradientTape() as tape:
+        logits = model(x, training=True)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(
+            tf.constant(digits.train.labels, tf.int32), logits
+        )
+        loss = tf.reduce_mean(losses)
+    gradients = tape.gradient(loss, model.weights)
+    expected = [w - 0.1 * g for w, g in zip(model.get_weights(), gradients, strict=True)]
+    found = fl.run(config).state.global_model_weights.trainable
+    for one, other in zip(expected, found, strict=True):
+        assert np.allclose(one, other, atol=2e-6)
+
+
+@pytest.mark.parametrize("name", ["branches", "nested", "recurrent", "logits", "Net"])
+def test_models_of_any_kind_are_trained_saved_and_resumed(ends, name):
+    result, _ = trained_weights(name)
+    config = configure(**{**SMALL_RUN, "rounds": 3}, figures="none", model=f"ends.py:{name}")
+    resumed = fl.run(config.replace(resume=str(result.folder)))
+    whole = fl.run(config)
+    ends_of = [run.state.global_model_weights.trainable for run in (resumed, whole)]
+    assert all(map(np.array_equal, *ends_of))
+    saved = fl.load(whole.folder)
+    assert saved.evaluate().accuracy == whole.evaluation.accuracy
+    images = saved.dataset.test.images.astype(np.float32)
+    assert np.array_equal(np.argmax(saved.model()(images), 1), whole.evaluation.predictions)
+    if name == "logits":  # no other Dense layer is put on top
+        assert len(saved.weights) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("softmax", "ends in a softmax"),
+        ("two", "has 1 inputs and 2 outputs; return a model with one of each"),
+        ("small", "cannot process images of 28x28x1"),
+        ("same", "layers that are already built; create new"),
+    ],
+)
+def test_models_that_cannot_be_trained_are_one_line(ends, name, said):
+    with pytest.raises(UserError, match=said):
+        trained_weights(name)
+
+
+def test_a_model_from_python(ends, digits):
+    def build():
+        x = tf.keras.Input((28, 28, 1))
+        return tf.keras.Model(x, tf.keras.layers.Flatten()(x))
+
+    config = configure(**SMALL_RUN, figures="none")
+    result = fl.run(config, model=build)
+    assert "build" in result.folder.name and "python" not in result.folder.name
+    more = fl.run(config.replace(rounds=3, resume=str(result.folder)), model=build)
+    assert len(more.records) == 3
+    assert fl.load(result.folder).evaluate().accuracy == more.evaluation.accuracy
+    with pytest.raises(UserError, match="model=3 is not a function"):
+        fl.run(config, model=3)
+    with pytest.raises(UserError, match="was given in another Python session"):
+        fl.run(config.replace(model="python:gone"))

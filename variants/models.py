@@ -56,15 +56,28 @@ def load_own(name: str) -> Callable[[], list[Any]]:
 
 
 def make_own_layers(make: partial) -> list[Any]:
-    """Return the layers that a user's function makes. Raises UserError if it makes others."""
+    """Return the layers that a user's function makes; a functional model is one.
+
+    Raises UserError if it makes something else.
+    """
     made = make()
-    layers = list(made.layers) if isinstance(made, tf.keras.Sequential) else made
+    source = f"model={str(make.args[1])!r:.200}"
+    layers = made
+    if isinstance(made, tf.keras.Model):
+        is_list = isinstance(made, tf.keras.Sequential) and not made.built
+        layers = list(made.layers) if is_list else [made]
+        num_ends = [len(made.inputs or [0]), len(made.outputs or [0])]
+        if num_ends != [1, 1]:
+            raise UserError(
+                f"{source} has {num_ends[0]} inputs and {num_ends[1]} outputs; return a model with "
+                "one of each"
+            )
     is_layers = isinstance(layers, list | tuple) and all(
         isinstance(layer, tf.keras.layers.Layer) for layer in layers
     )
     if not is_layers or not layers:
         raise UserError(
-            f"model={str(make.args[1])!r:.200} returns {type(made).__name__}; return a list of "
-            "Keras layers, without the logits layer"
+            f"{source} returns {type(made).__name__}; return a Keras model, or a list of Keras "
+            "layers, without the logits layer"
         )
     return list(layers)
