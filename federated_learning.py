@@ -391,6 +391,8 @@ class Network(NamedTuple):
     num_classes: int
     has_logits: bool = False  # whether the last hidden layer gives the logits already
     creation_order: tuple[int, ...] = ()  # of a custom model's weights: see layers.OwnModel
+    statistics: tuple[int, ...] = ()  # of BatchNormalization, likewise
+    takes_statistics: bool = False  # whether --batch-norm allows them
 
     def build_layers(self) -> list[Any]:
         """Return new Keras layers; the last one returns the logits."""
@@ -414,7 +416,7 @@ def build_model(network: Network, seed: int) -> Any:
     with layers.record_initializers(network.name, network.image_shape) as initializers:
         inputs = tf.keras.Input(network.image_shape)
         model = tf.keras.Sequential([inputs, *network.build_layers()])
-    layers.check_layers(network.name, model)
+    layers.check_layers(network.name, model, network.takes_statistics)
     model.set_weights(layers.initial_weights(model, initializers, seed))
     return model
 
@@ -443,10 +445,12 @@ def loss_and_gradients(
     """Return (cross-entropies float32[n] in nats, logits, gradients of their mean) of a batch."""
     with tf.GradientTape() as tape:
         tape.watch(weights)
-        logits = forward(network, weights, x, key)
+        caught = layers.catch_statistics(weights, network.statistics)  # in general, the weights
+        logits = forward(network, caught, x, key)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         mean_loss = tf.reduce_mean(losses)
-    return losses, logits, tape.gradient(mean_loss, weights)
+    gradients = tape.gradient(mean_loss, weights)
+    return losses, logits, layers.add_moves(gradients, caught, network.statistics)
 
 
 # == Client: lines 4 and 5 =========================================================================
@@ -919,13 +923,15 @@ def find_model(name: str) -> Callable[[], list[Any]]:
 
 
 @pinned_keras_settings()
-def make_network(name: str, build_hidden_layers: Callable, dataset: Dataset) -> Network:
+def make_network(
+    name: str, build_hidden_layers: Callable, dataset: Dataset, batch_norm: str = "refuse"
+) -> Network:
     """Return the network for these data. Raises UserError for custom layers that cannot work."""
     network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
     if name in choices.MODELS:
         return network
     own = layers.inspect_own(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
-    return network._replace(has_logits=own.has_logits, creation_order=own.creation_order)
+    return network._replace(**own._asdict(), takes_statistics=batch_norm != "refuse")
 
 
 def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, ...]:
@@ -1161,7 +1167,7 @@ def build_evaluator(
 
     @pinned_keras_settings()
     def evaluate(weights: Any) -> Evaluation:
-        weights.assign_weights_to(model)
+        layers.assign_weights(model, weights)
         test = dataset.test
         predictions, losses = predict(test)
         correct = {}
@@ -1244,7 +1250,8 @@ def build_experiment(
     if config.run.baselines:
         baselines.check_labels(dataset.num_classes)
     build_hidden_layers = find_model(config.training.model)
-    network = make_network(config.training.model, build_hidden_layers, dataset)
+    training = config.training
+    network = make_network(training.model, build_hidden_layers, dataset, training.batch_norm)
     experiment = Experiment(
         config=config,
         dataset=dataset,
@@ -1265,7 +1272,7 @@ def build_saved_model(network: Network, weights: Any) -> Any:
     It takes raw pixels [n,H,W,channels] in 0..255, so that users need not know our scaling.
     """
     model = build_model(network, seed=0)
-    weights.assign_weights_to(model)
+    layers.assign_weights(model, weights)
     pixels = tf.keras.Input(network.image_shape)
     return tf.keras.Sequential([pixels, tf.keras.layers.Rescaling(1 / 255), *model.layers])
 

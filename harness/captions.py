@@ -31,6 +31,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     num_clients = config.partitioning.num_clients
     batch_size = training.batch_size or "all"
     share = config.partitioning.client_test
+    averaged = ", BatchNormalization averaged" if training.batch_norm == "average" else ""
     initial = training.initial_model
     steps = f"{training.local_steps} local steps"
     work = steps if training.local_steps else f"E = {training.local_epochs}"
@@ -42,7 +43,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "partition": describe_partition(experiment),
         "algorithm": describe_algorithm(config),
         "aggregator": describe_aggregator(experiment),
-        "model": training.model.rpartition("/")[2],
+        "model": short_name(training.model) + averaged,
         "training": f"{work}, B = {batch_size}",
         "start": f"from {Path(initial).name}" if initial else "",
         **describe_adversity(config),

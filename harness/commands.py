@@ -95,7 +95,7 @@ def evaluate_saved(config: Any) -> Path:
     dataset = fl.load_dataset(config.with_absolute_paths().data)
     results.check_classes(source, dataset)
     name = find_model_name(config, saved)
-    network = fl.make_network(name, fl.find_model(name), dataset)
+    network = fl.make_network(name, fl.find_model(name), dataset, saved.training.batch_norm)
     file = str(source / "global_model.keras")
     weights = layers.read_weights(file, fl.build_model(network, seed=0))
     evaluate = fl.build_evaluator(network, dataset)

@@ -86,24 +86,35 @@ def record_initializers(name: str, image_shape: Sequence[int]) -> Iterator[dict[
         ) from error
 
 
-def check_layers(name: str, model: Any) -> None:
+def check_layers(name: str, model: Any, takes_statistics: bool = False) -> None:
     """Raise UserError for a layer of which federated averaging, or our step, would lose something.
 
-    Only trainable float32 weights travel, and only the cross-entropy is minimized.
+    Only trainable float32 weights travel, and those of BatchNormalization with `takes_statistics`;
+    and only the cross-entropy is minimized.
     """
     for layer in model.layers:
-        lost = what_is_lost(layer)
+        lost = what_is_lost(layer, takes_statistics)
         if lost:
             raise UserError(f"model={name!r}: the layer {layer.name} {lost}")
 
 
-def what_is_lost(layer: Any) -> str:
+def what_is_lost(layer: Any, takes_statistics: bool) -> str:
     """Return which property of a layer would be lost, with a remedy; "" for most layers."""
-    if layer.non_trainable_weights:
-        state = ", ".join(short_name(weight) for weight in layer.non_trainable_weights)
+    statistics = [
+        weight
+        for part in parts_of(layer)
+        if isinstance(part, tf.keras.layers.BatchNormalization) and part.trainable
+        for weight in part.non_trainable_weights
+    ]
+    known = {id(weight) for weight in statistics}
+    others = [weight for weight in layer.non_trainable_weights if id(weight) not in known]
+    lost = others if takes_statistics else layer.non_trainable_weights
+    if lost:
+        state = ", ".join(short_name(weight) for weight in lost)
+        cure = "or a layer without state" if others else "or add --batch-norm average"
         return (
             f"keeps state ({state}), which averaging the clients' weights would lose; use "
-            "LayerNormalization or GroupNormalization, or a layer without state"
+            f"LayerNormalization or GroupNormalization, {cure}"
         )
     if any(weight.dtype != tf.float32 for weight in layer.weights):
         return (
@@ -328,6 +339,48 @@ NEVER_LAST = (
 )
 
 
+def catch_statistics(weights: Sequence[Any], statistics: Sequence[int]) -> Sequence[Any]:
+    """Return the tensors of a step, of which a BatchNormalization can move its `statistics`.
+
+    Keras assigns new values to variables; these tensors note them in their attribute `moved`.
+    """
+    if not statistics:
+        return weights
+    tensors = list(weights)
+    for place in statistics:
+        tensor = tf.identity(weights[place])
+        tensor.moved = tensor
+
+        def assign(value: Any, name: Any = None, tensor: Any = tensor) -> Any:
+            tensor.moved = tf.convert_to_tensor(value)
+            return tensor.moved
+
+        def assign_sub(delta: Any, name: Any = None, tensor: Any = tensor) -> Any:
+            tensor.moved = tensor - delta
+            return tensor.moved
+
+        tensor.assign = assign
+        tensor.assign_sub = assign_sub
+        tensors[place] = tensor
+    return tensors
+
+
+def add_moves(gradients: Sequence[Any], caught: Sequence[Any], statistics: Sequence[int]) -> Any:
+    """Return the gradients, of the statistics how far a step moved them, w - moved."""
+    if not statistics:
+        return gradients
+    found = list(gradients)
+    for place in statistics:
+        found[place] = caught[place] - caught[place].moved
+    return type(gradients)(found)
+
+
+def assign_weights(model: Any, weights: Any) -> None:
+    """Assign TFF's ModelWeights to a Keras model, whose statistics are among the trained ones."""
+    for variable, value in zip(model.weights, weights.trainable, strict=True):
+        variable.assign(value)
+
+
 def scratch_graph() -> Any:
     """Return a context in which layers are made: a functional model leaves its inputs in it.
 
@@ -343,6 +396,7 @@ class OwnModel(NamedTuple):
     # For each weight in the order in which they are made, its place among the model's weights; in a
     # functional model with branches these are two orders.
     creation_order: tuple[int, ...]
+    statistics: tuple[int, ...]  # places of BatchNormalization's moving means and variances
 
 
 def inspect_own(
@@ -388,7 +442,9 @@ def inspect_own(
         )
     is_hidden = isinstance(last, NEVER_LAST) or activation != "linear"
     order = tuple(places[weight] for weight in made if weight in places)
-    return OwnModel(model.output_shape[1] == labels and not is_hidden, order)
+    trained = {id(weight) for weight in model.trainable_weights}
+    statistics = tuple(place for weight, place in places.items() if weight not in trained)
+    return OwnModel(model.output_shape[1] == labels and not is_hidden, order, statistics)
 
 
 def last_layer(layer: Any) -> Any:

@@ -79,7 +79,8 @@ class SavedRun:
         name = self.config.training.model
         if self.config.has_own_model:
             trust.check_file("model", name, str(self.folder))
-        return fl.make_network(name, fl.find_model(name), self.dataset)
+        batch_norm = self.config.training.batch_norm
+        return fl.make_network(name, fl.find_model(name), self.dataset, batch_norm)
 
     @cached_property
     def dataset(self) -> Any:

@@ -9,10 +9,12 @@
 - Fang et al. 2020, Local Model Poisoning Attacks to Byzantine-Robust Federated Learning
   (USENIX Security)
 - Hsu et al. 2019, Measuring the Effects of Non-Identical Data Distribution (arXiv:1909.06335)
+- Hsieh et al. 2020, The Non-IID Data Quagmire of Decentralized Machine Learning (ICML)
 - Karimireddy et al. 2020, SCAFFOLD: Stochastic Controlled Averaging for Federated Learning (ICML)
 - Karimireddy et al. 2021, Breaking the Centralized Barrier for Cross-Device Federated Learning
   (NeurIPS)
 - Li et al. 2020, Federated Optimization in Heterogeneous Networks (MLSys)
+- Li et al. 2021, FedBN: Federated Learning on Non-IID Features via Local Batch Normalization (ICLR)
 - Li et al. 2022, Federated Learning on Non-IID Data Silos: An Experimental Study (ICDE)
 - McMahan et al. 2018, Learning Differentially Private Recurrent Language Models (ICLR)
 - Reddi et al. 2021, Adaptive Federated Optimization (ICLR)
@@ -56,6 +58,7 @@ CHANGES = (
     Change(("byzantine",), "adversity:attack", "it changes what the algorithm would send"),
     Change(("client_weighting",), "aggregators:weigh_alike", "it overrides the client's weight"),
     Change(("client_schedule",), "optimizers:schedule_clients", "all of the above read the rate"),
+    Change(("batch_norm",), "normalization:average_statistics", "no step above is of statistics"),
     Change(("byzantine",), "evaluations:evaluate_backdoor", "anywhere"),
     Change(("unseen_clients",), "evaluations:evaluate_unseen", "anywhere"),
     Change(("client_test",), "evaluations:evaluate_clients", "anywhere"),

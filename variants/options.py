@@ -134,6 +134,10 @@ class MoreTraining(ConfigGroup):
     initial_model: Path = ""
     """A .keras file of the same network, such as a run's global_model.keras, with the initial
     weights. Default: initialized from the seed."""
+    batch_norm: Literal["refuse", "average"] = "refuse"
+    """What becomes of BatchNormalization layers. average: their moving means and variances travel
+    with the weights and are averaged. Skewed labels harm this, so refuse, the default, suggests
+    GroupNormalization [Hsieh et al. 2020]."""
     sampling: Literal["fixed", "poisson", "by-size"] = "fixed"
     """fixed: clients_per_round of them, without replacement. poisson: each client independently,
     clients_per_round on average. by-size: clients_per_round draws with replacement, in proportion
