@@ -218,6 +218,7 @@ from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
 from harness.files import check_clock, check_temporary_folder
 from harness.loading import import_function
+from harness.predicting import predict_pictures
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
 from harness.saved_run import load as load
@@ -1348,6 +1349,9 @@ def main(config: Config) -> None:
         return
     options.check_paths(config)
     with command_line.quietly(config.run.quiet):
+        if config.run.predict:
+            predict_pictures(config)
+            return
         if config.run.evaluate:
             made = evaluate_saved(config)
         elif overlaid_folders(config.comparison.compare):  # --compare runs/a,runs/b

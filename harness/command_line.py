@@ -52,6 +52,8 @@ OF_ONE_COMMAND = (
     "time_limit",
     "quiet",
     "json",
+    "predict",
+    "pictures",
     "list",
     "version",
 )
@@ -329,7 +331,7 @@ def check_single(config: ConfigGroup) -> None:
                 f"{field}={fields[field]!r:.60} asks for more than one run; call "
                 "fl.compare(config), or fl.main(config) for folders of finished runs"
             )
-    for field in ("list", "evaluate", "version"):
+    for field in ("list", "evaluate", "predict", "version"):
         if fields[field]:
             raise UserError(f"{field}={fields[field]!r:.60} does not train; call fl.main(config)")
 

@@ -457,7 +457,7 @@ def last_layer(layer: Any) -> Any:
 def check_new(name: str, layers: Sequence[Any]) -> None:
     """Raise UserError for layers that were used before: their own weights would be trained.
 
-    A functional model is built when it is made; inspect_own tells whether it is made anew.
+    A functional model is built when it is made; inspect_own tells whether it is a new one.
     """
     if any(layer.built and not isinstance(layer, tf.keras.Model) for layer in layers):
         raise UserError(

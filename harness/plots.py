@@ -134,7 +134,7 @@ def label_of(names: Sequence[Any], place: float, _: int) -> str:
 
 
 def shorten(name: Any, most: int) -> str:
-    """Return a label's name in at most so many letters, without a formula."""
+    """Return a label's name cut to `most` letters; matplotlib sees no formula in it."""
     text = str(name)
     cut = text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
     return cut.replace("$", r"\$")

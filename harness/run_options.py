@@ -73,6 +73,11 @@ class Run(ConfigGroup):
     evaluate: Folder = ""
     """Folder of a finished run: evaluate its model, without training, on the data set given by the
     other flags (default: its own), with the same tables and pictures."""
+    predict: Folder = ""
+    """Folder of a finished run: print what its model takes pictures for, such as --predict
+    runs/mine digit.png pictures/. They may have any size, and dark ink on a bright ground."""
+    pictures: text("LIST") = ""
+    """The pictures of --predict, a line each; they can be given behind the run instead."""
     baselines: bool = False
     """After the rounds, also train the model centrally on all images, and on each client alone, for
     the same number of local epochs, and report which clients benefit from the federation. Takes

@@ -151,7 +151,7 @@ def test_csv_files_are_the_same_as_their_arrays(tmp_path, arrays, form, words):
         ("", "has no rows of a label and pixels"),
         ("label,pixel0\n1,2", "has no rows of a label and pixels"),
         ("pixel0,pixel1,pixel2,pixel3\n1,2,3,4\n", "has no column label, as Kaggle's test.csv"),
-        ("label,a,b\n1,2,3\n0,1,2", "2 pixels a row, which is no square"),
+        ("label,a,b\n1,2,3\n0,1,2", "2 pixels a row, which are not a square"),
         ("label,a,b,c,d\n1,2,3,4,x\n0,1,2,3,4", "a pixel is not a number"),
         ("label,a,b,c,d\n1,2,3,4\n0,1,2,3,4", "another length"),
         ("0.5,2,3,4,0.25\n1.5,1,2,3,7.5", "neither the first nor the last column"),

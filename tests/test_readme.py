@@ -217,7 +217,7 @@ def test_the_python_of_the_pages_runs(tmp_path, monkeypatch, digits):
     tried = [block for block in blocks if "mlflow" not in block]
     for block in tried:
         exec(block, scope)
-    assert len(tried) == 6 and scope["record"].test_accuracy > 0.5
+    assert len(tried) == 7 and scope["record"].test_accuracy > 0.5
     assert all(path.joinpath("report.html").exists() for path in (tmp_path / "runs").iterdir())
 
 

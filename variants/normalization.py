@@ -16,7 +16,7 @@ import tensorflow_federated as tff
 
 
 class StatisticsApart(tff.learning.optimizers.Optimizer):
-    """An optimizer of the weights, beside which statistics become w - g.
+    """An optimizer of the weights alone; statistics become w - g.
 
     `statistics` are the places of the statistics among the tensors. Their entries of the gradients
     are how far they move, whatever the rate.

@@ -536,12 +536,29 @@ def insert_implied_flags(words: Sequence[str]) -> list[str]:
     for place, word in enumerate(words):
         if word == "--list" and (words[place + 1 :] or ["--"])[0].startswith("--"):
             words[place] = "--list=runs"
+    words = gather_pictures(words)
     partitions = split_off(words, "partition")[0]
     says_how_many = split_off(words, "num_clients")[0] or split_off(words, "resume")[0]
     chosen = PARTITIONS.get((partitions or [""])[-1])
     if chosen and "owner_choice" in chosen.fields and not says_how_many:
         return [*words, "--num-clients", "0"]
     return words
+
+
+def gather_pictures(words: Sequence[str]) -> list[str]:
+    """Return a command line with the words behind --predict RUN as its --pictures."""
+    for place, word in enumerate(words):
+        if word == "--predict" or word.startswith("--predict="):
+            first = place + (1 if "=" in word else 2)
+            named = []
+            for name in words[first:]:
+                if name.startswith("--"):
+                    break
+                named.append(name)
+            rest = list(words[first + len(named) :])
+            pictures = [f"--pictures={chr(10).join(named)}"] if named else []
+            return [*words[:first], *pictures, *rest]
+    return list(words)
 
 
 def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:

@@ -101,8 +101,8 @@ def find_label_column(
 ) -> int:
     """Return the place of the labels: 0 or -1.
 
-    By the header, or else by which of the two columns is text or can hold labels: few different
-    whole numbers, more than one. Raises UserError if neither can.
+    By the header, or else by which column is text or can hold labels: few different whole numbers,
+    more than one. Raises UserError if neither can.
     """
     named = [place for place in (0, -1) if has_header and names[place].lower() in LABEL_NAMES]
     if named:
@@ -138,7 +138,7 @@ def to_squares(pixels: np.ndarray, source: str) -> np.ndarray:
             images = pixels.reshape(len(pixels), side, side, channels)
             return images if channels == 3 else images[..., 0]
     raise UserError(
-        f"{source} has {count:,} pixels a row, which is no square; give square images, such as "
+        f"{source} has {count:,} pixels a row, which are not a square; give square images, such as "
         "784 pixels"
     )
 
