@@ -225,7 +225,7 @@ from harness.saved_run import load as load
 from harness.saving import Result
 from harness.settings import pinned_keras_settings
 from harness.streams import client_key
-from variants import CHANGES, SETTLED, baselines, datasets, models, partitions
+from variants import CHANGES, LOSSES, SETTLED, baselines, datasets, models, partitions
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -383,13 +383,19 @@ def build_lean_cnn() -> list[Any]:
     ]
 
 
+def cross_entropy(labels: Any, logits: Any) -> Any:
+    """Return the local losses float32[n] in nats, of labels int32[n] and logits float32[n,C]."""
+    return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+
+
 class Network(NamedTuple):
-    """An architecture: its layers by name, and the shapes of its input and output."""
+    """An architecture: its layers by name, the shapes of its input and output, and the loss."""
 
     name: str
     build_hidden_layers: Callable[[], list[Any]]
     image_shape: tuple[int, int, int]  # height, width, channels
     num_classes: int
+    loss: Callable[[Any, Any], Any] = cross_entropy
     has_logits: bool = False  # whether the last hidden layer gives the logits already
     creation_order: tuple[int, ...] = ()  # of a custom model's weights: see layers.OwnModel
     statistics: tuple[int, ...] = ()  # of BatchNormalization, likewise
@@ -422,10 +428,12 @@ def build_model(network: Network, seed: int) -> Any:
     return model
 
 
-def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
-    """Return the training-mode logits float32[n,C] of a batch x, computed with `weights`.
+def forward(
+    network: Network, weights: Sequence[Any], x: Any, key: Any
+) -> tuple[Any, Sequence[Any]]:
+    """Return (logits float32[n,C], losses of regularizers) of a batch x, computed with `weights`.
 
-    `key` int64[2] seeds Dropout and similar layers.
+    Layers are in training mode; `key` int64[2] seeds Dropout and similar ones.
     """
     # New Keras layers create variables; in this scope each gets the next of our tensors instead.
     # TFF's functional_model_from_keras does the same, but a step takes 1.4 times as long: it wraps
@@ -437,19 +445,22 @@ def forward(network: Network, weights: Sequence[Any], x: Any, key: Any) -> Any:
             made = network.build_layers()
         for position, layer in enumerate(made):
             x = layers.train_layer(layer, x, key, position)
-    return x
+        return x, layers.penalties(made)
 
 
 def loss_and_gradients(
     network: Network, weights: Sequence[Any], x: Any, y: Any, key: Any
 ) -> tuple[Any, Any, Any]:
-    """Return (cross-entropies float32[n] in nats, logits, gradients of their mean) of a batch."""
+    """Return (losses float32[n] in nats, logits, gradients of their mean) of a batch.
+
+    What regularizers of custom layers add counts in the gradients, not in the losses.
+    """
     with tf.GradientTape() as tape:
         tape.watch(weights)
         caught = layers.catch_statistics(weights, network.statistics)  # in general, the weights
-        logits = forward(network, caught, x, key)
-        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
-        mean_loss = tf.reduce_mean(losses)
+        logits, penalties = forward(network, caught, x, key)
+        losses = network.loss(y, logits)
+        mean_loss = sum(penalties, tf.reduce_mean(losses))
     gradients = tape.gradient(mean_loss, weights)
     return losses, logits, layers.add_moves(gradients, caught, network.statistics)
 
@@ -1261,8 +1272,10 @@ def build_experiment(
         initial_weights=make_initial_weights(network, config),
         choice_hashes=hash_choices(config, build_hidden_layers),
     )
-    parts = apply_changes(CHANGES, config.changed(), fedavg_parts(experiment), experiment)
-    whole = replace(experiment, parts=parts)
+    changed = config.changed()
+    with_loss = replace(experiment, network=apply_changes(LOSSES, changed, network, experiment))
+    parts = apply_changes(CHANGES, changed, fedavg_parts(with_loss), with_loss)
+    whole = replace(with_loss, parts=parts)
     return replace(whole, notices=find_notices(whole, given))
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.own_files import short_name
+from harness.own_files import is_own, short_name
 from harness.plots import join_parts
 from harness.sweep import Compared
 
@@ -45,10 +45,22 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "aggregator": describe_aggregator(experiment),
         "model": short_name(training.model) + averaged,
         "training": f"{work}, B = {batch_size}",
+        "loss": describe_loss(training),
         "start": f"from {Path(initial).name}" if initial else "",
         **describe_adversity(config),
         "seed": f"seed {config.seed}",
     }
+
+
+def describe_loss(training: Any) -> str:
+    """Return the clients' loss; nothing for the plain cross-entropy."""
+    smoothing = training.label_smoothing
+    parts = [
+        f"loss {short_name(training.loss)}" if is_own(training.loss) else "",
+        f"label smoothing {smoothing:g}" if smoothing else "",
+        "balanced classes" if training.class_weights == "balanced" else "",
+    ]
+    return ", ".join(filter(None, parts))
 
 
 def describe_partition(experiment: Any) -> str:

@@ -89,8 +89,7 @@ def record_initializers(name: str, image_shape: Sequence[int]) -> Iterator[dict[
 def check_layers(name: str, model: Any, takes_statistics: bool = False) -> None:
     """Raise UserError for a layer of which federated averaging, or our step, would lose something.
 
-    Only trainable float32 weights travel, and those of BatchNormalization with `takes_statistics`;
-    and only the cross-entropy is minimized.
+    Only trainable float32 weights travel, and with `takes_statistics` those of BatchNormalization.
     """
     for layer in model.layers:
         lost = what_is_lost(layer, takes_statistics)
@@ -126,12 +125,8 @@ def what_is_lost(layer: Any, takes_statistics: bool) -> str:
             option = name.replace("_activity", "activity")
             if value is None or option.startswith("_"):
                 continue
-            if option.endswith("_regularizer"):
-                return f"has a {option}, whose loss the clients would not add; use --weight-decay"
             if option.endswith("_constraint"):
                 return f"has a {option}, which local steps would not apply; remove it"
-    if layer.losses:
-        return "adds a loss (add_loss), which the clients would not minimize; remove it"
     return ""
 
 
@@ -479,6 +474,11 @@ def random_parts(layer: Any) -> list[Any]:
 def are_random(layers: Sequence[Any]) -> bool:
     """Return whether any of the layers draws random numbers while it trains."""
     return any(random_parts(layer) for layer in layers)
+
+
+def penalties(layers: Sequence[Any]) -> list[Any]:
+    """Return the losses that layers add in a step, such as those of their regularizers."""
+    return [loss for layer in layers for loss in layer.losses]
 
 
 def train_layer(layer: Any, x: Any, key: Any, position: int) -> Any:

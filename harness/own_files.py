@@ -21,7 +21,8 @@ from harness.files import briefly, expand_path, read_bytes
 # In place of a choice's name: a file and a function in it, or one given in Python.
 OWN = r".+\.py:\w+|python:\w+"
 GIVEN: dict[str, Callable] = {}  # python:NAME -> the function
-OWN_FIELDS = ("partition", "model", "algorithm", "aggregator", "metrics")  # that may name one
+# Fields that may name one.
+OWN_FIELDS = ("partition", "model", "algorithm", "aggregator", "loss", "metrics")
 OWN_MODULES = "own_file"  # what the modules of users' files are called, with a hash behind
 
 

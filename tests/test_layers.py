@@ -106,10 +106,6 @@ def test_the_rows_start_as_they_always_did(name):
 LOST = {
     "state .moving_mean": keras.BatchNormalization,
     "state .mean": keras.Normalization,
-    "kernel_regularizer, whose loss the clients would not add; use --weight-decay": lambda: (
-        keras.Conv2D(2, 3, kernel_regularizer="l2")
-    ),
-    "activity_regularizer": lambda: keras.ActivityRegularization(0.1),
     "kernel_constraint": lambda: keras.Conv2D(
         2, 3, kernel_constraint=tf.keras.constraints.MaxNorm(1)
     ),

@@ -19,6 +19,7 @@
 - McMahan et al. 2018, Learning Differentially Private Recurrent Language Models (ICLR)
 - Reddi et al. 2021, Adaptive Federated Optimization (ICLR)
 - Suresh et al. 2017, Distributed Mean Estimation with Limited Communication (ICML)
+- Szegedy et al. 2016, Rethinking the Inception Architecture for Computer Vision (CVPR)
 - Wang et al. 2020, Tackling the Objective Inconsistency Problem in Heterogeneous Federated
   Optimization (NeurIPS)
 - Yin et al. 2018, Byzantine-Robust Distributed Learning: Towards Optimal Statistical Rates (ICML)
@@ -41,6 +42,11 @@ SETTLED = (
         ("num_clients",), "partitions:count_owners", "everything depends on the number of clients"
     ),
     Change(("target_epsilon",), "privacy:meet_target", "epsilon depends on that number"),
+)
+
+# Of the network: function(network, experiment) -> network.
+LOSSES = (
+    Change(("label_smoothing", "class_weights", "loss"), "losses:choose_loss", "the only one"),
 )
 
 # Of FedAvg's parts: function(parts, experiment) -> parts.

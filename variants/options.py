@@ -138,6 +138,17 @@ class MoreTraining(ConfigGroup):
     """What becomes of BatchNormalization layers. average: their moving means and variances travel
     with the weights and are averaged. Skewed labels harm this, so refuse, the default, suggests
     GroupNormalization [Hsieh et al. 2020]."""
+    label_smoothing: float_range(0, 0.99) = 0.0
+    """Share of each label that is spread over all labels in the clients' loss [Szegedy et al.
+    2016]."""
+    class_weights: Literal["none", "balanced"] = "none"
+    """balanced: a label's images count in the clients' loss in inverse proportion to their number,
+    over all clients, so that each label counts the same."""
+    loss: choice({"cross-entropy": "of logits and labels"}, OWN, "FILE.py:FUNCTION") = (
+        "cross-entropy"
+    )
+    """The clients' loss. FILE.py:FUNCTION is a custom one: function(labels int32[n], logits
+    float32[n,C]) returns float32[n]. The test loss remains the cross-entropy."""
     sampling: Literal["fixed", "poisson", "by-size"] = "fixed"
     """fixed: clients_per_round of them, without replacement. poisson: each client independently,
     clients_per_round on average. by-size: clients_per_round draws with replacement, in proportion
