@@ -119,7 +119,7 @@ def test_balanced_classes_help_a_rare_label(here, digits):
     [
         {"algorithm": "scaffold"},
         {"algorithm": "mimelite"},
-        {"algorithm": "fedprox", "aggregator": "dp", "public_cohorts": True},
+        {"aggregator": "dp", "public_cohorts": True, "noise_multiplier": 0.2},
         {"baselines": True},
         {"byzantine": 1, "attack": "backdoor"},
     ],
