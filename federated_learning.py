@@ -212,7 +212,7 @@ from harness import (
 from harness.callbacks import Callback, CallbackList
 from harness.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.commands import compare, evaluate_saved
-from harness.dataset import Dataset, OtherImages, Split, make_dataset
+from harness.dataset import Dataset, OtherImages, make_dataset
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
@@ -399,6 +399,7 @@ class Network(NamedTuple):
     has_logits: bool = False  # whether the last hidden layer gives the logits already
     creation_order: tuple[int, ...] = ()  # of a custom model's weights: see layers.OwnModel
     statistics: tuple[int, ...] = ()  # of BatchNormalization, likewise
+    norms: tuple[int, ...] = ()  # likewise
     takes_statistics: bool = False  # whether --batch-norm allows them
 
     def build_layers(self) -> list[Any]:
@@ -860,6 +861,11 @@ def everyone(clients: list[int], round_num: int) -> list[int]:
     return clients
 
 
+def only_global(evaluation: Evaluation, state: Any) -> Evaluation:
+    """Return the evaluation of the global model; in FedAvg there is no other model."""
+    return evaluation
+
+
 class Parts(NamedTuple):
     """The parts of a federated algorithm; `fedavg_parts` gives FedAvg's.
 
@@ -880,6 +886,7 @@ class Parts(NamedTuple):
     update_spec: Any  # tf.TensorSpecs of ClientOutput.update
     update_bytes: int  # size of an update when it is sent
     metrics_type: type  # ClientMetrics, or a variant with more fields
+    extend_evaluation: Callable[[Evaluation, Any], Evaluation]  # (global model's, state)
     # FedAvg has nothing of what follows.
     memory: Any = None  # a stateful algorithm's, with .shape (slots, d): variants/stateful.py
     message_size: int = 0  # of ClientOutput.message
@@ -911,6 +918,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
         update_spec=tuple(tf.TensorSpec(w.shape) for w in experiment.initial_weights),
         update_bytes=4 * experiment.num_parameters,  # float32
         metrics_type=ClientMetrics,
+        extend_evaluation=only_global,
     )
 
 
@@ -988,6 +996,15 @@ class Experiment:
     def num_parameters(self) -> int:
         """The number of model parameters, d."""
         return sum(weights.size for weights in self.initial_weights)
+
+    def evaluate_state(self, state: Any) -> Evaluation:
+        """Evaluate the global model of a state; variants add evaluations of more models."""
+        evaluation = self.evaluate(state.global_model_weights)
+        return self.parts.extend_evaluation(evaluation, state)
+
+    def build_predictor(self) -> Callable[[Any, Any, Any], tuple[np.ndarray, np.ndarray]]:
+        """Build predict(weights, images, labels), for models beside the global one."""
+        return build_predictor(self.network)
 
     def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
         """Return the gradient over the task's whole shard at these weights, for mimelite."""
@@ -1119,7 +1136,7 @@ def run_rounds(
             state, reports, measured = parts.train_cohort(
                 worker, experiment, state, reporting
             )  # lines 4 to 6
-            evaluation = experiment.evaluate(state.global_model_weights)
+            evaluation = experiment.evaluate_state(state)
             record = records.make_record(
                 round_num,
                 reports,
@@ -1145,12 +1162,10 @@ EVALUATION_BATCH = 1000
 
 
 @pinned_keras_settings()
-def build_evaluator(
-    network: Network, dataset: Dataset, others: dict[str, OtherImages] | None = None
-) -> Callable[[Any], Evaluation]:
-    """Return evaluate(weights) -> Evaluation on the whole test set, of TFF's ModelWeights.
+def build_predictor(network: Network) -> Callable[[Any, Any, Any], tuple[np.ndarray, np.ndarray]]:
+    """Return predict(weights, images, labels) -> (predictions [N], cross-entropies float32[N]).
 
-    `others` are additional images to report on, by name; by default the name of a column.
+    `weights` are TFF's ModelWeights, or None for those of the call before.
     """
     model = build_model(network, seed=0)
     batch_shape = [None, *network.image_shape]
@@ -1166,26 +1181,38 @@ def build_evaluator(
     # cannot be traced any more.
     evaluate_batch.get_concrete_function()
 
-    def predict(split: Split | OtherImages) -> tuple[np.ndarray, np.ndarray]:
-        """Return (predictions [N], cross-entropies float32[N])."""
+    def predict(weights: Any, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+        if weights is not None:
+            layers.assign_weights(model, weights)
         found = []
-        for start in range(0, len(split.labels), EVALUATION_BATCH):
+        for start in range(0, len(labels), EVALUATION_BATCH):
             batch = slice(start, start + EVALUATION_BATCH)
-            y = tf.constant(split.labels[batch], tf.int32)
-            found.append(evaluate_batch(to_input(split.images[batch]), y))
+            y = tf.constant(labels[batch], tf.int32)
+            found.append(evaluate_batch(to_input(images[batch]), y))
         predictions = np.concatenate([predicted for predicted, _ in found])
         losses = np.concatenate([loss for _, loss in found])
-        return predictions.astype(split.labels.dtype), losses
+        return predictions.astype(labels.dtype), losses
+
+    return predict
+
+
+def build_evaluator(
+    network: Network, dataset: Dataset, others: dict[str, OtherImages] | None = None
+) -> Callable[[Any], Evaluation]:
+    """Return evaluate(weights) -> Evaluation on the whole test set, of TFF's ModelWeights.
+
+    `others` are additional images to report on, by name; by default the name of a column.
+    """
+    predict = build_predictor(network)
 
     @pinned_keras_settings()
     def evaluate(weights: Any) -> Evaluation:
-        layers.assign_weights(model, weights)
         test = dataset.test
-        predictions, losses = predict(test)
+        predictions, losses = predict(weights, test.images, test.labels)
         correct = {}
         columns = {}
         for name, other in (others or {}).items():
-            correct[name] = predict(other)[0] == other.labels
+            correct[name] = predict(None, other.images, other.labels)[0] == other.labels
             own_columns = other.measure and other.measure(correct[name])
             columns |= own_columns or {name: float(np.mean(correct[name]))}
         return Evaluation(

@@ -31,7 +31,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     num_clients = config.partitioning.num_clients
     batch_size = training.batch_size or "all"
     share = config.partitioning.client_test
-    averaged = ", BatchNormalization averaged" if training.batch_norm == "average" else ""
+    norms = {"average": ", BatchNormalization averaged", "local": ", BatchNormalization local"}
     initial = training.initial_model
     steps = f"{training.local_steps} local steps"
     work = steps if training.local_steps else f"E = {training.local_epochs}"
@@ -43,7 +43,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "partition": describe_partition(experiment),
         "algorithm": describe_algorithm(config),
         "aggregator": describe_aggregator(experiment),
-        "model": short_name(training.model) + averaged,
+        "model": short_name(training.model) + norms.get(training.batch_norm, ""),
         "training": f"{work}, B = {batch_size}",
         "loss": describe_loss(training),
         "start": f"from {Path(initial).name}" if initial else "",

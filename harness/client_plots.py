@@ -26,7 +26,9 @@ def plot_client_accuracy(distributions: dict[str, np.ndarray], caption: str) -> 
     title = f"The global model on each of {pluralize(most, 'client')}"
     figure = new_figure(9, 4.4, title, caption)
     axes = figure.subplots()
-    for (name, accuracies), color in zip(distributions.items(), (BLUE, ORANGE), strict=False):
+    for (name, accuracies), color in zip(
+        distributions.items(), (BLUE, ORANGE, CYCLE[2]), strict=False
+    ):
         percent = 100 * np.sort(accuracies)
         shares = 100 * (np.arange(len(percent)) + 0.5) / len(percent)
         worst = f"worst 10 %: {100 * worst_tenth(accuracies):.2f} %"

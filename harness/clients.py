@@ -13,11 +13,16 @@ from harness.records import Evaluation
 
 import numpy as np
 
-OWN_TESTS = "client_test"  # name of the images that clients hold out, in Evaluation.correct
+# Names in Evaluation.correct: of the images that clients hold out, by the global model and by each
+# client's own.
+OWN_TESTS = "client_test"
+PERSONAL = "personal_test"
 TITLES = {
     "label_mix_accuracy": "the test set in their label mix",
     "own_test_accuracy": "their own images held out",
+    "personal_accuracy": "their own images held out, by their own models",
 }
+COLUMNS = {OWN_TESTS: "own_test_accuracy", PERSONAL: "personal_accuracy"}
 
 
 def accuracies_of_parts(correct: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
@@ -85,12 +90,14 @@ def describe_clients(evaluation: Evaluation, partition: Any) -> list[dict[str, A
             zip(counts, skews, on_label_mix, strict=True)
         )
     ]
-    if OWN_TESTS in evaluation.correct:
-        sizes = [len(part) for part in partition.test_indices]
-        accuracies = accuracies_of_parts(evaluation.correct[OWN_TESTS], sizes)
+    sizes = [len(part) for part in partition.test_indices]
+    for name, column in COLUMNS.items():
+        if name not in evaluation.correct:
+            continue
+        accuracies = accuracies_of_parts(evaluation.correct[name], sizes)
         for row, size, accuracy in zip(rows, sizes, accuracies, strict=True):
             row["test_images"] = size
-            row["own_test_accuracy"] = float(accuracy)
+            row[column] = float(accuracy)
     return rows
 
 

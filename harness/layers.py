@@ -392,6 +392,7 @@ class OwnModel(NamedTuple):
     # functional model with branches these are two orders.
     creation_order: tuple[int, ...]
     statistics: tuple[int, ...]  # places of BatchNormalization's moving means and variances
+    norms: tuple[int, ...]  # places of all its tensors
 
 
 def inspect_own(
@@ -439,7 +440,15 @@ def inspect_own(
     order = tuple(places[weight] for weight in made if weight in places)
     trained = {id(weight) for weight in model.trainable_weights}
     statistics = tuple(place for weight, place in places.items() if weight not in trained)
-    return OwnModel(model.output_shape[1] == labels and not is_hidden, order, statistics)
+    norms = tuple(
+        places[id(weight)]
+        for layer in model.layers
+        for part in parts_of(layer)
+        if isinstance(part, tf.keras.layers.BatchNormalization)
+        for weight in part.weights
+    )
+    has_logits = model.output_shape[1] == labels and not is_hidden
+    return OwnModel(has_logits, order, statistics, norms)
 
 
 def last_layer(layer: Any) -> Any:

@@ -250,6 +250,8 @@ EXTRA_LABELS = {
     "unseen_accuracy": "images of clients never drawn",
     "client_accuracy": "clients' own images held out, mean",
     "client_worst10": "the same, worst 10 % of clients",
+    "personal_accuracy": "the same by clients' own models, mean",
+    "personal_worst10": "by own models, worst 10 % of clients",
 }
 
 

@@ -27,6 +27,8 @@ EXTRA = {
     "unseen_accuracy": "unseen clients",
     "client_accuracy": "clients' own test images",
     "client_worst10": "worst 10 % of clients",
+    "personal_accuracy": "clients' own models",
+    "personal_worst10": "worst 10 % of those",
 }
 # What a client measures while it trains, on its own images: in files these are train_loss, ...
 DURING_TRAINING = ("loss", "accuracy")

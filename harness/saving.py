@@ -59,7 +59,7 @@ class SaveRounds(Callback):
         self.state_before: Any = None  # the last round that was done here
         self.has_new_round = False
         if self.records:
-            self.evaluation = experiment.evaluate(self.state.global_model_weights)
+            self.evaluation = experiment.evaluate_state(self.state)
 
     def after_round(self, outcome: Any) -> None:
         """Write the round's lines and its checkpoint."""

@@ -123,3 +123,93 @@ def test_a_run_with_statistics_is_evaluated_loaded_and_resumed(here):
 def test_what_cannot_be_averaged_is_one_line(here, fields, said):
     with pytest.raises(UserError, match=said):
         fl.run(configure(**SMALL | fields), model=build)
+
+
+LOCAL = SMALL | {"batch_norm": "local", "client_test": 0.25, "local_epochs": 2, "rounds": 3}
+
+
+def keras_fedbn(experiment, digits):
+    """FedBN by Keras: a model each, of which the server averages all but BatchNormalization.
+
+    Yields, after each round, the mean of all weights, and each client's accuracy by its own model.
+    """
+    partition = experiment.partition
+    clients = []
+    for _ in partition.indices:
+        model = fl.build_model(experiment.network, seed=0)
+        loss = tf.keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        model.compile(tf.keras.optimizers.SGD(0.1), loss)
+        clients.append(model)
+    is_norm = ["batch_normalization" in w.name for w in clients[0].weights]
+    mean = clients[0].get_weights()
+    shares = partition.sizes / partition.sizes.sum()
+    x = digits.train.images.astype(np.float32) / 255
+    y = digits.train.labels
+    while True:
+        for model, own in zip(clients, partition.indices, strict=True):
+            kept = zip(mean, model.get_weights(), is_norm, strict=True)
+            model.set_weights([old if norm else new for new, old, norm in kept])
+            for _ in range(2):
+                model.train_on_batch(x[own], y[own])
+        tensors = zip(*(model.get_weights() for model in clients), strict=True)
+        mean = [np.tensordot(shares, np.stack(of_clients), 1) for of_clients in tensors]
+        accuracies = []
+        for model, tests in zip(clients, partition.test_indices, strict=True):
+            kept = zip(mean, model.get_weights(), is_norm, strict=True)
+            own_weights = [old if norm else new for new, old, norm in kept]
+            judge = fl.build_model(experiment.network, seed=0)
+            judge.set_weights(own_weights)
+            accuracies.append(np.mean(np.argmax(judge(x[tests]), 1) == y[tests]))
+        yield mean, accuracies
+
+
+def test_local_layers_are_fedbn(here, digits):
+    partition = [np.arange(0, 200), np.arange(300, 400)]
+    config = configure(**LOCAL)
+    result = fl.run(config, model=build, partition=partition)
+    experiment = fl.build_experiment(fl.load(result.folder).config)
+    assert sum(len(part) for part in experiment.partition.test_indices) == 75
+    expected = keras_fedbn(experiment, digits)
+    for record in result.records:
+        mean, accuracies = next(expected)
+        assert record.extra_accuracies["personal_accuracy"] == pytest.approx(np.mean(accuracies))
+        assert record.extra_accuracies["personal_worst10"] == pytest.approx(min(accuracies))
+    for one, other in zip(mean, result.state.global_model_weights.trainable, strict=True):
+        assert np.allclose(one, other, atol=5e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"algorithm": "fedprox", "prox_mu": 0.1},
+        {"algorithm": "fedadam", "server_lr": 0.01},
+        {"clients_per_round": 2, "dropout": 0.3},
+        {"sampling": "poisson", "clients_per_round": 2},
+        {"aggregator": "median"},
+        {"partition": "feature", "unseen_clients": 0.3},
+    ],
+    ids=str,
+)
+def test_local_layers_with_other_variants_resume(here, fields):
+    config = configure(**LOCAL | {"num_clients": 4} | fields)
+    whole = fl.run(config, model=build)
+    half = fl.run(config.replace(rounds=2, name="half"), model=build)
+    more = fl.run(config.replace(resume=str(half.folder)), model=build)
+    ends = [run.records[-1].extra_accuracies for run in (whole, more)]
+    assert ends[0] == ends[1] and 0 <= ends[0]["personal_accuracy"] <= 1
+    weights = [run.state.global_model_weights.trainable for run in (whole, more)]
+    assert all(map(np.array_equal, *weights))
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"client_test": 0.0}, "evaluated on its own images; add --client-test 0.2"),
+        ({"algorithm": "feddyn"}, "algorithm='feddyn', whose memory"),
+        ({"baselines": True}, "cannot be combined with 'baselines'"),
+        ({"sampling": "by-size", "clients_per_round": 2}, "may draw a client twice"),
+    ],
+)
+def test_what_clients_cannot_keep_is_one_line(here, fields, said):
+    with pytest.raises(UserError, match=said):
+        fl.run(configure(**LOCAL | fields), model=build)

@@ -64,7 +64,7 @@ CHANGES = (
     Change(("byzantine",), "adversity:attack", "it changes what the algorithm would send"),
     Change(("client_weighting",), "aggregators:weigh_alike", "it overrides the client's weight"),
     Change(("client_schedule",), "optimizers:schedule_clients", "all of the above read the rate"),
-    Change(("batch_norm",), "normalization:average_statistics", "no step above is of statistics"),
+    Change(("batch_norm",), "normalization:take_statistics", "no step above is of statistics"),
     Change(("byzantine",), "evaluations:evaluate_backdoor", "anywhere"),
     Change(("unseen_clients",), "evaluations:evaluate_unseen", "anywhere"),
     Change(("client_test",), "evaluations:evaluate_clients", "anywhere"),

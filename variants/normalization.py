@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from harness.fields import UserError
+from variants.personal import keep_at_clients
 
 import tensorflow_federated as tff
 
@@ -53,28 +54,32 @@ class StatisticsApart(tff.learning.optimizers.Optimizer):
         return state, type(weights)(moved)
 
 
-def average_statistics(parts: Any, experiment: Any) -> Any:
-    """Leave the statistics out of the optimizers' steps.
+def take_statistics(parts: Any, experiment: Any) -> Any:
+    """Leave the statistics out of the optimizers' steps; with "local" clients keep the layers.
 
     Raises UserError for algorithms with a memory, and for a private run.
     """
     statistics = experiment.network.statistics
-    if not statistics:
-        notice = "batch_norm=average has no effect: the model has no BatchNormalization"
-        return parts._replace(notices=(*parts.notices, notice))
     config = experiment.config
+    kind = f"batch_norm={config.training.batch_norm!r}"
+    if not statistics:
+        notice = f"{kind} has no effect: the model has no BatchNormalization"
+        return parts._replace(notices=(*parts.notices, notice))
     if parts.memory is not None:
         raise UserError(
-            "batch_norm='average' cannot be combined with "
+            f"{kind} cannot be combined with "
             f"algorithm={config.optimization.algorithm!r}, whose memory is of trained weights; use "
             "GroupNormalization, or another algorithm"
         )
     if config.is_private:
         raise UserError(
-            "batch_norm='average' cannot be combined with aggregator='dp', whose noise can make a "
+            f"{kind} cannot be combined with aggregator='dp', whose noise can make a "
             "variance negative; use GroupNormalization"
         )
-    return parts._replace(
+    changed = parts._replace(
         client_optimizer=StatisticsApart(parts.client_optimizer, statistics),
         server_optimizer=StatisticsApart(parts.server_optimizer, statistics),
     )
+    if config.training.batch_norm == "average":
+        return changed
+    return keep_at_clients(changed, experiment, experiment.network.norms, kind)
