@@ -1260,6 +1260,8 @@ def hash_choices(config: Config, build_hidden_layers: Callable) -> dict[str, str
     rows = {field: config.chosen(field) for field in choices.TABLES if field != "dataset"}
     for field, name in own_fields(config.to_dict()).items():
         rows[field] = import_function(name, field)
+    if config.has_own_model:
+        rows["model"] = build_hidden_layers
     if config.training.initial_model:
         rows["initial_model"] = layers.hash_weights(config.training.initial_model)
     return provenance.hash_rows(rows)

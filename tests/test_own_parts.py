@@ -655,6 +655,13 @@ def test_a_model_from_python(ends, digits):
     more = fl.run(config.replace(rounds=3, resume=str(result.folder)), model=build)
     assert len(more.records) == 3
     assert fl.load(result.folder).evaluate().accuracy == more.evaluation.accuracy
+
+    def other():
+        return [tf.keras.layers.Flatten(), tf.keras.layers.Dense(3)]
+
+    other.__name__ = "build"
+    with pytest.raises(UserError, match=r"has changed since that run \(model\)"):
+        fl.run(config.replace(rounds=4, resume=str(result.folder)), model=other)
     with pytest.raises(UserError, match="model=3 is not a function"):
         fl.run(config, model=3)
     with pytest.raises(UserError, match="was given in another Python session"):
