@@ -287,7 +287,7 @@ def check_value(field: str, value: Any, hint: Any) -> None:
         others = mark.others if mark else ""
         is_other = others and isinstance(value, str) and re.fullmatch(mark.pattern, value)
         valid = isinstance(value, str) and (value in choices or bool(is_other))
-        cure = f"choose {', '.join([*choices, others] if others else choices)}"
+        cure = f"choose {', '.join(filter(None, (*choices, others)))}"
         near = difflib.get_close_matches(str(value).lower(), choices, n=1, cutoff=0.75)
         if (field, str(value).lower()) in USUAL_WORDS:
             cure = USUAL_WORDS[field, value.lower()]

@@ -155,15 +155,20 @@ def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[s
     return tuned
 
 
+def tunable_groups(config: Any) -> tuple[ConfigGroup, ...]:
+    """Return the groups of fields that may be chosen: of the method, not of data and clients."""
+    return config.training, config.optimization, config.aggregation
+
+
 def read_tuned(term: str, config: Any) -> tuple[str, list[Any]]:
     """Return (field, values) of "client_lr=0.05,0.1". Raises UserError for another text."""
     name, _, values = term.partition("=")
     field = name.strip().removeprefix("--").replace("-", "_")
     hint = sweepable(config).get(field)
-    if hint is None:
+    if hint is None or not any(field in group.to_dict() for group in tunable_groups(config)):
         raise UserError(
-            f"tune={term!r:.60} does not begin with a field that changes a run; write a field with "
-            "values to try, such as client_lr=0.05,0.1,0.2"
+            f"tune={term!r:.60} does not begin with a field of the training; write one with values "
+            "to try, such as client_lr=0.05,0.1,0.2"
         )
     found = [to_value(text.strip(), hint) for text in values.split(",")]
     for value in found:

@@ -177,3 +177,17 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
 def test_mistakes_in_files_are_one_line(here, flag, said):
     with pytest.raises(UserError, match=said):
         fl.run(fl.parse([*FLAGS, *flag.split()]))
+
+
+def test_a_function_of_a_file_may_read_the_fields_of_what_it_replaces(here):
+    """prox_mu is FedProx's; the user's own prox calls it, with the value that is given."""
+    flags = ("--client-lr", "0.1", "--prox-mu", "0.5")
+    own = call_script(here, *FLAGS, *flags, "--algorithm", "own.py:prox", "--name", "own")
+    assert "has no effect" not in own.stderr
+    call_script(here, *FLAGS, *flags, "--algorithm", "fedprox", "--name", "ours")
+    hashes = {metrics_of(here / "runs" / name)["weights_sha256"] for name in ("own", "ours")}
+    assert len(hashes) == 1
+    uniform = ("--aggregator", "own.py:median", "--client-weighting", "uniform")
+    assert "has no effect" not in call_script(here, *FLAGS, *uniform, "--name", "u").stderr
+    with pytest.raises(UserError, match="and the run would not be private"):
+        fl.parse("--aggregator own.py:median --noise-multiplier 1")

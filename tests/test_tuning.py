@@ -48,7 +48,8 @@ def test_rows_are_tuned_by_the_fields_that_they_use_and_do_not_set():
     ("fields", "said"),
     [
         ({"tune": "client_lr"}, "'client_lr' changes nothing|could not|is not a number"),
-        ({"tune": "rounds=1,2"}, "does not begin with a field that changes a run"),
+        ({"tune": "rounds=1,2"}, "does not begin with a field of the training"),
+        ({"tune": "alpha=0.1,1"}, "does not begin with a field of the training"),
         ({"tune": "client_lr=0.1,x"}, "client_lr"),
         ({"tune": "client_lr=0.1"}, "changes nothing in the rows"),
         ({"tune": "prox_mu=0.1,1"}, "changes nothing in the rows"),

@@ -395,6 +395,10 @@ class Condition(NamedTuple):
             return not set(self.values).isdisjoint([*actual, *compared])
         return any(actual)
 
+    def is_own(self, chosen: dict[str, Any]) -> bool:
+        """Return whether a user's own function decides."""
+        return any(is_own(str(chosen[field])) for field in self.deciding)
+
     def __str__(self) -> str:
         flags = " or ".join(to_flag(field) for field in self.deciding)
         return f"{flags} {' or '.join(self.values)}".strip()
@@ -427,8 +431,8 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     weighted = tuple(name for name, made in AGGREGATORS.items() if made.kind == "weighted")
     conditions["client_weighting"] = (Condition(("aggregator",), weighted),)
     conditions["drop_stragglers"] = (Condition(("stragglers",)),)
-    conditions["data_name"] = (Condition(("data",)),)
-    conditions["transpose"] = (Condition(("data",)),)
+    for field in ("data_name", "transpose", "test_share", "image_size"):
+        conditions[field] = (Condition(("data",)),)
     conditions["accept_changes"] = (Condition(("resume",)),)
     return conditions
 
@@ -436,14 +440,20 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
 def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, str]:
     """Return field -> what it would need, of the fields that are set but have no effect.
 
-    Both arguments are field -> value.
+    Both arguments are field -> value. A user's own FILE.py:FUNCTION may read any field of the
+    choice that it replaces, except that it makes no run private.
     """
     compared = [name.strip() for name in re.split("[,;=]", chosen["compare"])]
     if chosen["partition_file"]:
         chosen = chosen | {"partition": "file"}
     unused = {}
     for field, conditions in all_conditions().items():
-        missing = [condition for condition in conditions if not condition.is_met(chosen, compared)]
+        missing = [
+            condition
+            for condition in conditions
+            if not condition.is_met(chosen, compared)
+            and (field in Privacy().to_dict() or not condition.is_own(chosen))
+        ]
         if missing and chosen[field] != default[field]:
             unused[field] = " and ".join(map(str, missing))
     return unused
