@@ -213,6 +213,7 @@ from harness.callbacks import Callback, CallbackList
 from harness.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.commands import compare, evaluate_saved
 from harness.dataset import Dataset, OtherImages, make_dataset
+from harness.dataset import Split as Split  # for data sets made in Python
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
@@ -862,7 +863,7 @@ def everyone(clients: list[int], round_num: int) -> list[int]:
 
 
 def only_global(evaluation: Evaluation, state: Any) -> Evaluation:
-    """Return the evaluation of the global model; in FedAvg there is no other model."""
+    """Return the evaluation of the global model, the only model of FedAvg."""
     return evaluation
 
 
@@ -1003,7 +1004,7 @@ class Experiment:
         return self.parts.extend_evaluation(evaluation, state)
 
     def build_predictor(self) -> Callable[[Any, Any, Any], tuple[np.ndarray, np.ndarray]]:
-        """Build predict(weights, images, labels), for models beside the global one."""
+        """Build predict(weights, images, labels), for models other than the global one."""
         return build_predictor(self.network)
 
     def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
@@ -1364,10 +1365,8 @@ def run(
     given = ""  # no command can repeat a run with these
     given += ", dataset=dataset" if dataset is not None else ""
     given += f", model={short_name(config.training.model)}" if model is not None else ""
-    with (
-        command_line.quietly(run_flags.quiet),
-        RunFolder.open(experiment, resume_hint, given) as folder,
-    ):
+    opened = RunFolder.open(experiment, resume_hint, given)
+    with command_line.quietly(run_flags.quiet), opened as folder:
         saver = saving.open_run(folder, experiment)
         earlier = saver.records
         callbacks = saving.make_callbacks(saver, experiment, on_round)

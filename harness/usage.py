@@ -113,6 +113,6 @@ def one_screen(config: ConfigGroup) -> str:
         "",
         f"all flags, {' and '.join(own)} too, with papers and defaults: --help-all",
         "the flags of a published experiment: --preset NAME --help",
-        "without training: --list runs, --evaluate runs/NAME, --predict runs/NAME a.png, --version",
+        "without training: --list runs, --evaluate RUN, --predict RUN a.png, --version",
     ]
     return "\n".join(lines)

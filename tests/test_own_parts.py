@@ -338,7 +338,7 @@ LAST = [(16, 10), (10,)]
         ("lstm", [(8, 10), (10,)]),
         ("scaled", [(784, 10), (10,)]),
         ("drawn", "has no Keras initializer that can be seeded"),
-        ("adds", "adds a loss (add_loss), which the clients would not minimize"),
+        ("adds", [(4, 10), (10,)]),
     ],
 )
 def test_what_a_function_returns_is_taken_or_refused_for_its_reason(tmp_path, digits, name, last):

@@ -64,7 +64,7 @@ def keep_at_clients(parts: Any, experiment: Any, places: Sequence[int], name: st
 
     It starts each round with its own ones, and the global weights in the other places. The update
     leads from the global weights to the client's, so the server takes the mean of all tensors.
-    `name` is what errors call it. Raises UserError beside another memory, and without test images
+    `name` is what errors call it. Raises UserError with another memory, and without test images
     of the clients, on which their models are evaluated.
     """
     config = experiment.config
