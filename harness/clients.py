@@ -115,7 +115,8 @@ def distributions(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
     found = {}
     for name in TITLES:
         # an empty text is a missing value in a file
-        values = np.array([row[name] or math.nan for row in rows if name in row], float)
+        found_in = [row[name] for row in rows if name in row]
+        values = np.array([math.nan if value == "" else value for value in found_in], float)
         measured = values[~np.isnan(values)]
         if len(measured):
             found[name] = measured

@@ -409,7 +409,8 @@ def inspect_own(
             hidden = build_layers()
             check_new(name, hidden)
             model = tf.keras.Sequential([tf.keras.Input(image_shape), *hidden])
-            model(tf.zeros([1, *image_shape]))  # a model of another input is found only now
+            # A model of another input is found only now.
+            outputs = model(tf.random.stateless_uniform([4, *image_shape], (0, 1))).numpy()
         places = {id(weight): place for place, weight in enumerate(model.weights)}
         if not places.keys() <= made.keys():
             raise UserError(
@@ -431,6 +432,9 @@ def inspect_own(
     last = last_layer(hidden[-1])
     activation = getattr(getattr(last, "activation", None), "__name__", "linear")
     activation = "softmax" if isinstance(last, tf.keras.layers.Softmax) else activation
+    is_softmax = bool((outputs >= 0).all() and np.allclose(outputs.sum(axis=-1), 1, atol=1e-4))
+    if is_softmax and activation == "linear":  # in a function or a subclassed model
+        activation = "softmax"
     if "softmax" in activation or (activation == "sigmoid" and model.output_shape[1] == labels):
         raise UserError(
             f"model={name!r} ends in a {activation}, but local training expects logits; remove "

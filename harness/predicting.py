@@ -52,11 +52,11 @@ def border_of(image: np.ndarray) -> float:
     return float(np.median(np.concatenate([row.reshape(-1) for row in rows])))
 
 
-def prepare(path: Path, dataset: Any) -> Prepared:
+def prepare(path: Path, dataset: Any, is_mnist: bool) -> Prepared:
     """Return a picture as it would look among the training images of `dataset`.
 
     Grey if these are; inverted if its background is bright and theirs is dark, or the reverse; and
-    of their size. A digit for MNIST is centred as MNIST's are.
+    of their size. With `is_mnist` a digit is centred as MNIST's are.
     """
     height, width, channels = dataset.image_shape
     is_grey = channels == 1
@@ -69,7 +69,7 @@ def prepare(path: Path, dataset: Any) -> Prepared:
     if image.shape[:2] == (height, width):
         return Prepared(image.reshape(dataset.image_shape), steps)
     size = f"{image.shape[0]}x{image.shape[1]}"
-    if dataset.is_mnist and image.max() > image.min():
+    if is_mnist and image.max() > image.min():
         steps.append(f"{size} centred in 28x28 as MNIST's digits are")
         return Prepared(centre(image)[..., None], steps)
     squared = pad_to(image, height / width)
@@ -128,7 +128,9 @@ def predict_pictures(config: Any) -> list[dict[str, Any]]:
     run = SavedRun(config.run.predict)
     names = config.run.pictures.split("\n") if config.run.pictures else []
     paths = find_pictures(names)
-    prepared = [prepare(path, run.dataset) for path in paths]
+    data = run.config.data
+    is_mnist = run.dataset.is_mnist or (data.dataset == "mnist" and not data.data)  # with holdout
+    prepared = [prepare(path, run.dataset, is_mnist) for path in paths]
     images = np.stack([one.image for one in prepared]).astype(np.float32)
     probabilities = tf.nn.softmax(run.model().predict(images, verbose=0)).numpy()
     classes = run.dataset.classes

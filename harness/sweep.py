@@ -142,7 +142,11 @@ def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[s
     lists = dict(read_tuned(term, config) for term in terms)
     tuned = {}
     for row in compared.rows if lists else ():
-        free = [field for field in lists if field not in row.changes]
+        free = [
+            field
+            for field, values in lists.items()
+            if field not in row.changes and has_effect(config, row, field, values)
+        ]
         candidates: dict[str, dict[str, Any]] = {}
         for combination in itertools.product(*(lists[field] for field in free)):
             chosen = dict(zip(free, combination, strict=True))
@@ -153,6 +157,12 @@ def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[s
     if lists:
         check_tuning(config, compared, tuned)
     return tuned
+
+
+def has_effect(config: Any, row: Row, field: str, values: Sequence[Any]) -> bool:
+    """Return whether the values of a field make different runs of a row."""
+    rows = [row._replace(changes=row.changes | {field: value}) for value in values]
+    return len({settings_of(config, one) for one in rows}) > 1
 
 
 def tunable_groups(config: Any) -> tuple[ConfigGroup, ...]:

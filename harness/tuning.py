@@ -65,7 +65,14 @@ def tune(
         for number, chosen in enumerate(candidates[row.label]):
             tried.append(describe_trial(row, chosen, finished) | {"chosen": int(number == best)})
     print_line(f"wrote all trials into {folder}\n")
-    rows = [apply(row, settings.get(row.label, {})) for row in compared.rows]
+    tuned = [apply(row, settings.get(row.label, {})) for row in compared.rows]
+    of_label = [row.label for row in tuned]
+    rows = [  # another row may have been given what was found for this one
+        row._replace(label=f"{row.label}, tuned")
+        if of_label.count(row.label) > 1 and old.label in settings
+        else row
+        for row, old in zip(tuned, compared.rows, strict=True)
+    ]
     labels = {old.label: new.label for old, new in zip(compared.rows, rows, strict=True)}
     base = compared.base
     new_base = (

@@ -34,6 +34,14 @@ def test_gini_and_worst_tenth_by_hand():
     assert np.isnan(clients.worst_tenth(np.array([np.nan])))
 
 
+def test_an_accuracy_of_0_counts():
+    rows = [{"label_mix_accuracy": value} for value in (0.0, 1.0, float("nan"))]
+    assert clients.distributions(rows)["label_mix_accuracy"].tolist() == [0, 1]
+    texts = [{"label_mix_accuracy": text} for text in ("0.0", "1.0", "", "nan")]
+    assert clients.distributions(texts)["label_mix_accuracy"].tolist() == [0, 1]
+    assert clients.summarize_clients(rows)["label_mix_accuracy"]["mean"] == 0.5
+
+
 def test_accuracy_on_a_label_mix_by_hand():
     """Recall is 1/2 for label 0 and 1 for label 1; label 2 has no test image."""
     evaluation = Evaluation(

@@ -119,7 +119,7 @@ def test_balanced_classes_help_a_rare_label(here, digits):
     [
         {"algorithm": "scaffold"},
         {"algorithm": "mimelite"},
-        {"aggregator": "dp", "public_cohorts": True, "noise_multiplier": 0.2},
+        {"aggregator": "median"},
         {"baselines": True},
         {"byzantine": 1, "attack": "backdoor"},
     ],
@@ -139,6 +139,7 @@ def test_losses_with_other_variants(here, fields):
         ({"loss": "own.py:gone"}, "has no function gone"),
         ({"loss": "own.py:squared", "label_smoothing": 0.1}, "cannot be combined with loss="),
         ({"loss": "mse"}, "choose"),
+        ({"class_weights": "balanced", "aggregator": "dp"}, "exact number of the clients' images"),
     ],
 )
 def test_losses_that_cannot_be_are_one_line(here, fields, said):

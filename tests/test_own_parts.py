@@ -542,6 +542,10 @@ def softmax():
     x = L.Input((28, 28, 1))
     return tf.keras.Model(x, L.Dense(10, activation="softmax")(L.Flatten()(x)))
 
+def function():
+    x = L.Input((28, 28, 1))
+    return tf.keras.Model(x, tf.nn.softmax(L.Dense(10)(L.Flatten()(x))))
+
 def two():
     x = L.Input((28, 28, 1))
     return tf.keras.Model(x, [x, x])
@@ -634,6 +638,7 @@ def test_models_of_any_kind_are_trained_saved_and_resumed(ends, name):
     ("name", "said"),
     [
         ("softmax", "ends in a softmax"),
+        ("function", "ends in a softmax"),
         ("two", "has 1 inputs and 2 outputs; return a model with one of each"),
         ("small", "cannot process images of 28x28x1"),
         ("same", "layers that are already built; create new"),

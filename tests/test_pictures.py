@@ -253,3 +253,56 @@ def test_labels_of_minus_one_and_one_are_two_classes(arrays):
     signs = np.array([-1, 1])
     dataset = fl.build_dataset(train, signs[np.arange(12) % 2], test, signs[np.arange(6) % 2])
     assert dataset.classes == (-1, 1)
+
+
+def test_parts_are_found_in_the_folders_of_archives(tmp_path, arrays):
+    """archive/seg_train/seg_train/ant; a class called train is a class."""
+    for part, (images, labels) in arrays.items():
+        folder = tmp_path / "archive" / f"seg_{part}" / f"seg_{part}"
+        write_pictures(folder, images, labels, WORDS)
+    assert load(tmp_path).digest == expected(arrays, WORDS).digest
+    images, labels = arrays["train"]
+    write_pictures(tmp_path / "vehicles", images, labels, ["bus", "test", "train"])
+    assert load(tmp_path / "vehicles", test_share=0.25).classes == ("bus", "test", "train")
+
+
+def test_what_is_transparent_is_white(tmp_path):
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[2:6, 2:6, 3] = 255  # black, opaque in the middle alone
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for place in range(3):
+            Image.fromarray(ink).save(tmp_path / label / f"{place}.png")
+    image = load(tmp_path, test_share=0.4).train.images[0]
+    assert (image[3, 3] == 0).all() and (image[0, 0] == 255).all()
+
+
+def test_a_header_of_numbers_and_the_label_is_a_header(tmp_path, arrays):
+    """As pandas writes a table: 0,1,...,63,label."""
+    images, labels = arrays["train"]
+    rows = [
+        ",".join(map(str, [*map(int, row.ravel()), label]))
+        for row, label in zip(images, labels, strict=True)
+    ]
+    header = ",".join([*map(str, range(64)), "label"])
+    (tmp_path / "a.csv").write_text("\n".join([header, *rows]))
+    dataset = load(tmp_path / "a.csv", test_share=0.25)
+    assert len(dataset.train.labels) + len(dataset.test.labels) == 12
+    assert dataset.classes == (0, 1, 2)
+
+
+def test_the_column_with_fewer_values_is_the_labels(tmp_path):
+    rows = [f"{n % 3},1,2,3,{n % 20}" for n in range(60)]
+    (tmp_path / "a.csv").write_text("\n".join(rows))
+    assert load(tmp_path / "a.csv", test_share=0.5).classes == (0, 1, 2)
+    rows = [f"{n % 3},1,2,3,{n % 4}" for n in range(60)]
+    (tmp_path / "b.csv").write_text("\n".join(rows))
+    with pytest.raises(UserError, match="both the first and the last column can be the labels"):
+        load(tmp_path / "b.csv", test_share=0.5)
+
+
+def test_images_without_labels_are_named(tmp_path, arrays):
+    images, labels = arrays["train"]
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=labels[:-1])
+    with pytest.raises(UserError, match="12 training images have 11 labels"):
+        load(tmp_path / "a.npz", test_share=0.25)

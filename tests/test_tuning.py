@@ -118,3 +118,20 @@ def test_a_data_set_from_python_is_held_out_too(tmp_path, monkeypatch, digits):
     assert [row["client_lr"] for row in read_csv(folder / "tuning.csv")] == ["0.001", "0.1"]
     (summary,) = read_csv(folder / "summary.csv")
     assert summary["client_lr"] == "0.1"
+
+
+def test_a_row_that_gets_the_value_of_another_stays_a_row_of_its_own(tmp_path):
+    compare = ("--compare", "fedavg,fedavg(client_lr=0.1)", "--tune", "client_lr=0.001,0.1")
+    done = call_script(tmp_path, *FLAGS, *compare, "--name", "mine")
+    assert done.returncode == 0, done.stderr
+    rows = read_csv(tmp_path / "runs/mine/summary.csv")
+    assert [row["compared"] for row in rows] == [
+        "fedavg (client lr 0.1), tuned",
+        "fedavg (client lr 0.1)",
+    ]
+    assert rows[0]["mean"] == rows[1]["mean"]
+
+
+def test_a_field_that_a_row_does_not_use_is_not_chosen_for_it():
+    tried = candidates(compare="fedavg,fedprox", tune="client_lr=0.1,0.2;prox_mu=0.01,1")
+    assert tried["fedavg"] == [{"client_lr": 0.1}, {"client_lr": 0.2}]

@@ -68,6 +68,11 @@ def choose_loss(network: Any, experiment: Any) -> Any:
         loss = partial(checked, function=function, name=training.loss)
     elif training.label_smoothing:
         loss = partial(smoothed, smoothing=training.label_smoothing)
+    if training.class_weights == "balanced" and experiment.config.is_private:
+        raise UserError(
+            "class_weights='balanced' cannot be combined with aggregator='dp', since it uses the "
+            "exact number of the clients' images of each label; drop one of them"
+        )
     if training.class_weights == "balanced":
         weights = balanced_weights(experiment.partition.counts)
         loss = partial(weighted, loss=loss, weights=weights)

@@ -7,6 +7,7 @@ pictures becomes the test set.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +23,10 @@ from PIL import Image, ImageOps
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
 MODES_OF_GREY = ("1", "L", "LA", "I", "I;16", "I;16L", "I;16B", "F")  # Pillow's
-PARTS = {  # names of a part's folder
-    "train": ("train", "training"),
-    "test": ("test", "testing"),
-    "val": ("val", "valid", "validation"),
+PARTS = {  # words in the name of a part's folder, such as seg_train or training_set
+    "train": {"train", "training"},
+    "test": {"test", "testing"},
+    "val": {"val", "valid", "validation"},
 }
 
 
@@ -39,7 +40,8 @@ class Found(NamedTuple):
 
 def has_pictures(folder: Path) -> bool:
     """Return whether a folder has folders with pictures, a class each, or such parts."""
-    return any(find_pictures(part).files for part in (folder, *find_parts(folder).values()))
+    top = descend(folder)
+    return any(find_pictures(part).files for part in (top, *find_parts(top).values()))
 
 
 def subfolders(folder: Path) -> list[Path]:
@@ -53,9 +55,26 @@ def subfolders(folder: Path) -> list[Path]:
 
 def find_parts(folder: Path) -> dict[str, Path]:
     """Return "train", "test" and "val" -> their folders, those that there are."""
-    names = {sub.name.lower(): sub for sub in subfolders(folder)}
-    found = {part: [names[name] for name in PARTS[part] if name in names] for part in PARTS}
-    return {part: folders[0] for part, folders in found.items() if folders}
+    found: dict[str, Path] = {}
+    for sub in subfolders(folder):
+        words = set(re.split(r"[\W_]+", sub.name.lower()))
+        for part, own_words in PARTS.items():
+            # a class may be called train; it has no folders in it
+            if words & own_words and subfolders(sub):
+                found.setdefault(part, descend(sub))
+    return found
+
+
+def descend(folder: Path) -> Path:
+    """Return the folder itself, or the one below it that alone has all folders of classes.
+
+    Archives have folders such as seg_train/seg_train/buildings.
+    """
+    inside = subfolders(folder)
+    while len(inside) == 1 and subfolders(inside[0]):
+        folder = inside[0]
+        inside = subfolders(folder)
+    return folder
 
 
 def find_pictures(folder: Path) -> Found:
@@ -87,9 +106,9 @@ def read_folder(
     With `size` (height, width) each picture is resized. Raises UserError for pictures that cannot
     be read or have several sizes, and without a test set.
     """
-    folders = find_parts(folder)
+    folders = find_parts(descend(folder))
     if "train" not in folders:
-        folders = {"train": folder}
+        folders = {"train": descend(folder)}
     found = {part: find_pictures(path) for part, path in folders.items()}
     labels = {part: np.array(of_part.labels) for part, of_part in found.items()}
     if all(name.isascii() and name.isdigit() for names in labels.values() for name in set(names)):
@@ -138,6 +157,9 @@ def decode(
             upright = ImageOps.exif_transpose(opened)
             if mode.startswith("I"):  # 16 bits
                 upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+            if "transparency" in upright.info or mode in ("RGBA", "LA", "PA"):
+                over_white = Image.new("RGBA", upright.size, "white")
+                upright = Image.alpha_composite(over_white, upright.convert("RGBA"))
             becomes_grey = mode in MODES_OF_GREY if is_grey is None else is_grey
             picture = upright.convert("L" if becomes_grey else "RGB")
             if size and picture.size != (size[1], size[0]):
@@ -195,6 +217,11 @@ def with_test_set(raw: Arrays, source: str, test_share: float) -> Arrays:
             f"{source} has no test set; set a share of the images aside with --test-share 0.2"
         )
     labels = raw["y_train"]
+    if len(raw["x_train"]) != len(labels):
+        raise UserError(
+            f"{source}: {len(raw['x_train']):,} training images have {len(labels):,} labels; give "
+            "one label per image"
+        )
     places = np.arange(len(labels))
     try:
         train, test = sklearn.model_selection.train_test_split(

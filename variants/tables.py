@@ -57,7 +57,9 @@ def read_csv(path: Path) -> Arrays:
     lines = [line for line in lines if line.strip()]
     separator = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
     names = split_row(lines[0], separator) if lines else []
-    has_header = sum(not is_number(name) for name in names) > 1
+    words = [name.lower() for name in names if not is_number(name)]
+    # A text label alone is not a header, but its name is: pandas writes 0,1,...,63,label.
+    has_header = len(words) > 1 or any(word in LABEL_NAMES for word in words)
     rows = lines[1:] if has_header else lines
     if not rows or len(names) < 3:
         raise UserError(f"{source} has no rows of a label and pixels; give one row per image")
@@ -112,7 +114,7 @@ def find_label_column(
             f"{source} has no column label, as Kaggle's test.csv; give the training file alone, "
             "with --test-share 0.2"
         )
-    candidates = []
+    candidates: dict[int, int] = {}  # place -> number of different values
     for place in (0, -1):
         values = {edge_of(row, separator, place) for row in rows}
         if any(not is_number(value) for value in values):
@@ -120,13 +122,19 @@ def find_label_column(
         numbers = {float(value) for value in values}
         is_whole = all(value == int(value) for value in numbers if math.isfinite(value))
         if len(numbers) > 1 and is_whole and len(numbers) <= max(len(rows) // 2, 2):
-            candidates.append(place)
+            candidates[place] = len(numbers)
+    fewest = min(candidates.values(), default=0)
+    if len(candidates) == 2 and max(candidates.values()) < 2 * fewest:
+        raise UserError(
+            f"{source}: both the first and the last column can be the labels; name it label in the "
+            "first row"
+        )
     if not candidates:
         raise UserError(
             f"{source}: neither the first nor the last column can be the labels; name it label in "
             "the first row"
         )
-    return candidates[0]
+    return min(candidates, key=candidates.get)
 
 
 def to_squares(pixels: np.ndarray, source: str) -> np.ndarray:
