@@ -38,7 +38,8 @@ def own_fields(fields: dict[str, Any]) -> dict[str, str]:
 
 def give(function: Callable) -> str:
     """Return a name for a function that is given in Python, python:NAME, and remember it."""
-    if not callable(function):
+    is_model = hasattr(function, "trainable_weights")  # and so callable, but made already
+    if is_model or not callable(function):
         raise UserError(
             f"model={function!r:.60} is not a function; give one that returns new Keras layers or "
             "a new Keras model on each call"
@@ -65,8 +66,8 @@ def load_function(name: str, field: str) -> partial:
         return partial(call_function, GIVEN[name], Path(name), "", field)
     if name.startswith("python:"):
         raise UserError(
-            f"{source} was given in another Python session; give the function again with "
-            f"fl.run(config, {field}=function)"
+            f"{source} was given in another Python session; give a file, or the function again "
+            "with fl.run(config, model=function)"
         )
     path = expand_path(file).absolute()
     try:

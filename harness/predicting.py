@@ -52,11 +52,12 @@ def border_of(image: np.ndarray) -> float:
     return float(np.median(np.concatenate([row.reshape(-1) for row in rows])))
 
 
-def prepare(path: Path, dataset: Any, is_mnist: bool) -> Prepared:
+def prepare(path: Path, dataset: Any, is_mnist: bool, is_stretched: bool) -> Prepared:
     """Return a picture as it would look among the training images of `dataset`.
 
     Grey if these are; inverted if its background is bright and theirs is dark, or the reverse; and
-    of their size. With `is_mnist` a digit is centred as MNIST's are.
+    of their size: with `is_stretched` as --image-size resizes pictures, else with a border around
+    it. With `is_mnist` a digit is centred as MNIST's are.
     """
     height, width, channels = dataset.image_shape
     is_grey = channels == 1
@@ -72,7 +73,7 @@ def prepare(path: Path, dataset: Any, is_mnist: bool) -> Prepared:
     if is_mnist and image.max() > image.min():
         steps.append(f"{size} centred in 28x28 as MNIST's digits are")
         return Prepared(centre(image)[..., None], steps)
-    squared = pad_to(image, height / width)
+    squared = image if is_stretched else pad_to(image, height / width)
     steps.append(f"{size} resized to {height}x{width}")
     resized = tf.image.resize(np.atleast_3d(squared), (height, width), antialias=True).numpy()
     return Prepared(resized.round().clip(0, 255).astype(np.uint8), steps)
@@ -130,7 +131,8 @@ def predict_pictures(config: Any) -> list[dict[str, Any]]:
     paths = find_pictures(names)
     data = run.config.data
     is_mnist = run.dataset.is_mnist or (data.dataset == "mnist" and not data.data)  # with holdout
-    prepared = [prepare(path, run.dataset, is_mnist) for path in paths]
+    is_stretched = bool(data.image_size)
+    prepared = [prepare(path, run.dataset, is_mnist, is_stretched) for path in paths]
     images = np.stack([one.image for one in prepared]).astype(np.float32)
     probabilities = tf.nn.softmax(run.model().predict(images, verbose=0)).numpy()
     classes = run.dataset.classes

@@ -42,8 +42,12 @@ def to_table(rows: list[dict[str, Any]]) -> Any:
 class SavedRun:
     """A run's results: `folder`, `config`, and what is read from its files when it is used."""
 
-    def __init__(self, folder: str | Path):
-        """Read the configuration. Raises UserError for a folder without a run."""
+    def __init__(self, folder: str | Path, dataset: Any = None):
+        """Read the configuration. Raises UserError for a folder without a run.
+
+        `dataset` is that of a run whose data came from Python.
+        """
+        self.given_dataset = dataset
         self.folder = expand_path(str(folder))
         self.config = read_saved(str(folder), fl.Config()).replace(resume="")
 
@@ -84,8 +88,17 @@ class SavedRun:
 
     @cached_property
     def dataset(self) -> Any:
-        """The run's own data."""
-        return fl.load_dataset(self.config.data)
+        """The run's own data. Raises UserError if the configured data are now others."""
+        if self.given_dataset is not None:
+            return self.given_dataset
+        dataset = fl.load_dataset(self.config.data)
+        own = read_json(self.folder / "partition.json").get("dataset_sha256", dataset.digest)
+        if own != dataset.digest:
+            raise UserError(
+                f"{str(self.folder)!r:.200} was trained on other data than {dataset.name}; give "
+                "them with fl.load(folder, dataset=...)"
+            )
+        return dataset
 
     @cached_property
     def partition(self) -> list[np.ndarray]:
@@ -128,10 +141,12 @@ class SavedRun:
         return evaluate(tff.learning.models.ModelWeights(self.weights, []))
 
 
-def load(folder: str | Path) -> SavedRun:
+def load(folder: str | Path, dataset: Any = None) -> SavedRun:
     """Read a finished run's folder: configuration, history, weights, split, model.
+
+    `dataset` is the run's own, if that was given to fl.run.
 
     Raises:
         UserError: the folder has no run.
     """
-    return SavedRun(folder)
+    return SavedRun(folder, dataset)

@@ -144,8 +144,8 @@ def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[s
     for row in compared.rows if lists else ():
         free = [
             field
-            for field, values in lists.items()
-            if field not in row.changes and has_effect(config, row, field, values)
+            for field in lists
+            if field not in row.changes and has_effect(config, row, field, lists)
         ]
         candidates: dict[str, dict[str, Any]] = {}
         for combination in itertools.product(*(lists[field] for field in free)):
@@ -159,10 +159,18 @@ def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[s
     return tuned
 
 
-def has_effect(config: Any, row: Row, field: str, values: Sequence[Any]) -> bool:
-    """Return whether the values of a field make different runs of a row."""
-    rows = [row._replace(changes=row.changes | {field: value}) for value in values]
-    return len({settings_of(config, one) for one in rows}) > 1
+def has_effect(config: Any, row: Row, field: str, lists: dict[str, Sequence[Any]]) -> bool:
+    """Return whether the values of a field make different runs of a row.
+
+    It is asked with each of the other fields' values, as a schedule's own field needs it.
+    """
+    others = [name for name in lists if name != field and name not in row.changes]
+    for combination in itertools.product(*(lists[name] for name in others)):
+        fixed = row.changes | dict(zip(others, combination, strict=True))
+        runs = [row._replace(changes=fixed | {field: value}) for value in lists[field]]
+        if len({settings_of(config, run) for run in runs}) > 1:
+            return True
+    return False
 
 
 def tunable_groups(config: Any) -> tuple[ConfigGroup, ...]:
@@ -193,6 +201,11 @@ def check_tuning(config: Any, compared: Compared, tuned: dict[str, list[dict[str
         raise UserError(
             f"{text} changes nothing in the rows that are compared; give several values of a field "
             "that they use and do not set themselves, such as client_lr=0.05,0.1,0.2"
+        )
+    if config.partitioning.partition_file:
+        raise UserError(
+            f"{text} cannot be combined with partition_file, whose clients have the images that "
+            "are held out; drop one of them"
         )
     if config.data.validation:
         raise UserError(

@@ -146,7 +146,8 @@ def tell_choice(row: Row, candidates: list[dict[str, Any]], best: int, finished:
     print_line(f"{row.label}: {label_settings(chosen)} chosen, {format_accuracy(accuracies)}")
     for field, value in chosen.items():
         values = [of_trial[field] for of_trial in candidates]
-        if isinstance(value, str | bool) or min(values) == max(values):
+        is_number = all(isinstance(one, int | float) and type(one) is not bool for one in values)
+        if not is_number or len(set(values)) < 3:
             continue
         if value in (min(values), max(values)):
             end = "largest" if value == max(values) else "smallest"

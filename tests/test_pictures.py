@@ -153,7 +153,7 @@ def test_csv_files_are_the_same_as_their_arrays(tmp_path, arrays, form, words):
         ("pixel0,pixel1,pixel2,pixel3\n1,2,3,4\n", "has no column label, as Kaggle's test.csv"),
         ("label,a,b\n1,2,3\n0,1,2", "2 pixels a row, which are not a square"),
         ("label,a,b,c,d\n1,2,3,4,x\n0,1,2,3,4", "a pixel is not a number"),
-        ("label,a,b,c,d\n1,2,3,4\n0,1,2,3,4", "another length"),
+        ("label,a,b,c,d\n1,2,3,4\n0,1,2,3,4", "rows of different lengths"),
         ("0.5,2,3,4,0.25\n1.5,1,2,3,7.5", "neither the first nor the last column"),
     ],
 )
@@ -291,14 +291,33 @@ def test_a_header_of_numbers_and_the_label_is_a_header(tmp_path, arrays):
     assert dataset.classes == (0, 1, 2)
 
 
-def test_the_column_with_fewer_values_is_the_labels(tmp_path):
+def test_two_columns_that_can_be_the_labels_are_refused(tmp_path):
     rows = [f"{n % 3},1,2,3,{n % 20}" for n in range(60)]
     (tmp_path / "a.csv").write_text("\n".join(rows))
-    assert load(tmp_path / "a.csv", test_share=0.5).classes == (0, 1, 2)
-    rows = [f"{n % 3},1,2,3,{n % 4}" for n in range(60)]
-    (tmp_path / "b.csv").write_text("\n".join(rows))
     with pytest.raises(UserError, match="both the first and the last column can be the labels"):
-        load(tmp_path / "b.csv", test_share=0.5)
+        load(tmp_path / "a.csv", test_share=0.5)
+
+
+def test_a_size_is_for_pictures(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.ones((4, 8, 8)), y=[0, 1, 0, 1])
+    with pytest.raises(UserError, match="image_size=4x4 is for pictures"):
+        load(tmp_path / "a.npz", test_share=0.5, image_size="4x4")
+
+
+def test_clients_files_of_two_scales_are_refused(tmp_path, arrays):
+    images, labels = arrays["train"]
+    np.savez(tmp_path / "a.npz", x=images, y=labels)
+    np.savez(tmp_path / "b.npz", x=images / 255, y=labels)
+    with pytest.raises(UserError, match=r"some clients' images are in 0..1 and others'"):
+        load(tmp_path, test_share=0.25)
+
+
+def test_validation_pictures_are_the_test_set_where_there_is_no_other(tmp_path, arrays):
+    for part, (images, labels) in zip(("Training", "valid"), arrays.values(), strict=True):
+        write_pictures(tmp_path / part, images, labels, WORDS)
+    dataset = load(tmp_path)
+    assert dataset.digest == expected(arrays, WORDS).digest
+    assert any("the validation images are the test set" in text for text in dataset.notices)
 
 
 def test_images_without_labels_are_named(tmp_path, arrays):

@@ -8,7 +8,7 @@ from harness.fields import UserError
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES
+from runs import MLP_ON_DIGITS, NO_FIGURES, configure
 
 
 @pytest.fixture(scope="module")
@@ -58,3 +58,13 @@ def test_without_pandas_a_table_is_arrays(monkeypatch):
     monkeypatch.setattr(saved_run, "pandas", None)
     table = saved_run.to_table([{"a": 1, "b": 0.5}, {"a": 2}])
     assert table["a"].tolist() == [1, 2] and np.isnan(table["b"][1])
+
+
+def test_a_run_on_arrays_is_loaded_with_them(tmp_path, monkeypatch, digits):
+    monkeypatch.chdir(tmp_path)
+    config = configure(dataset="digits", model="mlp", rounds=1, local_epochs=1, figures="none")
+    half = fl.build_dataset(digits.train.images[:500], digits.train.labels[:500], *digits.test)
+    result = fl.run(config, dataset=half)
+    with pytest.raises(UserError, match="was trained on other data than"):
+        fl.load(result.folder).evaluate()
+    assert fl.load(result.folder, dataset=half).evaluate().accuracy == result.evaluation.accuracy

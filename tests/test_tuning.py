@@ -49,6 +49,7 @@ def test_rows_are_tuned_by_the_fields_that_they_use_and_do_not_set():
     [
         ({"tune": "client_lr"}, "'client_lr' changes nothing|could not|is not a number"),
         ({"tune": "rounds=1,2"}, "does not begin with a field of the training"),
+        ({"tune": "client_lr=0.1,1", "partition_file": "a.json"}, "combined with partition_file"),
         ({"tune": "alpha=0.1,1"}, "does not begin with a field of the training"),
         ({"tune": "client_lr=0.1,x"}, "client_lr"),
         ({"tune": "client_lr=0.1"}, "changes nothing in the rows"),
@@ -135,3 +136,8 @@ def test_a_row_that_gets_the_value_of_another_stays_a_row_of_its_own(tmp_path):
 def test_a_field_that_a_row_does_not_use_is_not_chosen_for_it():
     tried = candidates(compare="fedavg,fedprox", tune="client_lr=0.1,0.2;prox_mu=0.01,1")
     assert tried["fedavg"] == [{"client_lr": 0.1}, {"client_lr": 0.2}]
+
+
+def test_a_schedules_field_is_tuned_with_the_schedule():
+    tried = candidates(tune="client_schedule=constant,exponential;lr_decay=0.9,0.5")
+    assert len(tried["fedavg"]) == 3  # constant, and exponential with each decay

@@ -64,6 +64,8 @@ def read_any(
 ) -> tuple[Arrays, list[str]]:
     """Return the arrays of data in any form that --data takes, and what the user should know."""
     is_folder = os.path.isdir(path)  # of a name that is too long it is False
+    if is_folder and pictures.find_parts(pictures.descend(path)) and pictures.has_pictures(path):
+        return pictures.read_folder(path, source, size, test_share)
     for ending, read in (
         (".csv", tables.read_csv),
         (".parquet", partial(tables.read_parquet, size=size)),
@@ -80,8 +82,17 @@ def read_any(
             return pictures.with_test_set(raw, source, test_share), []
         if pictures.has_pictures(path):
             return pictures.read_folder(path, source, size, test_share)
+    check_no_size(source, size)
     raw = idx.read_set(path, source) if idx.names_set(path) else read_npz(path)
     return pictures.with_test_set(raw, source, test_share), []
+
+
+def check_no_size(source: str, size: tuple[int, int] | None) -> None:
+    """Raise UserError for a size of images that are arrays."""
+    if size:
+        raise UserError(
+            f"image_size={size[0]}x{size[1]} is for pictures, but {source} has arrays; drop it"
+        )
 
 
 def load_files(

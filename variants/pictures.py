@@ -82,7 +82,7 @@ def find_pictures(folder: Path) -> Found:
     found = Found([], [], [])
     for class_folder in subfolders(folder):
         for place, folders, names in os.walk(class_folder):
-            folders.sort()
+            folders[:] = sorted(name for name in folders if not name.startswith((".", "@", "__")))
             for name in sorted(names):
                 path = Path(place, name)
                 if name.lower().endswith(ENDINGS) and not name.startswith("."):
@@ -122,12 +122,15 @@ def read_folder(
         if of_part.files:
             raw[f"x_{part}"] = read_pictures(of_part.files, source, size, is_grey)
             raw[f"y_{part}"] = labels[part]
-    strays = [path for of_part in found.values() for path in of_part.strays]
     notices = []
+    if "x_val" in raw and "x_test" not in raw:
+        raw |= {"x_test": raw["x_val"], "y_test": raw["y_val"]}
+        notices.append(f"{source} has no folder test; the validation images are the test set")
+    strays = [path for of_part in found.values() for path in of_part.strays]
     if strays:
         notices.append(
-            f"{source}: skipped {len(strays):,} files that are not pictures, such as "
-            f"{strays[0].name}"
+            f"{source}: skipped {len(strays):,} files that are not pictures in a class's folder, "
+            f"such as {strays[0].name}"
         )
     return with_test_set(raw, source, test_share), notices
 
@@ -155,8 +158,10 @@ def decode(
         with Image.open(file) as opened:
             mode = opened.mode
             upright = ImageOps.exif_transpose(opened)
-            if mode.startswith("I"):  # 16 bits
-                upright = Image.fromarray((np.asarray(upright) / 257).clip(0, 255).astype(np.uint8))
+            if mode.startswith(("I", "F")):  # 16 or 32 bits, or fractions
+                values = np.asarray(upright, np.float64)
+                scale = 255 if values.max() <= 1 else 1 if values.max() <= 255 else 1 / 257
+                upright = Image.fromarray((scale * values).clip(0, 255).astype(np.uint8))
             if "transparency" in upright.info or mode in ("RGBA", "LA", "PA"):
                 over_white = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(over_white, upright.convert("RGBA"))

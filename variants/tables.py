@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,10 +24,11 @@ PARTS = ("train", "test")
 def find_tables(folder: Path, ending: str) -> dict[str, list[Path]]:
     """Return "train" and "test" -> the files of that part, such as train-00000-of-00002.parquet."""
     try:
-        names = sorted(folder.glob(f"*{ending}"))
+        names = sorted(path for path in folder.iterdir() if path.suffix.lower() == ending)
     except OSError:
         return {}
-    found = {part: [path for path in names if path.name.startswith(part)] for part in PARTS}
+    words = {path: re.split(r"[\W_]+", path.stem.lower()) for path in names}
+    found = {part: [path for path in names if part in words[path]] for part in PARTS}
     return {part: paths for part, paths in found.items() if paths}
 
 
@@ -36,7 +38,7 @@ def read_tables(files: dict[str, list[Path]], read: Callable[[Path], Arrays]) ->
     for part, paths in files.items():
         pieces = [read(path) for path in paths]
         for key in ("x", "y"):
-            raw[f"{key}_{part}"] = np.concatenate([piece[key] for piece in pieces])
+            raw[f"{key}_{part}"] = join(key, pieces, f"data={str(paths[0].parent)!r:.200}")
     return raw
 
 
@@ -61,6 +63,8 @@ def read_csv(path: Path) -> Arrays:
     # A text label alone is not a header, but its name is: pandas writes 0,1,...,63,label.
     has_header = len(words) > 1 or any(word in LABEL_NAMES for word in words)
     rows = lines[1:] if has_header else lines
+    if len({row.count(separator) for row in rows}) > 1:
+        raise UserError(f"{source} has rows of different lengths; give one label and its pixels")
     if not rows or len(names) < 3:
         raise UserError(f"{source} has no rows of a label and pixels; give one row per image")
     place = find_label_column(names, has_header, rows, separator, source)
@@ -69,7 +73,9 @@ def read_csv(path: Path) -> Arrays:
         labels = labels.astype(np.float64)
     others = [column for column in range(len(names)) if column != place % len(names)]
     try:
-        pixels = np.loadtxt(rows, delimiter=separator, usecols=others, ndmin=2, quotechar='"')
+        pixels = np.loadtxt(
+            rows, delimiter=separator, usecols=others, ndmin=2, quotechar='"', comments=None
+        )
     except ValueError as error:
         raise UserError(
             f"{source}: a pixel is not a number, or a row has another length ({briefly(error)}); "
@@ -114,7 +120,7 @@ def find_label_column(
             f"{source} has no column label, as Kaggle's test.csv; give the training file alone, "
             "with --test-share 0.2"
         )
-    candidates: dict[int, int] = {}  # place -> number of different values
+    candidates = []
     for place in (0, -1):
         values = {edge_of(row, separator, place) for row in rows}
         if any(not is_number(value) for value in values):
@@ -122,9 +128,8 @@ def find_label_column(
         numbers = {float(value) for value in values}
         is_whole = all(value == int(value) for value in numbers if math.isfinite(value))
         if len(numbers) > 1 and is_whole and len(numbers) <= max(len(rows) // 2, 2):
-            candidates[place] = len(numbers)
-    fewest = min(candidates.values(), default=0)
-    if len(candidates) == 2 and max(candidates.values()) < 2 * fewest:
+            candidates.append(place)
+    if len(candidates) == 2:
         raise UserError(
             f"{source}: both the first and the last column can be the labels; name it label in the "
             "first row"
@@ -134,7 +139,7 @@ def find_label_column(
             f"{source}: neither the first nor the last column can be the labels; name it label in "
             "the first row"
         )
-    return min(candidates, key=candidates.get)
+    return candidates[0]
 
 
 def to_squares(pixels: np.ndarray, source: str) -> np.ndarray:
@@ -180,6 +185,8 @@ def read_parquet(path: Path, size: tuple[int, int] | None) -> Arrays:
             f"{source} has the columns {', '.join(table.column_names):.100}; it needs image and "
             "label"
         )
+    if not table.num_rows:
+        raise UserError(f"{source} has no rows; restore it")
     cells = table.column(columns[images[0]]).to_pylist()
     contents = [cell["bytes"] if isinstance(cell, dict) else cell for cell in cells]
     if not all(isinstance(content, bytes) for content in contents):
@@ -236,6 +243,13 @@ def read_client_files(folder: Path, source: str, read: Callable[[Path], dict[str
     if with_tests:
         raw |= {key: join(key, with_tests, source) for key in ("x_test", "y_test")}
     raw |= {key: join(key, pieces, source) for key in keys}
+    are_fractions = {bool(np.max(piece["x_train"], initial=0) <= 1) for piece in pieces}
+    are_texts = {piece["y_train"].dtype.kind in "USO" for piece in pieces}
+    if len(are_fractions) > 1 or len(are_texts) > 1:
+        raise UserError(
+            f"{source}: some clients' images are in 0..1 and others' in 0..255, or some labels are "
+            "texts and others numbers; give all in one form"
+        )
     sizes = [len(piece["y_train"]) for piece in pieces]
     raw[OWNERS] = np.repeat([path.stem for path in paths], sizes)
     return raw
@@ -247,6 +261,6 @@ def join(key: str, pieces: Sequence[dict[str, Any]], source: str) -> np.ndarray:
         return np.concatenate([piece[key] for piece in pieces])
     except ValueError as error:
         raise UserError(
-            f"{source}: the clients' {key} have different shapes ({briefly(error)}); all must have "
+            f"{source}: the files' {key} have different shapes ({briefly(error)}); all must have "
             "one"
         ) from error
