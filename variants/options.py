@@ -137,8 +137,9 @@ class MoreTraining(ConfigGroup):
     batch_norm: Literal["refuse", "average", "local"] = "refuse"
     """What becomes of BatchNormalization layers. average: their moving means and variances travel
     with the weights and are averaged. local: each client keeps these layers for itself, FedBN [Li
-    et al. 2021], and its own model is evaluated on its --client-test images. Skewed labels harm
-    both, so refuse, the default, suggests GroupNormalization [Hsieh et al. 2020]."""
+    et al. 2021], and its own model is evaluated on its --client-test images. refuse: such layers
+    are an error, since skewed labels harm both; GroupNormalization has no statistics [Hsieh et al.
+    2020]."""
     label_smoothing: float_range(0, 0.99) = 0.0
     """Share of each label that is spread over all labels in the clients' loss [Szegedy et al.
     2016]."""

@@ -115,7 +115,9 @@ def read_folder(
         labels = {part: names.astype(np.int64) for part, names in labels.items()}
     every = [path for of_part in found.values() for path in of_part.files]
     if not found["train"].files:
-        raise UserError(f"{source} has no pictures in {folders['train']}; give a folder a class")
+        raise UserError(
+            f"{source} has no pictures in {folders['train']}; put those of each class into a folder"
+        )
     is_grey = all(map(is_grey_picture, every))
     raw: Arrays = {}
     for part, of_part in found.items():
