@@ -108,16 +108,21 @@ def apply(row: Row, chosen: dict[str, Any]) -> Row:
     )
 
 
+def final_accuracies(finished: Finished, label: str) -> list[float]:
+    """Return the accuracy of a trial after its last round, of each seed."""
+    return [records[-1].test_accuracy for records in finished.records_of[label]]
+
+
 def rank(finished: Finished, label: str, target: float) -> tuple[float, float, float]:
     """Return what is highest for the best trial.
 
     That is the mean accuracy over the seeds. With a target accuracy, it is first the number of
     seeds that reach it, then the fewest rounds that they need.
     """
-    runs = finished.records_of[label]
-    accuracy = float(np.mean([records[-1].test_accuracy for records in runs]))
+    accuracy = float(np.mean(final_accuracies(finished, label)))
     if not target:
         return 0, 0, accuracy
+    runs = finished.records_of[label]
     curves = [np.array([record.test_accuracy for record in records]) for records in runs]
     needed = [rounds_to_target(curve, target) for curve in curves]
     reached = [rounds for rounds in needed if rounds is not None]
@@ -127,7 +132,7 @@ def rank(finished: Finished, label: str, target: float) -> tuple[float, float, f
 def describe_trial(row: Row, chosen: dict[str, Any], finished: Finished) -> dict[str, Any]:
     """Return a row of tuning.csv."""
     label = make_trial(row, chosen).label
-    accuracies = [records[-1].test_accuracy for records in finished.records_of[label]]
+    accuracies = final_accuracies(finished, label)
     return {
         "row": row.label,
         **chosen,
@@ -142,7 +147,7 @@ def tell_choice(row: Row, candidates: list[dict[str, Any]], best: int, finished:
     """Print what was chosen for a row; warn if a better value may lie outside those tried."""
     chosen = candidates[best]
     label = make_trial(row, chosen).label
-    accuracies = [records[-1].test_accuracy for records in finished.records_of[label]]
+    accuracies = final_accuracies(finished, label)
     print_line(f"{row.label}: {label_settings(chosen)} chosen, {format_accuracy(accuracies)}")
     for field, value in chosen.items():
         values = [of_trial[field] for of_trial in candidates]

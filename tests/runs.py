@@ -16,8 +16,10 @@ import federated_learning as fl
 from harness import captions, command_line
 from harness.records import RoundRecord
 from harness.run_options import SINGLE
+from harness.saved_run import SavedRun
 from harness.sweep import compared_rows
 
+import numpy as np
 import psutil
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -91,6 +93,15 @@ def call_script(folder: Path, *flags: str, **environment: str) -> subprocess.Com
         except SystemExit as leaving:
             code = leaving.code
     return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
+
+
+def check_saved(result: fl.Result) -> SavedRun:
+    """That a run's saved model predicts as the run did; returns the run as fl.load has it."""
+    saved = fl.load(result.folder)
+    assert saved.evaluate().accuracy == result.evaluation.accuracy
+    images = saved.dataset.test.images.astype(np.float32)
+    assert np.array_equal(np.argmax(saved.model()(images), 1), result.evaluation.predictions)
+    return saved
 
 
 def run_code(folder: Path, code: str, *words: str) -> subprocess.CompletedProcess:

@@ -6,7 +6,7 @@ from harness.fields import UserError
 import numpy as np
 import pytest
 import tensorflow as tf
-from runs import configure
+from runs import check_saved, configure
 
 L = tf.keras.layers
 SMALL = {"dataset": "digits", "rounds": 1, "local_epochs": 3, "batch_size": 0, "client_lr": 0.1}
@@ -106,10 +106,7 @@ def test_a_run_with_statistics_is_evaluated_loaded_and_resumed(here):
     more = fl.run(config.replace(rounds=3, resume=str(half.folder)), model=build)
     ends = [run.state.global_model_weights.trainable for run in (whole, more)]
     assert all(map(np.array_equal, *ends))
-    saved = fl.load(whole.folder)
-    assert saved.evaluate().accuracy == whole.evaluation.accuracy
-    images = saved.dataset.test.images.astype(np.float32)
-    assert np.array_equal(np.argmax(saved.model()(images), 1), whole.evaluation.predictions)
+    check_saved(whole)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference import replace_choice
-from runs import SECONDS, call_script, configure, run_script
+from runs import SECONDS, call_script, check_saved, configure, run_script
 
 OWN = """
 import tensorflow as tf
@@ -626,10 +626,7 @@ def test_models_of_any_kind_are_trained_saved_and_resumed(ends, name):
     whole = fl.run(config)
     ends_of = [run.state.global_model_weights.trainable for run in (resumed, whole)]
     assert all(map(np.array_equal, *ends_of))
-    saved = fl.load(whole.folder)
-    assert saved.evaluate().accuracy == whole.evaluation.accuracy
-    images = saved.dataset.test.images.astype(np.float32)
-    assert np.array_equal(np.argmax(saved.model()(images), 1), whole.evaluation.predictions)
+    saved = check_saved(whole)
     if name == "logits":  # no other Dense layer is put on top
         assert len(saved.weights) == 2
 

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import federated_learning as fl
 from harness import captions, plots
-from harness.clients import describe_clients
+from harness.clients import describe_clients, worst_tenth
 from harness.command_line import Progress, print_line, warn
 from harness.dataset import Split
 from harness.engine.ssh import HERE
@@ -426,7 +426,7 @@ def describe(
     }
     for field, title in titles.items():
         values = np.sort([getattr(gain, field) for gain in gains])
-        worst = values[: max(1, round(0.1 * len(values)))].mean()
+        worst = worst_tenth(values)
         text += f"{title:<21}{values.mean():.2%} ± {100 * values.std():.2f}, worst {worst:.2%}\n"
     num_losers = sum(gain.gain < 0 for gain in gains)
     num_clear = sum(gain.gain < -plots.CLEAR_LOSS for gain in gains)
