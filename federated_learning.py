@@ -61,8 +61,7 @@ __all__ = [  # what users call; see docs/python.md
     "run_rounds",
 ]
 HERE = os.path.dirname(os.path.abspath(__file__))
-# harness/commands.py, saved_run.py and variants/baselines.py import this module; as a script, they
-# would load a second copy without this line.
+# A user's own file of --model or --algorithm may import this module, of which there is one copy.
 sys.modules["federated_learning"] = sys.modules[__name__]
 if __name__ == "__main__" and HERE not in sys.path:  # true with PYTHONSAFEPATH
     sys.path.insert(0, HERE)
@@ -201,6 +200,7 @@ if __name__ == "__main__":
     gc.disable()
 
 from harness import (
+    commands,
     layers,
     overlay,
     provenance,
@@ -211,7 +211,6 @@ from harness import (
 )
 from harness.callbacks import Callback, CallbackList
 from harness.callbacks import StopRun as StopRun  # for users' callbacks
-from harness.commands import compare, evaluate_saved
 from harness.dataset import Dataset, OtherImages, make_dataset
 from harness.dataset import Split as Split  # for data sets made in Python
 from harness.engine.gather import gather
@@ -222,7 +221,7 @@ from harness.loading import import_function
 from harness.predicting import predict_pictures
 from harness.records import Evaluation, RoundRecord
 from harness.run_folder import RunFolder
-from harness.saved_run import load as load
+from harness.saved_run import SavedRun
 from harness.saving import Result
 from harness.settings import pinned_keras_settings
 from harness.streams import client_key
@@ -944,15 +943,15 @@ def find_model(name: str) -> Callable[[], list[Any]]:
 
 
 @pinned_keras_settings()
-def make_network(
-    name: str, build_hidden_layers: Callable, dataset: Dataset, batch_norm: str = "refuse"
-) -> Network:
+def make_network(training: Training, dataset: Dataset) -> Network:
     """Return the network for these data. Raises UserError for custom layers that cannot work."""
+    name = training.model
+    build_hidden_layers = find_model(name)
     network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
     if name in choices.MODELS:
         return network
     own = layers.inspect_own(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
-    return network._replace(**own._asdict(), takes_statistics=batch_norm != "refuse")
+    return network._replace(**own._asdict(), takes_statistics=training.batch_norm != "refuse")
 
 
 def make_initial_weights(network: Network, config: Config) -> tuple[np.ndarray, ...]:
@@ -1006,6 +1005,10 @@ class Experiment:
     def build_predictor(self) -> Callable[[Any, Any, Any], tuple[np.ndarray, np.ndarray]]:
         """Build predict(weights, images, labels), for models other than the global one."""
         return build_predictor(self.network)
+
+    def build_evaluator(self, dataset: Dataset) -> Callable[[Any], Evaluation]:
+        """Build evaluate(weights) on the test images of other data than the run's own."""
+        return build_evaluator(self.network, dataset)
 
     def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
         """Return the gradient over the task's whole shard at these weights, for mimelite."""
@@ -1255,14 +1258,14 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
     ]
 
 
-def hash_choices(config: Config, build_hidden_layers: Callable) -> dict[str, str]:
+def hash_choices(config: Config, network: Network) -> dict[str, str]:
     """Hash each choice by field; a resumed run must have the same hashes."""
     # The data set has a hash of its own.
     rows = {field: config.chosen(field) for field in choices.TABLES if field != "dataset"}
     for field, name in own_fields(config.to_dict()).items():
         rows[field] = import_function(name, field)
     if config.has_own_model:
-        rows["model"] = build_hidden_layers
+        rows["model"] = network.build_hidden_layers
     if config.training.initial_model:
         rows["initial_model"] = layers.hash_weights(config.training.initial_model)
     return provenance.hash_rows(rows)
@@ -1291,16 +1294,14 @@ def build_experiment(
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
     if config.run.baselines:
         baselines.check_labels(dataset.num_classes)
-    build_hidden_layers = find_model(config.training.model)
-    training = config.training
-    network = make_network(training.model, build_hidden_layers, dataset, training.batch_norm)
+    network = make_network(config.training, dataset)
     experiment = Experiment(
         config=config,
         dataset=dataset,
         partition=partition or make_partition(dataset, config),
         network=network,
         initial_weights=make_initial_weights(network, config),
-        choice_hashes=hash_choices(config, build_hidden_layers),
+        choice_hashes=hash_choices(config, network),
     )
     changed = config.changed()
     with_loss = replace(experiment, network=apply_changes(LOSSES, changed, network, experiment))
@@ -1379,8 +1380,67 @@ def run(
                     pass
         result = saver.finish(is_compared=bool(resume_hint))  # only comparisons pass a hint
         if run_flags.baselines:
-            baselines.run_baselines(experiment, result, folder)
+            baselines.run_baselines(experiment, result, folder, build_prepared)
     return result
+
+
+def compare(config: Config | Sequence[Config], *, dataset: Dataset | None = None) -> Path:
+    """Run every compared setting and seed; return the folder with the table and the figure.
+
+    Args:
+        config: a configuration with `compare` or `seeds`, or a list of configurations, a row each;
+            the first one's `seeds`, `runs` and `name` count.
+        dataset: a data set from build_dataset, used instead of the configured one.
+
+    Raises:
+        UserError: the configuration compares nothing, or one of the runs is invalid.
+    """
+    return commands.compare(config, dataset, load_dataset, build_experiment, run)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """The global model of a finished run."""
+
+    network: Network
+    weights: Any  # TFF's ModelWeights
+
+    def evaluate(self, dataset: Dataset) -> Evaluation:
+        """Evaluate it on the test images of a data set."""
+        return build_evaluator(self.network, dataset)(self.weights)
+
+    def build_keras_model(self) -> Any:
+        """Build it as a Keras model: raw pixels [n,H,W,channels] in 0..255 to logits."""
+        return build_saved_model(self.network, self.weights)
+
+
+def read_trained(file: Path, training: Training, dataset: Dataset) -> TrainedModel:
+    """Read the weights that a run with these settings saved in a .keras file."""
+    network = make_network(training, dataset)
+    weights = layers.read_weights(str(file), build_model(network, seed=0))
+    return TrainedModel(network, tff.learning.models.ModelWeights(weights, []))
+
+
+def evaluate_saved(config: Config) -> Path:
+    """Evaluate a run's model, named by config.run.evaluate, on the configured data.
+
+    Returns the folder with metrics.json and the figures.
+
+    Raises:
+        UserError: the images or labels are unlike those that the model was trained on.
+    """
+    return commands.evaluate_saved(config, load_dataset, read_trained)
+
+
+def load(folder: str | Path, dataset: Dataset | None = None) -> SavedRun:
+    """Read a finished run's folder: configuration, history, weights, split, model.
+
+    `dataset` is the run's own, if that was given to fl.run.
+
+    Raises:
+        UserError: the folder has no run.
+    """
+    return SavedRun(folder, Config(), load_dataset, read_trained, dataset)
 
 
 def main(config: Config) -> None:
@@ -1391,7 +1451,7 @@ def main(config: Config) -> None:
     options.check_paths(config)
     with command_line.quietly(config.run.quiet):
         if config.run.predict:
-            predict_pictures(config)
+            predict_pictures(load(config.run.predict), config.run)
             return
         if config.run.evaluate:
             made = evaluate_saved(config)

@@ -14,7 +14,8 @@ from harness.stopping import listen
 
 FILES = 40  # open at once
 SCRIPT = "federated_learning.py"
-JOB = "job.py"  # of --jobs; it makes runs as the script does
+# The program of a process of --jobs, which makes runs as the script does.
+JOB = "import federated_learning as fl; from harness import job; job.work(fl.Config(), fl.run)"
 PACKAGES = (
     "numpy",
     "grpc",
@@ -40,8 +41,10 @@ def is_main():
 
     IPython's %run does not count.
     """
+    if JOB in sys.orig_argv:
+        return True
     started = os.path.basename(getattr(sys.modules["__main__"], "__file__", None) or "")
-    return started in (SCRIPT, JOB) and "IPython" not in sys.modules
+    return started == SCRIPT and "IPython" not in sys.modules
 
 
 def check_environment():

@@ -1,38 +1,32 @@
-"""Commands that train no run, or several: evaluation and comparison.
+"""Commands that train several runs, or none: comparison and evaluation.
 
-They use the script from outside, as a notebook does; so do the baselines, in variants/. All else
-in harness/ and variants/ is used by the script, and imports nothing of it.
+The script gives them its own functions: how it loads data, builds and runs an experiment, and reads
+a trained model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import federated_learning as fl
-from harness import comparison, layers, plots, results, run_folder, trust, tuning
+from harness import comparison, plots, results, run_folder, trust, tuning
 from harness.command_line import one_at_a_time, quietly, read_saved, warn
 from harness.fields import UserError
 from harness.files import expand_path
 from harness.loading import import_function
-from harness.sweep import Compared, compared_rows, rows_of_configs
-
-import tensorflow_federated as tff
+from harness.sweep import compared_rows, rows_of_configs
 
 
 @one_at_a_time()
-def compare(config: Any, *, dataset: Any = None) -> Path:
+def compare(
+    config: Any, dataset: Any, load_dataset: Callable, build_experiment: Callable, run: Callable
+) -> Path:
     """Run every compared setting and seed; return the folder with the table and the figure.
 
-    Args:
-        config: a configuration with `compare` or `seeds`, or a list of configurations, a row each;
-            the first one's `seeds`, `runs` and `name` count.
-        dataset: a data set from build_dataset, used instead of the configured one.
-
-    Raises:
-        UserError: the configuration compares nothing, or one of the runs is invalid.
+    The first two arguments are those of federated_learning.compare, the others its functions.
     """
     if isinstance(config, list | tuple):
         compared = rows_of_configs(config)
@@ -50,58 +44,46 @@ def compare(config: Any, *, dataset: Any = None) -> Path:
             f"jobs={first.comparison.jobs} cannot be combined with dataset=, which other processes "
             "do not have; drop it, or give the data as a file"
         )
+    absolute = first.with_absolute_paths()
+
+    def runners(data: Any, given: Any) -> tuple[Callable, Callable]:
+        """Return build(config) and run(config) on `given`, or on configured data if it is None."""
+        if given is None:
+            return partial(build_experiment, dataset=load_dataset(data)), run
+        return partial(build_experiment, dataset=given), partial(run, dataset=given)
+
     with quietly(first.run.quiet):
-        return compare_on(first.with_absolute_paths(), compared, dataset)
-
-
-def compare_on(absolute: Any, compared: Compared, dataset: Any) -> Path:
-    """Train the rows on `dataset`, or on the configured one if it is None; return the folder.
-
-    With --tune their values are chosen first, on training images held out.
-    """
-    for notice in absolute.unused_notices():
-        warn(notice)
-    if not absolute.comparison.tune:
-        folder, _ = comparison.compare(absolute, compared, *make_runners(absolute, dataset))
+        for notice in absolute.unused_notices():
+            warn(notice)
+        if not absolute.comparison.tune:
+            folder, _ = comparison.compare(absolute, compared, *runners(absolute.data, dataset))
+            return folder
+        # The values are chosen on training images held out, and the rows then trained on all.
+        on_all = absolute.replace(holdout=0)
+        whole = load_dataset(on_all.data) if dataset is None else dataset
+        count = absolute.data.holdout or len(whole.train.labels) // 6
+        on_held_out = absolute.replace(holdout=count)
+        hold_out = import_function("datasets:hold_out")
+        held_out = None if dataset is None else hold_out(dataset, count)
+        chosen, how = tuning.tune(on_held_out, compared, *runners(on_held_out.data, held_out))
+        folder, _ = comparison.compare(on_all, chosen, *runners(on_all.data, dataset), how)
         return folder
-    on_all = absolute.replace(holdout=0)
-    whole = fl.load_dataset(on_all.data) if dataset is None else dataset
-    count = absolute.data.holdout or len(whole.train.labels) // 6
-    on_held_out = absolute.replace(holdout=count)
-    held_out = None if dataset is None else fl.datasets.hold_out(dataset, count)
-    chosen, how = tuning.tune(on_held_out, compared, *make_runners(on_held_out, held_out))
-    folder, _ = comparison.compare(on_all, chosen, *make_runners(on_all, dataset), how)
-    return folder
-
-
-def make_runners(config: Any, dataset: Any) -> tuple[Callable, Callable]:
-    """Return build(config) and run(config) on `dataset`, or on the configured one if it is None."""
-    if dataset is None:
-        return partial(fl.build_experiment, dataset=fl.load_dataset(config.data)), fl.run
-    return partial(fl.build_experiment, dataset=dataset), partial(fl.run, dataset=dataset)
 
 
 @one_at_a_time()
-def evaluate_saved(config: Any) -> Path:
-    """Evaluate a run's model, named by config.run.evaluate, on the configured data.
-
-    Returns the folder with metrics.json and the figures.
-
-    Raises:
-        UserError: the images or labels are unlike those that the model was trained on.
-    """
+def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) -> Path:
+    """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
     saved = read_saved(config.run.evaluate, type(config)())
     source = expand_path(config.run.evaluate)
-    dataset = fl.load_dataset(config.with_absolute_paths().data)
+    dataset = load_dataset(config.with_absolute_paths().data)
     results.check_classes(source, dataset)
-    name = find_model_name(config, saved)
-    network = fl.make_network(name, fl.find_model(name), dataset, saved.training.batch_norm)
-    file = str(source / "global_model.keras")
-    weights = layers.read_weights(file, fl.build_model(network, seed=0))
-    evaluate = fl.build_evaluator(network, dataset)
+    training = replace(saved.training, model=find_model_name(config, saved))
+    trained = read_trained(source / "global_model.keras", training, dataset)
+    evaluate = trained.evaluate
     if config.run.metrics:
         evaluate = import_function("evaluations:with_metrics")(evaluate, config.run.metrics)
-    evaluation = evaluate(tff.learning.models.ModelWeights(weights, []))
+    evaluation = evaluate(dataset)
+    weights = trained.weights.trainable
     origin = results.describe_origin(source, dataset)
     caption = plots.join_parts([dataset.name, f"the model of {source.name}{origin}"])
     return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)

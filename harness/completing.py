@@ -191,7 +191,7 @@ def start_job(log: Any) -> subprocess.Popen:
     """Return a process that makes the runs that are written to its standard input."""
     paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
     return subprocess.Popen(
-        [sys.executable, "-P", str(ROOT / "harness" / JOB)],
+        [sys.executable, "-P", "-c", JOB],
         stdin=subprocess.PIPE,
         stdout=log,
         stderr=subprocess.STDOUT,

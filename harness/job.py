@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 
-import federated_learning as fl
 from harness.command_line import run_or_exit
 from harness.completing import Single, complete
 from harness.files import InUse
@@ -21,16 +20,20 @@ def end_with_parent():
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def work(all_fields):
-    """Make each run that nobody else has made or is making."""
+def make_runs(default, run):
+    """Make each run that nobody else has made or is making.
+
+    `default` is the default configuration, `run` the script's function.
+    """
+    all_fields = json.loads(sys.stdin.buffer.readline())
+    threading.Thread(target=end_with_parent, daemon=True).start()
     for fields in all_fields:
         try:
-            complete(Single(None, fl.Config().replace(**fields), None), fl.run)
+            complete(Single(None, default.replace(**fields), None), run)
         except InUse:
             continue
 
 
-if __name__ == "__main__":
-    given = json.loads(sys.stdin.buffer.readline())
-    threading.Thread(target=end_with_parent, daemon=True).start()
-    run_or_exit(work, given)
+def work(default, run):
+    """Make the runs; end the process as the script ends."""
+    run_or_exit(make_runs, default, run)

@@ -10,7 +10,6 @@ from harness.command_line import one_at_a_time, print_line
 from harness.fields import UserError
 from harness.files import expand_path, one_line
 from harness.loading import import_function
-from harness.saved_run import SavedRun
 
 import numpy as np
 import tensorflow as tf
@@ -120,14 +119,15 @@ def centre(image: np.ndarray) -> np.ndarray:
 
 
 @one_at_a_time()
-def predict_pictures(config: Any) -> list[dict[str, Any]]:
-    """Print the labels of the pictures that --predict names; return a dict for each.
+def predict_pictures(run: Any, flags: Any) -> list[dict[str, Any]]:
+    """Print the labels that the model of a SavedRun predicts; return a dict for each picture.
+
+    `flags`, of the group Run, name the pictures.
 
     It has the file, the most probable label, the probabilities of all labels and what was done to
     the picture. Raises UserError for pictures that cannot be read.
     """
-    run = SavedRun(config.run.predict)
-    names = config.run.pictures.split("\n") if config.run.pictures else []
+    names = flags.pictures.split("\n") if flags.pictures else []
     paths = find_pictures(names)
     data = run.config.data
     is_mnist = run.dataset.is_mnist or (data.dataset == "mnist" and not data.data)  # with holdout
@@ -140,7 +140,7 @@ def predict_pictures(config: Any) -> list[dict[str, Any]]:
     for path, one, shares in zip(paths, prepared, probabilities, strict=True):
         order = np.argsort(-shares, kind="stable")
         best = [f"{classes[label]} ({shares[label]:.1%})" for label in order[:MOST_LABELS]]
-        if not config.run.json:
+        if not flags.json:
             done = f"   [{'; '.join(one.steps)}]" if one.steps else ""
             print_line(f"{one_line(str(path))}: {', '.join(best)}{done}")
         found.append(
@@ -154,6 +154,6 @@ def predict_pictures(config: Any) -> list[dict[str, Any]]:
                 "steps": one.steps,
             }
         )
-    if config.run.json:
+    if flags.json:
         print_line(json.dumps(found))
     return found

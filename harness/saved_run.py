@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import federated_learning as fl
-from harness import layers, trust
+from harness import trust
 from harness.command_line import one_at_a_time, read_saved
 from harness.completing import read_metrics
 from harness.fields import UserError
@@ -16,7 +16,6 @@ from harness.records import Evaluation, RoundRecord
 from harness.results import check_classes
 
 import numpy as np
-import tensorflow_federated as tff
 
 try:
     import pandas
@@ -42,14 +41,24 @@ def to_table(rows: list[dict[str, Any]]) -> Any:
 class SavedRun:
     """A run's results: `folder`, `config`, and what is read from its files when it is used."""
 
-    def __init__(self, folder: str | Path, dataset: Any = None):
+    def __init__(
+        self,
+        folder: str | Path,
+        default: Any,
+        load_dataset: Callable[[Any], Any],
+        read_trained: Callable[[Path, Any, Any], Any],
+        dataset: Any = None,
+    ):
         """Read the configuration. Raises UserError for a folder without a run.
 
-        `dataset` is that of a run whose data came from Python.
+        `default` is the default configuration, and the functions are the script's; `dataset` is
+        that of a run whose data came from Python.
         """
+        self.load_dataset = load_dataset
+        self.read_trained = read_trained
         self.given_dataset = dataset
         self.folder = expand_path(str(folder))
-        self.config = read_saved(str(folder), fl.Config()).replace(resume="")
+        self.config = read_saved(str(folder), default).replace(resume="")
 
     def __repr__(self) -> str:
         return f"SavedRun({str(self.folder)!r})"
@@ -73,25 +82,30 @@ class SavedRun:
     @cached_property
     def weights(self) -> list[np.ndarray]:
         """The final global weights, a float32 array for each tensor."""
-        return layers.read_weights(
-            str(self.folder / "global_model.keras"), fl.build_model(self.network, seed=0)
-        )
+        return list(self.trained.weights.trainable)
 
     @cached_property
-    def network(self) -> Any:
-        """The architecture; a custom model's file is only executed if this user ran it before."""
-        name = self.config.training.model
+    def trained(self) -> Any:
+        """The network with its weights, the script's TrainedModel.
+
+        A custom model's file is only executed if this user ran it before.
+        """
+        training = self.config.training
         if self.config.has_own_model:
-            trust.check_file("model", name, str(self.folder))
-        batch_norm = self.config.training.batch_norm
-        return fl.make_network(name, fl.find_model(name), self.dataset, batch_norm)
+            trust.check_file("model", training.model, str(self.folder))
+        return self.read_trained(self.folder / "global_model.keras", training, self.dataset)
+
+    @property
+    def network(self) -> Any:
+        """The architecture."""
+        return self.trained.network
 
     @cached_property
     def dataset(self) -> Any:
         """The run's own data. Raises UserError if the configured data are now others."""
         if self.given_dataset is not None:
             return self.given_dataset
-        dataset = fl.load_dataset(self.config.data)
+        dataset = self.load_dataset(self.config.data)
         own = read_json(self.folder / "partition.json").get("dataset_sha256", dataset.digest)
         if own != dataset.digest:
             raise UserError(
@@ -126,8 +140,7 @@ class SavedRun:
 
     def model(self) -> Any:
         """Return the Keras model: raw pixels [n,H,W,channels] in 0..255 to logits."""
-        weights = tff.learning.models.ModelWeights(self.weights, [])
-        return fl.build_saved_model(self.network, weights)
+        return self.trained.build_keras_model()
 
     @one_at_a_time()
     def evaluate(self, dataset: Any = None) -> Evaluation:
@@ -137,16 +150,4 @@ class SavedRun:
         """
         if dataset is not None:
             check_classes(self.folder, dataset)
-        evaluate = fl.build_evaluator(self.network, dataset or self.dataset)
-        return evaluate(tff.learning.models.ModelWeights(self.weights, []))
-
-
-def load(folder: str | Path, dataset: Any = None) -> SavedRun:
-    """Read a finished run's folder: configuration, history, weights, split, model.
-
-    `dataset` is the run's own, if that was given to fl.run.
-
-    Raises:
-        UserError: the folder has no run.
-    """
-    return SavedRun(folder, dataset)
+        return self.trained.evaluate(dataset or self.dataset)

@@ -23,7 +23,7 @@ FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "3", "--name", "run")
 
 
 @pytest.fixture
-def learners(federation, monkeypatch):
+def learners(federation):
     """make(**flags) -> (baselines by (kind, client), the experiments they are of, the
     federation's)."""
 
@@ -31,10 +31,9 @@ def learners(federation, monkeypatch):
         experiment = federation(**flags)
         epochs = experiment.config.training.local_epochs
         made = []
-        build_prepared = fl.build_prepared
 
         def build(*arguments):
-            made.append(build_prepared(*arguments))
+            made.append(fl.build_prepared(*arguments))
             return made[-1]
 
         sizes = experiment.partition.sizes
@@ -46,9 +45,7 @@ def learners(federation, monkeypatch):
             for t in range(1, rounds + 1)
         ]
         records = [SimpleNamespace(clients=clients) for clients in reports]
-        with monkeypatch.context() as patch:
-            patch.setattr(fl, "build_prepared", build)
-            found = baselines.build_baselines(experiment, records)
+        found = baselines.build_baselines(experiment, records, build)
         return {(one.kind, one.client): one for one in found}, made, experiment
 
     return make

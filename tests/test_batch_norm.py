@@ -1,5 +1,7 @@
 """--batch-norm average: the moving statistics are moved as Keras does, and averaged."""
 
+from dataclasses import replace
+
 import federated_learning as fl
 from harness.fields import UserError
 
@@ -82,17 +84,13 @@ def test_statistics_are_not_a_matter_of_the_optimizers(here, fields):
     frozen = {"client_lr": 1e-30} if "client_optimizer" not in fields else {}
     usual = train(parts, **{"client_lr": 1e-30}, name="usual")
     found = train(parts, **{**fields, **frozen}, name="found", rounds=1)
-    statistics = fl.make_network("python:build", build_list, load_digits(), "average").statistics
+    training = replace(configure(batch_norm="average").training, model="python:build")
+    statistics = fl.make_network(training, load_digits()).statistics
     assert len(statistics) == 6
     if frozen and "byzantine" not in fields:
         for place in statistics:
             assert np.allclose(usual[place], found[place], atol=1e-5)
     assert all(np.isfinite(w).all() for w in found)
-
-
-def build_list():
-    """The model as a list of layers, as make_network takes it."""
-    return [build()]
 
 
 def load_digits():

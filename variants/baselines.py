@@ -18,7 +18,6 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import federated_learning as fl
 from harness import captions, plots
 from harness.clients import describe_clients, worst_tenth
 from harness.command_line import Progress, print_line, warn
@@ -121,10 +120,12 @@ def passes_so_far(records: Sequence[Any], num_images: int, batch_size: int) -> n
 
 
 def build_baselines(
-    experiment: Any,
-    records: Sequence[Any],
+    experiment: Any, records: Sequence[Any], build_prepared: Callable
 ) -> list[Baseline]:
-    """Return the baselines of an experiment whose rounds have these records."""
+    """Return the baselines of an experiment whose rounds have these records.
+
+    `build_prepared(config, dataset, partition)` is the script's: it builds each one's experiment.
+    """
     config = experiment.config
     dataset = experiment.dataset
     partition = experiment.partition
@@ -143,9 +144,9 @@ def build_baselines(
         train=Split(np.concatenate(client_images), all_labels),
         digest=f"{partition.digest} gathered",
     )
-    central = fl.build_prepared(plain.replace(**ONE_CLIENT), gathered)
-    alone = fl.build_prepared(plain, dataset, partition)
-    tuned = fl.build_prepared(plain.replace(local_epochs=1), dataset, partition)
+    central = build_prepared(plain.replace(**ONE_CLIENT), gathered)
+    alone = build_prepared(plain, dataset, partition)
+    tuned = build_prepared(plain.replace(local_epochs=1), dataset, partition)
     evaluate = experiment.evaluate
     found = [
         Baseline("centralized", -1, own_rounds, central.process, central.evaluate, central.evaluate)
@@ -156,7 +157,7 @@ def build_baselines(
         if test_images is not dataset.test.images:
             own_test = Split(test_images, dataset.test.labels)
             own_data = dataclasses.replace(dataset, test=own_test)
-            evaluate_own = fl.build_evaluator(experiment.network, own_data)
+            evaluate_own = experiment.build_evaluator(own_data)
         found.append(Baseline("alone", client, own_rounds, alone.process, evaluate, evaluate_own))
         found.append(Baseline("tuned", client, 1, tuned.process, evaluate, evaluate_own))
     return found
@@ -306,7 +307,7 @@ def learning_curves(
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def run_baselines(experiment: Any, result: Any, folder: Any) -> None:
+def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Callable) -> None:
     """Train the baselines of a finished run; write their tables and figures, and print a summary.
 
     Results are stored as they come, so that a stopped command continues from there.
@@ -322,7 +323,7 @@ def run_baselines(experiment: Any, result: Any, folder: Any) -> None:
             "other images"
         )
     try:
-        baselines = build_baselines(experiment, result.records)
+        baselines = build_baselines(experiment, result.records, build_prepared)
         num_rounds = sum(baseline.rounds for baseline in baselines)
         rate = plain_training(config)["client_lr"]
         print_line(
