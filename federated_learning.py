@@ -521,15 +521,18 @@ def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
     return full_epochs * -(-size // batch) + -(-rest // batch)
 
 
-def build_train_step(network: Network, optimizer: Any) -> Callable[..., tuple[Any, Any, Any, Any]]:
+def build_train_step(
+    network: Network, optimizer: Any, differentiate: Callable
+) -> Callable[..., tuple[Any, Any, Any, Any]]:
     """Return train_step(optimizer_state, weights, x, y, key), a single SGD step.
 
     train_step returns (optimizer_state, weights, sum of losses, number of correct predictions).
+    `differentiate` is loss_and_gradients, or a variant of it.
     """
 
     @tf.autograph.experimental.do_not_convert  # no loop: built in half the time
     def train_step(optimizer_state, weights, x, y, key):
-        losses, logits, gradients = loss_and_gradients(network, weights, x, y, key)
+        losses, logits, gradients = differentiate(network, weights, x, y, key)
         optimizer_state, weights = optimizer.next(optimizer_state, weights, gradients)
         predicted = tf.argmax(logits, axis=1, output_type=tf.int32)
         num_correct = tf.reduce_sum(tf.cast(tf.equal(predicted, y), tf.float32))
@@ -543,13 +546,13 @@ def build_train_step(network: Network, optimizer: Any) -> Callable[..., tuple[An
 
 
 def build_local_training(
-    network: Network, optimizer: Any, batch_size: int
+    network: Network, optimizer: Any, batch_size: int, differentiate: Callable
 ) -> Callable[[Any, ClientTask], tuple[Any, Any, Any]]:
     """Return local_training(weights, task) -> (w_k, mean loss, accuracy): local SGD of one round.
 
     It is a single graph loop over epochs and batches, which the worker runs without Python.
     """
-    train_step = build_train_step(network, optimizer)
+    train_step = build_train_step(network, optimizer, differentiate)
     is_random = layers.are_random(network.build_layers())
     fold_in = tf.random.experimental.stateless_fold_in
 
@@ -588,10 +591,13 @@ def build_local_training(
 
 
 def fedavg_client(
-    network: Network, optimizer: Any, batch_size: int
+    network: Network,
+    optimizer: Any,
+    batch_size: int,
+    differentiate: Callable = loss_and_gradients,
 ) -> Callable[[Broadcast, ClientTask], ClientOutput]:
     """Return client_update(broadcast, task) -> ClientOutput, FedAvg's client [1, ClientUpdate]."""
-    local_training = build_local_training(network, optimizer, batch_size)
+    local_training = build_local_training(network, optimizer, batch_size, differentiate)
 
     def client_update(broadcast, task):
         trained, loss, accuracy = local_training(broadcast.weights, task)
@@ -891,6 +897,8 @@ class Parts(NamedTuple):
     memory: Any = None  # a stateful algorithm's, with .shape (slots, d): variants/stateful.py
     message_size: int = 0  # of ClientOutput.message
     message_bytes: int = 0  # additional bytes that a client receives, and as many that it sends
+    kept_parameters: int = 0  # those that stay at the client, and do not travel
+    work: float = 1.0  # what a client computes in a round, in trainings of local_epochs
     callbacks: tuple[Callback, ...] = ()  # before and after each round
     note: str = ""  # for captions, such as "arithmetic of secure sums only"
     notices: tuple[str, ...] = ()  # what the user should know before the run begins
@@ -1010,10 +1018,30 @@ class Experiment:
         """Build evaluate(weights) on the test images of other data than the run's own."""
         return build_evaluator(self.network, dataset)
 
+    def loss_and_gradients(self, weights: Any, x: Any, y: Any, key: Any) -> tuple[Any, Any, Any]:
+        """Return (losses, logits, gradients of their mean) of a batch at these weights."""
+        return loss_and_gradients(self.network, weights, x, y, key)
+
     def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
         """Return the gradient over the task's whole shard at these weights, for mimelite."""
         x = to_input(task.shard.images)
-        return loss_and_gradients(self.network, weights, x, task.shard.labels, task.key)[2]
+        return self.loss_and_gradients(weights, x, task.shard.labels, task.key)[2]
+
+    def build_tuner(self, parts: Parts) -> Callable[[Sequence[Any], int, int], Any]:
+        """Build tune(weights, client, round) -> weights, a client's local training in this process.
+
+        It is that of `parts`, which may be others than the run's.
+        """
+        here = self.config.replace(workers=Run().workers)
+        client = tf.function(build_client(replace(self, config=here, parts=parts)), autograph=False)
+
+        def tune(weights, client_id, round_num):
+            tensors = tuple(map(tf.constant, weights))
+            broadcast = Broadcast(tensors, tf.constant(round_num, tf.int64), tf.zeros([0, 0]))
+            output = client(broadcast, tf.constant(client_id, tf.int64))
+            return tuple(w - u for w, u in zip(tensors, output.update, strict=True))
+
+        return tune
 
     def broadcast(self, state: Any) -> Broadcast:
         """Return the broadcast after `state`, or the first one for None; for --save-clients."""
@@ -1029,6 +1057,10 @@ class Experiment:
             tf.constant(progress.round + 1, tf.int64),
             tf.constant(progress.memory, tf.float32),
         )
+
+    def build_model(self) -> Any:
+        """Build the Keras model, with initial weights of a seed of its own."""
+        return build_model(self.network, seed=0)
 
     def build_saved_model(self, weights: Any) -> Any:
         """Build the Keras model to save, with TFF's ModelWeights."""

@@ -502,3 +502,15 @@ def train_layer(layer: Any, x: Any, key: Any, position: int) -> Any:
     if "training" in inspect.signature(layer.call).parameters:
         return layer(x, training=True)
     return layer(x)
+
+
+def places_by_layer(model: Any) -> list[list[int]]:
+    """Return, for each layer of a model that has weights, their places among the model's."""
+    places = {id(weight): place for place, weight in enumerate(model.weights)}
+    found = []
+    for layer in model.layers:
+        for part in parts_of(layer):
+            own = [*part._trainable_weights, *part._non_trainable_weights]
+            if own:
+                found.append([places[id(weight)] for weight in own])
+    return sorted(found, key=max)

@@ -252,6 +252,7 @@ EXTRA_LABELS = {
     "client_worst10": "the same, worst 10 % of clients",
     "personal_accuracy": "the same by clients' own models, mean",
     "personal_worst10": "by own models, worst 10 % of clients",
+    "unseen_personal_accuracy": "unseen clients' own test images, by own models, mean",
 }
 
 

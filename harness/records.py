@@ -29,6 +29,7 @@ EXTRA = {
     "client_worst10": "worst 10 % of clients",
     "personal_accuracy": "clients' own models",
     "personal_worst10": "worst 10 % of those",
+    "unseen_personal_accuracy": "unseen clients' own models",
 }
 # What a client measures while it trains, on its own images: in files these are train_loss, ...
 DURING_TRAINING = ("loss", "accuracy")
@@ -468,12 +469,16 @@ def communication_cost(experiment: Any, num_sent: int, num_reported: int) -> dic
 
     `num_sent` clients receive the weights and the round's number; `num_reported` send an update, as
     the aggregator encodes it, and their metrics. An algorithm may send as much as the weights in
-    addition, and an adaptive norm goes both ways. A private run counts its expected cohort.
+    addition, and an adaptive norm goes both ways; what clients keep does not travel. A private run
+    counts its expected cohort.
     """
     parts = experiment.parts
+    num_parameters = experiment.num_parameters
+    travels = num_parameters - parts.kept_parameters
     if experiment.config.is_private:
         num_sent = experiment.config.cohort_size
         num_reported = experiment.config.cohort_size
-    down = 4 * experiment.num_parameters + parts.message_bytes + 8
-    up = parts.update_bytes + parts.message_bytes + 4 * len(parts.metrics_type._fields)
+    down = 4 * travels + parts.message_bytes + 8
+    update = round(parts.update_bytes * travels / num_parameters)
+    up = update + parts.message_bytes + 4 * len(parts.metrics_type._fields)
     return {"bytes_down": num_sent * down, "bytes_up": num_reported * up}

@@ -90,13 +90,17 @@ def read_shard_file(path: Path, image_shape=(28, 28, 1)):
     return images, np.frombuffer(content[size * pixels :], "<u2")
 
 
-def batches_of(config: fl.Config, shards: Path, client: int, round_num: int):
+def batches_of(
+    config: fl.Config, shards: Path, client: int, round_num: int, second: int | None = None
+):
     """The (images float[n,28,28,1], labels) batches of a client in a round, by the documented rule,
-    eagerly."""
+    eagerly; those of a second training in the round have a key made by the number `second`."""
     images, labels = read_shard_file(shards / f"{client}.bin")
     key = tf.random.experimental.stateless_fold_in(
         tf.constant([config.seed, client], tf.int64), np.int64(round_num)
     )
+    if second is not None:
+        key = tf.random.experimental.stateless_fold_in(key, np.int64(second))
     training = config.training
     for epoch in range(training.local_epochs):
         epoch_key = tf.random.experimental.stateless_fold_in(key, np.int64(epoch))
@@ -162,10 +166,12 @@ COHORTS = [
 ]
 
 
-def numpy_local(config, shards, client, round_num, weights, rate=None, correct=lambda g, w: g):
+def numpy_local(
+    config, shards, client, round_num, weights, rate=None, correct=lambda g, w: g, second=None
+):
     """(weights after local SGD, steps); `correct(gradients, weights)` is the algorithm's change."""
     steps = 0
-    for images, labels in batches_of(config, shards, client, round_num):
+    for images, labels in batches_of(config, shards, client, round_num, second):
         gradients = correct(numpy_gradients(weights, images, labels), weights)
         weights = [
             w - (rate or client_rate(config, round_num)) * g

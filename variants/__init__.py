@@ -1,11 +1,15 @@
 """Variants of FedAvg, one module per subject; each needs a non-default flag. The papers:
 
 - Acar et al. 2021, Federated Learning Based on Dynamic Regularization (ICLR)
+- Arivazhagan et al. 2019, Federated Learning with Personalization Layers (arXiv:1912.00818)
 - Andrew et al. 2021, Differentially Private Learning with Adaptive Clipping (NeurIPS)
 - Bagdasaryan et al. 2020, How To Backdoor Federated Learning (AISTATS)
 - Blanchard et al. 2017, Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent
   (NeurIPS)
 - Bonawitz et al. 2017, Practical Secure Aggregation for Privacy-Preserving Machine Learning (CCS)
+- Cheng et al. 2021, Fine-tuning is Fine in Federated Learning (arXiv:2108.07313)
+- Collins et al. 2021, Exploiting Shared Representations for Personalized Federated Learning (ICML)
+- Deng et al. 2020, Adaptive Personalized Federated Learning (arXiv:2003.13461)
 - Fang et al. 2020, Local Model Poisoning Attacks to Byzantine-Robust Federated Learning
   (USENIX Security)
 - Hsu et al. 2019, Measuring the Effects of Non-Identical Data Distribution (arXiv:1909.06335)
@@ -15,6 +19,7 @@
   (NeurIPS)
 - Li et al. 2020, Federated Optimization in Heterogeneous Networks (MLSys)
 - Li et al. 2021, FedBN: Federated Learning on Non-IID Features via Local Batch Normalization (ICLR)
+- Li et al. 2021b, Ditto: Fair and Robust Federated Learning Through Personalization (ICML)
 - Li et al. 2022, Federated Learning on Non-IID Data Silos: An Experimental Study (ICDE)
 - McMahan et al. 2018, Learning Differentially Private Recurrent Language Models (ICLR)
 - Reddi et al. 2021, Adaptive Federated Optimization (ICLR)
@@ -51,6 +56,7 @@ LOSSES = (
 
 # Of FedAvg's parts: function(parts, experiment) -> parts.
 CHANGES = (
+    Change(("fine_tune_epochs",), "personal:fine_tune", "it takes FedAvg's own parts"),
     Change(("client_optimizer",), "optimizers:change_optimizer", "the changes below wrap it"),
     Change(("sampling", "unseen_clients"), "sampling:change_sampling", "dp replaces it"),
     Change(("aggregator",), "aggregators:change_aggregator", "FedNova wraps it"),

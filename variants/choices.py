@@ -305,6 +305,35 @@ ALGORITHMS = {
     ),
 }
 
+# A client has a model, or layers, of its own.
+ALGORITHMS |= {
+    "fedper": AlgorithmChoice(
+        "the last personal_layers layers stay at the client [Arivazhagan et al. 2019]",
+        "personal:fedper",
+        ("personal_layers",),
+        paper_name="FedPer",
+    ),
+    "fedrep": AlgorithmChoice(
+        "like fedper, but clients first train their own layers for head_epochs, then the others "
+        "[Collins et al. 2021]",
+        "personal:fedrep",
+        ("personal_layers", "head_epochs"),
+        paper_name="FedRep",
+    ),
+    "ditto": AlgorithmChoice(
+        "fedavg, and for each client a model of its own close to the global one [Li et al. 2021b]",
+        "personal:ditto",
+        ("ditto_lambda",),
+        paper_name="Ditto",
+    ),
+    "apfl": AlgorithmChoice(
+        "each client's model is a mixture of its own and the global one [Deng et al. 2020]",
+        "personal:apfl",
+        ("apfl_alpha",),
+        paper_name="APFL",
+    ),
+}
+
 CLIENT_OPTIMIZERS = {
     "sgd": OptimizerChoice("w <- w - client_lr * gradient"),
     "momentum": OptimizerChoice(

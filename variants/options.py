@@ -187,6 +187,20 @@ class Optimization(ConfigGroup):
     dyn_alpha: float_range(0.0001, 1000) = 0.001
     """Weight, alpha, of feddyn's quadratic penalty around the global model. The server's correction
     is weighted by 1 / alpha."""
+    personal_layers: Count = 1
+    """Layers with weights, from the last one back, that stay at each client. Used by fedper and
+    fedrep."""
+    head_epochs: Count = 10
+    """Epochs that fedrep's clients train their own layers for, before local_epochs on the
+    others."""
+    ditto_lambda: Rate = 0.1
+    """Weight, lambda, of the term that keeps ditto's own models close to the global one."""
+    apfl_alpha: Probability = 0.5
+    """Share, alpha, of a client's own model in apfl's mixture; 0 is fedavg."""
+    fine_tune_epochs: CountOrZero = 0
+    """After each round, also evaluate every client by the global model fine-tuned for this many
+    epochs on the client's images [Cheng et al. 2021]. Needs --client-test; changes nothing in the
+    federation. Clients that a personal algorithm has not trained yet are fine-tuned too."""
     client_schedule: choice(SCHEDULES) = "constant"
     """Schedule of the clients' learning rate over the rounds t."""
     server_schedule: choice(SERVER_SCHEDULES) = "constant"
@@ -709,6 +723,11 @@ def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
         raise UserError(
             f"local_steps={chosen['local_steps']} contradicts algorithm={algorithm!r}, which "
             "takes a single step; drop one of them"
+        )
+    if chosen["local_steps"] and "head_epochs" in facts.fields:
+        raise UserError(
+            f"local_steps={chosen['local_steps']} cannot be combined with algorithm="
+            f"{algorithm!r}, whose clients train two parts for whole epochs; use --local-epochs"
         )
     if facts.client_optimizers and chosen["client_optimizer"] not in facts.client_optimizers:
         raise UserError(

@@ -220,8 +220,9 @@ def remember(parts: Any, experiment: Any, memory: Memory) -> Any:
 
     Raises UserError if it is above 1 GiB, or does not go with the sampling or the aggregator.
     """
-    check_memory(memory, experiment.config.optimization.algorithm)
-    check_neighbours(experiment)
+    name = f"algorithm={experiment.config.optimization.algorithm!r}"
+    check_memory(memory, name)
+    check_neighbours(experiment, name)
     d = experiment.num_parameters
     optimizer = Corrected(
         parts.client_optimizer, memory.correct_gradients, ["round_weights", "message"]
@@ -308,19 +309,19 @@ def build_stateful_round(memory: Memory, metrics_type: type) -> Callable[[Any], 
     return build_round
 
 
-def check_memory(memory: Memory, algorithm: str) -> None:
-    """Raise UserError if the algorithm's memory is above 1 GiB."""
+def check_memory(memory: Memory, name: str) -> None:
+    """Raise UserError if the memory is above 1 GiB; `name` is what errors call its user."""
     slots, num_parameters = memory.shape
     gibibytes = 4 * slots * num_parameters / 2**30
     if gibibytes > 1:
         raise UserError(
-            f"num_clients: algorithm={algorithm!r} keeps {slots:,} vectors of {num_parameters:,} "
+            f"num_clients: {name} keeps {slots:,} vectors of {num_parameters:,} "
             f"parameters, {gibibytes:.1f} GiB, more than 1 GiB; choose at most "
             f"{2**28 // num_parameters - 1} clients, or a smaller model"
         )
 
 
-def check_neighbours(experiment: Any) -> None:
+def check_neighbours(experiment: Any, name: str) -> None:
     """Raise UserError for a sampling or an aggregator that a memory has no rule for."""
     config = experiment.config
     if config.training.sampling == "by-size":
@@ -330,8 +331,8 @@ def check_neighbours(experiment: Any) -> None:
         )
     if config.is_private:
         raise UserError(
-            f"algorithm={config.optimization.algorithm!r}: its clients also send a message that "
-            "the server remembers, to which aggregator='dp' adds no noise, so epsilon would be "
+            f"{name}: its clients also send a message that the "
+            " server remembers, to which aggregator='dp' adds no noise, so epsilon would be "
             "false; change one of the flags"
         )
 
