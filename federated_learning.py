@@ -171,6 +171,7 @@ class Config(options.ExperimentConfig):
     aggregation: options.Aggregation = options.Aggregation()
     privacy: options.Privacy = options.Privacy()
     adversity: options.Adversity = options.Adversity()
+    clock: options.Clock = options.Clock()
     comparison: Comparison = Comparison()
     run: Run = Run()
 
@@ -902,6 +903,7 @@ class Parts(NamedTuple):
     callbacks: tuple[Callback, ...] = ()  # before and after each round
     note: str = ""  # for captions, such as "arithmetic of secure sums only"
     notices: tuple[str, ...] = ()  # what the user should know before the run begins
+    simulate_seconds: Callable[[list[int], int], float] | None = None  # (clients drawn, round)
     extra_evaluations: dict[str, Callable[[], OtherImages]] = {}  # beside the test set, by name
 
 
@@ -1154,6 +1156,7 @@ def run_rounds(
         experiment = prepare(experiment)
     config = experiment.config
     parts = experiment.parts
+    simulate_seconds = parts.simulate_seconds
     all_callbacks = CallbackList([*parts.callbacks, *callbacks])
     log = folder.log if folder else os.devnull
     # TFF's clients at once: chunks, or single clients where the aggregator sees each.
@@ -1181,6 +1184,7 @@ def run_rounds(
                 dropped=len(cohort) - len(reporting),
                 measured=measured,
                 seconds=round(time.perf_counter() - start, 3),
+                simulated_seconds=simulate_seconds(cohort, round_num) if simulate_seconds else None,
                 **records.communication_cost(experiment, len(cohort), len(reporting)),
                 **worker.measured_bytes(),
             )

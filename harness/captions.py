@@ -48,6 +48,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "loss": describe_loss(training),
         "start": f"from {Path(initial).name}" if initial else "",
         **describe_adversity(config),
+        **describe_clock(config.clock),
         "seed": f"seed {config.seed}",
     }
 
@@ -127,6 +128,20 @@ def describe_adversity(config: Any) -> dict[str, str]:
         "dropout": f"dropout {adversity.dropout:g}" if adversity.dropout else "",
         "stragglers": f"{stragglers}, dropped" if adversity.drop_stragglers else stragglers,
         "attack": f"{adversity.byzantine} attackers ({attack})" if adversity.byzantine else "",
+    }
+
+
+def describe_clock(clock: Any) -> dict[str, str]:
+    """Describe the simulated clock; "" for what is not in use."""
+    speed = f"{clock.device_speed}, {clock.examples_per_second:g} examples/s"
+    if clock.speed_by_size:
+        speed += f", by size {clock.speed_by_size:g}"
+    return {
+        "device_speed": speed if clock.device_speed else "",
+        "bandwidth": f"{clock.bandwidth / 1e6:g} MB/s" if clock.bandwidth else "",
+        "latency": f"latency {clock.latency:g} s" if clock.latency else "",
+        "deadline": f"deadline {clock.deadline:g} s" if clock.deadline else "",
+        "over_select": f"over-select {clock.over_select:g}" if clock.over_select > 1 else "",
     }
 
 

@@ -115,6 +115,7 @@ class RoundRecord:
     )  # 0..1, of the columns in EXTRA
     clip_norm: float | None = None  # an adaptive aggregator's after the round, such as dp's
     metrics: dict[str, float] = field(default_factory=dict)  # --metrics', by column
+    simulated_seconds: float | None = None  # of the clock's; None without one
 
     @property
     def private(self) -> bool:
@@ -227,12 +228,14 @@ class RoundRecord:
             f"{EXTRA[name]} {accuracy:7.2%}" for name, accuracy in self.extra_accuracies.items()
         ]
         parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.metrics.items()]
+        if self.simulated_seconds is not None:
+            parts.append(f"simulated {self.simulated_seconds:,.2f} s")
         if not math.isnan(self.seconds):
             parts.append(f"{self.seconds:6.2f} s")
         if self.private:
             parts.append(format_epsilon(self))
         if self.dropped:
-            parts.append(f"{self.dropped} dropped out")
+            parts.append(f"{self.dropped} did not report")
         if self.num_nonfinite:
             parts.append(f"{self.num_nonfinite} not finite, left out")
         return "   ".join(parts)
@@ -367,6 +370,13 @@ def megabytes_so_far(records: Sequence[RoundRecord]) -> np.ndarray:
     return np.cumsum([record.bytes_down + record.bytes_up for record in records]) / 1e6
 
 
+def simulated_so_far(records: Sequence[RoundRecord]) -> np.ndarray | None:
+    """Return the simulated seconds at the end of each round, float64[rounds]; None without a
+    clock."""
+    seconds = [record.simulated_seconds for record in records]
+    return None if None in seconds else np.cumsum(seconds)
+
+
 def examples_trained_on(report: dict[str, Any], batch_size: int) -> float:
     """Return on how many examples a client trained in a round, by its report.
 
@@ -391,6 +401,18 @@ def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None
     if after == 0:
         return 1.0
     return float(after + (target - best[after - 1]) / (best[after] - best[after - 1]))
+
+
+def seconds_to_target(records: Sequence[RoundRecord], target: float) -> float | None:
+    """Return the simulated seconds until the best test accuracy crossed `target`, or None.
+
+    They are read at rounds_to_target on the straight line between the ends of two rounds.
+    """
+    ends = simulated_so_far(records)
+    rounds = rounds_to_target([record.test_accuracy for record in records], target)
+    if ends is None or rounds is None:
+        return None
+    return float(np.interp(rounds, np.arange(1, len(ends) + 1), ends))
 
 
 def have_one_length(records_of: dict[str, Sequence[Sequence[RoundRecord]]]) -> bool:
@@ -464,6 +486,15 @@ def make_record(
     )
 
 
+def client_traffic(parts: Any, num_parameters: int) -> tuple[int, int]:
+    """Return the bytes that a client receives in a round, and those that it sends."""
+    travels = num_parameters - parts.kept_parameters
+    down = 4 * travels + parts.message_bytes + 8
+    update = round(parts.update_bytes * travels / num_parameters)
+    up = update + parts.message_bytes + 4 * len(parts.metrics_type._fields)
+    return down, up
+
+
 def communication_cost(experiment: Any, num_sent: int, num_reported: int) -> dict[str, int]:
     """Return the bytes of a round, as a network would carry them.
 
@@ -472,13 +503,8 @@ def communication_cost(experiment: Any, num_sent: int, num_reported: int) -> dic
     addition, and an adaptive norm goes both ways; what clients keep does not travel. A private run
     counts its expected cohort.
     """
-    parts = experiment.parts
-    num_parameters = experiment.num_parameters
-    travels = num_parameters - parts.kept_parameters
     if experiment.config.is_private:
         num_sent = experiment.config.cohort_size
         num_reported = experiment.config.cohort_size
-    down = 4 * travels + parts.message_bytes + 8
-    update = round(parts.update_bytes * travels / num_parameters)
-    up = update + parts.message_bytes + 4 * len(parts.metrics_type._fields)
+    down, up = client_traffic(experiment.parts, experiment.num_parameters)
     return {"bytes_down": num_sent * down, "bytes_up": num_reported * up}

@@ -18,6 +18,8 @@ NUMBERS = {
     "split again": 3,  # the attempts after the first
     "unseen clients": 5,
     "extra evaluations": 6,  # images of many
+    "device speeds": 8,
+    "arrivals": 9,  # in FedBuff: the clients that take the places of those that have reported
     "client tests": 7,  # the images of a client that it does not train on
 }
 

@@ -4,6 +4,7 @@
 - Arivazhagan et al. 2019, Federated Learning with Personalization Layers (arXiv:1912.00818)
 - Andrew et al. 2021, Differentially Private Learning with Adaptive Clipping (NeurIPS)
 - Bagdasaryan et al. 2020, How To Backdoor Federated Learning (AISTATS)
+- Bonawitz et al. 2019, Towards Federated Learning at Scale: System Design (MLSys)
 - Blanchard et al. 2017, Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent
   (NeurIPS)
 - Bonawitz et al. 2017, Practical Secure Aggregation for Privacy-Preserving Machine Learning (CCS)
@@ -22,6 +23,7 @@
 - Li et al. 2021b, Ditto: Fair and Robust Federated Learning Through Personalization (ICML)
 - Li et al. 2022, Federated Learning on Non-IID Data Silos: An Experimental Study (ICDE)
 - McMahan et al. 2018, Learning Differentially Private Recurrent Language Models (ICLR)
+- Nguyen et al. 2022, Federated Learning with Buffered Asynchronous Aggregation (AISTATS)
 - Reddi et al. 2021, Adaptive Federated Optimization (ICLR)
 - Suresh et al. 2017, Distributed Mean Estimation with Limited Communication (ICML)
 - Szegedy et al. 2016, Rethinking the Inception Architecture for Computer Vision (CVPR)
@@ -77,5 +79,8 @@ CHANGES = (
     Change(("dropout",), "sampling:drop_out", "of those drawn"),
     Change(
         ("drop_stragglers",), "sampling:drop_stragglers", "applies to those that did not drop out"
+    ),
+    Change(
+        ("device_speed", "bandwidth", "latency"), "clock:keep_time", "all else tells who reports"
     ),
 )

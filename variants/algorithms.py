@@ -33,6 +33,11 @@ def fedsgd(parts: Any, experiment: Any) -> Any:
     return parts
 
 
+def fedbuff(parts: Any, experiment: Any) -> Any:
+    """FedAvg's clients, whose rounds are asynchronous: the clock's change, clock.keep_time."""
+    return parts
+
+
 def fedprox(parts: Any, experiment: Any) -> Any:
     """The gradient of the loss + prox_mu / 2 * |w - w_0| ** 2 (Li et al. 2020, equation 2)."""
     mu = experiment.config.optimization.prox_mu

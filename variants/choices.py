@@ -57,6 +57,7 @@ class AlgorithmChoice(NamedTuple):
     client_optimizers: tuple[str, ...] = ()  # those that its rule holds for; empty: all
     required: dict[str, int] = {}  # fields whose values define it
     sends_loss_gradients: bool = False  # without weight decay
+    needs_clock: bool = False  # its rounds end by the simulated clock
     weights_steps: bool = False  # takes a mean of step counts weighted by examples
     paper_name: str = ""  # in LaTeX tables
 
@@ -305,6 +306,14 @@ ALGORITHMS = {
     ),
 }
 
+ALGORITHMS["fedbuff"] = AlgorithmChoice(
+    "asynchronous: the server makes a step whenever buffer_size of the clients at work have "
+    "reported [Nguyen et al. 2022]; needs a clock, such as --device-speed lognormal:0.5",
+    "algorithms:fedbuff",
+    ("buffer_size",),
+    needs_clock=True,
+    paper_name="FedBuff",
+)
 # A client has a model, or layers, of its own.
 ALGORITHMS |= {
     "fedper": AlgorithmChoice(

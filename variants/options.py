@@ -6,6 +6,7 @@ A field that no selected choice uses has no effect, and triggers a notice.
 from __future__ import annotations
 
 import functools
+import math
 import os
 import re
 import shlex
@@ -187,6 +188,9 @@ class Optimization(ConfigGroup):
     dyn_alpha: float_range(0.0001, 1000) = 0.001
     """Weight, alpha, of feddyn's quadratic penalty around the global model. The server's correction
     is weighted by 1 / alpha."""
+    buffer_size: Count = 5
+    """Clients whose reports fedbuff's server waits for before it makes a step. clients_per_round of
+    them are at work at any time."""
     personal_layers: Count = 1
     """Layers with weights, from the last one back, that stay at each client. Used by fedper and
     fedrep."""
@@ -272,6 +276,49 @@ class Adversity(ConfigGroup):
     """Fraction of a backdoor attacker's images that carry the trigger."""
 
 
+CLOCK_FIELDS = ("device_speed", "bandwidth", "latency")
+
+
+@dataclass(frozen=True)
+class Clock(ConfigGroup):
+    """A simulated clock: how long rounds would take on clients of given speed and connection.
+
+    One of device_speed, bandwidth and latency turns it on.
+    """
+
+    device_speed: text("SPEEDS") = ""
+    """Speeds at which clients train. lognormal:0.5: examples_per_second times a lognormal factor
+    with this standard deviation of its logarithm, drawn for each client by the seed. constant: the
+    same speed for all. Default: training takes no time."""
+    examples_per_second: float_range(0.001, 1e9) = 1000.0
+    """Median speed of a client, in training examples per second. Used by --device-speed."""
+    speed_by_size: float_range(-1, 1) = 0.0
+    """Correlation of the logarithm of a client's speed with that of its number of images. Used by
+    --device-speed."""
+    bandwidth: float_range(0, 1e12) = 0.0
+    """Bytes per second of each client's connection, down and up; 0: messages take no time."""
+    latency: float_range(0, 86_400) = 0.0
+    """Seconds that a message takes in addition, whatever its size."""
+    deadline: float_range(0, 1e9) = 0.0
+    """Simulated seconds after which the server closes a round, without the clients that are late;
+    0: it waits for all."""
+    over_select: float_range(1, 10) = 1.0
+    """Draw this many times clients_per_round, and take the first clients_per_round that report
+    [Bonawitz et al. 2019]."""
+
+    @property
+    def speed_spread(self) -> float:
+        """Standard deviation of the logarithm of the speeds. Raises UserError for another text."""
+        found = re.fullmatch(r"constant|lognormal:(\d+\.?\d*|\.\d+)", self.device_speed)
+        if not found or float(found[1] or 0) > 10:
+            raise UserError(
+                f"device_speed={self.device_speed!r:.40} is not a distribution of speeds; give "
+                "constant, or lognormal with a standard deviation of at most 10, such as "
+                "lognormal:0.5"
+            )
+        return float(found[1] or 0)
+
+
 def find_choice(field: str, name: str) -> Any:
     """Return the choice of this name; of FILE.py:FUNCTION what is known before the file is read."""
     if name in TABLES[field] or field not in KINDS:
@@ -352,6 +399,11 @@ class ExperimentConfig(ConfigGroup):
         """Clients that train in a round, m; with Poisson sampling on average."""
         drawn = self.partitioning.num_clients - self.num_unseen
         return self.training.clients_per_round or drawn
+
+    @property
+    def num_selected(self) -> int:
+        """Clients that are drawn for a round, over_select * m, rounded up."""
+        return math.ceil(self.clock.over_select * self.cohort_size - 1e-9)
 
     @property
     def num_unseen(self) -> int:
@@ -448,6 +500,10 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     conditions["drop_stragglers"] = (Condition(("stragglers",)),)
     for field in ("data_name", "transpose", "test_share", "image_size"):
         conditions[field] = (Condition(("data",)),)
+    for field in ("examples_per_second", "speed_by_size"):
+        conditions[field] = (Condition(("device_speed",)),)
+    for field in ("deadline", "over_select"):
+        conditions[field] = (Condition(CLOCK_FIELDS),)
     conditions["accept_changes"] = (Condition(("resume",)),)
     return conditions
 
@@ -635,6 +691,7 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
     check_algorithm(chosen, default)
     check_privacy(chosen)
     check_aggregator(chosen)
+    check_clock(chosen)
     if chosen["save_clients"] and chosen["workers"] != HERE:
         raise UserError(
             f"save_clients=True cannot be combined with workers={chosen['workers']!r:.60}, which "
@@ -702,6 +759,49 @@ def check_cohort(chosen: dict[str, Any]) -> None:
         raise UserError(
             f"byzantine={chosen['byzantine']} exceeds num_clients={clients}; choose 0 to {drawn}"
         )
+
+
+def check_clock(chosen: dict[str, Any]) -> None:
+    """Raise UserError for a clock that cannot be kept, or that changes what a run may not."""
+    if chosen["device_speed"]:
+        Clock(device_speed=chosen["device_speed"]).speed_spread  # noqa: B018, raises
+    used = [field for field in CLOCK_FIELDS if chosen[field]]
+    is_private = find_choice("aggregator", chosen["aggregator"]).kind == "private"
+    if used and is_private:
+        raise UserError(
+            f"{used[0]}={chosen[used[0]]} cannot be combined with aggregator='dp': a round's time "
+            "tells how many images the drawn clients have; drop one of them"
+        )
+    check_asynchronous(chosen, bool(used))
+    cohort = chosen["clients_per_round"]
+    drawable = chosen["num_clients"] - num_unseen(chosen["unseen_clients"], chosen["num_clients"])
+    selected = math.ceil(chosen["over_select"] * (cohort or drawable) - 1e-9)
+    if used and chosen["over_select"] > 1 and drawable and selected > drawable:
+        raise UserError(
+            f"over_select={chosen['over_select']:g} draws {selected} clients for a round of "
+            f"{cohort or drawable}, more than there are ({drawable}); choose a smaller "
+            "clients_per_round"
+        )
+
+
+def check_asynchronous(chosen: dict[str, Any], has_clock: bool) -> None:
+    """Raise UserError for flags that asynchronous rounds have no rule for."""
+    algorithm = chosen["algorithm"]
+    if not find_choice("algorithm", algorithm).needs_clock:
+        return
+    if not has_clock:
+        raise UserError(
+            f"algorithm={algorithm!r} needs a clock, which tells when clients report; add "
+            "--device-speed lognormal:0.5, --bandwidth or --latency"
+        )
+    default = Clock().to_dict() | Adversity().to_dict() | {"sampling": "fixed"}
+    default["save_clients"] = False
+    for field in ("deadline", "over_select", "drop_stragglers", "sampling", "save_clients"):
+        if chosen[field] != default[field]:
+            raise UserError(
+                f"{field}={chosen[field]} cannot be combined with algorithm={algorithm!r}, whose "
+                "clients do not begin together; drop one of them"
+            )
 
 
 def num_unseen(share: float, num_clients: int) -> int:

@@ -227,10 +227,13 @@ def remember(parts: Any, experiment: Any, memory: Memory) -> Any:
     optimizer = Corrected(
         parts.client_optimizer, memory.correct_gradients, ["round_weights", "message"]
     )
+    # MimeLite's clients also compute a gradient over their shard.
+    shard_gradients = 1 if isinstance(memory, MimeLite) else 0
     changed = parts._replace(
         client_optimizer=optimizer,
         memory=memory,
         message_size=d,
+        work=parts.work + shard_gradients / experiment.config.training.local_epochs,
         message_bytes=4 * d if memory.sends_memory else 0,
         build_round=build_stateful_round(memory, parts.metrics_type),
     )
