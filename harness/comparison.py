@@ -31,13 +31,25 @@ from harness.files import (
     write_file,
 )
 from harness.latex import escape, name_settings
-from harness.plots import plot_comparison, plot_rounds_to_target
+from harness.plots import (
+    MEGABYTES,
+    SECONDS,
+    Cost,
+    Spent,
+    plot_comparison,
+    plot_rounds_to_target,
+)
 from harness.provenance import changed, describe_provenance, program, read_programs
 from harness.records import (
+    OWN_MODELS,
+    WORST_OWN,
     RoundRecord,
+    has_own_models,
     have_one_length,
-    megabytes_so_far,
+    own_accuracies,
     rounds_to_target,
+    seconds_to_target,
+    simulated_so_far,
 )
 from harness.results import (
     Base,
@@ -226,8 +238,12 @@ def write_comparison(
     is_private = any(runs[0][-1].private for runs in records_of.values())
     provenance = describe_provenance(None if is_private else since)
     figures = {"comparison.png": draw_comparison}
-    if not target:
-        figures |= cost_figures(records_of, caption, finished.panels)
+    figures |= cost_figures(records_of, caption, finished.panels, bool(target))
+    if has_own_models(records_of):
+        own_curves = {name: [*map(own_accuracies, runs)] for name, runs in records_of.items()}
+        figures["personal_accuracy.png"] = partial(
+            plot_comparison, own_curves, caption, panels=finished.panels, measured=ON_OWN_IMAGES
+        )
     if clients_of:
         draw_clients = partial(plot_clients_of_rows, clients_of, measured_on, caption)
         figures["client_accuracy.png"] = draw_clients
@@ -265,7 +281,20 @@ def write_comparison(
     width = max(map(len, labels.values()))
     for name, text in texts.items():
         print_line(f"{labels[name]:{width}}  {text}{differences.get(name, '')}")
+    if target and have_clock(records_of):
+        print_lines(describe_times(records_of, target, finished.base))
+    if has_own_models(records_of):
+        print_lines(describe_own_models(records_of, finished.base))
     print_line(f"\nwrote {', '.join(files)} into {one_line(str(folder))}")
+
+
+def print_lines(texts: dict[str, str]) -> None:
+    """Print a heading, of the name "", and a line for each other name."""
+    width = max(map(len, texts))
+    print_line(f"\n{texts['']}")
+    for name, text in texts.items():
+        if name:
+            print_line(f"{name:{width}}  {text}")
 
 
 def tell_caveats(records_of: dict[str, list[list[RoundRecord]]], target: float) -> None:
@@ -300,6 +329,7 @@ def rates_of(singles: Sequence[Single]) -> dict[str, Rates]:
     }
 
 
+ON_OWN_IMAGES = "clients' own test"
 Outcome = tuple[Callable, dict[str, str], dict[str, Sequence[float | None]]]
 
 
@@ -372,25 +402,94 @@ def format_lengths(runs: Sequence[Sequence[RoundRecord]]) -> str:
 
 
 def cost_figures(
-    records_of: dict[str, list[list[RoundRecord]]], caption: str, panels: Panels = None
+    records_of: dict[str, list[list[RoundRecord]]],
+    caption: str,
+    panels: Panels = None,
+    to_target: bool = False,
 ) -> dict[str, Callable]:
-    """Return file name -> what draws the errors by megabytes sent; none where all send the same."""
-    accuracies = {}
-    megabytes = {}
+    """Return file name -> what draws the errors by megabytes sent, and by simulated seconds.
+
+    Megabytes are left out where all rows send the same and in runs to a target, seconds where a run
+    has no clock.
+    """
+    labels = {name: name + format_spent(runs) for name, runs in records_of.items()}
+    accuracies = {labels[name]: curves_of(runs) for name, runs in records_of.items()}
+    of_labeled = {labels[name]: panels[name] for name in records_of} if panels else None
+    figures = {}
+    sent = mean_spent(MEGABYTES, records_of, labels)
+    totals = [float(of_rounds[-1]) for of_rounds in sent.of_rounds.values()]
+    if not to_target and max(totals) >= 1.01 * min(totals):
+        draw = partial(plot_comparison, accuracies, caption, sent, of_labeled)
+        figures["comparison_by_megabytes.png"] = draw
+    if have_clock(records_of):
+        taken = mean_spent(SECONDS, records_of, labels)
+        draw = partial(plot_comparison, accuracies, caption, taken, of_labeled)
+        figures["comparison_by_seconds.png"] = draw
+    return figures
+
+
+def mean_spent(
+    cost: Cost, records_of: dict[str, list[list[RoundRecord]]], labels: dict[str, str]
+) -> Spent:
+    """Return what the rows have spent by round, the mean over their seeds, by their labels."""
+    of_rounds = {}
     for name, runs in records_of.items():
-        label = name + format_spent(runs)
-        accuracies[label] = curves_of(runs)
         rounds = min(map(len, runs))  # of a privacy budget's runs, one may be shorter
-        sent = [megabytes_so_far(records)[:rounds] for records in runs]
-        megabytes[label] = np.mean(sent, axis=0)
-    totals = [float(of_rounds[-1]) for of_rounds in megabytes.values()]
-    if max(totals) < 1.01 * min(totals):
-        return {}
-    of_labeled = None
-    if panels:
-        of_labeled = {n + format_spent(runs): panels[n] for n, runs in records_of.items()}
-    draw = partial(plot_comparison, accuracies, caption, megabytes, of_labeled)
-    return {"comparison_by_megabytes.png": draw}
+        spent = [cost.so_far(records)[:rounds] for records in runs]
+        of_rounds[labels[name]] = np.mean(spent, axis=0)
+    return Spent(cost, of_rounds)
+
+
+def have_clock(records_of: dict[str, list[list[RoundRecord]]]) -> bool:
+    """Return whether all runs have simulated seconds."""
+    runs = [records for of_seeds in records_of.values() for records in of_seeds]
+    return all(simulated_so_far(records) is not None for records in runs)
+
+
+def describe_times(
+    records_of: dict[str, list[list[RoundRecord]]], target: float, base: Base
+) -> dict[str, str]:
+    """Return name -> the simulated seconds to the target and how they differ; "" is the heading."""
+    times = {
+        name: [seconds_to_target(records, target) for records in runs]
+        for name, runs in records_of.items()
+    }
+    texts = {"": f"simulated seconds to {target:.2%}:"}
+    differences = differences_to_base(times, base, "s")
+    for name, of_seeds in times.items():
+        reached = [seconds for seconds in of_seeds if seconds is not None]
+        text = f"{np.mean(reached):,.1f}" if reached else "not reached"
+        if len(reached) > 1:
+            text += f" ± {np.std(reached, ddof=1):,.1f}"
+        if 0 < len(reached) < len(of_seeds):
+            text += f" ({len(reached)} of {pluralize(len(of_seeds), 'seed')})"
+        texts[name] = text + differences.get(name, "")
+    return texts
+
+
+def describe_own_models(
+    records_of: dict[str, list[list[RoundRecord]]], base: Base
+) -> dict[str, str]:
+    """Return name -> the accuracy of the clients' own models, and how it differs from the base.
+
+    The heading is "". A row without own models has the global model's on the same images.
+    """
+    final = {
+        name: [100 * own_accuracies(records)[-1] for records in runs]
+        for name, runs in records_of.items()
+    }
+    differences = differences_to_base(final if have_one_length(records_of) else {}, base, "points")
+    texts = {"": f"accuracy on the {ON_OWN_IMAGES} images, by the model that each client uses:"}
+    for name, runs in records_of.items():
+        last = [records[-1].extra_accuracies for records in runs]
+        worst = np.mean([found.get(WORST_OWN, found["client_worst10"]) for found in last])
+        spread = f" ± {np.std(final[name], ddof=1):.2f}" if len(runs) > 1 else ""
+        model = "own models" if OWN_MODELS in last[0] else "global model"
+        texts[name] = (
+            f"{np.mean(final[name]):.2f}{spread} %, worst 10 % {100 * worst:.2f} % ({model})"
+            f"{differences.get(name, '')}"
+        )
+    return texts
 
 
 def common_distributions(

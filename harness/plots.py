@@ -10,12 +10,18 @@ import textwrap
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from harness.command_line import warn
 from harness.figure_form import FORM, default_style
 from harness.files import one_line
-from harness.records import Evaluation, RoundRecord, format_epsilon, megabytes_so_far
+from harness.records import (
+    Evaluation,
+    RoundRecord,
+    format_epsilon,
+    megabytes_so_far,
+    simulated_so_far,
+)
 from harness.results import format_rounds_to_target, pluralize, skew
 
 import numpy as np
@@ -347,19 +353,46 @@ def plot_mixed_confusion(
     return draw_confusion(figure, counts, mixed, "errors (of 1,000 images)", classes)
 
 
+class Cost(NamedTuple):
+    """What a federation has spent after each round, as an x axis."""
+
+    label: str
+    unit: str
+    so_far: Callable[[Sequence[RoundRecord]], np.ndarray]  # records -> float64[rounds]
+
+
+MEGABYTES = Cost("sent so far, down and up (MB)", "MB", megabytes_so_far)
+SECONDS = Cost("simulated time (s)", "s", simulated_so_far)
+
+
 @default_style
-def plot_cost(records: Sequence[RoundRecord], caption: str) -> Figure:
-    """Draw test accuracy against the megabytes, 10^6 bytes, that server and clients have sent, a
-    point a round."""
-    megabytes = megabytes_so_far(records)
-    share = 100 * sum(record.bytes_up for record in records) / max(1e6 * megabytes[-1], 1)
-    title = f"{megabytes[-1]:,.1f} MB in {pluralize(len(records), 'round')}"
-    figure = new_figure(7, 4.2, title, f"{caption} · {share:.0f} % of the bytes are uploads")
+def plot_cost(
+    records: Sequence[RoundRecord], caption: str, cost: Cost = MEGABYTES, target: float = 0
+) -> Figure:
+    """Draw test accuracy against what the federation has spent, a point a round."""
+    spent = cost.so_far(records)
+    rounds = pluralize(len(records), "round")
+    title = f"{spent[-1]:,.1f} {cost.unit} in {rounds}"
+    note = caption
+    if cost is MEGABYTES:  # 10^6 bytes
+        share = 100 * sum(record.bytes_up for record in records) / max(1e6 * spent[-1], 1)
+        note = f"{caption} · {share:.0f} % of the bytes are uploads"
+    figure = new_figure(7, 4.2, title, note)
     axes = figure.subplots()
     accuracies = [100 * record.test_accuracy for record in records]
     marker = "o" if len(records) <= 50 else None
-    axes.plot(megabytes, accuracies, color=BLUE, marker=marker, ms=4)
-    axes.set(xlabel="sent so far, down and up (MB)", ylabel="test accuracy (%)", xlim=(0, None))
+    axes.plot(spent, accuracies, color=BLUE, marker=marker, ms=4)
+    if target:
+        axes.axhline(100 * target, color=GREY, lw=1.5, ls=(0, (1, 3)))
+        axes.annotate(
+            f"target {100 * target:.4g} %",
+            (0.01, 100 * target),
+            xycoords=("axes fraction", "data"),
+            va="bottom",
+            fontsize=8,
+            color=GREY,
+        )
+    axes.set(xlabel=cost.label, ylabel="test accuracy (%)", xlim=(0, None))
     plain(axes)
     return figure
 
@@ -419,9 +452,9 @@ def outcome_name() -> str:
     return "accuracy" if FORM.get().y == "accuracy" else "error"
 
 
-def style_outcome(axes: Any) -> None:
+def style_outcome(axes: Any, measured: str = "test") -> None:
     """Name and scale the y axis of a comparison's figure; the x axis has no label yet."""
-    axes.set_ylabel(f"test {outcome_name()} (%)")
+    axes.set_ylabel(f"{measured} {outcome_name()} (%)")
     if FORM.get().y == "error":
         log_scale(axes)
         plain(axes, "both")
@@ -429,10 +462,10 @@ def style_outcome(axes: Any) -> None:
         plain(axes)
 
 
-def outcome_axes(figure: Figure) -> Any:
+def outcome_axes(figure: Figure, measured: str = "test") -> Any:
     """Return axes of the test error, or what --figure-y asks for."""
     axes = figure.subplots()
-    style_outcome(axes)
+    style_outcome(axes, measured)
     return axes
 
 
@@ -458,11 +491,18 @@ def outside_legend(figure: Figure, title: str) -> None:
         text.set_text(textwrap.fill(unbroken, 60 if narrow else 40).replace("\xa0", " "))
 
 
+class Spent(NamedTuple):
+    """What the rows of a comparison have spent after each round."""
+
+    cost: Cost
+    of_rounds: dict[str, np.ndarray]  # name -> float64[rounds], the mean over the seeds
+
+
 def draw_curves(
     axes: Any,
     curves: dict[str, Sequence[np.ndarray]],
     styles: dict[str, dict[str, str]],
-    megabytes: dict[str, np.ndarray] | None,
+    spent: Spent | None,
     labels: dict[str, str],
 ) -> None:
     """Draw mean and band of each name's accuracies float[rounds] of each seed."""
@@ -470,7 +510,7 @@ def draw_curves(
         style = styles[name]
         rounds = min(map(len, of_seeds))
         outcomes = outcome_of([accuracies[:rounds] for accuracies in of_seeds])
-        places = megabytes[name][:rounds] if megabytes else np.arange(1, rounds + 1)
+        places = spent.of_rounds[name][:rounds] if spent else np.arange(1, rounds + 1)
         mean = outcomes.mean(axis=0)
         if len(of_seeds) > 1:
             spread = outcomes.std(axis=0, ddof=1)
@@ -478,15 +518,13 @@ def draw_curves(
             axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
         every = max(1, len(places) // 10)
         axes.plot(places, mean, **style, ms=4, markevery=every, label=labels[name])
-    if megabytes:
-        axes.set(xlabel="sent so far, down and up (MB)", xlim=(0, None))
+    if spent:
+        axes.set(xlabel=spent.cost.label, xlim=(0, None))
     else:
         whole_rounds(axes)
 
 
-def label_curves(
-    curves: dict[str, Sequence[np.ndarray]], megabytes: dict[str, np.ndarray] | None
-) -> dict[str, str]:
+def label_curves(curves: dict[str, Sequence[np.ndarray]], spent: Spent | None) -> dict[str, str]:
     """Return the legend's text of each name: mean ± sd over the runs' own last rounds."""
     labels = {}
     for name, of_seeds in curves.items():
@@ -494,8 +532,9 @@ def label_curves(
         label = f"{name}: {np.mean(ends):.2f} %"
         if len(of_seeds) > 1:
             label = f"{name}: {np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f} %"
-        if megabytes:
-            label += f", {megabytes[name][min(map(len, of_seeds)) - 1]:,.1f} MB"
+        if spent:
+            end = spent.of_rounds[name][min(map(len, of_seeds)) - 1]
+            label += f", {end:,.1f} {spent.cost.unit}"
         labels[name] = label
     return labels
 
@@ -504,25 +543,27 @@ def label_curves(
 def plot_comparison(
     curves: dict[str, Sequence[np.ndarray]],
     caption: str,
-    megabytes: dict[str, np.ndarray] | None = None,
+    spent: Spent | None = None,
     panels: dict[str, tuple[str, str]] | None = None,
+    measured: str = "test",
 ) -> Figure:
     """Draw the test error by round, a line a name, of the accuracies float[rounds] of each seed.
 
     The line goes as far as the shortest of a name's runs; its label has the mean over their own
-    ends. With `megabytes` float[rounds], what a name's server and clients have sent so far, the
-    errors are drawn by these. `panels` has (line, panel) of each name in a grid of two fields: then
-    each value of the second has axes of its own.
+    ends. The errors are drawn by what the names have `spent`, if that is given. `measured` is what
+    the axis calls other accuracies than the test accuracy. `panels` has (line, panel) of each name
+    in a grid of two fields: then each value of the second has axes of its own.
     """
     numbers = sorted({len(of_seeds) for of_seeds in curves.values()})
     seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
     over = f"mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "one seed"
-    title = f"Test {outcome_name()}, {over}"
+    title = f"{measured.capitalize()} {outcome_name()}, {over}"
     if panels:
-        return plot_panels(curves, panels, megabytes, title, caption)
+        return plot_panels(curves, panels, spent, title, caption)
     figure = new_figure(9, 4.8, title, caption)
     styles = {name: style_of(number) for number, name in enumerate(curves)}
-    draw_curves(outcome_axes(figure), curves, styles, megabytes, label_curves(curves, megabytes))
+    axes = outcome_axes(figure, measured)
+    draw_curves(axes, curves, styles, spent, label_curves(curves, spent))
     lengths = {len(accuracies) for of_seeds in curves.values() for accuracies in of_seeds}
     end = "the last round" if len(lengths) == 1 else "each run's own last round"
     outside_legend(figure, f"{outcome_name()} after {end}")
@@ -535,7 +576,7 @@ MOST_IN_ROW = 4  # panels
 def plot_panels(
     curves: dict[str, Sequence[np.ndarray]],
     panels: dict[str, tuple[str, str]],
-    megabytes: dict[str, np.ndarray] | None,
+    spent: Spent | None,
     title: str,
     caption: str,
 ) -> Figure:
@@ -553,7 +594,7 @@ def plot_panels(
         names = [name for name in curves if panels[name][1] == panel]
         styles = {name: style_of(lines.index(panels[name][0])) for name in names}
         labels = {name: panels[name][0] for name in names}
-        draw_curves(axes, {name: curves[name] for name in names}, styles, megabytes, labels)
+        draw_curves(axes, {name: curves[name] for name in names}, styles, spent, labels)
         style_outcome(axes)
         axes.set_title(panel, fontsize=10)
         axes.label_outer()
@@ -729,6 +770,9 @@ def result_figures(experiment: Any, result: Any, caption: str) -> dict[str, Call
     }
     if experiment.config.is_private:
         return figures
+    if result.records[-1].simulated_seconds is not None:
+        by_seconds = partial(plot_cost, result.records, caption, SECONDS, target)
+        figures["accuracy_by_seconds.png"] = by_seconds
     counts = experiment.partition.counts
     partition = partial(plot_partition, counts, caption, dataset.classes)
     return {"client_partition.png": partition, **figures}

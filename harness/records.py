@@ -25,12 +25,15 @@ EXTRA = {
     "attack_success": "backdoor success",
     "seen_accuracy": "training clients",
     "unseen_accuracy": "unseen clients",
-    "client_accuracy": "clients' own test images",
+    "client_accuracy": "own test images",
     "client_worst10": "worst 10 % of clients",
-    "personal_accuracy": "clients' own models",
-    "personal_worst10": "worst 10 % of those",
-    "unseen_personal_accuracy": "unseen clients' own models",
+    "personal_accuracy": "own models",
+    "personal_worst10": "worst 10 % of clients, own models",
+    "unseen_personal_accuracy": "unseen clients",
 }
+# Of these columns, those of the clients' own models.
+OWN_MODELS = "personal_accuracy"
+WORST_OWN = "personal_worst10"
 # What a client measures while it trains, on its own images: in files these are train_loss, ...
 DURING_TRAINING = ("loss", "accuracy")
 MOST_IN_MATRIX = 2000  # labels of which a confusion matrix is kept: 4 million numbers
@@ -224,9 +227,11 @@ class RoundRecord:
             parts.append(f"train loss {self.train['loss']:7.4f}")
         parts.append(f"test loss {self.test_loss:7.4f}")
         parts.append(f"test accuracy {self.test_accuracy:7.2%}")
-        parts += [
-            f"{EXTRA[name]} {accuracy:7.2%}" for name, accuracy in self.extra_accuracies.items()
-        ]
+        for name, accuracy in self.extra_accuracies.items():
+            if name.endswith("worst10"):  # of the column before it
+                parts[-1] += f" (worst 10 % {accuracy:.2%})"
+            else:
+                parts.append(f"{EXTRA[name]} {accuracy:7.2%}")
         parts += [f"{name.replace('_', ' ')} {value:.4g}" for name, value in self.metrics.items()]
         if self.simulated_seconds is not None:
             parts.append(f"simulated {self.simulated_seconds:,.2f} s")
@@ -413,6 +418,25 @@ def seconds_to_target(records: Sequence[RoundRecord], target: float) -> float | 
     if ends is None or rounds is None:
         return None
     return float(np.interp(rounds, np.arange(1, len(ends) + 1), ends))
+
+
+def has_own_models(records_of: dict[str, Sequence[Sequence[RoundRecord]]]) -> bool:
+    """Return whether some run, by row and seed, has clients' own models, and all can be compared.
+
+    They can where clients hold out test images.
+    """
+    last = [records[-1].extra_accuracies for runs in records_of.values() for records in runs]
+    tested = all("client_accuracy" in found for found in last)
+    return tested and any(OWN_MODELS in found for found in last)
+
+
+def own_accuracies(records: Sequence[RoundRecord]) -> np.ndarray:
+    """Return, by round, the mean accuracy of the clients on their own test images, float64[rounds].
+
+    Each client uses its own model, or the global one in a run without such models.
+    """
+    found = [record.extra_accuracies for record in records]
+    return np.array([columns.get(OWN_MODELS, columns["client_accuracy"]) for columns in found])
 
 
 def have_one_length(records_of: dict[str, Sequence[Sequence[RoundRecord]]]) -> bool:

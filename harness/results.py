@@ -13,7 +13,13 @@ from harness.clients import format_clients, gini
 from harness.command_line import print_line
 from harness.fields import UserError
 from harness.files import expand_path, one_line, read_json
-from harness.records import MOST_IN_MATRIX, best_record, few_images_of_many_labels, rounds_to_target
+from harness.records import (
+    MOST_IN_MATRIX,
+    best_record,
+    few_images_of_many_labels,
+    rounds_to_target,
+    seconds_to_target,
+)
 
 import numpy as np
 import scipy.optimize
@@ -162,6 +168,7 @@ def describe(
         "best_chosen_on": chosen_on(experiment.config.data),
         "target_accuracy": target or None,
         "rounds_to_target": rounds_to_target(accuracies, target),
+        "seconds_to_target": seconds_to_target(records, target),
         "rounds": [record.to_json() for record in records],
     }
 
@@ -251,11 +258,13 @@ def format_best(metrics: dict[str, Any]) -> str:
     )
 
 
-def format_target(target: float | None, rounds: float | None) -> str:
+def format_target(target: float | None, rounds: float | None, seconds: float | None) -> str:
     """Return the closing line on the target accuracy, or nothing."""
     if not target:
         return ""
     outcome = f"after {rounds:.1f} rounds" if rounds else "not reached"
+    if seconds is not None:
+        outcome += f" and {seconds:,.1f} simulated seconds"
     return f"\ntarget accuracy {target:.2%} {outcome}"
 
 
@@ -454,7 +463,9 @@ def print_summary(
         f"\nfinal {describe_accuracy(metrics)}"
         + format_privacy(metrics["epsilon"], metrics["config"]["delta"])
         + format_best(metrics)
-        + format_target(metrics["target_accuracy"], metrics["rounds_to_target"])
+        + format_target(
+            metrics["target_accuracy"], metrics["rounds_to_target"], metrics["seconds_to_target"]
+        )
         + format_clients(metrics.get("client_accuracy", {}))
         + f"\nweights sha256 {metrics['weights_sha256']}"
         + f"{format_seconds(metrics['rounds'], seconds)}\n"
@@ -468,7 +479,9 @@ def format_seconds(rounds: Sequence[dict[str, Any]], seconds: float | None) -> s
         return ""
     in_rounds = sum(record["seconds"] for record in rounds)
     all_rounds = f"{pluralize(len(rounds), 'round')} {in_rounds:.1f} s"
-    return f"\ntime: {seconds:.1f} s excluding imports; {all_rounds}"
+    simulated = [record["simulated_seconds"] for record in rounds]
+    clock = "" if None in simulated else f"; simulated {sum(simulated):,.1f} s"
+    return f"\ntime: {seconds:.1f} s excluding imports; {all_rounds}{clock}"
 
 
 def print_written(written: Sequence[Path]) -> None:

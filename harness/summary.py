@@ -12,13 +12,19 @@ from harness.fields import UserError
 from harness.files import one_line
 from harness.latex import describe_outcome, escape, grid_table, outcome_cells, to_table
 from harness.records import (
+    OWN_MODELS,
+    WORST_OWN,
     RoundRecord,
     examples_trained_on,
+    has_own_models,
     have_one_length,
     megabytes_so_far,
+    own_accuracies,
     rounds_to_target,
+    seconds_to_target,
+    simulated_so_far,
 )
-from harness.results import Base, base_of, compare_outcomes
+from harness.results import Base, Difference, base_of, compare_outcomes
 
 import numpy as np
 import scipy.stats
@@ -53,6 +59,15 @@ COLUMNS = {
     "megabytes_to_target": ("MB to target", ",.1f"),
     "examples_to_target": ("examples to target", ",.0f"),
     "steps_to_target": ("local steps to target", ",.0f"),
+    "seconds_to_target": ("simulated s to target", ",.1f"),
+    "simulated_seconds": ("simulated s", ",.1f"),
+    "own_images": ("own test images, global model (%)", ".2f"),
+    "personal": ("own test images, own models (%)", ".2f"),
+    "personal_sd": ("sd", ".2f"),
+    "personal_worst10": ("worst 10 % of clients (%)", ".2f"),
+    "personal_difference": ("difference (points)", "+.2f"),
+    "personal_p": ("p", ".2g"),
+    "personal_p_holm": ("p (Holm)", ".2g"),
     "clients_mean": ("accuracy, mean over clients (%)", ".2f"),
     "clients_worst10": ("worst 10 % of clients (%)", ".2f"),
     "clients_gini": ("Gini over clients", ".3f"),
@@ -98,6 +113,13 @@ def summarize(
     if target:
         outcomes = {name: rounds for name, rounds in needed.items() if None not in rounds}
     differences = compare_outcomes(outcomes, base) if base else {}
+    own = {}
+    if base and has_own_models(records_of) and have_one_length(records_of):
+        own = {
+            name: [100 * own_accuracies(records)[-1] for records in runs]
+            for name, runs in records_of.items()
+        }
+    own_differences = compare_outcomes(own, base) if own else {}
     rows = []
     for name, runs in records_of.items():
         seeds = seeds_of[name] if seeds_of else range(len(runs))
@@ -110,9 +132,52 @@ def summarize(
         row["epsilon"] = None if None in spent else max(spent)
         sent = [megabytes_so_far(records)[-1] for records in runs]
         row["megabytes"] = None if target else float(np.mean(sent))
+        row |= describe_simulated(runs, target)
+        row |= describe_own_models(runs, own_differences.get(name), len(own_differences))
         row |= describe_distribution((clients_of or {}).get(name, []))
         rows.append(row)
     return rows
+
+
+def describe_simulated(
+    runs: Sequence[Sequence[RoundRecord]], target: float
+) -> dict[str, float | None]:
+    """Return the columns on simulated time: to the target if there is one, else in all."""
+    row = dict.fromkeys(("seconds_to_target", "simulated_seconds"))
+    ends = [simulated_so_far(records) for records in runs]
+    if any(of_rounds is None for of_rounds in ends):
+        return row
+    if not target:
+        return row | {"simulated_seconds": float(np.mean([times[-1] for times in ends]))}
+    needed = [seconds_to_target(records, target) for records in runs]
+    return row | {"seconds_to_target": None if None in needed else float(np.mean(needed))}
+
+
+def describe_own_models(
+    runs: Sequence[Sequence[RoundRecord]], difference: Difference | None, num_differences: int
+) -> dict[str, float | None]:
+    """Return the columns on the clients' own test images: by the global model, and by their own.
+
+    `difference` is that of the model which each client uses, to the row's base; `num_differences`
+    are tested at once.
+    """
+    names = [name for name in COLUMNS if name.startswith("personal") or name == "own_images"]
+    row: dict[str, float | None] = dict.fromkeys(names)
+    last = [records[-1].extra_accuracies for records in runs]
+    if all("client_accuracy" in found for found in last):
+        row["own_images"] = 100 * float(np.mean([found["client_accuracy"] for found in last]))
+    if all(OWN_MODELS in found for found in last):
+        own = [100 * found[OWN_MODELS] for found in last]
+        row["personal"] = float(np.mean(own))
+        row["personal_sd"] = float(np.std(own, ddof=1)) if len(own) > 1 else None
+        row["personal_worst10"] = 100 * float(np.mean([found[WORST_OWN] for found in last]))
+    if difference:
+        row["personal_difference"] = difference.mean
+        if len(runs) > 1:
+            row["personal_p"] = difference.p
+        if len(runs) > 1 and num_differences > 1:
+            row["personal_p_holm"] = difference.adjusted_p
+    return row
 
 
 def describe_distribution(accuracies: Sequence[np.ndarray]) -> dict[str, float | None]:
