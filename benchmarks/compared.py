@@ -1,0 +1,83 @@
+"""Comparisons of personal models, and of synchronous and asynchronous rounds on a simulated clock.
+
+    # about 40 minutes on 2 cores; finished runs in runs/ are kept
+    python benchmarks/compared.py
+
+Each table is one command of the program, three seeds.
+"""
+
+import argparse
+import csv
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from machine import made_by
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results" / "compared.json"
+CLIENTS = "--model mlp --num-clients 100 --clients-per-round 10 --seeds 3"
+# Name -> flags, and the columns of summary.csv that the table shows.
+COMPARISONS = {
+    "personal": (
+        "--compare fedavg,fedper,fedrep,ditto,apfl --fine-tune-epochs 1 --client-test 0.2 "
+        f"--partition labels-per-client --rounds 50 {CLIENTS}",
+        "mean,sd,own_images,personal,personal_sd,personal_worst10,personal_difference,"
+        "personal_p_holm",
+    ),
+    "clock": (
+        "--compare fedavg,fedavg(over_select=1.3),fedbuff(buffer_size=10),fedbuff(buffer_size=5) "
+        "--device-speed lognormal:1 --bandwidth 1e6 --latency 0.1 "
+        f"--target-accuracy 0.97 --rounds 1000 {CLIENTS}",
+        "rounds_to_target,rounds_to_target_sd,seconds_to_target,megabytes_to_target,"
+        "examples_to_target",
+    ),
+}
+
+
+def compare(name: str) -> dict:
+    """The rows of a comparison's summary.csv, and where they were made."""
+    flags, columns = COMPARISONS[name]
+    command = [sys.executable, str(ROOT / "federated_learning.py"), *shlex.split(quote(flags))]
+    run = ["--name", f"benchmark-{name}", "--figures", "none", "--table-columns", columns]
+    subprocess.run([*command, *run], check=True, cwd=ROOT)
+    folder = ROOT / "runs" / f"benchmark-{name}"
+    with (folder / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        "command": f"python federated_learning.py {quote(flags)}",
+        "rows": rows,
+        "markdown": (folder / "summary.md").read_text().strip(),
+        **made_by(),
+    }
+
+
+def quote(flags: str) -> str:
+    """The flags with the list of --compare in quotes, where it has brackets."""
+    words = [f'"{word}"' if "(" in word else word for word in flags.split()]
+    return " ".join(words)
+
+
+def table(results: dict, name: str) -> str:
+    """A comparison's command and its table."""
+    found = results[name]
+    return f"```sh\n{found['command']}\n```\n\n{found['markdown']}\n\n({found['machine']}.)"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", default=list(COMPARISONS), metavar="name")
+    names = parser.parse_args().names
+    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    for name in names:
+        results[name] = compare(name)
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        print(table(results, name))
+
+
+if __name__ == "__main__":
+    main()
