@@ -38,6 +38,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     return {
         "clients": f"{num_clients} clients, {config.cohort_size} a round",
         "client_test": f"{100 * share:.4g} % of each client's images held out" if share else "",
+        "fine_tune_epochs": describe_tuning(config.optimization.fine_tune_epochs),
         "unseen": f"{config.num_unseen} never drawn" if config.num_unseen else "",
         "sampling": SAMPLING[training.sampling],
         "partition": describe_partition(experiment),
@@ -51,6 +52,11 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         **describe_clock(config.clock),
         "seed": f"seed {config.seed}",
     }
+
+
+def describe_tuning(epochs: int) -> str:
+    """Describe --fine-tune-epochs; "" without it."""
+    return f"global model also fine-tuned by each client, E = {epochs}" if epochs else ""
 
 
 def describe_loss(training: Any) -> str:

@@ -231,6 +231,21 @@ SAID = {
     "tolerated": "--aggregator krum --tolerated 2",
     "trim": "--aggregator trimmed-mean --trim 0.2",
     "weight_decay": "--weight-decay 0.1",
+    "batch_norm": "--batch-norm average",
+    "class_weights": "--class-weights balanced",
+    "device_speed": "--device-speed lognormal:0.5",
+    "examples_per_second": "--device-speed constant --examples-per-second 10",
+    "speed_by_size": "--device-speed lognormal:0.5 --speed-by-size 0.5",
+    "bandwidth": "--bandwidth 1e6",
+    "latency": "--latency 1",
+    "deadline": "--latency 1 --deadline 2",
+    "over_select": "--latency 1 --clients-per-round 5 --over-select 1.2",
+    "buffer_size": "--algorithm fedbuff --latency 1 --buffer-size 2",
+    "personal_layers": "--algorithm fedper --client-test 0.2 --model 2nn --personal-layers 2",
+    "head_epochs": "--algorithm fedrep --client-test 0.2 --head-epochs 2",
+    "ditto_lambda": "--algorithm ditto --client-test 0.2 --ditto-lambda 1",
+    "apfl_alpha": "--algorithm apfl --client-test 0.2 --apfl-alpha 0.2",
+    "fine_tune_epochs": "--client-test 0.2 --fine-tune-epochs 2",
 }
 
 
@@ -255,14 +270,15 @@ def test_a_caption_says_all_that_the_numbers_depend_on(digits, every):
     """Two runs that differ in one field have two captions; `make test` tries each fourth field,
     `make thorough` all."""
     elsewhere = {"dataset", "holdout"}  # in the data's own name
-    by_name = {"algorithm", "aggregator", "partition", "client_optimizer", "byzantine"}
+    by_name = {"algorithm", "aggregator", "partition", "client_optimizer", "byzantine", "loss"}
     bits = {"preset", "owner_choice"}  # what stands in the fields themselves, and last bits
     changes_nothing = {*Run().to_dict(), *Comparison().to_dict(), *MAY_GROW, *BY_CONTENT}
     changing = fl.Config.defaults().keys() - changes_nothing - elsewhere - by_name - bits
     assert SAID.keys() <= changing
     for field in sorted(changing)[::every]:
         flags = SAID.get(field) or flags_that_use(field)
-        config = fl.parse(f"--dataset digits --model mlp {flags}")
+        model = "" if "--model" in flags else "--model mlp"
+        config = fl.parse(f"--dataset digits {model} {flags}")
         other = config.replace(**{field: fl.Config.defaults()[field]})
         assert config.to_dict()[field] != other.to_dict()[field], field
         assert caption_of(config, digits) != caption_of(other, digits), field

@@ -126,7 +126,7 @@ class Schedule:
 
 
 class Versions:
-    """What the server keeps beside the weights: models that clients have begun with.
+    """What the server keeps in addition to the weights: models that clients have begun with.
 
     float32[slots,d+2]. While a round is trained, a row is a client's: its id + 1, its staleness,
     and the model that it began with. Between rounds a row is a version's: its number + 1, 0, and

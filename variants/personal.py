@@ -284,8 +284,8 @@ def fedrep(parts: Any, experiment: Any) -> Any:
 def ditto(parts: Any, experiment: Any) -> Any:
     """Ditto: FedAvg, and a model of each client's own that stays close to the global one.
 
-    Li et al. 2021, Algorithm 1: v <- v - rate * (gradient at v + ditto_lambda * (v - w)), for as
-    many steps as the client makes on w.
+    Li et al. 2021, Algorithm 1: v <- v - rate * (gradient at v + ditto_lambda * (v - w)). The
+    client makes the same number of steps on v and on w.
     """
     pull = experiment.config.optimization.ditto_lambda
     memory = OwnTensors(experiment)
