@@ -3,8 +3,10 @@
 import math
 
 import federated_learning as fl
+from harness.comparison import describe_times
 from harness.fields import UserError
 from harness.records import seconds_to_target
+from harness.summary import Rates, summarize
 from variants import choices
 from variants.clock import Closed, close_round, draw_speeds
 from variants.partitions import fields_of_indices
@@ -100,6 +102,31 @@ def test_time_to_target_is_read_between_the_ends_of_rounds():
     timed = [fl.replace(record, simulated_seconds=10.0 * record.round) for record in records]
     assert seconds_to_target(timed, 0.8) == pytest.approx(10 + 20 + 15)
     assert seconds_to_target(timed, 0.4) == 10 and seconds_to_target(timed, 0.95) is None
+
+
+def test_a_comparison_has_the_times_to_the_target():
+    """Rounds of 10 s and of 5 s that gain 0.2 each from 0.5 on: 0.8 is crossed in round 2.5."""
+    records_of = {
+        name: [
+            [
+                fl.replace(make_record(0.3 + 0.2 * number, number), simulated_seconds=seconds)
+                for number in (1, 2, 3)
+            ]
+        ]
+        for name, seconds in (("fedavg", 10.0), ("fedbuff", 5.0))
+    }
+    rates = dict.fromkeys(records_of, Rates(0.1, 1.0, 16))
+    rows = summarize(records_of, rates, "fedavg", 0.8)
+    assert [row["seconds_to_target"] for row in rows] == pytest.approx([25, 12.5])
+    rows = summarize(records_of, rates, "fedavg", 0)
+    assert [row["simulated_seconds"] for row in rows] == pytest.approx([30, 15])
+    texts = describe_times(records_of, 0.8, "fedavg")
+    assert texts == {
+        "": "simulated seconds to 80.00%:",
+        "fedavg": "25.0",
+        "fedbuff": "12.5",
+    }
+    assert describe_times(records_of, 0.95, "fedavg")["fedbuff"] == "not reached"
 
 
 @pytest.mark.slow

@@ -2,9 +2,12 @@
 
 import csv
 import math
+from dataclasses import replace
 
 import federated_learning as fl
+from harness.comparison import describe_own_models
 from harness.fields import UserError
+from harness.summary import Rates, summarize
 from variants import choices
 from variants.personal import HEAD_KEY, OwnTensors
 
@@ -24,7 +27,7 @@ from reference import (
     weighted_mean,
     weights_of,
 )
-from runs import MLP_ON_DIGITS, NO_FIGURES, check_saved, configure
+from runs import MLP_ON_DIGITS, NO_FIGURES, check_saved, configure, make_record
 
 RATE = 0.05
 HEAD = 2  # the tensors of the last layer, of four
@@ -239,6 +242,34 @@ def test_with_its_neighbours_a_run_resumes_bit_for_bit(tmp_path, more):
     if "unseen_personal_accuracy" not in last:
         measured = [value for value in own if not math.isnan(value)]
         assert np.mean(measured) == pytest.approx(last["personal_accuracy"])
+
+
+def test_own_models_are_compared_as_the_global_one_is():
+    """By two seeds the global model has 0.7 and 0.8, own models have 0.9 and 0.8."""
+    records_of = {}
+    for row, personal in (("fedavg", None), ("ditto", (0.9, 0.8))):
+        runs = []
+        for seed, common in enumerate((0.7, 0.8)):
+            found = {"client_accuracy": common, "client_worst10": common - 0.1}
+            if personal:
+                own = personal[seed]
+                found |= {"personal_accuracy": own, "personal_worst10": own - 0.2}
+            runs.append([replace(make_record(0.5), extra_accuracies=found)])
+        records_of[row] = runs
+    rates = dict.fromkeys(records_of, Rates(0.1, 1.0, 16))
+    fedavg, ditto = summarize(records_of, rates, "fedavg", 0)
+    assert fedavg["own_images"] == ditto["own_images"] == pytest.approx(75)
+    assert fedavg["personal"] is None and ditto["personal"] == pytest.approx(85)
+    assert ditto["personal_sd"] == pytest.approx(10 / math.sqrt(2))
+    assert ditto["personal_worst10"] == pytest.approx(65)
+    assert ditto["personal_difference"] == pytest.approx(10)  # 85 - 75
+    # Differences of 20 and 0: t = 10 / (10 * sqrt(2) / sqrt(2)) = 1, and p = 0.5 of one degree.
+    assert ditto["personal_p"] == pytest.approx(0.5)
+    texts = describe_own_models(records_of, "fedavg")
+    assert texts["ditto"].startswith(
+        "85.00 ± 7.07 %, worst 10 % 65.00 % (own models); +10.00 points"
+    )
+    assert texts["fedavg"].startswith("75.00 ± 7.07 %, worst 10 % 65.00 % (global model)")
 
 
 @pytest.mark.parametrize(
