@@ -12,6 +12,7 @@ from pathlib import Path
 
 import adversity
 import algorithms
+import compared
 import default_run
 import hosts
 import niid_bench
@@ -64,6 +65,8 @@ def tables() -> dict[str, str]:
         found["hosts"] = f"{hosts.cost_table(several['costs'])}\n\n({several['machine']}.)"
         found["hosts_rows"] = f"{hosts.row_table(several['rows'])}\n\n({several['machine']}.)"
         found["hosts_calculation"] = hosts.calculation(several, read("scaling")["rows"])
+    for name in compared.COMPARISONS:
+        found[name] = compared.table(read("compared"), name)
     found["tuning"] = "\n\n".join(
         csv_table(RESULTS / f"{name}.csv") for name in ("tuning", "optimizers")
     )
