@@ -5,6 +5,7 @@
 # make coverage  the tests with the lines of the script that they run, subprocesses included
 # make notebook  set up .venv and open the notebook in Jupyter
 # make images    the default run, and its pictures into images/ for README
+# make benchmarks  every table of benchmarks/, in about a day; what this version has made is kept
 # make lint      ruff
 # make clean     remove .venv and caches, keep runs/
 
@@ -41,6 +42,12 @@ coverage: .venv/dev
 notebook: .venv/dev
 	$(BIN)/jupyter lab federated_mnist.ipynb $(ARGS)
 
+BENCHMARKS := default_run round_time startup scaling skew adversity compared hosts tuning algorithms paper niid_bench
+benchmarks: .venv/dev
+	$(BIN)/python benchmarks/peers.py --install
+	set -e; for name in $(BENCHMARKS) peers time_to_target; do $(BIN)/python benchmarks/$$name.py; done
+	$(BIN)/python benchmarks/readme.py
+
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
@@ -61,4 +68,4 @@ lint: .venv/dev
 clean:
 	rm -rf .venv .cache .pytest_cache .ruff_cache .coverage
 
-.PHONY: run images test thorough quick coverage notebook lint clean
+.PHONY: run images test thorough quick coverage notebook benchmarks lint clean

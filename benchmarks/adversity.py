@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
 
 import numpy as np  # noqa: E402
-from machine import made_by  # noqa: E402
+from machine import current, made_by  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "adversity.json"
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
@@ -79,7 +79,7 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = current(json.loads(RESULTS.read_text())["rows"]) if RESULTS.exists() else []
     done = {(row["partition"], row["byzantine"], row["attack"], row["aggregator"]) for row in rows}
     for partition, (byzantine, attack), aggregator in itertools.product(
         ("iid", "dirichlet"), CASES, AGGREGATORS

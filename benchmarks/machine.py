@@ -1,13 +1,14 @@
-"""The machine that results are from, as the run saw it, and the commit: they stand in every results
-file."""
+"""Where results are from: the machine, as the run saw it, and the program. They stand in every
+results file."""
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from harness.provenance import commit, processor
+from harness.provenance import commit, digest, processor, program
 
 
 def machine() -> str:
@@ -17,8 +18,45 @@ def machine() -> str:
 
 
 def made_by() -> dict[str, str | None]:
-    """What a results file says of where it is from."""
-    return {"machine": machine(), "commit": commit()}
+    """What a results file says of where it is from. `program` is the identity that runs have."""
+    return {"machine": machine(), "commit": commit(), "program": identity()}
+
+
+def identity() -> str:
+    """Hash of the program, by what its files mean, and of the packages that it computes with."""
+    return digest(program())
+
+
+def current(rows: list[dict]) -> list[dict]:
+    """Those rows that this program made, which a benchmark need not make again."""
+    return [row for row in rows if row.get("program") == identity()]
+
+
+def origins(content: object) -> Iterator[dict]:
+    """The objects in a results file that say where they are from."""
+    if isinstance(content, list):
+        for item in content:
+            yield from origins(item)
+    elif isinstance(content, dict):
+        if "machine" in content:
+            yield content
+        for item in content.values():
+            yield from origins(item)
+
+
+def faults(content: object) -> list[str]:
+    """What is wrong with where a results file is from.
+
+    It has to be this program, without uncommitted changes, on one machine.
+    """
+    found = list(origins(content))
+    ours = identity()
+    checks = {
+        "another program": any(origin.get("program") != ours for origin in found),
+        "uncommitted changes": any("-dirty" in (origin.get("commit") or "") for origin in found),
+        "several machines": len({origin["machine"] for origin in found}) > 1,
+    }
+    return [name for name, is_wrong in checks.items() if is_wrong]
 
 
 def machines(rows: list[dict]) -> str:

@@ -19,7 +19,7 @@ import json
 import sys
 
 import numpy as np
-from machine import machine
+from machine import made_by
 from once import ROOT, commits, once
 from published import published
 
@@ -182,7 +182,7 @@ def main() -> None:
                     **row,
                     "tests": tests,
                     "best": best,
-                    "machine": machine(),
+                    **made_by(),
                     "commits": commits(runs),
                 }
             )

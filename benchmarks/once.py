@@ -1,5 +1,5 @@
-"""Runs of the script that are made once: one that is there is read, one that was stopped goes
-on."""
+"""Runs of the script that are made once by each version of it: one that is there is read, one that
+was stopped goes on."""
 
 import json
 import subprocess
@@ -7,20 +7,19 @@ import sys
 import time
 from pathlib import Path
 
+from machine import identity
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
 def once(folder: Path, flags: str) -> dict:
-    """metrics.json of the run with `flags` in `folder`, and its `seconds`: of the last part, where
-    it was stopped."""
+    """metrics.json of the run with `flags`, and its `seconds`: of the last part, where it was
+    stopped. `folder` gets a subfolder for each version of the program."""
+    folder = folder.parent / identity() / folder.name
     seconds = folder.with_name(f"{folder.name}.seconds")  # written when it is done
     command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
     place = ["--runs", str(folder.parent), "--name", folder.name]
-    command += (
-        ["--resume", str(folder), "--accept-changes"]
-        if folder.exists()
-        else [*flags.split(), *place]
-    )
+    command += ["--resume", str(folder)] if folder.exists() else [*flags.split(), *place]
     if not seconds.exists():
         print(f"{folder.name}: {flags}", file=sys.stderr, flush=True)
         began = time.perf_counter()

@@ -19,7 +19,7 @@ from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from machine import machine
+from machine import made_by
 from once import ROOT, commits, once
 from published import published
 
@@ -173,7 +173,7 @@ def measure(
                     "seconds": metrics["seconds"],
                     "sha256": metrics["weights_sha256"],
                     "rate": metrics["config"]["client_lr"],
-                    "machine": machine(),
+                    **made_by(),
                     "commits": commits([metrics]),
                 }
             )

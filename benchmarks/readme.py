@@ -1,6 +1,7 @@
 """Puts the tables of benchmarks/results into the pages, between their <!-- name --> marks.
 
-python benchmarks/readme.py
+python benchmarks/readme.py            # a table that is stale says so below it
+python benchmarks/readme.py --check    # only names those; exit code 1 if there is one
 """
 
 import argparse
@@ -20,7 +21,7 @@ import paper
 import round_time
 import skew
 import time_to_target
-from machine import machines
+from machine import faults, machines
 
 PAGES = [
     round_time.ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/partitions.md")
@@ -116,9 +117,43 @@ def speed(rows: list[dict]) -> str:
     return "\n".join(textwrap.wrap(text, 120))
 
 
+# Mark -> the results file that it is made of, where that has another name.
+SOURCES = {
+    "speed": "round_time.json",
+    "default": "default_run.json",
+    "hosts_rows": "hosts.json",
+    "hosts_calculation": "hosts.json",
+    "personal": "compared.json",
+    "clock": "compared.json",
+    "tuning": "tuning.csv",
+    "fedprox": "fedprox_mnist.md",
+}
+
+
+def stale() -> dict[str, list[str]]:
+    """Mark -> what is wrong with where its results are from, of each table where something is."""
+    found = {}
+    for name in tables():
+        path = RESULTS / SOURCES.get(name, f"{name}.json")
+        if path.suffix == ".json":
+            content: object = json.loads(path.read_text())
+        elif path.suffix == ".csv":
+            with path.open(newline="") as file:
+                content = list(csv.DictReader(file))
+        else:
+            content = [{"machine": ""}]  # a table alone
+        wrong = faults(content)
+        if wrong:
+            found[name] = wrong
+    return found
+
+
 def fill(text: str) -> str:
     """`text` with each table in its place."""
+    wrong = stale()
     for name, table in tables().items():
+        if name in wrong:
+            table += f"\n\n*Made by {' and '.join(wrong[name])}.*"
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
         if mark:
@@ -126,9 +161,19 @@ def fill(text: str) -> str:
     return text
 
 
-if __name__ == "__main__":
-    argparse.ArgumentParser(
+def main() -> None:
+    parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    )
+    parser.add_argument("--check", action="store_true", help="name the tables that are stale")
+    if parser.parse_args().check:
+        found = stale()
+        for name, wrong in found.items():
+            print(f"{name}: made by {' and '.join(wrong)}")
+        raise SystemExit(bool(found))
     for path in PAGES:
         path.write_text(fill(path.read_text()))
+
+
+if __name__ == "__main__":
+    main()
