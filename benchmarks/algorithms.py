@@ -24,9 +24,9 @@ import federated_learning as fl  # noqa: E402
 from harness.results import SIGNIFICANT, holm, paired_test  # noqa: E402
 
 import numpy as np  # noqa: E402
-from machine import made_by  # noqa: E402
+from machine import identity, made_by  # noqa: E402
 
-RUNS = ROOT / "runs" / "algorithms"
+RUNS = ROOT / "runs" / "algorithms" / identity()
 RESULTS = ROOT / "benchmarks" / "results" / "algorithms.json"
 SEEDS = (1, 2, 3)
 BUDGETS = {

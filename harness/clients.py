@@ -53,16 +53,16 @@ def gini(values: np.ndarray) -> float:
     return float((ranks * np.sort(values)).sum() / (len(values) * values.sum()))
 
 
-def accuracies_on_label_mix(evaluation: Evaluation, counts: np.ndarray) -> np.ndarray:
+def accuracies_on_label_mix(
+    num_right: np.ndarray, num_tested: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
     """Return float64[K]: each client's accuracy on test images in the proportions of its labels.
 
-    It is sum_c p_k(c) * recall(c), exact; `counts` int64[K,C] are the clients' labels. Labels
-    without test images are left out; NaN for a client that has no others.
+    It is sum_c p_k(c) * recall(c), exact. `num_tested` int64[C] are the test images of each label,
+    `num_right` those classified correctly, `counts` int64[K,C] the clients' labels. Labels without
+    test images are left out; NaN for a client that has no others.
     """
-    num_classes = counts.shape[1]
-    right = evaluation.labels[evaluation.predictions == evaluation.labels]
-    num_tested = np.bincount(evaluation.labels, minlength=num_classes)
-    recalls = np.bincount(right, minlength=num_classes) / np.maximum(num_tested, 1)
+    recalls = num_right / np.maximum(num_tested, 1)
     held = counts * (num_tested > 0)
     with np.errstate(invalid="ignore"):
         return held @ recalls / held.sum(axis=1)
@@ -77,7 +77,10 @@ def describe_clients(evaluation: Evaluation, partition: Any) -> list[dict[str, A
     counts = partition.counts
     pooled = counts.sum(axis=0) / counts.sum()
     skews = np.abs(counts / counts.sum(axis=1, keepdims=True) - pooled).sum(axis=1) / 2
-    on_label_mix = accuracies_on_label_mix(evaluation, counts)
+    right = evaluation.labels[evaluation.predictions == evaluation.labels]
+    num_right = np.bincount(right, minlength=counts.shape[1])
+    num_tested = np.bincount(evaluation.labels, minlength=counts.shape[1])
+    on_label_mix = accuracies_on_label_mix(num_right, num_tested, counts)
     rows = [
         {
             "client": client,

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import captions, plots
-from harness.clients import describe_clients, worst_tenth
+from harness.clients import accuracies_on_label_mix, describe_clients, worst_tenth
 from harness.command_line import Progress, print_line, warn
 from harness.dataset import Split
 from harness.engine.ssh import HERE
@@ -172,25 +172,10 @@ def check_labels(num_classes: int) -> None:
         )
 
 
-def recall_by_class(confusion: np.ndarray) -> np.ndarray:
-    """Return the recall float64[C] of a confusion matrix int64[C,C], rows true.
-
-    It is NaN for a label without images.
-    """
-    with np.errstate(invalid="ignore"):
-        return np.diag(confusion) / confusion.sum(axis=1)
-
-
 def accuracy_on_label_mix(confusion: np.ndarray, counts: np.ndarray) -> float:
-    """Return the accuracy on test images in the proportions of label counts int64[C].
-
-    It is sum_c p(c) * recall(c), exact. Labels without test images are left out; NaN if the client
-    has no others.
-    """
-    tested = confusion.sum(axis=1) > 0
-    if not counts[tested].any():
-        return math.nan
-    return float(np.average(recall_by_class(confusion)[tested], weights=counts[tested]))
+    """Return a client's accuracy on test images in the proportions of its labels, int64[C]."""
+    found = accuracies_on_label_mix(np.diag(confusion), confusion.sum(axis=1), counts[np.newaxis])
+    return float(found[0])
 
 
 Trained = dict[tuple[str, int], dict[str, Any]]  # (kind, client) -> a line of the store
