@@ -274,7 +274,8 @@ def test_an_algorithm_is_what_it_is_defined_by():
 
 def test_rates_are_those_of_the_user_the_optimizer_or_the_algorithm():
     for name, facts in ALGORITHMS.items():
-        training = configure(algorithm=name, model="mlp").effective().training
+        config = configure(algorithm=name, model="mlp", latency=1.0)  # as fedbuff needs a clock
+        training = config.effective().training
         assert (training.client_lr, training.server_lr) == (facts.client_lr, facts.server_lr)
     lean = configure(model="lean-cnn")
     assert lean.effective().training.client_lr == 0.15  # for fedavg's 0.2, see options.MODELS
