@@ -219,8 +219,15 @@ NEIGHBOURS = [
 ]
 
 
+# one of each kind in `make test`
+CASES = [
+    *NEIGHBOURS[:5],
+    *(pytest.param(more, marks=pytest.mark.thorough) for more in NEIGHBOURS[5:]),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", NEIGHBOURS, ids=" ".join)
+@pytest.mark.parametrize("more", CASES, ids=" ".join)
 def test_with_its_neighbours_a_run_resumes_bit_for_bit(tmp_path, more):
     base = [*MLP_ON_DIGITS, *NO_FIGURES, *more, "--runs", str(tmp_path)]
     whole = fl.run(fl.parse([*base, "--rounds", "6", "--name", "whole"]))

@@ -224,8 +224,15 @@ NEIGHBOURS = [
 ]
 
 
+# one of each kind in `make test`
+CASES = [
+    *NEIGHBOURS[:4],
+    *(pytest.param(more, marks=pytest.mark.thorough) for more in NEIGHBOURS[4:]),
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("more", NEIGHBOURS, ids=" ".join)
+@pytest.mark.parametrize("more", CASES, ids=" ".join)
 def test_with_its_neighbours_a_run_resumes_bit_for_bit(tmp_path, more):
     base = [*FLAGS, *more, "--runs", str(tmp_path)]
     whole = fl.run(fl.parse([*base, "--rounds", "4", "--name", "whole"]))
