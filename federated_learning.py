@@ -900,6 +900,7 @@ class Parts(NamedTuple):
     message_bytes: int = 0  # additional bytes that a client receives, and as many that it sends
     kept_parameters: int = 0  # those that stay at the client, and do not travel
     work: float = 1.0  # what a client computes in a round, in trainings of local_epochs
+    shard_passes: int = 0  # and gradients over its whole shard
     callbacks: tuple[Callback, ...] = ()  # before and after each round
     note: str = ""  # for captions, such as "arithmetic of secure sums only"
     notices: tuple[str, ...] = ()  # what the user should know before the run begins

@@ -96,6 +96,24 @@ def test_a_round_takes_as_long_as_its_slowest_client(build):
     assert len(records) == 3
 
 
+@pytest.mark.parametrize(
+    ("fields", "examples"),
+    [
+        ({}, 2 * 200),
+        ({"local_steps": 3}, 3 * 16),
+        ({"algorithm": "ditto", "client_test": 0.2}, 2 * 2 * 160),
+        ({"algorithm": "fedrep", "head_epochs": 5, "client_test": 0.2}, (2 + 5) * 160),
+        ({"algorithm": "mimelite", "local_steps": 3}, 3 * 16 + 200),
+    ],
+    ids=str,
+)
+def test_time_follows_from_the_work(build, fields, examples):
+    """Of 200 images, 2 epochs in batches of 16, at 100 a second."""
+    clock = {"device_speed": "constant", "examples_per_second": 100.0}
+    experiment = build([200, 200], local_epochs=2, **clock, **fields)
+    assert experiment.parts.simulate_seconds([0], 1) == pytest.approx(examples / 100)
+
+
 def test_time_to_target_is_read_between_the_ends_of_rounds():
     records = [make_record(accuracy, number) for number, accuracy in enumerate([0.5, 0.7, 0.9], 1)]
     assert seconds_to_target(records, 0.8) is None

@@ -46,6 +46,7 @@ class Clock:
         self.config = experiment.config
         self.sizes = experiment.partition.sizes
         self.work = parts.work
+        self.shard_passes = parts.shard_passes
         clock = self.config.clock
         self.speeds = np.full(len(self.sizes), math.inf)
         if clock.device_speed:
@@ -71,6 +72,7 @@ class Clock:
     def seconds(self, client: int, round_num: int) -> float:
         """Return the time from the weights' departure to the arrival of the client's update."""
         examples = self.work * self.count_examples(client, round_num)
+        examples += self.shard_passes * int(self.sizes[client])
         return float(self.messages + examples / self.speeds[client])
 
     def describe(self, clients: Sequence[int]) -> str:

@@ -349,7 +349,7 @@ class PersonalEvaluation:
 
     Each client's own model is evaluated on the images that the client holds out. A client that has
     not trained yet uses the global model, after `tune` if there is one. Clients that are never
-    drawn have a column of their own, unseen_personal_accuracy.
+    drawn count too, and also have a column of their own, unseen_personal_accuracy.
     """
 
     def __init__(
@@ -396,10 +396,9 @@ class PersonalEvaluation:
             correct.append(self.predict(model, images, labels)[0] == labels)
         every = np.concatenate(correct)
         accuracies = accuracies_of_parts(every, [len(of_client) for of_client in correct])
-        drawn = np.delete(accuracies, self.unseen)
         columns = {
-            "personal_accuracy": float(np.nanmean(drawn)),
-            "personal_worst10": worst_tenth(drawn),
+            "personal_accuracy": float(np.nanmean(accuracies)),
+            "personal_worst10": worst_tenth(accuracies),
         }
         if len(self.unseen):
             columns["unseen_personal_accuracy"] = float(np.nanmean(accuracies[self.unseen]))

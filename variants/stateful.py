@@ -33,6 +33,7 @@ import tensorflow_federated as tff
 class Memory:
     """What an algorithm keeps at the server, and how it uses it; a subclass for each algorithm."""
 
+    shard_passes = 0  # gradients that a client computes over its whole shard
     sends_memory = False  # in the paper, as much as the weights goes down and up beside them
 
     def __init__(self, experiment: Any):
@@ -142,6 +143,7 @@ class MimeLite(Memory):
     The server's memory is its momentum v, one slot.
     """
 
+    shard_passes = 1
     sends_memory = True  # the momentum down, the shard's gradient up
 
     def num_slots(self):
@@ -227,13 +229,11 @@ def remember(parts: Any, experiment: Any, memory: Memory) -> Any:
     optimizer = Corrected(
         parts.client_optimizer, memory.correct_gradients, ["round_weights", "message"]
     )
-    # MimeLite's clients also compute a gradient over their shard.
-    shard_gradients = 1 if isinstance(memory, MimeLite) else 0
     changed = parts._replace(
         client_optimizer=optimizer,
         memory=memory,
         message_size=d,
-        work=parts.work + shard_gradients / experiment.config.training.local_epochs,
+        shard_passes=memory.shard_passes,
         message_bytes=4 * d if memory.sends_memory else 0,
         build_round=build_stateful_round(memory, parts.metrics_type),
     )
