@@ -94,7 +94,15 @@ def nothing_goes_on():
 BUILDERS = {"worker", "federation", "federation_of_module", "learners", "trained", "kept", "done"}
 BUILDERS |= {"copy", "whole", "half", "twice", "undisturbed", "own", "go", "pair", "compared"}
 STARTERS = {"run_script", "run_code", "start", "started", "command", "subprocess", "Popen"}
-STARTERS |= {"NotebookClient", "KernelManager", "compare", "rounds_of", "run", "after_first_round"}
+STARTERS |= {
+    "call_script",
+    "NotebookClient",
+    "KernelManager",
+    "compare",
+    "rounds_of",
+    "run",
+    "after_first_round",
+}
 
 
 # The modules that take a minute and more: they begin, lest one ends alone.
@@ -113,6 +121,27 @@ LONG = {
 # What does for another row, or at another moment, what a test of `make test` does for one of its
 # kind: function -> the ids of these rows, without any all of them.
 MORE_OF_A_KIND = {
+    "test_statistics_are_not_a_matter_of_the_optimizers": (
+        "{'algorithm': 'fedadam', 'server_lr': 0.01}",
+        "{'algorithm': 'fednova'}",
+        "{'client_optimizer': 'adam', 'client_lr': 0.01}",
+        "{'server_schedule': 'cosine', 'client_schedule': 'exponential'}",
+        "{'aggregator': 'median', 'byzantine': 1}",
+    ),
+    "test_local_layers_with_other_variants_resume": (
+        "{'algorithm': 'fedprox', 'prox_mu': 0.1}",
+        "{'clients_per_round': 2, 'dropout': 0.3}",
+        "{'aggregator': 'median'}",
+    ),
+    "test_a_file_that_a_folder_from_elsewhere_names_is_not_run": (
+        "partition",
+        "aggregator",
+        "metrics",
+    ),
+    "test_held_out_images_with_other_variants": (
+        "--algorithm scaffold",
+        "--sampling poisson --clients-per-round 4",
+    ),
     "test_a_cheap_cell_of_the_results_again": (),
     "test_a_comparison_to_a_target_tells_rounds": (),
     "test_a_page_of_a_private_run_has_no_clients": (),
@@ -215,6 +244,19 @@ MORE_OF_A_KIND = {
 }
 
 
+def names_used(function, seen=()):
+    """The names in a test, and in the functions of its module that it calls."""
+    names = set(function.__code__.co_names)
+    found = set(names)
+    for name in names - {*seen}:
+        called = function.__globals__.get(name)
+        if getattr(called, "__module__", None) == function.__module__ and hasattr(
+            called, "__code__"
+        ):
+            found |= names_used(called, (*seen, *names))
+    return found
+
+
 def pytest_collection_modifyitems(items):
     """Marks `slow` what starts a process or builds a TFF one: `make quick` leaves it out.
 
@@ -225,6 +267,6 @@ def pytest_collection_modifyitems(items):
         name, _, row = item.name.removesuffix("]").partition("[")
         if name in MORE_OF_A_KIND and row in (MORE_OF_A_KIND[name] or [row]):
             item.add_marker(pytest.mark.thorough)
-        names = set(item.function.__code__.co_names)
+        names = names_used(item.function)
         if STARTERS & names or BUILDERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
