@@ -307,11 +307,14 @@ def check_resumed(
             f"resume={folder!r:.200}: the program has changed since that run ({names:.200}); "
             "restore it, start a new run, or add --accept-changes to continue anyway"
         )
-    for field in sorted(ours):
-        if ours[field] != theirs[field]:
+    usual = config.defaults()  # of fields that one of them leaves out
+    for field in sorted(ours.keys() | theirs.keys()):
+        wanted = ours.get(field, usual.get(field))
+        used = theirs.get(field, usual.get(field))
+        if wanted != used:
             raise UserError(
-                f"{field}={ours[field]!r} differs from {theirs[field]!r} of {folder}; drop the "
-                "flag, or start a new run"
+                f"{field}={wanted!r} differs from {used!r} of {folder}; drop the flag, or start a "
+                "new run"
             )
     rounds = config.to_dict()["rounds"]
     done = saved.to_dict()["rounds"]

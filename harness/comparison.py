@@ -479,7 +479,9 @@ def describe_own_models(
         for name, runs in records_of.items()
     }
     differences = differences_to_base(final if have_one_length(records_of) else {}, base, "points")
-    texts = {"": f"accuracy on the {ON_OWN_IMAGES} images, by the model that each client uses:"}
+    after = "" if have_one_length(records_of) else ", each after its own last round"
+    heading = f"accuracy on the {ON_OWN_IMAGES} images, by the model that each client uses{after}:"
+    texts = {"": heading}
     for name, runs in records_of.items():
         last = [records[-1].extra_accuracies for records in runs]
         worst = np.mean([found.get(WORST_OWN, found["client_worst10"]) for found in last])

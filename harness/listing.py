@@ -20,6 +20,7 @@ from harness.run_options import Run
 FOLLOWING = ("client_lr", "server_lr", "lr_horizon")
 DECIDING = (
     "algorithm",
+    *("device_speed", "bandwidth", "latency"),  # without which an algorithm may be refused
     "client_optimizer",
     "client_schedule",
     "dataset",

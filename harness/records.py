@@ -29,7 +29,7 @@ EXTRA = {
     "client_worst10": "worst 10 % of clients",
     "personal_accuracy": "own models",
     "personal_worst10": "worst 10 % of clients, own models",
-    "unseen_personal_accuracy": "unseen clients",
+    "unseen_personal_accuracy": "unseen clients, own models",
 }
 # Of these columns, those of the clients' own models.
 OWN_MODELS = "personal_accuracy"
@@ -514,8 +514,7 @@ def client_traffic(parts: Any, num_parameters: int) -> tuple[int, int]:
     """Return the bytes that a client receives in a round, and those that it sends."""
     travels = num_parameters - parts.kept_parameters
     down = 4 * travels + parts.message_bytes + 8
-    update = round(parts.update_bytes * travels / num_parameters)
-    up = update + parts.message_bytes + 4 * len(parts.metrics_type._fields)
+    up = parts.update_bytes + parts.message_bytes + 4 * len(parts.metrics_type._fields)
     return down, up
 
 

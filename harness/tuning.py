@@ -11,7 +11,7 @@ from typing import Any
 from harness.command_line import print_line, warn
 from harness.comparison import Finished, Tuning, compare
 from harness.fields import UserError
-from harness.records import rounds_to_target
+from harness.records import has_own_models, own_accuracies, rounds_to_target
 from harness.results import format_accuracy, pluralize
 from harness.sweep import Compared, Row, candidates_of_rows, label_of, label_settings
 
@@ -108,19 +108,30 @@ def apply(row: Row, chosen: dict[str, Any]) -> Row:
     )
 
 
+def has_models(finished: Finished, label: str) -> bool:
+    """Return whether the clients of a trial have models of their own, by which it is judged."""
+    return has_own_models({label: finished.records_of[label]})
+
+
 def final_accuracies(finished: Finished, label: str) -> list[float]:
-    """Return the accuracy of a trial after its last round, of each seed."""
-    return [records[-1].test_accuracy for records in finished.records_of[label]]
+    """Return the accuracy of a trial after its last round, of each seed.
+
+    Where clients have models of their own, it is theirs, on their own test images.
+    """
+    runs = finished.records_of[label]
+    if has_models(finished, label):
+        return [float(own_accuracies(records)[-1]) for records in runs]
+    return [records[-1].test_accuracy for records in runs]
 
 
 def rank(finished: Finished, label: str, target: float) -> tuple[float, float, float]:
     """Return what is highest for the best trial.
 
-    That is the mean accuracy over the seeds. With a target accuracy, it is first the number of
-    seeds that reach it, then the fewest rounds that they need.
+    That is the mean accuracy over the seeds. With a target accuracy, which is one of the global
+    model, it is first the number of seeds that reach it, then the fewest rounds that they need.
     """
     accuracy = float(np.mean(final_accuracies(finished, label)))
-    if not target:
+    if not target or has_models(finished, label):
         return 0, 0, accuracy
     runs = finished.records_of[label]
     curves = [np.array([record.test_accuracy for record in records]) for records in runs]
@@ -148,7 +159,8 @@ def tell_choice(row: Row, candidates: list[dict[str, Any]], best: int, finished:
     chosen = candidates[best]
     label = make_trial(row, chosen).label
     accuracies = final_accuracies(finished, label)
-    print_line(f"{row.label}: {label_settings(chosen)} chosen, {format_accuracy(accuracies)}")
+    by = " of the clients' own models" if has_models(finished, label) else ""
+    print_line(f"{row.label}: {label_settings(chosen)} chosen, {format_accuracy(accuracies)}{by}")
     for field, value in chosen.items():
         values = [of_trial[field] for of_trial in candidates]
         is_number = all(isinstance(one, int | float) and type(one) is not bool for one in values)

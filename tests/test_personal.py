@@ -203,6 +203,33 @@ def test_what_clients_keep_does_not_travel(federation):
     assert difference == 2 * 4 * 170
 
 
+def test_compressed_updates_leave_out_what_clients_keep(federation):
+    """No tensor of 784-16-10 has more than 20,000 elements, so none is sent in 8 bits."""
+    plain = federation(algorithm="fedper", **SMALL)
+    compressed = federation(algorithm="fedper", aggregator="compressed", **SMALL)
+    assert plain.parts.update_bytes == 4 * 12_560
+    assert compressed.parts.update_bytes == 4 * 12_560
+    wide = configure(dataset="digits", model="mlp", algorithm="fedper", aggregator="compressed")
+    parts = fl.build_experiment(wide.replace(client_test=0.2)).parts
+    assert parts.update_bytes == 4 * math.ceil(8 * 784 * 128 / 28) + 8 + 4 * 128
+
+
+def test_a_resumed_run_keeps_its_lambda(tmp_path):
+    base = [*MLP_ON_DIGITS, *NO_FIGURES, "--client-test", "0.2", "--runs", str(tmp_path)]
+    flags = ["--algorithm", "ditto", "--ditto-lambda", "1", "--rounds", "1", "--name", "a"]
+    folder = fl.run(fl.parse([*base, *flags])).folder
+    before = (folder / "config.json").read_text()
+    changes = {
+        "--ditto-lambda 0.1": "ditto_lambda=0.1 differs from 1.0",
+        "--fine-tune-epochs 1": "fine_tune_epochs=1 differs from 0",
+        "--latency 1": "latency=1.0 differs from 0.0",
+    }
+    for words, said in changes.items():
+        with pytest.raises(UserError, match=said):
+            fl.parse(["--resume", str(folder), "--rounds", "2", *words.split()])
+    assert (folder / "config.json").read_text() == before
+
+
 def test_a_row_gives_back_the_tensors_of_a_client(federation):
     memory = OwnTensors(federation(**SMALL), [2, 3])
     own = tuple(np.random.default_rng(0).normal(size=w.shape) for w in memory.initial)

@@ -80,10 +80,15 @@ class Clock:
         times = [self.seconds(client, 1) for client in clients]
         if not times:  # Poisson sampling may draw nobody
             return "simulated clock: no client was drawn for round 1"
-        return (
+        text = (
             f"simulated clock: the clients of round 1 take {min(times):.3g} to {max(times):.3g} s, "
             f"median {np.median(times):.3g} s"
         )
+        deadline = self.config.clock.deadline
+        num_late = sum(seconds > deadline for seconds in times)
+        if deadline and num_late:
+            text += f"; {num_late} of {len(times)} miss the deadline of {deadline:g} s"
+        return text
 
 
 class Closed(NamedTuple):

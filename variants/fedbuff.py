@@ -40,7 +40,7 @@ class Step(NamedTuple):
     """A step of the server."""
 
     work: list[Work]  # of the clients in the buffer
-    ended: list[int]  # all clients whose work ended since the step before, also those that failed
+    lost: list[int]  # clients that failed to report since the step before
     seconds: float  # since the step before
     needed: frozenset[int]  # versions that some client has begun with and not been counted yet
 
@@ -78,19 +78,19 @@ class Schedule:
     def make_step(self) -> Step:
         """Let clients work until the buffer is full."""
         began = self.now
-        ended: list[int] = []
-        num_lost = 0
+        lost: list[int] = []
+        num_lost = 0  # one after the other
         while len(self.buffer) < self.buffer_size:
             self.draw_clients()
             self.now = min(work.finish for work in self.at_work)
             done = sorted(work for work in self.at_work if work.finish == self.now)
             self.at_work = [work for work in self.at_work if work.finish > self.now]
             for work in done:
-                ended.append(work.client)
                 if self.find_reporting([work.client], work.draw):
                     self.buffer.append(work)
                     num_lost = 0
                 else:
+                    lost.append(work.client)
                     num_lost += 1
             if num_lost > MOST_LOST * len(self.clients):
                 raise UserError(
@@ -100,7 +100,7 @@ class Schedule:
         counted = self.buffer[: self.buffer_size]
         self.buffer = self.buffer[self.buffer_size :]
         needed = frozenset(work.version for work in [*self.at_work, *self.buffer])
-        return Step(counted, ended, self.now - began, needed)
+        return Step(counted, lost, self.now - began, needed)
 
     def draw_clients(self) -> None:
         """Fill the free places, with clients that neither work nor wait in the buffer.
@@ -220,10 +220,13 @@ def run_asynchronously(parts: Any, experiment: Any) -> Any:
     def find_reporting(clients, round_num):
         return sorted(work.client for work in schedule.step(round_num).work)
 
+    def find_cohort(round_num):
+        return [*find_reporting([], round_num), *schedule.step(round_num).lost]
+
     first = parts.sample_clients(1)
     return parts._replace(
         notices=(*parts.notices, schedule.clock.describe(first)),
-        sample_clients=lambda round_num: schedule.step(round_num).ended,
+        sample_clients=find_cohort,
         find_reporting=find_reporting,
         simulate_seconds=lambda clients, round_num: schedule.step(round_num).seconds,
         build_train_chunk=build_train_chunk,

@@ -773,14 +773,16 @@ def check_clock(chosen: dict[str, Any]) -> None:
             "tells how many images the drawn clients have; drop one of them"
         )
     check_asynchronous(chosen, bool(used))
+    if chosen["num_clients"] == 0 or chosen["sampling"] == "by-size":
+        return  # the data tell how many owners there are; a client may be drawn twice
     cohort = chosen["clients_per_round"]
     drawable = chosen["num_clients"] - num_unseen(chosen["unseen_clients"], chosen["num_clients"])
     selected = math.ceil(chosen["over_select"] * (cohort or drawable) - 1e-9)
-    if used and chosen["over_select"] > 1 and drawable and selected > drawable:
+    if used and chosen["over_select"] > 1 and selected > drawable:
         raise UserError(
             f"over_select={chosen['over_select']:g} draws {selected} clients for a round of "
-            f"{cohort or drawable}, more than there are ({drawable}); choose a smaller "
-            "clients_per_round"
+            f"{cohort or drawable}, more than there are ({drawable}); choose clients_per_round of "
+            f"at most {math.floor(drawable / chosen['over_select'] + 1e-9)}"
         )
 
 
@@ -793,6 +795,11 @@ def check_asynchronous(chosen: dict[str, Any], has_clock: bool) -> None:
         raise UserError(
             f"algorithm={algorithm!r} needs a clock, which tells when clients report; add "
             "--device-speed lognormal:0.5, --bandwidth or --latency"
+        )
+    if chosen["dropout"] == 1:
+        raise UserError(
+            f"dropout=1: no client reports, so the buffer of algorithm={algorithm!r} never fills; "
+            "choose a smaller dropout"
         )
     default = Clock().to_dict() | Adversity().to_dict() | {"sampling": "fixed"}
     default["save_clients"] = False

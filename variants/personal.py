@@ -18,6 +18,7 @@ from harness.layers import places_by_layer
 from harness.loading import import_function
 from variants import CHANGES
 from variants.adversity import unseen_clients
+from variants.aggregators import compressed_bytes
 from variants.stateful import Memory, build_stateful_round, check_memory, check_neighbours
 from variants.wrapping import Corrected, Tensors, flatten, unflatten, wrap_client
 
@@ -194,8 +195,18 @@ def subtract(first: Sequence[Any], second: Sequence[Any]) -> Tensors:
 def stay_at_clients(parts: Any, experiment: Any, memory: OwnTensors, name: str) -> Any:
     """Return the parts in which the tensors that clients keep do not travel, and a notice of it."""
     kept = memory.num_parameters - 1
-    notice = f"{name}: {kept:,} of {experiment.num_parameters:,} parameters stay at each client"
-    return parts._replace(kept_parameters=kept, notices=(*parts.notices, notice))
+    sizes = [math.prod(w.shape) for w in memory.initial]
+    is_compressed = experiment.config.aggregation.aggregator == "compressed"
+    kept_bytes = compressed_bytes(sizes) if is_compressed else 4 * sum(sizes)
+    notice = (
+        f"{name}: {kept:,} of {experiment.num_parameters:,} parameters stay at each client; the "
+        "test accuracy, and a target, are of the global model, which has their mean"
+    )
+    return parts._replace(
+        kept_parameters=kept,
+        update_bytes=parts.update_bytes - kept_bytes,
+        notices=(*parts.notices, notice),
+    )
 
 
 def last_layers(experiment: Any) -> list[int]:
@@ -308,7 +319,15 @@ def ditto(parts: Any, experiment: Any) -> Any:
         return train
 
     changed = keep_own(parts, experiment, memory, build_training, "algorithm='ditto'")
-    return changed._replace(work=2 * parts.work)
+    rate = experiment.config.training.client_lr
+    notices = parts.notices
+    if rate * pull >= 2 and experiment.config.optimization.client_optimizer == "sgd":
+        notice = (
+            f"ditto_lambda={pull:g} with client_lr={rate:g}: where the product is 2 or more, own "
+            "models diverge; choose a smaller one"
+        )
+        notices = (*notices, notice)
+    return changed._replace(work=2 * parts.work, notices=notices)
 
 
 def apfl(parts: Any, experiment: Any) -> Any:
