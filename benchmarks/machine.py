@@ -52,7 +52,7 @@ def faults(content: object) -> list[str]:
     found = list(origins(content))
     ours = identity()
     checks = {
-        "another program": any(origin.get("program") != ours for origin in found),
+        "another version of the program": any(origin.get("program") != ours for origin in found),
         "uncommitted changes": any("-dirty" in (origin.get("commit") or "") for origin in found),
         "several machines": len({origin["machine"] for origin in found}) > 1,
     }

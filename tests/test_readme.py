@@ -103,7 +103,7 @@ def test_what_another_program_or_machine_made_is_named(monkeypatch):
 
     ours = {"machine": "a", "commit": "1", "program": machine.identity()}
     assert machine.faults({"rows": [ours, {"runs": [ours]}]}) == []
-    assert machine.faults([ours | {"program": "0"}]) == ["another program"]
+    assert machine.faults([ours | {"program": "0"}]) == ["another version of the program"]
     assert machine.faults([ours | {"commit": "1-dirty"}]) == ["uncommitted changes"]
     assert machine.faults({"rows": [ours, ours | {"machine": "b"}]}) == ["several machines"]
     assert machine.current([ours, ours | {"program": "0"}]) == [ours]
