@@ -19,6 +19,7 @@ from pathlib import Path  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
+from harness import saving  # noqa: E402
 from harness.engine.worker import LocalWorker  # noqa: E402
 
 from machine import made_by  # noqa: E402
@@ -30,7 +31,6 @@ SPINE = [
     "build_model",
     "build_process",
     "build_evaluator",
-    "save_result",
 ]
 
 
@@ -58,6 +58,7 @@ def main() -> None:
 
     for name in SPINE:
         setattr(fl, name, timed(name, getattr(fl, name)))
+    saving.save_result = timed("save_result", saving.save_result)
     LocalWorker.__enter__ = timed("worker's start", LocalWorker.__enter__)
     build_evaluator = fl.build_evaluator
     fl.build_evaluator = lambda *arguments: timed("rounds: evaluation", build_evaluator(*arguments))
