@@ -42,7 +42,6 @@ def tables() -> dict[str, str]:
     }
     for name, table in (
         ("round_time", round_time.table),
-        ("round_time_colour", round_time.table),
         ("peers", round_time.table),
         ("time_to_target", time_to_target.table),
     ):
