@@ -2,6 +2,7 @@
 
     # about 40 minutes on 2 cores; finished runs in runs/ are kept
     python benchmarks/compared.py
+    python benchmarks/compared.py personal --data ~/fashion-mnist    # printed, not stored
 
 Each table is one command of the program, three seeds.
 """
@@ -37,13 +38,17 @@ COMPARISONS = {
 }
 
 
-def compare(name: str) -> dict:
-    """The rows of a comparison's summary.csv, and where they were made."""
+def compare(name: str, data: str = "") -> dict:
+    """The rows of a comparison's summary.csv, of MNIST or other `data`, and where they were made."""
     flags, columns = COMPARISONS[name]
+    folder_name = f"benchmark-{name}"
+    if data:
+        flags += f" --data {shlex.quote(str(Path(data).expanduser().absolute()))}"
+        folder_name += f"-{Path(data).stem}"
     command = [sys.executable, str(ROOT / "federated_learning.py"), *shlex.split(quote(flags))]
-    run = ["--name", f"benchmark-{name}", "--figures", "none", "--table-columns", columns]
+    run = ["--name", folder_name, "--figures", "none", "--table-columns", columns]
     subprocess.run([*command, *run], check=True, cwd=ROOT)
-    folder = ROOT / "runs" / f"benchmark-{name}"
+    folder = ROOT / "runs" / folder_name
     with (folder / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {
@@ -71,7 +76,13 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("names", nargs="*", default=list(COMPARISONS), metavar="name")
-    names = parser.parse_args().names
+    parser.add_argument("--data", default="", help="other data than MNIST, as of --data")
+    options = parser.parse_args()
+    if options.data:
+        for name in options.names:
+            print(table({name: compare(name, options.data)}, name))
+        return
+    names = options.names
     results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     for name in names:
         results[name] = compare(name)
