@@ -39,7 +39,7 @@ COMPARISONS = {
 
 
 def compare(name: str, data: str = "") -> dict:
-    """The rows of a comparison's summary.csv, of MNIST or other `data`, and where they were made."""
+    """The rows of a comparison's summary.csv, on MNIST or other `data`, and where they are from."""
     flags, columns = COMPARISONS[name]
     folder_name = f"benchmark-{name}"
     if data:
