@@ -67,7 +67,7 @@ if __name__ == "__main__" and HERE not in sys.path:  # true with PYTHONSAFEPATH
     sys.path.insert(0, HERE)
 
 # Imported first: from here on Ctrl-C prints no traceback.
-from harness import command_line, listing
+from harness.cli import command_line, listing
 
 # isort: split
 import gc
@@ -79,8 +79,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.command_line import print_line
-from harness.fields import (
+from harness.cli.command_line import print_line
+from harness.cli.fields import (
     Count,
     CountOrZero,
     NumClients,
@@ -91,9 +91,9 @@ from harness.fields import (
     float_range,
     int_range,
 )
-from harness.own_files import OWN, give, is_own, own_fields, short_name
-from harness.run_options import Comparison, Run
-from harness.sweep import compared_rows, overlaid_folders
+from harness.cli.own_files import OWN, give, is_own, own_fields, short_name
+from harness.cli.run_options import Comparison, Run
+from harness.comparing.sweep import compared_rows, overlaid_folders
 from variants import choices, options, presets
 
 import numpy as np
@@ -200,32 +200,26 @@ if __name__ == "__main__":
     command_line.tell_loading()
     gc.disable()
 
-from harness import (
-    commands,
-    layers,
-    overlay,
-    provenance,
-    records,
-    results,
-    saving,
-    shards,
-)
-from harness.callbacks import Callback, CallbackList
-from harness.callbacks import StopRun as StopRun  # for users' callbacks
-from harness.dataset import Dataset, OtherImages, make_dataset
-from harness.dataset import Split as Split  # for data sets made in Python
+from harness.cli.loading import import_function
+from harness.comparing import commands, overlay
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
-from harness.files import check_clock, check_temporary_folder
-from harness.loading import import_function
-from harness.predicting import predict_pictures
-from harness.records import Evaluation, RoundRecord
-from harness.run_folder import RunFolder
-from harness.saved_run import SavedRun
-from harness.saving import Result
-from harness.settings import pinned_keras_settings
-from harness.streams import client_key
+from harness.reporting import results
+from harness.storage import provenance, saving
+from harness.storage.callbacks import Callback, CallbackList
+from harness.storage.callbacks import StopRun as StopRun  # for users' callbacks
+from harness.storage.files import check_clock, check_temporary_folder
+from harness.storage.predicting import predict_pictures
+from harness.storage.run_folder import RunFolder
+from harness.storage.saved_run import SavedRun
+from harness.storage.saving import Result
+from harness.training import layers, records, shards
+from harness.training.dataset import Dataset, OtherImages, make_dataset
+from harness.training.dataset import Split as Split  # for data sets made in Python
+from harness.training.records import Evaluation, RoundRecord
+from harness.training.settings import pinned_keras_settings
+from harness.training.streams import client_key
 from variants import CHANGES, LOSSES, SETTLED, baselines, datasets, models, partitions
 
 import tensorflow as tf

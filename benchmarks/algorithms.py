@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
-from harness.results import SIGNIFICANT, holm, paired_test  # noqa: E402
+from harness.reporting.results import SIGNIFICANT, holm, paired_test  # noqa: E402
 
 import numpy as np  # noqa: E402
 from machine import identity, made_by  # noqa: E402

@@ -8,7 +8,7 @@ from pathlib import Path
 import psutil
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from harness.provenance import commit, digest, processor, program
+from harness.storage.provenance import commit, digest, processor, program
 
 
 def machine() -> str:

@@ -25,7 +25,7 @@ from published import published
 
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl
-from harness.files import to_json
+from harness.storage.files import to_json
 
 RUNS = ROOT / "runs" / "niid_bench"
 RESULTS = ROOT / "benchmarks" / "results" / "niid_bench.json"

@@ -16,9 +16,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import federated_learning as fl  # noqa: E402
-from harness import plots  # noqa: E402
-from harness.figure_files import to_bytes  # noqa: E402
-from harness.files import to_json  # noqa: E402
+from harness.reporting import plots  # noqa: E402
+from harness.reporting.figure_files import to_bytes  # noqa: E402
+from harness.storage.files import to_json  # noqa: E402
 
 import psutil  # noqa: E402
 from machine import made_by  # noqa: E402

@@ -19,8 +19,8 @@ from pathlib import Path  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 import federated_learning as fl  # noqa: E402
-from harness import saving  # noqa: E402
 from harness.engine.worker import LocalWorker  # noqa: E402
+from harness.storage import saving  # noqa: E402
 
 from machine import made_by  # noqa: E402
 

@@ -10,12 +10,15 @@ import os
 import resource
 import sys
 
-from harness.stopping import listen
+from harness.engine.stopping import listen
 
 FILES = 40  # open at once
 SCRIPT = "federated_learning.py"
 # The program of a process of --jobs, which makes runs as the script does.
-JOB = "import federated_learning as fl; from harness import job; job.work(fl.Config(), fl.run)"
+JOB = (
+    "import federated_learning as fl; from harness.comparing import job; "
+    "job.work(fl.Config(), fl.run)"
+)
 PACKAGES = (
     "numpy",
     "grpc",

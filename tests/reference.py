@@ -4,9 +4,9 @@ NumPy, float64."""
 from pathlib import Path
 
 import federated_learning as fl
-from harness import layers
-from harness.records import Evaluation, name_metrics
-from harness.shards import FOOTER_BYTES, LABEL_BYTES
+from harness.training import layers
+from harness.training.records import Evaluation, name_metrics
+from harness.training.shards import FOOTER_BYTES, LABEL_BYTES
 from variants import privacy
 from variants.wrapping import Corrected
 

@@ -13,11 +13,12 @@ from pathlib import Path
 from unittest import mock
 
 import federated_learning as fl
-from harness import captions, command_line
-from harness.records import RoundRecord
-from harness.run_options import SINGLE
-from harness.saved_run import SavedRun
-from harness.sweep import compared_rows
+from harness.cli import command_line
+from harness.cli.run_options import SINGLE
+from harness.comparing.sweep import compared_rows
+from harness.reporting import captions
+from harness.storage.saved_run import SavedRun
+from harness.training.records import RoundRecord
 
 import numpy as np
 import psutil

@@ -3,9 +3,9 @@
 from types import SimpleNamespace
 
 import federated_learning as fl
-from harness.fields import UserError
-from harness.records import communication_cost, read_record
-from harness.shards import Shard
+from harness.cli.fields import UserError
+from harness.training.records import communication_cost, read_record
+from harness.training.shards import Shard
 from variants import choices, evaluations
 from variants.adversity import (
     Attackers,

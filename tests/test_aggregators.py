@@ -4,8 +4,8 @@ the same part."""
 from unittest import mock
 
 import federated_learning as fl
+from harness.cli.fields import UserError
 from harness.engine.worker import plain_sums
-from harness.fields import UserError
 from variants import aggregators, options
 
 import numpy as np

@@ -3,8 +3,8 @@
 from types import SimpleNamespace
 
 import federated_learning as fl
-from harness.fields import UserError
-from harness.loading import import_function
+from harness.cli.fields import UserError
+from harness.cli.loading import import_function
 from variants import CHANGES, choices, optimizers, options, stateful
 from variants.adversity import unseen_clients
 from variants.algorithms import fedprox

@@ -8,9 +8,9 @@ import sys
 from types import SimpleNamespace
 
 import federated_learning as fl
-from harness import plots
-from harness.fields import UserError
-from harness.records import examples_trained_on
+from harness.cli.fields import UserError
+from harness.reporting import plots
+from harness.training.records import examples_trained_on
 from variants import baselines
 from variants.partitions import rotate_and_add_noise
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import federated_learning as fl
-from harness.fields import UserError
+from harness.cli.fields import UserError
 
 import numpy as np
 import pytest

@@ -8,11 +8,11 @@ import sys
 import time
 from pathlib import Path
 
+from harness.cli.fields import UserError
 from harness.engine import probe, ssh
 from harness.engine.child import LONGEST_LINE, Child, LineReader
 from harness.engine.supervisor import MARK
 from harness.engine.worker import RemoteWorker, Unreachable
-from harness.fields import UserError
 
 import psutil
 import pytest
@@ -258,7 +258,7 @@ def test_a_folder_whose_name_a_shell_may_read_otherwise_is_refused(program, fold
 def test_ctrl_c_ends_what_was_started(tmp_path):
     """Before there is anything to save: rsync, and what it has started, end with the process."""
     code = (
-        "from harness import stopping\n"
+        "from harness.engine import stopping\n"
         "from harness.engine.child import Child\n"
         "stopping.listen()\n"
         "with Child(['sh', '-c', 'sleep 1000 & echo $!; wait']) as child:\n"

@@ -1,6 +1,6 @@
 """Each client optimizer against NumPy over two rounds, and what algorithms make of it."""
 
-from harness.fields import UserError
+from harness.cli.fields import UserError
 from variants import choices
 
 import numpy as np

@@ -4,8 +4,8 @@ import csv
 import json
 
 import federated_learning as fl
-from harness import clients
-from harness.fields import UserError
+from harness.cli.fields import UserError
+from harness.reporting import clients
 from variants.partitions import draw_tests
 
 import numpy as np

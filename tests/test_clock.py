@@ -3,10 +3,10 @@
 import math
 
 import federated_learning as fl
-from harness.comparison import describe_times
-from harness.fields import UserError
-from harness.records import seconds_to_target
-from harness.summary import Rates, summarize
+from harness.cli.fields import UserError
+from harness.comparing.comparison import describe_times
+from harness.comparing.summary import Rates, summarize
+from harness.training.records import seconds_to_target
 from variants import choices
 from variants.clock import Closed, close_round, draw_speeds
 from variants.partitions import fields_of_indices

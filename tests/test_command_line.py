@@ -16,8 +16,9 @@ import sys
 import tempfile
 import time
 
-from harness import command_line, files
-from harness.fields import UserError
+from harness.cli import command_line
+from harness.cli.fields import UserError
+from harness.storage import files
 from variants import choices
 
 import matplotlib.image

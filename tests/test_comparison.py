@@ -9,10 +9,11 @@ import shutil
 from dataclasses import replace
 
 import federated_learning as fl
-from harness import comparison, completing, plots
-from harness.fields import UserError
-from harness.records import rounds_to_target
-from harness.results import (
+from harness.cli.fields import UserError
+from harness.comparing import comparison, completing
+from harness.comparing.sweep import Row, compared_rows, join_compared
+from harness.reporting import plots
+from harness.reporting.results import (
     compare_outcomes,
     detectable_difference,
     format_differences,
@@ -20,7 +21,7 @@ from harness.results import (
     holm,
     paired_test,
 )
-from harness.sweep import Row, compared_rows, join_compared
+from harness.training.records import rounds_to_target
 
 import numpy as np
 import pytest

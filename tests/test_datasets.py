@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 import federated_learning as fl
-from harness.fields import UserError
+from harness.cli.fields import UserError
 from variants import canonical, idx
 
 import numpy as np

@@ -11,10 +11,11 @@ import os
 from pathlib import Path
 
 import federated_learning as fl
-from harness import callbacks, figure_files, plots, run_folder
-from harness.command_line import read_saved
-from harness.fields import UserError
-from harness.results import weights_sha256
+from harness.cli.command_line import read_saved
+from harness.cli.fields import UserError
+from harness.reporting import figure_files, plots
+from harness.reporting.results import weights_sha256
+from harness.storage import callbacks, run_folder
 
 import pytest
 from runs import configure

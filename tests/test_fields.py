@@ -3,8 +3,8 @@
 from typing import get_args
 
 import federated_learning as fl
-from harness.fields import UserError, choices_of, is_plain_text
-from harness.run_options import identity
+from harness.cli.fields import UserError, choices_of, is_plain_text
+from harness.cli.run_options import identity
 from variants.options import unused_notices
 
 import pytest

@@ -13,14 +13,14 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import federated_learning as fl
-from harness.command_line import check_resumed, read_saved
-from harness.comparison import find_folder
-from harness.completing import read_earlier
-from harness.fields import UserError
-from harness.files import json_line, to_json
-from harness.records import Evaluation, make_record
-from harness.results import describe
-from harness.run_folder import RunFolder
+from harness.cli.command_line import check_resumed, read_saved
+from harness.cli.fields import UserError
+from harness.comparing.comparison import find_folder
+from harness.comparing.completing import read_earlier
+from harness.reporting.results import describe
+from harness.storage.files import json_line, to_json
+from harness.storage.run_folder import RunFolder
+from harness.training.records import Evaluation, make_record
 from variants import privacy
 
 import numpy as np

@@ -9,9 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from harness.cli.fields import UserError
 from harness.engine.supervisor import open_listener, remove_path
 from harness.engine.worker import private_folder
-from harness.fields import UserError
 
 import numpy as np
 import psutil

@@ -5,8 +5,8 @@ import re
 import statistics
 
 import federated_learning as fl
-from harness.fields import ConfigGroup, UserError, hints
-from harness.loading import import_function
+from harness.cli.fields import ConfigGroup, UserError, hints
+from harness.cli.loading import import_function
 from variants import choices
 
 import pytest

@@ -5,8 +5,8 @@ import signal
 import time
 
 import federated_learning as fl
-from harness.fields import UserError
-from harness.sweep import compared_rows
+from harness.cli.fields import UserError
+from harness.comparing.sweep import compared_rows
 
 import pytest
 from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, start

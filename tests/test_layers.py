@@ -2,8 +2,8 @@
 too."""
 
 import federated_learning as fl
-from harness import layers
-from harness.fields import UserError
+from harness.cli.fields import UserError
+from harness.training import layers
 from variants import choices
 
 import numpy as np

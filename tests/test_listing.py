@@ -5,8 +5,8 @@ import math
 import os
 
 import federated_learning as fl
-from harness.files import csv_table, to_json
-from harness.listing import list_runs, print_list
+from harness.cli.listing import list_runs, print_list
+from harness.storage.files import csv_table, to_json
 
 import pytest
 from runs import call_script, configure, make_record

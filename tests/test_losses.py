@@ -1,7 +1,7 @@
 """Local losses: smoothed labels, weighted classes, regularizers, a user's own."""
 
 import federated_learning as fl
-from harness.fields import UserError
+from harness.cli.fields import UserError
 
 import numpy as np
 import pytest

@@ -7,7 +7,7 @@ import re
 import time
 
 import federated_learning as fl
-from harness import notebook as notebook_help
+from harness.reporting import notebook as notebook_help
 
 import nbformat
 import pytest

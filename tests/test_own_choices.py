@@ -5,7 +5,7 @@ import json
 import shutil
 
 import federated_learning as fl
-from harness.fields import UserError
+from harness.cli.fields import UserError
 
 import numpy as np
 import pytest

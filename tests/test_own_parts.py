@@ -10,9 +10,10 @@ import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import federated_learning as fl
-from harness import SCRIPT, command_line
-from harness.fields import UserError
-from harness.provenance import ROOT, hash_rows
+from harness import SCRIPT
+from harness.cli import command_line
+from harness.cli.fields import UserError
+from harness.storage.provenance import ROOT, hash_rows
 from variants import choices, models
 
 import numpy as np

@@ -5,9 +5,9 @@ import dataclasses
 from types import SimpleNamespace
 
 import federated_learning as fl
-from harness.fields import UserError
-from harness.files import to_json
-from harness.results import describe_partition, skew
+from harness.cli.fields import UserError
+from harness.reporting.results import describe_partition, skew
+from harness.storage.files import to_json
 from variants import choices, partitions
 
 import numpy as np

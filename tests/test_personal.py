@@ -5,9 +5,9 @@ import math
 from dataclasses import replace
 
 import federated_learning as fl
-from harness.comparison import describe_own_models
-from harness.fields import UserError
-from harness.summary import Rates, summarize
+from harness.cli.fields import UserError
+from harness.comparing.comparison import describe_own_models
+from harness.comparing.summary import Rates, summarize
 from variants import choices
 from variants.personal import HEAD_KEY, OwnTensors
 

@@ -3,7 +3,7 @@
 import json
 
 import federated_learning as fl
-from harness.fields import UserError
+from harness.cli.fields import UserError
 from variants import tables
 
 import numpy as np

@@ -5,11 +5,11 @@ import warnings
 from typing import get_args
 
 import federated_learning as fl
-from harness import captions, figure_files, figure_form, plots
-from harness.fields import UserError
-from harness.flags import to_flag
-from harness.records import RoundRecord
-from harness.run_options import BY_CONTENT, MAY_GROW, Comparison, Run
+from harness.cli.fields import UserError
+from harness.cli.flags import to_flag
+from harness.cli.run_options import BY_CONTENT, MAY_GROW, Comparison, Run
+from harness.reporting import captions, figure_files, figure_form, plots
+from harness.training.records import RoundRecord
 from variants import choices
 
 import matplotlib.text

@@ -3,8 +3,8 @@
 import json
 
 import federated_learning as fl
-from harness import predicting
-from harness.fields import UserError
+from harness.cli.fields import UserError
+from harness.storage import predicting
 
 import numpy as np
 import pytest

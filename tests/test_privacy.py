@@ -8,13 +8,13 @@ import re
 from functools import partial
 
 import federated_learning as fl
-from harness import run_folder
-from harness.command_line import read_saved
+from harness.cli.command_line import read_saved
+from harness.cli.fields import UserError
 from harness.engine.worker import LocalWorker
-from harness.fields import UserError
-from harness.files import to_json
-from harness.provenance import describe_program
-from harness.records import PUBLIC, RoundRecord
+from harness.storage import run_folder
+from harness.storage.files import to_json
+from harness.storage.provenance import describe_program
+from harness.training.records import PUBLIC, RoundRecord
 from variants import choices, privacy
 from variants.sampling import draw_cohort
 

@@ -4,9 +4,9 @@ means."""
 from typing import Any, NamedTuple
 
 import federated_learning as fl
-from harness.dataset import make_dataset
 from harness.engine.supervisor import worker_environment
-from harness.records import Evaluation, make_record
+from harness.training.dataset import make_dataset
+from harness.training.records import Evaluation, make_record
 from variants import choices
 from variants.optimizers import count_examples
 from variants.sampling import draw_cohort

@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import federated_learning as fl
-from harness import layers, provenance
-from harness.fields import UserError
+from harness.cli.fields import UserError
+from harness.storage import provenance
+from harness.training import layers
 from variants import choices
 from variants.choices import AggregatorChoice
 

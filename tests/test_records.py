@@ -4,8 +4,8 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
-from harness.records import describe_reached, reached, rounds_to_target
-from harness.results import class_report
+from harness.reporting.results import class_report
+from harness.training.records import describe_reached, reached, rounds_to_target
 
 import numpy as np
 import pytest

@@ -6,8 +6,8 @@ import re
 import shlex
 
 import federated_learning as fl
-from harness import report
-from harness.run_options import identity
+from harness.cli.run_options import identity
+from harness.reporting import report
 
 import numpy as np
 import pytest

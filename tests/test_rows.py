@@ -4,9 +4,9 @@ import csv
 import json
 
 import federated_learning as fl
-from harness import comparison
-from harness.fields import UserError
-from harness.sweep import Row, compared_rows, overlaid_folders
+from harness.cli.fields import UserError
+from harness.comparing import comparison
+from harness.comparing.sweep import Row, compared_rows, overlaid_folders
 
 import pytest
 from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure

@@ -20,14 +20,14 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
-from harness import files, run_folder
-from harness.command_line import read_saved
-from harness.fields import UserError
-from harness.files import lock, to_json
-from harness.provenance import describe_program
-from harness.results import weights_sha256
-from harness.run_folder import CHECKPOINTS_KEPT, RunFolder, default_name
-from harness.shards import FOOTER_BYTES, fingerprint
+from harness.cli.command_line import read_saved
+from harness.cli.fields import UserError
+from harness.reporting.results import weights_sha256
+from harness.storage import files, run_folder
+from harness.storage.files import lock, to_json
+from harness.storage.provenance import describe_program
+from harness.storage.run_folder import CHECKPOINTS_KEPT, RunFolder, default_name
+from harness.training.shards import FOOTER_BYTES, fingerprint
 from variants import choices
 
 import numpy as np

@@ -7,10 +7,11 @@ import subprocess
 import sys
 
 import federated_learning as fl
-from harness import captions, layers
-from harness.fields import UserError
-from harness.records import stops_early
-from harness.results import weights_sha256
+from harness.cli.fields import UserError
+from harness.reporting import captions
+from harness.reporting.results import weights_sha256
+from harness.training import layers
+from harness.training.records import stops_early
 
 import numpy as np
 import pytest

@@ -13,8 +13,8 @@ import sys
 import tomllib
 
 import federated_learning as fl
-from harness import flags
-from harness.fields import UserError
+from harness.cli import flags
+from harness.cli.fields import UserError
 from variants import options
 
 import numpy as np
@@ -349,7 +349,11 @@ def test_uv_resolves_the_block(tmp_path):
 
 
 def test_an_older_python_gets_as_far_as_the_line_that_refuses_it():
-    for path in (SCRIPT, ROOT / "harness" / "__init__.py", ROOT / "harness" / "stopping.py"):
+    for path in (
+        SCRIPT,
+        ROOT / "harness" / "__init__.py",
+        ROOT / "harness" / "engine" / "stopping.py",
+    ):
         ast.parse(path.read_text(), feature_version=(3, 8))
 
 

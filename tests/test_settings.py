@@ -6,7 +6,7 @@ import os
 import re
 
 import federated_learning as fl
-from harness.settings import SETTINGS, pinned_keras_settings
+from harness.training.settings import SETTINGS, pinned_keras_settings
 
 import pytest
 import tensorflow as tf

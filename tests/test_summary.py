@@ -5,12 +5,20 @@ import dataclasses
 import shutil
 import subprocess
 
-from harness.comparison import compare_accuracies, cost_figures
-from harness.fields import UserError
-from harness.files import csv_table
-from harness.latex import name_settings
-from harness.results import holm
-from harness.summary import COLUMNS, ROW, Rates, describe_spread, summarize, to_latex, to_markdown
+from harness.cli.fields import UserError
+from harness.comparing.comparison import compare_accuracies, cost_figures
+from harness.comparing.latex import name_settings
+from harness.comparing.summary import (
+    COLUMNS,
+    ROW,
+    Rates,
+    describe_spread,
+    summarize,
+    to_latex,
+    to_markdown,
+)
+from harness.reporting.results import holm
+from harness.storage.files import csv_table
 
 import numpy as np
 import pytest

@@ -12,10 +12,12 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
-from harness import report, summary, trust
-from harness.fields import UserError
-from harness.files import csv_table
-from harness.results import weights_sha256
+from harness.cli import trust
+from harness.cli.fields import UserError
+from harness.comparing import summary
+from harness.reporting import report
+from harness.reporting.results import weights_sha256
+from harness.storage.files import csv_table
 
 import h5py
 import numpy as np

@@ -4,8 +4,8 @@ import csv
 import json
 
 import federated_learning as fl
-from harness.fields import UserError
-from harness.sweep import candidates_of_rows, compared_rows
+from harness.cli.fields import UserError
+from harness.comparing.sweep import candidates_of_rows, compared_rows
 
 import numpy as np
 import pytest

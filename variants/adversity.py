@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from harness.fields import UserError
-from harness.loading import import_function
-from harness.shards import Shard
-from harness.streams import open_stream
+from harness.cli.fields import UserError
+from harness.cli.loading import import_function
+from harness.training.shards import Shard
+from harness.training.streams import open_stream
 from variants.options import Adversity
 from variants.wrapping import wrap_client
 

@@ -12,8 +12,8 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from harness.cli.loading import change_parts
 from harness.engine.gather import gather
-from harness.loading import change_parts
 from variants.wrapping import flatten, unflatten, wrap_client
 
 import tensorflow as tf

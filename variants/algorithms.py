@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.fields import UserError
-from harness.loading import change_parts
+from harness.cli.fields import UserError
+from harness.cli.loading import change_parts
 from variants.choices import CLIENT_OPTIMIZERS
 from variants.optimizers import sum_of_factors
 from variants.wrapping import Corrected, Tensors, with_hparams

@@ -18,17 +18,17 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import captions, plots
-from harness.clients import accuracies_on_label_mix, describe_clients, worst_tenth
-from harness.command_line import Progress, print_line, warn
-from harness.dataset import Split
+from harness.cli.command_line import Progress, print_line, warn
+from harness.cli.fields import UserError
 from harness.engine.ssh import HERE
 from harness.engine.worker import LocalWorker
-from harness.fields import UserError
-from harness.files import append, csv_table, json_line, read_bytes, write_file
-from harness.provenance import digest, program
-from harness.records import MOST_IN_MATRIX, examples_trained_on
-from harness.results import pluralize, print_written
+from harness.reporting import captions, plots
+from harness.reporting.clients import accuracies_on_label_mix, describe_clients, worst_tenth
+from harness.reporting.results import pluralize, print_written
+from harness.storage.files import append, csv_table, json_line, read_bytes, write_file
+from harness.storage.provenance import digest, program
+from harness.training.dataset import Split
+from harness.training.records import MOST_IN_MATRIX, examples_trained_on
 from variants import options
 
 import numpy as np

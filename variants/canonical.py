@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from harness.dataset import OWNERS, Arrays, format_shape
-from harness.fields import UserError
+from harness.cli.fields import UserError
+from harness.training.dataset import OWNERS, Arrays, format_shape
 
 import numpy as np
 

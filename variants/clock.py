@@ -14,9 +14,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from harness.loading import import_function
-from harness.records import client_traffic
-from harness.streams import client_key, open_stream
+from harness.cli.loading import import_function
+from harness.training.records import client_traffic
+from harness.training.streams import client_key, open_stream
 from variants.adversity import cut_work
 from variants.optimizers import count_examples
 from variants.sampling import draw_cohort

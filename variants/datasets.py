@@ -14,9 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.dataset import KEYS, OWNERS, Arrays, Dataset, make_dataset
-from harness.fields import UserError
-from harness.files import expand_path, one_line, read_bytes, to_utf_8
+from harness.cli.fields import UserError
+from harness.storage.files import expand_path, one_line, read_bytes, to_utf_8
+from harness.training.dataset import KEYS, OWNERS, Arrays, Dataset, make_dataset
 from variants import idx, pictures, tables
 from variants.canonical import brightness_notices, to_canonical_arrays
 

@@ -9,13 +9,13 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, get_type_hints
 
-from harness import clients
-from harness.clients import OWN_TESTS
-from harness.dataset import OtherImages
-from harness.fields import UserError
-from harness.loading import import_function
-from harness.records import EXTRA, RoundRecord
-from harness.streams import open_stream
+from harness.cli.fields import UserError
+from harness.cli.loading import import_function
+from harness.reporting import clients
+from harness.reporting.clients import OWN_TESTS
+from harness.training.dataset import OtherImages
+from harness.training.records import EXTRA, RoundRecord
+from harness.training.streams import open_stream
 from variants import adversity
 
 import numpy as np

@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from harness.fields import UserError
-from harness.streams import open_stream
+from harness.cli.fields import UserError
+from harness.training.streams import open_stream
 from variants.adversity import drawn_clients
 from variants.clock import Clock
 from variants.stateful import check_memory

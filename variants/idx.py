@@ -8,7 +8,7 @@ import re
 import stat
 from pathlib import Path
 
-from harness.fields import UserError
+from harness.cli.fields import UserError
 
 import numpy as np
 

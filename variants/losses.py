@@ -9,9 +9,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from harness.fields import UserError
-from harness.loading import import_function
-from harness.own_files import is_own
+from harness.cli.fields import UserError
+from harness.cli.loading import import_function
+from harness.cli.own_files import is_own
 
 import numpy as np
 import tensorflow as tf

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
-from harness import own_files
-from harness.fields import UserError
-from harness.layers import conv, dense
+from harness.cli import own_files
+from harness.cli.fields import UserError
+from harness.training.layers import conv, dense
 
 import tensorflow as tf
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from harness.fields import UserError
+from harness.cli.fields import UserError
 from variants.personal import keep_at_clients
 
 import tensorflow_federated as tff

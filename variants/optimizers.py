@@ -9,7 +9,7 @@ import math
 from collections import OrderedDict
 from typing import Any
 
-from harness.loading import import_function
+from harness.cli.loading import import_function
 from variants.choices import SCHEDULES
 from variants.options import Optimization
 from variants.wrapping import Corrected, Tensors, add, with_hparams, wrap_client

@@ -15,9 +15,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple, Self
 
-from harness import command_line, trust, usage
-from harness.engine.ssh import HERE
-from harness.fields import (
+from harness.cli import command_line, trust, usage
+from harness.cli.fields import (
     ConfigGroup,
     Count,
     CountOrZero,
@@ -34,10 +33,11 @@ from harness.fields import (
     optional_int,
     text,
 )
-from harness.files import briefly, expand_path
-from harness.flags import split_off, to_flag
-from harness.own_files import OWN, OWN_FIELDS, is_own, own_fields, short_name
-from harness.sweep import check_comparison, join_compared, overlaid_folders
+from harness.cli.flags import split_off, to_flag
+from harness.cli.own_files import OWN, OWN_FIELDS, is_own, own_fields, short_name
+from harness.comparing.sweep import check_comparison, join_compared, overlaid_folders
+from harness.engine.ssh import HERE
+from harness.storage.files import briefly, expand_path
 from variants import presets
 from variants.choices import (
     AGGREGATORS,

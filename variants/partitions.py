@@ -13,10 +13,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from harness.command_line import warn
-from harness.fields import UserError
-from harness.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
-from harness.streams import open_stream
+from harness.cli.command_line import warn
+from harness.cli.fields import UserError
+from harness.storage.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
+from harness.training.streams import open_stream
 from variants.choices import PARTITIONS
 
 import numpy as np

@@ -12,10 +12,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from harness.clients import PERSONAL, accuracies_of_parts, worst_tenth
-from harness.fields import UserError
-from harness.layers import places_by_layer
-from harness.loading import import_function
+from harness.cli.fields import UserError
+from harness.cli.loading import import_function
+from harness.reporting.clients import PERSONAL, accuracies_of_parts, worst_tenth
+from harness.training.layers import places_by_layer
 from variants import CHANGES
 from variants.adversity import unseen_clients
 from variants.aggregators import compressed_bytes

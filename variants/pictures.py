@@ -12,9 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.dataset import Arrays
-from harness.fields import UserError
-from harness.files import briefly
+from harness.cli.fields import UserError
+from harness.storage.files import briefly
+from harness.training.dataset import Arrays
 from variants.idx import MOST_BYTES
 
 import numpy as np

@@ -14,9 +14,9 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from harness.command_line import print_line
-from harness.flags import split_off, wants_help
-from harness.run_options import identity
+from harness.cli.command_line import print_line
+from harness.cli.flags import split_off, wants_help
+from harness.cli.run_options import identity
 
 
 class Preset(NamedTuple):

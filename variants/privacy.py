@@ -12,13 +12,13 @@ written to the run's journal, rounds_begun.txt, before it begins, and epsilon ch
 Epsilon is that of one run: releases of two runs on the same clients (two seeds, or two copies of a
 folder that both continue) add up.
 
-A record of a private run contains the fields in harness.records.PUBLIC, and nothing about single
-clients is written: no sizes, training metrics, indices or worker.log. The time of a round reveals
-how many images its cohort has, and so who was drawn, so it appears in no file, on no line and in no
-file date (except the date of the last status change, which no program can set and which reveals the
-time of all rounds together). Whoever watches the terminal, the processes or the shard files of this
-machine during the run can still measure it. Shards of equal size (`--partition iid`) or public
-cohorts avoid that.
+A record of a private run contains the fields in harness.training.records.PUBLIC, and nothing about
+single clients is written: no sizes, training metrics, indices or worker.log. The time of a round
+reveals how many images its cohort has, and so who was drawn, so it appears in no file, on no line
+and in no file date (except the date of the last status change, which no program can set and which
+reveals the time of all rounds together). Whoever watches the terminal, the processes or the shard
+files of this machine during the run can still measure it. Shards of equal size (`--partition iid`)
+or public cohorts avoid that.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.callbacks import Callback, StopRun
-from harness.command_line import warn
-from harness.fields import UserError
-from harness.files import append, read_bytes
-from harness.records import RoundRecord
-from harness.results import check_private_origin, pluralize
+from harness.cli.command_line import warn
+from harness.cli.fields import UserError
+from harness.reporting.results import check_private_origin, pluralize
+from harness.storage.callbacks import Callback, StopRun
+from harness.storage.files import append, read_bytes
+from harness.training.records import RoundRecord
 from variants.sampling import draw_cohort, draw_in_secret
 
 import dp_accounting

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from harness.streams import client_key, open_stream
+from harness.training.streams import client_key, open_stream
 from variants.adversity import drawn_clients, find_late
 
 import numpy as np

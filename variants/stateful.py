@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from harness.cli.fields import UserError
 from harness.engine.gather import gather
-from harness.fields import UserError
 from variants.adversity import unseen_clients
 from variants.optimizers import sum_of_factors
 from variants.wrapping import (

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.dataset import OWNERS, Arrays
-from harness.fields import UserError
-from harness.files import briefly, read_bytes
+from harness.cli.fields import UserError
+from harness.storage.files import briefly, read_bytes
+from harness.training.dataset import OWNERS, Arrays
 from variants.pictures import MODES_OF_GREY, decode
 
 import numpy as np

@@ -16,7 +16,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from harness import stopping
+from harness.engine import stopping
 
 LONGEST_LINE = 4096  # bytes; of a longer one the end counts
 WORDS_KEPT = 2000  # bytes of what a program has said last on its standard error

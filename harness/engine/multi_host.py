@@ -18,9 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness import stopping
-from harness.command_line import RunFailed, print_line, warn
-from harness.engine import child, probe, ssh
+from harness.cli.command_line import RunFailed, print_line, warn
+from harness.cli.fields import UserError
+from harness.engine import child, probe, ssh, stopping
 from harness.engine.worker import (
     ATTEMPTS,
     Compiler,
@@ -31,7 +31,6 @@ from harness.engine.worker import (
     WorkerLost,
     plain_sums,
 )
-from harness.fields import UserError
 
 import numpy as np
 import tensorflow as tf

@@ -19,9 +19,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from harness.cli.fields import UserError
 from harness.engine.child import Child
 from harness.engine.supervisor import MARK
-from harness.fields import UserError
 
 HERE = "localhost"
 HEARTBEAT = 5.0  # seconds between two bytes to a supervisor; after four times that we are gone

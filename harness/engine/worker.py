@@ -22,13 +22,12 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness import stopping
-from harness.command_line import RunFailed, warn
-from harness.engine import ssh
+from harness.cli.command_line import RunFailed, warn
+from harness.cli.fields import UserError
+from harness.engine import ssh, stopping
 from harness.engine.child import LONGEST_LINE, WORDS_KEPT, LineReader
 from harness.engine.supervisor import MARK
-from harness.fields import UserError
-from harness.files import briefly, io_errors_as_user_errors
+from harness.storage.files import briefly, io_errors_as_user_errors
 
 import grpc
 import numpy as np

@@ -1,0 +1,1 @@
+"""The command line: flags, their checks, `--help`, `--list`, and users' own files."""

@@ -1,0 +1,164 @@
+"""Parts of an experiment in a file of the user's own: FILE.py:NAME in place of a choice's name."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import re
+import sys
+import traceback
+import types
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness import is_main
+from harness.cli import trust
+from harness.cli.fields import UserError
+from harness.storage.files import briefly, expand_path, read_bytes
+
+# In place of a choice's name: a file and a function in it, or one given in Python.
+OWN = r".+\.py:\w+|python:\w+"
+GIVEN: dict[str, Callable] = {}  # python:NAME -> the function
+# Fields that may name one.
+OWN_FIELDS = ("partition", "model", "algorithm", "aggregator", "loss", "metrics")
+OWN_MODULES = "own_file"  # what the modules of users' files are called, with a hash behind
+
+
+def is_own(name: str) -> bool:
+    """Return whether a choice's name is FILE.py:NAME, or python:NAME."""
+    return ".py:" in name or name.startswith("python:")
+
+
+def own_fields(fields: dict[str, Any]) -> dict[str, str]:
+    """Return field -> FILE.py:NAME, of the fields of a configuration that name one."""
+    return {field: fields[field] for field in OWN_FIELDS if ".py:" in fields[field]}
+
+
+def give(function: Callable) -> str:
+    """Return a name for a function that is given in Python, python:NAME, and remember it."""
+    is_model = hasattr(function, "trainable_weights")  # and so callable, but made already
+    if is_model or not callable(function):
+        raise UserError(
+            f"model={function!r:.60} is not a function; give one that returns new Keras layers or "
+            "a new Keras model on each call"
+        )
+    own_name = re.sub(r"\W", "", getattr(function, "__name__", "")) or "model"
+    GIVEN[f"python:{own_name}"] = function
+    return f"python:{own_name}"
+
+
+def short_name(name: str) -> str:
+    """Return a choice's name for captions and tables: of FILE.py:NAME without the folder."""
+    return name.rpartition("/")[2].removeprefix("python:") if is_own(name) else name
+
+
+def load_function(name: str, field: str) -> partial:
+    """Return call_function with what FILE.py:NAME names bound: it takes that function's arguments.
+
+    The file is run as an import would run it, with its own folder on Python's path; the hash of its
+    text is part of what is returned. Raises UserError, which blames the flag `field`.
+    """
+    file, _, function_name = name.rpartition(":")
+    source = f"{field}={name!r:.200}"
+    if name in GIVEN:
+        return partial(call_function, GIVEN[name], Path(name), "", field)
+    if name.startswith("python:"):
+        raise UserError(
+            f"{source} was given in another Python session; give a file, or the function again "
+            "with fl.run(config, model=function)"
+        )
+    path = expand_path(file).absolute()
+    try:
+        text = read_bytes(path)
+    except OSError as error:
+        raise UserError(
+            f"{source} cannot be read ({error.strerror}); give an existing file"
+        ) from error
+    digest = hashlib.sha256(text).hexdigest()
+    trust.remember(digest)
+    module = load_module(path, text, digest, source)
+    function = vars(module).get(function_name)
+    if not callable(function):
+        raise UserError(
+            f"{source}: the file has no function {function_name}; give the name of one it has"
+        )
+    # A run is the same wherever this file lies: a path is no part of a row's hash, its digest is.
+    return partial(call_function, function, Path(f"{path}:{function_name}"), digest, field)
+
+
+def load_module(path: Path, text: bytes, digest: str, source: str) -> types.ModuleType:
+    """Return the module of a file's text, which is run once a process."""
+    name = f"{OWN_MODULES}_{digest[:16]}"
+    if name in sys.modules and sys.modules[name].__file__ == str(path):
+        return sys.modules[name]
+    # Dataclasses and pickle look a class's module up by its name.
+    module = types.ModuleType(name)
+    module.__file__ = str(path)
+    sys.modules[name] = module
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))  # last: its names hide no installed package
+    try:
+        with errors_of_own_code(f"{source}: its file", path):
+            exec(compile(text, str(path), "exec", dont_inherit=True), vars(module))
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def call_function(
+    function: Callable, path: Path, digest: str, field: str, *arguments: Any, **named: Any
+) -> Any:
+    """Return function(*arguments, **named), a user's. Raises UserError for whatever it raises.
+
+    `path` is FILE.py:NAME, `digest` the SHA-256 of the file.
+    """
+    with errors_of_own_code(f"{field}={str(path)!r:.200}", path):
+        return function(*arguments, **named)
+
+
+@contextlib.contextmanager
+def errors_of_own_code(what: str, path: Path) -> Iterator[None]:
+    """Turn whatever a user's code raises into one line, sys.exit too: it would end the run.
+
+    The code sees a command line without flags, as ours are not its own.
+    """
+    words = sys.argv
+    sys.argv = [str(path)]
+    printed = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(printed):
+            yield
+        sys.stderr.write(printed.getvalue())  # in an error argparse prints its usage
+    except UserError:
+        raise
+    except SystemExit as leaving:
+        raise UserError(
+            f"{what} calls sys.exit({leaving.code!r:.60}), as argparse does; move code that "
+            'belongs to a script under `if __name__ == "__main__":`'
+        ) from leaving
+    except KeyboardInterrupt as error:
+        if not is_main():  # the user's own Ctrl-C
+            raise
+        raise UserError(f"{what} raises KeyboardInterrupt; fix it") from error
+    except BaseException as error:
+        where = find_line(error, path)
+        raise UserError(
+            f"{what} raised {type(error).__name__} ({briefly(error)}){where}; fix it"
+        ) from error
+    finally:
+        sys.argv = words
+
+
+def find_line(error: BaseException, path: Path) -> str:
+    """Return " in line 12", the last line of the user's file that an error went through."""
+    file = str(path).rpartition(":")[0] if is_own(str(path)) else str(path)
+    lines = [
+        frame.lineno
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename == file
+    ]
+    return f" in line {lines[-1]}" if lines else ""

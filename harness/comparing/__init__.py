@@ -1,0 +1,1 @@
+"""Several runs: rows and seeds, their processes, tests, tables and figures; --tune."""

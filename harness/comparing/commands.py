@@ -1,0 +1,105 @@
+"""Commands that train several runs, or none: comparison and evaluation.
+
+The script gives them its own functions: how it loads data, builds and runs an experiment, and reads
+a trained model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from harness.cli import trust
+from harness.cli.command_line import one_at_a_time, quietly, read_saved, warn
+from harness.cli.fields import UserError
+from harness.cli.loading import import_function
+from harness.comparing import comparison, tuning
+from harness.comparing.sweep import compared_rows, rows_of_configs
+from harness.reporting import plots, results
+from harness.storage import run_folder
+from harness.storage.files import expand_path
+
+
+@one_at_a_time()
+def compare(
+    config: Any, dataset: Any, load_dataset: Callable, build_experiment: Callable, run: Callable
+) -> Path:
+    """Run every compared setting and seed; return the folder with the table and the figure.
+
+    The first two arguments are those of federated_learning.compare, the others its functions.
+    """
+    if isinstance(config, list | tuple):
+        compared = rows_of_configs(config)
+        first = config[0]
+    else:
+        compared = compared_rows(config)
+        first = config
+    if compared is None:
+        raise UserError(
+            f"compare={first.comparison.compare!r:.60} with seeds=1 compares nothing; give "
+            "choices such as compare='fedavg,fedprox', or seeds=3"
+        )
+    if dataset is not None and first.comparison.jobs > 1:
+        raise UserError(
+            f"jobs={first.comparison.jobs} cannot be combined with dataset=, which other processes "
+            "do not have; drop it, or give the data as a file"
+        )
+    absolute = first.with_absolute_paths()
+
+    def runners(data: Any, given: Any) -> tuple[Callable, Callable]:
+        """Return build(config) and run(config) on `given`, or on configured data if it is None."""
+        if given is None:
+            return partial(build_experiment, dataset=load_dataset(data)), run
+        return partial(build_experiment, dataset=given), partial(run, dataset=given)
+
+    with quietly(first.run.quiet):
+        for notice in absolute.unused_notices():
+            warn(notice)
+        if not absolute.comparison.tune:
+            folder, _ = comparison.compare(absolute, compared, *runners(absolute.data, dataset))
+            return folder
+        # The values are chosen on training images held out, and the rows then trained on all.
+        on_all = absolute.replace(holdout=0)
+        whole = load_dataset(on_all.data) if dataset is None else dataset
+        count = absolute.data.holdout or len(whole.train.labels) // 6
+        on_held_out = absolute.replace(holdout=count)
+        hold_out = import_function("datasets:hold_out")
+        held_out = None if dataset is None else hold_out(dataset, count)
+        chosen, how = tuning.tune(on_held_out, compared, *runners(on_held_out.data, held_out))
+        folder, _ = comparison.compare(on_all, chosen, *runners(on_all.data, dataset), how)
+        return folder
+
+
+@one_at_a_time()
+def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) -> Path:
+    """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
+    saved = read_saved(config.run.evaluate, type(config)())
+    source = expand_path(config.run.evaluate)
+    dataset = load_dataset(config.with_absolute_paths().data)
+    results.check_classes(source, dataset)
+    training = replace(saved.training, model=find_model_name(config, saved))
+    trained = read_trained(source / "global_model.keras", training, dataset)
+    evaluate = trained.evaluate
+    if config.run.metrics:
+        evaluate = import_function("evaluations:with_metrics")(evaluate, config.run.metrics)
+    evaluation = evaluate(dataset)
+    weights = trained.weights.trainable
+    origin = results.describe_origin(source, dataset)
+    caption = plots.join_parts([dataset.name, f"the model of {source.name}{origin}"])
+    return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
+
+
+def find_model_name(config: Any, saved: Any) -> str:
+    """Return the model of the saved run.
+
+    Its folder may be somebody else's, and name a file that would be executed. Raises UserError for
+    one that this user never ran, unless --model names it.
+    """
+    if saved.has_own_model:
+        if config.has_own_model:
+            return config.training.model
+        trust.check_file("model", saved.training.model, config.run.evaluate)
+    return saved.training.model

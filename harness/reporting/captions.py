@@ -1,0 +1,170 @@
+"""Captions: everything that a run's results depend on, in one line."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.cli.own_files import is_own, short_name
+from harness.comparing.sweep import Compared
+from harness.reporting.plots import join_parts
+
+SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
+
+
+def with_fields(name: str, fields: dict[str, Any]) -> str:
+    """Return a name and the fields that belong to it: "krum, tolerated 3"."""
+    parts = [f"{field.replace('_', ' ')} {value:g}" for field, value in fields.items()]
+    return ", ".join([name, *parts])
+
+
+def caption(experiment: Any) -> str:
+    """Return the caption of an experiment."""
+    return join_parts([experiment.dataset.name, *caption_parts(experiment).values()])
+
+
+def caption_parts(experiment: Any) -> dict[str, str]:
+    """Return topic -> what a caption says; a topic that can be compared is named as its field."""
+    config = experiment.config
+    training = config.training
+    num_clients = config.partitioning.num_clients
+    batch_size = training.batch_size or "all"
+    share = config.partitioning.client_test
+    norms = {"average": ", BatchNormalization averaged", "local": ", BatchNormalization local"}
+    initial = training.initial_model
+    steps = f"{training.local_steps} local steps"
+    work = steps if training.local_steps else f"E = {training.local_epochs}"
+    return {
+        "clients": f"{num_clients} clients, {config.cohort_size} a round",
+        "client_test": f"{100 * share:.4g} % of each client's images held out" if share else "",
+        "fine_tune_epochs": describe_tuning(config.optimization.fine_tune_epochs),
+        "unseen": f"{config.num_unseen} never drawn" if config.num_unseen else "",
+        "sampling": SAMPLING[training.sampling],
+        "partition": describe_partition(experiment),
+        "algorithm": describe_algorithm(config),
+        "aggregator": describe_aggregator(experiment),
+        "model": short_name(training.model) + norms.get(training.batch_norm, ""),
+        "training": f"{work}, B = {batch_size}",
+        "loss": describe_loss(training),
+        "start": f"from {Path(initial).name}" if initial else "",
+        **describe_adversity(config),
+        **describe_clock(config.clock),
+        "seed": f"seed {config.seed}",
+    }
+
+
+def describe_tuning(epochs: int) -> str:
+    """Describe --fine-tune-epochs; "" without it."""
+    return f"global model also fine-tuned by each client, E = {epochs}" if epochs else ""
+
+
+def describe_loss(training: Any) -> str:
+    """Return the clients' loss; nothing for the plain cross-entropy."""
+    smoothing = training.label_smoothing
+    parts = [
+        f"loss {short_name(training.loss)}" if is_own(training.loss) else "",
+        f"label smoothing {smoothing:g}" if smoothing else "",
+        "balanced classes" if training.class_weights == "balanced" else "",
+    ]
+    return ", ".join(filter(None, parts))
+
+
+def describe_partition(experiment: Any) -> str:
+    """Return the partitioner's title with its fields."""
+    config = experiment.config
+    title = config.chosen("partition").title.format(**config.to_dict())
+    if experiment.config.partitioning.owner_choice != "largest":
+        title = f"{title}, owners at random"
+    min_images = experiment.config.partitioning.min_images
+    return f"{title}, at least {min_images} images a client" if min_images else title
+
+
+def describe_algorithm(config: Any) -> str:
+    """Return the algorithm, its own fields, the client optimizer and the rates.
+
+    Of plain SGD only the rate is named, of plain averaging nothing.
+    """
+    optimization = config.optimization
+    fields = config.fields_of_choice("algorithm")
+    if optimization.server_epsilon is None:
+        fields.pop("server_epsilon", None)
+    parts = [with_fields(short_name(optimization.algorithm), fields)]
+    optimizer = config.chosen("client_optimizer").title.format(**config.to_dict())
+    if optimizer:
+        parts.append(optimizer)
+    if optimization.weight_decay:
+        parts.append(f"weight decay {optimization.weight_decay:g}")
+    client_schedule = config.chosen("client_schedule").title.format(**config.to_dict())
+    parts.append(f"lr {config.training.client_lr:g}{client_schedule}")
+    server_schedule = config.chosen("server_schedule").title.format(**config.to_dict())
+    if config.training.server_lr != 1 or server_schedule:
+        parts.append(f"server lr {config.training.server_lr:g}{server_schedule}")
+    return ", ".join(parts)
+
+
+def describe_aggregator(experiment: Any) -> str:
+    """Return the aggregator, its own fields, and what its results rest on."""
+    config = experiment.config
+    name = short_name(config.aggregation.aggregator)
+    fields = config.fields_of_choice("aggregator")
+    if config.is_private:
+        fields = {"noise_multiplier": config.privacy.noise_multiplier}
+    text = with_fields(name, fields)
+    is_by_examples = config.aggregation.client_weighting == "examples"
+    if not config.chosen("aggregator").function:  # the usual one
+        text = "" if is_by_examples else name
+    if not is_by_examples and config.chosen("aggregator").kind == "weighted":
+        text = f"{text}, all clients equal"
+    note = experiment.parts.note
+    return f"{text}: {note}" if note else text
+
+
+def describe_adversity(config: Any) -> dict[str, str]:
+    """Describe dropouts, stragglers and attackers; "" for those that are absent."""
+    adversity = config.adversity
+    attack = adversity.attack
+    fields = config.fields_of_choice("attack")
+    if "attack_scale" in fields:
+        attack = f"{attack}, scale {adversity.attack_scale:g}"
+    if "backdoor_target" in fields:
+        attack += f", {adversity.backdoor_share:.4g} of the images as {adversity.backdoor_target}"
+    stragglers = f"stragglers {adversity.stragglers:g}" if adversity.stragglers else ""
+    return {
+        "dropout": f"dropout {adversity.dropout:g}" if adversity.dropout else "",
+        "stragglers": f"{stragglers}, dropped" if adversity.drop_stragglers else stragglers,
+        "attack": f"{adversity.byzantine} attackers ({attack})" if adversity.byzantine else "",
+    }
+
+
+def describe_clock(clock: Any) -> dict[str, str]:
+    """Describe the simulated clock; "" for what is not in use."""
+    speed = f"{clock.device_speed}, {clock.examples_per_second:g} examples/s"
+    if clock.speed_by_size:
+        speed += f", by size {clock.speed_by_size:g}"
+    return {
+        "device_speed": speed if clock.device_speed else "",
+        "bandwidth": f"{clock.bandwidth / 1e6:g} MB/s" if clock.bandwidth else "",
+        "latency": f"latency {clock.latency:g} s" if clock.latency else "",
+        "deadline": f"deadline {clock.deadline:g} s" if clock.deadline else "",
+        "over_select": f"over-select {clock.over_select:g}" if clock.over_select > 1 else "",
+    }
+
+
+def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]) -> str:
+    """Return what the plot of a comparison says: of what is compared, every choice.
+
+    `experiments` are those of the rows.
+    """
+    parts_of_rows = [caption_parts(experiment) for experiment in experiments]
+    parts = parts_of_rows[0]
+    for topic in parts:
+        usual = "mean" if topic == "aggregator" else ""  # which a single run's caption leaves out
+        said = list(dict.fromkeys(row[topic] or usual for row in parts_of_rows))
+        if len(said) > 1 or (config.comparison.compare and topic in compared.fields):
+            plural = topic if topic.endswith(("s", "ing")) else f"{topic}s"
+            parts[topic] = f"{plural} compared: {'; '.join(filter(None, said))}"
+    if config.comparison.seeds > 1:
+        last = config.seed + config.comparison.seeds - 1
+        parts["seed"] = f"seeds {config.seed} to {last}"
+    return join_parts([experiments[0].dataset.name, *parts.values()])

@@ -1,0 +1,148 @@
+"""How the global model serves each client: clients.csv, its summary, and its distribution."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.storage.files import read_bytes
+from harness.training.records import Evaluation
+
+import numpy as np
+
+# Names in Evaluation.correct: of the images that clients hold out, by the global model and by each
+# client's own.
+OWN_TESTS = "client_test"
+PERSONAL = "personal_test"
+TITLES = {
+    "label_mix_accuracy": "the test set in their label mix",
+    "own_test_accuracy": "their own images held out",
+    "personal_accuracy": "their own images held out, by their own models",
+}
+COLUMNS = {OWN_TESTS: "own_test_accuracy", PERSONAL: "personal_accuracy"}
+
+
+def accuracies_of_parts(correct: np.ndarray, sizes: Sequence[int]) -> np.ndarray:
+    """Return each client's accuracy float64[K], of bool[N] in the clients' order.
+
+    NaN for a client without images.
+    """
+    parts = np.split(correct, np.cumsum(sizes)[:-1])
+    return np.array([part.mean() if len(part) else math.nan for part in parts])
+
+
+def worst_tenth(accuracies: np.ndarray) -> float:
+    """Return the mean of the lowest 10 % of accuracies float64[K], at least of one; NaN left out.
+
+    NaN if there is none.
+    """
+    measured = np.sort(accuracies[~np.isnan(accuracies)])
+    return (
+        float(measured[: max(1, round(0.1 * len(measured)))].mean()) if len(measured) else math.nan
+    )
+
+
+def gini(values: np.ndarray) -> float:
+    """Return the Gini coefficient of values >= 0: 0 if all are equal, towards 1 if one has all."""
+    if not values.sum():
+        return 0.0
+    ranks = 2 * np.arange(1, len(values) + 1) - len(values) - 1
+    return float((ranks * np.sort(values)).sum() / (len(values) * values.sum()))
+
+
+def accuracies_on_label_mix(
+    num_right: np.ndarray, num_tested: np.ndarray, counts: np.ndarray
+) -> np.ndarray:
+    """Return float64[K]: each client's accuracy on test images in the proportions of its labels.
+
+    It is sum_c p_k(c) * recall(c), exact. `num_tested` int64[C] are the test images of each label,
+    `num_right` those classified correctly, `counts` int64[K,C] the clients' labels. Labels without
+    test images are left out; NaN for a client that has no others.
+    """
+    recalls = num_right / np.maximum(num_tested, 1)
+    held = counts * (num_tested > 0)
+    with np.errstate(invalid="ignore"):
+        return held @ recalls / held.sum(axis=1)
+
+
+def describe_clients(evaluation: Evaluation, partition: Any) -> list[dict[str, Any]]:
+    """Return the rows of clients.csv, one a client.
+
+    Its number of training images and labels, the total-variation distance of its labels to those of
+    all clients, and the global model's accuracies by which TITLES has them.
+    """
+    counts = partition.counts
+    pooled = counts.sum(axis=0) / counts.sum()
+    skews = np.abs(counts / counts.sum(axis=1, keepdims=True) - pooled).sum(axis=1) / 2
+    right = evaluation.labels[evaluation.predictions == evaluation.labels]
+    num_right = np.bincount(right, minlength=counts.shape[1])
+    num_tested = np.bincount(evaluation.labels, minlength=counts.shape[1])
+    on_label_mix = accuracies_on_label_mix(num_right, num_tested, counts)
+    rows = [
+        {
+            "client": client,
+            "images": int(of_labels.sum()),
+            "labels": int((of_labels > 0).sum()),
+            "skew": float(skew),
+            "label_mix_accuracy": float(accuracy),
+        }
+        for client, (of_labels, skew, accuracy) in enumerate(
+            zip(counts, skews, on_label_mix, strict=True)
+        )
+    ]
+    sizes = [len(part) for part in partition.test_indices]
+    for name, column in COLUMNS.items():
+        if name not in evaluation.correct:
+            continue
+        accuracies = accuracies_of_parts(evaluation.correct[name], sizes)
+        for row, size, accuracy in zip(rows, sizes, accuracies, strict=True):
+            row["test_images"] = size
+            row[column] = float(accuracy)
+    return rows
+
+
+def read_clients(folder: Path) -> list[dict[str, str]]:
+    """Return the rows of a run's clients.csv, none without the file."""
+    path = folder / "clients.csv"
+    try:
+        return list(csv.DictReader(read_bytes(path).decode().splitlines()))
+    except (OSError, ValueError):
+        return []
+
+
+def distributions(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:
+    """Return name in TITLES -> the clients' accuracies float64[K'], without NaN, of clients.csv."""
+    found = {}
+    for name in TITLES:
+        # an empty text is a missing value in a file
+        found_in = [row[name] for row in rows if name in row]
+        values = np.array([math.nan if value == "" else value for value in found_in], float)
+        measured = values[~np.isnan(values)]
+        if len(measured):
+            found[name] = measured
+    return found
+
+
+def summarize_clients(rows: Sequence[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Return name in TITLES -> mean, sd, worst10 and gini over the clients, for metrics.json."""
+    return {
+        name: {
+            "mean": float(accuracies.mean()),
+            "sd": float(accuracies.std()),
+            "worst10": worst_tenth(accuracies),
+            "gini": gini(accuracies),
+        }
+        for name, accuracies in distributions(rows).items()
+    }
+
+
+def format_clients(summary: dict[str, dict[str, float]]) -> str:
+    """Return the closing lines on the clients' accuracies; `summary` as in metrics.json."""
+    return "".join(
+        f"\nclients, on {TITLES[name]}: mean {found['mean']:.2%}, worst 10 % "
+        f"{found['worst10']:.2%}, Gini coefficient {found['gini']:.3f}"
+        for name, found in summary.items()
+    )

@@ -1,0 +1,493 @@
+"""Results: partition.json, metrics.json, significance tests, closing lines."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import platform
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from harness.cli.command_line import print_line
+from harness.cli.fields import UserError
+from harness.reporting.clients import format_clients, gini
+from harness.storage.files import expand_path, one_line, read_json
+from harness.training.records import (
+    MOST_IN_MATRIX,
+    best_record,
+    few_images_of_many_labels,
+    rounds_to_target,
+    seconds_to_target,
+)
+
+import numpy as np
+import scipy.optimize
+import scipy.stats
+import sklearn.metrics
+import tensorflow as tf
+import tensorflow_federated as tff
+
+INDICES_OF = "all training images"  # which the indices in partition.json count
+SIGNIFICANT = 0.05  # with a p below it two rows are told apart
+
+
+def weights_sha256(weights: Sequence[Any]) -> str:
+    """Return SHA-256 of the model's weights: their float32 bytes in layer order."""
+    return hashlib.sha256(b"".join(np.asarray(w).tobytes() for w in weights)).hexdigest()
+
+
+def skew(counts: np.ndarray) -> dict[str, float]:
+    """Return how far label counts int64[K,C] are from IID; 0, C and 0 for clients that are alike.
+
+    The mean total-variation distance of a client's label distribution to the pooled one, the mean
+    effective number of classes (the exponential of the entropy in nats), and the Gini coefficient
+    of the clients' sizes.
+    """
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    pooled = counts.sum(axis=0) / counts.sum()
+    logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
+    return {
+        "mean_total_variation": float(np.abs(shares - pooled).sum(axis=1).mean() / 2),
+        "effective_classes": float(np.exp(-(shares * logs).sum(axis=1)).mean()),
+        "size_gini": gini(counts.sum(axis=1)),
+    }
+
+
+def describe_partition(experiment: Any) -> dict[str, Any]:
+    """Return what partition.json holds: what was split and how.
+
+    And what each client has, unless the run is private.
+    """
+    config = experiment.config
+    dataset = experiment.dataset
+    partition = experiment.partition
+    content = {
+        "dataset": dataset.name,
+        "dataset_sha256": dataset.digest,
+        "classes": list(dataset.classes),  # the labels as they were given; ours are their places
+        "partition": config.partition_name,
+        "seed": config.seed,
+        "hash": partition.digest,
+        "changes_images": bool(config.chosen("partition").change_images),
+    }
+    if not config.is_private:
+        content["topped_up_clients"] = partition.num_filled_clients
+        content["skew"] = skew(partition.counts)
+        # A client's images, those that it holds out included; so it can be split again.
+        whole = whole_parts(partition)
+        content["label_counts"] = [
+            np.bincount(dataset.train.labels[part], minlength=dataset.num_classes).tolist()
+            for part in whole
+        ]
+        # of the training images as the data have them, whatever was held out of them
+        content["indices_of"] = INDICES_OF
+        content["indices"] = [to_places(dataset, part) for part in whole]
+        if partition.test_indices:
+            content["test_indices"] = [to_places(dataset, part) for part in partition.test_indices]
+    return content
+
+
+def whole_parts(partition: Any) -> list[np.ndarray]:
+    """Return each client's images, int64[n]: those it trains on and those it holds out."""
+    if not partition.test_indices:
+        return partition.indices
+    both = zip(partition.indices, partition.test_indices, strict=True)
+    return [np.union1d(own, held_out) for own, held_out in both]
+
+
+def to_places(dataset: Any, indices: np.ndarray) -> list[int]:
+    """Return where these training images are in the data as they are, before --holdout."""
+    return (indices if dataset.places is None else dataset.places[indices]).tolist()
+
+
+def partition_notices(partition: Any, num_images: int) -> list[str]:
+    """Return notices on a Partition of `num_images` training images."""
+    found = []
+    num_clients = len(partition.sizes)
+    if partition.num_filled_clients:
+        found.append(
+            f"{pluralize(partition.num_filled_clients, 'client')} of {num_clients} got no image, "
+            "and received one from the largest client; --min-images redraws the split instead"
+        )
+    unused = num_images - sum(map(len, whole_parts(partition)))
+    if unused:
+        found.append(f"{unused:,} of {num_images:,} training images belong to no client")
+    return found
+
+
+def class_report(evaluation: Any, classes: Sequence[int]) -> dict[str, Any]:
+    """Return scikit-learn's report on an evaluation, by class and in the mean.
+
+    Classes without test images are left out, of the means too.
+    """
+    tested = np.unique(evaluation.labels)
+    with few_images_of_many_labels():
+        return sklearn.metrics.classification_report(
+            evaluation.labels,
+            evaluation.predictions,
+            labels=tested,
+            target_names=[str(classes[place]) for place in tested],
+            output_dict=True,
+            zero_division=0,
+        )
+
+
+def describe_model(dataset: Any, weights: Sequence[Any], evaluation: Any) -> dict[str, Any]:
+    """Return what metrics.json holds of a model with these weights, by its evaluation."""
+    is_small = dataset.num_classes <= MOST_IN_MATRIX
+    return {
+        "dataset": dataset.name,
+        "weights_sha256": weights_sha256(weights),
+        "test_accuracy": evaluation.accuracy,
+        "test_loss": evaluation.loss,
+        "test_images": len(evaluation.labels),
+        "confusion": evaluation.confusion.tolist() if is_small else None,
+        "classes": list(dataset.classes),
+        "report": class_report(evaluation, dataset.classes),
+        **evaluation.metrics,
+    }
+
+
+def describe(
+    experiment: Any, weights: Sequence[Any], evaluation: Any, records: Sequence[Any]
+) -> dict[str, Any]:
+    """Return what metrics.json holds of a run with these final weights and this evaluation."""
+    dataset = experiment.dataset
+    target = experiment.config.run.target_accuracy
+    accuracies = [record.test_accuracy for record in records]
+    versions = {"python": platform.python_version(), "tensorflow": tf.__version__}
+    return {
+        "original_mnist": dataset.is_mnist,
+        "config": {**experiment.config.to_dict(), "resume": ""},
+        "versions": {**versions, "tff": tff.__version__},
+        **describe_model(dataset, weights, evaluation),
+        "epsilon": records[-1].epsilon,
+        "best_round": best_record(records).round,
+        "best_accuracy": max(accuracies),
+        "best_chosen_on": chosen_on(experiment.config.data),
+        "target_accuracy": target or None,
+        "rounds_to_target": rounds_to_target(accuracies, target),
+        "seconds_to_target": seconds_to_target(records, target),
+        "rounds": [record.to_json() for record in records],
+    }
+
+
+def check_classes(folder: Path, dataset: Any) -> None:
+    """Raise UserError if a run's model names other labels than those of the data."""
+    classes = read_json(folder / "metrics.json").get("classes")
+    if classes != list(dataset.classes):
+        raise UserError(
+            f"evaluate={str(folder)!r:.200} was trained on the labels {classes!s:.60}, but "
+            f"{dataset.name} has {list(dataset.classes)!s:.60}; give data with the same labels"
+        )
+
+
+def read_origin(model: str) -> dict[str, Any]:
+    """Return the partition.json next to a saved model, or {} without one."""
+    try:
+        return read_json(expand_path(model).parent / "partition.json")
+    except UserError:
+        return {}
+
+
+def origin_notices(model: str, dataset: Any) -> list[str]:
+    """Return what the user should know of a run that begins from a saved model: other classes."""
+    classes = read_origin(model).get("classes") if model else None
+    if classes in (None, list(dataset.classes)):
+        return []
+    return [
+        f"initial_model={model!r:.100} was trained on the labels {classes!s:.60}, which its "
+        f"outputs stand for; these data have {list(dataset.classes)!s:.60}"
+    ]
+
+
+def check_private_origin(model: str, dataset: Any) -> None:
+    """Raise UserError for a private run from a model that may know the same images.
+
+    Its epsilon would be that of its own rounds, not of all that is released about a client.
+    """
+    if model and read_origin(model).get("dataset_sha256", dataset.digest) == dataset.digest:
+        raise UserError(
+            f"initial_model={model!r:.100} cannot be combined with aggregator='dp': it may have "
+            "been trained on the same images, and epsilon would be false; start from the seed, "
+            "or from a model in the folder of a run on other images"
+        )
+
+
+def describe_origin(folder: Path, dataset: Any) -> str:
+    """Describe, for a caption, the data that a model is evaluated on."""
+    own = read_json(folder / "partition.json").get("dataset_sha256")
+    return ", on its own test set" if own == dataset.digest else ", trained on other data"
+
+
+def describe_evaluation(
+    dataset: Any, weights: Sequence[Any], evaluation: Any, source: Path
+) -> dict[str, Any]:
+    """Return what metrics.json holds of a model that was evaluated without training."""
+    about = {"dataset_sha256": dataset.digest, "evaluated_run": str(source)}
+    return about | describe_model(dataset, weights, evaluation)
+
+
+def chosen_on(data: Any) -> str:
+    """Return the images that tell which round is the best; `data` is the group of flags."""
+    is_test_set = not data.holdout and not data.validation
+    return "the test set" if is_test_set else "images other than the test set"
+
+
+def pluralize(number: int, noun: str) -> str:
+    """Return "5 rounds", or "1 round"."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
+def format_privacy(epsilon: float | None, delta: float) -> str:
+    """Return the closing line on differential privacy, or nothing."""
+    if epsilon is None:
+        return ""
+    return f"\n(ε {epsilon:.2f}, δ {delta:g})-differential privacy of each client's data as a whole"
+
+
+def format_best(metrics: dict[str, Any]) -> str:
+    """Return the closing line on the best round, nothing if it is the last one."""
+    if metrics["best_accuracy"] == metrics["test_accuracy"]:
+        return ""
+    caution = ", so do not report it" if metrics["best_chosen_on"] == "the test set" else ""
+    return (
+        f"\nbest round: {metrics['best_round']} ({metrics['best_accuracy']:.2%}), chosen on "
+        f"{metrics['best_chosen_on']}{caution} (best_model.keras)"
+    )
+
+
+def format_target(target: float | None, rounds: float | None, seconds: float | None) -> str:
+    """Return the closing line on the target accuracy, or nothing."""
+    if not target:
+        return ""
+    outcome = f"after {rounds:.1f} rounds" if rounds else "not reached"
+    if seconds is not None:
+        outcome += f" and {seconds:,.1f} simulated seconds"
+    return f"\ntarget accuracy {target:.2%} {outcome}"
+
+
+def format_accuracy(accuracies: Sequence[float]) -> str:
+    """Return the mean ± sd over the seeds of accuracies float[seeds]."""
+    spread = f" ± {np.std(accuracies, ddof=1):.2%}" if len(accuracies) > 1 else ""
+    return f"test accuracy {np.mean(accuracies):.2%}{spread}"
+
+
+def format_rounds_to_target(rounds: Sequence[float | None], seeds: Sequence[int] = ()) -> str:
+    """Return the rounds that the seeds needed, their mean ± sd if all of them reached the target.
+
+    A seed that did not has None. Then a mean of the others would be one of the fast seeds alone,
+    so each is shown, and those that did not are named by `seeds`, by default 0, 1, ...
+    """
+    reached = [needed for needed in rounds if needed is not None]
+    if not reached:
+        return "not reached"
+    if len(reached) == len(rounds):
+        spread = f" ± {np.std(reached, ddof=1):.1f}" if len(reached) > 1 else ""
+        return f"{np.mean(reached):.1f}{spread} rounds"
+    late = [
+        str(seed)
+        for seed, needed in zip(seeds or range(len(rounds)), rounds, strict=True)
+        if needed is None
+    ]
+    shown = ", ".join(f"{needed:.1f}" for needed in reached)
+    return f"{shown} rounds; not reached: seed {', '.join(late)}"
+
+
+def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
+    """Return (mean of second - first, p of the paired t-test), for float[seeds] each.
+
+    If all seeds differ by the same amount, p is NaN: there is no variance to test with. If none
+    differs, p is 1.
+    """
+    difference = np.subtract(second, first)
+    largest = float(np.abs(difference).max())
+    if len(difference) < 2 or np.ptp(difference) < max(1e-9, 1e-6 * largest):
+        return float(difference.mean()), 1.0 if largest < 1e-9 else math.nan
+    return float(difference.mean()), float(scipy.stats.ttest_rel(second, first).pvalue)
+
+
+def difference_interval(difference: np.ndarray) -> float:
+    """Return half the width of the 95 % interval of the mean of paired differences float[seeds].
+
+    NaN for a single seed, or equal differences, which have no variance.
+    """
+    num_seeds = len(difference)
+    if num_seeds < 2 or np.ptp(difference) < max(1e-9, 1e-6 * np.abs(difference).max()):
+        return math.nan
+    quantile = scipy.stats.t.ppf(1 - SIGNIFICANT / 2, num_seeds - 1)
+    return float(quantile * np.std(difference, ddof=1) / math.sqrt(num_seeds))
+
+
+POWER = 0.8
+
+
+def detectable_difference(sd: float, num_seeds: int) -> float:
+    """Return the true mean difference that the paired t-test finds with a probability of POWER.
+
+    `sd` is the standard deviation of the differences over the seeds, as float. The test is
+    two-sided at the level SIGNIFICANT; its power follows from the noncentral t distribution
+    (Cohen 1988, Statistical Power Analysis, chapter 2).
+    """
+    freedom = num_seeds - 1
+    critical = scipy.stats.t.ppf(1 - SIGNIFICANT / 2, freedom)
+
+    def lacking(noncentrality: float) -> float:
+        above = scipy.stats.nct.sf(critical, freedom, noncentrality)
+        below = scipy.stats.nct.cdf(-critical, freedom, noncentrality)
+        return float(above + below) - POWER
+
+    return float(scipy.optimize.brentq(lacking, 0.1, 30) * sd / math.sqrt(num_seeds))
+
+
+def holm(ps: Sequence[float]) -> list[float]:
+    """Adjust p-values of simultaneous tests by Holm (1979), in their order; NaN does not count."""
+    adjusted = np.full(len(ps), math.nan)
+    tests = np.flatnonzero(~np.isnan(ps))
+    order = tests[np.argsort(np.asarray(ps)[tests], kind="stable")]
+    steps = [(len(order) - rank) * ps[test] for rank, test in enumerate(order)]
+    adjusted[order] = np.minimum(1, np.maximum.accumulate(steps)) if steps else []
+    return adjusted.tolist()
+
+
+class Difference(NamedTuple):
+    """How far a row is from another, seed by seed."""
+
+    mean: float
+    p: float  # of the paired t-test; NaN if it is not testable
+    adjusted_p: float  # by Holm's correction over all rows
+    half_width: float  # of the 95 % interval of the mean; NaN if it is not testable
+    detectable: float  # the least true difference that is found with power 0.8; NaN likewise
+
+
+# The name of the row that all others are held against; of a grid, name -> such a row.
+Base = str | dict[str, str]
+
+
+def base_of(name: str, base: Base) -> str:
+    """Return the name of the row that this one is held against."""
+    return base if isinstance(base, str) else base[name]
+
+
+def compare_outcomes(outcomes: dict[str, Sequence[float]], base: Base) -> dict[str, Difference]:
+    """Return name -> its difference to its base, where that is another of the names.
+
+    `outcomes` are float[seeds].
+    """
+    names = [name for name in outcomes if base_of(name, base) in outcomes.keys() - {name}]
+    tests = [paired_test(outcomes[base_of(name, base)], outcomes[name]) for name in names]
+    adjusted = holm([p for _, p in tests])
+    found = {}
+    for name, (mean, p), adjusted_p in zip(names, tests, adjusted, strict=True):
+        difference = np.subtract(outcomes[name], outcomes[base_of(name, base)])
+        half_width = difference_interval(difference)
+        detectable = math.nan
+        if not math.isnan(half_width):
+            sd = float(np.std(difference, ddof=1))
+            detectable = detectable_difference(sd, len(difference))
+        found[name] = Difference(mean, p, adjusted_p, half_width, detectable)
+    return found
+
+
+def format_differences(
+    outcomes: dict[str, Sequence[float]], base: Base, unit: str
+) -> dict[str, str]:
+    """Return name -> how far it is from its base, seed by seed, and if the seeds tell them apart.
+
+    `outcomes` has float[seeds] by name. With three names and more each p is adjusted for all of
+    them. Of one seed nothing can be said.
+    """
+    tests = compare_outcomes(outcomes, base)
+    method = "paired t-test" + (f", Holm over {len(tests)} rows" if len(tests) > 1 else "")
+    texts = {}
+    for name, test in tests.items():
+        num_seeds = len(outcomes[name])
+        own_base = base_of(name, base)
+        difference = f"; {test.mean:+.2f} {unit} vs {own_base}"
+        is_significant = test.adjusted_p < SIGNIFICANT
+        if num_seeds < 2:
+            texts[name] = ""
+        elif not np.subtract(outcomes[name], outcomes[own_base]).any():
+            texts[name] = f"; identical to {own_base} for every seed"
+        elif math.isnan(test.p):
+            texts[name] = f"{difference} for every seed, so not testable"
+        else:
+            low = test.mean - test.half_width
+            high = test.mean + test.half_width
+            verdict = "significant" if is_significant else "no significant difference"
+            found = f"{method}, p {test.adjusted_p:.2g}"
+            if not is_significant:
+                found += f"; power 0.8 needs {test.detectable:.2g} {unit}"
+            texts[name] = (
+                f"{difference} (95 % CI {low:+.2f} to {high:+.2f}), {verdict} over {num_seeds} "
+                f"seeds ({found})"
+            )
+    return texts
+
+
+def describe_accuracy(metrics: dict[str, Any]) -> str:
+    """Return the closing lines on a model: its accuracy, its means over classes, its weights."""
+    report = metrics["report"]
+    means = report["macro avg"]
+    labels = [str(label) for label in metrics["classes"] if str(label) in report]
+    hardest = sorted(labels, key=lambda label: report[label]["f1-score"])[:3]
+    f1_scores = [f"{label} ({report[label]['f1-score']:.2%})" for label in hardest]
+    return (
+        f"test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, "
+        f"{metrics['test_images']:,} test images{after(metrics)}\n"
+        f"mean over classes: precision {means['precision']:.2%}, recall {means['recall']:.2%}, "
+        f"F1 {means['f1-score']:.2%}; lowest F1: {', '.join(f1_scores)}"
+    )
+
+
+def after(metrics: dict[str, Any]) -> str:
+    """Return after how many rounds a model is as it is, nothing where none were done."""
+    return f", after {pluralize(len(metrics['rounds']), 'round')}" if "rounds" in metrics else ""
+
+
+def print_summary(
+    metrics: dict[str, Any],
+    written: Sequence[Path],
+    seconds: float | None,
+    is_one_of_many: bool = False,
+) -> None:
+    """Print what came out, on what, and where it lies; of a comparison's run only the last.
+
+    `seconds` is how long it took, None for a private run.
+    """
+    if is_one_of_many:
+        print_line(f"wrote {one_line(str(written[0].parent))}/")
+        return
+    print_line(
+        f"\nfinal {describe_accuracy(metrics)}"
+        + format_privacy(metrics["epsilon"], metrics["config"]["delta"])
+        + format_best(metrics)
+        + format_target(
+            metrics["target_accuracy"], metrics["rounds_to_target"], metrics["seconds_to_target"]
+        )
+        + format_clients(metrics.get("client_accuracy", {}))
+        + f"\nweights sha256 {metrics['weights_sha256']}"
+        + f"{format_seconds(metrics['rounds'], seconds)}\n"
+    )
+    print_written(written)
+
+
+def format_seconds(rounds: Sequence[dict[str, Any]], seconds: float | None) -> str:
+    """Return how long this command took, and all rounds; nothing of a private run."""
+    if seconds is None:
+        return ""
+    in_rounds = sum(record["seconds"] for record in rounds)
+    all_rounds = f"{pluralize(len(rounds), 'round')} {in_rounds:.1f} s"
+    simulated = [record["simulated_seconds"] for record in rounds]
+    clock = "" if None in simulated else f"; simulated {sum(simulated):,.1f} s"
+    return f"\ntime: {seconds:.1f} s excluding imports; {all_rounds}{clock}"
+
+
+def print_written(written: Sequence[Path]) -> None:
+    """Print what lies in which folder."""
+    in_folder: dict[Path, list[str]] = {}
+    for path in written:
+        in_folder.setdefault(path.parent, []).append(path.name)
+    for folder, names in in_folder.items():
+        print_line(f"wrote {one_line(str(folder))}/: {', '.join(names)}")

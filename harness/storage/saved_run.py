@@ -1,0 +1,153 @@
+"""A finished run, read from its folder for use in Python."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from harness.cli import trust
+from harness.cli.command_line import one_at_a_time, read_saved
+from harness.cli.fields import UserError
+from harness.comparing.completing import read_metrics
+from harness.reporting.results import check_classes
+from harness.storage.files import expand_path, read_json
+from harness.training.records import Evaluation, RoundRecord
+
+import numpy as np
+
+try:
+    import pandas
+except ImportError:
+    pandas = None
+
+
+def to_table(rows: list[dict[str, Any]]) -> Any:
+    """Return rows as a pandas.DataFrame, or as {column: array} where pandas is not installed.
+
+    A value that a row lacks is NaN.
+    """
+    if pandas:
+        return pandas.DataFrame(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    return {
+        name: np.array([np.nan if value is None else value for value in values])
+        for name, values in columns.items()
+    }
+
+
+class SavedRun:
+    """A run's results: `folder`, `config`, and what is read from its files when it is used."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        default: Any,
+        load_dataset: Callable[[Any], Any],
+        read_trained: Callable[[Path, Any, Any], Any],
+        dataset: Any = None,
+    ):
+        """Read the configuration. Raises UserError for a folder without a run.
+
+        `default` is the default configuration, and the functions are the script's; `dataset` is
+        that of a run whose data came from Python.
+        """
+        self.load_dataset = load_dataset
+        self.read_trained = read_trained
+        self.given_dataset = dataset
+        self.folder = expand_path(str(folder))
+        self.config = read_saved(str(folder), default).replace(resume="")
+
+    def __repr__(self) -> str:
+        return f"SavedRun({str(self.folder)!r})"
+
+    @cached_property
+    def records(self) -> list[RoundRecord]:
+        """The records of all rounds."""
+        records = read_metrics(self.folder)
+        if not records:
+            raise UserError(
+                f"{str(self.folder)!r:.200} is not finished; continue it with fl.run("
+                "run.config.replace(resume=str(run.folder)))"
+            )
+        return records
+
+    @property
+    def history(self) -> Any:
+        """A row for each round: the columns of metrics.csv, as a DataFrame or {column: array}."""
+        return to_table([record.figures() for record in self.records])
+
+    @cached_property
+    def weights(self) -> list[np.ndarray]:
+        """The final global weights, a float32 array for each tensor."""
+        return list(self.trained.weights.trainable)
+
+    @cached_property
+    def trained(self) -> Any:
+        """The network with its weights, the script's TrainedModel.
+
+        A custom model's file is only executed if this user ran it before.
+        """
+        training = self.config.training
+        if self.config.has_own_model:
+            trust.check_file("model", training.model, str(self.folder))
+        return self.read_trained(self.folder / "global_model.keras", training, self.dataset)
+
+    @property
+    def network(self) -> Any:
+        """The architecture."""
+        return self.trained.network
+
+    @cached_property
+    def dataset(self) -> Any:
+        """The run's own data. Raises UserError if the configured data are now others."""
+        if self.given_dataset is not None:
+            return self.given_dataset
+        dataset = self.load_dataset(self.config.data)
+        own = read_json(self.folder / "partition.json").get("dataset_sha256", dataset.digest)
+        if own != dataset.digest:
+            raise UserError(
+                f"{str(self.folder)!r:.200} was trained on other data than {dataset.name}; give "
+                "them with fl.load(folder, dataset=...)"
+            )
+        return dataset
+
+    @cached_property
+    def partition(self) -> list[np.ndarray]:
+        """The training images of each client, int64[n_k]. Raises UserError for a private run."""
+        saved = read_json(self.folder / "partition.json")
+        if "indices" not in saved:
+            raise UserError(f"{str(self.folder)!r:.200} is private, and keeps no partition")
+        held_out = saved.get("test_indices", [[]] * len(saved["indices"]))
+        both = zip(saved["indices"], held_out, strict=True)
+        return [np.setdiff1d(np.array(own, np.int64), tests) for own, tests in both]
+
+    def clients(self) -> Any:
+        """Return a row for each client and round in which it reported.
+
+        As a DataFrame or {column: array}, with the columns round, client, examples, train_loss,
+        train_accuracy, steps, ...
+        """
+        return to_table(
+            [
+                {"round": record.round, **report}
+                for record in self.records
+                for report in record.reports()
+            ]
+        )
+
+    def model(self) -> Any:
+        """Return the Keras model: raw pixels [n,H,W,channels] in 0..255 to logits."""
+        return self.trained.build_keras_model()
+
+    @one_at_a_time()
+    def evaluate(self, dataset: Any = None) -> Evaluation:
+        """Evaluate the final model on a data set from build_dataset, by default on its own.
+
+        Raises UserError for other labels than those it was trained on.
+        """
+        if dataset is not None:
+            check_classes(self.folder, dataset)
+        return self.trained.evaluate(dataset or self.dataset)
