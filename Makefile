@@ -6,7 +6,7 @@
 # make notebook  set up .venv and open the notebook in Jupyter
 # make images    the default run, and its pictures into images/ for README
 # make benchmarks  every table of benchmarks/, in about a day; what this version has made is kept
-# make lint      ruff
+# make lint      ruff and mypy
 # make clean     remove .venv and caches, keep runs/
 
 PYTHON ?= python3.11
@@ -51,6 +51,7 @@ benchmarks: .venv/dev
 lint: .venv/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
+	$(BIN)/mypy
 
 .venv/run: requirements.txt
 	$(if $(filter True,$(supported)),,$(error "$(PYTHON)" is not Python 3.11 on Linux x86-64, which TensorFlow \

@@ -77,7 +77,7 @@ from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 from harness.cli.command_line import print_line
 from harness.cli.fields import (
@@ -225,6 +225,12 @@ from variants import CHANGES, LOSSES, SETTLED, baselines, datasets, models, part
 import tensorflow as tf
 import tensorflow_federated as tff
 
+# TFF's types, for annotations.
+Computation: TypeAlias = tff.Computation
+ModelWeights: TypeAlias = tff.learning.models.ModelWeights
+Optimizer: TypeAlias = tff.learning.optimizers.Optimizer
+State: TypeAlias = tff.learning.templates.LearningAlgorithmState  # between two rounds
+
 # == Data ==========================================================================================
 
 MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
@@ -330,7 +336,7 @@ def find_split(config: Config, dataset: Dataset) -> Callable[[np.random.Generato
         function = import_function(chosen.function, "partition")
     # The fields of a partition that changes the images are not for the split.
     fields = {} if chosen.change_images else config.fields_of_choice("partition")  # {"alpha": 0.5}
-    extra = {"dataset": dataset} if chosen.needs_dataset else {}
+    extra: dict[str, Any] = {"dataset": dataset} if chosen.needs_dataset else {}
     num_clients = config.partitioning.num_clients
     return partial(function, dataset.train.labels, num_clients, **fields, **extra)
 
@@ -369,7 +375,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
 # == Model: Keras layers from images float32[n,H,W,channels] in 0..1 to C logits ===================
 
 
-def build_lean_cnn() -> list[Any]:
+def build_lean_cnn() -> list[tf.keras.layers.Layer]:
     """Return the layers of the default network, without the logits; 153,930 parameters in all."""
     return [  # conv: Conv2D, ReLU, 2x2 max-pooling; dense: Flatten, then Dense and ReLU
         *layers.conv(16, size=5, padding="valid"),
@@ -378,7 +384,7 @@ def build_lean_cnn() -> list[Any]:
     ]
 
 
-def cross_entropy(labels: Any, logits: Any) -> Any:
+def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
     """Return the local losses float32[n] in nats, of labels int32[n] and logits float32[n,C]."""
     return tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
 
@@ -387,30 +393,30 @@ class Network(NamedTuple):
     """An architecture: its layers by name, the shapes of its input and output, and the loss."""
 
     name: str
-    build_hidden_layers: Callable[[], list[Any]]
+    build_hidden_layers: Callable[[], list[tf.keras.layers.Layer]]
     image_shape: tuple[int, int, int]  # height, width, channels
     num_classes: int
-    loss: Callable[[Any, Any], Any] = cross_entropy
+    loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy
     has_logits: bool = False  # whether the last hidden layer gives the logits already
     creation_order: tuple[int, ...] = ()  # of a custom model's weights: see layers.OwnModel
     statistics: tuple[int, ...] = ()  # of BatchNormalization, likewise
     norms: tuple[int, ...] = ()  # likewise
     takes_statistics: bool = False  # whether --batch-norm allows them
 
-    def build_layers(self) -> list[Any]:
+    def build_layers(self) -> list[tf.keras.layers.Layer]:
         """Return new Keras layers; the last one returns the logits."""
         hidden = self.build_hidden_layers()
         layers.check_new(self.name, hidden)
         return hidden if self.has_logits else [*hidden, tf.keras.layers.Dense(self.num_classes)]
 
 
-def to_input(images: Any) -> Any:
+def to_input(images: tf.Tensor) -> tf.Tensor:
     """Scale images uint8[n,H,W,channels] to float32 in 0..1."""
     return tf.cast(images, tf.float32) / 255
 
 
 @pinned_keras_settings()  # float32, graphs, ..., instead of the user's own settings of Keras
-def build_model(network: Network, seed: int) -> Any:
+def build_model(network: Network, seed: int) -> tf.keras.Model:
     """Line 1: build a Keras model; its initial weights depend on the network and the seed only.
 
     They come from the layers' own initializers: Keras' default is Glorot uniform, with zero biases.
@@ -425,8 +431,8 @@ def build_model(network: Network, seed: int) -> Any:
 
 
 def forward(
-    network: Network, weights: Sequence[Any], x: Any, key: Any
-) -> tuple[Any, Sequence[Any]]:
+    network: Network, weights: Sequence[tf.Tensor], x: tf.Tensor, key: tf.Tensor
+) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
     """Return (logits float32[n,C], losses of regularizers) of a batch x, computed with `weights`.
 
     Layers are in training mode; `key` int64[2] seeds Dropout and similar ones.
@@ -445,8 +451,8 @@ def forward(
 
 
 def loss_and_gradients(
-    network: Network, weights: Sequence[Any], x: Any, y: Any, key: Any
-) -> tuple[Any, Any, Any]:
+    network: Network, weights: Sequence[tf.Tensor], x: tf.Tensor, y: tf.Tensor, key: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, Sequence[tf.Tensor]]:
     """Return (losses float32[n] in nats, logits, gradients of their mean) of a batch.
 
     What regularizers of custom layers add counts in the gradients, not in the losses.
@@ -467,19 +473,19 @@ def loss_and_gradients(
 class Broadcast(NamedTuple):
     """Message from the server to every client of a round."""
 
-    weights: Any  # w, a tuple of float32 tensors
-    round_num: Any  # int64, from 1
-    memory: Any  # float32[slots,d], vectors that a variant keeps; FedAvg's is float32[0,0]
+    weights: Sequence[tf.Tensor]  # w, a tuple of float32 tensors
+    round_num: tf.Tensor  # int64, from 1
+    memory: tf.Tensor  # float32[slots,d], vectors that a variant keeps; FedAvg's is float32[0,0]
 
 
 class ClientTask(NamedTuple):
     """Input of a client's training in a round."""
 
-    client: Any  # int64
-    key: Any  # int64[2], of all its randomness in this round
+    client: tf.Tensor  # int64
+    key: tf.Tensor  # int64[2], of all its randomness in this round
     shard: shards.Shard  # its images uint8[n_k,H,W,channels] and labels int32[n_k]
-    examples_to_train: Any  # int32, E * n_k; not E, since some variants stop within an epoch
-    hparams: dict[str, Any]  # of the optimizer, set each round: {"learning_rate": float32}
+    examples_to_train: tf.Tensor  # int32, E * n_k; not E, since some variants stop within an epoch
+    hparams: dict[str, tf.Tensor]  # of the optimizer, set each round: {"learning_rate": float32}
 
 
 class ClientMetrics(NamedTuple):
@@ -489,23 +495,23 @@ class ClientMetrics(NamedTuple):
     train_accuracy, train_steps.
     """
 
-    examples: Any  # n_k
-    finite: Any  # 1, or 0 if its update was left out
-    loss: Any  # cross-entropy in nats, mean over its examples as they were trained on
-    accuracy: Any  # 0..1, likewise
-    steps: Any  # of SGD
+    examples: tf.Tensor  # n_k
+    finite: tf.Tensor  # 1, or 0 if its update was left out
+    loss: tf.Tensor  # cross-entropy in nats, mean over its examples as they were trained on
+    accuracy: tf.Tensor  # 0..1, likewise
+    steps: tf.Tensor  # of SGD
 
 
 class ClientOutput(NamedTuple):
     """Message from a client to the server."""
 
     update: Any  # w - w_k, structured like w; the server subtracts its mean
-    weight: Any  # float32, n_k
+    weight: tf.Tensor  # float32, n_k
     metrics: ClientMetrics
-    message: Any  # float32[d] of a stateful algorithm; FedAvg's is float32[0]
+    message: tf.Tensor  # float32[d] of a stateful algorithm; FedAvg's is float32[0]
 
 
-def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
+def count_steps(batch_size: int, size: tf.Tensor, num_examples: tf.Tensor) -> tf.Tensor:
     """Return the number of SGD steps, int32, that cover `num_examples` of a shard, epoch by epoch.
 
     A full epoch takes ceil(size / batch_size) steps; the last epoch may be partial in a variant.
@@ -517,8 +523,8 @@ def count_steps(batch_size: int, size: Any, num_examples: Any) -> Any:
 
 
 def build_train_step(
-    network: Network, optimizer: Any, differentiate: Callable
-) -> Callable[..., tuple[Any, Any, Any, Any]]:
+    network: Network, optimizer: Optimizer, differentiate: Callable
+) -> Callable[..., tuple]:
     """Return train_step(optimizer_state, weights, x, y, key), a single SGD step.
 
     train_step returns (optimizer_state, weights, sum of losses, number of correct predictions).
@@ -541,8 +547,8 @@ def build_train_step(
 
 
 def build_local_training(
-    network: Network, optimizer: Any, batch_size: int, differentiate: Callable
-) -> Callable[[Any, ClientTask], tuple[Any, Any, Any]]:
+    network: Network, optimizer: Optimizer, batch_size: int, differentiate: Callable
+) -> Callable[[Sequence[tf.Tensor], ClientTask], tuple]:
     """Return local_training(weights, task) -> (w_k, mean loss, accuracy): local SGD of one round.
 
     It is a single graph loop over epochs and batches, which the worker runs without Python.
@@ -587,7 +593,7 @@ def build_local_training(
 
 def fedavg_client(
     network: Network,
-    optimizer: Any,
+    optimizer: Optimizer,
     batch_size: int,
     differentiate: Callable = loss_and_gradients,
 ) -> Callable[[Broadcast, ClientTask], ClientOutput]:
@@ -631,7 +637,7 @@ def leave_out_nonfinite(client_update: Callable) -> Callable[[Broadcast, ClientT
     return wrapped
 
 
-def build_client(experiment: Experiment) -> Callable[[Broadcast, Any], ClientOutput]:
+def build_client(experiment: Experiment) -> Callable[[Broadcast, tf.Tensor], ClientOutput]:
     """Return client(broadcast, id) -> ClientOutput, which reads a shard and trains on it."""
     config = experiment.config
     image_shape = experiment.network.image_shape
@@ -701,9 +707,9 @@ class ChunkOutput(NamedTuple):
     """Message from a chunk of g clients to the server."""
 
     update: Any  # the mean of the clients' updates by their weights
-    weight: Any  # float32, the sum of their weights
-    metrics: Any  # float32[g,r], a row of ClientMetrics for each client
-    messages: Any  # float32[g,d] of a stateful algorithm, or float32[g,0]
+    weight: tf.Tensor  # float32, the sum of their weights
+    metrics: tf.Tensor  # float32[g,r], a row of ClientMetrics for each client
+    messages: tf.Tensor  # float32[g,d] of a stateful algorithm, or float32[g,0]
 
 
 def add_weighted(update_sum: Any, update: Any, weight: Any) -> Any:
@@ -711,7 +717,9 @@ def add_weighted(update_sum: Any, update: Any, weight: Any) -> Any:
     return tf.nest.map_structure(lambda s, u: s + weight * u, update_sum, update)
 
 
-def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any], ChunkOutput]:
+def average_updates(
+    client: Callable, parts: Parts
+) -> Callable[[Broadcast, tf.Tensor], ChunkOutput]:
     """Return train_chunk(broadcast, clients int64[g]) -> ChunkOutput, which averages updates.
 
     Updates are summed as they are computed, so memory does not grow with the number of clients.
@@ -741,27 +749,26 @@ def average_updates(client: Callable, parts: Parts) -> Callable[[Broadcast, Any]
 class ServerProgress(NamedTuple):
     """The "client_work" of TFF's state: whatever is not weights or optimizer state."""
 
-    round: Any  # int64, rounds done
-    memory: Any  # float32[slots,d] of a stateful algorithm; FedAvg's is float32[0,0]
+    round: tf.Tensor  # int64, rounds done
+    memory: tf.Tensor  # float32[slots,d] of a stateful algorithm; FedAvg's is float32[0,0]
 
 
 class RoundSteps(NamedTuple):
     """TFF computations of a round, and its initial state."""
 
-    initialize: Any  # -> TFF's LearningAlgorithmState, at SERVER
-    begin_round: Any  # ServerProgress -> that of the next round
-    train: Any  # (weights, ServerProgress, clients int64[g]) -> ChunkOutput
+    initialize: Computation  # -> TFF's LearningAlgorithmState, at SERVER
+    begin_round: Computation  # ServerProgress -> that of the next round
+    train: Computation  # (weights, ServerProgress, clients int64[g]) -> ChunkOutput
     aggregate: Any  # TFF's AggregationProcess, of the chunks' updates
     finalize: Any  # TFF's FinalizerProcess: the server optimizer's step
 
 
-State = tff.learning.templates.LearningAlgorithmState
 CHUNKS_TYPE = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
 
 
 def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     """Build the computations of a round from the parts."""
-    initial = tff.learning.models.ModelWeights(experiment.initial_weights, ())
+    initial = ModelWeights(experiment.initial_weights, ())
     train_chunk = parts.build_train_chunk(build_client(experiment), parts)
     memory_shape = parts.memory.shape if parts.memory else (0, 0)
 
@@ -808,7 +815,7 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     return RoundSteps(initialize, begin_round, train, aggregate, finalize)
 
 
-def fedavg_round(steps: RoundSteps) -> Any:
+def fedavg_round(steps: RoundSteps) -> Computation:
     """Return next_round(state, chunks) -> (state, measurements, client metrics float32[m,r]).
 
     `chunks` come from make_chunks. `state` is TFF's LearningAlgorithmState: global weights, (),
@@ -831,8 +838,8 @@ def fedavg_round(steps: RoundSteps) -> Any:
 
 
 def train_cohort(
-    worker: Any, experiment: Experiment, state: Any, clients: Sequence[int]
-) -> tuple[Any, list[dict[str, Any]], Any]:
+    worker: Any, experiment: Experiment, state: State, clients: Sequence[int]
+) -> tuple[State, list[dict[str, Any]], Any]:
     """Lines 4 to 6: train clients from the weights in `state`, and aggregate.
 
     `worker` comes from start_workers: TFF's worker here, or those of several hosts.
@@ -862,7 +869,7 @@ def everyone(clients: list[int], round_num: int) -> list[int]:
     return clients
 
 
-def only_global(evaluation: Evaluation, state: Any) -> Evaluation:
+def only_global(evaluation: Evaluation, state: State) -> Evaluation:
     """Return the evaluation of the global model, the only model of FedAvg."""
     return evaluation
 
@@ -875,19 +882,19 @@ class Parts(NamedTuple):
     """
 
     sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
-    client_optimizer: Any  # TFF's
-    build_client_update: Callable[[Any], Callable]  # client optimizer -> client_update
+    client_optimizer: Optimizer
+    build_client_update: Callable[[Optimizer], Callable]  # client optimizer -> client_update
     build_train_chunk: Callable  # (client, parts) -> train_chunk(broadcast, clients)
     num_chunks: int | None  # see make_chunks
     aggregator: Any  # TFF's weighted factory, for the chunks' updates
-    server_optimizer: Any  # TFF's
-    build_round: Callable[[Any], Any]  # RoundSteps -> next_round
+    server_optimizer: Optimizer
+    build_round: Callable[[RoundSteps], Computation]  # -> next_round
     train_cohort: Callable  # (worker, experiment, state, clients) -> (state, reports, measured)
     find_reporting: Callable[[list[int], int], list[int]]  # (clients drawn, round) -> who reports
     update_spec: Any  # tf.TensorSpecs of ClientOutput.update
     update_bytes: int  # size of an update when it is sent
-    metrics_type: type  # ClientMetrics, or a variant with more fields
-    extend_evaluation: Callable[[Evaluation, Any], Evaluation]  # (global model's, state)
+    metrics_type: type[Any]  # ClientMetrics, or a variant with more fields
+    extend_evaluation: Callable[[Evaluation, State], Evaluation]  # (global model's, state)
     # FedAvg has nothing of what follows.
     memory: Any = None  # a stateful algorithm's, with .shape (slots, d): variants/stateful.py
     message_size: int = 0  # of ClientOutput.message
@@ -928,7 +935,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
 
 
 @pinned_keras_settings()
-def build_process(experiment: Experiment) -> Any:
+def build_process(experiment: Experiment) -> tff.templates.IterativeProcess:
     """Build TFF's iterative process; each step of it is a round."""
     tf.get_logger().setLevel("CRITICAL")  # some of TFF's aggregators log hundreds of lines
     steps = build_steps(experiment.parts, experiment)
@@ -939,7 +946,7 @@ def build_process(experiment: Experiment) -> Any:
 # == Experiment: what a configuration stands for, resolved once ====================================
 
 
-def find_model(name: str) -> Callable[[], list[Any]]:
+def find_model(name: str) -> Callable[[], list[tf.keras.layers.Layer]]:
     """Return the function that builds the layers of a named model, or of FILE.py:FUNCTION."""
     if name not in choices.MODELS:
         return models.load_own(name)
@@ -980,8 +987,8 @@ class Experiment:
     notices: Sequence[str] = ()  # what the user should know before the run begins
     # What `prepare` makes:
     process: Any = None  # TFF's iterative process, one step of which is a round
-    evaluate: Callable[[Any], Evaluation] | None = None  # of TFF's ModelWeights, on the test set
-    client: Callable[[Broadcast, Any], ClientOutput] | None = None  # for --save-clients
+    evaluate: Callable[[ModelWeights], Evaluation] | None = None  # on the test set
+    client: Callable[[Broadcast, tf.Tensor], ClientOutput] | None = None  # for --save-clients
     host_folders: dict[str, Any] | None = None  # host -> its folder, of other machines that train
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
@@ -1002,20 +1009,22 @@ class Experiment:
         """The number of model parameters, d."""
         return sum(weights.size for weights in self.initial_weights)
 
-    def evaluate_state(self, state: Any) -> Evaluation:
+    def evaluate_state(self, state: State) -> Evaluation:
         """Evaluate the global model of a state; variants add evaluations of more models."""
         evaluation = self.evaluate(state.global_model_weights)
         return self.parts.extend_evaluation(evaluation, state)
 
-    def build_predictor(self) -> Callable[[Any, Any, Any], tuple[np.ndarray, np.ndarray]]:
+    def build_predictor(self) -> Predictor:
         """Build predict(weights, images, labels), for models other than the global one."""
         return build_predictor(self.network)
 
-    def build_evaluator(self, dataset: Dataset) -> Callable[[Any], Evaluation]:
+    def build_evaluator(self, dataset: Dataset) -> Callable[[ModelWeights], Evaluation]:
         """Build evaluate(weights) on the test images of other data than the run's own."""
         return build_evaluator(self.network, dataset)
 
-    def loss_and_gradients(self, weights: Any, x: Any, y: Any, key: Any) -> tuple[Any, Any, Any]:
+    def loss_and_gradients(
+        self, weights: Sequence[tf.Tensor], x: tf.Tensor, y: tf.Tensor, key: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor, Sequence[tf.Tensor]]:
         """Return (losses, logits, gradients of their mean) of a batch at these weights."""
         return loss_and_gradients(self.network, weights, x, y, key)
 
@@ -1040,7 +1049,7 @@ class Experiment:
 
         return tune
 
-    def broadcast(self, state: Any) -> Broadcast:
+    def broadcast(self, state: State) -> Broadcast:
         """Return the broadcast after `state`, or the first one for None; for --save-clients."""
         if state is None:
             memory_shape = self.parts.memory.shape if self.parts.memory else (0, 0)
@@ -1055,11 +1064,11 @@ class Experiment:
             tf.constant(progress.memory, tf.float32),
         )
 
-    def build_model(self) -> Any:
+    def build_model(self) -> tf.keras.Model:
         """Build the Keras model, with initial weights of a seed of its own."""
         return build_model(self.network, seed=0)
 
-    def build_saved_model(self, weights: Any) -> Any:
+    def build_saved_model(self, weights: ModelWeights) -> tf.keras.Model:
         """Build the Keras model to save, with TFF's ModelWeights."""
         return build_saved_model(self.network, weights)
 
@@ -1123,14 +1132,14 @@ def prepare(experiment: Experiment) -> Experiment:
 class RoundOutcome(NamedTuple):
     """Result of a round."""
 
-    state: Any  # of TFF's process, from which the next round starts
+    state: State  # from which the next round starts
     record: RoundRecord
     evaluation: Evaluation
 
 
 def run_rounds(
     experiment: Experiment,
-    state: Any = None,
+    state: State | None = None,
     callbacks: Sequence[Callback] = (),
     folder: RunFolder | None = None,
 ) -> Iterator[RoundOutcome]:
@@ -1194,10 +1203,11 @@ def run_rounds(
 # == Evaluation ====================================================================================
 
 EVALUATION_BATCH = 1000
+Predictor = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 
 @pinned_keras_settings()
-def build_predictor(network: Network) -> Callable[[Any, Any, Any], tuple[np.ndarray, np.ndarray]]:
+def build_predictor(network: Network) -> Predictor:
     """Return predict(weights, images, labels) -> (predictions [N], cross-entropies float32[N]).
 
     `weights` are TFF's ModelWeights, or None for those of the call before.
@@ -1207,7 +1217,7 @@ def build_predictor(network: Network) -> Callable[[Any, Any, Any], tuple[np.ndar
     signature = [tf.TensorSpec(batch_shape, tf.float32), tf.TensorSpec([None], tf.int32)]
 
     @tf.function(autograph=False, input_signature=signature)
-    def evaluate_batch(x: Any, y: Any) -> tuple[Any, Any]:
+    def evaluate_batch(x, y):
         logits = model(x, training=False)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(y, logits)
         return tf.argmax(logits, axis=1), losses
@@ -1216,7 +1226,7 @@ def build_predictor(network: Network) -> Callable[[Any, Any, Any], tuple[np.ndar
     # cannot be traced any more.
     evaluate_batch.get_concrete_function()
 
-    def predict(weights: Any, images: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    def predict(weights, images, labels):
         if weights is not None:
             layers.assign_weights(model, weights)
         found = []
@@ -1233,7 +1243,7 @@ def build_predictor(network: Network) -> Callable[[Any, Any, Any], tuple[np.ndar
 
 def build_evaluator(
     network: Network, dataset: Dataset, others: dict[str, OtherImages] | None = None
-) -> Callable[[Any], Evaluation]:
+) -> Callable[[ModelWeights], Evaluation]:
     """Return evaluate(weights) -> Evaluation on the whole test set, of TFF's ModelWeights.
 
     `others` are additional images to report on, by name; by default the name of a column.
@@ -1241,15 +1251,17 @@ def build_evaluator(
     predict = build_predictor(network)
 
     @pinned_keras_settings()
-    def evaluate(weights: Any) -> Evaluation:
+    def evaluate(weights: ModelWeights) -> Evaluation:
         test = dataset.test
         predictions, losses = predict(weights, test.images, test.labels)
         correct = {}
-        columns = {}
+        columns: dict[str, float] = {}
         for name, other in (others or {}).items():
             correct[name] = predict(None, other.images, other.labels)[0] == other.labels
-            own_columns = other.measure and other.measure(correct[name])
-            columns |= own_columns or {name: float(np.mean(correct[name]))}
+            if other.measure:
+                columns |= other.measure(correct[name])
+            else:
+                columns[name] = float(np.mean(correct[name]))
         return Evaluation(
             loss=float(losses.mean(dtype=np.float64)),
             accuracy=float(np.mean(predictions == test.labels)),
@@ -1324,7 +1336,7 @@ def build_experiment(
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
     if config.run.baselines:
-        baselines.check_labels(dataset.num_classes)
+        baselines.check_num_classes(dataset.num_classes)
     network = make_network(config.training, dataset)
     experiment = Experiment(
         config=config,
@@ -1342,7 +1354,7 @@ def build_experiment(
 
 
 @pinned_keras_settings()
-def build_saved_model(network: Network, weights: Any) -> Any:
+def build_saved_model(network: Network, weights: ModelWeights) -> tf.keras.Model:
     """Build the Keras model to save, with TFF's ModelWeights.
 
     It takes raw pixels [n,H,W,channels] in 0..255, so that users need not know our scaling.
@@ -1367,7 +1379,7 @@ def run(
     *,
     dataset: Dataset | None = None,
     partition: Sequence[Any] | dict[Any, Any] | None = None,
-    model: Callable[[], Any] | None = None,
+    model: Callable[[], list[tf.keras.layers.Layer] | tf.keras.Model] | None = None,
     on_round: Callable[[RoundRecord], Any] | None = None,
 ) -> Result:
     """Run one experiment, from data to figures. Ctrl-C keeps the completed rounds.
@@ -1434,13 +1446,13 @@ class TrainedModel:
     """The global model of a finished run."""
 
     network: Network
-    weights: Any  # TFF's ModelWeights
+    weights: ModelWeights
 
     def evaluate(self, dataset: Dataset) -> Evaluation:
         """Evaluate it on the test images of a data set."""
         return build_evaluator(self.network, dataset)(self.weights)
 
-    def build_keras_model(self) -> Any:
+    def build_keras_model(self) -> tf.keras.Model:
         """Build it as a Keras model: raw pixels [n,H,W,channels] in 0..255 to logits."""
         return build_saved_model(self.network, self.weights)
 
@@ -1449,7 +1461,7 @@ def read_trained(file: Path, training: Training, dataset: Dataset) -> TrainedMod
     """Read the weights that a run with these settings saved in a .keras file."""
     network = make_network(training, dataset)
     weights = layers.read_weights(str(file), build_model(network, seed=0))
-    return TrainedModel(network, tff.learning.models.ModelWeights(weights, []))
+    return TrainedModel(network, ModelWeights(weights, []))
 
 
 def evaluate_saved(config: Config) -> Path:
@@ -1484,6 +1496,7 @@ def main(config: Config) -> None:
         if config.run.predict:
             predict_pictures(load(config.run.predict), config.run)
             return
+        made: Path | Result
         if config.run.evaluate:
             made = evaluate_saved(config)
         elif overlaid_folders(config.comparison.compare):  # --compare runs/a,runs/b

@@ -307,7 +307,7 @@ def test_the_worst_are_a_tenth_of_the_clients():
         for k in range(20)
     ]
     trained = {("centralized", -1): {"accuracies": [0.9]}, ("alone", 0): {"accuracies": [0.5]}}
-    said = baselines.describe(0.8, gains, trained, 3.0, 3)
+    said = baselines.describe_learners(0.8, gains, trained, 3.0, 3)
     assert said.count("worst 1.50%") == 3
     assert "federated            80.00%, 3.0 passes over all images\n" in said
 

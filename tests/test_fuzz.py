@@ -17,7 +17,7 @@ from harness.cli.command_line import check_resumed, read_saved
 from harness.cli.fields import UserError
 from harness.comparing.comparison import find_folder
 from harness.comparing.completing import read_earlier
-from harness.reporting.results import describe
+from harness.reporting.results import describe_run
 from harness.storage.files import json_line, to_json
 from harness.storage.run_folder import RunFolder
 from harness.training.records import Evaluation, make_record
@@ -148,7 +148,7 @@ def folder(tmp_path_factory, digits, no_best_weights):
         for record in records:
             state = State(Progress(np.int64(record.round)), WEIGHTS)
             run.save_round(record, state)
-    metrics = describe(experiment, [WEIGHTS], evaluation, records)
+    metrics = describe_run(experiment, [WEIGHTS], evaluation, records)
     (folder / "run" / "metrics.json").write_text(to_json(metrics))
     (folder / "run" / "rounds_begun.txt").write_text("1\n2\n")
     return folder

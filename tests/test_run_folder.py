@@ -530,7 +530,7 @@ def test_a_disk_that_fills_up_leaves_no_half_made_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(run_folder, "write_file", fail)
     with pytest.raises(UserError, match="cannot write"):
-        run_folder.make_folder(tmp_path / "runs", "name", {"config.json": "{}"})
+        run_folder.make_run_folder(tmp_path / "runs", "name", {"config.json": "{}"})
     assert list((tmp_path / "runs").iterdir()) == []
 
 

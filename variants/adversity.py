@@ -40,7 +40,7 @@ def is_late(key: Any, probability: float) -> tuple[Any, Any]:
     return luck < probability, share
 
 
-def choose_attackers(adversity: Adversity, clients: Sequence[int], seed: int) -> np.ndarray:
+def choose_attackers(adversity: Adversity, clients: np.ndarray, seed: int) -> np.ndarray:
     """Return those of the clients that attack in every round, int64[byzantine], sorted: a function
     of the seed."""
     rng = open_stream("attackers", seed)

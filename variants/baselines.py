@@ -163,7 +163,7 @@ def build_baselines(
     return found
 
 
-def check_labels(num_classes: int) -> None:
+def check_num_classes(num_classes: int) -> None:
     """Raise UserError for more labels than baselines can have: each keeps a confusion matrix."""
     if num_classes > MOST_IN_MATRIX:
         raise UserError(
@@ -271,7 +271,7 @@ def find_gains(
 
 
 def learning_curves(
-    records: Sequence[Any], passes: Sequence[float], local_epochs: int, trained: Trained
+    records: Sequence[Any], passes: np.ndarray, local_epochs: int, trained: Trained
 ) -> list[dict[str, Any]]:
     """Return the rows of baselines.csv: test accuracy by passes over a learner's images.
 
@@ -279,7 +279,7 @@ def learning_curves(
     passes over its own images.
     """
     names = ("learner", "client", "epochs", "test_accuracy")
-    rows = [
+    rows: list[tuple[Any, ...]] = [
         ("federated", "", float(done), record.test_accuracy)
         for record, done in zip(records, passes, strict=True)
     ]
@@ -328,7 +328,7 @@ def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Cal
         passes = passes_so_far(result.records, int(counts.sum()), config.training.batch_size)
         own_passes = config.training.local_epochs * baselines[0].rounds
         accuracy = result.records[-1].test_accuracy
-        print_line(describe(accuracy, measured(gains), trained, passes[-1], own_passes))
+        print_line(describe_learners(accuracy, measured(gains), trained, passes[-1], own_passes))
         print_written(write_baselines(experiment, result, folder, trained, gains, confusions))
     except (KeyboardInterrupt, Exception):
         warn(f"the baselines are not finished; {folder.what_next()}")
@@ -389,7 +389,7 @@ def mix_rows(confusion: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return 1000 * shares * (counts / counts.sum())[:, None]
 
 
-def describe(
+def describe_learners(
     federated: float, gains: Sequence[Gain], trained: Trained, passes: float, own_passes: int
 ) -> str:
     """Return the closing lines: accuracies on the test set, then on each client's label mix.

@@ -474,7 +474,7 @@ SCHEDULES = {
 SERVER_SCHEDULES = {name: made for name, made in SCHEDULES.items() if not made.is_within_round}
 
 # By the field that makes the choice.
-TABLES = {
+TABLES: dict[str, dict[str, Any]] = {
     "dataset": DATASETS,
     "partition": PARTITIONS,
     "model": MODELS,

@@ -106,14 +106,13 @@ def close_round(times: Sequence[tuple[float, int]], wanted: int, deadline: float
     others.
     """
     in_time = [one for one in times if not deadline or one[0] <= deadline]
-    if len(in_time) >= wanted:
-        in_time = in_time[:wanted]
-        seconds = in_time[-1][0] if in_time else 0.0
-    elif deadline:
-        seconds = deadline
-    else:
-        seconds = in_time[-1][0] if in_time else 0.0
-    return Closed(sorted(client for _, client in in_time), seconds)
+    taken = in_time[:wanted]
+    last = taken[-1][0] if taken else 0.0
+    waits_in_vain = deadline and len(taken) < wanted
+    return Closed(
+        reporting=sorted(client for _, client in taken),
+        seconds=deadline if waits_in_vain else last,
+    )
 
 
 def keep_time(parts: Any, experiment: Any) -> Any:

@@ -50,8 +50,8 @@ def load_digits() -> Dataset:
     """Return scikit-learn's 1,797 digits, 8x8 in 0..16, as 28x28 in 0..255: each pixel three wide,
     a margin of two."""
     bunch = sklearn.datasets.load_digits()
-    images = np.kron(bunch.images, np.ones((3, 3))) * (255 / 16)
-    images = np.pad(images, [(0, 0), (2, 2), (2, 2)]).round().astype(np.uint8)[..., np.newaxis]
+    enlarged = np.kron(bunch.images, np.ones((3, 3))) * (255 / 16)
+    images = np.pad(enlarged, [(0, 0), (2, 2), (2, 2)]).round().astype(np.uint8)[..., np.newaxis]
     parts = sklearn.model_selection.train_test_split(
         images, bunch.target.astype(np.uint8), test_size=0.2, random_state=0, stratify=bunch.target
     )

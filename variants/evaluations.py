@@ -11,8 +11,7 @@ from typing import Any, get_type_hints
 
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
-from harness.reporting import clients
-from harness.reporting.clients import OWN_TESTS
+from harness.reporting.clients import OWN_TESTS, accuracies_of_parts, summarize_accuracies
 from harness.training.dataset import OtherImages
 from harness.training.records import EXTRA, RoundRecord
 from harness.training.streams import open_stream
@@ -49,13 +48,13 @@ def evaluate_unseen(parts: Any, experiment: Any) -> Any:
     trained, and of those that are never drawn."""
     config = experiment.config
     extra = parts.extra_evaluations | {
-        "seen_accuracy": lambda: gather(experiment, adversity.drawn_clients(config)),
-        "unseen_accuracy": lambda: gather(experiment, adversity.unseen_clients(config)),
+        "seen_accuracy": lambda: collect_images(experiment, adversity.drawn_clients(config)),
+        "unseen_accuracy": lambda: collect_images(experiment, adversity.unseen_clients(config)),
     }
     return parts._replace(extra_evaluations=extra)
 
 
-def gather(experiment: Any, clients: np.ndarray) -> OtherImages:
+def collect_images(experiment: Any, clients: np.ndarray) -> OtherImages:
     """Return images of these clients as they have them, MOST_IMAGES at random if there are more."""
     train = experiment.dataset.train
     indices = np.concatenate([experiment.partition.indices[client] for client in clients])
@@ -121,10 +120,6 @@ def own_tests(experiment: Any) -> OtherImages:
     sizes = [len(indices) for indices in parts]
 
     def measure(correct: np.ndarray) -> dict[str, float]:
-        accuracies = clients.accuracies_of_parts(correct, sizes)
-        return {
-            "client_accuracy": float(np.nanmean(accuracies)),
-            "client_worst10": clients.worst_tenth(accuracies),
-        }
+        return summarize_accuracies("client", accuracies_of_parts(correct, sizes))
 
     return OtherImages(np.concatenate(images), train.labels[np.concatenate(parts)], measure)

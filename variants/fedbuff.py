@@ -168,7 +168,7 @@ def read_models(state: Any) -> dict[int, np.ndarray]:
     return models | {int(state.client_work.round): np.concatenate(current)}
 
 
-def add_field(metrics_type: type, name: str) -> type:
+def add_field(metrics_type: Any, name: str) -> Any:
     """Return a NamedTuple with one more field, a float32."""
     return NamedTuple("Metrics", [(field, Any) for field in (*metrics_type._fields, name)])
 

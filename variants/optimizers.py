@@ -133,7 +133,7 @@ def count_examples(local_steps: int, batch_size: int, size: Any) -> Any:
     return epochs * size + local_steps % steps_of_epoch * batch
 
 
-class Warmed(optimizers.Optimizer):
+class Warmed(tff.learning.optimizers.Optimizer):
     """An optimizer whose rate grows in its first steps: times (i + 1) / warmup_steps, up to 1."""
 
     def __init__(self, optimizer: Any, warmup_steps: int):

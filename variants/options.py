@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
 from harness.cli import command_line, trust, usage
 from harness.cli.fields import (
@@ -331,6 +331,11 @@ def find_choice(field: str, name: str) -> Any:
 class ExperimentConfig(ConfigGroup):
     """A configuration of which some values follow from others: the script's Config is one."""
 
+    if TYPE_CHECKING:  # groups that Config has
+        partitioning: Any
+        training: Any
+        clock: Clock
+
     def __post_init__(self) -> None:
         """Raise UserError if fields do not go together."""
         super().__post_init__()
@@ -490,6 +495,7 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
         **conditions_of(["aggregator"], AGGREGATORS),
         **conditions_of(["attack"], ATTACKS),
     }
+    conditions: dict[str, tuple[Condition, ...]]
     conditions = {field: (condition,) for field, condition in by_choice.items()}
     has_attackers = Condition(("byzantine",))
     conditions["attack"] = (has_attackers,)

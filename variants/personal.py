@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
-from harness.reporting.clients import PERSONAL, accuracies_of_parts, worst_tenth
+from harness.reporting.clients import PERSONAL, accuracies_of_parts, summarize_accuracies
 from harness.training.layers import places_by_layer
 from variants import CHANGES
 from variants.adversity import unseen_clients
@@ -415,10 +415,7 @@ class PersonalEvaluation:
             correct.append(self.predict(model, images, labels)[0] == labels)
         every = np.concatenate(correct)
         accuracies = accuracies_of_parts(every, [len(of_client) for of_client in correct])
-        columns = {
-            "personal_accuracy": float(np.nanmean(accuracies)),
-            "personal_worst10": worst_tenth(accuracies),
-        }
+        columns = summarize_accuracies("personal", accuracies)
         if len(self.unseen):
             columns["unseen_personal_accuracy"] = float(np.nanmean(accuracies[self.unseen]))
         return replace(

@@ -312,7 +312,7 @@ def build_stateful_round(memory: Memory, metrics_type: type) -> Callable[[Any], 
     return build_round
 
 
-def check_memory(memory: Memory, name: str) -> None:
+def check_memory(memory: Any, name: str) -> None:
     """Raise UserError if the memory is above 1 GiB; `name` is what errors call its user."""
     slots, num_parameters = memory.shape
     gibibytes = 4 * slots * num_parameters / 2**30

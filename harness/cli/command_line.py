@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import contextlib
 import errno
-import functools
 import itertools
 import os
 import platform
@@ -22,6 +21,7 @@ from harness import SCRIPT
 from harness.cli.fields import (
     ConfigGroup,
     UserError,
+    cached,
     choice_lines,
     hints,
     name_fields,
@@ -103,9 +103,7 @@ def one_at_a_time() -> Iterator[None]:
         RUNNING.release()
 
 
-def read_flags(
-    kind: type[Answer], words: Sequence[str] | None, default: Answer | None = None
-) -> Answer:
+def read_flags(kind: Any, words: Sequence[str] | None, default: ConfigGroup | None = None) -> Any:
     """Return a configuration of class `kind` from `words`; None reads sys.argv.
 
     Fields without a flag are as in `default`. Raises UserError for an unknown flag or an invalid
@@ -158,8 +156,8 @@ def describe(kind: type) -> str:
     return ((of_script if has_groups else kind.__doc__) or "").partition("\n")[0]
 
 
-@functools.cache
-def add_help(group: type[ConfigGroup]) -> None:
+@cached
+def add_help(group: Any) -> None:
     """Give each field its text in --help: the docstring below it, and a line for each choice."""
     for base in group.__bases__:  # whose fields are the group's too
         if issubclass(base, ConfigGroup) and base is not ConfigGroup:
@@ -173,7 +171,7 @@ def add_help(group: type[ConfigGroup]) -> None:
     types = hints(group)
     for node, below in itertools.pairwise(body):
         if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr):
-            field = node.target.id
+            field = ast.unparse(node.target)
             text = " ".join(ast.literal_eval(below.value).split())
             lines = [f"- {name}: {line}" for name, line in choice_lines(types[field]).items()]
             group.__dataclass_fields__[field].metadata = {"help": "\n".join([text, *lines])}

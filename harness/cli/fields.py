@@ -13,7 +13,7 @@ import functools
 import re
 import sys
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple, Self
 
 import tyro
@@ -127,12 +127,18 @@ OptionalRate = optional_float(0, 1000)
 Scale = float_range(0, 1e6)
 
 
-@functools.cache
-def hints(group: type) -> dict[str, Any]:
+def cached(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Cache a function of a class, which mypy calls unhashable."""
+    return functools.cache(function)
+
+
+@cached
+def hints(group: Any) -> dict[str, Any]:
     """Return field -> type of a group, with the ranges of numbers."""
     return typing.get_type_hints(group, include_extras=True)
 
 
+@dataclasses.dataclass(frozen=True)
 class ConfigGroup:
     """Base of the dataclasses that hold fields, or other groups. Each field is checked."""
 
@@ -143,24 +149,14 @@ class ConfigGroup:
                 check_value(field, value, hints(type(self))[field])
 
     @classmethod
-    @functools.cache
     def defaults(cls) -> dict[str, Any]:
         """Return field -> default value over all groups in this one."""
-        values: dict[str, Any] = {}
-        for field in dataclasses.fields(cls):
-            is_group = isinstance(field.default, ConfigGroup)
-            values |= field.default.to_dict() if is_group else {field.name: field.default}
-        return values
+        return defaults_of(cls)
 
     @classmethod
-    @functools.cache
     def types(cls) -> dict[str, Any]:
         """Return field -> type over all groups in this one."""
-        types: dict[str, Any] = {}
-        for field, hint in hints(cls).items():
-            is_group = isinstance(hint, type) and issubclass(hint, ConfigGroup)
-            types |= hint.types() if is_group else {field: hint}
-        return types
+        return types_of(cls)
 
     def to_dict(self) -> dict[str, Any]:
         """Return field -> value over all groups in this one: what config.json holds."""
@@ -209,6 +205,26 @@ class ConfigGroup:
             return choices_of(hints(type(self))[field])
         groups = [value for value in vars(self).values() if isinstance(value, ConfigGroup)]
         return next(group.choices(field) for group in groups if field in group.to_dict())
+
+
+@cached
+def defaults_of(group: Any) -> dict[str, Any]:
+    """Return field -> default value over all groups in this one."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(group):
+        value: Any = field.default
+        values |= value.to_dict() if isinstance(value, ConfigGroup) else {field.name: value}
+    return values
+
+
+@cached
+def types_of(group: Any) -> dict[str, Any]:
+    """Return field -> type over all groups in this one."""
+    types: dict[str, Any] = {}
+    for field, hint in hints(group).items():
+        is_group = isinstance(hint, type) and issubclass(hint, ConfigGroup)
+        types |= types_of(hint) if is_group else {field: hint}
+    return types
 
 
 def choices_mark(hint: Any) -> Choices | None:

@@ -126,7 +126,7 @@ def read_rounds(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(read_bytes(path).decode(errors="replace").splitlines()))
 
 
-def changed_fields(saved: dict[str, Any], default: ConfigGroup) -> dict[str, Any]:
+def changed_fields(saved: dict[str, Any], default: Any) -> dict[str, Any]:
     """Return field -> value of those that change numbers and are not as by default.
 
     `saved` is field -> value, of this version of the program or another. A rate counts if it is not
@@ -188,8 +188,8 @@ def list_runs(folder: str, default: ConfigGroup) -> list[Listed]:
 
     Raises UserError if there is none.
     """
-    runs = []
-    others = []
+    runs: list[Listed] = []
+    others: list[Listed] = []
     for path in subfolders(folder):
         for file, describe in DESCRIBED:
             if os.path.exists(path / file):  # False of a folder that may not be entered

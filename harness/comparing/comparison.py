@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -50,7 +50,7 @@ from harness.storage.files import (
     write_file,
 )
 from harness.storage.provenance import changed, describe_provenance, program, read_programs
-from harness.storage.run_folder import make_folder
+from harness.storage.run_folder import make_run_folder
 from harness.training.records import (
     OWN_MODELS,
     WORST_OWN,
@@ -171,7 +171,7 @@ def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
         finished.seeds_of.setdefault(label, []).append(single.config.seed)
         run_folder = expand_path(single.config.run.runs) / single.config.run.name
         finished.clients_of.setdefault(label, []).append(distributions(read_clients(run_folder)))
-    cells = {single.row.label: tuple(single.row.cells.values()) for single in done}
+    cells: dict[str, Any] = {single.row.label: tuple(single.row.cells.values()) for single in done}
     is_grid = all(len(texts) == 2 and None not in texts for texts in cells.values())
     return finished._replace(panels=cells if is_grid else None)
 
@@ -247,7 +247,7 @@ def write_comparison(
     if clients_of:
         draw_clients = partial(plot_clients_of_rows, clients_of, measured_on, caption)
         figures["client_accuracy.png"] = draw_clients
-    files = {
+    files: dict[str, bytes | str] = {
         "comparison.csv": csv_table(finished.table),
         **draw_files(figures, form_of(run), provenance),
         "summary.csv": csv_table(summary),
@@ -330,7 +330,7 @@ def rates_of(singles: Sequence[Single]) -> dict[str, Rates]:
 
 
 ON_OWN_IMAGES = "clients' own test"
-Outcome = tuple[Callable, dict[str, str], dict[str, Sequence[float | None]]]
+Outcome = tuple[Callable, dict[str, str], Mapping[str, Any]]
 
 
 def compare_rounds_to_target(
@@ -415,7 +415,7 @@ def cost_figures(
     labels = {name: name + format_spent(runs) for name, runs in records_of.items()}
     accuracies = {labels[name]: curves_of(runs) for name, runs in records_of.items()}
     of_labeled = {labels[name]: panels[name] for name in records_of} if panels else None
-    figures = {}
+    figures: dict[str, Callable] = {}
     sent = mean_spent(MEGABYTES, records_of, labels)
     totals = [float(of_rounds[-1]) for of_rounds in sent.of_rounds.values()]
     if not to_target and max(totals) >= 1.01 * min(totals):
@@ -516,7 +516,7 @@ def format_spent(runs: Sequence[Sequence[RoundRecord]]) -> str:
 
 
 def differences_to_base(
-    outcomes: dict[str, Sequence[Any]], base: Base, unit: str
+    outcomes: Mapping[str, Sequence[Any]], base: Base, unit: str
 ) -> dict[str, str]:
     """Return name -> how far its outcomes are from those of its base.
 
@@ -582,7 +582,7 @@ def find_folder(runs: Path, name: str, described: dict[str, Any]) -> Path:
     name = name or f"compare-{values[: LONGEST_NAME - 17]}-{short_hash(described)}"
     for folder in numbered(runs / name):
         if not folder.exists():
-            folder = make_folder(runs, folder.name, {"comparison.json": to_json(described)})
+            folder = make_run_folder(runs, folder.name, {"comparison.json": to_json(described)})
         path = folder / "comparison.json"
         if path.is_file() and described.items() <= read_json(path).items():
             return folder

@@ -120,7 +120,7 @@ def to_table(head: Sequence[str], body: Sequence[Sequence[str]], caption: str, l
 
 def grid_table(
     rows: Sequence[dict[str, Any]],
-    places: Sequence[tuple[str, str]],
+    places: Sequence[tuple[str, ...]],
     target: float,
 ) -> tuple[list[str], list[list[str]]]:
     """Return (head, body) of a table with a row and a column for each value of a grid's two fields.
@@ -130,7 +130,7 @@ def grid_table(
     """
     row_names = list(dict.fromkeys(place[0] for place in places))
     column_names = list(dict.fromkeys(place[1] for place in places))
-    cells: dict[tuple[str, str], str] = {}
+    cells: dict[tuple[str, ...], str] = {}
     for column in column_names:
         there = [number for number, place in enumerate(places) if place[1] == column]
         outcomes = outcome_cells([rows[number] for number in there], target)

@@ -47,7 +47,7 @@ class Done(NamedTuple):
         return f"{self.data} {self.config.training.rounds} {sorted(fields.items())}"
 
 
-def overlay(config: ConfigGroup, default: ConfigGroup) -> Path:
+def overlay(config: Any, default: ConfigGroup) -> Path:
     """Put the finished runs that --compare names into one table and plot; return their folder.
 
     Runs that differ by their seed alone are a row. Raises UserError for a folder that has no

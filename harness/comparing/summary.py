@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
@@ -88,7 +88,7 @@ def summarize(
     rates: dict[str, Rates],
     base: Base,
     target: float,
-    seeds_of: dict[str, Sequence[int]] | None = None,
+    seeds_of: Mapping[str, Sequence[int]] | None = None,
     clients_of: dict[str, list[np.ndarray]] | None = None,
 ) -> Table:
     """Return a row for each name: its test accuracy in percent over the seeds, and costs.
@@ -293,9 +293,9 @@ def heading(column: str) -> str:
     return COLUMNS[column][0] if column in COLUMNS else column
 
 
-def to_markdown(rows: Table, columns: str = "") -> str:
+def to_markdown(rows: Table, named: str = "") -> str:
     """Return the rows as a table in Markdown, of all columns or those named."""
-    columns = choose_columns(rows, columns)
+    columns = choose_columns(rows, named)
     lines = [[heading(column) for column in columns], ["---", *["---:"] * (len(columns) - 1)]]
     lines += [[escape_markdown(cell(row, column)) for column in columns] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)

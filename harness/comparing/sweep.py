@@ -8,7 +8,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Container, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -159,7 +159,7 @@ def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[s
     return tuned
 
 
-def has_effect(config: Any, row: Row, field: str, lists: dict[str, Sequence[Any]]) -> bool:
+def has_effect(config: Any, row: Row, field: str, lists: Mapping[str, Sequence[Any]]) -> bool:
     """Return whether the values of a field make different runs of a row.
 
     It is asked with each of the other fields' values, as a schedule's own field needs it.

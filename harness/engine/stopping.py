@@ -24,7 +24,7 @@ SIGNALS = (
 )
 requested = 0  # the signal by which the user asked for the end, if any
 _last_words = b""  # printed if the process ends at once
-_enders = []  # functions that end what the main thread may wait for
+_enders: list = []  # functions that end what the main thread may wait for
 
 
 def listen():

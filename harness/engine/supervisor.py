@@ -231,4 +231,4 @@ def main(parent, address, binary, isolated, clients_at_once, folder):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), *sys.argv[2:5], int(sys.argv[5]), sys.argv[6])
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3], sys.argv[4], int(sys.argv[5]), sys.argv[6])

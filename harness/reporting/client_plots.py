@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from harness.reporting.clients import TITLES, worst_tenth
 from harness.reporting.figure_form import FORM, default_style
@@ -39,7 +40,7 @@ def plot_client_accuracy(distributions: dict[str, np.ndarray], caption: str) -> 
         axes.plot(shares, percent, color=color, marker=marker, ms=4, lw=1.3, label=label)
         axes.axhline(percent.mean(), color=color, lw=0.8, ls="--")
     axes.axvspan(0, 10, color=GREY, alpha=0.12, lw=0)
-    place = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
+    place: dict[str, Any] = {"xycoords": ("data", "axes fraction"), "ha": "center", "va": "top"}
     axes.annotate("worst 10 %", (5, 0.98), fontsize=8, color=GREY, rotation=90, **place)
     axes.set(xlabel="clients, from the worst to the best (%)", xlim=(0, 100))
     axes.set(ylabel="accuracy (%)")
@@ -50,7 +51,7 @@ def plot_client_accuracy(distributions: dict[str, np.ndarray], caption: str) -> 
 
 @default_style
 def plot_clients_of_rows(
-    accuracies_of: dict[str, Sequence[np.ndarray]], measured_on: str, caption: str
+    accuracies_of: Mapping[str, Sequence[np.ndarray]], measured_on: str, caption: str
 ) -> Figure:
     """Draw a box for the clients' accuracies of each row of a comparison.
 

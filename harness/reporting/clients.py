@@ -34,6 +34,17 @@ def accuracies_of_parts(correct: np.ndarray, sizes: Sequence[int]) -> np.ndarray
     return np.array([part.mean() if len(part) else math.nan for part in parts])
 
 
+def summarize_accuracies(of_whom: str, accuracies: np.ndarray) -> dict[str, float]:
+    """Return a round's columns on accuracies float64[K]: their mean, and that of the worst tenth.
+
+    `of_whom` is "client" for client_accuracy and client_worst10. NaN are left out.
+    """
+    return {
+        f"{of_whom}_accuracy": float(np.nanmean(accuracies)),
+        f"{of_whom}_worst10": worst_tenth(accuracies),
+    }
+
+
 def worst_tenth(accuracies: np.ndarray) -> float:
     """Return the mean of the lowest 10 % of accuracies float64[K], at least of one; NaN left out.
 

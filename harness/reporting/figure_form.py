@@ -5,15 +5,12 @@ from __future__ import annotations
 import contextvars
 import functools
 import logging
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
 from harness.storage.files import briefly, expand_path
 
 import matplotlib.style
-
-Drawing = TypeVar("Drawing", bound=Callable)
 
 
 class FigureForm(NamedTuple):
@@ -68,7 +65,7 @@ def form_of(run: Any) -> FigureForm:
     return FigureForm(run.figures, run.caption, run.inches, run.figure_font, style, run.figure_y)
 
 
-def default_style(draw: Drawing) -> Drawing:
+def default_style(draw: Any) -> Any:
     """Decorate a function that draws: its style is matplotlib's default with --figure-style.
 
     The user's own matplotlibrc changes nothing, unless it is given.

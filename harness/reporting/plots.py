@@ -8,7 +8,7 @@ import math
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
@@ -484,7 +484,7 @@ def outside_legend(figure: Figure, title: str) -> None:
     Long names are broken.
     """
     narrow = FORM.get().is_narrow
-    place = "outside lower center" if narrow else "outside right center"
+    place: Any = "outside lower center" if narrow else "outside right center"
     legend = figure.legend(frameon=False, fontsize=9, title=title, loc=place)
     for text in legend.get_texts():
         unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
@@ -500,7 +500,7 @@ class Spent(NamedTuple):
 
 def draw_curves(
     axes: Any,
-    curves: dict[str, Sequence[np.ndarray]],
+    curves: Mapping[str, Sequence[np.ndarray]],
     styles: dict[str, dict[str, str]],
     spent: Spent | None,
     labels: dict[str, str],
@@ -524,7 +524,7 @@ def draw_curves(
         whole_rounds(axes)
 
 
-def label_curves(curves: dict[str, Sequence[np.ndarray]], spent: Spent | None) -> dict[str, str]:
+def label_curves(curves: Mapping[str, Sequence[np.ndarray]], spent: Spent | None) -> dict[str, str]:
     """Return the legend's text of each name: mean ± sd over the runs' own last rounds."""
     labels = {}
     for name, of_seeds in curves.items():
@@ -541,7 +541,7 @@ def label_curves(curves: dict[str, Sequence[np.ndarray]], spent: Spent | None) -
 
 @default_style
 def plot_comparison(
-    curves: dict[str, Sequence[np.ndarray]],
+    curves: Mapping[str, Sequence[np.ndarray]],
     caption: str,
     spent: Spent | None = None,
     panels: dict[str, tuple[str, str]] | None = None,
@@ -574,7 +574,7 @@ MOST_IN_ROW = 4  # panels
 
 
 def plot_panels(
-    curves: dict[str, Sequence[np.ndarray]],
+    curves: Mapping[str, Sequence[np.ndarray]],
     panels: dict[str, tuple[str, str]],
     spent: Spent | None,
     title: str,
@@ -600,7 +600,7 @@ def plot_panels(
         axes.label_outer()
     for axes in grid.flat[len(places) :]:
         axes.set_visible(False)
-    handles = {}
+    handles: dict[str, Any] = {}
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
@@ -618,11 +618,11 @@ def plot_panels(
 
 @default_style
 def plot_rounds_to_target(
-    curves: dict[str, Sequence[np.ndarray]],
-    needed: dict[str, Sequence[float | None]],
+    curves: Mapping[str, Sequence[np.ndarray]],
+    needed: Mapping[str, Sequence[float | None]],
     target: float,
     caption: str,
-    seeds_of: dict[str, Sequence[int]] | None = None,
+    seeds_of: Mapping[str, Sequence[int]] | None = None,
 ) -> Figure:
     """Draw the test error by round until it is that of the accuracy `target`, a line a seed.
 
@@ -751,7 +751,12 @@ def evaluation_figures(
     return {
         "confusion_matrix.png": partial(plot_confusion, evaluation, caption, dataset.classes),
         "misclassified.png": partial(
-            plot_misclassified, *dataset.test, evaluation.predictions, caption, dataset.classes
+            plot_misclassified,
+            dataset.test.images,
+            dataset.test.labels,
+            evaluation.predictions,
+            caption,
+            dataset.classes,
         ),
     }
 
@@ -763,7 +768,7 @@ def result_figures(experiment: Any, result: Any, caption: str) -> dict[str, Call
     """
     dataset = experiment.dataset
     target = experiment.config.run.target_accuracy
-    figures = {
+    figures: dict[str, Callable[[], Figure]] = {
         "convergence_plot.png": partial(plot_convergence, result.records, caption, target),
         "accuracy_by_megabytes.png": partial(plot_cost, result.records, caption),
         **evaluation_figures(dataset, result.evaluation, caption),

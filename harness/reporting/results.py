@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -149,7 +149,7 @@ def describe_model(dataset: Any, weights: Sequence[Any], evaluation: Any) -> dic
     }
 
 
-def describe(
+def describe_run(
     experiment: Any, weights: Sequence[Any], evaluation: Any, records: Sequence[Any]
 ) -> dict[str, Any]:
     """Return what metrics.json holds of a run with these final weights and this evaluation."""
@@ -268,7 +268,7 @@ def format_target(target: float | None, rounds: float | None, seconds: float | N
     return f"\ntarget accuracy {target:.2%} {outcome}"
 
 
-def format_accuracy(accuracies: Sequence[float]) -> str:
+def format_accuracy(accuracies: Sequence[float] | np.ndarray) -> str:
     """Return the mean ± sd over the seeds of accuracies float[seeds]."""
     spread = f" ± {np.std(accuracies, ddof=1):.2%}" if len(accuracies) > 1 else ""
     return f"test accuracy {np.mean(accuracies):.2%}{spread}"
@@ -370,7 +370,7 @@ def base_of(name: str, base: Base) -> str:
     return base if isinstance(base, str) else base[name]
 
 
-def compare_outcomes(outcomes: dict[str, Sequence[float]], base: Base) -> dict[str, Difference]:
+def compare_outcomes(outcomes: Mapping[str, Sequence[float]], base: Base) -> dict[str, Difference]:
     """Return name -> its difference to its base, where that is another of the names.
 
     `outcomes` are float[seeds].
@@ -391,7 +391,7 @@ def compare_outcomes(outcomes: dict[str, Sequence[float]], base: Base) -> dict[s
 
 
 def format_differences(
-    outcomes: dict[str, Sequence[float]], base: Base, unit: str
+    outcomes: Mapping[str, Sequence[float]], base: Base, unit: str
 ) -> dict[str, str]:
     """Return name -> how far it is from its base, seed by seed, and if the seeds tell them apart.
 

@@ -199,7 +199,7 @@ def describe_provenance(since: float | None) -> dict[str, Any]:
     duration are withheld.
     """
     name = commit()
-    about = {
+    about: dict[str, Any] = {
         "command": shlex.join(sys.orig_argv),
         "commit": name and name.removesuffix("-dirty"),
         "clean": name and not name.endswith("-dirty"),

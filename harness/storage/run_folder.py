@@ -145,7 +145,7 @@ class RunFolder:
             }
             name = config.run.name or default_name(config, experiment.dataset)
             # A comparison's run has a name of its own: another process may be making it.
-            path = make_folder(expand_path(config.run.runs), name, files, bool(resume_hint))
+            path = make_run_folder(expand_path(config.run.runs), name, files, bool(resume_hint))
         resume_hint = resume_hint or make_resume_hint(path, given)
         text = f"notice: stopped before any new round finished; {resume_hint}"
         with stopping.last_words(text), lock(path, warn):
@@ -520,7 +520,9 @@ def from_here(path: Path) -> str:
     return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
 
 
-def make_folder(runs: Path, name: str, files: dict[str, str], is_only_one: bool = False) -> Path:
+def make_run_folder(
+    runs: Path, name: str, files: dict[str, str], is_only_one: bool = False
+) -> Path:
     """Make a new folder in `runs` with these files in it, all at once.
 
     A name that is taken gets -2, -3, ...; if `is_only_one`, it raises InUse.
@@ -577,7 +579,7 @@ def write_evaluation(
     metrics = describe_evaluation(dataset, weights, evaluation, source)
     metrics |= {"config": saved.to_dict(), "provenance": describe_provenance(since)}
     name = config.run.name or f"evaluate-{source.name}"
-    folder = make_folder(expand_path(config.run.runs), name, {"metrics.json": to_json(metrics)})
+    folder = make_run_folder(expand_path(config.run.runs), name, {"metrics.json": to_json(metrics)})
     written = [folder / "metrics.json"]
     figures = evaluation_figures(dataset, evaluation, caption)
     drawn = draw_files(figures, form_of(config.run), metrics["provenance"])

@@ -119,7 +119,7 @@ def save_result(folder: RunFolder, experiment: Any, result: Result) -> tuple[dic
             folder.program_note(),
         ]
     )
-    metrics = results.describe(experiment, weights.trainable, result.evaluation, result.records)
+    metrics = results.describe_run(experiment, weights.trainable, result.evaluation, result.records)
     figures = plots.result_figures(experiment, result, caption)
     tables = {}
     if not folder.is_private:

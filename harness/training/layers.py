@@ -360,7 +360,7 @@ def catch_statistics(weights: Sequence[Any], statistics: Sequence[int]) -> Seque
     return tensors
 
 
-def add_moves(gradients: Sequence[Any], caught: Sequence[Any], statistics: Sequence[int]) -> Any:
+def add_moves(gradients: Any, caught: Sequence[Any], statistics: Sequence[int]) -> Any:
     """Return the gradients, of the statistics how far a step moved them, w - moved."""
     if not statistics:
         return gradients

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, get_origin, get_type_hints
@@ -141,7 +141,7 @@ class RoundRecord:
 
     def figures(self) -> dict[str, Any]:
         """Return column -> value: all but what single clients reported."""
-        columns = {}
+        columns: dict[str, Any] = {}
         for name, value in vars(self).items():
             if name == "train":
                 columns |= {f"train_{metric}": mean for metric, mean in value.items()}
@@ -393,7 +393,7 @@ def examples_trained_on(report: dict[str, Any], batch_size: int) -> float:
     return epochs * size + min(steps * batch, size)
 
 
-def rounds_to_target(accuracies: Sequence[float], target: float) -> float | None:
+def rounds_to_target(accuracies: Sequence[float] | np.ndarray, target: float) -> float | None:
     """Return after how many rounds the best test accuracy so far crossed `target`, or None.
 
     As in McMahan et al. 2017, section 3: the curve is made monotone, and is a straight line between
@@ -420,7 +420,7 @@ def seconds_to_target(records: Sequence[RoundRecord], target: float) -> float | 
     return float(np.interp(rounds, np.arange(1, len(ends) + 1), ends))
 
 
-def has_own_models(records_of: dict[str, Sequence[Sequence[RoundRecord]]]) -> bool:
+def has_own_models(records_of: Mapping[str, Sequence[Sequence[RoundRecord]]]) -> bool:
     """Return whether some run, by row and seed, has clients' own models, and all can be compared.
 
     They can where clients hold out test images.
@@ -439,7 +439,7 @@ def own_accuracies(records: Sequence[RoundRecord]) -> np.ndarray:
     return np.array([columns.get(OWN_MODELS, columns["client_accuracy"]) for columns in found])
 
 
-def have_one_length(records_of: dict[str, Sequence[Sequence[RoundRecord]]]) -> bool:
+def have_one_length(records_of: Mapping[str, Sequence[Sequence[RoundRecord]]]) -> bool:
     """Return whether all runs, by row and seed, have the same number of rounds."""
     return len({len(records) for runs in records_of.values() for records in runs}) == 1
 
