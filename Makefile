@@ -67,6 +67,6 @@ lint: .venv/dev
 	@touch $@
 
 clean:
-	rm -rf .venv .cache .pytest_cache .ruff_cache .coverage
+	rm -rf .venv .cache .mypy_cache .pytest_cache .ruff_cache .coverage
 
 .PHONY: run images test thorough quick coverage notebook benchmarks lint clean

@@ -10,18 +10,14 @@ clients differ too.
 
 import argparse
 import itertools
-import json
-import sys
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import federated_learning as fl  # noqa: E402
+from results import ROOT, current, made_by, read, write
 
-import numpy as np  # noqa: E402
-from machine import current, made_by  # noqa: E402
+# isort: split
+import federated_learning as fl
 
-RESULTS = ROOT / "benchmarks" / "results" / "adversity.json"
+import numpy as np
+
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
 CASES = [(0, "none"), *((count, attack) for attack in fl.choices.ATTACKS for count in (1, 3))]
 SEEDS = (0, 1, 2)
@@ -79,7 +75,7 @@ def main() -> None:
     argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     ).parse_args()
-    rows = current(json.loads(RESULTS.read_text())["rows"]) if RESULTS.exists() else []
+    rows = current(read("adversity").get("rows", []))
     done = {(row["partition"], row["byzantine"], row["attack"], row["aggregator"]) for row in rows}
     for partition, (byzantine, attack), aggregator in itertools.product(
         ("iid", "dirichlet"), CASES, AGGREGATORS
@@ -96,7 +92,7 @@ def main() -> None:
             row["successes"] = [success and round(success, 2) for _, success in figures]
             rows.append({**row, **made_by()})
             print(rows[-1], flush=True)
-            RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            write("adversity", {"rows": rows})
     print(table(rows))
 
 

@@ -16,18 +16,16 @@ import itertools
 import json
 import sys
 import textwrap
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import federated_learning as fl  # noqa: E402
-from harness.reporting.results import SIGNIFICANT, holm, paired_test  # noqa: E402
+from results import ROOT, identity, made_by, read, write
 
-import numpy as np  # noqa: E402
-from machine import identity, made_by  # noqa: E402
+# isort: split
+import federated_learning as fl
+from harness.reporting.results import SIGNIFICANT, holm, paired_test
+
+import numpy as np
 
 RUNS = ROOT / "runs" / "algorithms" / identity()
-RESULTS = ROOT / "benchmarks" / "results" / "algorithms.json"
 SEEDS = (1, 2, 3)
 BUDGETS = {
     "mlp-5": "--model mlp --rounds 5",
@@ -164,12 +162,12 @@ def main() -> None:
     )
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
     options = parser.parse_args()
-    earlier = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
+    earlier = read("algorithms").get("results", [])
     found = {result["budget"]: result for result in earlier}
     for budget in options.budgets:
         found[budget] = contest(budget)
         results = [found[name] for name in BUDGETS if name in found]
-        RESULTS.write_text(json.dumps({"results": results}, indent=1) + "\n")
+        write("algorithms", {"results": results})
     print(table(results))
 
 

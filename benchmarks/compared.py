@@ -9,16 +9,13 @@ Each table is one command of the program, three seeds.
 
 import argparse
 import csv
-import json
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from machine import made_by
+from results import ROOT, made_by, read, write
 
-ROOT = Path(__file__).resolve().parent.parent
-RESULTS = ROOT / "benchmarks" / "results" / "compared.json"
 CLIENTS = "--model mlp --num-clients 100 --clients-per-round 10 --seeds 3"
 # Name -> flags, and the columns of summary.csv that the table shows.
 COMPARISONS = {
@@ -83,10 +80,10 @@ def main() -> None:
             print(table({name: compare(name, options.data)}, name))
         return
     names = options.names
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    results = read("compared")
     for name in names:
         results[name] = compare(name)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
+        write("compared", results)
         print(table(results, name))
 
 

@@ -16,10 +16,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from machine import made_by
-from once import ROOT
+from results import ROOT, made_by, read, write
 
-RESULTS = ROOT / "benchmarks" / "results" / "default_run.json"
 SEEDS = (0, 1, 2)
 FLAGS = ("", " --preset fast")
 
@@ -96,13 +94,13 @@ def main() -> None:
     parser.add_argument("--against", metavar="COMMIT", default="")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     options = parser.parse_args()
-    result = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+    result = read("default_run")
     if options.against:
         result["against"] = made_by() | compare(options.against, options.seeds)
     else:
         runs = [measure(flags, seed) for seed in options.seeds for flags in FLAGS]
         result |= {**made_by(), "runs": runs}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    write("default_run", result)
     print(table(result))
 
 

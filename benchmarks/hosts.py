@@ -17,21 +17,18 @@ import tempfile
 import textwrap
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import federated_learning as fl  # noqa: E402
-from harness.engine.worker import LocalWorker  # noqa: E402
+from results import ROOT, made_by, write
 
-import numpy as np  # noqa: E402
-import psutil  # noqa: E402
-import tensorflow as tf  # noqa: E402
-import tensorflow_federated as tff  # noqa: E402
-from machine import made_by  # noqa: E402
+# isort: split
+import federated_learning as fl
+from harness.engine.worker import LocalWorker
 
-RESULTS = ROOT / "benchmarks" / "results" / "hosts.json"
+import numpy as np
+import psutil
+import tensorflow as tf
+import tensorflow_federated as tff
+
 COUNTS = (1, 2, 3)
 ROUNDS = 7
 WORKS = {  # the model, and images a client of ten
@@ -213,7 +210,7 @@ def main() -> None:
             )
             print(rows[-1], flush=True)
     result = {**made_by(), "costs": costs, "rows": rows, "s_per_megabyte": round(megabyte(), 5)}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    write("hosts", result)
 
 
 if __name__ == "__main__":

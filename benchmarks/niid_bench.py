@@ -15,20 +15,19 @@ last. A run in runs/niid_bench is read, one that was stopped goes on.
 """
 
 import argparse
-import json
 import sys
 
-import numpy as np
-from machine import made_by
-from once import ROOT, commits, once
-from published import published
+from results import ROOT, made_by, read, write
 
-sys.path.insert(0, str(ROOT))
+# isort: split
 import federated_learning as fl
 from harness.storage.files import to_json
 
+import numpy as np
+from once import commits, once
+from published import published
+
 RUNS = ROOT / "runs" / "niid_bench"
-RESULTS = ROOT / "benchmarks" / "results" / "niid_bench.json"
 SEEDS = (0, 1, 2)
 SPLITS = {  # the flags of Flower's splits
     "iid": "--partition iid",
@@ -156,7 +155,7 @@ def main() -> None:
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     options = parser.parse_args()
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    rows = read("niid_bench").get("rows", [])
     for split in options.splits:
         for name in options.rows:
             flags = f"{ROWS[name]} {OURS} {EXTRA.get((split, name), '')}".strip()
@@ -187,7 +186,7 @@ def main() -> None:
                 }
             )
             print(rows[-1], file=sys.stderr, flush=True)
-            RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+            write("niid_bench", {"rows": rows})
     print(table(rows))
 
 

@@ -7,9 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from machine import identity
-
-ROOT = Path(__file__).resolve().parent.parent
+from results import ROOT, identity
 
 
 def once(folder: Path, flags: str) -> dict:

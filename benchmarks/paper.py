@@ -13,18 +13,16 @@ goes on.
 
 import argparse
 import csv
-import json
 import sys
 from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
-from machine import made_by
-from once import ROOT, commits, once
+from once import commits, once
 from published import published
+from results import ROOT, made_by, read, write
 
 RUNS = ROOT / "runs" / "paper"
-RESULTS = ROOT / "benchmarks" / "results" / "paper.json"
 RATES = ROOT / "benchmarks" / "results" / "paper_rates.csv"
 
 
@@ -257,11 +255,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.tune:
         return tune(options.cells)
-    earlier = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    earlier = read("paper").get("rows", [])
     rows = measure(options.cells, options.seeds, {row["cell"]: row["runs"] for row in earlier})
     kept = [row for row in earlier if row["cell"] not in options.cells]
     rows = sorted(kept + rows, key=lambda row: list(CELLS).index(row["cell"]))
-    RESULTS.write_text(json.dumps({"rows": rows}, indent=1) + "\n")
+    write("paper", {"rows": rows})
     print(table(rows))
 
 

@@ -5,30 +5,30 @@
     # 9 rounds each, interleaved; writes results/peers.json
     python benchmarks/peers.py
 
-Every peer trains the same 784-128-10 network from the same initial weights on the same split with
-the same batch and rate (round_time.py exports them). Their test accuracies must agree to a point
-before a time counts.
+Two works: a 784-128-10 network, and the default network with the default batch. Every peer trains
+from the same initial weights on the same split with the same batch and rate (contenders.py exports
+them). Their test accuracies must agree to a point before a time counts.
 """
 
 import argparse
-import json
 import subprocess
 import sys
-from pathlib import Path
 
+from results import ROOT, made_by, write
+
+# isort: split
 import round_time
-from machine import made_by
+from contenders import PEERS, check_installed
 
-REQUIREMENTS = round_time.ROOT / "benchmarks" / "peers" / "requirements"
-RESULTS = round_time.ROOT / "benchmarks" / "results" / "peers.json"
+REQUIREMENTS = ROOT / "benchmarks" / "peers" / "requirements"
 PYTHON = {"blazefl": "python3.13"}  # where a peer wants a newer one than TFF
-CONTENDERS = ["ours", "floor", *round_time.PEERS]
+CONTENDERS = ["ours", "floor", *PEERS]
 
 
 def install() -> None:
     """Makes .peers/<name> from requirements/<name>.txt, where it is not there."""
     for pins in sorted(REQUIREMENTS.glob("*.txt")):
-        environment = round_time.ROOT / ".peers" / pins.stem
+        environment = ROOT / ".peers" / pins.stem
         if not environment.exists():
             print(f"installing {pins.stem}", flush=True)
             subprocess.run(
@@ -55,13 +55,11 @@ def main() -> None:
     options = parser.parse_args()
     if options.install:
         return install()
-    missing = [name for name in round_time.PEERS if not round_time.peer_python(name).exists()]
-    if missing:
-        raise SystemExit(
-            f"{', '.join(missing)} not installed; first: python {Path(__file__).name} --install"
-        )
-    rows = round_time.measure("mlp", CONTENDERS, options.rounds)
-    RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
+    check_installed(CONTENDERS)
+    rows = []
+    for work in ("mlp", "lean-cnn"):
+        rows += round_time.measure(work, CONTENDERS, options.rounds)
+    write("peers", {**made_by(), "rows": rows})
     print(round_time.table(rows))
 
 

@@ -5,11 +5,9 @@ python benchmarks/readme.py --check    # only names those; exit code 1 if there 
 """
 
 import argparse
-import csv
 import json
 import statistics
 import textwrap
-from pathlib import Path
 
 import adversity
 import algorithms
@@ -21,17 +19,10 @@ import paper
 import round_time
 import skew
 import time_to_target
-from machine import faults, machines
+import tuning
+from results import RESULTS, ROOT, faults, machines, read
 
-PAGES = [
-    round_time.ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/partitions.md")
-]
-RESULTS = round_time.ROOT / "benchmarks" / "results"
-
-
-def read(name: str) -> dict:
-    """The results of this name."""
-    return json.loads((RESULTS / f"{name}.json").read_text())
+PAGES = [ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/partitions.md")]
 
 
 def tables() -> dict[str, str]:
@@ -67,9 +58,8 @@ def tables() -> dict[str, str]:
         found["hosts_calculation"] = hosts.calculation(several, read("scaling")["rows"])
     for name in compared.COMPARISONS:
         found[name] = compared.table(read("compared"), name)
-    found["tuning"] = "\n\n".join(
-        csv_table(RESULTS / f"{name}.csv") for name in ("tuning", "optimizers")
-    )
+    rows = read("tuning")["rows"]
+    found["tuning"] = f"{tuning.table(rows)}\n\n({machines(rows)}.)"
     found["fedprox"] = (RESULTS / "fedprox_mnist.md").read_text().strip()
     found["skew"] = skew.table(read("skew")["rows"])
     startup = read("startup")
@@ -78,18 +68,6 @@ def tables() -> dict[str, str]:
     lines = ["| part | seconds |", "| --- | --- |", *(f"| {name} | {s:.2f} |" for name, s in rows)]
     found["startup"] = "\n".join([*lines, "", f"({startup['machine']}.)"])
     return found
-
-
-def csv_table(path: Path) -> str:
-    """A CSV file as Markdown, and below it where it was measured: its column `machine`.
-
-    Its `commit` isn't shown.
-    """
-    with path.open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    names = [name for name in rows[0] if name not in ("machine", "commit")]
-    lines = [names, ["---"] * len(names), *([row[name] for name in names] for row in rows)]
-    return "\n".join([*(f"| {' | '.join(line)} |" for line in lines), "", f"({machines(rows)}.)"])
 
 
 def speed(rows: list[dict]) -> str:
@@ -124,7 +102,6 @@ SOURCES = {
     "hosts_calculation": "hosts.json",
     "personal": "compared.json",
     "clock": "compared.json",
-    "tuning": "tuning.csv",
     "fedprox": "fedprox_mnist.md",
 }
 
@@ -136,9 +113,6 @@ def stale() -> dict[str, list[str]]:
         path = RESULTS / SOURCES.get(name, f"{name}.json")
         if path.suffix == ".json":
             content: object = json.loads(path.read_text())
-        elif path.suffix == ".csv":
-            with path.open(newline="") as file:
-                content = list(csv.DictReader(file))
         else:
             content = [{"machine": ""}]  # a table alone
         wrong = faults(content)

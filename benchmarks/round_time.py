@@ -15,7 +15,6 @@ the sum of its processes' peaks. Test accuracies must agree to a point.
 
 import argparse
 import contextlib
-import json
 import os
 import statistics
 import subprocess
@@ -25,22 +24,21 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from results import ROOT, made_by, write
+
+# isort: split
+import federated_learning as fl
+from harness.engine.worker import LocalWorker
+
 import numpy as np
-import psutil
-from machine import made_by
+from contenders import ENVIRONMENT, PEERS, Tree, command_of, export, paddings_of, python_of
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import federated_learning as fl  # noqa: E402
-from harness.engine.worker import LocalWorker  # noqa: E402
-
-RESULTS = ROOT / "benchmarks" / "results" / "round_time.json"
 CLIENTS = 10
 WORKS = {  # images a client, and what differs from the default configuration
     "mlp": (6000, {"model": "mlp", "batch_size": 32}),
-    "small-cnn": (1000, {"model": "small-cnn", "batch_size": 16}),
+    "lean-cnn": (1000, {"model": "lean-cnn", "batch_size": 16}),
     "cnn": (300, {"model": "cnn", "batch_size": 10}),
-    "colour": (1000, {"model": "small-cnn", "batch_size": 16}),
+    "colour": (1000, {"model": "lean-cnn", "batch_size": 16}),
 }
 
 
@@ -94,28 +92,8 @@ class Work:
         return fl.build_model(self.experiment.network, self.config.seed)
 
     def export(self) -> Path:
-        """The work as a file for the peers, which know nothing of TensorFlow."""
-        path = Path(tempfile.mkdtemp(prefix="work-")) / "work.npz"
-        test = self.dataset.test
-        weights = {
-            f"weight{number}": w for number, w in enumerate(self.keras_model().get_weights())
-        }
-        np.savez(
-            path,
-            images=self.dataset.train.images,
-            labels=self.dataset.train.labels,
-            test_images=test.images,
-            test_labels=test.labels,
-            indices=np.concatenate(self.partition.indices),
-            sizes=self.partition.sizes,
-            batch=self.training.batch_size,
-            rate=self.training.client_lr,
-            epochs=1,
-            cohort=CLIENTS,
-            seed=0,
-            **weights,
-        )
-        return path
+        """The work as a file for the peers."""
+        return export(self.experiment, Path(tempfile.mkdtemp(prefix="work-")) / "work.npz")
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
         # now: TFF's own way spoils models made before
@@ -134,14 +112,14 @@ def floor(work: Work) -> Iterator[list[np.ndarray]]:
     no TFF at all."""
     tf = fl.tf
     batch = work.training.batch_size
+    paddings = paddings_of(work.keras_model())
 
     def logits_of(weights, x):
-        for kernel, bias in zip(weights[::2], weights[1::2], strict=True):
+        for place, (kernel, bias) in enumerate(zip(weights[::2], weights[1::2], strict=True)):
             last = kernel is weights[-2]
             if len(kernel.shape) == 4:
-                x = tf.nn.max_pool2d(
-                    tf.nn.relu(tf.nn.conv2d(x, kernel, 1, "SAME") + bias), 2, 2, "VALID"
-                )
+                convolved = tf.nn.conv2d(x, kernel, 1, paddings[place].upper())
+                x = tf.nn.max_pool2d(tf.nn.relu(convolved + bias), 2, 2, "VALID")
             else:
                 x = tf.reshape(x, [-1, kernel.shape[0]]) @ kernel + bias
                 x = x if last else tf.nn.relu(x)
@@ -268,15 +246,6 @@ def keras_fit(work: Work) -> Iterator[list[np.ndarray]]:
         yield weights
 
 
-# name -> its script in peers/; its environment is .peers/<first word of the script's name>
-PEERS = {
-    "floor-jax": "jax_floor.py",
-    "torch-loop": "torch_loop.py",
-    "flower": "flower.py",
-    "fedjax": "fedjax_loop.py",
-    "pfl-research": "pfl_loop.py",
-    "blazefl": "blazefl_threads.py",
-}
 CONTENDERS = {
     "floor": floor,
     "ours": ours,
@@ -303,12 +272,6 @@ def contend(name: str, work_name: str) -> None:
     rounds.close()
 
 
-def peer_python(name: str) -> Path:
-    """The Python of the peer's own environment, which `python benchmarks/peers.py --install`
-    makes."""
-    return ROOT / ".peers" / PEERS[name].partition("_")[0].removesuffix(".py") / "bin" / "python"
-
-
 THREADS = {"floor": {"TF_NUM_INTRAOP_THREADS": "1"}}  # its two clients at a time have the two cores
 
 
@@ -320,23 +283,18 @@ class Contender:
         self.name = name
         self.seconds = []
         self.cpu = []
-        self.seen = []
         command = [sys.executable, __file__, "--contender", name, "--works", work]
         if name in PEERS:
-            script = ROOT / "benchmarks" / "peers" / PEERS[name]
-            command = [str(peer_python(name)), str(script), str(Work(work).export())]
+            command = command_of(name, Work(work).export())
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={
-                **os.environ,
-                "PYTHONPATH": str(ROOT / "benchmarks" / "peers"),
-                **THREADS.get(name, {}),
-            },
+            env={**ENVIRONMENT, **THREADS.get(name, {})},
         )
+        self.tree = Tree(self.process.pid)
 
     def ask(self, what: str) -> float:
         with contextlib.suppress(BrokenPipeError):
@@ -348,36 +306,17 @@ class Contender:
         return float(answer)
 
     def round(self) -> None:
-        before = self.cpu_seconds()
+        before = self.tree.cpu_seconds()
         self.seconds.append(self.ask("round"))
-        self.cpu.append(self.cpu_seconds() - before)
-
-    def tree(self) -> list[psutil.Process]:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process = psutil.Process(self.process.pid)
-            self.seen = [process, *process.children(recursive=True)]
-            return self.seen
-        return []
-
-    def cpu_seconds(self) -> float:
-        return sum(sum(p.cpu_times()[:2]) for p in self.tree())
-
-    def peak_mib(self) -> float:
-        total = 0
-        for process in self.tree():
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            total += int(status.partition("VmHWM:")[2].split()[0])
-        return total / 1024
+        self.cpu.append(self.tree.cpu_seconds() - before)
 
     def end(self) -> None:
-        self.tree()
+        self.tree.look()
         with contextlib.suppress(BrokenPipeError):
             self.process.stdin.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             self.process.wait(5)
-        for process in self.seen:  # TFF's own context leaves its worker running
-            with contextlib.suppress(psutil.NoSuchProcess):
-                process.kill()
+        self.tree.kill()
 
 
 def measure(work: str, names: list[str], rounds: int) -> list[dict]:
@@ -396,7 +335,7 @@ def measure(work: str, names: list[str], rounds: int) -> list[dict]:
                 "work": title(work),
                 "seconds": [round(s, 4) for s in c.seconds],
                 "cpu_s": round(statistics.median(c.cpu), 3),
-                "peak_mib": round(c.peak_mib()),
+                "peak_mib": round(c.tree.peak_mib()),
                 "accuracy": c.ask("end"),
             }
             for c in contenders
@@ -459,10 +398,9 @@ def main() -> None:
     for work in options.works:
         names = ["floor", "ours", "stock-tff"]  # the others take minutes a round with convolutions
         if work == "mlp":
-            names = [*CONTENDERS, *(["floor-jax"] if peer_python("floor-jax").exists() else [])]
+            names = [*CONTENDERS, *(["floor-jax"] if python_of("floor-jax").exists() else [])]
         rows += measure(work, options.contenders or names, options.rounds)
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
+    write("round_time", {**made_by(), "rows": rows})
     print(table(rows))
 
 

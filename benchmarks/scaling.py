@@ -10,20 +10,17 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import federated_learning as fl  # noqa: E402
-from harness.reporting import plots  # noqa: E402
-from harness.reporting.figure_files import to_bytes  # noqa: E402
-from harness.storage.files import to_json  # noqa: E402
+from results import ROOT, made_by, write
 
-import psutil  # noqa: E402
-from machine import made_by  # noqa: E402
+# isort: split
+import federated_learning as fl
+from harness.reporting import plots
+from harness.reporting.figure_files import to_bytes
+from harness.storage.files import to_json
 
-RESULTS = ROOT / "benchmarks" / "results" / "scaling.json"
+import psutil
+
 PICTURE = ROOT / "images" / "scaling.png"
 CLIENTS = (10, 100, 1000, 10_000)
 IMAGES = 6
@@ -111,7 +108,7 @@ def main() -> None:
         rows.append({**json.loads(child.stdout.read()), "peak_mib": peak >> 20})
         print(rows[-1], flush=True)
     result = {**made_by(), "rows": rows}
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n")
+    write("scaling", result)
     plot(result)
 
 

@@ -8,17 +8,14 @@ coefficient of their sizes (0: all equal).
 """
 
 import argparse
-import json
-import sys
 
-import numpy as np
-from machine import made_by
-from once import ROOT
+from results import made_by, write
 
-sys.path.insert(0, str(ROOT))
+# isort: split
 import federated_learning as fl
 
-RESULTS = ROOT / "benchmarks" / "results" / "skew.json"
+import numpy as np
+
 SEEDS = (0, 1, 2)
 CLIENTS = (10, 100)
 PARTITIONS = {  # flags: whose it is
@@ -77,7 +74,7 @@ def main() -> None:
         | {str(clients): measure(flags, clients, dataset) for clients in CLIENTS}
         for flags, whose in PARTITIONS.items()
     ]
-    RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
+    write("skew", {**made_by(), "rows": rows})
     print(table(rows))
 
 

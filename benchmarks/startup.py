@@ -7,22 +7,21 @@ its flags.
 Writes the default run's table to results/startup.json.
 """
 
+# ruff: noqa: E402  the clock starts first
 import time
 
 began = time.perf_counter()
-import collections  # noqa: E402
-import json  # noqa: E402
-import sys  # noqa: E402
-import tempfile  # noqa: E402
-from pathlib import Path  # noqa: E402
+import collections
+import json
+import sys
+import tempfile
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
-import federated_learning as fl  # noqa: E402
-from harness.engine.worker import LocalWorker  # noqa: E402
-from harness.storage import saving  # noqa: E402
+from results import ROOT, made_by, write
 
-from machine import made_by  # noqa: E402
+# isort: split
+import federated_learning as fl
+from harness.engine.worker import LocalWorker
+from harness.storage import saving
 
 SPINE = [
     "load_dataset",
@@ -78,9 +77,7 @@ def main() -> None:
     result = {**made_by(), **times}
     print(json.dumps(result, indent=1))
     if not flags:
-        (ROOT / "benchmarks" / "results" / "startup.json").write_text(
-            json.dumps(result, indent=1) + "\n"
-        )
+        write("startup", result)
 
 
 if __name__ == "__main__":

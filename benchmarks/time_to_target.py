@@ -13,11 +13,8 @@ by seed, each as a process of its own.
 """
 
 import argparse
-import contextlib
-import json
 import os
 import re
-import signal
 import statistics
 import subprocess
 import sys
@@ -26,12 +23,13 @@ import threading
 import time
 from pathlib import Path
 
-import numpy as np
-import psutil
-import round_time
-from machine import made_by
+from results import ROOT, made_by, read, write
 
-RESULTS = round_time.ROOT / "benchmarks" / "results" / "time_to_target.json"
+# isort: split
+import federated_learning as fl
+
+from contenders import ENVIRONMENT, OURS, PEERS, Tree, check_installed, command_of, export
+
 SEEDS = (0, 1, 2)
 CELL = (
     "--model 2nn --partition iid --num-clients 100 --clients-per-round 10 --local-epochs 1 "
@@ -43,65 +41,15 @@ WORKS = {  # title, target, flags
         0.97,
         f"{CELL} --client-lr 0.1",
     ),
-    "default": (
-        "the default run with small-cnn: 10 clients, Dirichlet(0.5)",
-        0.985,
-        "--model small-cnn",
-    ),
+    "default": ("the default run: 10 clients, Dirichlet(0.5), lean-cnn, rate 0.15", 0.985, ""),
 }
 LIMIT = 180  # seconds, after which a contender is ended
 
 
-def export(flags: str, seed: int, folder: Path) -> Path:
-    """The work of our run with `flags`, as a file for the peers, which know nothing of
-    TensorFlow."""
-    fl = round_time.fl
-    experiment = fl.build_experiment(fl.parse(f"{flags} --seed {seed}"))
-    dataset = experiment.dataset
-    partition = experiment.partition
-    training = experiment.config.training
-    weights = {f"weight{number}": w for number, w in enumerate(experiment.initial_weights)}
-    path = folder / f"work-{seed}.npz"
-    test = dataset.test
-    np.savez(
-        path,
-        images=dataset.train.images,
-        labels=dataset.train.labels,
-        test_images=test.images,
-        test_labels=test.labels,
-        indices=np.concatenate(partition.indices),
-        sizes=partition.sizes,
-        batch=training.batch_size,
-        rate=training.client_lr,
-        epochs=training.local_epochs,
-        cohort=training.clients_per_round or len(partition.indices),
-        seed=seed,
-        **weights,
-    )
-    return path
-
-
-class Tree(threading.Thread):
-    """Looks at a process and its children four times a second: their CPU-seconds and the peaks of
-    their memory."""
-
-    def __init__(self, pid: int):
-        super().__init__(daemon=True)
-        self.root = psutil.Process(pid)
-        self.cpu = {}
-        self.mib = {}
-        self.ended = threading.Event()
-        self.seen = set()
-
-    def run(self) -> None:
-        while not self.ended.wait(0.25):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                for process in [self.root, *self.root.children(recursive=True)]:
-                    with contextlib.suppress(psutil.NoSuchProcess, FileNotFoundError, IndexError):
-                        self.seen.add(process)
-                        self.cpu[process] = sum(process.cpu_times()[:2])
-                        status = Path(f"/proc/{process.pid}/status").read_text()
-                        self.mib[process] = int(status.partition("VmHWM:")[2].split()[0]) / 1024
+def follow(tree: Tree, ended: threading.Event) -> None:
+    """Look at a process and its children four times a second."""
+    while not ended.wait(0.25):
+        tree.look()
 
 
 def run(command: list[str], folder: Path) -> dict:
@@ -115,11 +63,13 @@ def run(command: list[str], folder: Path) -> dict:
         stderr=subprocess.DEVNULL,
         text=True,
         start_new_session=True,
-        env={**os.environ, "PYTHONPATH": str(round_time.ROOT / "benchmarks" / "peers")},
+        env=ENVIRONMENT,
     )
     tree = Tree(process.pid)
+    ended = threading.Event()
+    watcher = threading.Thread(target=follow, args=(tree, ended), daemon=True)
     figures = {}
-    tree.start()
+    watcher.start()
     limit = threading.Timer(LIMIT, process.kill)
     limit.start()
     for line in process.stdout:  # "round 12/500 … accuracy 97.01%" is ours, "12 0.9701" a peer's
@@ -135,11 +85,9 @@ def run(command: list[str], folder: Path) -> dict:
     _, _, usage = os.wait4(process.pid, 0)
     figures["total_s"] = time.perf_counter() - began
     limit.cancel()
-    tree.ended.set()
-    tree.join()
-    for left in tree.seen:  # Flower's engine leaves processes behind
-        with contextlib.suppress(psutil.NoSuchProcess):
-            left.send_signal(signal.SIGKILL)
+    ended.set()
+    watcher.join()
+    tree.kill()
     figures["cpu_s"] = max(sum(tree.cpu.values()), usage.ru_utime + usage.ru_stime)
     return {
         **{k: round(v, 4) for k, v in figures.items()},
@@ -152,27 +100,14 @@ def contest(work: str, names: list[str], seeds: list[int]) -> list[dict]:
     rows = [{"work": title, "target": target, "name": name, "runs": []} for name in names]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
-        ours = [
-            sys.executable,
-            str(round_time.ROOT / "federated_learning.py"),
-            *flags.split(),
-            "--rounds",
-            "500",
-            "--target-accuracy",
-            str(target),
-            "--cache",
-            str(round_time.ROOT / ".cache"),
-        ]
+        more = f"--rounds 500 --target-accuracy {target} --cache {ROOT / '.cache'}"
         for seed in seeds:
-            file = export(flags, seed, folder)
+            with_seed = f"{flags} --seed {seed}"
+            file = export(fl.build_experiment(fl.parse(with_seed)), folder / f"work-{seed}.npz")
             for row in rows:
-                command = [*ours, "--seed", str(seed)]
+                command = [*OURS, *with_seed.split(), *more.split()]
                 if row["name"] != "ours":
-                    script = (
-                        round_time.ROOT / "benchmarks" / "peers" / round_time.PEERS[row["name"]]
-                    )
-                    python = str(round_time.peer_python(row["name"]))
-                    command = [python, str(script), str(file), "--target", str(target)]
+                    command = command_of(row["name"], file, "--target", str(target))
                 figures = run(command, folder)
                 if figures.get("accuracy", 0) < target:
                     figures["reached"] = False
@@ -227,7 +162,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    names = ["ours", *round_time.PEERS]
+    names = ["ours", *PEERS]
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -235,19 +170,13 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     options = parser.parse_args()
-    missing = [
-        n for n in options.contenders if n != "ours" and not round_time.peer_python(n).exists()
-    ]
-    if missing:
-        raise SystemExit(
-            f"{', '.join(missing)} not installed; first: python benchmarks/peers.py --install"
-        )
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() else []
+    check_installed(options.contenders)
+    rows = read("time_to_target").get("rows", [])
     for work in options.works:
         measured = contest(work, options.contenders, options.seeds)
         rows = [row for row in rows if row["work"] != WORKS[work][0]] + measured
         if options.contenders == names:
-            RESULTS.write_text(json.dumps({**made_by(), "rows": rows}, indent=1) + "\n")
+            write("time_to_target", {**made_by(), "rows": rows})
     print(table(rows))
 
 

@@ -24,7 +24,7 @@ class Trainer(ThreadPoolClientTrainer):
 
     def worker(self, cid, device, payload, stop_event):
         images, labels = self.clients[cid]
-        model = torch_loop.network(payload)
+        model = torch_loop.network(self.work)
         torch_loop.set_weights(model, payload)
         torch_loop.train(model, images, labels, self.work)
         return len(labels), torch_loop.get_weights(model)
@@ -46,4 +46,4 @@ def contend(work):
         yield weights
 
 
-protocol.serve(contend, torch_loop.predict)
+protocol.serve(contend, torch_loop.build_predict)

@@ -14,7 +14,7 @@ jax.tree_util.tree_multimap = jax.tree_util.tree_map
 
 def contend(work):
     def loss(weights, batch, rng):
-        return jax_network.loss(weights, batch["x"], batch["y"])
+        return jax_network.loss(work.paddings, weights, batch["x"], batch["y"])
 
     algorithm = fedjax.algorithms.fed_avg.federated_averaging(
         jax.grad(loss),
@@ -35,4 +35,4 @@ def contend(work):
         yield [np.asarray(w) for w in jax.block_until_ready(state.params)]
 
 
-protocol.serve(contend, jax_network.predict)
+protocol.serve(contend, jax_network.build_predict)

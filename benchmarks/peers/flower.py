@@ -23,7 +23,7 @@ class Client(NumPyClient):
     def fit(self, parameters, config):
         torch_loop.torch.set_num_threads(1)
         images, labels = map(torch_loop.torch.from_numpy, self.work.clients[self.number])
-        model = torch_loop.network(parameters)
+        model = torch_loop.network(self.work)
         torch_loop.set_weights(model, parameters)
         torch_loop.train(model, images, labels, self.work)
         return torch_loop.get_weights(model), len(labels), {}
@@ -68,4 +68,4 @@ def contend(work):
         yield weights if isinstance(weights, list) else parameters_to_ndarrays(weights)
 
 
-protocol.serve(contend, torch_loop.predict)
+protocol.serve(contend, torch_loop.build_predict)

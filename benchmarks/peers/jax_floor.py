@@ -1,6 +1,7 @@
 """JAX without a federated framework: one compiled `lax.scan` a client, clients on two threads, mean
 in NumPy."""
 
+import functools
 from concurrent.futures import ThreadPoolExecutor
 
 import jax
@@ -10,13 +11,15 @@ import protocol
 
 
 def contend(work):
+    loss = functools.partial(jax_network.loss, work.paddings)
+
     @jax.jit
     def train(weights, images, labels, key):
         order = jax.random.permutation(key, len(labels))
         whole = len(labels) // work.batch * work.batch
 
         def step(weights, chosen):
-            gradients = jax.grad(jax_network.loss)(weights, images[chosen], labels[chosen])
+            gradients = jax.grad(loss)(weights, images[chosen], labels[chosen])
             return [w - work.rate * g for w, g in zip(weights, gradients, strict=True)], None
 
         weights, _ = jax.lax.scan(step, weights, order[:whole].reshape(-1, work.batch))
@@ -40,4 +43,4 @@ def contend(work):
             yield weights
 
 
-protocol.serve(contend, jax_network.predict)
+protocol.serve(contend, jax_network.build_predict)

@@ -20,9 +20,9 @@ from pfl.model.pytorch import PyTorchModel
 
 
 class Network(torch.nn.Module):
-    def __init__(self, weights):
+    def __init__(self, work):
         super().__init__()
-        self.layers = torch_loop.network(weights)
+        self.layers = torch_loop.network(work)
 
     def loss(self, x, y, eval=False):
         return torch.nn.functional.cross_entropy(self.layers(x), y)
@@ -49,7 +49,7 @@ def contend(work):
     torch_loop.set_threads(work)
     go = queue.Queue()
     done = queue.Queue()
-    network = Network(work.weights)
+    network = Network(work)
     torch_loop.set_weights(network.layers, work.weights)
     model = PyTorchModel(network, torch.optim.SGD, torch.optim.SGD(network.parameters(), lr=1.0))
 
@@ -89,4 +89,4 @@ def contend(work):
         yield done.get()
 
 
-protocol.serve(contend, torch_loop.predict)
+protocol.serve(contend, torch_loop.build_predict)

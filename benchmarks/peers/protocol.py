@@ -19,7 +19,7 @@ class Work:
 
     `clients`: (images float32[n,784] in 0..1, labels int64[n]) each, `cohort` of them a round;
     `weights`: kernel and bias of each layer; [height, width, in, out] is a convolution, with ReLU
-    and 2 x 2 max-pooling after it.
+    and 2 x 2 max-pooling after it. `paddings` has "same" or "valid" for each convolution.
     """
 
     def __init__(self, path: str):
@@ -35,6 +35,7 @@ class Work:
             self.weights = [
                 npz[f"weight{number}"] for number in range(sum("weight" in name for name in npz))
             ]
+            self.paddings = npz["paddings"].tolist()
             self.batch = int(npz["batch"])
             self.rate = float(npz["rate"])
             self.epochs = int(npz["epochs"])
@@ -68,11 +69,12 @@ Weights = list[np.ndarray]
 
 def serve(
     contend: Callable[[Work], Iterator[Weights]],
-    predict: Callable[[Weights, np.ndarray], np.ndarray],
+    build_predict: Callable[[Work], Callable[[Weights, np.ndarray], np.ndarray]],
 ) -> None:
     """Rounds as the driver wants them: one for each line read, or (--target) all up to an accuracy.
 
-    predict(weights, images float32[n,784]) -> logits [n,classes], by the peer's own means.
+    build_predict(work) -> predict(weights, images float32[n,784]) -> logits [n,classes], by the
+    peer's own means.
     """
     parser = argparse.ArgumentParser()
     parser.add_argument("work")
@@ -83,6 +85,7 @@ def serve(
     os.dup2(2, 1)  # what libraries print is no answer
     work = work_of(options.work)
     rounds = contend(work)
+    predict = build_predict(work)
 
     def accuracy(weights: Weights) -> float:
         images, labels = work.test

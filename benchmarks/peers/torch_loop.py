@@ -17,17 +17,18 @@ class ChannelsLast(torch.nn.Module):
         return x.permute(0, 2, 3, 1).flatten(1)
 
 
-def network(weights):
+def network(work):
     """The layers that the weights' shapes tell, with values of their own."""
-    kernels = weights[::2]
+    kernels = work.weights[::2]
     layers = [ToPixels()] if kernels[0].ndim == 4 else []
     for position, kernel in enumerate(kernels):
         if kernel.ndim == 4:
+            padding = work.paddings[position]
             layers += [
-                torch.nn.Conv2d(*kernel.shape[2:], kernel.shape[0], padding="same"),
+                torch.nn.Conv2d(*kernel.shape[2:], kernel.shape[0], padding=padding),
                 torch.nn.ReLU(),
+                torch.nn.MaxPool2d(2),
             ]
-            layers += [torch.nn.MaxPool2d(2)]
             layers += [ChannelsLast()] if kernels[position + 1].ndim == 2 else []
         else:
             layers += [torch.nn.Linear(*kernel.shape), torch.nn.ReLU()]
@@ -57,11 +58,16 @@ def get_weights(model):
     return [w.numpy().copy(order="C") for w in back]
 
 
-def predict(weights, images):
-    model = network(weights)
-    set_weights(model, weights)
-    with torch.no_grad():
-        return torch.cat([model(chunk) for chunk in torch.from_numpy(images).split(1000)]).numpy()
+def build_predict(work):
+    model = network(work)
+
+    def predict(weights, images):
+        set_weights(model, weights)
+        with torch.no_grad():
+            chunks = torch.from_numpy(images).split(1000)
+            return torch.cat([model(chunk) for chunk in chunks]).numpy()
+
+    return predict
 
 
 def train(model, images, labels, work):
@@ -84,7 +90,7 @@ def contend(work):
     set_threads(work)
     clients = [(torch.from_numpy(x), torch.from_numpy(y)) for x, y in work.clients]
     weights = work.weights
-    model = network(work.weights)
+    model = network(work)
     for cohort in work.cohorts():
         results = []
         for images, labels in (clients[client] for client in cohort):
@@ -96,4 +102,4 @@ def contend(work):
 
 
 if __name__ == "__main__":
-    protocol.serve(contend, predict)
+    protocol.serve(contend, build_predict)

@@ -1,14 +1,32 @@
-"""Where results are from: the machine, as the run saw it, and the program. They stand in every
-results file."""
+# ruff: noqa: E402  the project has to be on the path
+"""The files in results/: how they are read and written, and where results are from.
 
+The machine, as the run saw it, and the program stand in every one.
+"""
+
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "benchmarks" / "results"
+sys.path.insert(0, str(ROOT))
 from harness.storage.provenance import commit, digest, processor, program
+
+
+def read(name: str) -> dict:
+    """The results of this name; nothing where none are there yet."""
+    path = RESULTS / f"{name}.json"
+    return json.loads(path.read_text()) if path.exists() else {}
+
+
+def write(name: str, content: dict) -> None:
+    """Write results: a file of JSON."""
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
 
 
 def machine() -> str:
