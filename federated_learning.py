@@ -2,9 +2,9 @@
 # /// script
 # requires-python = "==3.11.*"
 # dependencies = [
-#   "dp-accounting==0.4.3", "grpcio==1.74.0", "h5py==3.16.0", "matplotlib==3.11.2",
-#   "numpy==1.25.2", "scikit-learn==1.7.2", "scipy==1.9.3", "tensorflow==2.14.1",
-#   "tensorflow_federated==0.87.0", "tqdm==4.70.1", "tyro==1.0.17",
+#   "dp-accounting==0.4.3", "grpcio==1.74.0", "h5py==3.16.0", "jinja2==3.1.6",
+#   "matplotlib==3.11.2", "numpy==1.25.2", "scikit-learn==1.7.2", "scipy==1.9.3",
+#   "tensorflow==2.14.1", "tensorflow_federated==0.87.0", "tqdm==4.70.1", "tyro==1.0.17",
 # ]
 # [tool.uv]  # TFF's own pins forbid these, or name versions that are no longer on PyPI
 # override-dependencies = ["jax==0.4.20", "jaxlib==0.4.20", "typing-extensions==4.16.0"]

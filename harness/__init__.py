@@ -24,6 +24,7 @@ PACKAGES = (
     "grpc",
     "tqdm",
     "tyro",
+    "jinja2",
     "matplotlib",
     "sklearn",
     "tensorflow",
