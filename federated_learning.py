@@ -67,7 +67,7 @@ if __name__ == "__main__" and HERE not in sys.path:  # true with PYTHONSAFEPATH
     sys.path.insert(0, HERE)
 
 # Imported first: from here on Ctrl-C prints no traceback.
-from harness.cli import command_line, listing
+from harness.cli import command_line, listing, output, saved_config
 
 # isort: split
 import gc
@@ -79,7 +79,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
-from harness.cli.command_line import print_line
 from harness.cli.fields import (
     Count,
     CountOrZero,
@@ -91,6 +90,7 @@ from harness.cli.fields import (
     float_range,
     int_range,
 )
+from harness.cli.output import print_line
 from harness.cli.own_files import OWN, give, is_own, own_fields, short_name
 from harness.cli.run_options import Comparison, Run
 from harness.comparing.sweep import compared_rows, overlaid_folders
@@ -197,7 +197,7 @@ if __name__ == "__main__":
         command_line.run_or_exit(listing.answer, parsed_config.run, Config())
         sys.exit()
     command_line.run_or_exit(options.check_paths, parsed_config)
-    command_line.tell_loading()
+    output.tell_loading()
     gc.disable()
 
 from harness.cli.loading import import_function
@@ -1399,7 +1399,7 @@ def run(
         UserError: invalid input.
         RunFailed: a round cannot be completed.
     """
-    command_line.check_single(config)
+    saved_config.check_single(config)
     if partition is not None:
         config = config.replace(**partitions.fields_of_indices(partition, config.run.cache))
     if model is not None:
@@ -1410,7 +1410,7 @@ def run(
     given += ", dataset=dataset" if dataset is not None else ""
     given += f", model={short_name(config.training.model)}" if model is not None else ""
     opened = RunFolder.open(experiment, resume_hint, given)
-    with command_line.quietly(run_flags.quiet), opened as folder:
+    with output.quietly(run_flags.quiet), opened as folder:
         saver = saving.open_run(folder, experiment)
         earlier = saver.records
         callbacks = saving.make_callbacks(saver, experiment, on_round)
@@ -1419,7 +1419,7 @@ def run(
         else:
             rounds = run_rounds(experiment, saver.state, callbacks, folder)
             with saver.kept_if_stopped():
-                for _ in command_line.show_progress(rounds, experiment.config, len(earlier)):
+                for _ in output.show_progress(rounds, experiment.config, len(earlier)):
                     pass
         result = saver.finish(is_compared=bool(resume_hint))  # only comparisons pass a hint
         if run_flags.baselines:
@@ -1492,7 +1492,7 @@ def main(config: Config) -> None:
         listing.answer(config.run, Config())
         return
     options.check_paths(config)
-    with command_line.quietly(config.run.quiet):
+    with output.quietly(config.run.quiet):
         if config.run.predict:
             predict_pictures(load(config.run.predict), config.run)
             return

@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 
 import federated_learning as fl
-from harness.cli.command_line import read_saved
 from harness.cli.fields import UserError
+from harness.cli.saved_config import read_saved
 from harness.reporting import figure_files, plots
 from harness.reporting.results import weights_sha256
 from harness.storage import callbacks, run_folder

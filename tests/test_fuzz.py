@@ -13,8 +13,8 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import federated_learning as fl
-from harness.cli.command_line import check_resumed, read_saved
 from harness.cli.fields import UserError
+from harness.cli.saved_config import check_resumed, read_saved
 from harness.comparing.comparison import find_folder
 from harness.comparing.completing import read_earlier
 from harness.reporting.results import describe_run

@@ -8,8 +8,8 @@ import re
 from functools import partial
 
 import federated_learning as fl
-from harness.cli.command_line import read_saved
 from harness.cli.fields import UserError
+from harness.cli.saved_config import read_saved
 from harness.engine.worker import LocalWorker
 from harness.storage import run_folder
 from harness.storage.files import to_json

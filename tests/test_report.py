@@ -7,6 +7,7 @@ import shlex
 
 import federated_learning as fl
 from harness.cli.run_options import identity
+from harness.cli.saved_config import read_saved
 from harness.reporting import report
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_the_page_has_the_runs_figures_and_nothing_from_elsewhere(done):
 
 
 def test_its_command_makes_the_same_run(done):
-    config = fl.command_line.read_saved(str(done.folder), fl.Config())
+    config = read_saved(str(done.folder), fl.Config())
     line = report.command_of(config, "python federated_learning.py")
     again = fl.parse(shlex.split(line)[2:])
     assert identity(again) == identity(config)

@@ -20,8 +20,8 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
-from harness.cli.command_line import read_saved
 from harness.cli.fields import UserError
+from harness.cli.saved_config import read_saved
 from harness.reporting.results import weights_sha256
 from harness.storage import files, run_folder
 from harness.storage.files import lock, to_json

@@ -18,8 +18,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cli.command_line import Progress, print_line, warn
 from harness.cli.fields import UserError
+from harness.cli.output import Progress, print_line, warn
 from harness.engine.ssh import HERE
 from harness.engine.worker import LocalWorker
 from harness.reporting import captions, plots

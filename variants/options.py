@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Self
 
-from harness.cli import command_line, trust, usage
+from harness.cli import command_line, saved_config, trust, usage
 from harness.cli.fields import (
     ConfigGroup,
     Count,
@@ -351,7 +351,7 @@ class ExperimentConfig(ConfigGroup):
         implied = presets.preset_fields(changes.get("preset"), functools.partial(parse, kind))
         if changes.get("evaluate"):
             super().replace(evaluate=changes["evaluate"])  # refuses what is no text
-            saved = command_line.read_saved(changes["evaluate"], kind())
+            saved = saved_config.read_saved(changes["evaluate"], kind())
             implied |= saved.data.to_dict()
         return super().replace(**implied | changes)
 
@@ -427,7 +427,7 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     presets.explain_preset(given)
     usage.answer_help(kind(), given)
     flags = join_compared(insert_implied_flags(presets.insert_preset_flags(given)))
-    base = command_line.read_config_file(given, kind())
+    base = saved_config.read_config_file(given, kind())
     evaluated = split_off(given, "evaluate")[0]
     names_data = any(split_off(given, field)[0] for field in ("dataset", "data"))
     if evaluated and not base and not names_data:
@@ -435,9 +435,9 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     config = command_line.read_flags(kind, flags, default=base)
     check_given_noise(config.to_dict(), given)
     if config.run.resume:
-        saved = command_line.read_saved(config.run.resume, kind())
+        saved = saved_config.read_saved(config.run.resume, kind())
         config = command_line.read_flags(kind, flags, default=saved)
-        command_line.check_resumed(config, saved)
+        saved_config.check_resumed(config, saved)
     for field, name in own_fields(config.to_dict()).items():
         if not split_off(given, field)[0]:
             trust.check_file(field, name, config.run.resume or config.run.config)
@@ -448,7 +448,7 @@ def check_paths(config: Any) -> None:
     """Raise UserError for a file, or a run's folder, that a flag names and that is not there."""
     check_files(config.to_dict())
     for folder in filter(None, [config.run.evaluate, *overlaid_folders(config.comparison.compare)]):
-        command_line.read_saved(str(folder), type(config)())
+        saved_config.read_saved(str(folder), type(config)())
 
 
 class Condition(NamedTuple):

@@ -13,8 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from harness.cli.command_line import warn
 from harness.cli.fields import UserError
+from harness.cli.output import warn
 from harness.storage.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
 from harness.training.streams import open_stream
 from variants.choices import PARTITIONS

@@ -14,8 +14,8 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from harness.cli.command_line import print_line
 from harness.cli.flags import split_off, wants_help
+from harness.cli.output import print_line
 from harness.cli.run_options import identity
 
 

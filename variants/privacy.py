@@ -29,8 +29,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli.command_line import warn
 from harness.cli.fields import UserError
+from harness.cli.output import warn
 from harness.reporting.results import check_private_origin, pluralize
 from harness.storage.callbacks import Callback, StopRun
 from harness.storage.files import append, read_bytes

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cli.command_line import print_line, print_version
+from harness.cli.command_line import print_version
 from harness.cli.fields import ConfigGroup, UserError
+from harness.cli.output import print_line
 from harness.cli.run_options import Run
 from harness.storage.files import expand_path, one_line, read_bytes, read_json
 

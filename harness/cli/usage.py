@@ -8,9 +8,10 @@ import textwrap
 from collections.abc import Sequence
 
 from harness import SCRIPT
-from harness.cli.command_line import add_help, read_flags, tolerate_closed_stream
+from harness.cli.command_line import add_help, read_flags
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.flags import to_flag
+from harness.cli.output import tolerate_closed_stream
 
 EXAMPLES = {
     "": "10 clients, 5 rounds: a minute or two",

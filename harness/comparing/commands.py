@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli import trust
-from harness.cli.command_line import one_at_a_time, quietly, read_saved, warn
+from harness.cli.command_line import one_at_a_time
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
+from harness.cli.output import quietly, warn
+from harness.cli.saved_config import read_saved
 from harness.comparing import comparison, tuning
 from harness.comparing.sweep import compared_rows, rows_of_configs
 from harness.reporting import plots, results

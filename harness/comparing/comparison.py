@@ -13,9 +13,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cli.command_line import print_line, read_saved, warn
 from harness.cli.fields import UserError
+from harness.cli.output import print_line, warn
 from harness.cli.run_options import SINGLE, identity
+from harness.cli.saved_config import read_saved
 from harness.comparing.completing import Single, complete_all, describe_work, read_earlier, run_jobs
 from harness.comparing.latex import escape, name_settings
 from harness.comparing.summary import Rates, read_columns, summarize, to_latex, to_markdown

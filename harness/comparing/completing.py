@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import JOB
-from harness.cli.command_line import Progress, check_resumed, print_line, read_saved, warn
 from harness.cli.fields import UserError, in_notebook
+from harness.cli.output import Progress, print_line, warn
+from harness.cli.saved_config import check_resumed, read_saved
 from harness.comparing.sweep import Row
 from harness.engine import stopping
 from harness.reporting.results import pluralize

@@ -6,10 +6,10 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cli.command_line import read_saved
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.listing import changed_fields
 from harness.cli.run_options import identity
+from harness.cli.saved_config import read_saved
 from harness.comparing.comparison import (
     Finished,
     find_folder,

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from harness.cli.command_line import print_line, warn
 from harness.cli.fields import UserError
+from harness.cli.output import print_line, warn
 from harness.comparing.comparison import Finished, Tuning, compare
 from harness.comparing.sweep import Compared, Row, candidates_of_rows, label_of, label_settings
 from harness.reporting.results import format_accuracy, pluralize

@@ -18,8 +18,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cli.command_line import RunFailed, print_line, warn
+from harness.cli.command_line import RunFailed
 from harness.cli.fields import UserError
+from harness.cli.output import print_line, warn
 from harness.engine import child, probe, ssh, stopping
 from harness.engine.worker import (
     ATTEMPTS,

@@ -22,8 +22,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli.command_line import RunFailed, warn
+from harness.cli.command_line import RunFailed
 from harness.cli.fields import UserError
+from harness.cli.output import warn
 from harness.engine import ssh, stopping
 from harness.engine.child import LONGEST_LINE, WORDS_KEPT, LineReader
 from harness.engine.supervisor import MARK

@@ -6,7 +6,7 @@ import io
 from collections.abc import Callable
 from typing import Any
 
-from harness.cli.command_line import warn
+from harness.cli.output import warn
 from harness.reporting.figure_form import FORM, PLAIN, FigureForm, default_style
 from harness.storage.files import briefly, to_utf_8
 from harness.storage.provenance import processor

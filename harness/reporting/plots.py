@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
-from harness.cli.command_line import warn
+from harness.cli.output import warn
 from harness.reporting.figure_form import FORM, default_style
 from harness.reporting.results import format_rounds_to_target, pluralize, skew
 from harness.storage.files import one_line

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cli.command_line import print_line
 from harness.cli.fields import UserError
+from harness.cli.output import print_line
 from harness.reporting.clients import format_clients, gini
 from harness.storage.files import expand_path, one_line, read_json
 from harness.training.records import (

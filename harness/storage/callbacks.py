@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli.command_line import print_line, warn
+from harness.cli.output import print_line, warn
 from harness.reporting.figure_files import to_bytes
 from harness.training.records import RoundRecord, stops_early
 

@@ -6,9 +6,10 @@ import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from harness.cli.command_line import one_at_a_time, print_line
+from harness.cli.command_line import one_at_a_time
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
+from harness.cli.output import print_line
 from harness.storage.files import expand_path, one_line
 
 import numpy as np

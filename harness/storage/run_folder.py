@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from harness import SCRIPT
-from harness.cli.command_line import check_resumed, print_line, read_saved, warn
 from harness.cli.fields import UserError, in_notebook
 from harness.cli.listing import changed_fields, show
+from harness.cli.output import print_line, warn
 from harness.cli.own_files import short_name
 from harness.cli.run_options import identity
+from harness.cli.saved_config import check_resumed, read_saved
 from harness.engine import stopping
 from harness.reporting import report
 from harness.reporting.figure_files import draw_files, to_bytes

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli import trust
-from harness.cli.command_line import one_at_a_time, read_saved
+from harness.cli.command_line import one_at_a_time
 from harness.cli.fields import UserError
+from harness.cli.saved_config import read_saved
 from harness.comparing.completing import read_metrics
 from harness.reporting.results import check_classes
 from harness.storage.files import expand_path, read_json

@@ -10,7 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.cli.command_line import Stopped, print_line, warn
+from harness.cli.command_line import Stopped
+from harness.cli.output import print_line, warn
 from harness.reporting import captions, clients, plots, results
 from harness.reporting.client_plots import plot_client_accuracy
 from harness.storage.callbacks import (

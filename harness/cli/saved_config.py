@@ -1,0 +1,187 @@
+"""Configurations in files: those of saved runs, and those that --config names."""
+
+from __future__ import annotations
+
+import os
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from harness.cli.fields import (
+    ConfigGroup,
+    UserError,
+)
+from harness.cli.flags import find_field, split_off
+from harness.cli.run_options import (
+    BY_CONTENT,
+    FIRST_FIELDS,
+    MAY_GROW,
+    SINCE_1_2,
+    SINGLE,
+    identity,
+)
+from harness.comparing.sweep import rows_to_text
+from harness.storage.files import briefly, expand_path, read_bytes, read_json
+from harness.storage.provenance import changed, read_programs
+
+# Fields of a run's config.json that a new run has not.
+OF_ONE_COMMAND = (
+    "config",
+    "resume",
+    "accept_changes",
+    "time_limit",
+    "quiet",
+    "json",
+    "predict",
+    "pictures",
+    "list",
+    "version",
+)
+
+
+def read_saved(folder: str, default: ConfigGroup) -> Any:
+    """Return the configuration of the run in `folder`, checked as a new one is."""
+    path = expand_path(folder) / "config.json"
+    if os.path.exists(path.with_name("comparison.json")):
+        raise UserError(
+            f"{str(path.parent)!r:.200} is a comparison, not a run; to continue it, run the "
+            "command that made it"
+        )
+    fields = read_json(path)
+    known = default.to_dict().keys()
+    required = {*FIRST_FIELDS, *MAY_GROW, *BY_CONTENT, "compare", "seeds"} - {*SINCE_1_2}
+    strange = (fields.keys() - known) | (required - fields.keys())
+    if strange:
+        raise UserError(
+            f"{path}: the field {min(strange)!r:.60} is unknown or missing; restore the file"
+        )
+    split = path.with_name("partition.json")
+    if fields["partition_file"] and "indices" in read_json(split):
+        # The split is as the run got it, wherever that file is now.
+        fields["partition_file"] = str(split)
+    # A folder that came from elsewhere asks for nothing else than its own run.
+    usual = default.defaults()
+    asked = {field: usual[field] for field in (*OF_ONE_COMMAND, *SINGLE, "evaluate")}
+    try:
+        return default.replace(**{**fields, **asked, "resume": folder})
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
+    """Return the configuration that --config names, as a default for flags; None without the flag.
+
+    What belongs to one run alone, such as what it resumed, is left out. Raises UserError for a file
+    that has something else.
+    """
+    names, others = split_off(words, "config")
+    if not names:
+        return None
+    if split_off(others, "resume")[0]:
+        raise UserError(
+            f"--config {names[-1]!r:.200} cannot be combined with --resume, which takes all "
+            "fields from the saved run; drop one of them"
+        )
+    path = expand_path(names[-1])
+    fields = read_groups(path, default)
+    own = {field: value for field, value in fields.items() if field not in OF_ONE_COMMAND}
+    try:
+        if isinstance(own.get("compare"), list):  # [[compare]], a table a row
+            own["compare"] = rows_to_text(own["compare"])
+        for field in own:
+            find_field(f"--{field}", default.types())  # tells what it may be called here
+        return default.replace(**own)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+
+
+def read_groups(path: Path, default: ConfigGroup) -> dict[str, Any]:
+    """Return field -> value in a file whose tables are groups of fields, such as [training].
+
+    Raises UserError for another table, a field in the table of another group, and one given twice.
+    """
+    groups = {name: g for name, g in vars(default).items() if isinstance(g, ConfigGroup)}
+    fields: dict[str, Any] = {}
+    for name, value in read_table(path).items():
+        if not isinstance(value, dict):
+            found = {name: value}
+        elif name in groups:
+            found = value
+            strange = sorted(value.keys() & default.to_dict().keys() - groups[name].to_dict())
+            if strange:
+                raise UserError(
+                    f"{path}: [{name}] has no field {strange[0]}; move it to its own table, or "
+                    "above all tables"
+                )
+        else:
+            raise UserError(
+                f"{path}: [{name!s:.60}] is not a group of fields; choose {', '.join(groups)}, or "
+                "remove the table heading"
+            )
+        twice = sorted(found.keys() & fields.keys())
+        if twice:
+            raise UserError(f"{path}: {twice[0]} is given twice; give it once")
+        fields |= found
+    return fields
+
+
+def read_table(path: Path) -> dict[str, Any]:
+    """Return what a TOML or JSON file holds. Raises UserError if it cannot be read."""
+    if path.suffix != ".toml":
+        return read_json(path)
+    try:
+        return tomllib.loads(read_bytes(path).decode("utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read {path} ({error.strerror}); give an existing file") from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, or not TOML
+        raise UserError(f"{path} is not valid TOML ({briefly(error)}); fix it") from error
+
+
+def check_resumed(
+    config: ConfigGroup, saved: ConfigGroup, row_hashes: dict[str, str] | None = None
+) -> None:
+    """Raise UserError if a run would be resumed with another configuration, or by another program.
+
+    `row_hashes` are those of the rows in use; None before they are known.
+    """
+    ours = identity(config)
+    theirs = identity(saved)
+    folder = config.to_dict()["resume"]
+    last = read_programs(expand_path(folder))[-1]
+    names = ", ".join(changed(last, last["rows"] if row_hashes is None else row_hashes))
+    if names and not config.to_dict()["accept_changes"]:
+        raise UserError(
+            f"resume={folder!r:.200}: the program has changed since that run ({names:.200}); "
+            "restore it, start a new run, or add --accept-changes to continue anyway"
+        )
+    usual = config.defaults()  # of fields that one of them leaves out
+    for field in sorted(ours.keys() | theirs.keys()):
+        wanted = ours.get(field, usual.get(field))
+        used = theirs.get(field, usual.get(field))
+        if wanted != used:
+            raise UserError(
+                f"{field}={wanted!r} differs from {used!r} of {folder}; drop the flag, or start a "
+                "new run"
+            )
+    rounds = config.to_dict()["rounds"]
+    done = saved.to_dict()["rounds"]
+    if rounds < done:
+        raise UserError(
+            f"--rounds {rounds} is less than the {done} rounds of {folder}; give a larger number, "
+            "or omit --rounds"
+        )
+
+
+def check_single(config: ConfigGroup) -> None:
+    """Raise UserError for a configuration that asks for more or less than one run."""
+    fields = config.to_dict()
+    for field, usual in SINGLE.items():
+        if fields[field] != usual:
+            raise UserError(
+                f"{field}={fields[field]!r:.60} asks for more than one run; call "
+                "fl.compare(config), or fl.main(config) for folders of finished runs"
+            )
+    for field in ("list", "evaluate", "predict", "version"):
+        if fields[field]:
+            raise UserError(f"{field}={fields[field]!r:.60} does not train; call fl.main(config)")
