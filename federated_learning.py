@@ -214,7 +214,7 @@ from harness.storage.predicting import predict_pictures
 from harness.storage.run_folder import RunFolder
 from harness.storage.saved_run import SavedRun
 from harness.storage.saving import Result
-from harness.training import layers, records, shards
+from harness.training import histories, layers, own_models, records, shards
 from harness.training.dataset import Dataset, OtherImages, make_dataset
 from harness.training.dataset import Split as Split  # for data sets made in Python
 from harness.training.records import Evaluation, RoundRecord
@@ -398,7 +398,7 @@ class Network(NamedTuple):
     num_classes: int
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy
     has_logits: bool = False  # whether the last hidden layer gives the logits already
-    creation_order: tuple[int, ...] = ()  # of a custom model's weights: see layers.OwnModel
+    creation_order: tuple[int, ...] = ()  # of a custom model's weights: see own_models.OwnModel
     statistics: tuple[int, ...] = ()  # of BatchNormalization, likewise
     norms: tuple[int, ...] = ()  # likewise
     takes_statistics: bool = False  # whether --batch-norm allows them
@@ -962,7 +962,9 @@ def make_network(training: Training, dataset: Dataset) -> Network:
     network = Network(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
     if name in choices.MODELS:
         return network
-    own = layers.inspect_own(name, build_hidden_layers, dataset.image_shape, dataset.num_classes)
+    own = own_models.inspect_own(
+        name, build_hidden_layers, dataset.image_shape, dataset.num_classes
+    )
     return network._replace(**own._asdict(), takes_statistics=training.batch_norm != "refuse")
 
 
@@ -1414,8 +1416,8 @@ def run(
         saver = saving.open_run(folder, experiment)
         earlier = saver.records
         callbacks = saving.make_callbacks(saver, experiment, on_round)
-        if records.stops_early(earlier, run_flags):
-            print_line(records.describe_end(earlier, run_flags))
+        if histories.stops_early(earlier, run_flags):
+            print_line(histories.describe_end(earlier, run_flags))
         else:
             rounds = run_rounds(experiment, saver.state, callbacks, folder)
             with saver.kept_if_stopped():

@@ -21,7 +21,7 @@ from results import ROOT, identity, made_by, read, write
 
 # isort: split
 import federated_learning as fl
-from harness.reporting.results import SIGNIFICANT, holm, paired_test
+from harness.comparing.significance import SIGNIFICANT, holm, paired_test
 
 import numpy as np
 

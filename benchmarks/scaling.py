@@ -15,7 +15,7 @@ from results import ROOT, made_by, write
 
 # isort: split
 import federated_learning as fl
-from harness.reporting import plots
+from harness.reporting import drawing
 from harness.reporting.figure_files import to_bytes
 from harness.storage.files import to_json
 
@@ -66,21 +66,21 @@ def plot(result: dict) -> None:
     rows = result["rows"]
     work = f"MNIST · {IMAGES} images a client, IID · mlp, B = 32, E = 1, seed 0"
     note = f"{work} · medians of {ROUNDS} rounds · {result['machine']}"
-    figure = plots.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
+    figure = drawing.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
     clients = [row["clients"] for row in rows]
     seconds, memory = figure.subplots(1, 2)
     seconds.loglog(
-        clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=plots.BLUE
+        clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=drawing.BLUE
     )
     seconds.set(xlabel="clients a round", ylabel="seconds a round")
-    memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=plots.ORANGE)
+    memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=drawing.ORANGE)
     memory.set(
         xlabel="clients a round",
         ylabel="peak of the process tree (MiB)",
         ylim=(0, 1.1 * max(row["peak_mib"] for row in rows)),
     )
     for axes in (seconds, memory):
-        plots.plain(axes)
+        drawing.plain(axes)
     PICTURE.write_bytes(to_bytes(figure))
 
 

@@ -4,9 +4,9 @@ import math
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from harness.comparing.comparison import describe_times
+from harness.comparing.outcomes import describe_times
 from harness.comparing.summary import Rates, summarize
-from harness.training.records import seconds_to_target
+from harness.training.histories import seconds_to_target
 from variants import choices
 from variants.clock import Closed, close_round, draw_speeds
 from variants.partitions import fields_of_indices

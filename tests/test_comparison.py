@@ -10,18 +10,18 @@ from dataclasses import replace
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from harness.comparing import comparison, completing
-from harness.comparing.sweep import Row, compared_rows, join_compared
-from harness.reporting import plots
-from harness.reporting.results import (
+from harness.comparing import completing, outcomes
+from harness.comparing.significance import (
     compare_outcomes,
     detectable_difference,
     format_differences,
-    format_rounds_to_target,
     holm,
     paired_test,
 )
-from harness.training.records import rounds_to_target
+from harness.comparing.sweep import Row, compared_rows, join_compared
+from harness.reporting import comparison_plots, drawing
+from harness.reporting.results import format_rounds_to_target
+from harness.training.histories import rounds_to_target
 
 import numpy as np
 import pytest
@@ -122,7 +122,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(compared):
 
 def test_the_comparisons_plot_draws_means_and_standard_deviations():
     curves = {"one": np.array([[0.5, 0.8], [0.7, 0.9]]), "two": np.array([[0.1, 0.2]] * 2)}
-    figure = plots.plot_comparison(curves, "note")
+    figure = comparison_plots.plot_comparison(curves, "note")
     first, second = figure.axes[0].lines
     assert first.get_ydata() == pytest.approx([40, 15]) and second.get_ydata() == pytest.approx(
         [90, 80]
@@ -136,7 +136,7 @@ def test_the_comparisons_plot_draws_means_and_standard_deviations():
 def test_eleven_rows_are_eleven_lines():
     """Each with a colour, a marker and dashes that no other has together, and none as its
     neighbour."""
-    styles = [tuple(plots.style_of(number).values()) for number in range(308)]
+    styles = [tuple(drawing.style_of(number).values()) for number in range(308)]
     assert len(set(styles)) == 308
     for one, next_one in itertools.pairwise(styles):
         assert not set(one) & set(next_one)
@@ -284,9 +284,9 @@ def test_several_rows_are_told_apart_by_holms_correction():
 
 def test_rows_are_told_against_the_usual_one_where_every_seed_has_an_end():
     ends = {"x": [1.0, 2.0], "usual": [3.0, 5.0], "y": [1.0, None]}
-    assert set(comparison.differences_to_base(ends, "usual", "rounds")) == {"x"}
-    assert set(comparison.differences_to_base(ends, "x", "rounds")) == {"usual"}
-    assert comparison.differences_to_base({"y": ends["y"], "x": ends["x"]}, "y", "rounds") == {}
+    assert set(outcomes.differences_to_base(ends, "usual", "rounds")) == {"x"}
+    assert set(outcomes.differences_to_base(ends, "x", "rounds")) == {"usual"}
+    assert outcomes.differences_to_base({"y": ends["y"], "x": ends["x"]}, "y", "rounds") == {}
 
 
 def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
@@ -306,7 +306,7 @@ def test_rounds_to_a_target_are_compared_by_the_seeds_that_get_there():
         "half": "1.5 rounds; not reached: seed 1",
     }
     assert format_rounds_to_target([None, None]) == "not reached"
-    figure = plots.plot_rounds_to_target(curves, needed, 0.6, "note")
+    figure = comparison_plots.plot_rounds_to_target(curves, needed, 0.6, "note")
     *lines, target = figure.axes[0].lines
     assert (
         lines[1].get_ydata() == pytest.approx([50, 10])
@@ -415,7 +415,7 @@ def test_equal_rows_are_called_the_same():
 def test_a_target_that_nobody_reaches_leaves_the_accuracy():
     records = [make_record(accuracy, number) for number, accuracy in enumerate([0.5, 0.7, 0.6], 1)]
     runs = {"fedavg": [records, [make_record(0.8)]]}
-    _, texts, _ = comparison.compare_rounds_to_target(runs, 0.95, "caption", {"fedavg": [0, 1]})
+    _, texts, _ = outcomes.compare_rounds_to_target(runs, 0.95, "caption", {"fedavg": [0, 1]})
     assert texts["fedavg"] == (
         "target accuracy 95.00%: not reached; highest test accuracy 75.00% ± 7.07%"
     )

@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.cli.saved_config import check_resumed, read_saved
-from harness.comparing.comparison import find_folder
 from harness.comparing.completing import read_earlier
+from harness.comparing.run_folders import find_folder
 from harness.reporting.results import describe_run
 from harness.storage.files import json_line, to_json
 from harness.storage.run_folder import RunFolder

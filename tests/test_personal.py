@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from harness.comparing.comparison import describe_own_models
+from harness.comparing.outcomes import describe_own_models
 from harness.comparing.summary import Rates, summarize
 from variants import choices
 from variants.personal import HEAD_KEY, OwnTensors

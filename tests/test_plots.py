@@ -8,7 +8,7 @@ import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.cli.flags import to_flag
 from harness.cli.run_options import BY_CONTENT, MAY_GROW, Comparison, Run
-from harness.reporting import captions, figure_files, figure_form, plots
+from harness.reporting import captions, comparison_plots, drawing, figure_files, figure_form, plots
 from harness.training.records import RoundRecord
 from variants import choices
 
@@ -312,10 +312,10 @@ def test_figures_have_the_form_that_is_asked_for_and_say_what_made_them(kind, st
 
 def test_one_is_said_as_one():
     assert (
-        plots.join_parts(["1 clients, 1 a round", "", "11 labels"])
+        drawing.join_parts(["1 clients, 1 a round", "", "11 labels"])
         == "1 client, 1 a round · 11 labels"
     )
-    assert plots.join_parts(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
+    assert drawing.join_parts(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
 
 
 def test_convergence_has_a_line_at_the_target():
@@ -329,7 +329,7 @@ def test_convergence_has_a_line_at_the_target():
 
 def test_eleven_rows_of_a_comparison_are_eleven():
     curves = {f"row {number}": np.full((1, 3), 0.5 + 0.01 * number) for number in range(11)}
-    lines = plots.plot_comparison(curves, NOTE).axes[0].lines
+    lines = comparison_plots.plot_comparison(curves, NOTE).axes[0].lines
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
     assert len(looks) == 11
 
@@ -349,7 +349,7 @@ def test_a_name_that_no_font_here_has_is_one_notice(capsys):
         for _ in range(3):
             figure_files.to_bytes(plots.plot_convergence(RECORDS, f"{name} \u00b7 seed 0"))
     assert capsys.readouterr().err.count("\n") <= 1
-    assert plots.fonts_for("MNIST \u00b7 \u03b5 3") == FontProperties().get_family()
+    assert drawing.fonts_for("MNIST \u00b7 \u03b5 3") == FontProperties().get_family()
 
 
 def drawn_with(draw, **form):
@@ -371,11 +371,11 @@ PANELS = {name: tuple(name.split(", ")) for name in CURVES}
 
 def test_a_grid_has_a_panel_for_each_value_of_its_second_field():
     """A colour stands for the same algorithm in each; mean errors are 40 and 15 %."""
-    figure = plots.plot_comparison(CURVES, "note", panels=PANELS)
+    figure = comparison_plots.plot_comparison(CURVES, "note", panels=PANELS)
     assert [axes.get_title() for axes in figure.axes] == ["alpha 0.1", "alpha 1"]
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == ["fedavg", "scaffold"]
-        assert [line.get_color() for line in axes.lines] == [*plots.CYCLE[:2]]
+        assert [line.get_color() for line in axes.lines] == [*drawing.CYCLE[:2]]
         for line in axes.lines:
             assert line.get_ydata() == pytest.approx([40, 15])
     five = {
@@ -384,7 +384,7 @@ def test_a_grid_has_a_panel_for_each_value_of_its_second_field():
             range(5), [*CURVES.values(), CURVES["fedavg, alpha 1"]], strict=True
         )
     }
-    figure = plots.plot_comparison(
+    figure = comparison_plots.plot_comparison(
         five, "", panels={name: tuple(name.split(", ")) for name in five}
     )
     assert [axes.get_visible() for axes in figure.axes] == [*5 * [True], *3 * [False]]
@@ -396,14 +396,16 @@ def test_a_grid_has_a_panel_for_each_value_of_its_second_field():
 )
 def test_a_comparison_shows_what_is_asked_for(y, ends, scale):
     curves = {"one": CURVES["fedavg, alpha 1"]}
-    figure = drawn_with(lambda: plots.plot_comparison(curves, "note"), y=y)
+    figure = drawn_with(lambda: comparison_plots.plot_comparison(curves, "note"), y=y)
     (axes,) = figure.axes
     assert axes.lines[0].get_ydata()[-1] == pytest.approx(ends) and axes.get_yscale() == scale
     name = y.partition("-")[0]
     assert axes.get_ylabel() == f"test {name} (%)"
     assert figure.legends[0].get_title().get_text() == f"{name} after the last round"
     needed = {"one": [1.5, 1.2]}
-    figure = drawn_with(lambda: plots.plot_rounds_to_target(curves, needed, 0.6, ""), y=y)
+    figure = drawn_with(
+        lambda: comparison_plots.plot_rounds_to_target(curves, needed, 0.6, ""), y=y
+    )
     target = figure.axes[0].lines[-1].get_ydata()[0]
     assert target == pytest.approx(60 if y == "accuracy" else 40)
 

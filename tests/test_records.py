@@ -5,7 +5,7 @@ from functools import partial
 from types import SimpleNamespace
 
 from harness.reporting.results import class_report
-from harness.training.records import describe_reached, reached, rounds_to_target
+from harness.training.histories import describe_reached, reached, rounds_to_target
 
 import numpy as np
 import pytest

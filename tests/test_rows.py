@@ -5,7 +5,7 @@ import json
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from harness.comparing import comparison
+from harness.comparing import comparison, run_folders
 from harness.comparing.sweep import Row, compared_rows, overlaid_folders
 
 import pytest
@@ -139,7 +139,7 @@ def test_runs_are_in_the_comparisons_folder_and_found_by_patterns(tmp_path):
 
 def test_folders_of_rows_have_short_names_of_their_own():
     labels = ["fedavg, alpha 0.1", "a" * 100, "a" * 99 + "b", "x/y.py:f", "x-y.py-f", "…"]
-    names = comparison.folder_names([Row(label, {}) for label in labels])
+    names = run_folders.folder_names([Row(label, {}) for label in labels])
     assert names[0] == "fedavg-alpha0.1"
     assert len(set(names)) == len(names) and max(map(len, names)) <= 60 - len("-seed2147483647")
 

@@ -11,7 +11,7 @@ from harness.cli.fields import UserError
 from harness.reporting import captions
 from harness.reporting.results import weights_sha256
 from harness.training import layers
-from harness.training.records import stops_early
+from harness.training.histories import stops_early
 
 import numpy as np
 import pytest

@@ -6,8 +6,9 @@ import shutil
 import subprocess
 
 from harness.cli.fields import UserError
-from harness.comparing.comparison import compare_accuracies, cost_figures
 from harness.comparing.latex import name_settings
+from harness.comparing.outcomes import compare_accuracies, cost_figures
+from harness.comparing.significance import holm
 from harness.comparing.summary import (
     COLUMNS,
     ROW,
@@ -17,7 +18,6 @@ from harness.comparing.summary import (
     to_latex,
     to_markdown,
 )
-from harness.reporting.results import holm
 from harness.storage.files import csv_table
 
 import numpy as np

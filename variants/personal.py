@@ -15,7 +15,7 @@ from typing import Any
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
 from harness.reporting.clients import PERSONAL, accuracies_of_parts, summarize_accuracies
-from harness.training.layers import places_by_layer
+from harness.training.own_models import places_by_layer
 from variants import CHANGES
 from variants.adversity import unseen_clients
 from variants.aggregators import compressed_bytes

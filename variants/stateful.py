@@ -15,15 +15,7 @@ from harness.cli.fields import UserError
 from harness.engine.gather import gather
 from variants.adversity import unseen_clients
 from variants.optimizers import sum_of_factors
-from variants.wrapping import (
-    Corrected,
-    Tensors,
-    add,
-    flatten,
-    unflatten,
-    with_hparams,
-    wrap_client,
-)
+from variants.wrapping import Corrected, Tensors, add, flatten, unflatten, with_hparams, wrap_client
 
 import numpy as np
 import tensorflow as tf

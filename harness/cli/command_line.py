@@ -18,14 +18,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from harness import SCRIPT
-from harness.cli.fields import (
-    ConfigGroup,
-    UserError,
-    cached,
-    choice_lines,
-    hints,
-    render_as_line,
-)
+from harness.cli.fields import ConfigGroup, UserError, cached, choice_lines, hints, render_as_line
 from harness.cli.flags import check_flags, wants_help
 from harness.cli.output import print_line, tolerate_closed_stream, warn
 from harness.engine import stopping

@@ -10,9 +10,7 @@ import threading
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
-from harness.cli.fields import (
-    name_fields,
-)
+from harness.cli.fields import name_fields
 from harness.engine import stopping
 
 import tqdm

@@ -8,19 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli.fields import (
-    ConfigGroup,
-    UserError,
-)
+from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.flags import find_field, split_off
-from harness.cli.run_options import (
-    BY_CONTENT,
-    FIRST_FIELDS,
-    MAY_GROW,
-    SINCE_1_2,
-    SINGLE,
-    identity,
-)
+from harness.cli.run_options import BY_CONTENT, FIRST_FIELDS, MAY_GROW, SINCE_1_2, SINGLE, identity
 from harness.comparing.sweep import rows_to_text
 from harness.storage.files import briefly, expand_path, read_bytes, read_json
 from harness.storage.provenance import changed, read_programs

@@ -20,7 +20,7 @@ from harness.cli.output import quietly, warn
 from harness.cli.saved_config import read_saved
 from harness.comparing import comparison, tuning
 from harness.comparing.sweep import compared_rows, rows_of_configs
-from harness.reporting import plots, results
+from harness.reporting import drawing, results
 from harness.storage import run_folder
 from harness.storage.files import expand_path
 
@@ -90,7 +90,7 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     evaluation = evaluate(dataset)
     weights = trained.weights.trainable
     origin = results.describe_origin(source, dataset)
-    caption = plots.join_parts([dataset.name, f"the model of {source.name}{origin}"])
+    caption = drawing.join_parts([dataset.name, f"the model of {source.name}{origin}"])
     return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
 
 

@@ -22,7 +22,8 @@ from harness.engine import stopping
 from harness.reporting.results import pluralize
 from harness.storage.files import InUse, expand_path, one_line, read_json, read_lines
 from harness.storage.provenance import ROOT
-from harness.training.records import RoundRecord, read_records, stops_early
+from harness.training.histories import stops_early
+from harness.training.records import RoundRecord, read_records
 
 import numpy as np
 

@@ -10,18 +10,15 @@ from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.listing import changed_fields
 from harness.cli.run_options import identity
 from harness.cli.saved_config import read_saved
-from harness.comparing.comparison import (
-    Finished,
-    find_folder,
-    paper_names,
-    write_comparison,
-)
+from harness.comparing.comparison import Finished, paper_names, write_comparison
 from harness.comparing.completing import read_metrics
 from harness.comparing.latex import name_settings
+from harness.comparing.run_folders import find_folder
 from harness.comparing.summary import Rates
-from harness.comparing.sweep import label_settings, overlaid_folders, shown_settings
+from harness.comparing.sweep import overlaid_folders, shown_settings
+from harness.comparing.terms import label_settings
 from harness.reporting.clients import distributions, read_clients
-from harness.reporting.plots import join_parts
+from harness.reporting.drawing import join_parts
 from harness.reporting.results import pluralize
 from harness.storage.files import expand_path, one_line, read_json
 from harness.training.records import RoundRecord

@@ -9,14 +9,10 @@ from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
 from harness.comparing.latex import describe_outcome, escape, grid_table, outcome_cells, to_table
+from harness.comparing.significance import Base, Difference, base_of, compare_outcomes
 from harness.reporting.clients import gini, worst_tenth
-from harness.reporting.results import Base, Difference, base_of, compare_outcomes
 from harness.storage.files import one_line
-from harness.training.records import (
-    OWN_MODELS,
-    WORST_OWN,
-    RoundRecord,
-    examples_trained_on,
+from harness.training.histories import (
     has_own_models,
     have_one_length,
     megabytes_so_far,
@@ -25,6 +21,7 @@ from harness.training.records import (
     seconds_to_target,
     simulated_so_far,
 )
+from harness.training.records import OWN_MODELS, WORST_OWN, RoundRecord, examples_trained_on
 
 import numpy as np
 import scipy.stats

@@ -11,9 +11,10 @@ from typing import Any
 from harness.cli.fields import UserError
 from harness.cli.output import print_line, warn
 from harness.comparing.comparison import Finished, Tuning, compare
-from harness.comparing.sweep import Compared, Row, candidates_of_rows, label_of, label_settings
+from harness.comparing.sweep import Compared, Row, candidates_of_rows
+from harness.comparing.terms import label_of, label_settings
 from harness.reporting.results import format_accuracy, pluralize
-from harness.training.records import has_own_models, own_accuracies, rounds_to_target
+from harness.training.histories import has_own_models, own_accuracies, rounds_to_target
 
 import numpy as np
 

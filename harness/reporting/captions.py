@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.cli.own_files import is_own, short_name
 from harness.comparing.sweep import Compared
-from harness.reporting.plots import join_parts
+from harness.reporting.drawing import join_parts
 
 SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
 

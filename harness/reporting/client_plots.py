@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.reporting.clients import TITLES, worst_tenth
+from harness.reporting.drawing import BLUE, CYCLE, GREY, ORANGE, new_figure, outside_legend, plain
 from harness.reporting.figure_form import FORM, default_style
-from harness.reporting.plots import BLUE, CYCLE, GREY, ORANGE, new_figure, outside_legend, plain
 from harness.reporting.results import pluralize
 
 import numpy as np

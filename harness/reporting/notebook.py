@@ -7,8 +7,8 @@ import io
 import sys
 from collections.abc import Iterator
 
+from harness.reporting.drawing import BLUE, GREY, ORANGE, new_figure
 from harness.reporting.figure_form import default_style
-from harness.reporting.plots import BLUE, GREY, ORANGE, new_figure
 
 import tqdm
 from matplotlib.figure import Figure

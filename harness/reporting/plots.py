@@ -2,153 +2,37 @@
 
 from __future__ import annotations
 
-import functools
-import logging
 import math
-import re
-import textwrap
-import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
-from harness.cli.output import warn
-from harness.reporting.figure_form import FORM, default_style
-from harness.reporting.results import format_rounds_to_target, pluralize, skew
-from harness.storage.files import one_line
-from harness.training.records import (
-    Evaluation,
-    RoundRecord,
-    format_epsilon,
-    megabytes_so_far,
-    simulated_so_far,
+from harness.reporting.drawing import (
+    BLUE,
+    GREY,
+    ORANGE,
+    are_words,
+    label_of,
+    log_scale,
+    new_figure,
+    outside_legend,
+    plain,
+    shorten,
+    style_of,
+    whole_rounds,
 )
+from harness.reporting.figure_form import FORM, default_style
+from harness.reporting.results import pluralize, skew
+from harness.training.histories import megabytes_so_far, simulated_so_far
+from harness.training.records import Evaluation, RoundRecord, format_epsilon
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
-from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-BLUE = "#0b6fa4"
-ORANGE = "#d1495b"
-# Okabe and Ito's, which the colour-blind tell apart, without yellow, which is pale on white.
-CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-GREY = "#5c6770"
 MOST_LABELS = 40  # of which a confusion matrix is drawn
 CLEAR_LOSS = 0.05  # of accuracy, that a client would notice
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
-
-
-def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
-    """Return a Figure with its title, and in small print below it what it was made on.
-
-    Sizes are inches.
-    """
-    form = FORM.get()
-    size = form.size or (width, height)
-    figure = Figure(figsize=size, dpi=150, layout="constrained")
-    fonts = fonts_for(title + caption)
-    # Lines are broken for the figure's own width: smaller letters if it is smaller.
-    title_size = form.font or 13
-    columns = int(6.5 * size[0] * 13 / title_size)
-    figure.suptitle(
-        "\n".join(textwrap.wrap(title, max(columns, 20))),
-        x=0.01,
-        ha="left",
-        fontsize=title_size,
-        fontweight="bold",
-        family=fonts,
-    )
-    # A lone $ would start a formula, and "E = 3" must not be broken.
-    unbroken = caption.replace("$", r"\$").replace(" = ", "\xa0=\xa0").replace("seed ", "seed\xa0")
-    note_size = form.font or 8
-    broken = textwrap.wrap(unbroken, max(int(17 * size[0] * 8 / note_size), 20))
-    lines = "\n".join(broken).replace("\xa0", " ")
-    figure.supxlabel(lines, x=0.01, ha="left", fontsize=note_size, color=GREY, family=fonts)
-    return figure
-
-
-def fonts_for(text: str) -> list[str]:
-    """Return the fonts for a text: matplotlib's own, and one installed that has what it lacks."""
-    own = FontProperties()
-    characters = {ord(char) for char in text if char.isprintable()}
-    lacking = characters - get_font(findfont(own)).get_charmap().keys()
-    return [*own.get_family(), *find_font(frozenset(lacking))] if lacking else own.get_family()
-
-
-@functools.cache
-def find_font(characters: frozenset[int]) -> list[str]:
-    """Return the name of an installed font that has all these characters.
-
-    If there is none, nothing; then a notice says so, and no library says more.
-    """
-    # A font without bold letters would have a line printed for each text.
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
-    for entry in fontManager.ttflist:
-        if "Last Resort" in entry.name:  # it has a box for every character
-            continue
-        try:
-            found = get_font(entry.fname).get_charmap().keys()
-        except (OSError, RuntimeError):  # a damaged file
-            continue
-        if characters <= found:
-            return [entry.name]
-    shown = "".join(map(chr, sorted(characters)))[:20]
-    warn(
-        f"no installed font has {shown!r}, so plots show boxes; install one, such as fonts-noto-cjk"
-    )
-    warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
-    return []
-
-
-def join_parts(parts: Iterable[str]) -> str:
-    """Return a caption of these parts without empty ones; "1 labels" becomes "1 label"."""
-    text = one_line(" · ".join(filter(None, parts)))
-    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", text)
-
-
-def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
-    """Give the axes a faint grid at those ticks, and no frame above and on the right."""
-    axes.grid(alpha=0.3, which=ticks)
-    axes.spines[["top", "right"]].set_visible(False)
-
-
-def whole_rounds(axes: Any) -> None:
-    """Label the x axis with rounds: whole numbers."""
-    axes.set_xlabel("round")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-
-
-def label_minor_tick(axis: Any, value: float, _: int) -> str:
-    """Return the label of a minor tick of a log axis: of 2 and 5, on a short axis of all."""
-    low = axis.get_view_interval().min()
-    high = axis.get_view_interval().max()
-    labelled = "25" if high > 5 * low else "123456789"
-    return f"{value:g}" if f"{value:e}"[0] in labelled else ""
-
-
-def log_scale(axes: Any) -> None:
-    """Give the axes a log scale in y, with plain numbers for its ticks."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(partial(label_minor_tick, axes.yaxis)))
-
-
-def label_of(names: Sequence[Any], place: float, _: int) -> str:
-    """Return the name of a row or column, for its tick."""
-    return shorten(names[round(place)], 16) if 0 <= round(place) < len(names) else ""
-
-
-def shorten(name: Any, most: int) -> str:
-    """Return a label's name cut to `most` letters; matplotlib sees no formula in it."""
-    text = str(name)
-    cut = text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
-    return cut.replace("$", r"\$")
-
-
-def are_words(names: Sequence[Any]) -> bool:
-    """Return whether the names of labels are longer than numbers are."""
-    return any(len(str(name)) > 4 for name in names)
 
 
 def plot_matrix(
@@ -234,19 +118,6 @@ def draw_quantity(axes: Any, records: Sequence[RoundRecord], name: str, scale: f
     axes.plot(rounds, tested, "-", color=BLUE, marker=marker, ms=4, label=label)
     whole_rounds(axes)
     plain(axes)
-
-
-MARKERS = "os^vDPX*<>p"
-DASHES = ("-", "--", "-.", ":")
-
-
-def style_of(number: int) -> dict[str, str]:
-    """Return colour, marker and dashes of a comparison's line; 308 lines have different ones."""
-    return {
-        "color": CYCLE[number % len(CYCLE)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "ls": DASHES[number % len(DASHES)],
-    }
 
 
 # Columns of a record beside the test accuracy: what their lines are called.
@@ -441,34 +312,6 @@ def plot_misclassified(
     return figure
 
 
-def outcome_of(accuracies: Any) -> Any:
-    """Return, in percent, what a comparison's figure shows of accuracies: errors, unless asked."""
-    is_accuracy = FORM.get().y == "accuracy"
-    return 100 * np.asarray(accuracies) if is_accuracy else 100 * (1 - np.asarray(accuracies))
-
-
-def outcome_name() -> str:
-    """Return what a comparison's figure shows: "error" or "accuracy"."""
-    return "accuracy" if FORM.get().y == "accuracy" else "error"
-
-
-def style_outcome(axes: Any, measured: str = "test") -> None:
-    """Name and scale the y axis of a comparison's figure; the x axis has no label yet."""
-    axes.set_ylabel(f"{measured} {outcome_name()} (%)")
-    if FORM.get().y == "error":
-        log_scale(axes)
-        plain(axes, "both")
-    else:
-        plain(axes)
-
-
-def outcome_axes(figure: Figure, measured: str = "test") -> Any:
-    """Return axes of the test error, or what --figure-y asks for."""
-    axes = figure.subplots()
-    style_outcome(axes, measured)
-    return axes
-
-
 def error_axes(figure: Figure) -> Any:
     """Return axes of the test error on a log scale; the x axis has no label yet."""
     axes = figure.subplots()
@@ -476,178 +319,6 @@ def error_axes(figure: Figure) -> Any:
     log_scale(axes)
     plain(axes, "both")
     return axes
-
-
-def outside_legend(figure: Figure, title: str) -> None:
-    """Place the legend of all lines next to the axes, or below them in a narrow figure.
-
-    Long names are broken.
-    """
-    narrow = FORM.get().is_narrow
-    place: Any = "outside lower center" if narrow else "outside right center"
-    legend = figure.legend(frameon=False, fontsize=9, title=title, loc=place)
-    for text in legend.get_texts():
-        unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
-        text.set_text(textwrap.fill(unbroken, 60 if narrow else 40).replace("\xa0", " "))
-
-
-class Spent(NamedTuple):
-    """What the rows of a comparison have spent after each round."""
-
-    cost: Cost
-    of_rounds: dict[str, np.ndarray]  # name -> float64[rounds], the mean over the seeds
-
-
-def draw_curves(
-    axes: Any,
-    curves: Mapping[str, Sequence[np.ndarray]],
-    styles: dict[str, dict[str, str]],
-    spent: Spent | None,
-    labels: dict[str, str],
-) -> None:
-    """Draw mean and band of each name's accuracies float[rounds] of each seed."""
-    for name, of_seeds in curves.items():
-        style = styles[name]
-        rounds = min(map(len, of_seeds))
-        outcomes = outcome_of([accuracies[:rounds] for accuracies in of_seeds])
-        places = spent.of_rounds[name][:rounds] if spent else np.arange(1, rounds + 1)
-        mean = outcomes.mean(axis=0)
-        if len(of_seeds) > 1:
-            spread = outcomes.std(axis=0, ddof=1)
-            lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
-            axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
-        every = max(1, len(places) // 10)
-        axes.plot(places, mean, **style, ms=4, markevery=every, label=labels[name])
-    if spent:
-        axes.set(xlabel=spent.cost.label, xlim=(0, None))
-    else:
-        whole_rounds(axes)
-
-
-def label_curves(curves: Mapping[str, Sequence[np.ndarray]], spent: Spent | None) -> dict[str, str]:
-    """Return the legend's text of each name: mean ± sd over the runs' own last rounds."""
-    labels = {}
-    for name, of_seeds in curves.items():
-        ends = outcome_of([accuracies[-1] for accuracies in of_seeds])
-        label = f"{name}: {np.mean(ends):.2f} %"
-        if len(of_seeds) > 1:
-            label = f"{name}: {np.mean(ends):.2f} ± {np.std(ends, ddof=1):.2f} %"
-        if spent:
-            end = spent.of_rounds[name][min(map(len, of_seeds)) - 1]
-            label += f", {end:,.1f} {spent.cost.unit}"
-        labels[name] = label
-    return labels
-
-
-@default_style
-def plot_comparison(
-    curves: Mapping[str, Sequence[np.ndarray]],
-    caption: str,
-    spent: Spent | None = None,
-    panels: dict[str, tuple[str, str]] | None = None,
-    measured: str = "test",
-) -> Figure:
-    """Draw the test error by round, a line a name, of the accuracies float[rounds] of each seed.
-
-    The line goes as far as the shortest of a name's runs; its label has the mean over their own
-    ends. The errors are drawn by what the names have `spent`, if that is given. `measured` is what
-    the axis calls other accuracies than the test accuracy. `panels` has (line, panel) of each name
-    in a grid of two fields: then each value of the second has axes of its own.
-    """
-    numbers = sorted({len(of_seeds) for of_seeds in curves.values()})
-    seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
-    over = f"mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "one seed"
-    title = f"{measured.capitalize()} {outcome_name()}, {over}"
-    if panels:
-        return plot_panels(curves, panels, spent, title, caption)
-    figure = new_figure(9, 4.8, title, caption)
-    styles = {name: style_of(number) for number, name in enumerate(curves)}
-    axes = outcome_axes(figure, measured)
-    draw_curves(axes, curves, styles, spent, label_curves(curves, spent))
-    lengths = {len(accuracies) for of_seeds in curves.values() for accuracies in of_seeds}
-    end = "the last round" if len(lengths) == 1 else "each run's own last round"
-    outside_legend(figure, f"{outcome_name()} after {end}")
-    return figure
-
-
-MOST_IN_ROW = 4  # panels
-
-
-def plot_panels(
-    curves: Mapping[str, Sequence[np.ndarray]],
-    panels: dict[str, tuple[str, str]],
-    spent: Spent | None,
-    title: str,
-    caption: str,
-) -> Figure:
-    """Draw a grid of two fields: axes for each value of the second, a colour for each of the first.
-
-    For the arguments see `plot_comparison`.
-    """
-    lines = list(dict.fromkeys(line for line, _ in panels.values()))
-    places = list(dict.fromkeys(panel for _, panel in panels.values()))
-    columns = min(len(places), MOST_IN_ROW)
-    num_rows = -(-len(places) // columns)
-    figure = new_figure(max(2.6 * columns + 2, 7), 2.6 * num_rows + 1.4, title, caption)
-    grid = figure.subplots(num_rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, panel in zip(grid.flat, places, strict=False):
-        names = [name for name in curves if panels[name][1] == panel]
-        styles = {name: style_of(lines.index(panels[name][0])) for name in names}
-        labels = {name: panels[name][0] for name in names}
-        draw_curves(axes, {name: curves[name] for name in names}, styles, spent, labels)
-        style_outcome(axes)
-        axes.set_title(panel, fontsize=10)
-        axes.label_outer()
-    for axes in grid.flat[len(places) :]:
-        axes.set_visible(False)
-    handles: dict[str, Any] = {}
-    for axes in grid.flat:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            handles.setdefault(label, handle)
-    narrow = FORM.get().is_narrow
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        frameon=False,
-        fontsize=9,
-        loc="outside lower center" if narrow else "outside right center",
-        ncols=3 if narrow else 1,
-    )
-    return figure
-
-
-@default_style
-def plot_rounds_to_target(
-    curves: Mapping[str, Sequence[np.ndarray]],
-    needed: Mapping[str, Sequence[float | None]],
-    target: float,
-    caption: str,
-    seeds_of: Mapping[str, Sequence[int]] | None = None,
-) -> Figure:
-    """Draw the test error by round until it is that of the accuracy `target`, a line a seed.
-
-    `curves` are accuracies float[rounds], `needed` the rounds to the target; a seed that did not
-    get there has None.
-    """
-    seeds = len(next(iter(curves.values())))
-    title = f"Rounds to {100 * target:.4g} % test accuracy, {pluralize(seeds, 'seed')}"
-    figure = new_figure(9, 4.8, title, caption)
-    axes = outcome_axes(figure)
-    for number, (name, of_seeds) in enumerate(curves.items()):
-        own_seeds = seeds_of[name] if seeds_of else ()
-        label = f"{name}: {format_rounds_to_target(needed[name], own_seeds)}"
-        for accuracies in of_seeds:
-            rounds = np.arange(1, len(accuracies) + 1)
-            line = axes.plot(rounds, outcome_of(accuracies), **style_of(number), lw=1.2)[0]
-            line.set(markersize=4, markevery=max(1, len(accuracies) // 10))
-            line.set_label(label)
-            label = "_"  # one entry a name: matplotlib leaves this one out
-    height = float(outcome_of(target))
-    label = f"target: {outcome_name()} {height:.3g} %"
-    axes.axhline(height, color=GREY, lw=1.5, ls=(0, (1, 3)), label=label)
-    whole_rounds(axes)
-    outside_legend(figure, "rounds to the target")
-    return figure
 
 
 @default_style

@@ -10,7 +10,8 @@ from typing import Any
 
 from harness.cli.output import print_line, warn
 from harness.reporting.figure_files import to_bytes
-from harness.training.records import RoundRecord, stops_early
+from harness.training.histories import stops_early
+from harness.training.records import RoundRecord
 
 import tensorflow as tf
 

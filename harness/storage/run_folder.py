@@ -67,7 +67,8 @@ from harness.storage.provenance import (
     read_programs,
     same_program,
 )
-from harness.training.records import RoundRecord, best_record, read_records
+from harness.training.histories import best_record
+from harness.training.records import RoundRecord, read_records
 
 import numpy as np
 import tensorflow as tf

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.cli.command_line import Stopped
 from harness.cli.output import print_line, warn
-from harness.reporting import captions, clients, plots, results
+from harness.reporting import captions, clients, drawing, plots, results
 from harness.reporting.client_plots import plot_client_accuracy
 from harness.storage.callbacks import (
     Callback,
@@ -113,7 +113,7 @@ def save_result(folder: RunFolder, experiment: Any, result: Result) -> tuple[dic
     Returns (what metrics.json holds, the paths of all files written).
     """
     weights = result.state.global_model_weights
-    caption = plots.join_parts(
+    caption = drawing.join_parts(
         [
             captions.caption(experiment),
             records.format_epsilon(result.records[-1]),

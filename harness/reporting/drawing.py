@@ -1,0 +1,172 @@
+"""What all figures share: size, title, small print, fonts, colours, axes and legends."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import textwrap
+import warnings
+from collections.abc import Iterable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+from harness.cli.output import warn
+from harness.reporting.figure_form import FORM
+from harness.storage.files import one_line
+
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
+
+BLUE = "#0b6fa4"
+
+
+ORANGE = "#d1495b"
+
+
+# Okabe and Ito's, which the colour-blind tell apart, without yellow, which is pale on white.
+CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+
+
+GREY = "#5c6770"
+
+
+def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
+    """Return a Figure with its title, and in small print below it what it was made on.
+
+    Sizes are inches.
+    """
+    form = FORM.get()
+    size = form.size or (width, height)
+    figure = Figure(figsize=size, dpi=150, layout="constrained")
+    fonts = fonts_for(title + caption)
+    # Lines are broken for the figure's own width: smaller letters if it is smaller.
+    title_size = form.font or 13
+    columns = int(6.5 * size[0] * 13 / title_size)
+    figure.suptitle(
+        "\n".join(textwrap.wrap(title, max(columns, 20))),
+        x=0.01,
+        ha="left",
+        fontsize=title_size,
+        fontweight="bold",
+        family=fonts,
+    )
+    # A lone $ would start a formula, and "E = 3" must not be broken.
+    unbroken = caption.replace("$", r"\$").replace(" = ", "\xa0=\xa0").replace("seed ", "seed\xa0")
+    note_size = form.font or 8
+    broken = textwrap.wrap(unbroken, max(int(17 * size[0] * 8 / note_size), 20))
+    lines = "\n".join(broken).replace("\xa0", " ")
+    figure.supxlabel(lines, x=0.01, ha="left", fontsize=note_size, color=GREY, family=fonts)
+    return figure
+
+
+def fonts_for(text: str) -> list[str]:
+    """Return the fonts for a text: matplotlib's own, and one installed that has what it lacks."""
+    own = FontProperties()
+    characters = {ord(char) for char in text if char.isprintable()}
+    lacking = characters - get_font(findfont(own)).get_charmap().keys()
+    return [*own.get_family(), *find_font(frozenset(lacking))] if lacking else own.get_family()
+
+
+@functools.cache
+def find_font(characters: frozenset[int]) -> list[str]:
+    """Return the name of an installed font that has all these characters.
+
+    If there is none, nothing; then a notice says so, and no library says more.
+    """
+    # A font without bold letters would have a line printed for each text.
+    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    for entry in fontManager.ttflist:
+        if "Last Resort" in entry.name:  # it has a box for every character
+            continue
+        try:
+            found = get_font(entry.fname).get_charmap().keys()
+        except (OSError, RuntimeError):  # a damaged file
+            continue
+        if characters <= found:
+            return [entry.name]
+    shown = "".join(map(chr, sorted(characters)))[:20]
+    warn(
+        f"no installed font has {shown!r}, so plots show boxes; install one, such as fonts-noto-cjk"
+    )
+    warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
+    return []
+
+
+def join_parts(parts: Iterable[str]) -> str:
+    """Return a caption of these parts without empty ones; "1 labels" becomes "1 label"."""
+    text = one_line(" · ".join(filter(None, parts)))
+    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", text)
+
+
+def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
+    """Give the axes a faint grid at those ticks, and no frame above and on the right."""
+    axes.grid(alpha=0.3, which=ticks)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def whole_rounds(axes: Any) -> None:
+    """Label the x axis with rounds: whole numbers."""
+    axes.set_xlabel("round")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def label_minor_tick(axis: Any, value: float, _: int) -> str:
+    """Return the label of a minor tick of a log axis: of 2 and 5, on a short axis of all."""
+    low = axis.get_view_interval().min()
+    high = axis.get_view_interval().max()
+    labelled = "25" if high > 5 * low else "123456789"
+    return f"{value:g}" if f"{value:e}"[0] in labelled else ""
+
+
+def log_scale(axes: Any) -> None:
+    """Give the axes a log scale in y, with plain numbers for its ticks."""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+    axes.yaxis.set_minor_formatter(FuncFormatter(partial(label_minor_tick, axes.yaxis)))
+
+
+def label_of(names: Sequence[Any], place: float, _: int) -> str:
+    """Return the name of a row or column, for its tick."""
+    return shorten(names[round(place)], 16) if 0 <= round(place) < len(names) else ""
+
+
+def shorten(name: Any, most: int) -> str:
+    """Return a label's name cut to `most` letters; matplotlib sees no formula in it."""
+    text = str(name)
+    cut = text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+    return cut.replace("$", r"\$")
+
+
+def are_words(names: Sequence[Any]) -> bool:
+    """Return whether the names of labels are longer than numbers are."""
+    return any(len(str(name)) > 4 for name in names)
+
+
+MARKERS = "os^vDPX*<>p"
+
+
+DASHES = ("-", "--", "-.", ":")
+
+
+def style_of(number: int) -> dict[str, str]:
+    """Return colour, marker and dashes of a comparison's line; 308 lines have different ones."""
+    return {
+        "color": CYCLE[number % len(CYCLE)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "ls": DASHES[number % len(DASHES)],
+    }
+
+
+def outside_legend(figure: Figure, title: str) -> None:
+    """Place the legend of all lines next to the axes, or below them in a narrow figure.
+
+    Long names are broken.
+    """
+    narrow = FORM.get().is_narrow
+    place: Any = "outside lower center" if narrow else "outside right center"
+    legend = figure.legend(frameon=False, fontsize=9, title=title, loc=place)
+    for text in legend.get_texts():
+        unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
+        text.set_text(textwrap.fill(unbroken, 60 if narrow else 40).replace("\xa0", " "))
