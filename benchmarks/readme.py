@@ -58,8 +58,8 @@ def tables() -> dict[str, str]:
         found["hosts_calculation"] = hosts.calculation(several, read("scaling")["rows"])
     for name in compared.COMPARISONS:
         found[name] = compared.table(read("compared"), name)
-    rows = read("tuning")["rows"]
-    found["tuning"] = f"{tuning.table(rows)}\n\n({machines(rows)}.)"
+    if rows := read("tuning").get("rows"):
+        found["tuning"] = f"{tuning.table(rows)}\n\n({machines(rows)}.)"
     found["fedprox"] = (RESULTS / "fedprox_mnist.md").read_text().strip()
     found["skew"] = skew.table(read("skew")["rows"])
     startup = read("startup")

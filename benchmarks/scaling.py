@@ -1,5 +1,5 @@
-"""Seconds a round and memory against the number of clients, each with a few images: ours, from 10
-to 10,000.
+"""Seconds a round and memory against the number of clients: ours, from 10 to 10,000, with 6 or 60
+images each.
 
 python benchmarks/scaling.py    # a minute; writes results/scaling.json and images/scaling.png
 """
@@ -22,14 +22,13 @@ from harness.storage.files import to_json
 import psutil
 
 PICTURE = ROOT / "images" / "scaling.png"
-CLIENTS = (10, 100, 1000, 10_000)
-IMAGES = 6
+SIZES = {60: (10, 100, 1000), 6: (10, 100, 1000, 10_000)}  # images a client -> clients
 ROUNDS = 9
 
 
-def measure(num_clients: int) -> dict[str, float]:
-    """Medians over ROUNDS rounds of `num_clients` clients with IMAGES images each, after one to
-    warm up."""
+def measure(num_clients: int, images: int) -> dict[str, float]:
+    """Seconds of ROUNDS rounds of `num_clients` clients with so many images, after one to warm
+    up."""
     config = fl.Config().replace(
         model="mlp",
         partition="iid",
@@ -40,7 +39,7 @@ def measure(num_clients: int) -> dict[str, float]:
         cache=str(ROOT / ".cache"),
     )
     full = fl.load_dataset(config.data)
-    total = num_clients * IMAGES
+    total = num_clients * images
     train = fl.Split(full.train.images[:total], full.train.labels[:total])
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
     began = time.perf_counter()
@@ -55,7 +54,7 @@ def measure(num_clients: int) -> dict[str, float]:
     seconds = [record.seconds for record in records[1:]]
     return {
         "clients": num_clients,
-        "images": IMAGES,
+        "images": images,
         "prepare_s": round(prepared, 2),
         "seconds": seconds,
     }
@@ -64,16 +63,20 @@ def measure(num_clients: int) -> dict[str, float]:
 def plot(result: dict) -> None:
     """Draw the result into images/scaling.png."""
     rows = result["rows"]
-    work = f"MNIST · {IMAGES} images a client, IID · mlp, B = 32, E = 1, seed 0"
-    note = f"{work} · medians of {ROUNDS} rounds · {result['machine']}"
-    figure = drawing.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
-    clients = [row["clients"] for row in rows]
-    seconds, memory = figure.subplots(1, 2)
-    seconds.loglog(
-        clients, [statistics.median(row["seconds"]) for row in rows], "o-", color=drawing.BLUE
+    note = (
+        f"MNIST, IID · mlp, B = 32, E = 1, seed 0 · medians of {ROUNDS} rounds · "
+        f"{result['machine']}"
     )
+    figure = drawing.new_figure(8, 3.8, "Ten thousand clients: a round's seconds and memory", note)
+    seconds, memory = figure.subplots(1, 2)
+    for images, color, marker in ((6, drawing.BLUE, "o"), (60, drawing.ORANGE, "s")):
+        own = [row for row in rows if row["images"] == images]
+        clients = [row["clients"] for row in own]
+        style = {"color": color, "marker": marker, "label": f"{images} images a client"}
+        seconds.loglog(clients, [statistics.median(row["seconds"]) for row in own], **style)
+        memory.semilogx(clients, [row["peak_mib"] for row in own], **style)
     seconds.set(xlabel="clients a round", ylabel="seconds a round")
-    memory.semilogx(clients, [row["peak_mib"] for row in rows], "o-", color=drawing.ORANGE)
+    seconds.legend(frameon=False, fontsize=9)
     memory.set(
         xlabel="clients a round",
         ylabel="peak of the process tree (MiB)",
@@ -88,14 +91,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    # one size, in a process of its own
-    parser.add_argument("--clients", type=int, help=argparse.SUPPRESS)
-    if clients := parser.parse_args().clients:
-        return print(json.dumps(measure(clients)), flush=True)
+    # one size, in a process of its own: clients, images
+    parser.add_argument("--size", type=int, nargs=2, help=argparse.SUPPRESS)
+    if size := parser.parse_args().size:
+        return print(json.dumps(measure(*size)), flush=True)
     rows = []
-    for clients in CLIENTS:
+    sizes = [(clients, number) for number, counts in SIZES.items() for clients in counts]
+    for clients, images in sizes:
         child = psutil.Popen(
-            [sys.executable, __file__, "--clients", str(clients)], stdout=subprocess.PIPE, text=True
+            [sys.executable, __file__, "--size", str(clients), str(images)],
+            stdout=subprocess.PIPE,
+            text=True,
         )
         peak = 0
         while child.poll() is None:  # the worker's peak must be read while it lives

@@ -99,14 +99,14 @@ def test_tables_are_those_of_the_results(monkeypatch):
 
 def test_what_another_program_or_machine_made_is_named(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import machine
+    import results
 
-    ours = {"machine": "a", "commit": "1", "program": machine.identity()}
-    assert machine.faults({"rows": [ours, {"runs": [ours]}]}) == []
-    assert machine.faults([ours | {"program": "0"}]) == ["another version of the program"]
-    assert machine.faults([ours | {"commit": "1-dirty"}]) == ["uncommitted changes"]
-    assert machine.faults({"rows": [ours, ours | {"machine": "b"}]}) == ["several machines"]
-    assert machine.current([ours, ours | {"program": "0"}]) == [ours]
+    ours = {"machine": "a", "commit": "1", "program": results.identity()}
+    assert results.faults({"rows": [ours, {"runs": [ours]}]}) == []
+    assert results.faults([ours | {"program": "0"}]) == ["another version of the program"]
+    assert results.faults([ours | {"commit": "1-dirty"}]) == ["uncommitted changes"]
+    assert results.faults({"rows": [ours, ours | {"machine": "b"}]}) == ["several machines"]
+    assert results.current([ours, ours | {"program": "0"}]) == [ours]
 
 
 def test_every_published_figure_has_its_source_and_setting(monkeypatch):
