@@ -8,10 +8,9 @@ Ten clients with the `mlp`, IID as robust rules assume, and in the default split
 clients differ too.
 """
 
-import argparse
 import itertools
 
-from results import ROOT, current, made_by, read, write
+from results import ROOT, arguments, current, dagger, made_by, parse, read, write
 
 # isort: split
 import federated_learning as fl
@@ -46,9 +45,9 @@ def outcome(
 def cell(row: dict) -> str:
     """Mean ± sd of the accuracies, and of a backdoor's success."""
     text = f"{np.mean(row['accuracies']):.1f} ± {np.std(row['accuracies'], ddof=1):.1f}"
-    if None in row.get("successes", [None]):
-        return text
-    return f"{text}; {np.mean(row['successes']):.0f} ± {np.std(row['successes'], ddof=1):.0f}"
+    if None not in row.get("successes", [None]):
+        text += f"; {np.mean(row['successes']):.0f} ± {np.std(row['successes'], ddof=1):.0f}"
+    return text + dagger(row)
 
 
 def table(rows: list[dict]) -> str:
@@ -72,9 +71,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
+    parse(arguments(__doc__, takes_data=True))
     rows = current(read("adversity").get("rows", []))
     done = {(row["partition"], row["byzantine"], row["attack"], row["aggregator"]) for row in rows}
     for partition, (byzantine, attack), aggregator in itertools.product(

@@ -9,7 +9,6 @@ its end is the best; the best is tested with seeds 1 to 3, and compared with Fed
 t-test over those seeds. What is in runs/algorithms is not run again.
 """
 
-import argparse
 import contextlib
 import io
 import itertools
@@ -17,7 +16,7 @@ import json
 import sys
 import textwrap
 
-from results import ROOT, identity, made_by, read, write
+from results import ROOT, arguments, dagger, made_by, parse, read, runs_of, write
 
 # isort: split
 import federated_learning as fl
@@ -25,7 +24,6 @@ from harness.comparing.significance import SIGNIFICANT, holm, paired_test
 
 import numpy as np
 
-RUNS = ROOT / "runs" / "algorithms" / identity()
 SEEDS = (1, 2, 3)
 BUDGETS = {
     "mlp-5": "--model mlp --rounds 5",
@@ -59,15 +57,16 @@ def accuracy(
     """Final accuracy of a run, in percent; read from its folder where that is there."""
     words = [f"{value:g}" for value in rates.values()]
     name = "-".join([budget, algorithm, *words, f"seed{seed}", *(["held-out"] if holdout else [])])
-    metrics = RUNS / name / "metrics.json"
+    runs = runs_of("algorithms")
+    metrics = runs / name / "metrics.json"
     if not metrics.exists():
         # fedsgd has a step a round, on the whole shard
         defined = fl.choices.ALGORITHMS[algorithm].required
         config = fl.parse(BUDGETS[budget]).replace(
             algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined
         )
-        place = {"runs": str(RUNS), "name": name, "cache": str(ROOT / ".cache")}
-        resumed = {"resume": str(RUNS / name)} if (RUNS / name).exists() else {}
+        place = {"runs": str(runs), "name": name, "cache": str(ROOT / ".cache")}
+        resumed = {"resume": str(runs / name)} if (runs / name).exists() else {}
         with contextlib.redirect_stdout(io.StringIO()):
             fl.run(config.replace(**place, **resumed))
     return 100 * json.loads(metrics.read_text())["test_accuracy"]
@@ -150,18 +149,16 @@ def table(results: list[dict]) -> str:
             p = "–" if raw is None else f"{raw:.2g} ({adjusted:.2g})"
             score = f"{np.mean(row['tests']):.2f} ± {np.std(row['tests'], ddof=1):.2f}"
             lines.append(
-                f"| `{result['flags']}` | {row['algorithm']} | {row['tried']} | {rates} | {score} "
-                f"| {p} |"
+                f"| `{result['flags']}`{dagger(result)} | {row['algorithm']} | {row['tried']} | "
+                f"{rates} | {score} | {p} |"
             )
     return "\n".join([*lines, "", *map(verdict, results)])
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, takes_data=True)
     parser.add_argument("--budgets", nargs="+", choices=BUDGETS, default=list(BUDGETS))
-    options = parser.parse_args()
+    options = parse(parser)
     earlier = read("algorithms").get("results", [])
     found = {result["budget"]: result for result in earlier}
     for budget in options.budgets:

@@ -1,20 +1,17 @@
-"""Comparisons of personal models, and of synchronous and asynchronous rounds on a simulated clock.
+"""Comparisons that are one command of the program each, three seeds: personal models, synchronous
+and asynchronous rounds on a simulated clock, FedProx with stragglers.
 
     # about 40 minutes on 2 cores; finished runs in runs/ are kept
     python benchmarks/compared.py
-    python benchmarks/compared.py personal --data ~/fashion-mnist    # printed, not stored
-
-Each table is one command of the program, three seeds.
+    python benchmarks/compared.py personal --data ~/fashion-mnist
 """
 
-import argparse
 import csv
 import shlex
 import subprocess
 import sys
-from pathlib import Path
 
-from results import ROOT, made_by, read, write
+from results import ROOT, arguments, data_name, made_by, parse, read, write
 
 CLIENTS = "--model mlp --num-clients 100 --clients-per-round 10 --seeds 3"
 # Name -> flags, and the columns of summary.csv that the table shows.
@@ -32,16 +29,18 @@ COMPARISONS = {
         "rounds_to_target,rounds_to_target_sd,seconds_to_target,megabytes_to_target,"
         "examples_to_target",
     ),
+    "fedprox": (
+        "--preset fedprox-mnist --compare drop_stragglers=True,False --compare prox_mu=0,1 "
+        "--seeds 3",
+        "mean,sd,difference,against,p,p_holm,detectable",
+    ),
 }
 
 
-def compare(name: str, data: str = "") -> dict:
-    """The rows of a comparison's summary.csv, on MNIST or other `data`, and where they are from."""
+def compare(name: str) -> dict:
+    """The rows of a comparison's summary.csv, and where they are from."""
     flags, columns = COMPARISONS[name]
-    folder_name = f"benchmark-{name}"
-    if data:
-        flags += f" --data {shlex.quote(str(Path(data).expanduser().absolute()))}"
-        folder_name += f"-{Path(data).stem}"
+    folder_name = "-".join(filter(None, ["benchmark", name, data_name()]))
     command = [sys.executable, str(ROOT / "federated_learning.py"), *shlex.split(quote(flags))]
     run = ["--name", folder_name, "--figures", "none", "--table-columns", columns]
     subprocess.run([*command, *run], check=True, cwd=ROOT)
@@ -69,16 +68,9 @@ def table(results: dict, name: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, takes_data=True)
     parser.add_argument("names", nargs="*", default=list(COMPARISONS), metavar="name")
-    parser.add_argument("--data", default="", help="other data than MNIST, as of --data")
-    options = parser.parse_args()
-    if options.data:
-        for name in options.names:
-            print(table({name: compare(name, options.data)}, name))
-        return
+    options = parse(parser)
     names = options.names
     results = read("compared")
     for name in names:

@@ -7,7 +7,6 @@ With --against the default run of both programs is made in turn, with each seed;
 under "against".
 """
 
-import argparse
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
-from results import ROOT, made_by, read, write
+from results import ROOT, arguments, made_by, parse, read, write
 
 SEEDS = (0, 1, 2)
 FLAGS = ("", " --preset fast")
@@ -88,12 +87,10 @@ def compare(commit: str, seeds: list[int]) -> dict:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, takes_data=True)
     parser.add_argument("--against", metavar="COMMIT", default="")
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    options = parser.parse_args()
+    options = parse(parser)
     result = read("default_run")
     if options.against:
         result["against"] = made_by() | compare(options.against, options.seeds)

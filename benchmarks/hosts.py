@@ -18,7 +18,7 @@ import textwrap
 import time
 from collections.abc import Iterator
 
-from results import ROOT, made_by, write
+from results import ROOT, arguments, made_by, parse, write
 
 # isort: split
 import federated_learning as fl
@@ -181,12 +181,10 @@ def calculation(result: dict, scaling: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     # one work and count, in a process of its own
     parser.add_argument("--cost", nargs=2, help=argparse.SUPPRESS)
-    if one := parser.parse_args().cost:
+    if one := parse(parser).cost:
         return print(json.dumps(cost(one[0], int(one[1]))), flush=True)
     costs = []
     rows = []

@@ -14,10 +14,9 @@ server. Flower prints the best of all rounds; results has that and the
 last. A run in runs/niid_bench is read, one that was stopped goes on.
 """
 
-import argparse
 import sys
 
-from results import ROOT, made_by, read, write
+from results import ROOT, arguments, dagger, made_by, parse, read, write
 
 # isort: split
 import federated_learning as fl
@@ -108,7 +107,7 @@ def table(rows: list[dict]) -> str:
         for name in ROWS:
             row = found.get((split, name))
             best = f" (best {cell(row['best'])})" if row and "best" in row else ""
-            cells.append(f"{cell(row['tests'])}{best}" if row else "not run")
+            cells.append(f"{cell(row['tests'])}{best}{dagger(row)}" if row else "not run")
         lines.append(f"| {split} | {' | '.join(cells)} |")
     return "\n".join([*lines, "", above(found)])
 
@@ -146,22 +145,24 @@ def above(found: dict[tuple[str, str], dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
     parser.add_argument(
         "--rows", nargs="+", choices=ROWS, default=[row for row in ROWS if "as Flower" not in row]
     )
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    options = parser.parse_args()
+    options = parse(parser)
     rows = read("niid_bench").get("rows", [])
     for split in options.splits:
         for name in options.rows:
             flags = f"{ROWS[name]} {OURS} {EXTRA.get((split, name), '')}".strip()
             folder = f"{split}-{name.replace(',', '').replace(' ', '-')}"
             runs = [
-                once(RUNS / f"{folder}-seed{seed}", f"{split_flags(split)} {flags} --seed {seed}")
+                once(
+                    "niid_bench",
+                    f"{folder}-seed{seed}",
+                    f"{split_flags(split)} {flags} --seed {seed}",
+                )
                 for seed in options.seeds
             ]
             rows = [row for row in rows if (row["split"], row["row"]) != (split, name)]

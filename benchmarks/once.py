@@ -5,15 +5,14 @@ import json
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-from results import ROOT, identity
+from results import ROOT, runs_of
 
 
-def once(folder: Path, flags: str) -> dict:
-    """metrics.json of the run with `flags`, and its `seconds`: of the last part, where it was
-    stopped. `folder` gets a subfolder for each version of the program."""
-    folder = folder.parent / identity() / folder.name
+def once(table: str, name: str, flags: str) -> dict:
+    """metrics.json of a table's run with `flags`, and its `seconds`: of the last part, where it was
+    stopped."""
+    folder = runs_of(table) / name
     seconds = folder.with_name(f"{folder.name}.seconds")  # written when it is done
     command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
     place = ["--runs", str(folder.parent), "--name", folder.name]

@@ -11,7 +11,6 @@ Every run is a preset of the script in runs/paper. One that is there is read, on
 goes on.
 """
 
-import argparse
 import csv
 import sys
 from operator import itemgetter
@@ -20,9 +19,8 @@ from typing import NamedTuple
 import numpy as np
 from once import commits, once
 from published import published
-from results import ROOT, made_by, read, write
+from results import ROOT, arguments, dagger, made_by, parse, read, write
 
-RUNS = ROOT / "runs" / "paper"
 RATES = ROOT / "benchmarks" / "results" / "paper_rates.csv"
 
 
@@ -136,7 +134,9 @@ def tune(names: list[str]) -> None:
     for name in names:
         for tried in CELLS[name].tries:
             flags = f"{CELLS[name].flags} {tried} --holdout 10000 --seed 0 {CELLS[name].chosen_by}"
-            metrics = once(RUNS / f"tune-{name}-{tried.replace('--', '').replace(' ', '-')}", flags)
+            metrics = once(
+                "paper", f"tune-{name}-{tried.replace('--', '').replace(' ', '-')}", flags
+            )
             accuracies = [row["test_accuracy"] for row in metrics["rounds"]]
             rows.append(
                 {
@@ -163,7 +163,7 @@ def measure(
         cell = CELLS[name]
         runs = [one for one in earlier.get(name, []) if seeds and one["seed"] not in seeds]
         for seed in seeds or cell.seeds:
-            metrics = once(RUNS / f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
+            metrics = once("paper", f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
             runs.append(
                 {
                     "seed": seed,
@@ -194,10 +194,10 @@ def table(rows: list[dict]) -> str:
         if not runs:
             lines.append(f"| {cell.title} | – | {paper} | {other} | not run | – | – |")
             continue
-        seconds = np.mean([one["seconds"] for one in runs])
         lines.append(
-            f"| {cell.title} | {runs[0]['rate']:g} | {paper} | {other} | **{rounds_of(runs)}** | "
-            f"{', '.join(str(one['seed']) for one in runs)} | {seconds:,.0f} |"
+            f"| {cell.title}{dagger(runs)} | {runs[0]['rate']:g} | {paper} | {other} | "
+            f"**{rounds_of(runs)}** | "
+            f"{', '.join(str(one['seed']) for one in runs)} | {seconds_of(runs)} |"
         )
     return "\n".join([*lines, "", slower(found)])
 
@@ -212,6 +212,17 @@ def elsewhere(cell: Cell) -> str:
         f"{figure['source']['repository'].partition('/')[2]} {figure['mean']:,} "
         f"({figure['differs']})"
     )
+
+
+def seconds_of(runs: list[dict]) -> str:
+    """The mean seconds of a run, on each machine by itself."""
+    found = {}
+    for one in runs:
+        found.setdefault(one["machine"].partition(",")[0], []).append(one["seconds"])
+    means = {machine: f"{np.mean(seconds):,.0f}" for machine, seconds in found.items()}
+    if len(means) == 1:
+        return next(iter(means.values()))
+    return "; ".join(f"{mean} ({machine})" for machine, mean in means.items())
 
 
 def rounds_of(runs: list[dict]) -> str:
@@ -246,13 +257,11 @@ def slower(found: dict[str, list[dict]]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--tune", action="store_true", help="choose the rates, and measure nothing")
     parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
     parser.add_argument("--seeds", nargs="+", type=int)
-    options = parser.parse_args()
+    options = parse(parser)
     if options.tune:
         return tune(options.cells)
     earlier = read("paper").get("rows", [])

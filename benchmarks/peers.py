@@ -10,11 +10,10 @@ from the same initial weights on the same split with the same batch and rate (co
 them). Their test accuracies must agree to a point before a time counts.
 """
 
-import argparse
 import subprocess
 import sys
 
-from results import ROOT, made_by, write
+from results import ROOT, arguments, made_by, parse, write
 
 # isort: split
 import round_time
@@ -45,14 +44,12 @@ def install() -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument(
         "--install", action="store_true", help="make the peers' environments, and measure nothing"
     )
     parser.add_argument("--rounds", type=int, default=9)
-    options = parser.parse_args()
+    options = parse(parser)
     if options.install:
         return install()
     check_installed(CONTENDERS)

@@ -4,8 +4,6 @@ python benchmarks/readme.py            # a table that is stale says so below it
 python benchmarks/readme.py --check    # only names those; exit code 1 if there is one
 """
 
-import argparse
-import json
 import statistics
 import textwrap
 
@@ -20,7 +18,7 @@ import round_time
 import skew
 import time_to_target
 import tuning
-from results import RESULTS, ROOT, faults, machines, read
+from results import ROOT, arguments, faults, machines, parse, read
 
 PAGES = [ROOT / name for name in ("README.md", "benchmarks/README.md", "docs/partitions.md")]
 
@@ -36,9 +34,9 @@ def tables() -> dict[str, str]:
         ("peers", round_time.table),
         ("time_to_target", time_to_target.table),
     ):
-        if not (RESULTS / f"{name}.json").exists():
-            continue  # its place stays empty
         result = read(name)
+        if not result:
+            continue  # its place stays as it is
         found[name] = f"{table(result['rows'])}\n\n({result['machine']}.)"
     for name, table, key in (
         ("niid_bench", niid_bench.table, "rows"),
@@ -51,16 +49,16 @@ def tables() -> dict[str, str]:
     found["paper"] = (
         f"{paper.table(rows)}\n\n({machines([run for row in rows for run in row['runs']])}.)"
     )
-    if (RESULTS / "hosts.json").exists():
-        several = read("hosts")
+    if several := read("hosts"):
         found["hosts"] = f"{hosts.cost_table(several['costs'])}\n\n({several['machine']}.)"
         found["hosts_rows"] = f"{hosts.row_table(several['rows'])}\n\n({several['machine']}.)"
         found["hosts_calculation"] = hosts.calculation(several, read("scaling")["rows"])
+    results = read("compared")
     for name in compared.COMPARISONS:
-        found[name] = compared.table(read("compared"), name)
+        if name in results:
+            found[name] = compared.table(results, name)
     if rows := read("tuning").get("rows"):
         found["tuning"] = f"{tuning.table(rows)}\n\n({machines(rows)}.)"
-    found["fedprox"] = (RESULTS / "fedprox_mnist.md").read_text().strip()
     found["skew"] = skew.table(read("skew")["rows"])
     startup = read("startup")
     rows = sorted(startup["seconds"].items(), key=lambda row: -row[1])
@@ -94,27 +92,25 @@ def speed(rows: list[dict]) -> str:
     return "\n".join(textwrap.wrap(text, 120))
 
 
-# Mark -> the results file that it is made of, where that has another name.
+# Mark -> the results that it is made of, where these have another name.
 SOURCES = {
-    "speed": "round_time.json",
-    "default": "default_run.json",
-    "hosts_rows": "hosts.json",
-    "hosts_calculation": "hosts.json",
-    "personal": "compared.json",
-    "clock": "compared.json",
-    "fedprox": "fedprox_mnist.md",
+    "speed": "round_time",
+    "default": "default_run",
+    "hosts_rows": "hosts",
+    "hosts_calculation": "hosts",
 }
+MARKED = ("niid_bench", "paper", "adversity", "tuning", "algorithms")  # row by row
+DAGGER = "† *Made by another version of the program.*"
 
 
 def stale() -> dict[str, list[str]]:
     """Mark -> what is wrong with where its results are from, of each table where something is."""
     found = {}
     for name in tables():
-        path = RESULTS / SOURCES.get(name, f"{name}.json")
-        if path.suffix == ".json":
-            content: object = json.loads(path.read_text())
+        if name in compared.COMPARISONS:
+            content = read("compared")[name]
         else:
-            content = [{"machine": ""}]  # a table alone
+            content = read(SOURCES.get(name, name))
         wrong = faults(content)
         if wrong:
             found[name] = wrong
@@ -125,7 +121,9 @@ def fill(text: str) -> str:
     """`text` with each table in its place."""
     wrong = stale()
     for name, table in tables().items():
-        if name in wrong:
+        if name in MARKED and "†" in table:
+            table += f"\n\n{DAGGER}"
+        elif name in wrong and name not in MARKED:
             table += f"\n\n*Made by {' and '.join(wrong[name])}.*"
         before, mark, rest = text.partition(f"<!-- {name} -->\n")
         _, end, after = rest.partition(f"<!-- /{name} -->")
@@ -135,11 +133,9 @@ def fill(text: str) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--check", action="store_true", help="name the tables that are stale")
-    if parser.parse_args().check:
+    if parse(parser).check:
         found = stale()
         for name, wrong in found.items():
             print(f"{name}: made by {' and '.join(wrong)}")

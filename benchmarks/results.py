@@ -4,7 +4,9 @@
 The machine, as the run saw it, and the program stand in every one.
 """
 
+import argparse
 import json
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,16 +19,51 @@ sys.path.insert(0, str(ROOT))
 from harness.storage.provenance import commit, digest, processor, program
 
 
+def arguments(doc: str, takes_data: bool = False) -> argparse.ArgumentParser:
+    """A parser of the flags of a benchmark; with --data its table can be made on other data."""
+    parser = argparse.ArgumentParser(
+        description=doc, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    if takes_data:
+        parser.add_argument("--data", type=Path, help="other data than MNIST, as of --data")
+    return parser
+
+
+def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The flags as given. Sets FL_DATA, by which the program reads other data, to --data."""
+    options = parser.parse_args()
+    data = getattr(options, "data", None)
+    os.environ.pop("FL_DATA", None)  # the user's own is no part of a table
+    if data:
+        os.environ["FL_DATA"] = str(data.expanduser().absolute())
+    return options
+
+
+def data_name() -> str:
+    """The name of other data than MNIST, by their file; "" for MNIST."""
+    return Path(os.environ.get("FL_DATA", "")).stem
+
+
+def runs_of(table: str) -> Path:
+    """The folder of a table's runs, by the version of the program and the data."""
+    return ROOT / "runs" / table / "-".join(filter(None, [identity(), data_name()]))
+
+
+def path_of(name: str) -> Path:
+    """The file of these results; those on other data are in a folder with the data's name."""
+    return RESULTS / data_name() / f"{name}.json"
+
+
 def read(name: str) -> dict:
     """The results of this name; nothing where none are there yet."""
-    path = RESULTS / f"{name}.json"
+    path = path_of(name)
     return json.loads(path.read_text()) if path.exists() else {}
 
 
 def write(name: str, content: dict) -> None:
     """Write results: a file of JSON."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+    path_of(name).parent.mkdir(parents=True, exist_ok=True)
+    path_of(name).write_text(json.dumps(content, indent=1) + "\n")
 
 
 def machine() -> str:
@@ -75,6 +112,11 @@ def faults(content: object) -> list[str]:
         "several machines": len({origin["machine"] for origin in found}) > 1,
     }
     return [name for name, is_wrong in checks.items() if is_wrong]
+
+
+def dagger(content: object) -> str:
+    """The mark of a row, a cell or a figure that another version of the program made, or none."""
+    return "" if set(faults(content)) <= {"several machines"} else " †"
 
 
 def machines(rows: list[dict]) -> str:

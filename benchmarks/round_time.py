@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from results import ROOT, made_by, write
+from results import ROOT, arguments, made_by, parse, write
 
 # isort: split
 import federated_learning as fl
@@ -379,9 +379,7 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument(
         "--contenders",
@@ -391,7 +389,7 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = parse(parser)
     if options.contender:
         return contend(options.contender, options.works[0])
     rows = []

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 
-from results import ROOT, made_by, write
+from results import ROOT, arguments, made_by, parse, write
 
 # isort: split
 import federated_learning as fl
@@ -88,12 +88,10 @@ def plot(result: dict) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     # one size, in a process of its own: clients, images
     parser.add_argument("--size", type=int, nargs=2, help=argparse.SUPPRESS)
-    if size := parser.parse_args().size:
+    if size := parse(parser).size:
         return print(json.dumps(measure(*size)), flush=True)
     rows = []
     sizes = [(clients, number) for number, counts in SIZES.items() for clients in counts]

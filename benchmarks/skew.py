@@ -7,9 +7,7 @@ Each figure is the mean over the seeds: the clients' distance to the pooled labe
 coefficient of their sizes (0: all equal).
 """
 
-import argparse
-
-from results import made_by, write
+from results import arguments, data_name, made_by, parse, write
 
 # isort: split
 import federated_learning as fl
@@ -60,15 +58,15 @@ def table(rows: list[dict]) -> str:
             for name in FIGURES
         ]
         lines.append(f"| `{row['flags']}` | {row['whose']} | {' | '.join(cells)} |")
-    note = "(MNIST, means of seeds 0 to 2; `python benchmarks/skew.py` makes this table.)"
+    data = data_name() or "MNIST"
+    note = f"({data}, means of seeds 0 to 2; `python benchmarks/skew.py` makes this table.)"
     return "\n".join([*lines, "", note])
 
 
 def main() -> None:
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    ).parse_args()
-    dataset = fl.load_mnist()
+    parse(arguments(__doc__, takes_data=True))
+    config = fl.Config()
+    dataset = fl.load_dataset(config.with_absolute_paths().data)
     rows = [
         {"flags": flags, "whose": whose}
         | {str(clients): measure(flags, clients, dataset) for clients in CLIENTS}

@@ -12,7 +12,6 @@ epochs of our run with that seed, and sample clients by their own means. They ru
 by seed, each as a process of its own.
 """
 
-import argparse
 import os
 import re
 import statistics
@@ -23,7 +22,7 @@ import threading
 import time
 from pathlib import Path
 
-from results import ROOT, made_by, read, write
+from results import ROOT, arguments, made_by, parse, read, write
 
 # isort: split
 import federated_learning as fl
@@ -163,13 +162,11 @@ def table(rows: list[dict]) -> str:
 
 def main() -> None:
     names = ["ours", *PEERS]
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__)
     parser.add_argument("--works", nargs="+", choices=WORKS, default=list(WORKS))
     parser.add_argument("--contenders", nargs="+", choices=names, default=names)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
-    options = parser.parse_args()
+    options = parse(parser)
     check_installed(options.contenders)
     rows = read("time_to_target").get("rows", [])
     for work in options.works:

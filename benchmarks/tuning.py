@@ -10,9 +10,7 @@ On 10,000 held-out training images, no test image looked at, three seeds.
 What this version has in runs/tuning is not run again.
 """
 
-import argparse
-
-from results import ROOT, current, made_by, read, write
+from results import arguments, current, dagger, made_by, parse, read, write
 
 # isort: split
 import federated_learning as fl
@@ -21,7 +19,6 @@ from variants.presets import PRESETS
 import numpy as np
 from once import once
 
-RUNS = ROOT / "runs" / "tuning"
 SEEDS = (0, 1, 2)
 MODEL = fl.Config().training.model
 TRIED = {  # table -> the flags that it compares
@@ -42,7 +39,7 @@ TRIED = {  # table -> the flags that it compares
 def measure(model: str, flags: str, seed: int) -> dict:
     """metrics.json of the default run with `flags`, which is made where it is not there."""
     name = "-".join([model, *flags.replace("--", "").split(), f"seed{seed}"])
-    return once(RUNS / name, f"--model {model} {flags} --seed {seed} --holdout 10000")
+    return once("tuning", name, f"--model {model} {flags} --seed {seed} --holdout 10000")
 
 
 def make_row(table: str, model: str, flags: str) -> dict:
@@ -68,7 +65,7 @@ def table(rows: list[dict]) -> str:
         chosen = [row for row in rows if row["table"] == name]
         for row in sorted(chosen, key=lambda row: (row["model"], -np.mean(row["last"]))):
             lines.append(
-                f"| {row['model']} | `{row['flags']}` | {np.mean(row['last']):.2f} ± "
+                f"| {row['model']}{dagger(row)} | `{row['flags']}` | {np.mean(row['last']):.2f} ± "
                 f"{np.std(row['last'], ddof=1):.2f} | {np.mean(row['first']):.1f} | "
                 f"{np.mean(row['seconds']):.0f} |"
             )
@@ -77,12 +74,10 @@ def table(rows: list[dict]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = arguments(__doc__, takes_data=True)
     parser.add_argument("tables", nargs="*", default=list(TRIED), metavar="table")
     parser.add_argument("--models", nargs="+", choices=fl.choices.MODELS, default=[MODEL])
-    options = parser.parse_args()
+    options = parse(parser)
     rows = current(read("tuning").get("rows", []))
     for name in options.tables:
         for model in options.models:
