@@ -20,7 +20,7 @@ from results import ROOT, arguments, dagger, made_by, parse, read, runs_of, writ
 
 # isort: split
 import federated_learning as fl
-from harness.comparing.significance import SIGNIFICANT, holm, paired_test
+from harness.comparing.significance import SIGNIFICANT, Difference, compare_outcomes
 
 import numpy as np
 
@@ -107,23 +107,18 @@ def contest(budget: str) -> dict:
     return {"budget": budget, "flags": BUDGETS[budget], **made_by(), "rows": rows}
 
 
-def compare(result: dict) -> dict[str, tuple[float, float, float]]:
-    """algorithm -> (mean difference to FedAvg's in points, p of the paired t-test, p by Holm over
-    all of these)."""
-    tests = {row["algorithm"]: np.array(row["tests"]) for row in result["rows"]}
-    own = tests.pop("fedavg")
-    pairs = [paired_test(own, other) for other in tests.values()]
-    adjusted = holm([p for _, p in pairs])
-    return {name: (*pair, p) for name, pair, p in zip(tests, pairs, adjusted, strict=True)}
+def compare(result: dict) -> dict[str, Difference]:
+    """algorithm -> how far it is from FedAvg, in points, tested over all of the budget."""
+    return compare_outcomes({row["algorithm"]: row["tests"] for row in result["rows"]}, "fedavg")
 
 
 def verdict(result: dict) -> str:
     """Which rows of a budget its seeds tell from FedAvg, in a sentence: by Holm's p."""
     kinds: dict[str, list[str]] = {"above": [], "below": [], "not told from": []}
-    for name, (difference, _, p) in compare(result).items():
-        kinds[
-            "not told from" if p >= SIGNIFICANT else "above" if difference > 0 else "below"
-        ].append(name)
+    for name, found in compare(result).items():
+        is_told = found.adjusted_p < SIGNIFICANT
+        kind = ("above" if found.mean > 0 else "below") if is_told else "not told from"
+        kinds[kind].append(name)
     parts = [f"{kind} FedAvg: {', '.join(names) or 'none'}" for kind, names in kinds.items()]
     return "\n".join(
         textwrap.wrap(f"- `{result['flags']}`: {'; '.join(parts)}.", 124, subsequent_indent="  ")
@@ -138,6 +133,8 @@ def table(results: list[dict]) -> str:
         "rates tried",
         "the best",
         f"test accuracy (%), seeds {SEEDS[0]} to {SEEDS[-1]}",
+        "difference from FedAvg (points)",
+        "detectable with power 0.8",
         "p (Holm)",
     ]
     lines = [f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
@@ -145,12 +142,17 @@ def table(results: list[dict]) -> str:
         differences = compare(result)
         for row in sorted(result["rows"], key=lambda row: -np.mean(row["tests"])):
             rates = ", ".join(f"{name} {value:g}" for name, value in row["rates"].items())
-            _, raw, adjusted = differences.get(row["algorithm"], (0, None, None))
-            p = "–" if raw is None else f"{raw:.2g} ({adjusted:.2g})"
+            found = differences.get(row["algorithm"])
+            tested = "– | – | –"
+            if found and np.isnan(found.detectable):
+                tested = "the same in each seed | – | –"
+            elif found:
+                p = f"{found.p:.2g} ({found.adjusted_p:.2g})"
+                tested = f"{found.mean:+.2f} | {found.detectable:.2f} | {p}"
             score = f"{np.mean(row['tests']):.2f} ± {np.std(row['tests'], ddof=1):.2f}"
             lines.append(
                 f"| `{result['flags']}`{dagger(result)} | {row['algorithm']} | {row['tried']} | "
-                f"{rates} | {score} | {p} |"
+                f"{rates} | {score} | {tested} |"
             )
     return "\n".join([*lines, "", *map(verdict, results)])
 
