@@ -23,9 +23,10 @@ Federated averaging [1, Algorithm 1], and the function that does each line:
     6      w <- sum over k in S of (n_k / n) w_k                # average_updates and fedavg_round
 
 Training runs in TFF's worker, a separate process. It receives client ids and weights, and reads
-each client's shard from a file. Notation: K clients, m of them in a round; n_k examples on client
-k, n on all clients in S; g clients in a chunk, which TFF sees as one client (see make_chunks);
-C labels; d model parameters; r metrics that a client reports (ClientMetrics).
+each client's shard from a file. For speed, clients are grouped into chunks, each of which TFF sees
+as one client (make_chunks). Notation: K clients, m of them in a round, g of them in a chunk; n_k
+examples on client k, n on all clients in S, N in the training set; C labels; d model parameters;
+r metrics that a client reports (ClientMetrics).
 
     python federated_learning.py                                  # 10 clients, 5 rounds
     python federated_learning.py --partition shards --rounds 50   # McMahan's non-IID split
@@ -61,9 +62,10 @@ __all__ = [  # what users call; see docs/python.md
     "run_rounds",
 ]
 HERE = os.path.dirname(os.path.abspath(__file__))
-# A user's own file of --model or --algorithm may import this module, of which there is one copy.
+# Started as a script, this module is __main__; a user's own file of --model or --algorithm that
+# imports it by its name must get the same copy.
 sys.modules["federated_learning"] = sys.modules[__name__]
-if __name__ == "__main__" and HERE not in sys.path:  # true with PYTHONSAFEPATH
+if __name__ == "__main__" and HERE not in sys.path:  # PYTHONSAFEPATH leaves it out
     sys.path.insert(0, HERE)
 
 # Imported first: from here on Ctrl-C prints no traceback.
@@ -101,8 +103,9 @@ import numpy as np
 # == Config: one experiment; the command line is made from it ======================================
 
 
-# The base classes, in variants/options.py, have the fields of variants. choice(...), int_range(...)
-# and the like return annotated types, from which --help and the checks of values are made.
+# Each class has a base class in variants/options.py, with the fields that only variants use.
+# choice(...), int_range(...) and the like return annotated types, from which --help and the checks
+# of values are made.
 
 
 @dataclass(frozen=True)
@@ -239,7 +242,8 @@ MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
 def load_mnist() -> Dataset:
     """Load MNIST from data/mnist.npz. Raises UserError if the file is not MNIST.
 
-    A Dataset has `train` and `test`, each with images uint8[n,H,W,channels] and labels uint8[n].
+    Returns a Dataset: `train` and `test`, each with images uint8[N,H,W,channels] and labels
+    uint8[N].
     """
     arrays = datasets.read_npz(MNIST_FILE)
     arrays |= {key: arrays[key][..., np.newaxis] for key in ("x_train", "x_test")}
@@ -295,8 +299,8 @@ def split_dirichlet(
 class Partition:
     """A split: `indices` are K arrays int64[n_k] of training images, disjoint, none empty.
 
-    Together they cover all training images, unless the split was read from a file or clients hold
-    out images.
+    Together they cover all training images, unless the split was read from a file or --client-test
+    holds images out.
     """
 
     indices: list[np.ndarray]
@@ -329,12 +333,15 @@ def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
 
 
 def find_split(config: Config, dataset: Dataset) -> Callable[[np.random.Generator], list]:
-    """Return split(rng), with everything else bound: for the default split_dirichlet, alpha=0.5."""
-    chosen = config.chosen("partition")  # its line in variants/choices.py
+    """Return split(rng), the configured split with its other arguments bound.
+
+    By default it is split_dirichlet, with alpha=0.5.
+    """
+    chosen = config.chosen("partition")  # its entry in variants/choices.py
     function = split_dirichlet
     if chosen.function:
         function = import_function(chosen.function, "partition")
-    # The fields of a partition that changes the images are not for the split.
+    # Where a partition changes the images, its fields are for that change, not for the split.
     fields = {} if chosen.change_images else config.fields_of_choice("partition")  # {"alpha": 0.5}
     extra: dict[str, Any] = {"dataset": dataset} if chosen.needs_dataset else {}
     num_clients = config.partitioning.num_clients
@@ -398,10 +405,12 @@ class Network(NamedTuple):
     num_classes: int
     loss: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = cross_entropy
     has_logits: bool = False  # whether the last hidden layer gives the logits already
-    creation_order: tuple[int, ...] = ()  # of a custom model's weights: see own_models.OwnModel
-    statistics: tuple[int, ...] = ()  # of BatchNormalization, likewise
-    norms: tuple[int, ...] = ()  # likewise
-    takes_statistics: bool = False  # whether --batch-norm allows them
+    # Of a custom model (own_models.OwnModel): the order in which its layers create the weights, and
+    # the places of BatchNormalization's moving statistics and of all its weights.
+    creation_order: tuple[int, ...] = ()
+    statistics: tuple[int, ...] = ()
+    norms: tuple[int, ...] = ()
+    takes_statistics: bool = False  # whether --batch-norm allows moving statistics
 
     def build_layers(self) -> list[tf.keras.layers.Layer]:
         """Return new Keras layers; the last one returns the logits."""
@@ -421,7 +430,8 @@ def build_model(network: Network, seed: int) -> tf.keras.Model:
 
     They come from the layers' own initializers: Keras' default is Glorot uniform, with zero biases.
     """
-    # Notes the initializer of each weight, to be seeded below; refuses images of a wrong size.
+    # Notes the initializer of each weight, to be seeded below; raises UserError if the layers do
+    # not suit the size of the images.
     with layers.record_initializers(network.name, network.image_shape) as initializers:
         inputs = tf.keras.Input(network.image_shape)
         model = tf.keras.Sequential([inputs, *network.build_layers()])
@@ -435,7 +445,7 @@ def forward(
 ) -> tuple[tf.Tensor, Sequence[tf.Tensor]]:
     """Return (logits float32[n,C], losses of regularizers) of a batch x, computed with `weights`.
 
-    Layers are in training mode; `key` int64[2] seeds Dropout and similar ones.
+    Layers are in training mode; `key` int64[2] seeds Dropout and similar layers.
     """
     # New Keras layers create variables; in this scope each gets the next of our tensors instead.
     # TFF's functional_model_from_keras does the same, but a step takes 1.4 times as long: it wraps
@@ -455,11 +465,11 @@ def loss_and_gradients(
 ) -> tuple[tf.Tensor, tf.Tensor, Sequence[tf.Tensor]]:
     """Return (losses float32[n] in nats, logits, gradients of their mean) of a batch.
 
-    What regularizers of custom layers add counts in the gradients, not in the losses.
+    Penalties of regularizers in custom layers enter the gradients, but not the losses.
     """
     with tf.GradientTape() as tape:
         tape.watch(weights)
-        caught = layers.catch_statistics(weights, network.statistics)  # in general, the weights
+        caught = layers.catch_statistics(weights, network.statistics)  # mostly just weights
         logits, penalties = forward(network, caught, x, key)
         losses = network.loss(y, logits)
         mean_loss = sum(penalties, tf.reduce_mean(losses))
@@ -496,7 +506,7 @@ class ClientMetrics(NamedTuple):
     """
 
     examples: tf.Tensor  # n_k
-    finite: tf.Tensor  # 1, or 0 if its update was left out
+    finite: tf.Tensor  # 1, or 0 if its update was not finite, and was left out
     loss: tf.Tensor  # cross-entropy in nats, mean over its examples as they were trained on
     accuracy: tf.Tensor  # 0..1, likewise
     steps: tf.Tensor  # of SGD
@@ -531,7 +541,7 @@ def build_train_step(
     `differentiate` is loss_and_gradients, or a variant of it.
     """
 
-    @tf.autograph.experimental.do_not_convert  # no loop: built in half the time
+    @tf.autograph.experimental.do_not_convert  # it has no loop: so it is built in half the time
     def train_step(optimizer_state, weights, x, y, key):
         losses, logits, gradients = differentiate(network, weights, x, y, key)
         optimizer_state, weights = optimizer.next(optimizer_state, weights, gradients)
@@ -621,7 +631,7 @@ def fedavg_client(
 def leave_out_nonfinite(client_update: Callable) -> Callable[[Broadcast, ClientTask], ClientOutput]:
     """Wrap a client: a non-finite update becomes 0, with weight 0.
 
-    Means of metrics leave out reports with finite = 0, as do the messages of stateful algorithms.
+    Means of metrics, and the memory of stateful algorithms, leave out clients with finite = 0.
     """
 
     def wrapped(broadcast, task):
@@ -747,7 +757,7 @@ def average_updates(
 
 
 class ServerProgress(NamedTuple):
-    """The "client_work" of TFF's state: whatever is not weights or optimizer state."""
+    """What is kept in the slot "client_work" of TFF's state: the round and a variant's memory."""
 
     round: tf.Tensor  # int64, rounds done
     memory: tf.Tensor  # float32[slots,d] of a stateful algorithm; FedAvg's is float32[0,0]
@@ -854,12 +864,12 @@ def train_cohort(
             clients_of_host, experiment.partition.sizes, experiment.parts.num_chunks
         )
     ]
-    if not chunks:  # in variants, nobody may report
+    if not chunks:  # with dropout or a deadline it can happen that no client reports
         progress = state.client_work._replace(round=np.int64(round_num))
         return state._replace(client_work=progress), [], None
     names = experiment.parts.metrics_type._fields
     name = f"round {round_num}"
-    # This calls process.next in TFF's worker, or a part of it on each host.
+    # The worker executes process.next; with several hosts, each executes it for its chunks.
     next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
     return next_state, records.name_metrics(chunks, metrics, names), measured
 
@@ -877,8 +887,8 @@ def only_global(evaluation: Evaluation, state: State) -> Evaluation:
 class Parts(NamedTuple):
     """The parts of a federated algorithm; `fedavg_parts` gives FedAvg's.
 
-    A variant is a function change(parts, experiment) -> parts that replaces or wraps some of them;
-    variants/__init__.py lists all, in the order in which they apply.
+    Most variants are a function change(parts, experiment) -> parts that replaces or wraps some of
+    them; variants/__init__.py lists all, in the order in which they apply.
     """
 
     sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
@@ -895,13 +905,13 @@ class Parts(NamedTuple):
     update_bytes: int  # size of an update when it is sent
     metrics_type: type[Any]  # ClientMetrics, or a variant with more fields
     extend_evaluation: Callable[[Evaluation, State], Evaluation]  # (global model's, state)
-    # FedAvg has nothing of what follows.
+    # The rest is for variants; FedAvg leaves the defaults.
     memory: Any = None  # a stateful algorithm's, with .shape (slots, d): variants/stateful.py
     message_size: int = 0  # of ClientOutput.message
     message_bytes: int = 0  # additional bytes that a client receives, and as many that it sends
     kept_parameters: int = 0  # those that stay at the client, and do not travel
-    work: float = 1.0  # what a client computes in a round, in trainings of local_epochs
-    shard_passes: int = 0  # and gradients over its whole shard
+    work: float = 1.0  # a client's training in a round; 1 is local_epochs epochs
+    shard_passes: int = 0  # additional gradients over a client's whole shard, per round
     callbacks: tuple[Callback, ...] = ()  # before and after each round
     note: str = ""  # for captions, such as "arithmetic of secure sums only"
     notices: tuple[str, ...] = ()  # what the user should know before the run begins
@@ -1016,6 +1026,8 @@ class Experiment:
         evaluation = self.evaluate(state.global_model_weights)
         return self.parts.extend_evaluation(evaluation, state)
 
+    # variants/ and harness/ do not import this file; they call the next methods instead.
+
     def build_predictor(self) -> Predictor:
         """Build predict(weights, images, labels), for models other than the global one."""
         return build_predictor(self.network)
@@ -1031,15 +1043,16 @@ class Experiment:
         return loss_and_gradients(self.network, weights, x, y, key)
 
     def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
-        """Return the gradient over the task's whole shard at these weights, for mimelite."""
+        """Return the gradient over the task's whole shard at these weights."""
         x = to_input(task.shard.images)
         return self.loss_and_gradients(weights, x, task.shard.labels, task.key)[2]
 
     def build_tuner(self, parts: Parts) -> Callable[[Sequence[Any], int, int], Any]:
         """Build tune(weights, client, round) -> weights, a client's local training in this process.
 
-        It is that of `parts`, which may be others than the run's.
+        It trains as `parts` say, which may be others than the run's.
         """
+        # With the default workers the path of the shards is absolute, as in this process.
         here = self.config.replace(workers=Run().workers)
         client = tf.function(build_client(replace(self, config=here, parts=parts)), autograph=False)
 
@@ -1067,7 +1080,7 @@ class Experiment:
         )
 
     def build_model(self) -> tf.keras.Model:
-        """Build the Keras model, with initial weights of a seed of its own."""
+        """Build the Keras model; its weights, those of seed 0, are to be replaced."""
         return build_model(self.network, seed=0)
 
     def build_saved_model(self, weights: ModelWeights) -> tf.keras.Model:
@@ -1096,7 +1109,7 @@ def apply_changes(changes: Sequence[Any], changed: Container[str], value: Any, c
 
 
 def write_shards(experiment: Experiment) -> None:
-    """Write the shard file of each client, unless it exists."""
+    """Write the shard file of each client, unless an intact one exists."""
     train = experiment.dataset.train
     folder = shards.make_folder(experiment.shard_folder)
     for client, indices in enumerate(experiment.partition.indices):
@@ -1110,7 +1123,7 @@ def prepare(experiment: Experiment) -> Experiment:
     Raises:
         UserError: this machine or a host lacks something, or the model cannot be trained.
     """
-    check_clock()  # the final .keras file cannot store every date: fail now, not then
+    check_clock()  # a .keras file cannot store dates before 1980: fail now, not at the end
     check_temporary_folder()
     host_folders = check_hosts(experiment.config.run)
     write_shards(experiment)
@@ -1165,7 +1178,7 @@ def run_rounds(
     simulate_seconds = parts.simulate_seconds
     all_callbacks = CallbackList([*parts.callbacks, *callbacks])
     log = folder.log if folder else os.devnull
-    # TFF's clients at once: chunks, or single clients where the aggregator sees each.
+    # The number of TFF's clients: of chunks, or of clients where the aggregator sees each.
     clients_at_once = min(config.cohort_size, parts.num_chunks or config.cohort_size)
     with start_workers(experiment, clients_at_once, log) as worker:
         if state is None:
@@ -1194,7 +1207,7 @@ def run_rounds(
                 **records.communication_cost(experiment, len(cohort), len(reporting)),
                 **worker.measured_bytes(),
             )
-            # A private run withholds most of the record.
+            # `release` returns what may be published: of a private run, a small part.
             outcome = RoundOutcome(state, all_callbacks.release(record), evaluation)
             goes_on = all_callbacks.after_round(outcome)
             yield outcome
@@ -1212,7 +1225,7 @@ Predictor = Callable[..., tuple[np.ndarray, np.ndarray]]
 def build_predictor(network: Network) -> Predictor:
     """Return predict(weights, images, labels) -> (predictions [N], cross-entropies float32[N]).
 
-    `weights` are TFF's ModelWeights, or None for those of the call before.
+    `weights` are TFF's ModelWeights; None evaluates the weights of the previous call again.
     """
     model = build_model(network, seed=0)
     batch_shape = [None, *network.image_shape]
@@ -1248,7 +1261,8 @@ def build_evaluator(
 ) -> Callable[[ModelWeights], Evaluation]:
     """Return evaluate(weights) -> Evaluation on the whole test set, of TFF's ModelWeights.
 
-    `others` are additional images to report on, by name; by default the name of a column.
+    `others` maps names to further images. The accuracy on them becomes a column of that name,
+    unless they define columns of their own (OtherImages.measure).
     """
     predict = build_predictor(network)
 
@@ -1281,7 +1295,7 @@ def build_evaluator(
 
 
 def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
-    """Collect the notices to show before the run; `chosen` are the flags as given.
+    """Collect the notices to show before the run; `chosen` has all fields as given.
 
     A private run shows nothing about its data, which could be about single clients.
     """
@@ -1330,7 +1344,7 @@ def build_experiment(
         UserError: the settings, or settings and data, are incompatible.
     """
     given = config.to_dict()
-    with_defaults = config.effective(**options.absolute_paths(given))  # None replaced by rates
+    with_defaults = config.effective(**options.absolute_paths(given))  # default rates filled in
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
     if not isinstance(dataset, Dataset):
@@ -1408,7 +1422,7 @@ def run(
         config = config.replace(model=give(model))
     experiment = build_prepared(config, dataset)
     run_flags = experiment.config.run
-    given = ""  # no command can repeat a run with these
+    given = ""  # arguments that no flag expresses, for the hint on how to resume
     given += ", dataset=dataset" if dataset is not None else ""
     given += f", model={short_name(config.training.model)}" if model is not None else ""
     opened = RunFolder.open(experiment, resume_hint, given)
@@ -1440,6 +1454,7 @@ def compare(config: Config | Sequence[Config], *, dataset: Dataset | None = None
     Raises:
         UserError: the configuration compares nothing, or one of the runs is invalid.
     """
+    # harness/ does not import this file; it is given the functions that it calls.
     return commands.compare(config, dataset, load_dataset, build_experiment, run)
 
 
@@ -1490,7 +1505,7 @@ def load(folder: str | Path, dataset: Dataset | None = None) -> SavedRun:
 
 def main(config: Config) -> None:
     """Run the command that the flags select."""
-    if config.run.version or config.run.list:  # the script has answered these before its imports
+    if config.run.version or config.run.list:  # from Python; the script answers before its imports
         listing.answer(config.run, Config())
         return
     options.check_paths(config)

@@ -44,7 +44,7 @@ class Dataset:
     """A training and a test split; `name` stands in every plot, `is_mnist` says that all bytes are
     MNIST's own.
 
-    `owners` says whose each training image is, where the data do; `classes` are the labels as they
+    `owners` says whose each training image is, where the data say; `classes` are the labels as they
     were given, whose places 0..C-1 are ours; `notices` are what the user should know of how the
     data were read.
     """

@@ -345,7 +345,7 @@ def catch_statistics(weights: Sequence[Any], statistics: Sequence[int]) -> Seque
 
 
 def add_moves(gradients: Any, caught: Sequence[Any], statistics: Sequence[int]) -> Any:
-    """Return the gradients, of the statistics how far a step moved them, w - moved."""
+    """Return the gradients; in the places of statistics, how far the step moved them: w - moved."""
     if not statistics:
         return gradients
     found = list(gradients)
