@@ -23,10 +23,11 @@ import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.cli.saved_config import read_saved
 from harness.reporting.results import weights_sha256
-from harness.storage import files, run_folder
+from harness.storage import files, run_names
 from harness.storage.files import lock, to_json
 from harness.storage.provenance import describe_program
-from harness.storage.run_folder import CHECKPOINTS_KEPT, RunFolder, default_name
+from harness.storage.run_folder import CHECKPOINTS_KEPT, RunFolder
+from harness.storage.run_names import default_name
 from harness.training.shards import FOOTER_BYTES, fingerprint
 from variants import choices
 
@@ -528,9 +529,9 @@ def test_a_disk_that_fills_up_leaves_no_half_made_folder(tmp_path, monkeypatch):
     def fail(path, *_, **__):
         raise UserError(f"cannot write {path}")
 
-    monkeypatch.setattr(run_folder, "write_file", fail)
+    monkeypatch.setattr(run_names, "write_file", fail)
     with pytest.raises(UserError, match="cannot write"):
-        run_folder.make_run_folder(tmp_path / "runs", "name", {"config.json": "{}"})
+        run_names.make_run_folder(tmp_path / "runs", "name", {"config.json": "{}"})
     assert list((tmp_path / "runs").iterdir()) == []
 
 

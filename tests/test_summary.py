@@ -9,15 +9,8 @@ from harness.cli.fields import UserError
 from harness.comparing.latex import name_settings
 from harness.comparing.outcomes import compare_accuracies, cost_figures
 from harness.comparing.significance import holm
-from harness.comparing.summary import (
-    COLUMNS,
-    ROW,
-    Rates,
-    describe_spread,
-    summarize,
-    to_latex,
-    to_markdown,
-)
+from harness.comparing.summary import Rates, describe_spread, summarize
+from harness.comparing.tables import COLUMNS, ROW, to_latex, to_markdown
 from harness.storage.files import csv_table
 
 import numpy as np

@@ -14,7 +14,7 @@ from pathlib import Path
 import federated_learning as fl
 from harness.cli import trust
 from harness.cli.fields import UserError
-from harness.comparing import summary
+from harness.comparing import tables
 from harness.reporting import report
 from harness.reporting.results import weights_sha256
 from harness.storage.files import csv_table
@@ -190,12 +190,12 @@ EVIL = "a\n\\input{/etc/passwd}\r$x^2$ ~_%&#|`<b>[x](y)"
 
 
 def table_of(name):
-    row = dict.fromkeys([summary.ROW, *summary.COLUMNS])
-    return [row | {summary.ROW: name, "seeds": 2, "mean": 90.0, "rounds": 5.0}]
+    row = dict.fromkeys([tables.ROW, *tables.COLUMNS])
+    return [row | {tables.ROW: name, "seeds": 2, "mean": 90.0, "rounds": 5.0}]
 
 
 def test_no_name_is_a_command_in_latex(here):
-    text = summary.to_latex(table_of(EVIL), EVIL)
+    text = tables.to_latex(table_of(EVIL), EVIL)
     assert len(text.splitlines()) == 12  # a table environment with one row
     row = text.splitlines()[8]
     assert row.startswith("a\ufffd\\textbackslash{}input\\{/etc/passwd\\}")
@@ -204,14 +204,14 @@ def test_no_name_is_a_command_in_latex(here):
     if not shutil.which("pdflatex"):
         pytest.skip("no pdflatex here: what it makes of the table is not tried")
     page = "\\documentclass{article}\\usepackage[T1]{fontenc}\\usepackage{booktabs}"
-    plain = summary.to_latex(table_of(EVIL.replace("\n", "").replace("\r", "")), "caption")
+    plain = tables.to_latex(table_of(EVIL.replace("\n", "").replace("\r", "")), "caption")
     Path("page.tex").write_text(f"{page}\\begin{{document}}{plain}\\end{{document}}")
     done = subprocess.run(["pdflatex", "-halt-on-error", "page.tex"], capture_output=True)
     assert done.returncode == 0, done.stdout[-500:]
 
 
 def test_no_name_makes_a_cell_in_markdown_or_a_formula_in_csv():
-    lines = summary.to_markdown(table_of(EVIL)).splitlines()
+    lines = tables.to_markdown(table_of(EVIL)).splitlines()
     assert len(lines) == 3
     assert lines[2].replace("\\|", "").count("|") == lines[0].count("|")
     for text in ("=1+1", "+1", "-1", "@x", "\n=1"):

@@ -35,8 +35,9 @@ from harness.comparing.run_folders import (
     place_run,
 )
 from harness.comparing.significance import Base
-from harness.comparing.summary import Rates, read_columns, summarize, to_latex, to_markdown
+from harness.comparing.summary import Rates, summarize
 from harness.comparing.sweep import Compared
+from harness.comparing.tables import read_columns, to_latex, to_markdown
 from harness.comparing.terms import COMPARABLE
 from harness.reporting.captions import compared_caption
 from harness.reporting.client_plots import plot_clients_of_rows

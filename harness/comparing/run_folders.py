@@ -18,7 +18,7 @@ from harness.comparing.completing import Single, read_earlier
 from harness.comparing.sweep import Compared, Row
 from harness.storage.files import expand_path, numbered, one_line, read_json, to_json, write_file
 from harness.storage.provenance import changed, program, read_programs
-from harness.storage.run_folder import make_run_folder
+from harness.storage.run_names import make_run_folder
 
 
 class Planned(NamedTuple):
