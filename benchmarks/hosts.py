@@ -37,7 +37,11 @@ WORKS = {  # the model, and images a client of ten
 }
 SMALL = {"dataset": "digits", "model": "mlp", "rounds": 3, "num_clients": 6, "local_epochs": 2}
 KRUM = {"tolerated": 1}
-ROWS = [{"algorithm": name} for name in fl.choices.ALGORITHMS if name != "fedsgd"]
+ROWS = [
+    {"algorithm": name} | ({"latency": 1.0} if made.needs_clock else {})
+    for name, made in fl.choices.ALGORITHMS.items()
+    if name != "fedsgd"
+]
 ROWS += [{"algorithm": "fedsgd", "local_epochs": 1}]
 ROWS += [
     {"aggregator": name} | (KRUM if "krum" in name else {})

@@ -25,22 +25,27 @@ def build():
     return tf.keras.Model(x, L.BatchNormalization(momentum=0.7)(L.Dense(8)(y)))
 
 
+def small():
+    """Built in a fraction of the time."""
+    return [L.Flatten(), L.Dense(8), L.BatchNormalization(momentum=0.7), L.ReLU()]
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
 
-def train(partition, **fields):
+def train(partition, model=small, **fields):
     """The weights after a run on these shards, with the statistics."""
     config = configure(**SMALL | fields)
-    result = fl.run(config, model=build, partition=partition)
+    result = fl.run(config, model=model, partition=partition)
     return [np.asarray(w) for w in result.state.global_model_weights.trainable]
 
 
 def test_a_client_alone_does_as_keras(here, digits):
     """Three steps on the whole shard, by Keras' own training of the same initial model."""
     shard = np.arange(300)
-    found = train([shard])
+    found = train([shard], build)
     experiment = fl.build_experiment(
         configure(**SMALL, num_clients=1).replace(model="python:build")
     )
@@ -84,9 +89,9 @@ def test_statistics_are_not_a_matter_of_the_optimizers(here, fields):
     frozen = {"client_lr": 1e-30} if "client_optimizer" not in fields else {}
     usual = train(parts, **{"client_lr": 1e-30}, name="usual")
     found = train(parts, **{**fields, **frozen}, name="found", rounds=1)
-    training = replace(configure(batch_norm="average").training, model="python:build")
+    training = replace(configure(batch_norm="average").training, model="python:small")
     statistics = fl.make_network(training, load_digits()).statistics
-    assert len(statistics) == 6
+    assert len(statistics) == 2
     if frozen and "byzantine" not in fields:
         for place in statistics:
             assert np.allclose(usual[place], found[place], atol=1e-5)
@@ -187,9 +192,9 @@ def test_local_layers_are_fedbn(here, digits):
 )
 def test_local_layers_with_other_variants_resume(here, fields):
     config = configure(**LOCAL | {"num_clients": 4} | fields)
-    whole = fl.run(config, model=build)
-    half = fl.run(config.replace(rounds=2, name="half"), model=build)
-    more = fl.run(config.replace(resume=str(half.folder)), model=build)
+    whole = fl.run(config, model=small)
+    half = fl.run(config.replace(rounds=2, name="half"), model=small)
+    more = fl.run(config.replace(resume=str(half.folder)), model=small)
     ends = [run.records[-1].extra_accuracies for run in (whole, more)]
     assert ends[0] == ends[1] and 0 <= ends[0]["personal_accuracy"] <= 1
     weights = [run.state.global_model_weights.trainable for run in (whole, more)]
