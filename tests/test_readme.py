@@ -167,7 +167,7 @@ def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
     """The paper's first cell, seed 0: equal bits on the same machine, within 3 sd of the seeds on
     another."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    from machine import machine
+    from results import machine
 
     result = json.loads((ROOT / "benchmarks" / "results" / "paper.json").read_text())
     (runs,) = (row["runs"] for row in result["rows"] if row["cell"] == "2nn-iid")
@@ -190,7 +190,7 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import adversity
     import algorithms
-    from machine import machine
+    from results import machine
 
     results = json.loads(algorithms.RESULTS.read_text())["results"]
     (result,) = (result for result in results if result["budget"] == "mlp-5")
