@@ -32,7 +32,6 @@ def tables() -> dict[str, str]:
     for name, table in (
         ("round_time", round_time.table),
         ("peers", round_time.table),
-        ("time_to_target", time_to_target.table),
     ):
         result = read(name)
         if not result:
@@ -42,6 +41,7 @@ def tables() -> dict[str, str]:
         ("niid_bench", niid_bench.table, "rows"),
         ("algorithms", algorithms.table, "results"),
         ("adversity", adversity.table, "rows"),
+        ("time_to_target", time_to_target.table, "rows"),
     ):
         rows = read(name)[key]
         found[name] = f"{table(rows)}\n\n({machines(rows)}.)"

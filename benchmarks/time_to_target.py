@@ -22,7 +22,7 @@ import threading
 import time
 from pathlib import Path
 
-from results import ROOT, arguments, made_by, parse, read, write
+from results import ROOT, arguments, current, made_by, parse, read, write
 
 # isort: split
 import federated_learning as fl
@@ -96,7 +96,9 @@ def run(command: list[str], folder: Path) -> dict:
 
 def contest(work: str, names: list[str], seeds: list[int]) -> list[dict]:
     title, target, flags = WORKS[work]
-    rows = [{"work": title, "target": target, "name": name, "runs": []} for name in names]
+    rows = [
+        {"work": title, "target": target, "name": name, "runs": [], **made_by()} for name in names
+    ]
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
         more = f"--rounds 500 --target-accuracy {target} --cache {ROOT / '.cache'}"
@@ -168,12 +170,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
     options = parse(parser)
     check_installed(options.contenders)
-    rows = read("time_to_target").get("rows", [])
+    rows = current(read("time_to_target").get("rows", []))
     for work in options.works:
         measured = contest(work, options.contenders, options.seeds)
-        rows = [row for row in rows if row["work"] != WORKS[work][0]] + measured
-        if options.contenders == names:
-            write("time_to_target", {**made_by(), "rows": rows})
+        again = [(row["work"], row["name"]) for row in measured]
+        rows = [row for row in rows if (row["work"], row["name"]) not in again] + measured
+        write("time_to_target", {"rows": rows})
     print(table(rows))
 
 
