@@ -38,7 +38,9 @@ WORKS = {  # the model, and images a client of ten
 SMALL = {"dataset": "digits", "model": "mlp", "rounds": 3, "num_clients": 6, "local_epochs": 2}
 KRUM = {"tolerated": 1}
 ROWS = [
-    {"algorithm": name} | ({"latency": 1.0} if made.needs_clock else {})
+    {"algorithm": name}
+    | ({"latency": 1.0} if made.needs_clock else {})
+    | ({"client_test": 0.2} if made.function.startswith("personal:") else {})
     for name, made in fl.choices.ALGORITHMS.items()
     if name != "fedsgd"
 ]
