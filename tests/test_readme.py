@@ -3,6 +3,7 @@ links lead somewhere, and the recipes of CONTRIBUTING.md are done to the letter.
 
 import csv
 import json
+import os
 import re
 import shlex
 import shutil
@@ -107,6 +108,23 @@ def test_what_another_program_or_machine_made_is_named(monkeypatch):
     assert results.faults([ours | {"commit": "1-dirty"}]) == ["uncommitted changes"]
     assert results.faults({"rows": [ours, ours | {"machine": "b"}]}) == ["several machines"]
     assert results.current([ours, ours | {"program": "0"}]) == [ours]
+    assert results.dagger([ours, ours | {"machine": "b"}]) == ""
+    assert results.dagger({"runs": [ours, ours | {"program": "0"}]}) == " †"
+
+
+def test_results_on_other_data_are_kept_apart(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import results
+
+    monkeypatch.setattr(sys, "argv", ["skew.py", "--data", "fashion.npz"])
+    monkeypatch.setenv("FL_DATA", "the user's own.npz")
+    results.parse(results.arguments("", takes_data=True))
+    assert os.environ["FL_DATA"] == str(Path("fashion.npz").absolute())
+    assert results.path_of("skew") == results.RESULTS / "fashion" / "skew.json"
+    assert results.runs_of("tuning").name == f"{results.identity()}-fashion"
+    monkeypatch.setattr(sys, "argv", ["skew.py"])
+    results.parse(results.arguments("", takes_data=True))
+    assert results.path_of("skew") == results.RESULTS / "skew.json"
 
 
 def test_every_published_figure_has_its_source_and_setting(monkeypatch):
