@@ -208,12 +208,12 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import adversity
     import algorithms
-    from results import machine
+    from results import machine, read
 
-    results = json.loads(algorithms.RESULTS.read_text())["results"]
-    (result,) = (result for result in results if result["budget"] == "mlp-5")
+    budgets = read("algorithms")["results"]
+    (result,) = (result for result in budgets if result["budget"] == "mlp-5")
     (own,) = (row for row in result["rows"] if row["algorithm"] == "fedavg")
-    cells = json.loads(adversity.RESULTS.read_text())["rows"]
+    cells = read("adversity")["rows"]
     (cell,) = (
         row
         for row in cells
@@ -221,7 +221,7 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
     )
     for module in (adversity, algorithms):
         monkeypatch.setattr(module, "ROOT", tmp_path)
-    monkeypatch.setattr(algorithms, "RUNS", tmp_path / "runs")
+    monkeypatch.setattr(algorithms, "runs_of", lambda _: tmp_path / "runs")
     for again, earlier, where in (
         (
             algorithms.accuracy("mlp-5", "fedavg", own["rates"], 1, 0),
