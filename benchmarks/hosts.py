@@ -202,9 +202,7 @@ def main() -> None:
             print(costs[-1], flush=True)
     for row in ROWS:
         with tempfile.TemporaryDirectory() as folder:
-            name = ", ".join(
-                str(value) for field, value in row.items() if field != "tolerated" and value != 1
-            )
+            name = ", ".join(value for value in row.values() if isinstance(value, str))
             rows.append(
                 {
                     "row": name,
