@@ -63,6 +63,8 @@ def table(rows: list[dict]) -> str:
     for name in TRIED:
         lines = [f"| {' | '.join(head)} |", "| --- " * len(head) + "|"]
         chosen = [row for row in rows if row["table"] == name]
+        if not chosen:
+            continue
         for row in sorted(chosen, key=lambda row: (row["model"], -np.mean(row["last"]))):
             lines.append(
                 f"| {row['model']}{dagger(row)} | `{row['flags']}` | {np.mean(row['last']):.2f} ± "
