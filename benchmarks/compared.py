@@ -32,7 +32,7 @@ COMPARISONS = {
     "fedprox": (
         "--preset fedprox-mnist --compare drop_stragglers=True,False --compare prox_mu=0,1 "
         "--seeds 3",
-        "mean,sd,difference,against,p,p_holm,detectable",
+        "mean,sd,difference,versus,p,p_holm,detectable",
     ),
 }
 
