@@ -7,6 +7,7 @@ and asynchronous rounds on a simulated clock, FedProx with stragglers.
 """
 
 import csv
+import os
 import shlex
 import subprocess
 import sys
@@ -41,6 +42,7 @@ def compare(name: str) -> dict:
     """The rows of a comparison's summary.csv, and where they are from."""
     flags, columns = COMPARISONS[name]
     folder_name = "-".join(filter(None, ["benchmark", name, data_name()]))
+    shown_data = f" --data {shlex.quote(os.environ['FL_DATA'])}" if data_name() else ""
     command = [sys.executable, str(ROOT / "federated_learning.py"), *shlex.split(quote(flags))]
     run = ["--name", folder_name, "--figures", "none", "--table-columns", columns]
     subprocess.run([*command, *run], check=True, cwd=ROOT)
@@ -48,7 +50,7 @@ def compare(name: str) -> dict:
     with (folder / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {
-        "command": f"python federated_learning.py {quote(flags)}",
+        "command": f"python federated_learning.py {quote(flags)}{shown_data}",
         "rows": rows,
         "markdown": (folder / "summary.md").read_text().strip(),
         **made_by(),
@@ -70,8 +72,7 @@ def table(results: dict, name: str) -> str:
 def main() -> None:
     parser = arguments(__doc__, takes_data=True)
     parser.add_argument("names", nargs="*", default=list(COMPARISONS), metavar="name")
-    options = parse(parser)
-    names = options.names
+    names = parse(parser).names
     results = read("compared")
     for name in names:
         results[name] = compare(name)

@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 from results import ROOT
 
+OURS = [sys.executable, str(ROOT / "federated_learning.py")]
 SCRIPTS = ROOT / "benchmarks" / "peers"
 PEERS = {
     "floor-jax": "jax_floor.py",
@@ -47,7 +48,7 @@ def command_of(name: str, work: Path, *more: str) -> list[str]:
 
 
 def paddings_of(model) -> list[str]:
-    """ "same" or "valid" of each convolution of a Keras model."""
+    """The padding of each convolution of a Keras model, "same" or "valid"."""
     return [layer.padding for layer in model.layers if "conv" in layer.name]
 
 
@@ -109,6 +110,3 @@ class Tree:
         for process in self.cpu:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
-
-
-OURS = [sys.executable, str(ROOT / "federated_learning.py")]
