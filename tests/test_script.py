@@ -420,8 +420,7 @@ def test_parse_speaks_the_terminals_language():
 
 
 def test_flags_are_read_in_two_threads_at_once():
-    """tyro keeps settings in global variables, and a stream that is put aside would be another
-    thread's."""
+    """Reading changes no global state, such as a stream that is another thread's too."""
 
     def read(seed):
         if seed % 2:

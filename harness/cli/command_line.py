@@ -15,11 +15,11 @@ import threading
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from harness import SCRIPT
 from harness.cli.fields import ConfigGroup, UserError, cached, choice_lines, hints, render_as_line
-from harness.cli.flags import check_flags, wants_help
+from harness.cli.flags import read_values, wants_help
 from harness.cli.output import print_line, tolerate_closed_stream, warn
 from harness.engine import stopping
 from harness.storage.files import briefly, read_bytes
@@ -29,7 +29,6 @@ import tyro
 
 Answer = TypeVar("Answer")
 NARROWEST = 60  # columns
-TYRO_LOCK = threading.Lock()  # it keeps settings of one call in global variables
 
 
 class RunFailed(Exception):
@@ -72,26 +71,24 @@ def read_flags(kind: Any, words: Sequence[str] | None, default: ConfigGroup | No
     value.
     """
     words = list(sys.argv[1:] if words is None else words)
-    asks_for_help = wants_help(words)
-    if not asks_for_help:
-        check_flags(words, kind.types())
+    if wants_help(words):
+        print_help(kind, words)
+    return (default or kind()).replace(**read_values(words, kind.types()))
+
+
+def print_help(kind: Any, words: Sequence[str]) -> NoReturn:
+    """Print every flag of class `kind`, or a shell's completion, as `words` ask for, and exit."""
     add_help(kind)
-    with tolerate_closed_stream(sys.stdout), TYRO_LOCK, wide_enough():
+    with tolerate_closed_stream(sys.stdout), wide_enough():
         try:
-            return tyro.cli(
+            tyro.cli(
                 kind,
                 args=words,
-                default=default,
                 prog=SCRIPT,
                 # python -OO leaves no docstring
                 description=describe(kind),
                 config=(tyro.conf.OmitArgPrefixes,),  # --alpha, not --partitioning.alpha
-                console_outputs=asks_for_help,
             )
-        except SystemExit as leaving:
-            if leaving.code and not asks_for_help:
-                raise UserError("cannot parse the flags; see --help") from None
-            raise
         finally:
             sys.stdout.flush()
     sys.exit(1)  # the help could not be written

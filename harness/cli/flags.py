@@ -1,4 +1,4 @@
-"""Errors in command-line flags, each reported in one line: the flag, the value and the remedy."""
+"""From the words of a command line to values of fields; an error names flag, value and remedy."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ def wants_help(words: Sequence[str]) -> bool:
 def split_off(words: Sequence[str], field: str) -> tuple[list[str], list[str]]:
     """Return (the values that a command line gives to the flag of a field, all other words).
 
-    A flag that lacks its value stays with the others, for `check_flags` to tell.
+    A flag that lacks its value stays with the others, for `read_values` to tell.
     """
     values = []
     others = []
@@ -99,8 +99,12 @@ def split_off(words: Sequence[str], field: str) -> tuple[list[str], list[str]]:
     return values, others
 
 
-def check_flags(words: Sequence[str], types: dict[str, Any]) -> None:
-    """Raise UserError for an unknown flag, or an invalid value of its type in `types`."""
+def read_values(words: Sequence[str], types: dict[str, Any]) -> dict[str, Any]:
+    """Return field -> value of the flags in a command line; of a flag given twice the last one.
+
+    `types` is field -> type. Raises UserError for an unknown flag, or a value that does not fit.
+    """
+    values: dict[str, Any] = {}
     position = 0
     while position < len(words):
         flag, equals, text = words[position].partition("=")
@@ -109,6 +113,7 @@ def check_flags(words: Sequence[str], types: dict[str, Any]) -> None:
         if types[field] is bool:
             if equals:
                 raise UserError(f"{flag} takes no value; write {flag} or --no-{flag[2:]}")
+            values[field] = flag[2:].replace("-", "_") == field
             continue
         if not equals:
             if position == len(words) or words[position].startswith("--"):
@@ -119,7 +124,9 @@ def check_flags(words: Sequence[str], types: dict[str, Any]) -> None:
             raise UserError(
                 f"{flag} '' is empty (an unset shell variable?); give a value, or drop the flag"
             )
-        check_value(field, to_value(text, types[field]), types[field])
+        values[field] = to_value(text, types[field])
+        check_value(field, values[field], types[field])
+    return values
 
 
 def find_field(flag: str, types: dict[str, Any]) -> str:

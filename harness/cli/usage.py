@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from harness import SCRIPT
-from harness.cli.command_line import add_help, read_flags
+from harness.cli.command_line import add_help, print_help
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.flags import to_flag
 from harness.cli.output import tolerate_closed_stream
@@ -35,7 +35,7 @@ def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
     several if several are named, and --help-all every flag. Raises UserError for what is neither.
     """
     if "--help-all" in words:
-        read_flags(type(config), ["--help"])
+        print_help(type(config), ["--help"])
     asked = [place for place, word in enumerate(words) if asks_for_help(word)]
     if not asked:
         return
@@ -60,7 +60,7 @@ def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
     codes = []
     for theme in dict.fromkeys(chosen):
         try:
-            read_flags(type(groups[theme]), ["--help"])
+            print_help(type(groups[theme]), ["--help"])
         except SystemExit as leaving:
             codes.append(leaving.code or 0)
     sys.exit(max(codes))
