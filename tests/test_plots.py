@@ -1,5 +1,6 @@
 """The plots draw the data that they are given: their artists are read back."""
 
+import io
 import math
 import warnings
 from typing import get_args
@@ -14,6 +15,7 @@ from variants import choices
 
 import matplotlib.text
 import numpy as np
+import PIL.Image
 import pytest
 from matplotlib.font_manager import FontProperties
 from reference import evaluation_of
@@ -308,6 +310,16 @@ def test_figures_have_the_form_that_is_asked_for_and_say_what_made_them(kind, st
     assert b"/Type3" not in content  # a font that journals refuse
     assert b"seconds" not in content and figure.get_supxlabel() == figure.get_suptitle() == ""
     assert form.file_name("convergence_plot.png") == f"convergence_plot.{kind}"
+
+
+@figure_form.default_style
+def test_a_png_is_what_savefig_writes():
+    content = figure_files.to_bytes(plots.plot_convergence(RECORDS, NOTE))
+    about = PIL.Image.open(io.BytesIO(content)).text["Description"]
+    expected = io.BytesIO()
+    metadata = {"Software": None, "Description": about}
+    plots.plot_convergence(RECORDS, NOTE).savefig(expected, format="png", metadata=metadata)
+    assert content == expected.getvalue()
 
 
 def test_one_is_said_as_one():

@@ -12,6 +12,7 @@ from harness.storage.files import briefly, to_utf_8
 from harness.storage.provenance import processor
 
 import matplotlib
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -38,7 +39,11 @@ def to_bytes(
     metadata = OTHER_FIELDS[form.format] | {TEXT_FIELD[form.format]: to_utf_8(text).decode()}
     content = io.BytesIO()
     with matplotlib.rc_context({"pdf.fonttype": 42}):  # TrueType: journals refuse Type 3
-        figure.savefig(content, format=form.format, metadata=metadata)
+        if form.format == "png" and not form.style:
+            # the same bytes as savefig's, which lays the figure out twice
+            FigureCanvasAgg(figure).print_png(content, metadata=metadata)
+        else:
+            figure.savefig(content, format=form.format, metadata=metadata)
     return content.getvalue()
 
 
