@@ -533,7 +533,7 @@ class Net(tf.keras.Model):
         return self.hidden(self.flat(x))
 
 def recurrent():
-    return [L.Reshape((28, 28)), L.LSTM(8, dropout=0.2, recurrent_dropout=0.2)]
+    return [L.Reshape((7, 112)), L.LSTM(8, dropout=0.2, recurrent_dropout=0.2)]
 
 def logits():
     x = L.Input((28, 28, 1))
