@@ -345,7 +345,7 @@ def test_pictures_are_the_same_whatever_matplotlibs_settings(tmp_path):
         assert done.returncode == 0 and done.stderr == "", done.stderr
         runs.append(folder / "runs" / "run")
     pictures = sorted(path.name for path in runs[0].glob("*.png"))
-    assert len(pictures) == 5
+    assert len(pictures) == 6
     for name in pictures:
         plain, odd_one = (matplotlib.image.imread(run / name) for run in runs)
         assert np.array_equal(plain, odd_one), name
