@@ -144,8 +144,14 @@ def go(rounds, monkeypatch, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("every", [47, pytest.param(1, marks=pytest.mark.thorough)])
-def test_every_change_of_the_disk_may_go_wrong(go, tmp_path, monkeypatch, every):
+@pytest.mark.parametrize(
+    ("every", "faults"),
+    [
+        pytest.param(47, FAULTS, id="few"),
+        *(pytest.param(1, (fault,), id=fault, marks=pytest.mark.thorough) for fault in FAULTS),
+    ],
+)
+def test_every_change_of_the_disk_may_go_wrong(go, tmp_path, monkeypatch, every, faults):
     """`make test` tries each 47th of them, `make thorough` all."""
     with monkeypatch.context() as patch:
         whole = Disk(patch, tmp_path)
@@ -154,7 +160,7 @@ def test_every_change_of_the_disk_may_go_wrong(go, tmp_path, monkeypatch, every)
         len(whole.calls) > 60
         and {"runs/run/metrics.json", "runs/run/checkpoints/round-000002.npz"} < expected.keys()
     )
-    for number, fault in enumerate(FAULTS):
+    for number, fault in enumerate(faults):
         for at in range(number, len(whole.calls), every):
             name = whole.calls[at]
             if fault == "by half" and name != "write":

@@ -144,7 +144,7 @@ def test_a_users_own_configuration_and_a_banner_change_nothing(tmp_path, pair, u
 @needs_machines
 def test_a_login_that_prints_is_named_as_the_cause(tmp_path, pair, again):
     again('ForceCommand echo Hello; exec sh -c "$SSH_ORIGINAL_COMMAND"')
-    assert "hostA: a login there prints a text" in refuse(tmp_path, pair, "hostA")
+    assert "hostA: the login shell on that host prints text" in refuse(tmp_path, pair, "hostA")
 
 
 @pytest.mark.thorough
