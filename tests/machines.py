@@ -137,7 +137,7 @@ class Machine:
     def remove(self) -> None:
         ip("netns", "delete", self.space)
 
-    def pluralize(self) -> tuple[int, int]:
+    def link_bytes(self) -> tuple[int, int]:
         """Bytes that its link has taken from us, and brought, so far."""
         statistics = Path("/sys/class/net") / self.link / "statistics"
         return tuple(int((statistics / f"{way}_bytes").read_text()) for way in ("tx", "rx"))

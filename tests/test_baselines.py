@@ -264,7 +264,7 @@ def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, c
     rows = list(csv.DictReader((tmp_path / "run" / "clients.csv").open()))
     (unknown,) = (row for row in rows if row["global_accuracy"] == "nan")
     known = [100 * float(row["global_accuracy"]) for row in rows if row != unknown]
-    assert unknown["gain"] == "nan" and "no test image has: 1 client;" in said.err
+    assert unknown["gain"] == "nan" and "no test image has their labels: 1 client;" in said.err
     assert (
         f"global model         {np.mean(known):.2f}% ± {np.std(known):.2f}, worst {min(known):.2f}%"
         in said.out
@@ -295,7 +295,7 @@ def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 130
     assert stderr.splitlines()[-1].startswith(
-        f"notice: the baselines are not finished; {sys.executable} {SCRIPT} --resume"
+        f"notice: the baselines are not finished; to continue: {sys.executable} {SCRIPT} --resume"
     )
     assert (tmp_path / "runs" / "run" / "metrics.json").exists()
 

@@ -113,10 +113,10 @@ def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alon
 def test_the_bytes_in_the_table_are_those_of_the_links(tmp_path, pair):
     """Worker and shards are there already; what ssh, rsync and TCP add is a few per cent."""
     finish(begin(tmp_path, pair, *RUN, "--rounds", "1", "--name", "sent"))
-    before = [machine.pluralize() for machine in pair[0]]
+    before = [machine.link_bytes() for machine in pair[0]]
     code, _, errors = finish(begin(tmp_path, pair, *RUN, "--name", "counted"))
     assert code == 0, errors
-    links = np.sum([machine.pluralize() for machine in pair[0]], axis=0) - np.sum(before, axis=0)
+    links = np.sum([machine.link_bytes() for machine in pair[0]], axis=0) - np.sum(before, axis=0)
     rounds = json.loads((tmp_path / "runs" / "counted" / "metrics.json").read_text())["rounds"]
     told = np.sum(
         [(record["measured_bytes_down"], record["measured_bytes_up"]) for record in rounds], axis=0
@@ -357,10 +357,13 @@ def refuse(tmp_path, pair, host, **environment):
         *(
             pytest.param(*case, marks=pytest.mark.thorough)
             for case in [
-                ("changed", "changed: its host key has changed; see that it is the right machine"),
+                (
+                    "changed",
+                    "changed: its host key has changed; check that it is the right machine",
+                ),
                 ("nowhere.invalid", "nowhere.invalid: its name does not resolve"),
-                ("closed", "closed: no sshd answers there (connection refused)"),
-                ("nobody@hostA", "nobody@hostA: it does not let us in (permission denied), and no"),
+                ("closed", "closed: no sshd is listening (connection refused)"),
+                ("nobody@hostA", "nobody@hostA: it refuses the login (permission denied)"),
             ]
         ),
     ],
@@ -396,8 +399,8 @@ NO_SOCKETS = "hostA: its sshd does not forward Unix sockets; set AllowStreamLoca
             pytest.param(*case, marks=pytest.mark.thorough)
             for case in [
                 (["DisableForwarding yes"], NO_SOCKETS),
-                (["AllowUsers nobody"], "hostA: it does not let us in (permission denied)"),
-                ([NO_NAMESPACES], "hostA forbids network namespaces"),
+                (["AllowUsers nobody"], "hostA: it refuses the login (permission denied)"),
+                ([NO_NAMESPACES], "hostA: does not allow network namespaces"),
             ]
         ),
     ],
@@ -416,7 +419,9 @@ def test_a_host_without_python_or_rsync_is_told(tmp_path, pair, again):
         f'ForceCommand exec /usr/bin/env -i PATH={empty} HOME=/ /bin/sh -c "$SSH_ORIGINAL_COMMAND"'
     )
     again(bare)
-    assert "hostA: it has no python3; install one there" in refuse(tmp_path, pair, "hostA")
+    assert "hostA: python3 is not installed; install any version there" in refuse(
+        tmp_path, pair, "hostA"
+    )
     (empty / "python3").symlink_to("/usr/bin/python3")
     assert "hostA has no rsync; install it there" in refuse(tmp_path, pair, "hostA")
 

@@ -201,19 +201,14 @@ def test_nobody_else_reaches_the_worker(tmp_path, monkeypatch):
 
 @pytest.mark.thorough
 def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
-    code = (
-        f"import sys; sys.path.insert(0, {str(ROOT)!r}); import federated_learning as fl\n"
-        "from harness.engine.worker import LocalWorker\n"
-        "spawn = LocalWorker.spawn\n"
-        "def refused(self, folder, isolated):\n"
-        "    if isolated: raise PermissionError('cannot isolate the worker (Operation not "
-        "permitted)')\n"
-        "    return spawn(self, folder, isolated)\n"
-        "LocalWorker.spawn = refused\n"
-        "fl.main(fl.parse('--dataset digits --model mlp --rounds 1 --figures none'))"
-    )
+    forbid = 'echo 0 > /proc/sys/user/max_net_namespaces; exec "$@"'
+    run = command("--dataset", "digits", "--model", "mlp", "--rounds", "1", *NO_FIGURES)
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=SECONDS
+        ["unshare", "-Ur", "sh", "-c", forbid, "sh", *run],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
     )
     assert done.returncode == 0 and "final test accuracy" in done.stdout
     assert (
