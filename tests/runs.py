@@ -19,6 +19,7 @@ from harness.comparing.sweep import compared_rows
 from harness.reporting import captions
 from harness.storage.saved_run import SavedRun
 from harness.training.records import RoundRecord
+from variants import choices
 
 import numpy as np
 import psutil
@@ -33,6 +34,18 @@ NO_FIGURES = ("--figures", "none")  # of a test that does not look at them: two 
 def configure(**flags) -> fl.Config:
     """The default configuration with these fields."""
     return fl.Config().replace(**flags)
+
+
+def with_needs(row: dict) -> dict:
+    """A row's fields, and those without which its algorithm is refused: a clock, or images of each
+    client's own."""
+    chosen = choices.ALGORITHMS[row.get("algorithm", "fedavg")]
+    fields = dict(row)
+    if chosen.needs_clock:
+        fields["latency"] = 1.0
+    if chosen.function.startswith("personal:"):
+        fields["client_test"] = 0.2
+    return fields
 
 
 def make_record(accuracy, round_num=1, loss=2.3, num_nonfinite=0, num_clients=1):

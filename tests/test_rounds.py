@@ -7,7 +7,7 @@ from variants import choices
 import numpy as np
 import pytest
 from reference import largest_difference, weights_of
-from runs import configure
+from runs import configure, with_needs
 
 SMALL = {"dataset": "digits", "model": "mlp", "rounds": 2, "num_clients": 6, "local_epochs": 2}
 PAIR = "localhost,localhost"
@@ -46,9 +46,9 @@ def name_of(row):
 
 @pytest.mark.parametrize("row", ROWS, ids=name_of)
 def test_two_workers_train_what_one_does(digits, tmp_path, row):
-    flags = SMALL | row
-    alone, records = rounds_of(digits, tmp_path, **row)
-    together, others = rounds_of(digits, tmp_path, **row, workers=PAIR)
+    flags = SMALL | with_needs(row)
+    alone, records = rounds_of(digits, tmp_path, **flags)
+    together, others = rounds_of(digits, tmp_path, **flags, workers=PAIR)
     assert largest_difference(alone, together) <= TOLERANCES.get(flags.get("aggregator"), 1e-6)
     for record, other in zip(records, others, strict=True):
         assert [told["client"] for told in record.clients] == [

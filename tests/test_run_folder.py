@@ -44,6 +44,7 @@ from runs import (
     configure,
     gone,
     start,
+    with_needs,
 )
 
 FLAGS = (*MLP_ON_DIGITS, *NO_FIGURES, "--num-clients", "4", "--clients-per-round", "3")
@@ -390,15 +391,6 @@ def row_name(row):
     return "-".join(row.values())
 
 
-def needed(row):
-    """Fields without which an algorithm is refused: a clock, or images of each client's own."""
-    chosen = choices.ALGORITHMS[row.get("algorithm", "fedavg")]
-    is_personal = chosen.function.startswith("personal:")
-    return ({"latency": 1.0} if chosen.needs_clock else {}) | (
-        {"client_test": 0.2} if is_personal else {}
-    )
-
-
 def marks(row):
     """`make quick` does scaffold, which keeps the most, `make test` a row of each kind, `make
     thorough` all."""
@@ -414,7 +406,7 @@ def marks(row):
     "flags", [pytest.param(row, marks=marks(row), id=row_name(row)) for row in ROWS]
 )
 def test_every_row_goes_on_from_its_checkpoint_with_equal_bits(federation, tmp_path, flags):
-    fields = {"num_clients": 10, "clients_per_round": 9, "rounds": 3, **flags, **needed(flags)}
+    fields = {"num_clients": 10, "clients_per_round": 9, "rounds": 3, **with_needs(flags)}
     experiment = federation(**fields)
 
     def sha(state):

@@ -78,6 +78,8 @@ def test_exception_leaves_no_worker(tmp_path):
     ],
 )
 def test_signal_leaves_no_worker(tmp_path, sent, exit_code):
+    if sent != signal.SIGKILL and signal.getsignal(sent) == signal.SIG_IGN:
+        pytest.skip(f"{sent.name} is ignored, as behind nohup")
     process = start(tmp_path, *LONG)
     worker = worker_of(process)
     wait_for_round(process)
@@ -170,15 +172,17 @@ def test_what_watches_waits_for_no_finalizer():
 def test_a_worker_lost_three_times_in_a_round_ends_the_run_with_one_line(tmp_path):
     process = start(tmp_path, *LONG, "--model", "cnn", "--local-epochs", "50")
     workers = []
-    for _ in range(3):
-        workers.append(worker_of(process, besides=workers))
-        time.sleep(1)
-        os.kill(workers[-1].pid, signal.SIGKILL)
-    _, errors = process.communicate(timeout=SECONDS)
+    deadline = time.monotonic() + SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.1)
+        worker = find_worker(process.pid, besides=workers)
+        if worker and worker.cpu_times().user > 1:  # it trains
+            workers.append(worker)
+            worker.kill()
+    _, errors = process.communicate(timeout=5)
     lines = errors.splitlines()
-    assert (
-        process.returncode == 1 and len(lines) == 4 and "3 failures in this round" in lines[-1]
-    ), errors
+    assert process.returncode == 1 and "3 failures in this round" in lines[-1], errors
+    assert len(lines) == len(workers) + 1
 
 
 def test_nobody_else_reaches_the_worker(tmp_path, monkeypatch):

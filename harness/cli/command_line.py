@@ -73,7 +73,9 @@ def read_flags(kind: Any, words: Sequence[str] | None, default: ConfigGroup | No
     words = list(sys.argv[1:] if words is None else words)
     if wants_help(words):
         print_help(kind, words)
-    return (default or kind()).replace(**read_values(words, kind.types()))
+    values = read_values(words, kind.types())
+    # not kind's own `replace`: what a flag implies, `words` say already
+    return ConfigGroup.replace(default or kind(), **values)
 
 
 def print_help(kind: Any, words: Sequence[str]) -> NoReturn:
