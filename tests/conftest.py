@@ -146,10 +146,12 @@ MORE_OF_A_KIND = {
         "--algorithm scaffold",
         "--sampling poisson --clients-per-round 4",
         "--baselines",
+        "--partition feature",
     ),
     "test_with_equal_times_and_a_full_buffer_fedbuff_is_fedavg": (
         "{'clients_per_round': 4, 'partition': 'iid', 'unseen_clients': 0.2}",
         "{'aggregator': 'median'}",
+        "{'aggregator': 'secure', 'clients_per_round': 3}",
     ),
     "test_losses_with_other_variants": (
         "{'algorithm': 'scaffold'}",
@@ -160,12 +162,18 @@ MORE_OF_A_KIND = {
         "own0-built_in0",
         "own1-built_in1",
     ),
-    "test_models_of_any_kind_are_trained_saved_and_resumed": ("nested", "branches", "logits"),
+    "test_models_of_any_kind_are_trained_saved_and_resumed": (
+        "nested",
+        "branches",
+        "logits",
+        "recurrent",
+    ),
     "test_a_model_file_does_not_end_the_script_in_silence": (
         "raise KeyboardInterrupt",
         "raise GeneratorExit",
         "def build():\\n    import sys\\n    sys.exit(3)",
         "def build():\\n    raise KeyboardInterrupt",
+        "import sys\\nsys.exit(0)",
     ),
     "test_the_axis_of_baselines_is_what_was_passed_over": (),
     "test_two_equal_comparisons_at_once_share_their_runs": (),
@@ -204,7 +212,7 @@ MORE_OF_A_KIND = {
     ),
     "test_a_client_that_is_left_out_is_left_out_of_the_adaptive_norm_too": ("zeroing",),
     "test_a_client_that_diverges_leaves_the_memory_as_it_was": ("mimelite",),
-    "test_a_warm_up_within_a_round_counts_its_factors": ("scaffold",),
+    "test_a_warm_up_within_a_round_counts_its_factors": ("scaffold", "fednova"),
     "test_learning_by_oneself_equals_numpys": ("alone-1-1", "tuned-2-2"),
     "test_local_steps_are_as_many_as_said": ("1-16", "11-0"),
     "test_local_steps_equal_numpys": ("adagrad-0.01", "rmsprop-0.01", "yogi-0.01"),
@@ -241,6 +249,9 @@ MORE_OF_A_KIND = {
         "fedadagrad-more17",
         "mimelite-more18",
         "feddyn-more19",
+        "feddyn-more16",
+        "feddyn-more17",
+        "fedper",
     ),
     "test_what_is_in_a_file_is_taken_or_refused_in_one_line": (
         "run/partition.json",
@@ -269,6 +280,26 @@ MORE_OF_A_KIND = {
         "cosine",
     ),
     "test_what_is_lost_is_done_again_and_the_end_is_the_same": ("kill_worker-ended",),
+    "test_a_step_is_keras_own_of_the_same_loss": ("L2", "smoothing", "balanced", "activity"),
+    "test_with_its_neighbours_a_run_resumes_bit_for_bit": (
+        "--fine-tune-epochs 1 --unseen-clients 0.2",
+        "--algorithm fedbuff --device-speed lognormal:0.8 --buffer-size 3 --aggregator krum "
+        "--tolerated 0 --byzantine 1",
+    ),
+    "test_a_model_is_trained_as_its_layers_are": ("built", "chain"),
+    "test_fine_tuning_is_local_training_from_the_global_model": ("{}",),
+    "test_an_adaptive_norm_is_a_column": ("dp", "mean"),
+    "test_a_function_of_each_round_ends_the_run_with_all_its_files": ("returns False",),
+    "test_weights_that_are_not_in_the_file_are_refused": ("replace_by_huge", "replace_by_file"),
+    "test_a_round_is_done_once_where_no_norm_is_looked_at": ("mean", "compressed"),
+    "test_a_client_drawn_twice_counts_once_where_all_updates_are_looked_at": (
+        "krum",
+        "trimmed-mean",
+        "multi-krum",
+    ),
+    "test_two_hosts_train_fedbuffs_clients": (),
+    "test_fedprox_without_pull_is_fedavg": (),
+    "test_secure_sums_of_clients_that_count_the_same_are_as_fine": (),
 }
 
 
