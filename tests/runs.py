@@ -2,7 +2,9 @@
 their children."""
 
 import contextlib
+import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -107,6 +109,17 @@ def call_script(folder: Path, *flags: str, **environment: str) -> subprocess.Com
         except SystemExit as leaving:
             code = leaving.code
     return subprocess.CompletedProcess(flags, code, out.getvalue(), err.getvalue())
+
+
+def read_metrics(folder: Path) -> dict:
+    """What metrics.json of a run, or an evaluation, has."""
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file."""
+    with path.open() as file:
+        return list(csv.DictReader(file))
 
 
 def check_saved(result: fl.Result) -> SavedRun:

@@ -1,7 +1,6 @@
 """The baselines: rounds of one client are local training, told exactly and kept as they come; who
 gains, by hand."""
 
-import csv
 import json
 import signal
 import sys
@@ -17,7 +16,7 @@ from variants.partitions import rotate_and_add_noise
 import numpy as np
 import pytest
 from reference import largest_difference, network, numpy_local, weights_of
-from runs import MLP_ON_DIGITS, NO_FIGURES, SCRIPT, call_script, configure, start
+from runs import MLP_ON_DIGITS, NO_FIGURES, SCRIPT, call_script, configure, read_csv, start
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "3", "--name", "run")
 
@@ -205,8 +204,7 @@ def test_a_run_tells_what_it_is_worth_and_goes_on_where_it_was_stopped(tmp_path)
     assert done.returncode == 0, done.stderr
     folder = tmp_path / "runs" / "run"
     tables = {name: (folder / name).read_bytes() for name in ("baselines.csv", "clients.csv")}
-    with (folder / "baselines.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(folder / "baselines.csv")
     assert [row["learner"] for row in rows] == ["federated"] * 2 + ["centralized"] * 2 + [
         "alone"
     ] * 6
@@ -261,7 +259,7 @@ def test_a_client_whose_labels_no_test_image_has_is_left_out(digits, tmp_path, c
     }
     fl.run(configure(**flags, **places, baselines=True))
     said = capsys.readouterr()
-    rows = list(csv.DictReader((tmp_path / "run" / "clients.csv").open()))
+    rows = read_csv(tmp_path / "run" / "clients.csv")
     (unknown,) = (row for row in rows if row["global_accuracy"] == "nan")
     known = [100 * float(row["global_accuracy"]) for row in rows if row != unknown]
     assert unknown["gain"] == "nan" and "no test image has their labels: 1 client;" in said.err
@@ -319,6 +317,6 @@ def test_the_axis_of_baselines_is_what_was_passed_over(tmp_path, monkeypatch):
     flags = {"dataset": "digits", "model": "mlp", "partition": "iid", "num_clients": 4}
     flags |= {"rounds": 2, "clients_per_round": 1, "local_epochs": 2, "figures": "none"}
     end = fl.run(configure(**flags, baselines=True))
-    rows = list(csv.DictReader((end.folder / "baselines.csv").open()))
+    rows = read_csv(end.folder / "baselines.csv")
     federated = [float(row["epochs"]) for row in rows if row["learner"] == "federated"]
     assert federated == pytest.approx([0.5, 1.0], abs=0.01)

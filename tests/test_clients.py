@@ -1,6 +1,5 @@
 """The global model on each client: on its label mix, and on images that it holds out."""
 
-import csv
 import json
 
 import federated_learning as fl
@@ -10,15 +9,14 @@ from variants.partitions import draw_tests
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 
 
 def rows_of(folder):
     """clients.csv of a run, with numbers."""
-    with (folder / "clients.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(folder / "clients.csv")
     return [{name: float(text or "nan") for name, text in row.items()} for row in rows]
 
 
@@ -90,7 +88,7 @@ def test_the_files_say_how_each_client_does(tmp_path):
         mix = np.bincount(labels[own], minlength=10)
         assert row["images"] == len(own)
         assert row["label_mix_accuracy"] == pytest.approx(mix @ recalls / mix.sum())
-    metrics = json.loads((folder / "metrics.json").read_text())
+    metrics = read_metrics(folder)
     own = np.array([row["own_test_accuracy"] for row in rows])
     last = metrics["rounds"][-1]
     assert last["client_accuracy"] == pytest.approx(own.mean())
@@ -109,15 +107,15 @@ def test_a_run_with_held_out_images_resumes_and_can_be_split_again(tmp_path):
     call_script(tmp_path, *flags, "--name", "b")
     done = call_script(tmp_path, "--resume", "runs/b", "--rounds", "3", *NO_FIGURES)
     assert done.returncode == 0, done.stderr
-    whole = json.loads((tmp_path / "runs/a/metrics.json").read_text())
-    resumed = json.loads((tmp_path / "runs/b/metrics.json").read_text())
+    whole = read_metrics(tmp_path / "runs/a")
+    resumed = read_metrics(tmp_path / "runs/b")
     assert whole["weights_sha256"] == resumed["weights_sha256"]
     # The split of a file is held out alike, and the file's run resumes too.
     split = ("--partition-file", "runs/a/partition.json")
     call_script(tmp_path, *flags, *split, "--name", "c")
     done = call_script(tmp_path, "--resume", "runs/c", "--rounds", "3", *NO_FIGURES)
     assert done.returncode == 0, done.stderr
-    of_file = json.loads((tmp_path / "runs/c/metrics.json").read_text())
+    of_file = read_metrics(tmp_path / "runs/c")
     assert of_file["weights_sha256"] == whole["weights_sha256"]
 
 
@@ -159,4 +157,4 @@ def test_a_private_run_says_nothing_about_single_clients(tmp_path):
     call_script(tmp_path, *FLAGS, "--aggregator", "dp", "--public-cohorts", "--name", "a")
     folder = tmp_path / "runs" / "a"
     assert not (folder / "clients.csv").exists()
-    assert "client_accuracy" not in json.loads((folder / "metrics.json").read_text())
+    assert "client_accuracy" not in read_metrics(folder)

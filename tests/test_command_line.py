@@ -33,6 +33,7 @@ from runs import (
     call_script,
     command,
     gone,
+    read_metrics,
     run_script,
     start,
     worker_of,
@@ -153,7 +154,7 @@ def test_divergence_is_announced_and_recorded(tmp_path, monkeypatch):
     for text in texts:
         json.loads(text, parse_constant=pytest.fail)  # NaN is none of JSON's
     assert '"train_loss": null' in texts[0]
-    metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
+    metrics = read_metrics(tmp_path / "runs" / "run")
     assert [record["num_nonfinite"] for record in metrics["rounds"]] == [10, 10]
 
 
@@ -181,7 +182,7 @@ def test_two_runs_at_once_in_one_folder(tmp_path):
         "digits-dirichlet-fedavg-mlp-seed0",
         "digits-dirichlet-fedavg-mlp-seed0-2",
     ]
-    shas = {json.loads((run / "metrics.json").read_text())["weights_sha256"] for run in runs}
+    shas = {read_metrics(run)["weights_sha256"] for run in runs}
     assert len(shas) == 1
 
 
@@ -407,5 +408,5 @@ def test_tensorboards_events_that_cannot_grow_are_told(tmp_path):
     )
     assert done.stderr.count("TensorBoard events end before round ") == 1, done.stderr
     assert "their file in runs/run cannot grow; all other files are written" in done.stderr
-    metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
+    metrics = read_metrics(tmp_path / "runs" / "run")
     assert done.returncode == 0 and len(metrics["rounds"]) == 30

@@ -1,6 +1,5 @@
 """--compare and --seeds: one plot, one tidy table, and no run done twice."""
 
-import csv
 import itertools
 import json
 import math
@@ -33,6 +32,8 @@ from runs import (
     caption_of_rows,
     configure,
     make_record,
+    read_csv,
+    read_metrics,
     start,
     wait_for_round,
 )
@@ -42,7 +43,7 @@ FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 
 def table(folder, which="*"):
     (path,) = (folder / "runs").glob(f"compare-{which}/comparison.csv")
-    return list(csv.DictReader(path.read_text().splitlines()))
+    return read_csv(path)
 
 
 COMPARED = (*FLAGS, "--compare", "fedavg,scaffold", "--seeds", "2")
@@ -79,9 +80,7 @@ def test_a_comparison_is_its_runs_in_one_table_and_nothing_runs_twice(compared):
         ).returncode
         == 0
     )
-    alone = list(
-        csv.DictReader((tmp_path / "runs" / "alone" / "metrics.csv").read_text().splitlines())
-    )
+    alone = list(read_csv(tmp_path / "runs" / "alone" / "metrics.csv"))
     for ours, theirs in zip(rows[-2:], alone, strict=True):
         assert {**theirs, "seconds": ours["seconds"]} == {name: ours[name] for name in theirs}
     last, other = (
@@ -167,10 +166,10 @@ def check_overlay(folder, rows, capsys):
     fl.main(fl.parse(["--compare", together, "--name", "both", "--figures", "svg"]))
     said = capsys.readouterr().out
     both = folder / "runs" / "both"
-    summary = list(csv.DictReader((both / "summary.csv").open()))
+    summary = read_csv(both / "summary.csv")
     assert [row["compared"] for row in summary] == [label for label, _ in rows]
     for row, (label, runs) in zip(summary, rows, strict=True):
-        ends = [json.loads((folder / run / "metrics.json").read_text()) for run in runs]
+        ends = [read_metrics(folder / run) for run in runs]
         mean = np.mean([100 * end["test_accuracy"] for end in ends])
         assert float(row["mean"]) == pytest.approx(mean) and row["seeds"] == "2"
         assert re.search(rf"^{label}.* test accuracy {mean:.2f}%", said, re.MULTILINE)
@@ -537,6 +536,6 @@ def test_after_the_target_all_rounds_are_trained_if_asked_for(tmp_path):
         assert "target accuracy 60.00%:" in line and "rounds; test accuracy" in line
         assert "after 6 rounds" in line
     (folder,) = (path for path in (tmp_path / "runs").glob("compare-*"))
-    rows = list(csv.DictReader((folder / "summary.csv").read_text().splitlines()))
+    rows = read_csv(folder / "summary.csv")
     assert [row["rounds"] for row in rows] == ["6.0", "6.0"]
     assert all(float(row["rounds_to_target"]) < 6 and float(row["mean"]) > 60 for row in rows)

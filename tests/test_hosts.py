@@ -24,6 +24,7 @@ from runs import (
     call_script,
     configure,
     gone,
+    read_metrics,
     start,
     wait_for_round,
 )
@@ -117,7 +118,7 @@ def test_the_bytes_in_the_table_are_those_of_the_links(tmp_path, pair):
     code, _, errors = finish(begin(tmp_path, pair, *RUN, "--name", "counted"))
     assert code == 0, errors
     links = np.sum([machine.link_bytes() for machine in pair[0]], axis=0) - np.sum(before, axis=0)
-    rounds = json.loads((tmp_path / "runs" / "counted" / "metrics.json").read_text())["rounds"]
+    rounds = read_metrics(tmp_path / "runs" / "counted")["rounds"]
     told = np.sum(
         [(record["measured_bytes_down"], record["measured_bytes_up"]) for record in rounds], axis=0
     )

@@ -2,7 +2,6 @@
 worker behind."""
 
 import ast
-import csv
 import re
 import time
 
@@ -13,7 +12,7 @@ import nbformat
 import pytest
 from jupyter_client.manager import KernelManager
 from nbclient import NotebookClient
-from runs import NO_FIGURES, ROOT, call_script, find_worker, gone
+from runs import NO_FIGURES, ROOT, call_script, find_worker, gone, read_csv
 
 SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 3}
 ABSENT = ("epsilon", "measured_bytes_down", "measured_bytes_up", "clip_norm", "simulated_seconds")
@@ -53,7 +52,7 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path, whole):
 
     assert call_script(tmp_path, *flags, *NO_FIGURES, "--name", "run").returncode == 0
     run = tmp_path / "runs" / "run"
-    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    rows = read_csv(run / "metrics.csv")
     assert len(rows) == len(history) == 3
     for row, record in zip(rows, history, strict=True):
         # of dp, several hosts, adaptive norms and the clock

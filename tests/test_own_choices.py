@@ -1,7 +1,5 @@
 """FILE.py:FUNCTION in place of a choice: algorithms, aggregators, splits and metrics of a user."""
 
-import csv
-import json
 import shutil
 
 import federated_learning as fl
@@ -9,7 +7,7 @@ from harness.cli.fields import UserError
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 OWN = '''
@@ -67,10 +65,6 @@ def here(tmp_path, monkeypatch):
     return tmp_path
 
 
-def metrics_of(folder):
-    return json.loads((folder / "metrics.json").read_text())
-
-
 @pytest.mark.parametrize(
     ("own", "built_in"),
     [
@@ -86,7 +80,7 @@ def test_the_same_function_from_a_file_makes_the_same_numbers(here, own, built_i
     rate = ("--client-lr", "0.1")
     call_script(here, *FLAGS, *rate, *own, "--name", "own")
     call_script(here, *FLAGS, *rate, *built_in, "--prox-mu", "0.001", "--name", "ours")
-    hashes = {metrics_of(here / "runs" / name)["weights_sha256"] for name in ("own", "ours")}
+    hashes = {read_metrics(here / "runs" / name)["weights_sha256"] for name in ("own", "ours")}
     assert len(hashes) == 1
 
 
@@ -101,27 +95,27 @@ def test_metrics_are_columns_everywhere(here):
     run = fl.load("runs/a")
     evaluation = run.evaluate()
     recalls = np.diag(evaluation.confusion) / evaluation.confusion.sum(axis=1)
-    last = metrics_of(here / "runs" / "a")["rounds"][-1]
+    last = read_metrics(here / "runs" / "a")["rounds"][-1]
     assert last["balanced"] == pytest.approx(recalls.mean())
     assert last["hits"] == np.trace(evaluation.confusion)
-    with (here / "runs" / "a" / "metrics.csv").open() as file:
-        assert float(list(csv.DictReader(file))[-1]["hits"]) == last["hits"]
+    rows = read_csv(here / "runs" / "a" / "metrics.csv")
+    assert float(rows[-1]["hits"]) == last["hits"]
     assert list(run.history["hits"])[-1] == last["hits"]
     # A single number is called as its function; the run resumes with the same columns.
     call_script(here, *FLAGS, "--metrics", "own.py:balanced_accuracy_score", "--name", "b")
     done = call_script(here, "--resume", "runs/b", "--rounds", "3", *NO_FIGURES)
     assert done.returncode == 0, done.stderr
-    rounds = metrics_of(here / "runs" / "b")["rounds"]
+    rounds = read_metrics(here / "runs" / "b")["rounds"]
     assert [0 < row["balanced_accuracy_score"] <= 1 for row in rounds] == [True] * 3
     call_script(here, "--evaluate", "runs/b", "--metrics", "own.py:more")
     (folder,) = (here / "runs").glob("evaluate-*")
-    assert metrics_of(folder)["hits"] > 0
+    assert read_metrics(folder)["hits"] > 0
 
 
 def test_a_private_run_has_metrics_of_the_test_set(here):
     flags = ("--aggregator", "dp", "--public-cohorts", "--metrics", "own.py:more")
     call_script(here, *FLAGS, *flags, "--name", "a")
-    assert "balanced" in metrics_of(here / "runs" / "a")["rounds"][0]
+    assert "balanced" in read_metrics(here / "runs" / "a")["rounds"][0]
 
 
 def test_choices_of_files_are_compared_and_resumed_from_elsewhere(here):
@@ -185,7 +179,7 @@ def test_a_function_of_a_file_may_read_the_fields_of_what_it_replaces(here):
     own = call_script(here, *FLAGS, *flags, "--algorithm", "own.py:prox", "--name", "own")
     assert "has no effect" not in own.stderr
     call_script(here, *FLAGS, *flags, "--algorithm", "fedprox", "--name", "ours")
-    hashes = {metrics_of(here / "runs" / name)["weights_sha256"] for name in ("own", "ours")}
+    hashes = {read_metrics(here / "runs" / name)["weights_sha256"] for name in ("own", "ours")}
     assert len(hashes) == 1
     uniform = ("--aggregator", "own.py:median", "--client-weighting", "uniform")
     assert "has no effect" not in call_script(here, *FLAGS, *uniform, "--name", "u").stderr

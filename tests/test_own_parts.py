@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference import replace_choice
-from runs import SECONDS, call_script, check_saved, configure, run_script
+from runs import SECONDS, call_script, check_saved, configure, read_metrics, run_script
 
 OWN = """
 import tensorflow as tf
@@ -62,7 +62,7 @@ def test_a_model_of_ones_own_is_trained_as_a_row_is(net, tmp_path, monkeypatch, 
             (f"{net}:sequential", "sequential"),
         ]
     ]
-    ours = [json.loads((end.folder / "metrics.json").read_text())["weights_sha256"] for end in ends]
+    ours = [read_metrics(end.folder)["weights_sha256"] for end in ends]
     assert len(set(ours)) == 1
     assert json.loads((ends[1].folder / "config.json").read_text())["model"] == f"{net}:build"
 
@@ -114,7 +114,7 @@ def test_arrays_and_a_function_for_each_round(tmp_path, monkeypatch):
     config = configure(model="mlp", num_clients=2, rounds=2)
     end = fl.run(config, dataset=dataset, on_round=seen.append)
     assert seen == end.records and len(seen) == 2
-    assert json.loads((end.folder / "metrics.json").read_text())["dataset"] == "noise"
+    assert read_metrics(end.folder)["dataset"] == "noise"
     numbers = seen[0].numbers()
     assert numbers["test_accuracy"] == seen[0].test_accuracy and None not in numbers.values()
 
@@ -222,7 +222,7 @@ def test_mlflow_gets_every_round_and_the_checkout_is_installed_by_pip(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (folder,) = (tmp_path / "runs").iterdir()
-    rounds = json.loads((folder / "metrics.json").read_text())["rounds"]
+    rounds = read_metrics(folder)["rounds"]
     expected = [(record["round"], record["test_accuracy"]) for record in rounds]
     assert done.stdout.splitlines()[-1] == str(expected)
 
@@ -366,7 +366,7 @@ def test_two_runs_in_two_threads_are_one_after_the_other(tmp_path, monkeypatch):
     config = configure(**flags, figures="none")
 
     def digest(end):
-        return json.loads((end.folder / "metrics.json").read_text())["weights_sha256"]
+        return read_metrics(end.folder)["weights_sha256"]
 
     alone = digest(fl.run(config.replace(name="alone")))
     before = random.getstate()
@@ -401,7 +401,7 @@ def test_a_function_of_each_round_ends_the_run_with_all_its_files(tmp_path, monk
 
     end = fl.run(config, on_round=stop)
     assert [record.round for record in end.records] == [1, 2]
-    metrics = json.loads((end.folder / "metrics.json").read_text())
+    metrics = read_metrics(end.folder)
     assert len(metrics["rounds"]) == 2 and (end.folder / "global_model.keras").exists()
     resumed = fl.run(fl.parse("--resume runs/run"))
     assert [record.round for record in resumed.records] == [1, 2, 3, 4, 5]
@@ -439,7 +439,7 @@ def test_scripts_get_one_line_of_json_and_a_time_limit(tmp_path):
     quiet = ("--quiet", "--json")
     done = call_script(tmp_path, *flags, "--rounds", "1", "--name", "run", *quiet)
     said = json.loads(done.stdout)
-    metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
+    metrics = read_metrics(tmp_path / "runs" / "run")
     assert said == {
         "folder": "runs/run",
         "test_accuracy": metrics["test_accuracy"],

@@ -1,6 +1,5 @@
 """Personal models: each algorithm against NumPy, who has which model, and what travels."""
 
-import csv
 import math
 from dataclasses import replace
 
@@ -27,7 +26,7 @@ from reference import (
     weighted_mean,
     weights_of,
 )
-from runs import MLP_ON_DIGITS, NO_FIGURES, check_saved, configure, make_record
+from runs import MLP_ON_DIGITS, NO_FIGURES, check_saved, configure, make_record, read_csv
 
 RATE = 0.05
 HEAD = 2  # the tensors of the last layer, of four
@@ -275,8 +274,7 @@ def test_with_its_neighbours_a_run_resumes_bit_for_bit(tmp_path, more):
     assert 0 < last["personal_accuracy"] <= 1
     assert ("unseen_personal_accuracy" in last) == ("--unseen-clients" in more)
     check_saved(resumed)
-    with open(resumed.folder / "clients.csv") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(resumed.folder / "clients.csv")
     own = [float(row["personal_accuracy"]) for row in rows if row["personal_accuracy"]]
     if "unseen_personal_accuracy" not in last:
         measured = [value for value in own if not math.isnan(value)]

@@ -9,7 +9,7 @@ from variants import tables
 import numpy as np
 import pytest
 from PIL import Image
-from runs import NO_FIGURES, call_script, configure
+from runs import NO_FIGURES, call_script, configure, read_metrics
 
 WORDS = np.array(["ant", "bee", "cat"])
 
@@ -221,7 +221,7 @@ def test_labels_that_are_texts_are_class_names(tmp_path, arrays):
     flags = ("--data", "a.npz", "--model", "mlp", "--rounds", "1", "--num-clients", "2")
     done = call_script(tmp_path, *flags, *NO_FIGURES, "--name", "a")
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "runs" / "a" / "metrics.json").read_text())
+    metrics = read_metrics(tmp_path / "runs" / "a")
     assert metrics["classes"] == ["ant", "bee", "cat"] and "ant" in metrics["report"]
 
 

@@ -1,6 +1,5 @@
 """The privacy accountant against dp-accounting called by hand, and a published figure."""
 
-import csv
 import dataclasses
 import json
 import math
@@ -25,7 +24,7 @@ import scipy.stats
 import tensorflow as tf
 import tensorflow_federated as tff
 from reference import accountant_of, replace_choice
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
 
 POISSON = configure(
     aggregator="dp",
@@ -360,7 +359,7 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
     assert not re.search(r"\d s\b", done.stdout) and not (run / "worker.log").exists()
     # no date tells a round's time
     assert len({path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}) == 1
-    assert {row["seconds"] for row in csv.DictReader((run / "metrics.csv").open())} == {"nan"}
+    assert {row["seconds"] for row in read_csv(run / "metrics.csv")} == {"nan"}
     journal = (run / "rounds_begun.txt").read_text().split()
     spent = accountant_of(configure(aggregator="dp", num_clients=20)).epsilon(range(1, 3))
     assert journal == ["1", "2"] and f"(ε {spent:.2f}, δ 1e-05)-differential privacy" in done.stdout
@@ -371,7 +370,7 @@ def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
         line.split()[1] for line in further.stdout.splitlines() if line.startswith("round ")
     ] == ["3/3"]
     assert not (run / "client_partition.png").exists()
-    for record in json.loads((run / "metrics.json").read_text())["rounds"]:
+    for record in read_metrics(run)["rounds"]:
         assert record["clients"] == [] and "train_loss" not in record
         assert record["num_nonfinite"] is record["dropped"] is None
 

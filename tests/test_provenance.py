@@ -2,7 +2,6 @@
 for ours."""
 
 import functools
-import json
 import re
 import shutil
 import subprocess
@@ -17,7 +16,7 @@ from variants.choices import AggregatorChoice
 
 import pytest
 from reference import replace_choice
-from runs import ROOT, SECONDS, call_script, configure
+from runs import ROOT, SECONDS, call_script, configure, read_metrics
 
 TINY = "--dataset digits --model mlp --rounds 2 --local-epochs 1 --num-clients 4 --figures none"
 
@@ -179,7 +178,7 @@ def test_a_run_does_not_go_on_by_an_edited_program_unless_told_to(copy):
     )
     done = call_script(folder, *further, "--accept-changes")
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((folder / "runs" / "run" / "metrics.json").read_text())
+    metrics = read_metrics(folder / "runs" / "run")
     made_by = [
         (one["from_round"], one["files"]["variants/choices.py"]) for one in metrics["programs"]
     ]

@@ -1,7 +1,6 @@
 """README and docs prove themselves: their commands parse, their flags are the script's, their
 links lead somewhere, and the recipes of CONTRIBUTING.md are done to the letter."""
 
-import csv
 import json
 import os
 import re
@@ -15,7 +14,7 @@ import federated_learning as fl
 
 import numpy as np
 import pytest
-from runs import ROOT, SECONDS, run_script
+from runs import ROOT, SECONDS, read_csv, read_metrics, run_script
 
 README = (ROOT / "README.md").read_text()
 RECIPES = (ROOT / "CONTRIBUTING.md").read_text()
@@ -191,7 +190,7 @@ def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
     (runs,) = (row["runs"] for row in result["rows"] if row["cell"] == "2nn-iid")
     done = run_script(tmp_path, "--preset", "mcmahan-2nn-iid", "--seed", "0", "--name", "run")
     assert done.returncode == 0, done.stderr
-    metrics = json.loads((tmp_path / "runs" / "run" / "metrics.json").read_text())
+    metrics = read_metrics(tmp_path / "runs" / "run")
     spread = 3 * np.std([run["rounds"] for run in runs], ddof=1)
     assert abs(metrics["rounds_to_target"] - np.mean([run["rounds"] for run in runs])) <= max(
         spread, 1
@@ -369,8 +368,8 @@ def test_the_errands_of_change_it_are_done_by_what_stands_there(changed_copy, te
     assert "even and odd digits apart · clipsgd, rate by size to the power 0.5" in done.stdout
     assert "power-mean, mean power 0.5" in done.stdout
     assert (run / "client_sizes.png").stat().st_size > 10_000
-    row = next(csv.DictReader((run / "metrics.csv").open()))
-    clients = json.loads((run / "metrics.json").read_text())["rounds"][0]["clients"]
+    row = read_csv(run / "metrics.csv")[0]
+    clients = read_metrics(run)["rounds"][0]["clients"]
     norms = [client["update_norm"] for client in clients]
     examples = [client["examples"] for client in clients]
     assert float(row["train_update_norm"]) == pytest.approx(np.average(norms, weights=examples))

@@ -12,7 +12,7 @@ from harness.reporting import report
 
 import numpy as np
 import pytest
-from runs import configure
+from runs import configure, read_metrics
 
 NAME = "<script>alert(1)</script> & co"
 
@@ -56,7 +56,7 @@ def done(tmp_path_factory):
 def test_the_page_has_the_runs_figures_and_nothing_from_elsewhere(done):
     text = (done.folder / "report.html").read_text()
     page = Page(text)
-    metrics = json.loads((done.folder / "metrics.json").read_text())
+    metrics = read_metrics(done.folder)
     partition = json.loads((done.folder / "partition.json").read_text())
     assert f"{metrics['test_accuracy']:.2%} test accuracy after 2 rounds" in page.texts
     assert len(page.sources) == 6

@@ -1,6 +1,5 @@
 """Rows of a comparison: settings of their own, grids, files, configurations, finished runs."""
 
-import csv
 import json
 
 import federated_learning as fl
@@ -9,7 +8,7 @@ from harness.comparing import comparison, run_folders
 from harness.comparing.sweep import Row, compared_rows, overlaid_folders
 
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "1", "--local-epochs", "1", *NO_FIGURES)
 
@@ -92,7 +91,7 @@ def test_configurations_are_rows(tmp_path, monkeypatch, digits):
     config = fl.parse(FLAGS).replace(name="mine")
     rows = [config, config.replace(algorithm="fedprox", prox_mu=0.5)]
     folder = fl.compare(rows, dataset=digits)
-    table = list(csv.DictReader((folder / "summary.csv").open()))
+    table = read_csv(folder / "summary.csv")
     assert [row["compared"] for row in table] == ["fedavg", "fedprox, prox mu 0.5"]
     assert {path.name for path in folder.glob("*seed0")} == {
         "fedavg-seed0",
@@ -159,11 +158,11 @@ def test_a_stopped_comparison_has_a_table_of_what_is_done(tmp_path, monkeypatch,
     with pytest.raises(KeyboardInterrupt):
         comparison.compare(config, compared_rows(config), fl.build_experiment, run_twice)
     folder = tmp_path / "runs" / "mine"
-    table = list(csv.DictReader((folder / "summary.csv").open()))
+    table = read_csv(folder / "summary.csv")
     assert [row["compared"] for row in table] == ["fedavg", "fedprox"]
     assert "partial: 2 of 3 runs" in (folder / "summary.tex").read_text()
     fl.main(fl.parse("--list --json"))
     assert json.loads(capsys.readouterr().out.splitlines()[-1])[0]["state"] == "unfinished"
     fl.compare(config)
     assert "partial" not in (folder / "summary.tex").read_text()
-    assert len(list(csv.DictReader((folder / "summary.csv").open()))) == 3
+    assert len(read_csv(folder / "summary.csv")) == 3

@@ -5,7 +5,6 @@ KILLS=20 python -m pytest tests/test_run_folder.py kills the script at 20 random
 imports, not one.
 """
 
-import csv
 import errno
 import html
 import io
@@ -43,6 +42,8 @@ from runs import (
     command,
     configure,
     gone,
+    read_csv,
+    read_metrics,
     start,
     with_needs,
 )
@@ -54,8 +55,8 @@ KILLS = int(os.environ.get("KILLS", "1"))
 
 def outcome(run: Path):
     """What must be equal: the table without its seconds, each client's report, and the weights."""
-    metrics = json.loads((run / "metrics.json").read_text())
-    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    metrics = read_metrics(run)
+    rows = read_csv(run / "metrics.csv")
     for row in [*rows, *metrics["rounds"]]:
         del row["seconds"]
     return rows, metrics["rounds"], metrics["weights_sha256"]
@@ -449,14 +450,14 @@ def test_a_run_ends_at_its_target_and_goes_on_to_a_higher_one(tmp_path, monkeypa
     run = fl.run(fl.parse(f"{flags} --target-accuracy 0.85"))
     reached = [record.test_accuracy for record in run.records]
     assert 1 < len(reached) < 6 and max(reached[:-1]) < 0.85 <= reached[-1]
-    metrics = json.loads((run.folder / "metrics.json").read_text())
+    metrics = read_metrics(run.folder)
     assert len(reached) - 1 < metrics["rounds_to_target"] <= len(reached)
     again = fl.run(fl.parse(f"--resume {run.folder}"))
     assert len(again.records) == len(reached)  # it is reached already
     further = fl.run(fl.parse(f"--resume {run.folder} --target-accuracy 1"))
     accuracies = [record.test_accuracy for record in further.records]
     assert len(accuracies) == 6 and accuracies[: len(reached)] == reached
-    assert json.loads((run.folder / "metrics.json").read_text())["rounds_to_target"] is None
+    assert read_metrics(run.folder)["rounds_to_target"] is None
 
 
 def test_a_run_that_is_older_than_a_flag_about_files_is_read(tmp_path):
@@ -545,17 +546,17 @@ def test_a_run_of_an_older_version_is_read(tmp_path, capsys, monkeypatch):
     """Listed, evaluated, overlaid and resumed, though its configuration lacks fields of today."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(OLD, tmp_path / "runs" / "old")
-    metrics = json.loads((OLD / "metrics.json").read_text())
+    metrics = read_metrics(OLD)
     assert set(fl.Config().to_dict()) > set(metrics["config"])
     fl.main(fl.parse("--list runs"))
     assert f"2/2     {metrics['test_accuracy']:.2%}" in capsys.readouterr().out
     fl.main(fl.parse("--evaluate runs/old --figures none --name ev"))
-    evaluated = json.loads((tmp_path / "runs" / "ev" / "metrics.json").read_text())
+    evaluated = read_metrics(tmp_path / "runs" / "ev")
     assert evaluated["weights_sha256"] == metrics["weights_sha256"]
     assert evaluated["test_accuracy"] == metrics["test_accuracy"]
     flags = "--dataset digits --model logreg --num-clients 3 --local-epochs 1 --client-lr 0.05"
     new = fl.run(fl.parse(f"{flags} --rounds 3 --figures none --name new"))
-    again = json.loads((new.folder / "metrics.json").read_text())
+    again = read_metrics(new.folder)
     assert again["rounds"][1]["test_accuracy"] == metrics["test_accuracy"]  # the same numbers
     with pytest.raises(UserError, match="the program has changed since that run"):
         fl.parse("--resume runs/old --rounds 3")

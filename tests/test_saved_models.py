@@ -1,7 +1,5 @@
 """Models that are kept, begun from, and evaluated on other data."""
 
-import csv
-import json
 import shutil
 import subprocess
 import sys
@@ -17,7 +15,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference import largest_difference, weights_of
-from runs import SECONDS, configure, make_record
+from runs import SECONDS, configure, make_record, read_csv, read_metrics
 
 FLAGS = {
     "dataset": "digits",
@@ -47,7 +45,7 @@ def test_the_best_and_each_nth_model_are_kept(kept):
     end, weights, _ = kept
     accuracies = [record.test_accuracy for record in end.records]
     best = int(np.argmax(accuracies))
-    metrics = json.loads((end.folder / "metrics.json").read_text())
+    metrics = read_metrics(end.folder)
     assert metrics["best_round"] == best + 1 and metrics["best_accuracy"] == max(accuracies)
     assert metrics["best_chosen_on"] == "the test set"
     assert weights_sha256(saved_weights(end.folder / "best_model.keras")) == weights_sha256(
@@ -122,12 +120,12 @@ def test_a_model_is_evaluated_on_other_data(kept, tmp_path, monkeypatch, digits,
     fl.main(fl.parse(f"--evaluate {end.folder} --data other.npz --data-name turned --name ev"))
     model = tf.keras.models.load_model(end.folder / "global_model.keras", compile=False)
     predicted = model(other.astype(np.float32)).numpy().argmax(axis=1)
-    metrics = json.loads((tmp_path / "runs" / "ev" / "metrics.json").read_text())
+    metrics = read_metrics(tmp_path / "runs" / "ev")
     assert metrics["test_accuracy"] == np.mean(predicted == labels)
     assert metrics["dataset"] == "turned" and metrics["test_images"] == len(labels)
     assert "turned \u00b7 the model of run, trained on other data" in capsys.readouterr().out
     fl.main(fl.parse(f"--evaluate {end.folder} --name own"))  # without data: the run's own
-    own = json.loads((tmp_path / "runs" / "own" / "metrics.json").read_text())
+    own = read_metrics(tmp_path / "runs" / "own")
     assert own["test_accuracy"] == end.records[-1].test_accuracy
     assert "the model of run, on its own test set" in capsys.readouterr().out
     assert {path.name for path in (tmp_path / "runs" / "ev").iterdir()} == {
@@ -188,7 +186,7 @@ def test_a_model_chosen_on_images_held_out_is_evaluated_on_the_test_set(
     ]:
         words = f"--evaluate runs/chosen --figures none {flags}"
         fl.main(fl.parse(f"{words} --name ev{len(flags)}"))
-        metrics = json.loads((tmp_path / "runs" / f"ev{len(flags)}" / "metrics.json").read_text())
+        metrics = read_metrics(tmp_path / "runs" / f"ev{len(flags)}")
         assert (metrics["test_images"], metrics["test_accuracy"]) == (images, wanted)
 
 
@@ -247,5 +245,5 @@ def test_a_model_goes_to_tflite_with_the_same_predictions(kept, tmp_path, digits
         interpreter.invoke()
         predicted.append(interpreter.get_tensor(outputs).argmax())
     accuracy = np.mean(np.array(predicted) == digits.test.labels)
-    rows = list(csv.DictReader((end.folder / "metrics.csv").open()))
+    rows = read_csv(end.folder / "metrics.csv")
     assert accuracy == pytest.approx(float(rows[-1]["test_accuracy"]), abs=1 / 360 + 1e-9)

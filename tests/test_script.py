@@ -2,7 +2,6 @@
 
 import ast
 import concurrent.futures
-import csv
 import itertools
 import json
 import os
@@ -28,6 +27,8 @@ from runs import (
     call_script,
     configure,
     gone,
+    read_csv,
+    read_metrics,
     run_code,
     run_script,
     start,
@@ -89,7 +90,7 @@ def test_a_run_says_and_writes_what_it_did(twice, digits):
     for name in names - {"program.json"}:
         assert name in wrote
 
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = read_metrics(run)
     assert metrics["dataset"] == "scikit-learn digits (not MNIST)" and not metrics["original_mnist"]
     assert [len(record["clients"]) for record in metrics["rounds"]] == [3, 3, 3]
     assert f"final test accuracy {metrics['test_accuracy']:.2%}" in done.stdout
@@ -117,16 +118,14 @@ def test_the_saved_model_scores_the_same_in_plain_keras(twice, digits, kind):
     images = digits.test.images[..., None].astype(kind)
     logits = keras.models.load_model(run / "global_model.keras")(images)
     accuracy = np.mean(np.argmax(logits, axis=1) == digits.test.labels)
-    assert accuracy == pytest.approx(
-        json.loads((run / "metrics.json").read_text())["test_accuracy"]
-    )
+    assert accuracy == pytest.approx(read_metrics(run)["test_accuracy"])
 
 
 def test_the_same_command_gives_the_same_numbers_in_a_folder_of_its_own(twice):
     import keras
 
     runs = [twice[0] / "runs" / f"{NAME}{suffix}" for suffix in ("", "-2")]
-    tables = [list(csv.DictReader((run / "metrics.csv").read_text().splitlines())) for run in runs]
+    tables = [read_csv(run / "metrics.csv") for run in runs]
     for row in [*tables[0], *tables[1]]:
         assert float(row.pop("seconds")) > 0
     assert len(tables[0]) == 3 and tables[0] == tables[1]
@@ -145,7 +144,7 @@ def test_tensorboard_events_hold_what_the_csv_holds(tmp_path):
     assert call_script(tmp_path, *flags).returncode == 0
     run = tmp_path / "runs" / "events"
     events = EventAccumulator(str(run), size_guidance={"tensors": 0}).Reload()
-    for row in csv.DictReader((run / "metrics.csv").read_text().splitlines()):
+    for row in read_csv(run / "metrics.csv"):
         # with dp, several hosts, or a norm that adapts
         assert row["epsilon"] == row["measured_bytes_up"] == row["clip_norm"] == ""
         for name in (name for name in row if row[name]):
@@ -172,7 +171,7 @@ def test_real_mnist(tmp_path):
     done = call_script(tmp_path, *flags)
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = read_metrics(run)
     assert (
         metrics["original_mnist"]
         and metrics["dataset"] == "MNIST"
@@ -198,7 +197,7 @@ def test_another_npz_is_taken_and_called_what_it_is(tmp_path, digits, monkeypatc
     done = call_script(tmp_path, *flags, *NO_FIGURES, "--model", "mlp", "--rounds", "1")
     assert done.returncode == 0 and done.stdout.startswith("few \u00b7"), done.stderr
     (run,) = (tmp_path / "runs").iterdir()
-    assert np.array(json.loads((run / "metrics.json").read_text())["confusion"]).shape == (4, 4)
+    assert np.array(read_metrics(run)["confusion"]).shape == (4, 4)
 
 
 BAD_FLAGS = {

@@ -23,7 +23,7 @@ import h5py
 import numpy as np
 import pytest
 from reference import weights_of
-from runs import NO_FIGURES, call_script, configure
+from runs import NO_FIGURES, call_script, configure, read_metrics
 
 SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 2, "rounds": 1, "local_epochs": 1}
 NET = """
@@ -145,7 +145,7 @@ def test_a_custom_model_is_evaluated_and_begun_from(here):
     begun = fl.build_experiment(configure(**SMALL | {"model": "net.py:build"}, initial_model=saved))
     assert weights_sha256(begun.initial_weights) == weights_sha256(weights_of(end.state))
     fl.main(fl.parse("--evaluate runs/own --figures none --name ev"))
-    metrics = json.loads((here / "runs" / "ev" / "metrics.json").read_text())
+    metrics = read_metrics(here / "runs" / "ev")
     assert metrics["test_accuracy"] == end.records[-1].test_accuracy
 
 
@@ -233,7 +233,7 @@ class Elements(html.parser.HTMLParser):
 
 def test_no_name_is_an_element_of_a_page(here):
     end = run(name="own", figures="png")
-    metrics = json.loads((end.folder / "metrics.json").read_text())
+    metrics = read_metrics(end.folder)
     partition = json.loads((end.folder / "partition.json").read_text())
     plain = Elements()
     plain.feed(report.to_html("x", metrics, partition, {"a.png": b""}, {"x": "y"}))

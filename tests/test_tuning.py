@@ -1,28 +1,14 @@
 """--tune: each row's value is chosen on held-out images, and the rows are trained with it."""
 
-import csv
-import json
-
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.comparing.sweep import candidates_of_rows, compared_rows
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure
+from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
-
-
-def read_csv(path):
-    """The rows of a CSV file."""
-    with path.open() as file:
-        return list(csv.DictReader(file))
-
-
-def metrics(folder):
-    """metrics.json of a run."""
-    return json.loads((folder / "metrics.json").read_text())
 
 
 def candidates(**fields):
@@ -77,7 +63,7 @@ def test_the_best_value_on_held_out_images_is_trained_and_evaluated_on_the_test_
     output = call_script(tmp_path, *FLAGS, *compare)
     trials = {
         rate: [
-            metrics(tmp_path / f"runs/mine-tuning/fedavg-client-lr{rate}-seed{seed}")
+            read_metrics(tmp_path / f"runs/mine-tuning/fedavg-client-lr{rate}-seed{seed}")
             for seed in (2, 3)
         ]
         for rate in ("0.001", "0.1", "0.02")
@@ -101,8 +87,8 @@ def test_the_best_value_on_held_out_images_is_trained_and_evaluated_on_the_test_
 
     # The rows' own runs are those of the same command without the tuning.
     call_script(tmp_path, *FLAGS, "--client-lr", "0.1", "--seed", "1", "--name", "plain")
-    plain = metrics(tmp_path / "runs/plain")
-    tuned = metrics(tmp_path / "runs/mine/fedavg-client-lr0.1-seed1")
+    plain = read_metrics(tmp_path / "runs/plain")
+    tuned = read_metrics(tmp_path / "runs/mine/fedavg-client-lr0.1-seed1")
     assert tuned["weights_sha256"] == plain["weights_sha256"]
     assert tuned["rounds"][-1]["test_accuracy"] == plain["rounds"][-1]["test_accuracy"]
 

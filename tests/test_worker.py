@@ -1,6 +1,5 @@
 """TFF's worker never outlives its run, however that ends."""
 
-import csv
 import errno
 import os
 import shlex
@@ -30,6 +29,7 @@ from runs import (
     command,
     find_worker,
     gone,
+    read_csv,
     run_script,
     start,
     wait_for_round,
@@ -123,7 +123,7 @@ def undisturbed(tmp_path_factory):
 
 def rows_of(folder):
     (run,) = (folder / "runs").iterdir()
-    rows = list(csv.DictReader((run / "metrics.csv").read_text().splitlines()))
+    rows = read_csv(run / "metrics.csv")
     return [{name: value for name, value in row.items() if name != "seconds"} for row in rows]
 
 
