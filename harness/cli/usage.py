@@ -8,7 +8,7 @@ import textwrap
 from collections.abc import Sequence
 
 from harness import SCRIPT
-from harness.cli.command_line import add_help, print_help
+from harness.cli.command_line import print_help
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.flags import to_flag
 from harness.cli.output import tolerate_closed_stream
@@ -56,7 +56,6 @@ def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
             print(one_screen(config), flush=True)
             sys.exit()
         sys.exit(1)  # the help could not be written
-    add_help(type(config))
     codes = []
     for theme in dict.fromkeys(chosen):
         try:
