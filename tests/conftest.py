@@ -269,7 +269,7 @@ MORE_OF_A_KIND = {
         "lenet-0.01",
     ),
     "test_schedules_change_the_learning_rates": ("exponential-factors0", "inverse-sqrt-factors1"),
-    "test_signal_leaves_no_worker": ("2-130",),
+    "test_signal_leaves_no_worker": ("2-130", "10-138"),
     "test_two_runs_at_once_in_one_folder": (),
     "test_two_workers_train_what_one_does": (
         "fedadam",

@@ -239,17 +239,24 @@ def test_cheap_cells_of_two_more_tables_again(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_python_of_the_pages_runs(tmp_path, monkeypatch, digits):
-    """README's block and those of docs/python.md, one after the other, but for trackers."""
+@pytest.mark.parametrize(
+    ("pages", "num_blocks"),
+    [
+        (("README.md",), 1),
+        pytest.param(("README.md", "docs/python.md"), 7, marks=pytest.mark.thorough),
+    ],
+)
+def test_the_python_of_the_pages_runs(tmp_path, monkeypatch, digits, pages, num_blocks):
+    """The blocks of the pages, one after the other, but for trackers."""
     monkeypatch.chdir(tmp_path)
-    pages = [README, (ROOT / "docs" / "python.md").read_text()]
-    blocks = re.findall(r"```python\n(.*?)```", "\n".join(pages), re.DOTALL)
+    text = "\n".join((ROOT / page).read_text() for page in pages)
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     scope = {"x_train": digits.train.images, "y_train": digits.train.labels}
     scope |= {"x_test": digits.test.images, "y_test": digits.test.labels}
     tried = [block for block in blocks if "mlflow" not in block]
     for block in tried:
         exec(block, scope)
-    assert len(tried) == 7 and scope["record"].test_accuracy > 0.5
+    assert len(tried) == num_blocks and scope["record"].test_accuracy > 0.5
     assert all(path.joinpath("report.html").exists() for path in (tmp_path / "runs").iterdir())
 
 
