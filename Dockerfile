@@ -13,6 +13,7 @@ COPY federated_learning.py federated_mnist.ipynb pyproject.toml LICENSE Dockerfi
 COPY README.md CONTRIBUTING.md CHANGELOG.md CITATION.cff ./
 COPY docs docs
 COPY data data
+COPY images images
 COPY tests tests
 COPY benchmarks benchmarks
 COPY harness harness

@@ -10,6 +10,7 @@ from the same initial weights on the same split with the same batch and rate (co
 them). Their test accuracies must agree to a point before a time counts.
 """
 
+import shutil
 import subprocess
 import sys
 
@@ -30,9 +31,10 @@ def install() -> None:
         environment = ROOT / ".peers" / pins.stem
         if not environment.exists():
             print(f"installing {pins.stem}", flush=True)
-            subprocess.run(
-                [PYTHON.get(pins.stem, sys.executable), "-m", "venv", environment], check=True
-            )
+            python = PYTHON.get(pins.stem, sys.executable)
+            if shutil.which(python) is None:
+                raise SystemExit(f"{pins.stem} needs {python} on the PATH; install it")
+            subprocess.run([python, "-m", "venv", environment], check=True)
             pip = [
                 environment / "bin" / "pip",
                 "--disable-pip-version-check",

@@ -42,6 +42,7 @@ WORKS = {  # title, target, flags
     ),
     "default": ("the default run: 10 clients, Dirichlet(0.5), lean-cnn, rate 0.15", 0.985, ""),
 }
+TOO_SLOW = ("default", "floor-jax")  # it takes 7.8 s for a round of a sixth of the images
 LIMIT = 180  # seconds, after which a contender is ended
 
 
@@ -172,7 +173,8 @@ def main() -> None:
     check_installed(options.contenders)
     rows = current(read("time_to_target").get("rows", []))
     for work in options.works:
-        measured = contest(work, options.contenders, options.seeds)
+        contenders = [name for name in options.contenders if (work, name) != TOO_SLOW]
+        measured = contest(work, contenders, options.seeds)
         again = [(row["work"], row["name"]) for row in measured]
         rows = [row for row in rows if (row["work"], row["name"]) not in again] + measured
         write("time_to_target", {"rows": rows})

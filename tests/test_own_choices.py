@@ -84,6 +84,12 @@ def test_the_same_function_from_a_file_makes_the_same_numbers(here, own, built_i
     assert len(hashes) == 1
 
 
+def test_a_run_with_an_algorithm_of_a_file_has_baselines(here):
+    flags = ("--num-clients", "2", "--algorithm", "own.py:prox", "--baselines", "--name", "own")
+    done = call_script(here, *FLAGS, *flags)
+    assert done.returncode == 0 and "centralized" in done.stdout, done.stderr
+
+
 def test_a_split_of_a_file_is_the_clients(here, digits):
     partition = fl.make_partition(digits, configure(partition="own.py:blocks", num_clients=4))
     expected = np.array_split(np.arange(len(digits.train.labels)), 4)

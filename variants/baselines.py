@@ -86,7 +86,7 @@ def plain_training(config: Any) -> dict[str, Any]:
     training = config.training
     fedavg = options.ALGORITHMS["fedavg"]
     learning_rate = training.client_lr
-    if options.ALGORITHMS[config.optimization.algorithm].client_lr != fedavg.client_lr:
+    if config.chosen("algorithm").client_lr != fedavg.client_lr:
         learning_rate = options.default_client_lr(config.to_dict() | {"algorithm": "fedavg"})
     return {
         "client_lr": learning_rate,

@@ -181,8 +181,8 @@ class Optimization(ConfigGroup):
     server_momentum: float_range(0, 0.9999) = 0.9
     """Momentum, beta, of fedavgm and mimelite."""
     server_epsilon: optional_float(1e-12, 1000) = None
-    """Tau of fedadagrad, fedadam and fedyogi, added to the root of the second moment. Default: 1e-3
-    for fedadam and fedyogi; 1e-6, inside the root, for fedadagrad."""
+    """Tau of fedadagrad, fedadam and fedyogi, added to the root of the second moment; fedadagrad
+    adds its square inside the root. Default: 1e-3."""
     prox_mu: Rate = 0.001
     """Weight, mu, of fedprox's proximal term; 0 is fedavg."""
     dyn_alpha: float_range(0.0001, 1000) = 0.001

@@ -72,7 +72,7 @@ class Run(ConfigGroup):
     """Also save what each client sent in the last round, as clients/client-000003.keras."""
     evaluate: Folder = ""
     """Folder of a finished run: evaluate its model, without training, on the data set given by the
-    other flags (default: its own), with the same tables and pictures."""
+    other flags (default: its own). Writes metrics.json and the figures of its errors."""
     predict: Folder = ""
     """Folder of a finished run: print what its model takes pictures for, such as --predict
     runs/mine digit.png pictures/. They may have any size, and dark ink on a bright ground."""
@@ -182,12 +182,12 @@ class Comparison(ConfigGroup):
 
     compare: text("LIST") = ""
     """Algorithms, or partitions, aggregators, models or attacks, separated by commas, or values of
-    any field that changes a run: fedavg,fedprox or alpha=0.1,1. A row may have settings of its own:
-    "fedavg(client_lr=0.2),fedprox(client_lr=0.1,prox_mu=0.1)". Each is run on the same split and
-    seed, unless these are what is compared, and one plot shows all. Given twice, such as --compare
-    fedavg,scaffold --compare alpha=0.1,1, it makes a grid. Folders of finished runs, such as
-    runs/a,runs/b, 'runs/*-seed?' or that of a comparison, are put into one table and plot without
-    training."""
+    a field that changes a run, but for its data, seed and rounds: fedavg,fedprox or alpha=0.1,1. A
+    row may have settings of its own: "fedavg(client_lr=0.2),fedprox(client_lr=0.1,prox_mu=0.1)".
+    Each is run on the same split and seed, unless these are what is compared, and one plot shows
+    all. Given twice, such as --compare fedavg,scaffold --compare alpha=0.1,1, it makes a grid.
+    Folders of finished runs, such as runs/a,runs/b, 'runs/*-seed?' or that of a comparison, are put
+    into one table and plot without training."""
     seeds: Count = 1
     """Number of seeds per row, counting up from --seed. Reports mean and standard deviation, and
     tests each row against the default row, or else the first (paired t-test over the seeds, with

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.fields import ConfigGroup, UserError, check_value
 from harness.cli.flags import to_value
-from harness.cli.own_files import short_name
+from harness.cli.own_files import is_own, short_name
 from harness.cli.run_options import SINGLE, Run
 
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
@@ -155,6 +155,8 @@ def find_confusion(names: Sequence[str], config: ConfigGroup) -> str:
         every = [name for field in COMPARABLE for name in config.choices(field)]
         near = difflib.get_close_matches(unknown[0].lower(), every, n=1)
         cure = f"did you mean {near[0]}?" if near else "see --help-all"
+        if is_own(unknown[0]):
+            cure = f"name the field too, such as algorithm={unknown[0]:.40}"
         return f"{unknown[0]!r:.40} is not a choice of {', '.join(COMPARABLE)}; {cure}"
     kinds = [
         f"{name} is a choice of {' and '.join(found)}" for name, found in fields.items() if found
