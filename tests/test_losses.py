@@ -23,6 +23,12 @@ def mean(labels, logits):
 
 def numbers(labels, logits):
     return 3.0
+
+def kept(labels, logits):
+    return tf.reduce_mean(squared(labels, logits), keepdims=True)
+
+def three(labels, logits):
+    return squared(labels, logits)[:3]
 """
 
 
@@ -134,8 +140,13 @@ def test_losses_with_other_variants(here, fields):
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
-        ({"loss": "own.py:mean"}, "return one loss per image"),
-        ({"loss": "own.py:numbers"}, "returns float for a batch"),
+        (
+            {"loss": "own.py:mean"},
+            r"^loss='.*' returns \(\) for a batch; return one loss",
+        ),
+        ({"loss": "own.py:numbers"}, "^loss='.*' returns float for a batch"),
+        ({"loss": "own.py:kept"}, r"^loss='.*' returns \(1,\) for a batch"),
+        ({"loss": "own.py:three"}, r"^loss='.*' returns \(3,\) for a batch"),
         ({"loss": "own.py:gone"}, "has no function gone"),
         ({"loss": "own.py:squared", "label_smoothing": 0.1}, "cannot be combined with loss="),
         ({"loss": "mse"}, "choose"),

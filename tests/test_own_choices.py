@@ -1,6 +1,7 @@
 """FILE.py:FUNCTION in place of a choice: algorithms, aggregators, splits and metrics of a user."""
 
 import shutil
+from pathlib import Path
 
 import federated_learning as fl
 from harness.cli.fields import UserError
@@ -10,6 +11,7 @@ import pytest
 from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
+OLD = Path(__file__).parent / "data" / "run_of_225c0cd"
 OWN = '''
 import numpy as np
 import tensorflow as tf
@@ -54,6 +56,23 @@ def called_loss(labels, predictions):
 
 def a_list(labels, predictions):
     return [1, 2]
+
+def greedy(labels, predictions):
+    labels[:] = 0
+    predictions[:] = 0
+    return 1.0
+
+def one_by_one(labels, num_clients, rng):
+    yield from np.array_split(np.arange(len(labels)), num_clients)
+
+def no_aggregator(parts, experiment):
+    return parts._replace(aggregator=None)
+
+def no_optimizer(parts, experiment):
+    return parts._replace(client_optimizer=3)
+
+def relu():
+    return [tf.keras.layers.Flatten(), tf.keras.layers.Dense(8, "relu")]
 '''
 
 
@@ -82,6 +101,38 @@ def test_the_same_function_from_a_file_makes_the_same_numbers(here, own, built_i
     call_script(here, *FLAGS, *rate, *built_in, "--prox-mu", "0.001", "--name", "ours")
     hashes = {read_metrics(here / "runs" / name)["weights_sha256"] for name in ("own", "ours")}
     assert len(hashes) == 1
+
+
+def test_a_split_may_be_yielded_and_a_metric_may_change_what_it_gets(here):
+    ends = []
+    for more in ({}, {"partition": "own.py:one_by_one", "metrics": "own.py:greedy"}):
+        config = fl.parse(FLAGS).replace(**{"partition": "own.py:blocks"} | more)
+        ends.append(fl.run(config).evaluation)
+    plain, greedy = ends
+    assert plain.accuracy == greedy.accuracy and greedy.metrics == {"greedy": 1.0}
+    assert np.array_equal(plain.labels, greedy.labels)
+
+
+def test_a_model_is_evaluated_as_it_was_trained(here):
+    """Another network of the same shapes has the run's weights, and other figures."""
+    flags = ("--dataset", "digits", "--rounds", "1", "--local-epochs", "1", *NO_FIGURES)
+    call_script(here, *flags, "--model", "own.py:relu", "--name", "a")
+    evaluation = fl.load("runs/a").evaluate()
+    (here / "own.py").write_text(OWN.replace('"relu"', '"sigmoid"'))
+    call_script(here, *flags, "--model", "own.py:relu", "--name", "b")
+    refused = call_script(here, "--evaluate", "runs/a", *NO_FIGURES)
+    assert refused.returncode == 2 and "has changed since the run 'runs/a'" in refused.stderr
+    with pytest.raises(UserError, match="has changed since the run"):
+        fl.load("runs/a").evaluate()
+    named = ("--evaluate", "runs/a", "--model", "own.py:relu", "--name", "now", *NO_FIGURES)
+    assert call_script(here, *named).returncode == 0
+    assert read_metrics(here / "runs" / "now")["test_accuracy"] != evaluation.accuracy
+
+
+@pytest.mark.parametrize("asked", ["--seeds 2", "--baselines", "--compare fedavg,fedprox"])
+def test_an_evaluation_trains_nothing(tmp_path, asked):
+    done = call_script(tmp_path, "--evaluate", str(OLD), *asked.split())
+    assert done.returncode == 2 and "which trains nothing; drop one of them" in done.stderr
 
 
 def test_a_run_with_an_algorithm_of_a_file_has_baselines(here):
@@ -161,6 +212,14 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
         ("--algorithm own.py:nothing", "returns NoneType; return the parts"),
         ("--aggregator own.py:nothing", "returns NoneType; return the parts"),
         ("--aggregator own.py:missing", "has no function missing"),
+        (
+            "--aggregator own.py:no_aggregator",
+            "returns aggregator=None, which cannot take",
+        ),
+        (
+            "--algorithm own.py:no_optimizer",
+            "returns client_optimizer=3, which cannot",
+        ),
         ("--aggregator gone.py:f", "cannot be read"),
         ("--aggregator own.py", "name its function too"),
         ("--partition own.py:nothing", "returns NoneType; return an index array"),

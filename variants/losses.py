@@ -45,13 +45,19 @@ def balanced_weights(counts: np.ndarray) -> np.ndarray:
 def checked(labels: Any, logits: Any, function: Callable, name: str) -> Any:
     """Return a user's loss. Raises UserError unless it is one number per image."""
     losses = function(labels, logits)
-    if not tf.is_tensor(losses) or losses.shape.rank != 1:
+    if not tf.is_tensor(losses) or not losses.shape.is_compatible_with(labels.shape):
         shape = losses.shape if tf.is_tensor(losses) else type(losses).__name__
         raise UserError(
             f"loss={name!r:.200} returns {shape!s:.60} for a batch; return one loss per image, a "
             "tensor float32[n]"
         )
     return tf.cast(losses, tf.float32)
+
+
+def try_loss(loss: Callable, num_classes: int) -> None:
+    """Call a user's loss on two batches, before TensorFlow traces it and lengthens its errors."""
+    for size in (3, 5):
+        loss(tf.zeros(size, tf.int32), tf.zeros((size, num_classes)))
 
 
 def choose_loss(network: Any, experiment: Any) -> Any:
@@ -66,6 +72,7 @@ def choose_loss(network: Any, experiment: Any) -> Any:
             )
         function = import_function(training.loss, "loss")
         loss = partial(checked, function=function, name=training.loss)
+        try_loss(loss, network.num_classes)
     elif training.label_smoothing:
         loss = partial(smoothed, smoothing=training.label_smoothing)
     if training.class_weights == "balanced" and experiment.config.is_private:

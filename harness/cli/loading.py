@@ -9,6 +9,9 @@ from typing import Any
 from harness.cli import own_files
 from harness.cli.fields import UserError
 
+# What parts are used by: a function is called, a TFF factory creates, a TFF optimizer steps.
+USES = ("__call__", "create", "next")
+
 
 def import_function(function: str | Callable, field: str = "") -> Any:
     """Return the function that "module:name" names in variants/; a function is itself.
@@ -36,4 +39,13 @@ def change_parts(field: str, parts: Any, experiment: Any) -> Any:
             f"{field}={name!r:.200} returns {type(changed).__name__}; return the parts, such as "
             "parts._replace(...)"
         )
+    for part, before in parts._asdict().items():
+        after = getattr(changed, part)
+        needed = [use for use in USES if hasattr(before, use)]
+        if not all(hasattr(after, use) for use in needed):
+            name = experiment.config.to_dict()[field]
+            raise UserError(
+                f"{field}={name!r:.200} returns {part}={after!r:.60}, which cannot take the place "
+                f"of a {type(before).__name__}; give another one, or leave {part} as it is"
+            )
     return changed

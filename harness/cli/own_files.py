@@ -19,6 +19,8 @@ from harness.cli import trust
 from harness.cli.fields import UserError
 from harness.storage.files import briefly, expand_path, read_bytes
 
+import numpy as np
+
 # In place of a choice's name: a file and a function in it, or one given in Python.
 OWN = r".+\.py:\w+|python:\w+"
 GIVEN: dict[str, Callable] = {}  # python:NAME -> the function
@@ -114,10 +116,13 @@ def call_function(
 ) -> Any:
     """Return function(*arguments, **named), a user's. Raises UserError for whatever it raises.
 
-    `path` is FILE.py:NAME, `digest` the SHA-256 of the file.
+    `path` is FILE.py:NAME, `digest` the SHA-256 of the file. The function gets copies of arrays,
+    which it may change; what it yields is returned as a list.
     """
+    copies = [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
     with errors_of_own_code(f"{field}={str(path)!r:.200}", path):
-        return function(*arguments, **named)
+        returned = function(*copies, **named)
+        return list(returned) if isinstance(returned, types.GeneratorType) else returned
 
 
 @contextlib.contextmanager

@@ -19,10 +19,12 @@ from harness.cli.loading import import_function
 from harness.cli.output import quietly, warn
 from harness.cli.saved_config import read_saved
 from harness.comparing import comparison, tuning
+from harness.comparing.completing import read_metrics
 from harness.comparing.sweep import compared_rows, rows_of_configs
 from harness.reporting import drawing, results
 from harness.storage import run_folder
 from harness.storage.files import expand_path
+from harness.storage.saved_run import check_model
 
 
 @one_at_a_time()
@@ -78,12 +80,18 @@ def compare(
 @one_at_a_time()
 def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) -> Path:
     """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
+    check_evaluated(config)
     saved = read_saved(config.run.evaluate, type(config)())
     source = expand_path(config.run.evaluate)
+    if not read_metrics(source):
+        raise UserError(f"{str(source)!r:.200} is not finished; continue it with --resume")
     dataset = load_dataset(config.with_absolute_paths().data)
     results.check_classes(source, dataset)
     training = replace(saved.training, model=find_model_name(config, saved))
     trained = read_trained(source / "global_model.keras", training, dataset)
+    if saved.has_own_model and not config.has_own_model:
+        cure = "restore it, or name it with --model to evaluate what it builds now"
+        check_model(source, saved.training.model, trained, cure)
     evaluate = trained.evaluate
     if config.run.metrics:
         evaluate = import_function("evaluations:with_metrics")(evaluate, config.run.metrics)
@@ -92,6 +100,18 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     origin = results.describe_origin(source, dataset)
     caption = drawing.join_parts([dataset.name, f"the model of {source.name}{origin}"])
     return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
+
+
+def check_evaluated(config: Any) -> None:
+    """Raise UserError for flags that ask for training, which an evaluation would ignore."""
+    asked = {**config.comparison.to_dict(), "resume": config.run.resume}
+    asked["baselines"] = config.run.baselines
+    for field, value in asked.items():
+        if value != config.defaults()[field]:
+            raise UserError(
+                f"{field}={value!r:.60} cannot be combined with evaluate="
+                f"{config.run.evaluate!r:.100}, which trains nothing; drop one of them"
+            )
 
 
 def find_model_name(config: Any, saved: Any) -> str:

@@ -14,6 +14,7 @@ from harness.cli.saved_config import read_saved
 from harness.comparing.completing import read_metrics
 from harness.reporting.results import check_classes
 from harness.storage.files import expand_path, read_json
+from harness.storage.provenance import hash_rows, read_programs
 from harness.training.records import Evaluation, RoundRecord
 
 import numpy as np
@@ -37,6 +38,13 @@ def to_table(rows: list[dict[str, Any]]) -> Any:
         name: np.array([np.nan if value is None else value for value in values])
         for name, values in columns.items()
     }
+
+
+def check_model(folder: Path, name: str, trained: Any, cure: str) -> None:
+    """Raise UserError if a run's own model, read as `trained`, is another function by now."""
+    made = read_programs(folder)[-1]["rows"].get("model")
+    if made != hash_rows({"model": trained.network.build_hidden_layers})["model"]:
+        raise UserError(f"model={name!r:.200} has changed since the run {str(folder)!r}; {cure}")
 
 
 class SavedRun:
@@ -64,16 +72,19 @@ class SavedRun:
     def __repr__(self) -> str:
         return f"SavedRun({str(self.folder)!r})"
 
+    def check_finished(self) -> None:
+        """Raise UserError for a run that was stopped."""
+        if not read_metrics(self.folder):
+            raise UserError(
+                f"{str(self.folder)!r:.200} is not finished; continue it with fl.run("
+                "run.config.replace(resume=str(run.folder))), or --resume"
+            )
+
     @cached_property
     def records(self) -> list[RoundRecord]:
         """The records of all rounds."""
-        records = read_metrics(self.folder)
-        if not records:
-            raise UserError(
-                f"{str(self.folder)!r:.200} is not finished; continue it with fl.run("
-                "run.config.replace(resume=str(run.folder)))"
-            )
-        return records
+        self.check_finished()
+        return read_metrics(self.folder)
 
     @property
     def history(self) -> Any:
@@ -94,7 +105,11 @@ class SavedRun:
         training = self.config.training
         if self.config.has_own_model:
             trust.check_file("model", training.model, str(self.folder))
-        return self.read_trained(self.folder / "global_model.keras", training, self.dataset)
+        self.check_finished()
+        trained = self.read_trained(self.folder / "global_model.keras", training, self.dataset)
+        if self.config.has_own_model:
+            check_model(self.folder, training.model, trained, "restore it")
+        return trained
 
     @property
     def network(self) -> Any:
