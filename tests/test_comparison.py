@@ -476,6 +476,7 @@ THREE = ("num_clients", "shards_per_client", "local_epochs")
         ("alpha=0.1,0.10", "does not name different choices"),
         ("alpha=1,1.0", "does not name different choices"),
         ("rounds=5,10", "'rounds' is not a field that a comparison can change"),
+        (";;", "compare=';;' names nothing"),
         ("own.py:prox,fedavg", "name the field too, such as algorithm=own.py:prox"),
         ("num_clients=" + ",".join(map(str, range(1, 300))), "makes 299 runs; choose at most 200"),
         (

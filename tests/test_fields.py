@@ -1,5 +1,6 @@
 """What fields may hold: a wrong value is refused in one line that names field, value and remedy."""
 
+from pathlib import Path
 from typing import get_args
 
 import federated_learning as fl
@@ -7,6 +8,7 @@ from harness.cli.fields import UserError, choices_of, is_plain_text
 from harness.cli.run_options import identity
 from variants.options import unused_notices
 
+import numpy as np
 import pytest
 from runs import configure
 
@@ -127,3 +129,34 @@ def test_a_flag_of_privacy_without_dp_is_refused(field):
     ):
         configure(**{field: value})
     configure(**{field: value}, aggregator="dp")
+
+
+def test_numbers_of_numpy_and_paths_are_values():
+    config = configure(rounds=np.int64(2), alpha=np.float32(0.25), runs=Path("a"))
+    assert config == configure(rounds=2, alpha=0.25, runs="a")
+    with pytest.raises(UserError, match="rounds=2.5 is not an integer"):
+        configure(rounds=np.float64(2.5))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('resume = "runs/a"', "resume cannot be set in a file; give it as a flag: --resume"),
+        ("version = true", "version cannot be set in a file"),
+    ],
+)
+def test_what_a_file_cannot_ask_for_is_refused(tmp_path, text, said):
+    (tmp_path / "run.toml").write_text(text)
+    with pytest.raises(UserError, match=said):
+        fl.parse(["--config", str(tmp_path / "run.toml")])
+
+
+def test_a_file_says_what_a_run_prints(tmp_path):
+    (tmp_path / "run.toml").write_text('quiet = true\njson = true\ntime_limit = "1m"\n')
+    run = fl.parse(["--config", str(tmp_path / "run.toml")]).run
+    assert run.quiet and run.json and run.seconds_allowed == 60
+
+
+def test_words_are_texts():
+    with pytest.raises(UserError, match="3 is not a text; give flags and values as texts"):
+        fl.parse(["--rounds", 3])

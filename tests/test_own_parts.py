@@ -386,6 +386,12 @@ def test_errors_are_one_line_in_a_notebook():
         assert line.startswith(type(error).__name__) and str(error) in line
 
 
+def test_a_data_set_from_python_is_used_as_it_is(tmp_path, monkeypatch, digits):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="holdout=10 has no effect on dataset="):
+        fl.run(configure(model="mlp", holdout=10), dataset=digits)
+
+
 @pytest.mark.parametrize("how", ["returns False", "raises StopRun"])
 def test_a_function_of_each_round_ends_the_run_with_all_its_files(tmp_path, monkeypatch, how):
     """After the second of five rounds; the run is then continued."""

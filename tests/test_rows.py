@@ -69,6 +69,30 @@ def test_a_row_that_cannot_be_is_refused(compare, said):
         configure(compare=compare)
 
 
+def test_a_row_of_a_file_may_name_a_function(tmp_path):
+    file = tmp_path / "rows.toml"
+    file.write_text('[[compare]]\nmodel = "net.py:build"\n[[compare]]\nmodel = "mlp"\n')
+    compared = compared_rows(fl.parse(["--config", str(file)]))
+    assert [row.changes for row in compared.rows] == [{"model": "net.py:build"}, {"model": "mlp"}]
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"compare": "fedavg,fedprox"}, "compare='fedavg,fedprox' cannot be combined with a list"),
+        ({"tune": "client_lr=0.1,0.2"}, "cannot be combined with a list of configurations"),
+    ],
+)
+def test_a_row_that_is_a_configuration_compares_nothing_itself(more, said):
+    with pytest.raises(UserError, match=said):
+        fl.compare([configure(**more), configure(alpha=1.0)])
+
+
+def test_a_list_of_other_things_is_not_compared():
+    with pytest.raises(UserError, match="'a' is not a configuration"):
+        fl.compare(["a", "b"])
+
+
 def test_rows_are_tables_of_a_file(tmp_path):
     file = tmp_path / "rows.toml"
     file.write_text(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
+import os
 import re
 import sys
 import typing
@@ -127,6 +128,14 @@ OptionalRate = optional_float(0, 1000)
 Scale = float_range(0, 1e6)
 
 
+def to_plain(value: Any) -> Any:
+    """Return a NumPy number as Python's, and a path as text; any other value as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    is_number = getattr(value, "ndim", None) == 0 and hasattr(value, "item")
+    return value.item() if is_number else value
+
+
 def cached(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     """Cache a function of a class, which mypy calls unhashable."""
     return functools.cache(function)
@@ -184,6 +193,7 @@ class ConfigGroup:
 
         Raises UserError for an unknown field, or a value of the wrong type or range.
         """
+        changes = {field: to_plain(value) for field, value in changes.items()}
         known = self.to_dict()
         for field in changes.keys() - known.keys():
             near = difflib.get_close_matches(field, known, n=3, cutoff=0.6)

@@ -85,6 +85,11 @@ def split_off(words: Sequence[str], field: str) -> tuple[list[str], list[str]]:
     others = []
     position = 0
     while position < len(words):
+        if not isinstance(words[position], str):
+            raise UserError(
+                f"{words[position]!r:.60} is not a text; give flags and values as texts, such as "
+                "['--rounds', '3']"
+            )
         flag, equals, text = words[position].partition("=")
         position += 1
         if not flag.startswith("--") or flag[2:].replace("-", "_") != field:
@@ -156,7 +161,7 @@ def to_value(text: str, hint: Any) -> Any:
     """Convert a flag's text to the type `hint`; returns the text itself if that is impossible."""
     kind = typing.get_args(hint)[0] if typing.get_args(hint) else str
     if hint is bool:
-        return {"True": True, "False": False}.get(text, text)
+        return {"true": True, "false": False}.get(text.lower(), text)
     if kind in (int | None, float | None) and text == "None":
         return None
     try:

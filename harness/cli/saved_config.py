@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.fields import ConfigGroup, UserError
-from harness.cli.flags import find_field, split_off
+from harness.cli.flags import find_field, split_off, to_flag
 from harness.cli.run_options import BY_CONTENT, FIRST_FIELDS, MAY_GROW, SINCE_1_2, SINGLE, identity
 from harness.comparing.sweep import rows_to_text
 from harness.storage.files import briefly, expand_path, read_bytes, read_json
@@ -28,6 +28,8 @@ OF_ONE_COMMAND = (
     "list",
     "version",
 )
+# Of these, what a file of the user's cannot ask for either.
+FLAGS_ONLY = {*OF_ONE_COMMAND} - {"time_limit", "quiet", "json"}
 
 
 def read_saved(folder: str, default: ConfigGroup) -> Any:
@@ -62,8 +64,8 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
 def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
     """Return the configuration that --config names, as a default for flags; None without the flag.
 
-    What belongs to one run alone, such as what it resumed, is left out. Raises UserError for a file
-    that has something else.
+    Of a run's config.json, what belongs to that run alone is left out, such as what it resumed.
+    Raises UserError for a file that has something else.
     """
     names, others = split_off(words, "config")
     if not names:
@@ -75,8 +77,11 @@ def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
         )
     path = expand_path(names[-1])
     fields = read_groups(path, default)
-    own = {field: value for field, value in fields.items() if field not in OF_ONE_COMMAND}
+    left_out = OF_ONE_COMMAND if path.suffix == ".json" else ()
+    own = {field: value for field, value in fields.items() if field not in left_out}
     try:
+        for field in own.keys() & FLAGS_ONLY:
+            raise UserError(f"{field} cannot be set in a file; give it as a flag: {to_flag(field)}")
         if isinstance(own.get("compare"), list):  # [[compare]], a table a row
             own["compare"] = rows_to_text(own["compare"])
         for field in own:

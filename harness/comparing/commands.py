@@ -14,7 +14,7 @@ from typing import Any
 
 from harness.cli import trust
 from harness.cli.command_line import one_at_a_time
-from harness.cli.fields import UserError
+from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.loading import import_function
 from harness.cli.output import quietly, warn
 from harness.cli.saved_config import read_saved
@@ -35,9 +35,10 @@ def compare(
 
     The first two arguments are those of federated_learning.compare, the others its functions.
     """
-    if isinstance(config, list | tuple):
-        compared = rows_of_configs(config)
-        first = config[0]
+    if not isinstance(config, ConfigGroup):
+        configs = list(config)
+        compared = rows_of_configs(configs)
+        first = configs[0]
     else:
         compared = compared_rows(config)
         first = config

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.fields import ConfigGroup, UserError, check_value
 from harness.cli.flags import split_off, to_value
+from harness.cli.own_files import is_own
 from harness.cli.run_options import SINGLE, Run, identity
 from harness.comparing.terms import COMPARABLE, NEVER, Entry, label_settings, read_term, sweepable
 from harness.storage.files import expand_path, read_json
@@ -72,6 +73,8 @@ def compared_rows(config: Any) -> Compared | None:
             "resume their runs automatically; drop one of them"
         )
     listed = [read_term(term, config) for term in flat["compare"].split(";") if term.strip()]
+    if not listed and flat["compare"]:
+        raise UserError(f"compare={flat['compare']!r:.60} names nothing; drop it, or name choices")
     if not listed:
         name = flat["algorithm"]
         listed = [("algorithm", [Entry(name, name, {"algorithm": name})])]
@@ -206,6 +209,15 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
     """
     if len(configs) < 2:
         raise UserError(f"a comparison needs two or more configurations, not {len(configs)}")
+    for config in configs:
+        if not isinstance(config, ConfigGroup):
+            raise UserError(f"{config!r:.60} is not a configuration; give those of fl.parse(...)")
+        for field in ("compare", "tune", "resume"):
+            if value := config.to_dict()[field]:
+                raise UserError(
+                    f"{field}={value!r:.60} cannot be combined with a list of configurations, each "
+                    "of which is a row; drop it"
+                )
     given = [config.replace(**SINGLE).to_dict() for config in configs]
     own = {*Run().to_dict(), *SINGLE}
     differing = [
@@ -380,7 +392,8 @@ def rows_to_text(rows: Sequence[dict[str, Any]]) -> str:
         head = str(row[shared[0]]) if shared else ""
         rest = [f"{field}={value}" for field, value in row.items() if field not in shared[:1]]
         texts.append(f"{head}({','.join(rest)})" if rest else head)
-    return ",".join(texts)
+    needs_name = shared and any(is_own(str(row[shared[0]])) for row in rows)
+    return (f"{shared[0]}=" if needs_name else "") + ",".join(texts)
 
 
 def is_nested(value: Any) -> bool:

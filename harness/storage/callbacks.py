@@ -8,11 +8,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from harness.cli.fields import UserError
 from harness.cli.output import print_line, warn
 from harness.reporting.figure_files import to_bytes
 from harness.training.histories import stops_early
 from harness.training.records import RoundRecord
 
+import numpy as np
 import tensorflow as tf
 
 
@@ -113,11 +115,15 @@ class OnRound(Callback):
     """Calls a user's function with the record of each round; returning False ends the run."""
 
     def __init__(self, function: Callable[[RoundRecord], Any]):
+        """Raise UserError for what cannot be called."""
+        if not callable(function):
+            raise UserError(f"on_round={function!r:.60} is not a function; give one of a record")
         self.function = function
 
     def after_round(self, outcome: Any) -> None:
         """Call it."""
-        if self.function(outcome.record) is False:
+        answer = self.function(outcome.record)
+        if isinstance(answer, bool | np.bool_) and not answer:
             raise StopRun
 
 

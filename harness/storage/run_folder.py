@@ -73,6 +73,22 @@ import tensorflow_federated as tff
 CHECKPOINTS_KEPT = 3
 
 
+# What is done to configured data when it is read, and not to a data set that is given in Python.
+ON_READING = ("test_share", "image_size", "transpose", "validation")
+
+
+def check_given_dataset(config: Any, dataset: Any) -> None:
+    """Raise UserError for fields that a data set given in Python would leave without effect."""
+    is_held_out = dataset.places is not None  # as a comparison that tunes has done
+    for field in ON_READING if is_held_out else (*ON_READING, "holdout"):
+        value = config.to_dict()[field]
+        if value != config.defaults()[field]:
+            raise UserError(
+                f"{field}={value!r:.40} has no effect on dataset=, which is used as it is; give "
+                "fl.build_dataset the images to train and to evaluate on, or drop it"
+            )
+
+
 class RunFolder:
     """The files of one run."""
 
@@ -126,6 +142,8 @@ class RunFolder:
         UserError if the folder belongs to another configuration, program or split, or is in use.
         """
         config = experiment.config
+        if "dataset=" in given:
+            check_given_dataset(config, experiment.dataset)
         partition = describe_partition(experiment)
         if config.run.resume:
             path = expand_path(config.run.resume)

@@ -15,6 +15,7 @@ from harness.comparing.completing import read_metrics
 from harness.reporting.results import check_classes
 from harness.storage.files import expand_path, read_json
 from harness.storage.provenance import hash_rows, read_programs
+from harness.training.dataset import Dataset
 from harness.training.records import Evaluation, RoundRecord
 
 import numpy as np
@@ -165,5 +166,9 @@ class SavedRun:
         Raises UserError for other labels than those it was trained on.
         """
         if dataset is not None:
+            if not isinstance(dataset, Dataset):
+                raise UserError(
+                    f"dataset={dataset!r:.60} is not a data set; give fl.build_dataset(...)"
+                )
             check_classes(self.folder, dataset)
         return self.trained.evaluate(dataset or self.dataset)
