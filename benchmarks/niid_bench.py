@@ -146,7 +146,8 @@ def above(found: dict[tuple[str, str], dict]) -> str:
             ]
             said.append(f"{split}: {name} {ours[name]:.2f}, {which} {highest:.2f}{''.join(more)}")
     return (
-        "Our best row of three seeds against Flower's highest cell, by the best round of each: "
+        "Our best row of three seeds, of those whose best round is recorded, against Flower's "
+        "highest cell, by the best round of each: "
         f"{'; '.join(said)}."
     )
 
