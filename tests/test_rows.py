@@ -88,9 +88,10 @@ def test_a_row_that_is_a_configuration_compares_nothing_itself(more, said):
         fl.compare([configure(**more), configure(alpha=1.0)])
 
 
-def test_a_list_of_other_things_is_not_compared():
-    with pytest.raises(UserError, match="'a' is not a configuration"):
-        fl.compare(["a", "b"])
+@pytest.mark.parametrize("given", [["a", "b"], "ab", None, 3])
+def test_what_is_no_configuration_is_not_compared(given):
+    with pytest.raises(UserError, match="is not a configuration; give those of fl.parse"):
+        fl.compare(given)
 
 
 def test_rows_are_tables_of_a_file(tmp_path):

@@ -3,6 +3,7 @@
 import errno
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -204,6 +205,7 @@ def test_nobody_else_reaches_the_worker(tmp_path, monkeypatch):
 
 
 @pytest.mark.thorough
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="unshare is not installed")
 def test_where_namespaces_are_forbidden_the_run_says_so(tmp_path):
     forbid = 'echo 0 > /proc/sys/user/max_net_namespaces; exec "$@"'
     run = command("--dataset", "digits", "--model", "mlp", "--rounds", "1", *NO_FIGURES)

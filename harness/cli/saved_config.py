@@ -80,7 +80,7 @@ def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
     left_out = OF_ONE_COMMAND if path.suffix == ".json" else ()
     own = {field: value for field, value in fields.items() if field not in left_out}
     try:
-        for field in own.keys() & FLAGS_ONLY:
+        for field in sorted(own.keys() & FLAGS_ONLY):
             raise UserError(f"{field} cannot be set in a file; give it as a flag: {to_flag(field)}")
         if isinstance(own.get("compare"), list):  # [[compare]], a table a row
             own["compare"] = rows_to_text(own["compare"])

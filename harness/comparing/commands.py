@@ -6,7 +6,7 @@ a trained model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,7 +36,7 @@ def compare(
     The first two arguments are those of federated_learning.compare, the others its functions.
     """
     if not isinstance(config, ConfigGroup):
-        configs = list(config)
+        configs = list(config) if isinstance(config, Iterable) else [config]
         compared = rows_of_configs(configs)
         first = configs[0]
     else:

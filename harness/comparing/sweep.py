@@ -207,11 +207,12 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
 
     Raises UserError for fewer than two, for equal ones, and for those of different data or seeds.
     """
-    if len(configs) < 2:
-        raise UserError(f"a comparison needs two or more configurations, not {len(configs)}")
     for config in configs:
         if not isinstance(config, ConfigGroup):
             raise UserError(f"{config!r:.60} is not a configuration; give those of fl.parse(...)")
+    if len(configs) < 2:
+        raise UserError(f"a comparison needs two or more configurations, not {len(configs)}")
+    for config in configs:
         for field in ("compare", "tune", "resume"):
             if value := config.to_dict()[field]:
                 raise UserError(
