@@ -33,8 +33,8 @@ def change_parts(field: str, parts: Any, experiment: Any) -> Any:
     """
     function = import_function(experiment.config.chosen(field).function, field)
     changed = function(parts, experiment)
+    name = experiment.config.to_dict()[field]
     if not isinstance(changed, type(parts)):
-        name = experiment.config.to_dict()[field]
         raise UserError(
             f"{field}={name!r:.200} returns {type(changed).__name__}; return the parts, such as "
             "parts._replace(...)"
@@ -43,7 +43,6 @@ def change_parts(field: str, parts: Any, experiment: Any) -> Any:
         after = getattr(changed, part)
         needed = [use for use in USES if hasattr(before, use)]
         if not all(hasattr(after, use) for use in needed):
-            name = experiment.config.to_dict()[field]
             raise UserError(
                 f"{field}={name!r:.200} returns {part}={after!r:.60}, which cannot take the place "
                 f"of a {type(before).__name__}; give another one, or leave {part} as it is"

@@ -19,12 +19,11 @@ from harness.cli.loading import import_function
 from harness.cli.output import quietly, warn
 from harness.cli.saved_config import read_saved
 from harness.comparing import comparison, tuning
-from harness.comparing.completing import read_metrics
 from harness.comparing.sweep import compared_rows, rows_of_configs
 from harness.reporting import drawing, results
 from harness.storage import run_folder
 from harness.storage.files import expand_path
-from harness.storage.saved_run import check_model
+from harness.storage.saved_run import check_model, read_finished
 
 
 @one_at_a_time()
@@ -84,8 +83,7 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     check_evaluated(config)
     saved = read_saved(config.run.evaluate, type(config)())
     source = expand_path(config.run.evaluate)
-    if not read_metrics(source):
-        raise UserError(f"{str(source)!r:.200} is not finished; continue it with --resume")
+    read_finished(source)  # raises for a run that was stopped
     dataset = load_dataset(config.with_absolute_paths().data)
     results.check_classes(source, dataset)
     training = replace(saved.training, model=find_model_name(config, saved))

@@ -41,6 +41,17 @@ def to_table(rows: list[dict[str, Any]]) -> Any:
     }
 
 
+def read_finished(folder: Path) -> list[RoundRecord]:
+    """Return the records of a run. Raises UserError if it was stopped before it wrote them."""
+    records = read_metrics(folder)
+    if not records:
+        raise UserError(
+            f"{str(folder)!r:.200} is not finished; continue it with fl.run("
+            "run.config.replace(resume=str(run.folder))), or --resume"
+        )
+    return records
+
+
 def check_model(folder: Path, name: str, trained: Any, cure: str) -> None:
     """Raise UserError if a run's own model, read as `trained`, is another function by now."""
     made = read_programs(folder)[-1]["rows"].get("model")
@@ -73,19 +84,10 @@ class SavedRun:
     def __repr__(self) -> str:
         return f"SavedRun({str(self.folder)!r})"
 
-    def check_finished(self) -> None:
-        """Raise UserError for a run that was stopped."""
-        if not read_metrics(self.folder):
-            raise UserError(
-                f"{str(self.folder)!r:.200} is not finished; continue it with fl.run("
-                "run.config.replace(resume=str(run.folder))), or --resume"
-            )
-
     @cached_property
     def records(self) -> list[RoundRecord]:
         """The records of all rounds."""
-        self.check_finished()
-        return read_metrics(self.folder)
+        return read_finished(self.folder)
 
     @property
     def history(self) -> Any:
@@ -106,7 +108,7 @@ class SavedRun:
         training = self.config.training
         if self.config.has_own_model:
             trust.check_file("model", training.model, str(self.folder))
-        self.check_finished()
+        read_finished(self.folder)  # raises for a run that was stopped
         trained = self.read_trained(self.folder / "global_model.keras", training, self.dataset)
         if self.config.has_own_model:
             check_model(self.folder, training.model, trained, "restore it")
