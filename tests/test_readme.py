@@ -111,6 +111,35 @@ def test_what_another_program_or_machine_made_is_named(monkeypatch):
     assert results.dagger({"runs": [ours, ours | {"program": "0"}]}) == " †"
 
 
+def test_what_a_program_refuses_makes_no_results_stale(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    from results import computing
+
+    plain = "def double(x):\n    return 2 * int(x)\nprint(double(1))\n"
+    refusing = """
+def check_sign(x):
+    if x < 0:
+        raise ValueError("negative")
+
+def double(x):
+    check_sign(x)
+    if x > 10**6:
+        raise ValueError(f"{x} is large")
+    try:
+        return 2 * int(x)
+    except OverflowError:
+        raise ValueError("no number") from None
+
+print(double(1))
+"""
+    assert computing(refusing) == computing(plain)
+    assert computing(refusing.replace("2 *", "3 *")) != computing(plain)
+    handled = refusing.replace('raise ValueError("no number") from None', "return 0")
+    assert computing(handled) != computing(plain)
+    branching = "if x:\n    raise ValueError\nelse:\n    y = 1\n"
+    assert computing(branching) == computing("y = 1\n") != computing("")
+
+
 def test_results_on_other_data_are_kept_apart(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import results
