@@ -25,17 +25,22 @@ from harness.storage.provenance import SOURCES, commit, digest, meaning, process
 class WithoutRefusals(ast.NodeTransformer):
     """Takes out of a syntax tree what only refuses, as that changes no number of a run which ends.
 
-    That is: functions named `check_`, statements that call one, an `if` and an `except` that only
-    raise, and the text of what is raised.
+    That is: functions named `check_` which return nothing, their imports, statements that call
+    one, an `if` and an `except` that only raise, and the text of what is raised.
     """
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
-        return None if node.name.startswith("check_") else self.generic_visit(node)
+        returns = any(isinstance(inner, ast.Return) and inner.value for inner in ast.walk(node))
+        is_check = node.name.startswith("check_") and not returns
+        return None if is_check else self.generic_visit(node)
+
+    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
+        names = [name for name in node.names if not name.name.startswith("check_")]
+        return ast.ImportFrom(node.module, names, node.level) if names else None
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        function = getattr(node.value, "func", None)
-        name = getattr(function, "id", getattr(function, "attr", ""))
-        return None if name.startswith("check_") else node
+        is_call = isinstance(node.value, ast.Call)
+        return None if is_call and "check_" in ast.unparse(node.value.func) else node
 
     def visit_If(self, node: ast.If) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)

@@ -117,6 +117,8 @@ def test_what_a_program_refuses_makes_no_results_stale(monkeypatch):
 
     plain = "def double(x):\n    return 2 * int(x)\nprint(double(1))\n"
     refusing = """
+from checks import check_size
+
 def check_sign(x):
     if x < 0:
         raise ValueError("negative")
