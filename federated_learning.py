@@ -210,7 +210,7 @@ from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
 from harness.reporting import results
 from harness.storage import provenance, saving
-from harness.storage.callbacks import Callback, CallbackList
+from harness.storage.callbacks import Callback, CallbackList, check_callbacks
 from harness.storage.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.storage.files import check_clock, check_temporary_folder
 from harness.storage.predicting import predict_pictures
@@ -364,7 +364,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     draw = find_split(config, dataset)
     split = draw(np.random.default_rng(config.seed))
     if is_own(config.partition_name):
-        partitions.check_own_split(split, labels, config)
+        partitions.check_own_split(draw, split, labels, config)
     if config.partitioning.min_images:
         split = partitions.draw_until_large(draw, split, config)
     filled, num_filled = fill_empty_clients(split)
@@ -1117,12 +1117,21 @@ def write_shards(experiment: Experiment) -> None:
         shards.write_shard(folder, client, images, train.labels[indices])
 
 
+def check_experiment(experiment: Any) -> None:
+    """Raise UserError for something else than an Experiment, such as a configuration."""
+    if not isinstance(experiment, Experiment):
+        raise UserError(
+            f"experiment={experiment!r:.60} is not an experiment; give fl.build_experiment(config)"
+        )
+
+
 def prepare(experiment: Experiment) -> Experiment:
     """Write the shards, check the hosts, and build the process and the evaluator.
 
     Raises:
         UserError: this machine or a host lacks something, or the model cannot be trained.
     """
+    check_experiment(experiment)
     check_clock()  # a .keras file cannot store dates before 1980: fail now, not at the end
     check_temporary_folder()
     host_folders = check_hosts(experiment.config.run)
@@ -1131,6 +1140,7 @@ def prepare(experiment: Experiment) -> Experiment:
     evaluate = build_evaluator(experiment.network, experiment.dataset, extra)
     own_metrics = experiment.config.run.metrics
     if own_metrics:
+        import_function("evaluations:check_metrics")(own_metrics, experiment.dataset.test.labels)
         evaluate = import_function("evaluations:with_metrics")(evaluate, own_metrics)
     return replace(
         experiment,
@@ -1171,6 +1181,8 @@ def run_rounds(
     Raises:
         RunFailed: a round cannot be completed.
     """
+    check_experiment(experiment)
+    check_callbacks(callbacks)
     if experiment.process is None:
         experiment = prepare(experiment)
     config = experiment.config
@@ -1343,12 +1355,17 @@ def build_experiment(
     Raises:
         UserError: the settings, or settings and data, are incompatible.
     """
+    saved_config.check_config(config)
     given = config.to_dict()
     with_defaults = config.effective(**options.absolute_paths(given))  # default rates filled in
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
-    if not isinstance(dataset, Dataset):
-        raise UserError(f"dataset={dataset!r:.60} is not a data set; give fl.build_dataset(...)")
+    results.check_dataset(dataset)
+    if not isinstance(partition, Partition | None):
+        raise UserError(
+            f"partition={partition!r:.60} is not a Partition; give one from fl.make_partition, or "
+            "index arrays to fl.run(config, partition=...)"
+        )
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
     if config.run.baselines:
@@ -1416,6 +1433,8 @@ def run(
         RunFailed: a round cannot be completed.
     """
     saved_config.check_single(config)
+    if on_round is not None and not callable(on_round):
+        raise UserError(f"on_round={on_round!r:.60} is not a function; give one of a RoundRecord")
     if partition is not None:
         config = config.replace(**partitions.fields_of_indices(partition, config.run.cache))
     if model is not None:

@@ -25,18 +25,14 @@ from harness.storage.provenance import SOURCES, commit, digest, meaning, process
 class WithoutRefusals(ast.NodeTransformer):
     """Takes out of a syntax tree what only refuses, as that changes no number of a run which ends.
 
-    That is: functions named `check_` which return nothing, their imports, statements that call
-    one, an `if` and an `except` that only raise, and the text of what is raised.
+    That is: functions named `check_` which return nothing, statements that call one, an `if` and an
+    `except` that only raise, the text of what is raised, and imports that only these use.
     """
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
         returns = any(isinstance(inner, ast.Return) and inner.value for inner in ast.walk(node))
         is_check = node.name.startswith("check_") and not returns
         return None if is_check else self.generic_visit(node)
-
-    def visit_ImportFrom(self, node: ast.ImportFrom) -> ast.AST | None:
-        names = [name for name in node.names if not name.name.startswith("check_")]
-        return ast.ImportFrom(node.module, names, node.level) if names else None
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_call = isinstance(node.value, ast.Call)
@@ -51,6 +47,16 @@ class WithoutRefusals(ast.NodeTransformer):
         others = node.orelse or node.finalbody
         refuses = all(only_raises(handler.body) for handler in node.handlers)
         return node.body if refuses and not others else node
+
+    def visit_Module(self, node: ast.Module) -> ast.AST:
+        self.generic_visit(node)
+        used = {inner.id for inner in ast.walk(node) if isinstance(inner, ast.Name)}
+        for statement in node.body:
+            if isinstance(statement, ast.Import | ast.ImportFrom):
+                names = [(name, name.asname or name.name) for name in statement.names]
+                statement.names = [name for name, own in names if own.partition(".")[0] in used]
+        node.body = [statement for statement in node.body if getattr(statement, "names", True)]
+        return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
         return ast.Raise()

@@ -71,6 +71,18 @@ def no_aggregator(parts, experiment):
 def no_optimizer(parts, experiment):
     return parts._replace(client_optimizer=3)
 
+def empty(labels, num_clients, rng):
+    return [np.arange(0)] * num_clients
+
+def unseeded(labels, num_clients, rng):
+    return np.array_split(np.random.permutation(len(labels)), num_clients)
+
+def huge(labels, predictions):
+    return 10**400
+
+def complex_number(labels, predictions):
+    return np.complex128(1)
+
 def relu():
     return [tf.keras.layers.Flatten(), tf.keras.layers.Dense(8, "relu")]
 '''
@@ -227,15 +239,23 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
         ("--partition own.py:twice", "gives an image to two clients"),
         ("--partition own.py:floats", "not 1-D integer indices"),
         ("--partition own.py:outside", "returns indices outside 0 to 1436"),
+        ("--partition own.py:empty", "gives no image to any client"),
+        ("--partition own.py:unseeded", "another split on each call; .* from the generator"),
+        ("--partition python:split", "partition='python:split' is not a file; give FILE.py"),
+        ("--loss python:f", "loss='python:f' is not a file; give FILE.py:FUNCTION"),
         ("--metrics own.py:called_loss", "'test_loss', a column that a run has"),
         ("--metrics own.py:a_list", "returns list for a_list; return a number"),
+        ("--metrics own.py:huge", "returns an integer for huge that no float can hold"),
+        ("--metrics own.py:complex_number", "returns complex128 for complex_number"),
         ("--metrics own.py:nothing", "returns NoneType for nothing; return a number"),
         ("--metrics accuracy", "choose"),
     ],
 )
 def test_mistakes_in_files_are_one_line(here, flag, said):
+    """Found before the first round: no run's folder is made."""
     with pytest.raises(UserError, match=said):
-        fl.run(fl.parse([*FLAGS, *flag.split()]))
+        fl.run(fl.parse([*FLAGS, *flag.split(), "--name", "wrong"]))
+    assert not (here / "runs" / "wrong").exists()
 
 
 def test_a_function_of_a_file_may_read_the_fields_of_what_it_replaces(here):

@@ -429,13 +429,48 @@ def test_a_split_from_python_is_trained_on_and_resumed(tmp_path, monkeypatch, di
     resumed = fl.run(fl.parse("--resume runs/lists --rounds 2"))
     assert len(resumed.records) == 2
     for wrong, message in [
-        ([[0, 1], [1, 2]], "lists an image twice"),
-        ([[0, 10**6]], "outside the 1437 images"),
-        ([[0.5], [1]], "not integers"),
-        ([object()], "partition is not a list of index arrays"),
+        ([[0, 1], [1, 2]], "gives an image to two clients, or twice to one"),
+        ([[0, 10**6]], "outside the 1437 images; .* the indices given with partition="),
+        ([[0], [0.5]], r"client 1 has \[0.5\], not a list of integers"),
+        ([[0], []], "client 1 has .*, at least one"),
+        ([[0, -1]], "client 0 has .*not a list of integers"),
+        ([0, 1], "client 0 has 0, not a list of integers"),
+        ([[[0], [1, 2]]], "not a list of integers"),
+        ([object()], "not a list of integers"),
+        ([], "partition has no client"),
+        ("iid", "partition='iid' is not a list of index arrays"),
+        (([client] for client in range(2)), "is not a list of index arrays"),
+        ({"a": [0], 1: [1]}, "keys of the types int, str, which cannot be sorted"),
     ]:
         with pytest.raises(UserError, match=message):
             fl.run(config, partition=wrong)
+
+
+def test_what_is_no_argument_of_a_function_is_one_line(digits):
+    """A configuration in place of an experiment, one callback in place of a list, ..."""
+    config = configure(dataset="digits", model="mlp")
+    experiment = fl.build_experiment(config, digits)
+    arrays = (digits.train.images, digits.train.labels, digits.test.images, digits.test.labels)
+    for call, message in [
+        (lambda: fl.prepare(config), "is not an experiment; give fl.build_experiment"),
+        (lambda: next(fl.run_rounds(config)), "is not an experiment; give fl.build_experiment"),
+        (lambda: next(fl.run_rounds(experiment, None, None)), "callbacks=None is not a list"),
+        (lambda: next(fl.run_rounds(experiment, None, [print])), "classes derived from fl.Call"),
+        (lambda: fl.build_experiment(config, digits, [[0], [1]]), "is not a Partition; give"),
+        (lambda: fl.build_experiment(config, arrays), "is not a data set"),
+        (lambda: fl.build_experiment("--rounds 3"), "is not a configuration; give fl.parse"),
+        (lambda: fl.run(None), "config=None is not a configuration; give fl.parse"),
+        (lambda: fl.run(config, on_round=3), "on_round=3 is not a function"),
+        (lambda: fl.build_dataset(*arrays, name=3), "name=3 is not a text"),
+        (lambda: fl.build_dataset(*arrays[:2], None, None), "x_test=None is not an array"),
+        (lambda: fl.build_dataset([[1, 2], [3]], *arrays[1:]), "x_train is not an array"),
+        (lambda: fl.parse("--name 'x"), "cannot be divided into flags"),
+        (lambda: fl.load(""), "no run is named; give the folder of a run"),
+        (lambda: fl.load(None), "no run is named; give the folder of a run"),
+        (lambda: fl.evaluate_saved(config), "no run is named; give the folder of a run"),
+    ]:
+        with pytest.raises(UserError, match=message):
+            call()
 
 
 @pytest.mark.slow

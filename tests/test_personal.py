@@ -319,7 +319,7 @@ def test_own_models_are_compared_as_the_global_one_is():
         ({"sampling": "by-size", "clients_per_round": 2}, "may draw a client twice"),
         ({"algorithm": "fedrep", "local_steps": 5}, "local_steps=5 cannot be combined"),
         ({"client_test": 0.0, "aggregator": "dp"}, "to which aggregator='dp' adds no noise"),
-        ({"model": "logreg"}, "personal_layers=1 leaves no layer to share"),
+        ({"model": "logreg"}, "has one layer with weights, so none is left"),
     ],
     ids=str,
 )

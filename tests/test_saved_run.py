@@ -47,7 +47,7 @@ def test_what_is_not_there_is_a_mistake(made, tmp_path):
     for name in ("config.json", "program.json"):
         (tmp_path / name).write_bytes((made.folder / name).read_bytes())
     run = fl.load(str(tmp_path))
-    with pytest.raises(UserError, match="is not finished; continue it with fl.run"):
+    with pytest.raises(UserError, match="is not finished; continue it with --resume"):
         run.records  # noqa: B018
     (tmp_path / "partition.json").write_text(json.dumps({"dataset": "x"}))
     with pytest.raises(UserError, match="is private, and keeps no partition"):

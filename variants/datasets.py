@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.fields import UserError
-from harness.storage.files import expand_path, one_line, read_bytes, to_utf_8
+from harness.storage.files import briefly, expand_path, one_line, read_bytes, to_utf_8
 from harness.training.dataset import KEYS, OWNERS, Arrays, Dataset, make_dataset
 from variants import idx, pictures, tables
 from variants.canonical import brightness_notices, to_canonical_arrays
@@ -33,6 +33,19 @@ OTHER_KEYS = (
 VALIDATION_KEYS = (("x_val", "y_val"), ("val_images", "val_labels"))
 
 
+def check_given(name: Any, arrays: dict[str, Any]) -> None:
+    """Raise UserError unless the name is a text and the rest are arrays."""
+    if not isinstance(name, str):
+        raise UserError(f"name={name!r:.60} is not a text; give one, such as 'my images'")
+    for key, given in arrays.items():
+        try:
+            array = None if given is None else np.asarray(given)
+        except Exception as error:  # ragged lists; an object that fails to turn into an array
+            raise UserError(f"{key} is not an array ({briefly(error)}); give one") from error
+        if array is None:
+            raise UserError(f"{key}=None is not an array; give one (a test set is needed, too)")
+
+
 def build_dataset(
     x_train: Any, y_train: Any, x_test: Any, y_test: Any, name: str = "custom arrays"
 ) -> Dataset:
@@ -41,6 +54,7 @@ def build_dataset(
     Images are [n,H,W] or [n,H,W,channels] in 0..1 or 0..255; labels are integers [n]. Raises
     UserError for others.
     """
+    check_given(name, {"x_train": x_train, "y_train": y_train, "x_test": x_test, "y_test": y_test})
     given = dict(zip(KEYS, map(np.asarray, (x_train, y_train, x_test, y_test)), strict=True))
     arrays, notices = to_canonical_arrays(given, name)
     return make_dataset(one_line(name), arrays, [*notices, *brightness_notices(arrays["x_train"])])

@@ -86,6 +86,18 @@ def with_metrics(evaluate: Callable, name: str) -> Callable:
     return wrapped
 
 
+def check_metrics(name: str, labels: np.ndarray) -> None:
+    """Raise UserError if a user's FILE.py:FUNCTION cannot measure a model.
+
+    It is called once before the run begins, with the labels in another order as predictions: a
+    mistake found after the first round would cost that round.
+    """
+    found = import_function(name, "metrics")(labels, np.roll(labels, 1))
+    columns = found if isinstance(found, dict) else {name.rpartition(":")[2]: found}
+    for column, value in columns.items():
+        check_metric(f"metrics={name!r:.200}", column, value)
+
+
 def check_metric(source: str, column: Any, value: Any) -> None:
     """Raise UserError for a metric that is not a number, or that has the name of another column."""
     if not isinstance(column, str) or not re.fullmatch(r"\w+", column):
@@ -96,10 +108,12 @@ def check_metric(source: str, column: Any, value: Any) -> None:
         raise UserError(
             f"{source} names a metric {column!r:.40}, a column that a run has; rename it"
         )
-    if np.ndim(value) or not isinstance(value, int | float | np.number):
+    if not isinstance(value, int | float | np.integer | np.floating):
         raise UserError(
             f"{source} returns {type(value).__name__} for {column}; return a number for each metric"
         )
+    if isinstance(value, int) and abs(value) > float(np.finfo(np.float64).max):
+        raise UserError(f"{source} returns an integer for {column} that no float can hold")
 
 
 def evaluate_clients(parts: Any, experiment: Any) -> Any:

@@ -243,7 +243,7 @@ def check_neighbours(parts: Any, experiment: Any) -> None:
     if config.optimization.buffer_size > most:
         raise UserError(
             f"buffer_size={config.optimization.buffer_size} exceeds the {most} clients, of which "
-            f"each reports once in a round; choose 1 to {most}"
+            f"each reports once in a round; give --buffer-size, 1 to {most}"
         )
     if parts.memory is not None:
         raise UserError(

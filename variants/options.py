@@ -422,7 +422,10 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
 
     Which run --resume and --evaluate name, only a first reading tells: so the flags are read twice.
     """
-    word_list = shlex.split(words) if isinstance(words, str) else words
+    try:
+        word_list = shlex.split(words) if isinstance(words, str) else words
+    except ValueError as error:  # a quotation mark without its other
+        raise UserError(f"{words!r:.60} cannot be divided into flags ({error}); fix it") from error
     given = list(sys.argv[1:] if word_list is None else word_list)
     presets.explain_preset(given)
     usage.answer_help(kind(), given)

@@ -287,12 +287,47 @@ def from_places(parts: Indices, claims: dict[str, Any], name: str, dataset: Any)
     return left
 
 
+def check_indices(indices: Any) -> None:
+    """Raise UserError unless a split from Python is K lists or arrays of disjoint indices.
+
+    Whether an image is outside the training images is only known with the data (read_split).
+    """
+    if isinstance(indices, str | bytes) or not hasattr(indices, "__len__"):
+        raise UserError(
+            f"partition={indices!r:.60} is not a list of index arrays; give one list of "
+            "training-image indices per client"
+        )
+    kinds = {type(key).__name__ for key in indices} if isinstance(indices, dict) else ()
+    if len(kinds) > 1:
+        raise UserError(
+            f"partition has keys of the types {', '.join(sorted(kinds))}, which cannot be sorted; "
+            "use keys of one type"
+        )
+    if not len(indices):
+        raise UserError("partition has no client; give one list of training-image indices each")
+    every: list[int] = []
+    for client, part in indices.items() if isinstance(indices, dict) else enumerate(indices):
+        try:
+            array = np.asarray(part)
+        except ValueError:  # lists of several lengths
+            array = np.array(None)
+        if array.ndim != 1 or array.dtype.kind not in "iu" or not array.size or array.min() < 0:
+            raise UserError(
+                f"partition: client {client!r:.40} has {part!s:.40}, not a list of integers 0, "
+                "1, ...; give the indices of its training images, at least one"
+            )
+        every += array.tolist()
+    if len(set(every)) < len(every):
+        raise UserError("partition gives an image to two clients, or twice to one; give it once")
+
+
 def fields_of_indices(indices: Any, cache: str) -> dict[str, Any]:
     """Return the fields of a run on a split from Python, K lists or arrays of training images.
 
     A dict has the clients as its keys, which are sorted. The split is written into the cache, under
     the hash of its content, and read as any partition_file is.
     """
+    check_indices(indices)
     parts = [indices[key] for key in sorted(indices)] if isinstance(indices, dict) else indices
     try:
         content = json.dumps({"indices": [np.asarray(part).tolist() for part in parts]})
@@ -342,13 +377,17 @@ def read_split(
     num_images = len(labels) + (0 if dataset.places is None else len(dataset.test.labels))
     if every.min() < 0 or every.max() >= num_images or len(np.unique(every)) != len(every):
         raise UserError(
-            f"{name} lists an image twice, or one outside the {num_images} images; fix the file"
+            f"{name} lists an image twice, or one outside the {num_images} images; fix the file, "
+            "or the indices given with partition="
         )
     return from_places(parts, content, name, dataset)
 
 
-def check_own_split(split: Any, labels: np.ndarray, config: Any) -> None:
-    """Raise UserError if a user's function returned no split: K disjoint arrays of indices."""
+def check_own_split(draw: Callable, split: Any, labels: np.ndarray, config: Any) -> None:
+    """Raise UserError if a user's function returned no split: K disjoint arrays of indices.
+
+    `draw` draws it again, to see that it is a function of the seed: else no run can be resumed.
+    """
     source = f"partition={config.partition_name!r:.200}"
     num_clients = config.partitioning.num_clients
     try:
@@ -365,10 +404,18 @@ def check_own_split(split: Any, labels: np.ndarray, config: Any) -> None:
     if any(part.ndim != 1 or (part.size and part.dtype.kind not in "iu") for part in parts):
         raise UserError(f"{source} returns arrays that are not 1-D integer indices; return those")
     every = np.concatenate([part.astype(np.int64) for part in parts])
-    if not every.size or every.min() < 0 or every.max() >= len(labels):
+    if not every.size:
+        raise UserError(f"{source} gives no image to any client; return the images' indices")
+    if every.min() < 0 or every.max() >= len(labels):
         raise UserError(f"{source} returns indices outside 0 to {len(labels) - 1}; return those")
     if len(np.unique(every)) != len(every):
         raise UserError(f"{source} gives an image to two clients, or twice to one; give each once")
+    again = draw(np.random.default_rng(config.seed))
+    if not all(map(np.array_equal, parts, again)):
+        raise UserError(
+            f"{source} gives another split on each call; draw random numbers from the generator "
+            "that it gets, rng"
+        )
 
 
 def draw_tests(parts: Indices, share: float, seed: int) -> Indices:

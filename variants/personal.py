@@ -213,6 +213,11 @@ def last_layers(experiment: Any) -> list[int]:
     """Return the places of the tensors of the last personal_layers layers of the network."""
     count = experiment.config.optimization.personal_layers
     by_layer = places_by_layer(experiment.build_model())
+    if len(by_layer) < 2:
+        raise UserError(
+            f"model={experiment.config.training.model!r:.200} has one layer with weights, so none "
+            "is left to share; choose another model"
+        )
     if count >= len(by_layer):
         raise UserError(
             f"personal_layers={count} leaves no layer to share: model="

@@ -65,8 +65,10 @@ def load_function(name: str, field: str) -> partial:
     """
     file, _, function_name = name.rpartition(":")
     source = f"{field}={name!r:.200}"
-    if name in GIVEN:
+    if name in GIVEN and field == "model":
         return partial(call_function, GIVEN[name], Path(name), "", field)
+    if name.startswith("python:") and field != "model":
+        raise UserError(f"{source} is not a file; give FILE.py:FUNCTION")
     if name.startswith("python:"):
         raise UserError(
             f"{source} was given in another Python session; give a file, or the function again "

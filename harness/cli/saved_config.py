@@ -34,6 +34,8 @@ FLAGS_ONLY = {*OF_ONE_COMMAND} - {"time_limit", "quiet", "json"}
 
 def read_saved(folder: str, default: ConfigGroup) -> Any:
     """Return the configuration of the run in `folder`, checked as a new one is."""
+    if not folder:
+        raise UserError("no run is named; give the folder of a run, such as runs/NAME")
     path = expand_path(folder) / "config.json"
     if os.path.exists(path.with_name("comparison.json")):
         raise UserError(
@@ -99,6 +101,8 @@ def read_groups(path: Path, default: ConfigGroup) -> dict[str, Any]:
     groups = {name: g for name, g in vars(default).items() if isinstance(g, ConfigGroup)}
     fields: dict[str, Any] = {}
     for name, value in read_table(path).items():
+        if isinstance(value, list) and name in groups:
+            raise UserError(f"{path}: [[{name}]] is a list of tables; write [{name}]")
         if not isinstance(value, dict):
             found = {name: value}
         elif name in groups:
@@ -124,7 +128,7 @@ def read_groups(path: Path, default: ConfigGroup) -> dict[str, Any]:
 def read_table(path: Path) -> dict[str, Any]:
     """Return what a TOML or JSON file holds. Raises UserError if it cannot be read."""
     if path.suffix != ".toml":
-        return read_json(path)
+        return read_json(path, "give a TOML file, or a run's config.json")
     try:
         return tomllib.loads(read_bytes(path).decode("utf-8-sig"))
     except OSError as error:
@@ -168,8 +172,15 @@ def check_resumed(
         )
 
 
+def check_config(config: Any) -> None:
+    """Raise UserError for something else than a configuration, such as flags as a text."""
+    if not isinstance(config, ConfigGroup):
+        raise UserError(f"config={config!r:.60} is not a configuration; give fl.parse(...)")
+
+
 def check_single(config: ConfigGroup) -> None:
     """Raise UserError for a configuration that asks for more or less than one run."""
+    check_config(config)
     fields = config.to_dict()
     for field, usual in SINGLE.items():
         if fields[field] != usual:

@@ -343,8 +343,9 @@ def overlaid_folders(text: str) -> list[Path]:
     names = [name for name in names if name]
     if not any("/" in name or os.path.isdir(expand_path(name)) for name in names):
         return []
-    if any("(" in name or "=" in name for name in names) and not any(map(os.path.isdir, names)):
-        return []  # settings that name a file
+    names_settings = any("(" in name or "=" in name or is_own(name) for name in names)
+    if names_settings and not any(map(os.path.isdir, names)):
+        return []  # a choice, or settings, that name a file
     found: list[Path] = []
     for name in names:
         folders = runs_of(expand_path(name))

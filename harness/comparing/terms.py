@@ -83,7 +83,14 @@ def read_term(term: str, config: Any) -> tuple[str, list[Entry]]:
             label = f"{label} ({label_settings(own)})"
         check_effect(term, {field: value, **own}, own, config)
         entries.append(Entry(label, value, {field: value, **own}))
-    if not field or len({entry.label for entry in entries}) < len(entries):
+    labels = [entry.label for entry in entries]
+    twice = [label for label in labels if labels.count(label) > 1]
+    if field and twice:
+        raise UserError(
+            f"compare={term!r:.60} has two rows {twice[0]!r:.60}; give each row once, and "
+            "functions different names"
+        )
+    if not field:
         raise UserError(
             f"compare={term!r:.60} does not name different choices of one flag, separated by "
             f"commas; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox, or values such "

@@ -200,7 +200,7 @@ def check(host: str, cache: str) -> HostFolder:
     if wrong:
         raise UserError(
             f"{host} {wrong}"
-            if wrong.startswith(("is ", "has ", "forbids "))
+            if wrong.startswith(("is ", "has ", "does ", "forbids "))
             else f"{host}: {wrong}"
         )
     try:

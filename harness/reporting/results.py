@@ -12,6 +12,7 @@ from harness.cli.fields import UserError
 from harness.cli.output import print_line
 from harness.reporting.clients import format_clients, gini
 from harness.storage.files import expand_path, one_line, read_json
+from harness.training.dataset import Dataset
 from harness.training.histories import best_record, rounds_to_target, seconds_to_target
 from harness.training.records import MOST_IN_MATRIX, few_images_of_many_labels
 
@@ -162,6 +163,12 @@ def describe_run(
         "seconds_to_target": seconds_to_target(records, target),
         "rounds": [record.to_json() for record in records],
     }
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raise UserError for something else than a data set, such as arrays."""
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"dataset={dataset!r:.60} is not a data set; give fl.build_dataset(...)")
 
 
 def check_classes(folder: Path, dataset: Any) -> None:

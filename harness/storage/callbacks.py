@@ -39,6 +39,17 @@ class Callback:
         """Do something with a RoundOutcome. StopRun ends the run after this round."""
 
 
+def check_callbacks(callbacks: Any) -> None:
+    """Raise UserError for something else than a list of callbacks."""
+    if not isinstance(callbacks, list | tuple) or not all(
+        isinstance(callback, Callback) for callback in callbacks
+    ):
+        raise UserError(
+            f"callbacks={callbacks!r:.60} is not a list of callbacks; give objects of classes "
+            "derived from fl.Callback"
+        )
+
+
 class CallbackList:
     """A sequence of callbacks; the run continues as long as none raises StopRun."""
 

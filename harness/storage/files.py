@@ -207,15 +207,15 @@ def json_line(content: Any) -> str:
     return json.dumps(strict(content), allow_nan=False) + "\n"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in `path`. Raises UserError if there is none."""
+def read_json(path: Path, cure: str = "give the folder of a run") -> dict[str, Any]:
+    """Return the JSON object in `path`. Raises UserError, with the cure, if there is none."""
     try:
         content = json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError) as error:
         reason = getattr(error, "strerror", None) or "not JSON"
-        raise UserError(f"cannot read {path} ({reason}); give the folder of a run") from error
+        raise UserError(f"cannot read {path} ({reason}); {cure}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path} does not contain a JSON object; give the folder of a run")
+        raise UserError(f"{path} does not contain a JSON object; {cure}")
     return content
 
 

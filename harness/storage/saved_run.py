@@ -12,10 +12,9 @@ from harness.cli.command_line import one_at_a_time
 from harness.cli.fields import UserError
 from harness.cli.saved_config import read_saved
 from harness.comparing.completing import read_metrics
-from harness.reporting.results import check_classes
+from harness.reporting.results import check_classes, check_dataset
 from harness.storage.files import expand_path, read_json
 from harness.storage.provenance import hash_rows, read_programs
-from harness.training.dataset import Dataset
 from harness.training.records import Evaluation, RoundRecord
 
 import numpy as np
@@ -46,8 +45,8 @@ def read_finished(folder: Path) -> list[RoundRecord]:
     records = read_metrics(folder)
     if not records:
         raise UserError(
-            f"{str(folder)!r:.200} is not finished; continue it with fl.run("
-            "run.config.replace(resume=str(run.folder))), or --resume"
+            f"{str(folder)!r:.200} is not finished; continue it with --resume, or in Python with "
+            "fl.run(run.config.replace(resume=str(run.folder)))"
         )
     return records
 
@@ -78,8 +77,8 @@ class SavedRun:
         self.load_dataset = load_dataset
         self.read_trained = read_trained
         self.given_dataset = dataset
+        self.config = read_saved(str(folder or ""), default).replace(resume="")
         self.folder = expand_path(str(folder))
-        self.config = read_saved(str(folder), default).replace(resume="")
 
     def __repr__(self) -> str:
         return f"SavedRun({str(self.folder)!r})"
@@ -168,9 +167,6 @@ class SavedRun:
         Raises UserError for other labels than those it was trained on.
         """
         if dataset is not None:
-            if not isinstance(dataset, Dataset):
-                raise UserError(
-                    f"dataset={dataset!r:.60} is not a data set; give fl.build_dataset(...)"
-                )
+            check_dataset(dataset)
             check_classes(self.folder, dataset)
         return self.trained.evaluate(dataset or self.dataset)
