@@ -325,3 +325,10 @@ def test_images_without_labels_are_named(tmp_path, arrays):
     np.savez(tmp_path / "a.npz", x_train=images, y_train=labels[:-1])
     with pytest.raises(UserError, match="12 training images have 11 labels"):
         load(tmp_path / "a.npz", test_share=0.25)
+
+
+def test_two_class_folders_of_one_number_are_refused(tmp_path, arrays):
+    write_pictures(tmp_path / "train", *arrays["train"], np.array(["0", "1", "01"]))
+    write_pictures(tmp_path / "test", *arrays["test"], np.array(["0", "1", "2"]))
+    with pytest.raises(UserError, match="class folders '01' and '1', which are the same number"):
+        load(tmp_path)

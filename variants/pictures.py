@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -110,6 +110,7 @@ def read_folder(
     if "train" not in folders:
         folders = {"train": descend(folder)}
     found = {part: find_pictures(path) for part, path in folders.items()}
+    check_numbers(found.values(), source)
     labels = {part: np.array(of_part.labels) for part, of_part in found.items()}
     if all(name.isascii() and name.isdigit() for names in labels.values() for name in set(names)):
         labels = {part: names.astype(np.int64) for part, names in labels.items()}
@@ -135,6 +136,19 @@ def read_folder(
             f"such as {strays[0].name}"
         )
     return with_test_set(raw, source, test_share), notices
+
+
+def check_numbers(parts: Iterable[Found], source: str) -> None:
+    """Raise UserError if two class folders of a part have the same number as a name: 1 and 01."""
+    for part in parts:
+        numbers: dict[int, str] = {}
+        for name in sorted({name for name in part.labels if name.isascii() and name.isdigit()}):
+            other = numbers.setdefault(int(name), name)
+            if other != name:
+                raise UserError(
+                    f"{source} has the class folders {other!r} and {name!r}, which are the same "
+                    "number; rename one, or merge them"
+                )
 
 
 def is_grey_picture(path: Path) -> bool:
