@@ -209,7 +209,7 @@ from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
 from harness.reporting import results
-from harness.storage import provenance, saving
+from harness.storage import origin, provenance, saving
 from harness.storage.callbacks import Callback, CallbackList, check_callbacks
 from harness.storage.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.storage.files import check_clock, check_temporary_folder
@@ -1370,6 +1370,7 @@ def build_experiment(
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
     if config.run.baselines:
         baselines.check_num_classes(dataset.num_classes)
+    origin.check_private_origin(config, dataset, load_dataset)
     network = make_network(config.training, dataset)
     experiment = Experiment(
         config=config,

@@ -68,6 +68,15 @@ def test_a_picture_of_another_shape_gets_its_border_around_it():
     assert np.array_equal(padded[2:6], picture)
 
 
+def test_nothing_is_inverted_where_the_training_images_have_both_grounds(run, digits):
+    bright = digits.train.images.copy()
+    bright[::20] = 255 - bright[::20]
+    both = fl.build_dataset(bright, digits.train.labels, *digits.test)
+    prepared = predicting.prepare(run / "white" / "00.png", both, False, False)
+    assert np.array_equal(prepared.image, 255 - digits.test.images[0])
+    assert prepared.steps == ["colours (RGB) to grey"]
+
+
 def test_labels_are_printed_with_what_was_done(run):
     done = call_script(run, "--predict", "runs/mine", "white/00.png", "plain/01.png")
     lines = done.stdout.splitlines()

@@ -13,6 +13,7 @@ from harness.engine.worker import LocalWorker
 from harness.storage import run_folder
 from harness.storage.files import to_json
 from harness.storage.provenance import describe_program
+from harness.training.dataset import KEYS
 from harness.training.records import PUBLIC, RoundRecord
 from variants import choices, privacy
 from variants.sampling import draw_cohort
@@ -439,10 +440,16 @@ def test_epsilon_is_not_claimed_for_what_a_model_knew_before(digits, tmp_path, m
         UserError, match="cannot be combined with aggregator='dp': .* epsilon would be f"
     ):
         fl.build_experiment(configure(dataset="digits", **private), digits)
-    turned = fl.build_dataset(
-        digits.train.images[:, ::-1], digits.train.labels, digits.test.images, digits.test.labels
-    )
+    with pytest.raises(UserError, match="trained on the same images"):  # though not on all of them
+        fl.build_experiment(configure(dataset="digits", holdout=100, **private))
+    arrays = (digits.train.images[:, ::-1], digits.train.labels, *digits.test)
+    np.savez("turned.npz", **dict(zip(KEYS, arrays, strict=True)))
+    turned = fl.build_dataset(*arrays)
     fl.build_experiment(configure(**private), turned)  # other images
+    second = fl.run(configure(data="turned.npz", **small, initial_model=model, name="second"))
+    further = private | {"initial_model": str(second.folder / "global_model.keras")}
+    with pytest.raises(UserError, match="trained on the same images"):  # by way of the second
+        fl.build_experiment(configure(dataset="digits", **further))
     (first.folder / "partition.json").unlink()  # of which nothing is known
     with pytest.raises(UserError, match="cannot be combined with aggregator='dp'"):
         fl.build_experiment(configure(**private), turned)

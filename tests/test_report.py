@@ -80,6 +80,29 @@ def test_its_command_makes_the_same_run(done):
     assert again.run.name == "" and again.training.rounds == 2  # its name is taken
 
 
+@pytest.mark.parametrize(
+    ("fields", "go_on"),
+    [
+        ({}, "--rounds 6"),
+        ({"target_accuracy": 0.1}, "--after-target continue"),
+        ({"client_lr": 1e-7, "stop_after": 1}, "--stop-after 0"),
+        ({"time_limit": "0.001"}, ""),
+    ],
+)
+def test_its_command_continues_the_run(tmp_path, monkeypatch, fields, go_on):
+    """Whatever ended it: all rounds, a target, no improvement, or the time limit."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"dataset": "digits", "model": "mlp", "num_clients": 2, "local_epochs": 1}
+    usual = {"client_lr": 1e-7 if "target_accuracy" not in fields else 0.05}
+    end = fl.run(configure(**flags, rounds=3, figures="none", name="run", **usual | fields))
+    page = Page((end.folder / "report.html").read_text())
+    (line,) = (text for text in page.texts if "--resume" in text)
+    assert line.endswith(f"--resume runs/run {go_on}".strip())
+    words = shlex.split(line)
+    more = fl.run(fl.parse(words[words.index("--resume") :]))
+    assert len(more.records) > len(end.records)
+
+
 def test_a_page_of_a_private_run_has_no_clients(tmp_path, digits):
     flags = {"aggregator": "dp", "num_clients": 20, "rounds": 1, "model": "mlp"}
     end = fl.run(configure(dataset="digits", **flags, runs=str(tmp_path), name="run"))

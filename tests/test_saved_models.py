@@ -123,7 +123,15 @@ def test_a_model_is_evaluated_on_other_data(kept, tmp_path, monkeypatch, digits,
     metrics = read_metrics(tmp_path / "runs" / "ev")
     assert metrics["test_accuracy"] == np.mean(predicted == labels)
     assert metrics["dataset"] == "turned" and metrics["test_images"] == len(labels)
-    assert "turned \u00b7 the model of run, trained on other data" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "turned \u00b7 the model of run, trained on other images of these data" in said
+    np.savez(tmp_path / "new.npz", x_train=other, y_train=labels, x_test=other, y_test=labels)
+    fl.main(fl.parse(f"--evaluate {end.folder} --data new.npz --figures none"))
+    assert "new \u00b7 the model of run, trained on other data" in capsys.readouterr().out
+    fl.main(fl.parse(f"--evaluate {end.folder} --dataset digits --holdout 100 --figures none"))
+    said = capsys.readouterr()
+    assert "the model of run, trained on 100 of these 100 images" in said.out
+    assert "trained on 100 of the 100 images, so its accuracy on them does not" in said.err
     fl.main(fl.parse(f"--evaluate {end.folder} --name own"))  # without data: the run's own
     own = read_metrics(tmp_path / "runs" / "own")
     assert own["test_accuracy"] == end.records[-1].test_accuracy

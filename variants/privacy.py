@@ -31,7 +31,7 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.output import warn
-from harness.reporting.results import check_private_origin, pluralize
+from harness.reporting.results import pluralize
 from harness.storage.callbacks import Callback, StopRun
 from harness.storage.files import append, read_bytes
 from harness.training.records import RoundRecord
@@ -217,7 +217,6 @@ def private_mean(parts: Any, experiment: Any) -> Any:
     McMahan et al. 2018. The sum over nobody gets its noise too, as the accountant counts it.
     """
     config = experiment.config
-    check_private_origin(config.training.initial_model, experiment.dataset)
     accountant = PrivacyAccountant(config, public_cohorts(config))
     accountant.check_budget()
     if not config.privacy.public_cohorts:

@@ -21,7 +21,7 @@ from harness.cli.saved_config import read_saved
 from harness.comparing import comparison, tuning
 from harness.comparing.sweep import compared_rows, rows_of_configs
 from harness.reporting import drawing, results
-from harness.storage import run_folder
+from harness.storage import origin, run_folder
 from harness.storage.files import expand_path
 from harness.storage.saved_run import check_model, read_finished
 
@@ -96,8 +96,8 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
         evaluate = import_function("evaluations:with_metrics")(evaluate, config.run.metrics)
     evaluation = evaluate(dataset)
     weights = trained.weights.trainable
-    origin = results.describe_origin(source, dataset)
-    caption = drawing.join_parts([dataset.name, f"the model of {source.name}{origin}"])
+    about = origin.describe_origin(source, saved, dataset, load_dataset)
+    caption = drawing.join_parts([dataset.name, f"the model of {source.name}{about}"])
     return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
 
 

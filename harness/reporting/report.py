@@ -136,3 +136,22 @@ def command_of(config: ConfigGroup, script: str) -> str:
             is_like_a_flag = text.startswith("-")
             words += [f"{to_flag(field)}={text}"] if is_like_a_flag else [to_flag(field), text]
     return " ".join([script, shlex.join(words)]).strip()
+
+
+def fields_to_continue(metrics: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Return field -> value by which a finished run, resumed, trains more rounds.
+
+    `metrics` are those of metrics.json.
+    """
+    fields: dict[str, Any] = {}
+    rounds = config.training.rounds
+    done = len(metrics["rounds"])
+    if done == rounds:
+        fields["rounds"] = 2 * rounds
+    if config.run.after_target == "stop" and metrics["rounds_to_target"] is not None:
+        fields["after_target"] = "continue"
+    if 0 < config.run.stop_after <= done - metrics["best_round"]:
+        fields["stop_after"] = 0
+    if config.privacy.epsilon_budget and not fields and not config.run.time_limit:
+        fields["epsilon_budget"] = 2 * config.privacy.epsilon_budget
+    return fields

@@ -200,25 +200,6 @@ def origin_notices(model: str, dataset: Any) -> list[str]:
     ]
 
 
-def check_private_origin(model: str, dataset: Any) -> None:
-    """Raise UserError for a private run from a model that may know the same images.
-
-    Its epsilon would be that of its own rounds, not of all that is released about a client.
-    """
-    if model and read_origin(model).get("dataset_sha256", dataset.digest) == dataset.digest:
-        raise UserError(
-            f"initial_model={model!r:.100} cannot be combined with aggregator='dp': it may have "
-            "been trained on the same images, and epsilon would be false; start from the seed, "
-            "or from a model in the folder of a run on other images"
-        )
-
-
-def describe_origin(folder: Path, dataset: Any) -> str:
-    """Describe, for a caption, the data that a model is evaluated on."""
-    own = read_json(folder / "partition.json").get("dataset_sha256")
-    return ", on its own test set" if own == dataset.digest else ", trained on other data"
-
-
 def describe_evaluation(
     dataset: Any, weights: Sequence[Any], evaluation: Any, source: Path
 ) -> dict[str, Any]:

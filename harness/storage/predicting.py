@@ -18,6 +18,7 @@ import tensorflow as tf
 MOST_LABELS = 3  # that are printed for a picture
 CANVAS = 28  # of MNIST, whose digits were fitted into 20x20 and centred by their mass
 INNER = 20
+RARE = 0.02  # share of training images with a background, below which they have the other
 
 
 class Prepared(NamedTuple):
@@ -55,16 +56,16 @@ def border_of(image: np.ndarray) -> float:
 def prepare(path: Path, dataset: Any, is_mnist: bool, is_stretched: bool) -> Prepared:
     """Return a picture as it would look among the training images of `dataset`.
 
-    Grey if these are; inverted if its background is bright and theirs is dark, or the reverse; and
-    of their size: with `is_stretched` as --image-size resizes pictures, else with a border around
-    it. With `is_mnist` a digit is centred as MNIST's are.
+    Grey if these are; inverted if its background is bright and all theirs are dark, or the reverse;
+    and of their size: with `is_stretched` as --image-size resizes pictures, else with a border
+    around it. With `is_mnist` a digit is centred as MNIST's are.
     """
     height, width, channels = dataset.image_shape
     is_grey = channels == 1
     image, mode = import_function("pictures:decode")(path, one_line(str(path)), None, is_grey)
     steps = [f"colours ({mode}) to grey"] if is_grey and mode not in ("1", "L") else []
-    usual = np.median([border_of(one) for one in dataset.train.images[:500]])
-    if is_grey and (border_of(image) > 127) != (usual > 127):
+    bright = np.array([border_of(one) > 127 for one in dataset.train.images[:500]])
+    if is_grey and np.mean(bright == (border_of(image) > 127)) < RARE:
         image = 255 - image
         steps.append("inverted, as the training images have the other background")
     if image.shape[:2] == (height, width):

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.fields import UserError
+from harness.cli.flags import to_flag
 from harness.cli.output import print_line, warn
 from harness.cli.run_options import identity
 from harness.cli.saved_config import check_resumed, read_saved
@@ -415,15 +416,16 @@ class RunFolder:
                 if name.removesuffix(".png") in written
             }
         config = self.config.replace(**{**metrics["config"], "resume": ""})
-        rounds = len(metrics["rounds"])
-        go_on = f"{script_command()} --resume {shlex.quote(str(self.path))} --rounds {2 * rounds}"
-        commands = {
-            "Reproduce": report.command_of(config, script_command()),
-            "Continue": one_line(go_on),
-        }
+        more = {"resume": str(self.path), **report.fields_to_continue(metrics, config)}
+        words = " ".join(f"{to_flag(field)} {shlex.quote(str(more[field]))}" for field in more)
+        again = report.command_of(config, script_command())
+        go_on = f"{script_command()} {words}"
         if self.given:
             again = f"fl.run(fl.Config().replace(**{config.changed()}){self.given})"
-            commands = {"Reproduce": again, "Continue": self.resume_hint}
+            go_on = f"fl.run(config.replace(**{more}){self.given})"
+        commands = {"Reproduce": again, "Continue": one_line(go_on)}
+        if config.privacy.target_epsilon:
+            del commands["Continue"]  # the noise is for these rounds
         partition = read_json(self.path / "partition.json")
         page = report.to_html(caption, metrics, partition, pictures, commands)
         write_file(self.path / "report.html", page)
