@@ -459,6 +459,19 @@ def test_epsilon_is_not_claimed_for_what_a_model_knew_before(digits, tmp_path, m
         fl.parse("--aggregator secure --save-clients")
 
 
+def test_a_private_run_is_resumed_with_a_larger_budget(tmp_path, monkeypatch):
+    """The flags of the saved run count in the checks of those that are given."""
+    monkeypatch.chdir(tmp_path)
+    flags = "--dataset digits --model mlp --num-clients 20 --clients-per-round 10 --local-epochs 1"
+    private = f"{flags} --aggregator dp --public-cohorts --rounds 3 --figures none --name run"
+    end = fl.run(fl.parse(f"{private} --epsilon-budget 30"))
+    assert len(end.records) == 1
+    more = fl.run(fl.parse("--resume runs/run --epsilon-budget 500"))
+    assert len(more.records) == 3
+    with pytest.raises(UserError, match="noise_multiplier=0.9 differs from"):
+        fl.parse("--resume runs/run --noise-multiplier 0.9")
+
+
 def test_private_runs_of_a_comparison_add_up(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     flags = "--dataset digits --model mlp --rounds 1 --local-epochs 1 --figures none"

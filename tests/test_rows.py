@@ -69,6 +69,16 @@ def test_a_row_that_cannot_be_is_refused(compare, said):
         configure(compare=compare)
 
 
+def test_a_budget_of_epsilon_makes_another_run():
+    """It ends a run earlier: the rows are different runs, and each has a name."""
+    private = configure(aggregator="dp", num_clients=20, noise_multiplier=0.9)
+    config = private.replace(compare="mean,dp,dp(epsilon_budget=30)")
+    labels = [row.label for row in compared_rows(config).rows]
+    assert labels == ["mean", "dp", "dp (epsilon budget 30)"]
+    budgets = compared_rows(configure(aggregator="dp", compare="epsilon_budget=30,50"))
+    assert len(budgets.rows) == 2
+
+
 def test_a_row_of_a_file_may_name_a_function(tmp_path):
     file = tmp_path / "rows.toml"
     file.write_text('[[compare]]\nmodel = "net.py:build"\n[[compare]]\nmodel = "mlp"\n')

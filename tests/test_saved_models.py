@@ -132,6 +132,8 @@ def test_a_model_is_evaluated_on_other_data(kept, tmp_path, monkeypatch, digits,
     said = capsys.readouterr()
     assert "the model of run, trained on 100 of these 100 images" in said.out
     assert "trained on 100 of the 100 images, so its accuracy on them does not" in said.err
+    fl.main(fl.parse(f"--evaluate {end.folder} --rounds 9 --algorithm scaffold --figures none"))
+    assert "--rounds, --algorithm have no effect with --evaluate" in capsys.readouterr().err
     fl.main(fl.parse(f"--evaluate {end.folder} --name own"))  # without data: the run's own
     own = read_metrics(tmp_path / "runs" / "own")
     assert own["test_accuracy"] == end.records[-1].test_accuracy

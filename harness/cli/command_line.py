@@ -13,13 +13,13 @@ import shutil
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from harness import SCRIPT
 from harness.cli.fields import ConfigGroup, UserError, cached, choice_lines, hints, render_as_line
-from harness.cli.flags import read_values, wants_help
+from harness.cli.flags import read_values, to_flag, wants_help
 from harness.cli.output import print_line, tolerate_closed_stream, warn
 from harness.engine import stopping
 from harness.storage.files import briefly, read_bytes
@@ -29,6 +29,14 @@ import tyro
 
 Answer = TypeVar("Answer")
 NARROWEST = 60  # columns
+# Fields that --predict and --evaluate use; the latter with those of the data. Last come fields that
+# it refuses.
+PREDICTING = ("predict", "pictures", "config", "quiet", "json")
+EVALUATING = (
+    *("evaluate", "model", "metrics", "config", "runs", "name", "quiet", "json"),
+    *("figures", "caption", "figure_size", "figure_font", "figure_style"),
+    *("compare", "seeds", "tune", "jobs", "resume", "baselines"),
+)
 
 
 class RunFailed(Exception):
@@ -75,7 +83,23 @@ def read_flags(kind: Any, words: Sequence[str] | None, default: ConfigGroup | No
         print_help(kind, words)
     values = read_values(words, kind.types())
     # not kind's own `replace`: what a flag implies, `words` say already
-    return ConfigGroup.replace(default or kind(), **values)
+    config = ConfigGroup.replace(default or kind(), **values)
+    warn_of_unused(config, values)
+    return config
+
+
+def warn_of_unused(config: Any, given: Iterable[str]) -> None:
+    """Warn of flags that --evaluate or --predict, which train nothing, do not use."""
+    used: dict[str, set[str]] = {
+        "evaluate": {*config.data.to_dict(), *EVALUATING},
+        "predict": {*PREDICTING},
+    }
+    for command, fields in used.items():
+        if getattr(config.run, command):
+            unused = [to_flag(field) for field in given if field not in fields]
+            verb = "has" if len(unused) == 1 else "have"
+            if unused:
+                warn(f"{', '.join(unused)} {verb} no effect with --{command}, which trains nothing")
 
 
 def print_help(kind: Any, words: Sequence[str]) -> NoReturn:

@@ -64,19 +64,22 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
 
 
 def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
-    """Return the configuration that --config names, as a default for flags; None without the flag.
+    """Return the configuration that --config or --resume names, as a default for flags.
 
-    Of a run's config.json, what belongs to that run alone is left out, such as what it resumed.
-    Raises UserError for a file that has something else.
+    None without these flags. Of a run's config.json that --config names, what belongs to that run
+    alone is left out, such as what it resumed. Raises UserError for a file that has something else.
     """
-    names, others = split_off(words, "config")
-    if not names:
-        return None
-    if split_off(others, "resume")[0]:
+    folders, others = split_off(words, "resume")
+    names = split_off(others, "config")[0]
+    if names and folders:
         raise UserError(
             f"--config {names[-1]!r:.200} cannot be combined with --resume, which takes all "
             "fields from the saved run; drop one of them"
         )
+    if folders and folders[-1]:
+        return read_saved(folders[-1], default)
+    if not names:
+        return None
     path = expand_path(names[-1])
     fields = read_groups(path, default)
     left_out = OF_ONE_COMMAND if path.suffix == ".json" else ()

@@ -103,7 +103,8 @@ def describe_outcome(rows: Sequence[dict[str, Any]], target: float) -> str:
     if target:
         return rf"Rounds to a test accuracy of {100 * target:g}\,\%{over}"
     rounds = sorted({row["rounds"] for row in rows})
-    after = f" after {rounds[0]:g} rounds" if len(rounds) == 1 else ""
+    ends = " to ".join(f"{end:g}" for end in dict.fromkeys([rounds[0], rounds[-1]]))
+    after = f" after {ends} round{'s' * (ends != '1')}"
     return rf"Test accuracy (\%){after}{over}"
 
 

@@ -70,7 +70,9 @@ def overlay(config: Any, default: ConfigGroup) -> Path:
     same_seeds = len({tuple(sorted(of_seeds)) for of_seeds in by_name.values()}) == 1
     finished = Finished({}, {}, names[0] if same_seeds else "", [], {}, {}, clients_of={})
     for name, run, of_row in zip(names, first_runs, settings, strict=True):
-        finished.places[name] = (name_settings(of_row, paper_names(run.config), name),)
+        is_folder = name == one_line(run.folder.name)  # where settings would not tell rows apart
+        shown = {} if is_folder else of_row
+        finished.places[name] = (name_settings(shown, paper_names(run.config), name),)
     for name, of_seeds in by_name.items():
         ordered = [of_seeds[seed] for seed in sorted(of_seeds)]
         training = ordered[0].config.training

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
 from harness.cli.output import print_line
-from harness.cli.run_options import identity
+from harness.cli.run_options import MAY_GROW, identity
 from harness.cli.saved_config import read_saved
 from harness.comparing.completing import Single, read_earlier
 from harness.comparing.sweep import Compared, Row
@@ -51,9 +51,10 @@ def folder_names(rows: Sequence[Row]) -> list[str]:
 
 def key_of(experiment: Any) -> str:
     """Return a hash of everything that the numbers of a run depend on."""
+    fields = experiment.config.to_dict()
     depends_on = [
         identity(experiment.config),
-        experiment.config.training.rounds,
+        [fields[field] for field in MAY_GROW],
         experiment.partition.digest,
         program(),
         experiment.choice_hashes,
@@ -129,8 +130,9 @@ def explain_rerun(folder: Path, plan: Planned) -> None:
     """Report that a run of the same settings was made by another version of the program."""
     try:
         saved = read_saved(str(folder), plan.config)
-        same_run = identity(saved) == identity(plan.config)
-        if same_run and saved.training.rounds == plan.config.training.rounds:
+        both = [saved.to_dict(), plan.config.to_dict()]
+        same_length = all(both[0][field] == both[1][field] for field in MAY_GROW)
+        if same_length and identity(saved) == identity(plan.config):
             names = ", ".join(changed(read_programs(folder)[-1], plan.choice_hashes))
             if names:
                 print_line(

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from harness.cli.fields import ConfigGroup, UserError, check_value
 from harness.cli.flags import split_off, to_value
 from harness.cli.own_files import is_own
-from harness.cli.run_options import SINGLE, Run, identity
+from harness.cli.run_options import MAY_GROW, SINGLE, Run, identity
 from harness.comparing.terms import COMPARABLE, NEVER, Entry, label_settings, read_term, sweepable
 from harness.storage.files import expand_path, read_json
 
@@ -274,7 +274,8 @@ def check_fields(text: str, terms: Sequence[tuple[str, list[Entry]]]) -> None:
 def settings_of(config: Any, row: Row) -> str:
     """Return, as a text, everything that the numbers of a row's run depend on."""
     single = config.effective(**row.changes, **SINGLE)
-    return repr([sorted(identity(single).items()), single.training.rounds])
+    grows = [single.to_dict()[field] for field in MAY_GROW]
+    return repr([sorted(identity(single).items()), grows])
 
 
 def drop_unused(config: Any, rows: Sequence[Row]) -> list[Row]:

@@ -19,6 +19,7 @@ from harness.training.histories import has_own_models, own_accuracies, rounds_to
 import numpy as np
 
 LARGEST_SEED = 2**31 - 1
+BY_OWN_MODELS = "by the clients' own models, on their test images"
 
 
 def tune(
@@ -42,8 +43,8 @@ def tune(
         make_trial(row, chosen) for row in compared.rows for chosen in candidates.get(row.label, ())
     ]
     print_line(
-        f"tuning {' and '.join(fields)} on {config.data.holdout:,} training images held out, seeds "
-        f"{first_seed} to {first_seed + num_seeds - 1}"
+        f"tuning {' and '.join(fields)} with {config.data.holdout:,} training images held out, "
+        f"seeds {first_seed} to {first_seed + num_seeds - 1}"
     )
     on_held_out = config.replace(
         seed=first_seed, name=f"{config.run.name or 'compare'}-tuning", baselines=False
@@ -82,9 +83,16 @@ def tune(
         else {labels[label]: labels[of_label] for label, of_label in base.items()}
     )
     names = " and ".join(field.replace("_", " ") for field in fields)
+    personal = [
+        row.label
+        for row in compared.rows
+        if row.label in settings
+        and has_models(finished, make_trial(row, settings[row.label]).label)
+    ]
+    by_models = f" ({', '.join(personal)}: {BY_OWN_MODELS})" if personal else ""
     caption = (
-        f"{names} tuned on {config.data.holdout:,} training images "
-        f"held out, seeds {first_seed} to {first_seed + num_seeds - 1}"
+        f"{names} tuned on {config.data.holdout:,} training images held out{by_models}, seeds "
+        f"{first_seed} to {first_seed + num_seeds - 1}"
     )
     return Compared(all_fields, rows, new_base), Tuning(caption, tried)
 
@@ -149,6 +157,7 @@ def describe_trial(row: Row, chosen: dict[str, Any], finished: Finished) -> dict
         "row": row.label,
         **chosen,
         "seeds": " ".join(map(str, finished.seeds_of[label])),
+        "measured": BY_OWN_MODELS if has_models(finished, label) else "on the images held out",
         "mean": float(np.mean(accuracies)),
         "sd": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else "",
         "rounds": max(map(len, finished.records_of[label])),
@@ -160,7 +169,7 @@ def tell_choice(row: Row, candidates: list[dict[str, Any]], best: int, finished:
     chosen = candidates[best]
     label = make_trial(row, chosen).label
     accuracies = final_accuracies(finished, label)
-    by = " of the clients' own models" if has_models(finished, label) else ""
+    by = f", {BY_OWN_MODELS}" if has_models(finished, label) else ""
     print_line(f"{row.label}: {label_settings(chosen)} chosen, {format_accuracy(accuracies)}{by}")
     for field, value in chosen.items():
         values = [of_trial[field] for of_trial in candidates]
