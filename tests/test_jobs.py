@@ -58,6 +58,34 @@ def test_a_stopped_comparison_ends_its_jobs_and_continues(tmp_path):
     assert before == [path.read_text() for path in sorted(runs.glob("*/rounds.jsonl"))]
 
 
+@pytest.mark.parametrize("more", [(), ("--tune", "client_lr=0.01,0.1")])
+@pytest.mark.parametrize("jobs", ["1", "2"])
+def test_the_runs_of_a_comparison_share_a_time_limit(tmp_path, jobs, more):
+    """A run that it ends is not finished, and has no row; without the limit all is completed."""
+    flags = (*FLAGS, *more, "--rounds", "2", "--jobs", jobs, "--name", "mine")
+    limited = call_script(tmp_path, *flags, "--time-limit", "0.01")
+    assert limited.returncode == 0
+    left = 4 if more else 2
+    said = f"time_limit=0.01 has passed with {left} runs left; run the same command to continue"
+    assert said in limited.stderr
+    folder = tmp_path / "runs" / ("mine-tuning" if more else "mine")
+    assert not json.loads((folder / "comparison.json").read_text())["finished"]
+    assert not (folder / "summary.csv").exists() and not hashes(folder)
+    if not more:
+        whole = call_script(tmp_path, *flags, "--time-limit", "1h")
+        assert whole.returncode == 0 and "has passed" not in whole.stderr
+        assert len(hashes(folder)) == 2 and (folder / "summary.csv").exists()
+
+
+def test_a_run_that_the_limit_of_a_comparison_ends_has_no_row(tmp_path):
+    flags = (*FLAGS, "--rounds", "100000", "--time-limit", "3", "--name", "mine")
+    done = call_script(tmp_path, *flags)
+    assert done.returncode == 0
+    assert "no further round fits after round" in done.stderr
+    assert "time_limit=3 has passed with 2 runs left" in done.stderr
+    assert not (tmp_path / "runs" / "mine" / "summary.csv").exists()
+
+
 @pytest.mark.parametrize("compare", ["", "runs"])
 def test_jobs_are_for_several_runs(tmp_path, monkeypatch, compare):
     monkeypatch.chdir(tmp_path)

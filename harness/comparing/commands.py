@@ -6,6 +6,8 @@ a trained model.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -19,6 +21,7 @@ from harness.cli.loading import import_function
 from harness.cli.output import quietly, warn
 from harness.cli.saved_config import read_saved
 from harness.comparing import comparison, tuning
+from harness.comparing.completing import OutOfTime
 from harness.comparing.sweep import compared_rows, rows_of_configs
 from harness.reporting import drawing, results
 from harness.storage import origin, run_folder
@@ -52,6 +55,7 @@ def compare(
             "do not have; drop it, or give the data as a file"
         )
     absolute = first.with_absolute_paths()
+    deadline = time.perf_counter() + (first.run.seconds_allowed or math.inf)
 
     def runners(data: Any, given: Any) -> tuple[Callable, Callable]:
         """Return build(config) and run(config) on `given`, or on configured data if it is None."""
@@ -62,19 +66,23 @@ def compare(
     with quietly(first.run.quiet):
         for notice in absolute.unused_notices():
             warn(notice)
-        if not absolute.comparison.tune:
-            folder, _ = comparison.compare(absolute, compared, *runners(absolute.data, dataset))
-            return folder
-        # The values are chosen on training images held out, and the rows then trained on all.
-        on_all = absolute.replace(holdout=0)
-        whole = load_dataset(on_all.data) if dataset is None else dataset
-        count = absolute.data.holdout or len(whole.train.labels) // 6
-        on_held_out = absolute.replace(holdout=count)
-        hold_out = import_function("datasets:hold_out")
-        held_out = None if dataset is None else hold_out(dataset, count)
-        chosen, how = tuning.tune(on_held_out, compared, *runners(on_held_out.data, held_out))
-        folder, _ = comparison.compare(on_all, chosen, *runners(on_all.data, dataset), how)
-        return folder
+        try:
+            if not absolute.comparison.tune:
+                of_data = runners(absolute.data, dataset)
+                return comparison.compare(absolute, compared, *of_data, deadline)[0]
+            # The values are chosen on training images held out, and the rows then trained on all.
+            on_all = absolute.replace(holdout=0)
+            whole = load_dataset(on_all.data) if dataset is None else dataset
+            count = absolute.data.holdout or len(whole.train.labels) // 6
+            on_held_out = absolute.replace(holdout=count)
+            hold_out = import_function("datasets:hold_out")
+            held_out = None if dataset is None else hold_out(dataset, count)
+            trials = runners(on_held_out.data, held_out)
+            chosen, how = tuning.tune(on_held_out, compared, *trials, deadline)
+            of_data = runners(on_all.data, dataset)
+            return comparison.compare(on_all, chosen, *of_data, deadline, how)[0]
+        except OutOfTime as end:
+            return end.folder
 
 
 @one_at_a_time()

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.output import print_line, warn
 from harness.cli.run_options import SINGLE
-from harness.comparing.completing import Single, complete_all, describe_work, run_jobs
+from harness.comparing.completing import Single, check_time, complete_all, describe_work, run_jobs
 from harness.comparing.latex import escape, name_settings
 from harness.comparing.outcomes import (
     ON_OWN_IMAGES,
@@ -80,6 +80,7 @@ def compare(
     compared: Compared,
     build: Callable[[Any], Any],
     run: Callable,
+    deadline: float,
     tuning: Tuning | None = None,
 ) -> tuple[Path, Finished]:
     """Train every row and seed; return the folder with the tables and the plot, and the runs.
@@ -87,7 +88,8 @@ def compare(
     comparison.csv is tidy: a row a run and round, with the columns of metrics.csv and what was
     compared; summary.csv, .md and .tex have a row for each choice. All runs are checked before the
     first begins. build(config) makes an Experiment, run(config) a Result; `tuning` is how the rows
-    got their settings. Raises UserError for what any of the runs would be refused for.
+    got their settings. Raises UserError for what any of the runs would be refused for, and
+    OutOfTime if not all runs are done at the `deadline`, a perf_counter().
     """
     since = time.perf_counter()
     read_columns(config.run.table_columns)  # errors before anything is trained
@@ -121,8 +123,9 @@ def compare(
         f"{describe_work(singles)}"
     )
     try:
-        done = run_jobs(singles, config.comparison.jobs, folder)
-        complete_all([n for n in range(len(singles)) if n not in done], singles, run)
+        done = run_jobs(singles, config.comparison.jobs, folder, deadline)
+        complete_all([n for n in range(len(singles)) if n not in done], singles, run, deadline)
+        check_time(singles, config.run.time_limit, folder)
     except (KeyboardInterrupt, Exception):
         with contextlib.suppress(Exception):  # what stopped the runs is what the user must know
             write_partial(folder, singles, compared, config, caption, since)

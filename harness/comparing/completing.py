@@ -31,6 +31,15 @@ SECONDS_BETWEEN = 2  # two looks at a run that another process makes
 SECONDS_BETWEEN_LOOKS = 0.5  # at the runs of our own jobs
 
 
+class OutOfTime(Exception):
+    """Raised when a comparison's time limit comes before its end; what is done is written."""
+
+    def __init__(self, folder: Path):
+        """`folder` is that of the comparison."""
+        super().__init__(str(folder))
+        self.folder = folder
+
+
 class Single(NamedTuple):
     """One of the runs that are compared."""
 
@@ -91,21 +100,45 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
         return None
     check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
     records = read_metrics(folder)
-    is_done = len(records) == config.training.rounds
-    return records if is_done or stops_early(records, config.run) else None
+    return records if is_finished(records, config) else None
 
 
-def complete(single: Single, run: Callable) -> list[RoundRecord]:
-    """Run or continue this run unless it is finished, and return its records."""
+def is_finished(records: list[RoundRecord], config: Any) -> bool:
+    """Return whether a run has all its rounds, or ended early as its flags say."""
+    return len(records) == config.training.rounds or stops_early(records, config.run)
+
+
+def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord] | None:
+    """Run or continue this run unless it is finished, and return its records.
+
+    Returns None if it cannot be finished before the `deadline`, a perf_counter().
+    """
     config = single.config
     folder = expand_path(config.run.runs) / config.run.name
     earlier = single.earlier or read_earlier(config)  # which another process may have made since
     if earlier:
         print_line(f"{one_line(str(folder))}: finished earlier, reused")
         return earlier
+    seconds_left = deadline - time.perf_counter()
+    if seconds_left <= 0:
+        return None
     if folder.exists():
         config = config.replace(resume=str(folder))
-    return run(config, how_to_continue()).records
+    if deadline < math.inf:
+        config = config.replace(time_limit=f"{seconds_left:.1f}")
+    records = run(config, how_to_continue()).records
+    ends_by_budget = config.privacy.epsilon_budget > 0
+    is_cut = deadline < math.inf and not is_finished(records, config) and not ends_by_budget
+    return None if is_cut else records
+
+
+def check_time(singles: Sequence[Single], time_limit: str, folder: Path) -> None:
+    """Raise OutOfTime if some of the runs are not done; the user is told."""
+    num_left = sum(single.earlier is None for single in singles)
+    if num_left:
+        left = pluralize(num_left, "run")
+        warn(f"time_limit={time_limit} has passed with {left} left; {how_to_continue()}")
+        raise OutOfTime(folder)
 
 
 def how_to_continue() -> str:
@@ -114,9 +147,12 @@ def how_to_continue() -> str:
     return f"{again} to continue"
 
 
-def complete_all(numbers: Sequence[int], singles: list[Single], run: Callable) -> None:
+def complete_all(
+    numbers: Sequence[int], singles: list[Single], run: Callable, deadline: float
+) -> None:
     """Make the runs with these numbers, in their order, and put their records into `singles`.
 
+    Ends where a run cannot be finished before the `deadline`, a perf_counter().
     A run that another process makes at this time, as the same comparison of a job array does, is
     left until the others are done, and is waited for.
     """
@@ -130,7 +166,9 @@ def complete_all(numbers: Sequence[int], singles: list[Single], run: Callable) -
                 place = f"[{number + 1}/{len(singles)}]"
                 print_line(f"\n{place} {single.describe()}; {describe_work(singles)}")
             try:
-                singles[number] = single._replace(earlier=complete(single, run))
+                singles[number] = single._replace(earlier=complete(single, run, deadline))
+                if singles[number].earlier is None:
+                    return
             except InUse:
                 busy.append(number)
                 if number not in told:
@@ -145,7 +183,7 @@ def complete_all(numbers: Sequence[int], singles: list[Single], run: Callable) -
         waiting = busy
 
 
-def run_jobs(singles: list[Single], num_jobs: int, folder: Path) -> set[int]:
+def run_jobs(singles: list[Single], num_jobs: int, folder: Path, deadline: float) -> set[int]:
     """Make the runs that are not done in processes of their own, and put their records in place.
 
     Each of them takes the next run that nobody has begun, and writes what it prints into the
@@ -155,7 +193,8 @@ def run_jobs(singles: list[Single], num_jobs: int, folder: Path) -> set[int]:
     left = [number for number, single in enumerate(singles) if not single.earlier]
     if num_jobs == 1 or len(left) < 2:
         return set()
-    configs = json.dumps([singles[number].config.to_dict() for number in left])
+    configs = [singles[number].config.to_dict() for number in left]
+    work = json.dumps({"deadline": deadline, "configs": configs})
     jobs: list[subprocess.Popen] = []
 
     def end() -> None:
@@ -174,7 +213,7 @@ def run_jobs(singles: list[Single], num_jobs: int, folder: Path) -> set[int]:
             jobs.append(start_job(log))
         try:
             for job in jobs:
-                job.stdin.write(configs.encode() + b"\n")
+                job.stdin.write(work.encode() + b"\n")
                 job.stdin.flush()  # and kept open: its end tells a job that we have ended
             watch_jobs(jobs, singles, left)
         except BaseException:

@@ -1,6 +1,7 @@
 """A process of a comparison with --jobs: it makes runs as the script would, one after another.
 
-Their configurations come as a line of JSON on standard input. That input ends with the comparison.
+Their configurations, and the time of perf_counter() until which they may take, come as a line of
+JSON on standard input. That input ends with the comparison.
 """
 
 import json
@@ -25,11 +26,13 @@ def make_runs(default, run):
 
     `default` is the default configuration, `run` the script's function.
     """
-    all_fields = json.loads(sys.stdin.buffer.readline())
+    work = json.loads(sys.stdin.buffer.readline())
     threading.Thread(target=end_with_parent, daemon=True).start()
-    for fields in all_fields:
+    for fields in work["configs"]:
+        single = Single(None, default.replace(**fields), None)
         try:
-            complete(Single(None, default.replace(**fields), None), run)
+            if complete(single, run, work["deadline"]) is None:
+                return
         except InUse:
             continue
 

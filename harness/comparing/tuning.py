@@ -23,7 +23,11 @@ BY_OWN_MODELS = "by the clients' own models, on their test images"
 
 
 def tune(
-    config: Any, compared: Compared, build: Callable[[Any], Any], run: Callable
+    config: Any,
+    compared: Compared,
+    build: Callable[[Any], Any],
+    run: Callable,
+    deadline: float,
 ) -> tuple[Compared, Tuning]:
     """Return the rows with the values that are best on held-out images, and how they were found.
 
@@ -50,7 +54,7 @@ def tune(
         seed=first_seed, name=f"{config.run.name or 'compare'}-tuning", baselines=False
     )
     all_fields = (*compared.fields, *(field for field in fields if field not in compared.fields))
-    folder, finished = compare(on_held_out, Compared(all_fields, trials, ""), build, run)
+    folder, finished = compare(on_held_out, Compared(all_fields, trials, ""), build, run, deadline)
     tried = []
     settings = {}
     for row in compared.rows:

@@ -126,9 +126,7 @@ class OnRound(Callback):
     """Calls a user's function with the record of each round; returning False ends the run."""
 
     def __init__(self, function: Callable[[RoundRecord], Any]):
-        """Raise UserError for what cannot be called."""
-        if not callable(function):
-            raise UserError(f"on_round={function!r:.60} is not a function; give one of a record")
+        """`function` takes a RoundRecord."""
         self.function = function
 
     def after_round(self, outcome: Any) -> None:
