@@ -6,10 +6,11 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from harness.comparing import completing, outcomes
+from harness.comparing import completing, latex, outcomes, overlay
 from harness.comparing.significance import (
     compare_outcomes,
     detectable_difference,
@@ -214,6 +215,43 @@ def test_runs_of_two_rates_are_overlaid(tmp_path, monkeypatch, capsys):
         (f"client lr {rate}", [f"runs/{rate}-{seed}" for seed in (0, 1)]) for rate in (0.1, 0.3)
     ]
     check_overlay(tmp_path, rows, capsys)
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        ([{}, {"algorithm": "fedprox"}], ["fedavg", "fedprox"]),
+        (
+            [{"algorithm": "fedprox"}, {"byzantine": 2, "attack": "backdoor"}],
+            ["fedprox", "fedavg, backdoor, byzantine 2"],
+        ),
+        ([{"rounds": 3}, {"rounds": 4}], ["rounds 3", "rounds 4"]),
+        (
+            [{"client_lr": 0.1, "rounds": 3}, {"client_lr": 0.1, "rounds": 4}, {"client_lr": 0.3}],
+            ["client lr 0.1, rounds 3", "client lr 0.1, rounds 4", "client lr 0.3, rounds 5"],
+        ),
+        ([{"data": "a.npz"}, {"data": "b.npz"}], ["mine", "other"]),
+    ],
+)
+def test_rows_of_finished_runs_are_called_by_what_differs(rows, names):
+    """Without fields that have no effect, such as the attack of nobody; in LaTeX as elsewhere."""
+    runs = [
+        overlay.Done(Path(name), configure(**row).effective(), "MNIST", "", [])
+        for name, row in zip(("mine-seed0", "other-seed0", "third-seed0"), rows, strict=False)
+    ]
+    settings = overlay.row_settings(runs, fl.Config())
+    assert overlay.name_rows(runs, settings, [2] * len(runs)) == names
+
+
+def test_the_best_is_bold_only_after_the_same_rounds():
+    rows = [{"mean": 90.0, "sd": 0.5, "rounds": 3.0}, {"mean": 91.0, "sd": 0.5, "rounds": 4.0}]
+    assert latex.outcome_cells(rows, 0) == [r"$90.0 \pm 0.5$", r"$91.0 \pm 0.5$"]
+    rows[0]["rounds"] = 4.0
+    assert latex.outcome_cells(rows, 0)[1] == r"$\mathbf{91.0 \pm 0.5}$"
+    rows = [row | {"seeds": 2} for row in rows]
+    assert latex.describe_outcome(rows, 0).startswith(r"Test accuracy (\%) after 4 rounds, mean")
+    rows[0]["rounds"] = 2.0
+    assert latex.describe_outcome(rows, 0).startswith(r"Test accuracy (\%) after 2 to 4 rounds, ")
 
 
 def test_a_difference_is_tested_seed_by_seed():

@@ -93,6 +93,8 @@ def warn_of_unused(config: Any, given: Iterable[str]) -> None:
     used: dict[str, set[str]] = {
         "evaluate": {*config.data.to_dict(), *EVALUATING},
         "predict": {*PREDICTING},
+        "list": {"list", "json", "quiet"},
+        "version": {"version"},
     }
     for command, fields in used.items():
         if getattr(config.run, command):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -80,7 +81,7 @@ def compare(
     compared: Compared,
     build: Callable[[Any], Any],
     run: Callable,
-    deadline: float,
+    deadline: float = math.inf,
     tuning: Tuning | None = None,
 ) -> tuple[Path, Finished]:
     """Train every row and seed; return the folder with the tables and the plot, and the runs.

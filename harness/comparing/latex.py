@@ -54,6 +54,8 @@ def name_settings(settings: dict[str, Any], names: dict[str, str], label: str) -
     """
     found = []
     for field, value in settings.items():
+        if value == "":  # a field that is not given
+            continue
         if isinstance(value, str):
             found.append(names.get(value) or escape(value.rpartition("/")[2]))
         elif field in SYMBOLS and value is not None and not isinstance(value, bool):
@@ -78,8 +80,8 @@ def digits_of(rows: Sequence[dict[str, Any]], sd: str) -> int:
 def outcome_cells(rows: Sequence[dict[str, Any]], target: float) -> list[str]:
     """Return each row's outcome: its accuracy in percent, or its rounds to the target.
 
-    The best is in bold. If a seed did not reach the target, the cell says after how many rounds,
-    and how many seeds did.
+    The best is in bold, unless rows have other numbers of rounds. If a seed did not reach the
+    target, the cell says after how many rounds, and how many seeds did.
     """
     if target:
         means = [row["rounds_to_target"] for row in rows]
@@ -91,7 +93,8 @@ def outcome_cells(rows: Sequence[dict[str, Any]], target: float) -> list[str]:
             for row, mean in zip(rows, means, strict=True)
         ]
     digits = digits_of(rows, "sd")
-    best = max(row["mean"] for row in rows)
+    are_comparable = len({row["rounds"] for row in rows}) == 1
+    best = max(row["mean"] for row in rows) if are_comparable else None
     return [spread(row["mean"], row["sd"], digits, row["mean"] == best) for row in rows]
 
 

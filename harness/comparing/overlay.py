@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,13 +67,13 @@ def overlay(config: Any, default: ConfigGroup) -> Path:
         of_seeds[run.config.seed] = run
     first_runs = [next(iter(of_seeds.values())) for of_seeds in rows.values()]
     settings = row_settings(first_runs, default)
-    names = name_rows(first_runs, settings)
+    names = name_rows(first_runs, settings, list(map(len, rows.values())))
     by_name = dict(zip(names, rows.values(), strict=True))
     same_seeds = len({tuple(sorted(of_seeds)) for of_seeds in by_name.values()}) == 1
     finished = Finished({}, {}, names[0] if same_seeds else "", [], {}, {}, clients_of={})
     for name, run, of_row in zip(names, first_runs, settings, strict=True):
-        is_folder = name == one_line(run.folder.name)  # where settings would not tell rows apart
-        shown = {} if is_folder else of_row
+        # Where settings would not tell the rows apart, they have the names of folders.
+        shown = of_row if name == label_settings(of_row) else {}
         finished.places[name] = (name_settings(shown, paper_names(run.config), name),)
     for name, of_seeds in by_name.items():
         ordered = [of_seeds[seed] for seed in sorted(of_seeds)]
@@ -131,12 +133,29 @@ def row_settings(runs: list[Done], default: ConfigGroup) -> list[dict[str, Any]]
     changed = [changed_fields(of_run, default) for of_run in given]
     fields = sorted({field for of_run in changed for field in of_run} - SAID_ELSEWHERE)
     differing = [field for field in fields if len({of_run[field] for of_run in given}) > 1]
-    return shown_settings(given, differing, changed)
+    shown = shown_settings(given, differing, changed)
+    labels = [label_settings(of_row) for of_row in shown]
+    if len(set(labels)) < len(labels) and len({of_run["rounds"] for of_run in given}) > 1:
+        return [
+            of_row | {"rounds": of_run["rounds"]}
+            for of_row, of_run in zip(shown, given, strict=True)
+        ]
+    return shown
 
 
-def name_rows(runs: list[Done], settings: list[dict[str, Any]]) -> list[str]:
-    """Return what the rows are called: by their settings, or else by their folders."""
+def name_rows(
+    runs: list[Done], settings: list[dict[str, Any]], num_seeds: Sequence[int]
+) -> list[str]:
+    """Return what the rows are called: by their settings, or else by their folders.
+
+    `runs` has the first run of each row, `num_seeds` how many the row has.
+    """
     names = [label_settings(of_row) for of_row in settings]
-    if len(set(names)) < len(names) or names == [""]:
-        return [one_line(run.folder.name) for run in runs]
-    return names
+    if len(set(names)) == len(names) and names != [""]:
+        return names
+    folders = [one_line(run.folder.name) for run in runs]
+    kinds = [
+        re.sub(r"-seed\d+$", "", folder) if count > 1 else folder
+        for folder, count in zip(folders, num_seeds, strict=True)
+    ]
+    return kinds if len(set(kinds)) == len(kinds) else folders

@@ -82,6 +82,7 @@ def summarize(
         sent = [megabytes_so_far(records)[-1] for records in runs]
         row["megabytes"] = None if target else float(np.mean(sent))
         row |= describe_simulated(runs, target)
+        row |= describe_extra(runs)
         row |= describe_own_models(runs, own_differences.get(name), len(own_differences))
         row |= describe_distribution((clients_of or {}).get(name, []))
         rows.append(row)
@@ -100,6 +101,17 @@ def describe_simulated(
         return row | {"simulated_seconds": float(np.mean([times[-1] for times in ends]))}
     needed = [seconds_to_target(records, target) for records in runs]
     return row | {"seconds_to_target": None if None in needed else float(np.mean(needed))}
+
+
+def describe_extra(runs: Sequence[Sequence[RoundRecord]]) -> dict[str, float | None]:
+    """Return the columns on other images than the test set, in percent, means over seeds."""
+    last = [records[-1].extra_accuracies for records in runs]
+    return {
+        name: 100 * float(np.mean([found[name] for found in last]))
+        if all(name in found for found in last)
+        else None
+        for name in ("attack_success", "unseen_accuracy")
+    }
 
 
 def describe_own_models(

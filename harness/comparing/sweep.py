@@ -18,6 +18,7 @@ from harness.comparing.terms import COMPARABLE, NEVER, Entry, label_settings, re
 from harness.storage.files import expand_path, read_json
 
 MOST_RUNS = 200
+SHOWN_BY_DEFAULT = {*COMPARABLE} - {"attack"}  # which has no effect without attackers
 
 
 class Row(NamedTuple):
@@ -256,7 +257,7 @@ def shown_settings(
     """
     whole = [{field: row[field] for field in differing} for row in values]
     short = [
-        {field: row[field] for field in row if field in COMPARABLE or field in of_row}
+        {field: row[field] for field in row if field in SHOWN_BY_DEFAULT or field in of_row}
         for row, of_row in zip(whole, changed, strict=True)
     ]
     labels = [label_settings(row) for row in short]

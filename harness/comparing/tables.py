@@ -47,6 +47,8 @@ COLUMNS = {
     "steps_to_target": ("local steps to target", ",.0f"),
     "seconds_to_target": ("simulated s to target", ",.1f"),
     "simulated_seconds": ("simulated s", ",.1f"),
+    "attack_success": ("backdoor success (%)", ".2f"),
+    "unseen_accuracy": ("clients never drawn (%)", ".2f"),
     "own_images": ("own test images, global model (%)", ".2f"),
     "personal": ("own test images, own models (%)", ".2f"),
     "personal_sd": ("sd", ".2f"),

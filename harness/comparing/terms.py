@@ -42,7 +42,8 @@ class Entry(NamedTuple):
 
 def label_settings(settings: dict[str, Any]) -> str:
     """Return what a row of these settings is called."""
-    return ", ".join(label_of(field, value) for field, value in settings.items())
+    shown = {field: value for field, value in settings.items() if value != ""}  # a field not given
+    return ", ".join(label_of(field, value) for field, value in shown.items())
 
 
 def split_list(text: str) -> list[str]:

@@ -85,7 +85,7 @@ def plot_clients_of_rows(
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     note = "box: quartiles, whiskers: 10 to 90 %, diamond: mean"
-    about = f"accuracy on {measured_on} (%)"
-    axes.set_xlabel(textwrap.fill(about, 32) if FORM.get().is_narrow else f"{about}; {note}")
+    about = f"accuracy of the global model on {measured_on} (%)"
+    axes.set_xlabel(textwrap.fill(about, 32) if FORM.get().is_narrow else f"{about}\n{note}")
     plain(axes)
     return figure

@@ -68,7 +68,8 @@ def to_html(
     ]
     return ENVIRONMENT.get_template("report.html.jinja").render(
         title=title,
-        score=f"{metrics['test_accuracy']:.2%}" + (f", ε {epsilon:.2f}" if epsilon else ""),
+        score=f"{metrics['test_accuracy']:.2%}",
+        privacy=f", ε {epsilon:.2f}" if epsilon else "",
         count=f"{len(rounds)} round{'s' * (len(rounds) != 1)}",
         pictures=[to_picture(*item) for item in pictures.items()],
         rounds=rounds,
@@ -94,6 +95,7 @@ def describe_clients(
     Nothing of a private run.
     """
     counts = partition.get("label_counts", [])
+    held_out = partition.get("test_indices", [])
     reported = {report["client"]: report for report in reports}
     rows = []
     for client, of_labels in enumerate(counts):
@@ -108,6 +110,8 @@ def describe_clients(
                 "share": most / max(sum(of_labels), 1),
             }
         )
+        if held_out:
+            rows[-1]["of them held out"] = len(held_out[client])
         report = reported.get(client, {})
         for name in next(iter(reported.values()), {}):
             if name not in ("client", "examples", *HIDDEN):
