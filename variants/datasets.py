@@ -132,7 +132,7 @@ def load_files(
         if "x_val" not in raw:
             raise UserError(
                 f"{source} has no validation images (val_images or x_val); drop --validation, or "
-                "hold out training images with --holdout 5000"
+                "hold out some of the training images with --holdout"
             )
         raw |= {"x_test": raw["x_val"], "y_test": raw["y_val"]}
     arrays, notices = to_canonical_arrays(raw, source)
@@ -175,8 +175,8 @@ def check_test_set(data: Any) -> None:
     """Raise UserError for flags of the group Data by which no test set, or two, would be chosen."""
     if data.validation and not data.data:
         raise UserError(
-            f"validation=True: {data.dataset} has no validation images; hold out training images "
-            "with --holdout 5000"
+            f"validation=True: {data.dataset} has no validation images; hold out some of the "
+            "training images with --holdout"
         )
     if data.validation and data.holdout:
         raise UserError(

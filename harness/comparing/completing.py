@@ -133,7 +133,7 @@ def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord
 
 
 def check_time(singles: Sequence[Single], time_limit: str, folder: Path) -> None:
-    """Raise OutOfTime if some of the runs are not done; the user is told."""
+    """Raise OutOfTime, and warn, if some of the runs are not done."""
     num_left = sum(single.earlier is None for single in singles)
     if num_left:
         left = pluralize(num_left, "run")

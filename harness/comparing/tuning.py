@@ -87,18 +87,23 @@ def tune(
         else {labels[label]: labels[of_label] for label, of_label in base.items()}
     )
     names = " and ".join(field.replace("_", " ") for field in fields)
-    personal = [
-        row.label
-        for row in compared.rows
-        if row.label in settings
-        and has_models(finished, make_trial(row, settings[row.label]).label)
-    ]
-    by_models = f" ({', '.join(personal)}: {BY_OWN_MODELS})" if personal else ""
+    by_models = name_exceptions(settings, compared, finished)
     caption = (
         f"{names} tuned on {config.data.holdout:,} training images held out{by_models}, seeds "
         f"{first_seed} to {first_seed + num_seeds - 1}"
     )
     return Compared(all_fields, rows, new_base), Tuning(caption, tried)
+
+
+def name_exceptions(settings: dict[str, Any], compared: Compared, finished: Finished) -> str:
+    """Return, in parentheses, which rows' values were chosen on other images; nothing for none."""
+    names = [
+        row.label
+        for row in compared.rows
+        if row.label in settings
+        and has_models(finished, make_trial(row, settings[row.label]).label)
+    ]
+    return f" ({', '.join(names)}: {BY_OWN_MODELS})" if names else ""
 
 
 def make_trial(row: Row, chosen: dict[str, Any]) -> Row:

@@ -280,10 +280,12 @@ def describe_accuracy(metrics: dict[str, Any]) -> str:
     means = report["macro avg"]
     labels = [str(label) for label in metrics["classes"] if str(label) in report]
     hardest = sorted(labels, key=lambda label: report[label]["f1-score"])[:3]
+    # The name of data with images held out says what these are.
+    kind = "images" if ", evaluated on " in metrics["dataset"] else "test images"
     f1_scores = [f"{label} ({report[label]['f1-score']:.2%})" for label in hardest]
     return (
         f"test accuracy {metrics['test_accuracy']:.2%} on {metrics['dataset']}, "
-        f"{metrics['test_images']:,} test images{after(metrics)}\n"
+        f"{metrics['test_images']:,} {kind}{after(metrics)}\n"
         f"mean over classes: precision {means['precision']:.2%}, recall {means['recall']:.2%}, "
         f"F1 {means['f1-score']:.2%}; lowest F1: {', '.join(f1_scores)}"
     )
