@@ -125,7 +125,7 @@ def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord
     if folder.exists():
         config = config.replace(resume=str(folder))
     if deadline < math.inf:
-        config = config.replace(time_limit=f"{seconds_left:.1f}")
+        config = config.replace(time_limit=f"{max(seconds_left, 0.1):.1f}")
     records = run(config, how_to_continue()).records
     ends_by_budget = config.privacy.epsilon_budget > 0
     is_cut = deadline < math.inf and not is_finished(records, config) and not ends_by_budget

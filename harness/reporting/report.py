@@ -14,6 +14,7 @@ from typing import Any
 
 from harness.cli.fields import ConfigGroup
 from harness.cli.flags import to_flag
+from harness.cli.saved_config import OF_ONE_COMMAND
 from harness.training.records import DURING_TRAINING
 
 import jinja2
@@ -130,7 +131,7 @@ def command_of(config: ConfigGroup, script: str) -> str:
     """Return the command that makes the run of a configuration again."""
     words = []
     for field, value in config.changed().items():
-        if field in ("resume", "accept_changes", "config", "name") or value is None:
+        if field in OF_ONE_COMMAND or field == "name" or value is None:
             continue
         if isinstance(value, bool):
             words.append(to_flag(field) if value else f"--no-{to_flag(field)[2:]}")
