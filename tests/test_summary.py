@@ -109,6 +109,28 @@ def test_one_seed_has_no_spread_and_no_p():
     assert fedprox["difference"] == pytest.approx(1) and fedprox["p"] is None
 
 
+def test_other_images_and_a_users_metrics_have_columns():
+    """Means over the seeds; a row without them has none, and no name hides another column."""
+
+    def ended(success, metrics):
+        record = make_record(0.5)
+        return [dataclasses.replace(record, extra_accuracies=success, metrics=metrics)]
+
+    records_of = {
+        "plain": [ended({}, {"balanced": 0.5, "mean": 3.0}) for _ in range(2)],
+        "attacked": [
+            ended({"attack_success": share}, {"balanced": share}) for share in (0.25, 0.75)
+        ],
+    }
+    plain, attacked = summarize(records_of, dict.fromkeys(records_of, RATES["fedavg"]), "plain", 0)
+    assert (plain["attack_success"], attacked["attack_success"]) == (None, 50)
+    assert plain["balanced"] == attacked["balanced"] == 0.5
+    assert (plain["mean"], plain["metric_mean"], attacked["metric_mean"]) == (50, 3.0, None)
+    head, _, *lines = to_markdown([plain, attacked]).splitlines()
+    assert head.endswith("| backdoor success (%) | balanced | metric\\_mean |".replace("\\", ""))
+    assert lines[1].endswith("| 50.00 | 0.5 |  |")
+
+
 def test_the_same_table_in_three_forms():
     rows = summarize(RECORDS, RATES, "fedavg", 0)
     written = list(csv.DictReader(csv_table(rows).splitlines()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.comparing.significance import Base, Difference, base_of, compare_outcomes
@@ -69,6 +69,8 @@ def summarize(
             for name, runs in records_of.items()
         }
     own_differences = compare_outcomes(own, base) if own else {}
+    every = [records[-1] for runs in records_of.values() for records in runs]
+    own_metrics = dict.fromkeys(name for record in every for name in record.metrics)
     rows = []
     for name, runs in records_of.items():
         seeds = seeds_of[name] if seeds_of else range(len(runs))
@@ -85,6 +87,7 @@ def summarize(
         row |= describe_extra(runs)
         row |= describe_own_models(runs, own_differences.get(name), len(own_differences))
         row |= describe_distribution((clients_of or {}).get(name, []))
+        row |= describe_metrics(runs, own_metrics)
         rows.append(row)
     return rows
 
@@ -111,6 +114,21 @@ def describe_extra(runs: Sequence[Sequence[RoundRecord]]) -> dict[str, float | N
         if all(name in found for found in last)
         else None
         for name in ("attack_success", "unseen_accuracy")
+    }
+
+
+def describe_metrics(
+    runs: Sequence[Sequence[RoundRecord]], names: Iterable[str]
+) -> dict[str, float | None]:
+    """Return the columns of a user's --metrics, means over seeds."""
+    last = [records[-1].metrics for records in runs]
+    return {
+        f"metric_{name}" if name in COLUMNS else name: float(
+            np.mean([found[name] for found in last])
+        )
+        if all(name in found for found in last)
+        else None
+        for name in names
     }
 
 

@@ -81,7 +81,9 @@ def cell(row: dict[str, Any], column: str) -> str:
         return ""
     if isinstance(value, float) and math.isnan(value):
         return "not testable"
-    return f"{value:{COLUMNS[column][1]}}" if column in COLUMNS else str(value)
+    if column == ROW:
+        return str(value)
+    return f"{value:{COLUMNS[column][1] if column in COLUMNS else '.4g'}}"  # of a user's metric
 
 
 def heading(column: str) -> str:
