@@ -34,6 +34,7 @@ from variants import options
 import numpy as np
 
 STORE = "baselines.jsonl"
+AS_SEEN = "test images changed as the client's own"
 # What a client's own steps follow from, of the group Optimization. All other fields of the variants
 # are at their defaults in the baselines: one that comes in later, too.
 CLIENT_FIELDS = (
@@ -328,7 +329,12 @@ def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Cal
         passes = passes_so_far(result.records, int(counts.sum()), config.training.batch_size)
         own_passes = config.training.local_epochs * baselines[0].rounds
         accuracy = result.records[-1].test_accuracy
-        print_line(describe_learners(accuracy, measured(gains), trained, passes[-1], own_passes))
+        as_seen = f", {AS_SEEN}" if config.chosen("partition").change_images else ""
+        print_line(
+            describe_learners(
+                accuracy, measured(gains), trained, passes[-1], own_passes, as_seen=as_seen
+            )
+        )
         print_written(write_baselines(experiment, result, folder, trained, gains, confusions))
     except (KeyboardInterrupt, Exception):
         warn(f"the baselines are not finished; {folder.what_next()}")
@@ -372,10 +378,15 @@ def write_baselines(
     matrix = mix_rows(confusions[worst], experiment.partition.counts[worst])
     title = f"Client {worst}, the worst: {gains[worst].global_accuracy:.2%} on its own label mix"
     caption = captions.caption(experiment)
+    rate = plain_training(config)["client_lr"]
+    compared = f"{caption} · centralized and alone: plain FedAvg, lr {rate:g}"
+    seen = f" · {AS_SEEN}" if config.chosen("partition").change_images else ""
     figures = {
-        "baselines.png": partial(plots.plot_baselines, curves, caption),
-        "gain.png": partial(plots.plot_gain, measured(gains), caption),
-        "worst_client.png": partial(plots.plot_mixed_confusion, matrix, title, caption, classes),
+        "baselines.png": partial(plots.plot_baselines, curves, compared),
+        "gain.png": partial(plots.plot_gain, measured(gains), compared + seen),
+        "worst_client.png": partial(
+            plots.plot_mixed_confusion, matrix, title, caption + seen, classes
+        ),
     }
     tables = [folder.path / "baselines.csv", folder.path / "clients.csv"]
     return [*folder.draw(figures), *tables]
@@ -390,11 +401,17 @@ def mix_rows(confusion: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def describe_learners(
-    federated: float, gains: Sequence[Gain], trained: Trained, passes: float, own_passes: int
+    federated: float,
+    gains: Sequence[Gain],
+    trained: Trained,
+    passes: float,
+    own_passes: int,
+    as_seen: str = "",
 ) -> str:
     """Return the closing lines: accuracies on the test set, then on each client's label mix.
 
-    The federation made `passes` over all images, each baseline `own_passes` over its own.
+    The federation made `passes` over all images, each baseline `own_passes` over its own; `as_seen`
+    says that the test images are changed as the client's own are.
     """
     central = trained["centralized", -1]["accuracies"][-1]
     alone = [entry["accuracies"][-1] for (kind, _), entry in trained.items() if kind == "alone"]
@@ -403,7 +420,8 @@ def describe_learners(
         f"centralized          {central:.2%}, {own_passes} passes, all images in one place\n"
         f"alone                {np.mean(alone):.2%}, {own_passes} passes each, mean of "
         f"{pluralize(len(alone), 'client')} ({min(alone):.2%} to {max(alone):.2%})\n"
-        "on each client's own label mix, mean ± sd over clients and the mean of the worst 10 %:\n"
+        f"on each client's own label mix{as_seen}, mean ± sd over clients and the mean of the "
+        "worst 10 %:\n"
     )
     titles = {
         "global_accuracy": "global model",

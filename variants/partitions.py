@@ -513,7 +513,8 @@ def draw_until_large(
         indices = draw(open_stream("split again", config.seed, 0, attempt))
     raise UserError(
         f"min_images={min_images} was not reached in {attempt:,} draws; the last one has a client "
-        f"of {sizes[0]}; choose a smaller minimum, fewer clients, or a less skewed split"
+        f"of {sizes[0]}; choose {'a smaller minimum, ' if min_images > 1 else ''}fewer clients, or "
+        "a less skewed split"
     )
 
 

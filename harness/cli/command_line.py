@@ -29,6 +29,11 @@ import tyro
 
 Answer = TypeVar("Answer")
 NARROWEST = 60  # columns
+NEEDED = {  # what flags of files and figures are about
+    "figures": ("caption", "figure_size", "figure_font", "figure_style", "figure_y"),
+    "a comparison": ("figure_y", "table_columns"),
+    "--target-accuracy": ("after_target",),
+}
 # Fields that --predict and --evaluate use; the latter with those of the data. Last come fields that
 # it refuses.
 PREDICTING = ("predict", "pictures", "config", "quiet", "json")
@@ -89,7 +94,19 @@ def read_flags(kind: Any, words: Sequence[str] | None, default: ConfigGroup | No
 
 
 def warn_of_unused(config: Any, given: Iterable[str]) -> None:
-    """Warn of flags that --evaluate or --predict, which train nothing, do not use."""
+    """Warn of flags that the command does not use: --evaluate and the like, which train nothing, or
+    a run without what a flag is about."""
+    compared = config.comparison
+    is_several = bool(compared.compare or compared.tune or compared.seeds > 1)
+    missing = {
+        "figures": config.run.figures == "none",
+        "a comparison": not is_several,
+        "--target-accuracy": not config.run.target_accuracy,
+    }
+    for what, fields in NEEDED.items():
+        unused = [to_flag(field) for field in given if field in fields]
+        if missing[what] and unused and not config.run.list:
+            warn(f"{', '.join(unused)}: no effect without {what}")
     used: dict[str, set[str]] = {
         "evaluate": {*config.data.to_dict(), *EVALUATING},
         "predict": {*PREDICTING},

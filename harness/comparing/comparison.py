@@ -38,7 +38,7 @@ from harness.comparing.run_folders import (
 from harness.comparing.significance import Base
 from harness.comparing.summary import Rates, summarize
 from harness.comparing.sweep import Compared
-from harness.comparing.tables import read_columns, to_latex, to_markdown
+from harness.comparing.tables import find_empty, read_columns, to_latex, to_markdown
 from harness.comparing.terms import COMPARABLE
 from harness.reporting.captions import compared_caption
 from harness.reporting.client_plots import plot_clients_of_rows
@@ -248,7 +248,7 @@ def write_comparison(
     for name, content in files.items():
         write_file(folder / name, content)
     print_line("")
-    tell_caveats(records_of, target)
+    tell_caveats(records_of, target, find_empty(summary, run.table_columns))
     if target and run.after_target == "continue":
         for name, runs in records_of.items():
             finals = [records[-1].test_accuracy for records in runs]
@@ -279,8 +279,13 @@ def print_lines(texts: dict[str, str]) -> None:
             print_line(f"{name:{width}}  {text}")
 
 
-def tell_caveats(records_of: dict[str, list[list[RoundRecord]]], target: float) -> None:
-    """Warn of private runs that add up, and of accuracies after different numbers of rounds."""
+def tell_caveats(
+    records_of: dict[str, list[list[RoundRecord]]], target: float, empty: Sequence[str]
+) -> None:
+    """Warn of private runs that add up, of accuracies after different numbers of rounds, and of
+    columns that were asked for and are empty."""
+    for name in empty:
+        warn(f"the column {name} of --table-columns is empty: no row of this comparison has it")
     epsilons = [run[-1].epsilon for runs in records_of.values() for run in runs if run[-1].private]
     if len(epsilons) > 1:
         warn(

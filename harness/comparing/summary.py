@@ -69,6 +69,7 @@ def summarize(
             for name, runs in records_of.items()
         }
     own_differences = compare_outcomes(own, base) if own else {}
+    all_rounds = not target or have_one_length(records_of)  # though the target may end a run
     every = [records[-1] for runs in records_of.values() for records in runs]
     own_metrics = dict.fromkeys(name for record in every for name in record.metrics)
     rows = []
@@ -82,8 +83,8 @@ def summarize(
         spent = [records[-1].epsilon for records in runs]
         row["epsilon"] = None if None in spent else max(spent)
         sent = [megabytes_so_far(records)[-1] for records in runs]
-        row["megabytes"] = None if target else float(np.mean(sent))
-        row |= describe_simulated(runs, target)
+        row["megabytes"] = float(np.mean(sent)) if all_rounds else None
+        row |= describe_simulated(runs, target, all_rounds)
         row |= describe_extra(runs)
         row |= describe_own_models(runs, own_differences.get(name), len(own_differences))
         row |= describe_distribution((clients_of or {}).get(name, []))
@@ -93,15 +94,17 @@ def summarize(
 
 
 def describe_simulated(
-    runs: Sequence[Sequence[RoundRecord]], target: float
+    runs: Sequence[Sequence[RoundRecord]], target: float, all_rounds: bool
 ) -> dict[str, float | None]:
-    """Return the columns on simulated time: to the target if there is one, else in all."""
+    """Return the columns on simulated time: to the target, and of all rounds if all are made."""
     row = dict.fromkeys(("seconds_to_target", "simulated_seconds"))
     ends = [simulated_so_far(records) for records in runs]
     if any(of_rounds is None for of_rounds in ends):
         return row
+    if all_rounds:
+        row["simulated_seconds"] = float(np.mean([times[-1] for times in ends]))
     if not target:
-        return row | {"simulated_seconds": float(np.mean([times[-1] for times in ends]))}
+        return row
     needed = [seconds_to_target(records, target) for records in runs]
     return row | {"seconds_to_target": None if None in needed else float(np.mean(needed))}
 

@@ -38,7 +38,7 @@ COLUMNS = {
     "rounds_to_target": ("rounds to target", ".1f"),
     "rounds_to_target_sd": ("sd", ".1f"),
     "reached": ("seeds reaching it", "d"),
-    "not_reached": ("seeds not reaching it", "s"),
+    "not_reached": ("not reached by seed", "s"),
     "censored_at": ("after rounds", "d"),
     "epsilon": ("ε", ".1f"),
     "megabytes": ("MB sent", ",.1f"),
@@ -116,6 +116,11 @@ def read_columns(text: str) -> list[str]:
     return names
 
 
+def find_empty(rows: Table, text: str) -> list[str]:
+    """Return those of the columns that --table-columns names which say nothing in any row."""
+    return [name for name in read_columns(text) if all(row[name] is None for row in rows)]
+
+
 def choose_columns(rows: Table, text: str) -> list[str]:
     """Return the columns that --table-columns names; without it all that say something."""
     names = read_columns(text)
@@ -158,12 +163,14 @@ def to_latex(
     `columns` names those of summary.csv to show instead.
     """
     names = places or [(escape(row[ROW]),) for row in rows]
-    about = f"{describe_outcome(rows, target)}. {escape(caption)}."
+    shown_target = 0.0 if columns else target  # the mean in a column is of the accuracies
+    about = f"{describe_outcome(rows, shown_target)}. {escape(caption)}."
     if columns:
         chosen = choose_columns(rows, columns)[1:]
         head = ["", *(escape(heading(column)) for column in chosen)]
         cells = [[escape(cell(row, column)) for column in chosen] for row in rows]
-        about = f"{escape(caption)}."
+        if "mean" not in choose_columns(rows, columns):
+            about = f"{escape(caption)}."
     elif all(len(name) == 2 for name in names) and len(set(names)) == len(rows):
         return to_table(*grid_table(rows, names, target), about, label)
     else:

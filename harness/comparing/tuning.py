@@ -69,7 +69,8 @@ def tune(
         settings[row.label] = candidates[row.label][best]
         tell_choice(row, candidates[row.label], best, finished)
         for number, chosen in enumerate(candidates[row.label]):
-            tried.append(describe_trial(row, chosen, finished) | {"chosen": int(number == best)})
+            trial = describe_trial(row, chosen, finished, config.run.target_accuracy)
+            tried.append(trial | {"chosen": int(number == best)})
     print_line(f"wrote all trials into {folder}\n")
     tuned = [apply(row, settings.get(row.label, {})) for row in compared.rows]
     of_label = [row.label for row in tuned]
@@ -158,7 +159,9 @@ def rank(finished: Finished, label: str, target: float) -> tuple[float, float, f
     return len(reached), -float(np.mean(reached or [0])), accuracy
 
 
-def describe_trial(row: Row, chosen: dict[str, Any], finished: Finished) -> dict[str, Any]:
+def describe_trial(
+    row: Row, chosen: dict[str, Any], finished: Finished, target: float
+) -> dict[str, Any]:
     """Return a row of tuning.csv."""
     label = make_trial(row, chosen).label
     accuracies = final_accuracies(finished, label)
@@ -170,6 +173,18 @@ def describe_trial(row: Row, chosen: dict[str, Any], finished: Finished) -> dict
         "mean": float(np.mean(accuracies)),
         "sd": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else "",
         "rounds": max(map(len, finished.records_of[label])),
+        **describe_target(finished, label, target),
+    }
+
+
+def describe_target(finished: Finished, label: str, target: float) -> dict[str, Any]:
+    """Return the columns of tuning.csv by which a trial is judged if there is a target accuracy."""
+    if not target or has_models(finished, label):
+        return {}
+    num_reached, negative_rounds, _ = rank(finished, label, target)
+    return {
+        "reached": num_reached,
+        "rounds_to_target": -negative_rounds if num_reached else "",
     }
 
 
@@ -178,8 +193,9 @@ def tell_choice(row: Row, candidates: list[dict[str, Any]], best: int, finished:
     chosen = candidates[best]
     label = make_trial(row, chosen).label
     accuracies = final_accuracies(finished, label)
-    by = f", {BY_OWN_MODELS}" if has_models(finished, label) else ""
-    print_line(f"{row.label}: {label_settings(chosen)} chosen, {format_accuracy(accuracies)}{by}")
+    by = BY_OWN_MODELS if has_models(finished, label) else "on the images held out"
+    accuracy = format_accuracy(accuracies).removeprefix("test ")
+    print_line(f"{row.label}: {label_settings(chosen)} chosen, {accuracy} {by}")
     for field, value in chosen.items():
         values = [of_trial[field] for of_trial in candidates]
         is_number = all(isinstance(one, int | float) and type(one) is not bool for one in values)

@@ -8,8 +8,17 @@ from typing import Any
 
 from harness.cli.own_files import is_own, short_name
 from harness.comparing.sweep import Compared
+from harness.comparing.terms import COMPARABLE
 from harness.reporting.drawing import join_parts
 
+# What a single run's caption leaves out, by topic; of the other topics it is nothing.
+USUAL = {
+    "aggregator": "mean",
+    "sampling": "uniform sampling",
+    "loss": "cross-entropy",
+    "start": "from the seed",
+    "fine_tune_epochs": "not fine-tuned",
+}
 SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
 
 
@@ -36,7 +45,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     steps = f"{training.local_steps} local steps"
     work = steps if training.local_steps else f"E = {training.local_epochs}"
     return {
-        "clients": f"{num_clients} clients, {config.cohort_size} a round",
+        "clients": f"{num_clients} clients, {describe_cohort(config)}",
         "client_test": f"{100 * share:.4g} % of each client's images held out" if share else "",
         "fine_tune_epochs": describe_tuning(config.optimization.fine_tune_epochs),
         "unseen": f"{config.num_unseen} never drawn" if config.num_unseen else "",
@@ -52,6 +61,13 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         **describe_clock(config.clock),
         "seed": f"seed {config.seed}",
     }
+
+
+def describe_cohort(config: Any) -> str:
+    """Describe how many clients a round has; asynchronous ones have those that report first."""
+    if "buffer_size" in config.chosen("algorithm").fields:
+        return f"{config.cohort_size} at work, {config.optimization.buffer_size} a round"
+    return f"{config.cohort_size} a round"
 
 
 def describe_tuning(epochs: int) -> str:
@@ -159,11 +175,11 @@ def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]
     parts_of_rows = [caption_parts(experiment) for experiment in experiments]
     parts = parts_of_rows[0]
     for topic in parts:
-        usual = "mean" if topic == "aggregator" else ""  # which a single run's caption leaves out
+        usual = USUAL.get(topic, "none")
         said = list(dict.fromkeys(row[topic] or usual for row in parts_of_rows))
         if len(said) > 1 or (config.comparison.compare and topic in compared.fields):
-            plural = topic if topic.endswith(("s", "ing")) else f"{topic}s"
-            parts[topic] = f"{plural} compared: {'; '.join(filter(None, said))}"
+            name = f"{topic}s" if topic in COMPARABLE else topic.replace("_", " ")
+            parts[topic] = f"{name} compared: {'; '.join(said)}"
     if config.comparison.seeds > 1:
         last = config.seed + config.comparison.seeds - 1
         parts["seed"] = f"seeds {config.seed} to {last}"

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+from harness.reporting.captions import describe_loss
 from harness.reporting.drawing import (
     BLUE,
     GREY,
@@ -47,10 +48,11 @@ def plot_matrix(
 
     `columns` and `rows` name them; without names they are numbered.
     """
+    # With more rows than pixels, "antialiased" draws their mean, where others would leave rows out.
     # At least 1 at the dark end: a single error of a thousand images is no dark cell.
     darkest = max(1, float(shade.max()))
     image = axes.imshow(
-        shade, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0, vmax=darkest
+        shade, cmap="Blues", aspect="auto", interpolation="antialiased", vmin=0, vmax=darkest
     )
     axes.figure.colorbar(image, ax=axes, label=shade_name, fraction=0.05, pad=0.02)
     for axis in (axes.xaxis, axes.yaxis):
@@ -145,10 +147,13 @@ def draw_extra(axes: Any, records: Sequence[RoundRecord]) -> list[Any]:
 
 
 @default_style
-def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float = 0) -> Figure:
+def plot_convergence(
+    records: Sequence[RoundRecord], caption: str, target: float = 0, own_loss: str = ""
+) -> Figure:
     """Draw loss and accuracy by round: of the global model on the test set, of clients in training.
 
-    The band is from the lowest to the highest client. `target` is a test accuracy, 0 for none.
+    The band is from the lowest to the highest client. `target` is a test accuracy, 0 for none;
+    `own_loss` says what the clients minimize, if it is not the plain cross-entropy.
     """
     last = records[-1]
     title = f"Test accuracy {last.test_accuracy:.2%} after round {last.round}"
@@ -158,7 +163,11 @@ def plot_convergence(records: Sequence[RoundRecord], caption: str, target: float
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     draw_quantity(loss_axes, records, "loss", 1)
     draw_quantity(accuracy_axes, records, "accuracy", 100)
-    loss_axes.set_ylabel("cross-entropy (nats)")
+    loss_axes.set_ylabel(
+        f"clients: {own_loss};\nglobal model: cross-entropy (nats)"
+        if own_loss
+        else "cross-entropy (nats)"
+    )
     log_scale(loss_axes)  # a first round may be twenty times the last
     accuracy_axes.set_ylabel("accuracy (%)")
     lines = draw_extra(accuracy_axes, records)
@@ -439,8 +448,11 @@ def result_figures(experiment: Any, result: Any, caption: str) -> dict[str, Call
     """
     dataset = experiment.dataset
     target = experiment.config.run.target_accuracy
+    own_loss = describe_loss(experiment.config.training)
     figures: dict[str, Callable[[], Figure]] = {
-        "convergence_plot.png": partial(plot_convergence, result.records, caption, target),
+        "convergence_plot.png": partial(
+            plot_convergence, result.records, caption, target, own_loss
+        ),
         "accuracy_by_megabytes.png": partial(plot_cost, result.records, caption),
         **evaluation_figures(dataset, result.evaluation, caption),
     }

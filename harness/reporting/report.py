@@ -7,6 +7,7 @@ which of a private run is nothing about single clients. Its text is in report.ht
 from __future__ import annotations
 
 import base64
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,7 +29,9 @@ def cell(value: Any, name: str) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        is_share = "accuracy" in name or "share" in name or "success" in name
+        if math.isnan(value):
+            return "–"
+        is_share = any(word in name for word in ("accuracy", "share", "success", "worst10"))
         return f"{value:.2%}" if is_share else f"{value:.4g}"
     return f"{value:,}" if isinstance(value, int) else str(value)
 

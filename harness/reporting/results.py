@@ -21,6 +21,7 @@ import sklearn.metrics
 import tensorflow as tf
 import tensorflow_federated as tff
 
+REDRAWN = 3  # clients without images, up to which --min-images has a chance to redraw the split
 INDICES_OF = "all training images"  # which the indices in partition.json count
 
 
@@ -65,13 +66,13 @@ def describe_partition(experiment: Any) -> dict[str, Any]:
     }
     if not config.is_private:
         content["topped_up_clients"] = partition.num_filled_clients
-        content["skew"] = skew(partition.counts)
         # A client's images, those that it holds out included; so it can be split again.
         whole = whole_parts(partition)
-        content["label_counts"] = [
-            np.bincount(dataset.train.labels[part], minlength=dataset.num_classes).tolist()
-            for part in whole
+        counts = [
+            np.bincount(dataset.train.labels[part], minlength=dataset.num_classes) for part in whole
         ]
+        content["skew"] = skew(np.stack(counts))
+        content["label_counts"] = [of_client.tolist() for of_client in counts]
         # of the training images as the data have them, whatever was held out of them
         content["indices_of"] = INDICES_OF
         content["indices"] = [to_places(dataset, part) for part in whole]
@@ -98,9 +99,11 @@ def partition_notices(partition: Any, num_images: int) -> list[str]:
     found = []
     num_clients = len(partition.sizes)
     if partition.num_filled_clients:
+        few = partition.num_filled_clients <= REDRAWN  # of more, hardly any draw has none
         found.append(
             f"{pluralize(partition.num_filled_clients, 'client')} of {num_clients} got no image, "
-            "and received one from the largest client; --min-images redraws the split instead"
+            "and received one from the largest client"
+            + ("; --min-images redraws the split instead" if few else "")
         )
     unused = num_images - sum(map(len, whole_parts(partition)))
     if unused:

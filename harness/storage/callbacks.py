@@ -119,7 +119,22 @@ class PrintRounds(Callback):
         trouble = record.trouble(self.records, self.experiment.dataset.chance, is_last)
         if trouble:
             warn(f"round {record.round}: {trouble}")
+        self.tell_few_reports(record)
         self.records.append(record)
+
+    def tell_few_reports(self, record: RoundRecord) -> None:
+        """Warn, once, of a round with fewer reports than Krum needs to withstand attackers."""
+        config = self.experiment.config
+        if "tolerated" not in config.fields_of_choice("aggregator") or config.is_private:
+            return
+        needed = 2 * config.aggregation.tolerated + 3
+        counts = [len(one.clients) for one in [*self.records, record]]
+        if 0 < counts[-1] < needed <= min(counts[:-1], default=needed):
+            warn(
+                f"round {record.round}: {counts[-1]} clients reported, but "
+                f"{config.aggregation.aggregator} needs {needed} to withstand "
+                f"tolerated={config.aggregation.tolerated}; such rounds are not robust"
+            )
 
 
 class OnRound(Callback):

@@ -72,6 +72,7 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 CHECKPOINTS_KEPT = 3
+FORMATS = (".png", ".pdf", ".svg")  # of figures
 
 
 # What is done to configured data when it is read, and not to a data set that is given in Python.
@@ -439,8 +440,12 @@ class RunFolder:
         """
         written = []
         for name, content in draw_files(figures, self.form, provenance).items():
-            write_file(self.path / name, content)
-            written.append(self.path / name)
+            path = self.path / name
+            write_file(path, content)
+            for ending in FORMATS:  # of an earlier part of the run, drawn in another format
+                if ending != path.suffix:
+                    path.with_suffix(ending).unlink(missing_ok=True)
+            written.append(path)
         return written
 
 

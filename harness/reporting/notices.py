@@ -1,0 +1,61 @@
+"""Notices on settings of a run that do less than they seem to, before it begins."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+
+def find_weak_settings(experiment: Any) -> list[str]:
+    """Return a notice on each setting that has little or no effect with the others.
+
+    A private run gets none that depends on its clients' images.
+    """
+    config = experiment.config
+    found = [
+        of_trimming(config),
+        of_saving(config),
+        "" if config.is_private else of_warm_up(experiment),
+    ]
+    return [text for text in found if text]
+
+
+def of_trimming(config: Any) -> str:
+    """Return a notice on a trimmed mean that leaves out no client."""
+    if "trim" not in config.fields_of_choice("aggregator"):
+        return ""
+    trim = config.aggregation.trim
+    if math.floor(trim * config.cohort_size):
+        return ""
+    return (
+        f"trim={trim:g} of {config.cohort_size} clients leaves out none; the trimmed mean is the "
+        "plain mean"
+    )
+
+
+def of_saving(config: Any) -> str:
+    """Return a notice on models that would be saved after the last round."""
+    every = config.run.save_every
+    if every <= config.training.rounds:
+        return ""
+    return f"save_every={every} saves no model, as the run has {config.training.rounds} rounds"
+
+
+def of_warm_up(experiment: Any) -> str:
+    """Return a notice on a warm-up that no client completes in a round."""
+    config = experiment.config
+    training = config.training
+    if "warmup_steps" not in config.chosen("client_schedule").fields:
+        return ""
+    sizes = np.array(experiment.partition.sizes)
+    steps = training.local_epochs * -(-sizes // (training.batch_size or sizes))
+    most = training.local_steps or int(steps.max())
+    wanted = config.optimization.warmup_steps
+    if most >= wanted:
+        return ""
+    return (
+        f"warmup_steps={wanted}: no client makes more than {most} local steps in a round, so the "
+        f"rate stays below {100 * most / wanted:.2g} % of client_lr"
+    )
