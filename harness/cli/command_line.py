@@ -103,8 +103,8 @@ def warn_of_unused(config: Any, given: Iterable[str]) -> None:
         "a comparison": not is_several,
         "--target-accuracy": not config.run.target_accuracy,
     }
-    for what, fields in NEEDED.items():
-        unused = [to_flag(field) for field in given if field in fields]
+    for what, about in NEEDED.items():
+        unused = [to_flag(field) for field in given if field in about]
         if missing[what] and unused and not config.run.list:
             warn(f"{', '.join(unused)}: no effect without {what}")
     used: dict[str, set[str]] = {

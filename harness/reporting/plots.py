@@ -31,6 +31,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
+MOST_LINES = 500  # of a partition's figure, which has some 570 pixels for them
 MOST_LABELS = 40  # of which a confusion matrix is drawn
 CLEAR_LOSS = 0.05  # of accuracy, that a client would notice
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
@@ -48,11 +49,10 @@ def plot_matrix(
 
     `columns` and `rows` name them; without names they are numbered.
     """
-    # With more rows than pixels, "antialiased" draws their mean, where others would leave rows out.
     # At least 1 at the dark end: a single error of a thousand images is no dark cell.
     darkest = max(1, float(shade.max()))
     image = axes.imshow(
-        shade, cmap="Blues", aspect="auto", interpolation="antialiased", vmin=0, vmax=darkest
+        shade, cmap="Blues", aspect="auto", interpolation="nearest", vmin=0, vmax=darkest
     )
     axes.figure.colorbar(image, ax=axes, label=shade_name, fraction=0.05, pad=0.02)
     for axis in (axes.xaxis, axes.yaxis):
@@ -94,9 +94,26 @@ def plot_partition(counts: np.ndarray, caption: str, classes: Sequence[int] = ()
     )
     figure = new_figure(7, 5.2, title, f"{caption} · {skewness}")
     axes = figure.subplots()
-    plot_matrix(axes, counts, counts, "images", classes)
+    num_clients = len(counts)
+    group = -(-num_clients // MOST_LINES)
+    name = f"images, mean of {group} clients" if group > 1 else "images"
+    plot_matrix(axes, counts, pool_rows(counts, group), name, classes)
+    last = num_clients - 0.5
+    axes.images[0].set_extent((-0.5, counts.shape[1] - 0.5, last, -0.5))
     axes.set(xlabel="label", ylabel="client")
     return figure
+
+
+def pool_rows(counts: np.ndarray, group: int) -> np.ndarray:
+    """Return the means of each `group` rows of int64[K,C], the last of what is left.
+
+    A figure with more rows than pixels would leave some out.
+    """
+    if group == 1:
+        return counts
+    starts = np.arange(0, len(counts), group)
+    sizes = np.diff([*starts, len(counts)])
+    return np.add.reduceat(counts, starts) / sizes[:, None]
 
 
 def draw_quantity(axes: Any, records: Sequence[RoundRecord], name: str, scale: float) -> None:
