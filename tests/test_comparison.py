@@ -183,6 +183,8 @@ def test_finished_runs_are_overlaid(compared, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     runs = sorted(path.relative_to(tmp_path) for path in tmp_path.glob("runs/*/*-seed?"))
     together = check_overlay(tmp_path, [("fedavg", runs[:2]), ("scaffold", runs[2:])], capsys)
+    fl.main(fl.parse(["--compare", together, "--table-columns", "mean,personal"]))
+    assert "the column personal of --table-columns is empty" in capsys.readouterr().err
     fl.main(fl.parse(["--compare", together.rpartition(",")[0], "--name", "three"]))
     assert "vs fedavg" not in capsys.readouterr().out  # their seeds differ: nothing to pair
     with pytest.raises(UserError, match="is a comparison, not a run"):

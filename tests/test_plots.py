@@ -140,8 +140,29 @@ def test_partition_draws_counts_with_few_clients_and_a_map_with_many():
     assert "2 clients of 45 to 145 images" in figure.get_suptitle()
     # (145 - 45) / (2 * 190)
     assert "Gini coefficient of the sizes 0.26" in figure.get_supxlabel().replace("\n", " ")
-    many = plots.plot_partition(np.ones((1000, 10), int), NOTE)
-    assert texts(many) == [] and many.axes[0].images[0].get_array().shape == (1000, 10)
+    many = plots.plot_partition(np.ones((500, 10), int), NOTE)
+    assert texts(many) == [] and many.axes[0].images[0].get_array().shape == (500, 10)
+
+
+def test_more_clients_than_a_figure_has_pixels_are_drawn_as_means():
+    counts = np.arange(1001 * 2).reshape(1001, 2)
+    (image,) = plots.plot_partition(counts, NOTE).axes[0].images
+    assert image.get_array().shape == (334, 2)  # of three clients each, the last of two
+    assert image.get_array()[0].tolist() == [2, 3] and image.get_array()[-1].tolist() == [
+        1999,
+        2000,
+    ]
+    assert image.get_extent() == [-0.5, 1.5, 1000.5, -0.5]
+    assert image.colorbar.ax.get_ylabel() == "images, mean of 3 clients"
+
+
+def test_the_axis_of_losses_says_what_clients_minimize():
+    plain, own = (
+        plots.plot_convergence(RECORDS, NOTE, own_loss=loss).axes[0].get_ylabel()
+        for loss in ("", "label smoothing 0.1")
+    )
+    assert plain == "cross-entropy (nats)"
+    assert own == "clients: label smoothing 0.1;\nglobal model: cross-entropy (nats)"
 
 
 def test_misclassified_shows_the_wrong_ones_alone():
@@ -299,6 +320,16 @@ def test_a_caption_says_each_row_that_is_compared(digits):
     )
     named = "attacks compared: 3 attackers (nan); 3 attackers (scaled, scale 10) · seeds 0 to 1"
     assert named in caption
+    caption = caption_of_rows(
+        "--dataset digits --latency 1 --compare over_select=1,1.5 --clients-per-round 4", digits
+    )
+    assert "· over select compared: none; over-select 1.5 ·" in caption
+
+
+def test_an_asynchronous_round_has_the_clients_that_report_first(digits):
+    flags = {"dataset": "digits", "algorithm": "fedbuff", "buffer_size": 2, "latency": 1.0}
+    config = configure(**flags, clients_per_round=5)
+    assert "10 clients, 5 at work, 2 a round" in caption_of(config, digits)
 
 
 @pytest.mark.parametrize("kind, start", [("png", b"\x89PNG"), ("pdf", b"%PDF"), ("svg", b"<?xml")])

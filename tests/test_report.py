@@ -119,3 +119,6 @@ def test_figures_of_another_form_are_on_the_page_too(tmp_path):
     assert len(page.sources) == 6 and page.sources[0].startswith("data:image/png;base64,")
     assert (end.folder / "convergence_plot.pdf").exists()
     assert not (end.folder / "convergence_plot.png").exists()
+    fl.run(fl.parse(f"--resume {end.folder} --rounds 2 --figures png"))  # what is outdated goes
+    assert (end.folder / "convergence_plot.png").exists()
+    assert not list(end.folder.glob("*.pdf"))

@@ -102,7 +102,10 @@ def test_a_data_set_from_python_is_held_out_too(tmp_path, monkeypatch, digits):
     config = fl.parse([*FLAGS, "--tune", "client_lr=0.001,0.1", "--holdout", "300"])
     config = config.replace(rounds=1, name="mine", holdout=0)
     folder = fl.compare(config.replace(target_accuracy=0.3), dataset=digits)
-    assert [row["client_lr"] for row in read_csv(folder / "tuning.csv")] == ["0.001", "0.1"]
+    slow, fast = read_csv(folder / "tuning.csv")
+    assert [slow["client_lr"], fast["client_lr"]] == ["0.001", "0.1"]
+    assert (slow["reached"], slow["rounds_to_target"]) == ("0", "")
+    assert (fast["reached"], fast["rounds_to_target"]) == ("1", "1.0")
     (summary,) = read_csv(folder / "summary.csv")
     assert summary["client_lr"] == "0.1"
 
