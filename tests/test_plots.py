@@ -470,3 +470,20 @@ def test_figures_have_the_size_the_font_and_the_style_that_are_asked_for(tmp_pat
     for size in ("3", "0x3", "3.3x", "99x99", "3.3x2.2in"):
         with pytest.raises(UserError, match="give width and height from 1 to 40 inches"):
             configure(figure_size=size)
+
+
+def test_a_narrow_figures_legend_is_between_axes_and_caption():
+    token = figure_form.FORM.set(figure_form.FigureForm(size=(3.4, 3.4), font=7.0))
+    try:
+        figure = plots.plot_convergence(RECORDS, "a part of a caption · " * 8, target=0.7)
+        figure_files.to_bytes(figure)  # lays it out
+    finally:
+        figure_form.FORM.reset(token)
+    legend = figure.legends[0].get_window_extent()
+    axes_bottom = min(axes.get_tightbbox().y0 for axes in figure.axes)
+    (caption,) = (text for text in figure.texts if "caption" in text.get_text())
+    num_lines = len(caption.get_text().split("\n"))
+    num_written = len(caption.get_text().strip().split("\n"))
+    extent = caption.get_window_extent()
+    caption_top = extent.y0 + extent.height * num_written / num_lines
+    assert caption_top <= legend.y0 + 1 and legend.y1 <= axes_bottom + 1

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.reporting.clients import TITLES, worst_tenth
-from harness.reporting.drawing import BLUE, CYCLE, GREY, ORANGE, new_figure, outside_legend, plain
+from harness.reporting.drawing import BLUE, CYCLE, GREY, ORANGE, new_figure, place_legend, plain
 from harness.reporting.figure_form import FORM, default_style
 from harness.reporting.results import pluralize
 
@@ -45,7 +45,7 @@ def plot_client_accuracy(distributions: dict[str, np.ndarray], caption: str) -> 
     axes.set(xlabel="clients, from the worst to the best (%)", xlim=(0, 100))
     axes.set(ylabel="accuracy (%)")
     plain(axes)
-    outside_legend(figure, "accuracy on")
+    place_legend(figure, title="accuracy on")
     return figure
 
 

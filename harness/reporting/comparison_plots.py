@@ -9,7 +9,7 @@ from harness.reporting.drawing import (
     GREY,
     log_scale,
     new_figure,
-    outside_legend,
+    place_legend,
     plain,
     style_of,
     whole_rounds,
@@ -125,7 +125,7 @@ def plot_comparison(
     draw_curves(axes, curves, styles, spent, label_curves(curves, spent))
     lengths = {len(accuracies) for of_seeds in curves.values() for accuracies in of_seeds}
     end = "the last round" if len(lengths) == 1 else "each run's own last round"
-    outside_legend(figure, f"{outcome_name()} after {end}")
+    place_legend(figure, title=f"{outcome_name()} after {end}")
     return figure
 
 
@@ -163,15 +163,8 @@ def plot_panels(
     for axes in grid.flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    narrow = FORM.get().is_narrow
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        frameon=False,
-        fontsize=9,
-        loc="outside lower center" if narrow else "outside right center",
-        ncols=3 if narrow else 1,
-    )
+    num_columns = 3 if FORM.get().is_narrow else 1
+    place_legend(figure, handles=handles.values(), labels=handles.keys(), ncols=num_columns)
     return figure
 
 
@@ -205,5 +198,5 @@ def plot_rounds_to_target(
     label = f"target: {outcome_name()} {height:.3g} %"
     axes.axhline(height, color=GREY, lw=1.5, ls=(0, (1, 3)), label=label)
     whole_rounds(axes)
-    outside_legend(figure, "rounds to the target")
+    place_legend(figure, title="rounds to the target")
     return figure

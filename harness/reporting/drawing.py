@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import re
 import textwrap
 import warnings
@@ -159,14 +160,24 @@ def style_of(number: int) -> dict[str, str]:
     }
 
 
-def outside_legend(figure: Figure, title: str) -> None:
-    """Place the legend of all lines next to the axes, or below them in a narrow figure.
+def place_legend(figure: Figure, **options: Any) -> None:
+    """Draw a legend next to the axes, or in a narrow figure between them and the caption.
 
-    Long names are broken.
+    Long names are broken. `options` are those of Figure.legend.
     """
     narrow = FORM.get().is_narrow
     place: Any = "outside lower center" if narrow else "outside right center"
-    legend = figure.legend(frameon=False, fontsize=9, title=title, loc=place)
+    legend = figure.legend(frameon=False, fontsize=9, loc=place, **options)
     for text in legend.get_texts():
         unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
         text.set_text(textwrap.fill(unbroken, 60 if narrow else 40).replace("\xa0", " "))
+    # Matplotlib's layout puts both legend and caption at the lower edge: so the caption gets empty
+    # lines above, and the legend is drawn there.
+    captions = [text for text in figure.texts if text.get_text() == figure.get_supxlabel() != ""]
+    for caption in captions if narrow else ():
+        height = caption.get_window_extent().height
+        line_height = height / (1 + caption.get_text().count("\n"))
+        num_lines = math.ceil(legend.get_window_extent().height / line_height)
+        caption.set_text("\n" * num_lines + caption.get_text())
+        share = height / figure.bbox.height
+        legend.set_bbox_to_anchor((0, share, 1, 1 - share), figure.transFigure)

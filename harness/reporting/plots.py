@@ -16,7 +16,7 @@ from harness.reporting.drawing import (
     label_of,
     log_scale,
     new_figure,
-    outside_legend,
+    place_legend,
     plain,
     shorten,
     style_of,
@@ -193,7 +193,7 @@ def plot_convergence(
         lines.append(accuracy_axes.axhline(100 * target, color=GREY, lw=1, ls=":", label=label))
     if FORM.get().is_narrow:
         handles = [*loss_axes.get_legend_handles_labels()[0], *lines]
-        figure.legend(handles=handles, frameon=False, fontsize=9, loc="outside lower center")
+        place_legend(figure, handles=handles)
         return figure
     loss_axes.legend(frameon=False, fontsize=9)
     if lines:
@@ -375,7 +375,7 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
             band = "clients alone, lowest to highest"
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.15, lw=0, label=band)
     axes.set_xlabel("local epochs, passes over the images")
-    outside_legend(figure, "final error")
+    place_legend(figure, title="final error")
     return figure
 
 
