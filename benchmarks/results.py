@@ -59,12 +59,18 @@ class WithoutRefusals(ast.NodeTransformer):
         return node
 
     def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        return ast.Raise()
+        return ast.Raise() if only_raises([node]) else node
 
 
 def only_raises(body: list[ast.stmt]) -> bool:
-    """Whether these statements do nothing but raise."""
-    return all(isinstance(statement, ast.Raise) for statement in body)
+    """Whether these statements do nothing but raise an error; StopRun and the like are none."""
+    return all(isinstance(statement, ast.Raise) and is_error(statement.exc) for statement in body)
+
+
+def is_error(raised: ast.expr | None) -> bool:
+    """Whether what is raised is an error, by its name; None is the one that is handled."""
+    is_call = isinstance(raised, ast.Call)
+    return raised is None or (is_call and ast.unparse(raised.func).endswith("Error"))
 
 
 def arguments(doc: str, takes_data: bool = False) -> argparse.ArgumentParser:

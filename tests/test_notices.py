@@ -25,7 +25,7 @@ def find(**flags):
         ({"save_every": 6}, "save_every=6 saves no model, as the run has 5 rounds"),
         (  # 3 epochs of ceil(100 / 16) = 7 steps
             {"client_schedule": "warm-up", "warmup_steps": 42},
-            "no client makes more than 21 local steps in a round, so the rate stays below 50 %",
+            "no client makes more than 21 local steps in a round, so the rate is at most 50 %",
         ),
     ],
 )
@@ -53,12 +53,12 @@ def test_rounds_with_too_few_reports_for_krum_are_told_once(capsys):
     config = configure(aggregator="krum", tolerated=1)
     experiment = SimpleNamespace(config=config, dataset=SimpleNamespace(chance=0.1))
     callback = PrintRounds(experiment, [])
-    for round_num, num_reports in enumerate((5, 3, 4), 1):
+    for round_num, num_reports in enumerate((5, 0, 3, 4), 1):
         record = make_record(0.5, round_num, num_clients=num_reports)
         callback.after_round(SimpleNamespace(record=record))
     said = capsys.readouterr().err
     assert said.count("to withstand tolerated=1") == 1
-    assert "round 2: 3 clients reported, but krum needs 5" in said
+    assert "round 3: 3 clients reported, but krum needs 5" in said
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,8 @@ def test_rounds_with_too_few_reports_for_krum_are_told_once(capsys):
         ("--compare fedavg,fedprox --table-columns mean", ""),
         ("--target-accuracy 0.9 --after-target continue", ""),
         ("--seeds 2 --figure-y accuracy", ""),
+        ("--figures none --no-caption", "--no-caption: no effect without figures"),
+        ("--list runs --preset fast", "--preset has no effect with --list, which trains nothing"),
     ],
 )
 def test_flags_of_files_and_figures_without_effect_are_told(capsys, flags, said):

@@ -440,7 +440,8 @@ def test_a_split_from_python_is_trained_on_and_resumed(tmp_path, monkeypatch, di
         ([], "partition has no client"),
         ("iid", "partition='iid' is not a list of index arrays"),
         (([client] for client in range(2)), "is not a list of index arrays"),
-        ({"a": [0], 1: [1]}, "keys of the types int, str, which cannot be sorted"),
+        ({"a": [0], 1: [1]}, "keys that cannot be sorted"),
+        (np.array(5), "is not a list of index arrays"),
     ]:
         with pytest.raises(UserError, match=message):
             fl.run(config, partition=wrong)

@@ -138,7 +138,9 @@ print(double(1))
     assert computing(refusing.replace("2 *", "3 *")) != computing(plain)
     handled = refusing.replace('raise ValueError("no number") from None', "return 0")
     assert computing(handled) != computing(plain)
-    branching = "if x:\n    raise ValueError\nelse:\n    y = 1\n"
+    stopping = "if x:\n    raise StopRun\ny = 1\n"  # this is not an error
+    assert computing(stopping) != computing("y = 1\n")
+    branching = "if x:\n    raise ValueError('x')\nelse:\n    y = 1\n"
     assert computing(branching) == computing("y = 1\n") != computing("")
 
 

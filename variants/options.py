@@ -437,6 +437,7 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
         base = kind().replace(evaluate=evaluated[-1])
     config = command_line.read_flags(kind, flags, default=base)
     check_given_noise(config.to_dict(), given)
+    command_line.check_use(config, given)
     if config.run.resume:
         saved = saved_config.read_saved(config.run.resume, kind())
         config = command_line.read_flags(kind, flags, default=saved)

@@ -292,17 +292,18 @@ def check_indices(indices: Any) -> None:
 
     Whether an image is outside the training images is only known with the data (read_split).
     """
-    if isinstance(indices, str | bytes) or not hasattr(indices, "__len__"):
+    is_single = isinstance(indices, str | bytes) or not hasattr(indices, "__len__")
+    if is_single or isinstance(indices, np.ndarray) and indices.ndim == 0:
         raise UserError(
             f"partition={indices!r:.60} is not a list of index arrays; give one list of "
             "training-image indices per client"
         )
-    kinds = {type(key).__name__ for key in indices} if isinstance(indices, dict) else ()
-    if len(kinds) > 1:
+    try:
+        sorted(indices if isinstance(indices, dict) else ())
+    except TypeError as error:
         raise UserError(
-            f"partition has keys of the types {', '.join(sorted(kinds))}, which cannot be sorted; "
-            "use keys of one type"
-        )
+            f"partition has keys that cannot be sorted ({error}); use keys of one type"
+        ) from error
     if not len(indices):
         raise UserError("partition has no client; give one list of training-image indices each")
     every: list[int] = []
@@ -411,7 +412,7 @@ def check_own_split(draw: Callable, split: Any, labels: np.ndarray, config: Any)
     if len(np.unique(every)) != len(every):
         raise UserError(f"{source} gives an image to two clients, or twice to one; give each once")
     again = draw(np.random.default_rng(config.seed))
-    if not all(map(np.array_equal, parts, again)):
+    if len(again) != len(parts) or not all(map(np.array_equal, parts, again)):
         raise UserError(
             f"{source} gives another split on each call; draw random numbers from the generator "
             "that it gets, rng"

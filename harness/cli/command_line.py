@@ -13,13 +13,13 @@ import shutil
 import sys
 import threading
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 from harness import SCRIPT
 from harness.cli.fields import ConfigGroup, UserError, cached, choice_lines, hints, render_as_line
-from harness.cli.flags import read_values, to_flag, wants_help
+from harness.cli.flags import find_field, read_values, wants_help
 from harness.cli.output import print_line, tolerate_closed_stream, warn
 from harness.engine import stopping
 from harness.storage.files import briefly, read_bytes
@@ -88,14 +88,16 @@ def read_flags(kind: Any, words: Sequence[str] | None, default: ConfigGroup | No
         print_help(kind, words)
     values = read_values(words, kind.types())
     # not kind's own `replace`: what a flag implies, `words` say already
-    config = ConfigGroup.replace(default or kind(), **values)
-    warn_of_unused(config, values)
-    return config
+    return ConfigGroup.replace(default or kind(), **values)
 
 
-def warn_of_unused(config: Any, given: Iterable[str]) -> None:
-    """Warn of flags that the command does not use: --evaluate and the like, which train nothing, or
-    a run without what a flag is about."""
+def check_use(config: Any, words: Sequence[str]) -> None:
+    """Warn of flags among `words` that the command does not use.
+
+    Those are --evaluate and the like, which train nothing, and a run without what a flag is about.
+    """
+    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    given = {flag: find_field(flag, config.types()) for flag in flags}
     compared = config.comparison
     is_several = bool(compared.compare or compared.tune or compared.seeds > 1)
     missing = {
@@ -104,7 +106,7 @@ def warn_of_unused(config: Any, given: Iterable[str]) -> None:
         "--target-accuracy": not config.run.target_accuracy,
     }
     for what, about in NEEDED.items():
-        unused = [to_flag(field) for field in given if field in about]
+        unused = [flag for flag, field in given.items() if field in about]
         if missing[what] and unused and not config.run.list:
             warn(f"{', '.join(unused)}: no effect without {what}")
     used: dict[str, set[str]] = {
@@ -115,7 +117,7 @@ def warn_of_unused(config: Any, given: Iterable[str]) -> None:
     }
     for command, fields in used.items():
         if getattr(config.run, command):
-            unused = [to_flag(field) for field in given if field not in fields]
+            unused = [flag for flag, field in given.items() if field not in fields]
             verb = "has" if len(unused) == 1 else "have"
             if unused:
                 warn(f"{', '.join(unused)} {verb} no effect with --{command}, which trains nothing")

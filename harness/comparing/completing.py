@@ -100,12 +100,8 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
         return None
     check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
     records = read_metrics(folder)
-    return records if is_finished(records, config) else None
-
-
-def is_finished(records: list[RoundRecord], config: Any) -> bool:
-    """Return whether a run has all its rounds, or ended early as its flags say."""
-    return len(records) == config.training.rounds or stops_early(records, config.run)
+    is_done = len(records) == config.training.rounds
+    return records if is_done or stops_early(records, config.run) else None
 
 
 def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord] | None:
@@ -126,10 +122,8 @@ def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord
         config = config.replace(resume=str(folder))
     if deadline < math.inf:
         config = config.replace(time_limit=f"{max(seconds_left, 0.1):.1f}")
-    records = run(config, how_to_continue()).records
-    ends_by_budget = config.privacy.epsilon_budget > 0
-    is_cut = deadline < math.inf and not is_finished(records, config) and not ends_by_budget
-    return None if is_cut else records
+    result = run(config, how_to_continue())
+    return None if result.is_cut else result.records
 
 
 def check_time(singles: Sequence[Single], time_limit: str, folder: Path) -> None:
@@ -162,6 +156,8 @@ def complete_all(
         busy = []
         for number in waiting:
             single = singles[number]
+            if time.perf_counter() > deadline:
+                return
             if number not in told:
                 place = f"[{number + 1}/{len(singles)}]"
                 print_line(f"\n{place} {single.describe()}; {describe_work(singles)}")

@@ -54,9 +54,9 @@ def name_settings(settings: dict[str, Any], names: dict[str, str], label: str) -
     """
     found = []
     for field, value in settings.items():
-        if value == "":  # a field that is not given
-            continue
-        if isinstance(value, str):
+        if value == "":
+            found.append(escape(f"no {field.replace('_', ' ')}"))
+        elif isinstance(value, str):
             found.append(names.get(value) or escape(value.rpartition("/")[2]))
         elif field in SYMBOLS and value is not None and not isinstance(value, bool):
             found.append(f"${SYMBOLS[field]} = {value:g}$")

@@ -43,7 +43,8 @@ class Done(NamedTuple):
         """What it has in common with runs by other seeds."""
         fields = identity(self.config)
         del fields["seed"]
-        return f"{self.data} {self.config.training.rounds} {sorted(fields.items())}"
+        training = self.config.training
+        return f"{self.data} {training.rounds} {training.initial_model} {sorted(fields.items())}"
 
 
 def overlay(config: Any, default: ConfigGroup) -> Path:
@@ -151,7 +152,7 @@ def name_rows(
     `runs` has the first run of each row, `num_seeds` how many the row has.
     """
     names = [label_settings(of_row) for of_row in settings]
-    if len(set(names)) == len(names) and names != [""]:
+    if len(set(names)) == len(names) and "" not in names:
         return names
     folders = [one_line(run.folder.name) for run in runs]
     kinds = [

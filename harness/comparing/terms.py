@@ -42,8 +42,7 @@ class Entry(NamedTuple):
 
 def label_settings(settings: dict[str, Any]) -> str:
     """Return what a row of these settings is called."""
-    shown = {field: value for field, value in settings.items() if value != ""}  # a field not given
-    return ", ".join(label_of(field, value) for field, value in shown.items())
+    return ", ".join(label_of(field, value) for field, value in settings.items())
 
 
 def split_list(text: str) -> list[str]:
@@ -182,6 +181,8 @@ def sweepable(config: ConfigGroup) -> dict[str, Any]:
 
 def label_of(field: str, value: Any) -> str:
     """Return how a value is called in a table: a choice by its name, a number with its field."""
+    if value == "":
+        return f"no {field.replace('_', ' ')}"
     if isinstance(value, str):
         name = short_name(value)
         return name if field in COMPARABLE else f"{field.replace('_', ' ')} {name}"

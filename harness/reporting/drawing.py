@@ -174,7 +174,7 @@ def place_legend(figure: Figure, **options: Any) -> None:
     # Matplotlib's layout puts both legend and caption at the lower edge: so the caption gets empty
     # lines above, and the legend is drawn there.
     captions = [text for text in figure.texts if text.get_text() == figure.get_supxlabel() != ""]
-    for caption in captions if narrow else ():
+    for caption in captions if narrow and FORM.get().has_caption else ():
         height = caption.get_window_extent().height
         line_height = height / (1 + caption.get_text().count("\n"))
         num_lines = math.ceil(legend.get_window_extent().height / line_height)

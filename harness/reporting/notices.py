@@ -27,12 +27,11 @@ def of_trimming(config: Any) -> str:
     if "trim" not in config.fields_of_choice("aggregator"):
         return ""
     trim = config.aggregation.trim
-    if math.floor(trim * config.cohort_size):
+    is_buffered = "buffer_size" in config.chosen("algorithm").fields
+    most = config.optimization.buffer_size if is_buffered else config.cohort_size
+    if math.floor(trim * most + 1e-9):
         return ""
-    return (
-        f"trim={trim:g} of {config.cohort_size} clients leaves out none; the trimmed mean is the "
-        "plain mean"
-    )
+    return f"trim={trim:g} of {most} clients leaves out none; the trimmed mean is the plain mean"
 
 
 def of_saving(config: Any) -> str:
@@ -57,5 +56,5 @@ def of_warm_up(experiment: Any) -> str:
         return ""
     return (
         f"warmup_steps={wanted}: no client makes more than {most} local steps in a round, so the "
-        f"rate stays below {100 * most / wanted:.2g} % of client_lr"
+        f"rate is at most {100 * most / wanted:.3g} % of client_lr"
     )

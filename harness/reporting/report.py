@@ -130,12 +130,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return macros.table(rows)
 
 
+def changes_of(config: ConfigGroup) -> dict[str, Any]:
+    """Return field -> value of all that makes the run again: not its name, or its time limit."""
+    return {
+        field: value
+        for field, value in config.changed().items()
+        if field not in OF_ONE_COMMAND and field != "name" and value is not None
+    }
+
+
 def command_of(config: ConfigGroup, script: str) -> str:
     """Return the command that makes the run of a configuration again."""
     words = []
-    for field, value in config.changed().items():
-        if field in OF_ONE_COMMAND or field == "name" or value is None:
-            continue
+    for field, value in changes_of(config).items():
         if isinstance(value, bool):
             words.append(to_flag(field) if value else f"--no-{to_flag(field)[2:]}")
         else:
@@ -160,6 +167,6 @@ def fields_to_continue(metrics: dict[str, Any], config: Any) -> dict[str, Any]:
         fields["after_target"] = "continue"
     if 0 < config.run.stop_after <= done - metrics["best_round"]:
         fields["stop_after"] = 0
-    if config.privacy.epsilon_budget and not fields and not config.run.time_limit:
+    if config.privacy.epsilon_budget:
         fields["epsilon_budget"] = 2 * config.privacy.epsilon_budget
     return fields

@@ -128,10 +128,11 @@ class PrintRounds(Callback):
         if "tolerated" not in config.fields_of_choice("aggregator") or config.is_private:
             return
         needed = 2 * config.aggregation.tolerated + 3
-        counts = [len(one.clients) for one in [*self.records, record]]
-        if 0 < counts[-1] < needed <= min(counts[:-1], default=needed):
+        earlier = [len(one.clients) for one in self.records if one.clients]
+        count = len(record.clients)
+        if 0 < count < needed <= min(earlier, default=needed):
             warn(
-                f"round {record.round}: {counts[-1]} clients reported, but "
+                f"round {record.round}: {count} clients reported, but "
                 f"{config.aggregation.aggregator} needs {needed} to withstand "
                 f"tolerated={config.aggregation.tolerated}; such rounds are not robust"
             )
@@ -161,6 +162,7 @@ class TimeLimit(Callback):
         self.resume_hint = resume_hint
         self.round_started = 0.0
         self.longest = 0.0
+        self.has_passed = False
 
     def before_round(self, round_num: int) -> None:
         """Note the time."""
@@ -175,6 +177,7 @@ class TimeLimit(Callback):
                 f"time limit of {self.seconds:g} s: no further round fits after round "
                 f"{outcome.record.round}; {self.resume_hint}"
             )
+            self.has_passed = True
             raise StopRun
 
 

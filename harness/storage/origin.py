@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.fields import UserError
+from harness.cli.loading import import_function
 from harness.cli.output import warn
 from harness.cli.saved_config import read_saved
 from harness.reporting.results import chosen_on, read_origin
@@ -29,17 +30,21 @@ def load_own_data(folder: Path, default: Any, load_dataset: Callable) -> Any:
     return dataset if dataset.digest == own else None
 
 
-def trained_images(folder: Path, own: Any) -> np.ndarray:
+def trained_images(folder: Path, config: Any, own: Any) -> np.ndarray:
     """Return the images uint8[n,H,W,channels] of its data that a run's clients trained on.
 
-    Of a private run, which does not list them, all training images.
+    `config` is that of the run. Of a private run, which does not list them, all training images.
     """
     saved = read_json(folder / "partition.json")
     images = own.train.images
     if "indices_of" not in saved:
         return images
+    drawn = range(len(saved["indices"]))
+    if config.num_unseen:
+        drawn = import_function("adversity:drawn_clients")(config)
     used = np.setdiff1d(
-        np.concatenate(saved["indices"]), np.concatenate(saved.get("test_indices") or [[]])
+        np.concatenate([saved["indices"][client] for client in drawn]),
+        np.concatenate(saved.get("test_indices") or [[]]),
     )
     places = np.arange(len(images)) if own.places is None else own.places
     return images[np.isin(places, used)]
@@ -69,7 +74,7 @@ def describe_origin(folder: Path, config: Any, dataset: Any, load_dataset: Calla
     own = load_own_data(folder, type(config)(), load_dataset)
     if own is None:
         return ", trained on other data"
-    images = trained_images(folder, own)
+    images = trained_images(folder, config, own)
     num_tests = len(dataset.test.labels)
     num_known = count_known(dataset.test.images, images)
     if num_known:

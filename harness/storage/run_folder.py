@@ -422,7 +422,7 @@ class RunFolder:
         again = report.command_of(config, script_command())
         go_on = f"{script_command()} {words}"
         if self.given:
-            again = f"fl.run(fl.Config().replace(**{config.changed()}){self.given})"
+            again = f"fl.run(fl.Config().replace(**{report.changes_of(config)}){self.given})"
             go_on = f"fl.run(config.replace(**{more}){self.given})"
         commands = {"Reproduce": again, "Continue": one_line(go_on)}
         if config.privacy.target_epsilon:

@@ -42,6 +42,7 @@ class Result:
     records: list[RoundRecord]
     evaluation: Evaluation
     state: Any
+    is_cut: bool = False  # whether --time-limit ended it
 
     def __repr__(self) -> str:
         """Return a line for a notebook, without the arrays."""
@@ -61,6 +62,7 @@ class SaveRounds(Callback):
         self.evaluation: Evaluation | None = None
         self.state_before: Any = None  # the last round that was done here
         self.has_new_round = False
+        self.time_limit: TimeLimit | None = None
         if self.records:
             self.evaluation = experiment.evaluate_state(self.state)
 
@@ -77,7 +79,8 @@ class SaveRounds(Callback):
     @property
     def result(self) -> Result:
         """The run's outcome so far, after at least one round."""
-        return Result(self.folder.path, self.records, self.evaluation, self.state)
+        is_cut = self.time_limit is not None and self.time_limit.has_passed
+        return Result(self.folder.path, self.records, self.evaluation, self.state, is_cut)
 
     @contextlib.contextmanager
     def kept_if_stopped(self) -> Iterator[None]:
@@ -174,7 +177,8 @@ def make_callbacks(
         callbacks.append(OnRound(on_round))
     callbacks.append(EarlyStopping(run, saver.records))
     if run.time_limit:
-        callbacks.append(TimeLimit(run.seconds_allowed, folder.opened, folder.resume_hint))
+        saver.time_limit = TimeLimit(run.seconds_allowed, folder.opened, folder.resume_hint)
+        callbacks.append(saver.time_limit)
     return callbacks
 
 
@@ -190,6 +194,8 @@ def to_json_line(made: Result | Path) -> str:
         }
         if "rounds" in metrics:
             found |= {"rounds": len(metrics["rounds"]), "epsilon": metrics["epsilon"]}
+    if (folder / "comparison.json").exists():
+        found = {"finished": read_json(folder / "comparison.json").get("finished", True)}
     return json.dumps({"folder": str(folder)} | found)
 
 
