@@ -1466,6 +1466,9 @@ def run(
 def compare(config: Config | Sequence[Config], *, dataset: Dataset | None = None) -> Path:
     """Run every compared setting and seed; return the folder with the table and the figure.
 
+    If config.run.time_limit passes, the folder has those of the runs that are done; the same call
+    continues.
+
     Args:
         config: a configuration with `compare` or `seeds`, or a list of configurations, a row each;
             the first one's `seeds`, `runs` and `name` count.

@@ -63,8 +63,9 @@ def test_a_stopped_comparison_ends_its_jobs_and_continues(tmp_path):
 def test_the_runs_of_a_comparison_share_a_time_limit(tmp_path, jobs, more):
     """A run that it ends is not finished, and has no row; without the limit all is completed."""
     flags = (*FLAGS, *more, "--rounds", "2", "--jobs", jobs, "--name", "mine")
-    limited = call_script(tmp_path, *flags, "--time-limit", "0.01")
+    limited = call_script(tmp_path, *flags, "--time-limit", "0.01", "--json")
     assert limited.returncode == 0
+    assert json.loads(limited.stdout.splitlines()[-1])["finished"] is False
     left = 4 if more else 2
     said = f"time_limit=0.01 has passed with {left} runs left; run the same command to continue"
     assert said in limited.stderr

@@ -492,7 +492,7 @@ def test_scripts_get_one_line_of_json_and_a_time_limit(tmp_path):
     done = call_script(tmp_path, "--evaluate", "runs/run", "--figures", "none", *quiet)
     assert json.loads(done.stdout)["weights_sha256"] == metrics["weights_sha256"]
     done = call_script(tmp_path, *flags, "--rounds", "1", "--compare", "fedavg,fedprox", *quiet)
-    assert list(json.loads(done.stdout)) == ["folder"]
+    assert json.loads(done.stdout)["finished"] and "folder" in json.loads(done.stdout)
     limited = (*flags, "--rounds", "100000", "--name", "limited", "--time-limit", "3s")
     done = call_script(tmp_path, *limited)
     assert done.returncode == 0 and "time limit of 3 s: no further round fits" in done.stderr

@@ -122,3 +122,5 @@ def test_figures_of_another_form_are_on_the_page_too(tmp_path):
     fl.run(fl.parse(f"--resume {end.folder} --rounds 2 --figures png"))  # what is outdated goes
     assert (end.folder / "convergence_plot.png").exists()
     assert not list(end.folder.glob("*.pdf"))
+    fl.run(fl.parse(f"--resume {end.folder} --rounds 3 --figures none"))
+    assert not list(end.folder.glob("*.png"))

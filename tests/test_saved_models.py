@@ -10,6 +10,7 @@ from harness.reporting import captions
 from harness.reporting.results import weights_sha256
 from harness.training import layers
 from harness.training.histories import stops_early
+from variants import adversity
 
 import numpy as np
 import pytest
@@ -107,6 +108,26 @@ def test_a_model_that_was_saved_is_begun_from(kept, tmp_path, monkeypatch, digit
     ]:
         with pytest.raises(UserError, match=message):
             fl.build_experiment(configure(**FLAGS | flags, initial_model=str(name)), digits)
+
+
+def test_images_of_clients_never_drawn_were_not_trained_on(tmp_path, monkeypatch, digits, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = configure(**FLAGS | {"alpha": 1.0}, rounds=1, unseen_clients=0.5, name="run")
+    end = fl.run(config)
+    partition = fl.load(end.folder).partition
+    unseen = adversity.unseen_clients(config)
+    for client, said in [
+        (unseen[0], "trained on other images of these data"),
+        (None, "trained on"),
+    ]:
+        clients = set(range(4)) - set(unseen.tolist())
+        own = partition[client] if client is not None else partition[clients.pop()]
+        tests = {"x_test": digits.train.images[own], "y_test": digits.train.labels[own]}
+        np.savez("own.npz", x_train=digits.train.images, y_train=digits.train.labels, **tests)
+        fl.main(fl.parse("--evaluate runs/run --data own.npz --figures none"))
+        printed = capsys.readouterr().out
+        assert f"the model of run, {said}" in printed
+        assert (f"{len(own)} of these {len(own)} images" in printed) == (client is None)
 
 
 def test_a_model_is_evaluated_on_other_data(kept, tmp_path, monkeypatch, digits, capsys):

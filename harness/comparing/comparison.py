@@ -44,7 +44,7 @@ from harness.reporting.captions import compared_caption
 from harness.reporting.client_plots import plot_clients_of_rows
 from harness.reporting.clients import distributions, read_clients
 from harness.reporting.comparison_plots import plot_comparison
-from harness.reporting.figure_files import draw_files
+from harness.reporting.figure_files import draw_files, remove_outdated
 from harness.reporting.figure_form import form_of
 from harness.reporting.results import format_accuracy, pluralize
 from harness.storage.files import csv_table, expand_path, one_line, write_file
@@ -247,6 +247,7 @@ def write_comparison(
         files["tuning.csv"] = csv_table(tuning.tried)
     for name, content in files.items():
         write_file(folder / name, content)
+    remove_outdated(folder, figures, [folder / name for name in files])
     print_line("")
     tell_caveats(records_of, target, find_empty(summary, run.table_columns))
     if target and run.after_target == "continue":

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from harness.cli.output import warn
@@ -73,3 +74,16 @@ def draw_files(
             warn(f"cannot draw {name} ({briefly(error)}); all other files are written")
     FORM.reset(token)
     return files
+
+
+def remove_outdated(folder: Path, names: Iterable[str], written: Sequence[Path]) -> None:
+    """Remove figures of an earlier part of a run or comparison that were not drawn again.
+
+    `names` are those of all its figures, which were drawn in another format then, or are not drawn
+    any more.
+    """
+    for name in names:
+        for ending in TEXT_FIELD:
+            path = (folder / name).with_suffix(f".{ending}")
+            if path not in written:
+                path.unlink(missing_ok=True)

@@ -25,7 +25,7 @@ from harness.cli.run_options import identity
 from harness.cli.saved_config import check_resumed, read_saved
 from harness.engine import stopping
 from harness.reporting import report
-from harness.reporting.figure_files import draw_files, to_bytes
+from harness.reporting.figure_files import draw_files, remove_outdated, to_bytes
 from harness.reporting.figure_form import form_of
 from harness.reporting.plots import evaluation_figures
 from harness.reporting.results import (
@@ -72,7 +72,6 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 CHECKPOINTS_KEPT = 3
-FORMATS = (".png", ".pdf", ".svg")  # of figures
 
 
 # What is done to configured data when it is read, and not to a data set that is given in Python.
@@ -440,12 +439,9 @@ class RunFolder:
         """
         written = []
         for name, content in draw_files(figures, self.form, provenance).items():
-            path = self.path / name
-            write_file(path, content)
-            for ending in FORMATS:  # of an earlier part of the run, drawn in another format
-                if ending != path.suffix:
-                    path.with_suffix(ending).unlink(missing_ok=True)
-            written.append(path)
+            write_file(self.path / name, content)
+            written.append(self.path / name)
+        remove_outdated(self.path, figures, written)
         return written
 
 
