@@ -221,11 +221,7 @@ def write_comparison(
     provenance = describe_provenance(None if is_private else since)
     figures = {"comparison.png": draw_comparison}
     figures |= cost_figures(records_of, caption, finished.panels, bool(target))
-    if has_own_models(records_of):
-        own_curves = {name: [*map(own_accuracies, runs)] for name, runs in records_of.items()}
-        figures["personal_accuracy.png"] = partial(
-            plot_comparison, own_curves, caption, panels=finished.panels, measured=ON_OWN_IMAGES
-        )
+    figures |= own_model_figures(finished, caption)
     if clients_of:
         draw_clients = partial(plot_clients_of_rows, clients_of, measured_on, caption)
         figures["client_accuracy.png"] = draw_clients
@@ -269,6 +265,15 @@ def write_comparison(
     if has_own_models(records_of):
         print_lines(describe_own_models(records_of, finished.base))
     print_line(f"\nwrote {', '.join(files)} into {one_line(str(folder))}")
+
+
+def own_model_figures(finished: Finished, caption: str) -> dict[str, Callable]:
+    """Return file name -> what draws it, of the clients' own models; nothing without them."""
+    if not has_own_models(finished.records_of):
+        return {}
+    curves = {name: [*map(own_accuracies, runs)] for name, runs in finished.records_of.items()}
+    draw = partial(plot_comparison, curves, caption, panels=finished.panels, measured=ON_OWN_IMAGES)
+    return {"personal_accuracy.png": draw}
 
 
 def print_lines(texts: dict[str, str]) -> None:
