@@ -2,6 +2,7 @@
 worker behind."""
 
 import ast
+import inspect
 import re
 import time
 
@@ -79,6 +80,20 @@ def test_it_is_committed_with_its_outputs_from_real_mnist(notebook):
     )
     text = "".join(out.get("text", "") for cell in cells for out in cell.outputs)
     assert text.count("train loss") == fl.Config().training.rounds and text.count("vs fedavg") == 2
+
+
+def test_its_outputs_show_todays_code_and_texts(notebook):
+    """What it shows of the script; intervals, which a comparison prints since version 1.2."""
+    shown = {
+        re.search(r"getsource\(fl\.(\w+)\)", cell.source)[1]: cell.outputs[0]["data"]["text/plain"]
+        for cell in code_cells(notebook)
+        if "getsource" in cell.source
+    }
+    assert len(shown) == 2
+    for name, source in shown.items():
+        assert source.strip() == inspect.getsource(getattr(fl, name)).strip()
+    text = "".join(out.get("text", "") for cell in code_cells(notebook) for out in cell.outputs)
+    assert text.count("95 % CI") == text.count(" vs ")
 
 
 def test_it_imports_the_script_and_defines_nothing(notebook):
