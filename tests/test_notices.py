@@ -68,6 +68,10 @@ def test_rounds_with_too_few_reports_for_krum_are_told_once(capsys):
         ("--table-columns mean", "--table-columns: no effect without a comparison"),
         ("--after-target continue", "--after-target: no effect without --target-accuracy"),
         ("--list runs --rounds 3", "--rounds has no effect with --list, which trains nothing"),
+        (
+            "--sampling by-size --clients-per-round 3 --client-weighting uniform",
+            "--client-weighting: no effect without --sampling fixed or poisson",
+        ),
         ("--compare fedavg,fedprox --table-columns mean", ""),
         ("--target-accuracy 0.9 --after-target continue", ""),
         ("--seeds 2 --figure-y accuracy", ""),

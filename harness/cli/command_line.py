@@ -29,10 +29,12 @@ import tyro
 
 Answer = TypeVar("Answer")
 NARROWEST = 60  # columns
+BY_WEIGHT = "--sampling fixed or poisson"
 NEEDED = {  # what flags of files and figures are about
     "figures": ("caption", "figure_size", "figure_font", "figure_style", "figure_y"),
     "a comparison": ("figure_y", "table_columns"),
     "--target-accuracy": ("after_target",),
+    BY_WEIGHT: ("client_weighting",),
 }
 # Fields that --predict and --evaluate use; the latter with those of the data. Last come fields that
 # it refuses.
@@ -104,6 +106,7 @@ def check_use(config: Any, words: Sequence[str]) -> None:
         "figures": config.run.figures == "none",
         "a comparison": not is_several,
         "--target-accuracy": not config.run.target_accuracy,
+        BY_WEIGHT: config.training.sampling == "by-size",  # where all weights are equal
     }
     for what, about in NEEDED.items():
         unused = [flag for flag, field in given.items() if field in about]
