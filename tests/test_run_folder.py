@@ -524,7 +524,7 @@ def test_a_run_on_arrays_names_the_call_that_goes_on(tmp_path, monkeypatch, digi
     dataset = fl.build_dataset(*digits.train, *digits.test, name="mine")
     end = fl.run(config, dataset=dataset)
     page = html.unescape((end.folder / "report.html").read_text())
-    assert f"to continue: fl.run(config.replace(resume='{end.folder}'), dataset=dataset)" in page
+    assert f"fl.run(config.replace(resume='{end.folder}', rounds=2), dataset=dataset)" in page
     assert "--resume" not in page
 
 

@@ -422,7 +422,8 @@ class RunFolder:
         go_on = f"{script_command()} {words}"
         if self.given:
             again = f"fl.run(fl.Config().replace(**{report.changes_of(config)}){self.given})"
-            go_on = f"fl.run(config.replace(**{more}){self.given})"
+            changes = ", ".join(f"{field}={value!r}" for field, value in more.items())
+            go_on = f"fl.run(config.replace({changes}){self.given})"
         commands = {"Reproduce": again, "Continue": one_line(go_on)}
         if config.privacy.target_epsilon:
             del commands["Continue"]  # the noise is for these rounds
