@@ -68,7 +68,8 @@ def accuracy(
             algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined
         )
         place = {"runs": str(runs), "name": name, "cache": str(ROOT / ".cache")}
-        resumed = {"resume": str(runs / name)} if (runs / name).exists() else {}
+        is_begun = (runs / name).exists()
+        resumed = {"resume": str(runs / name), "accept_changes": True} if is_begun else {}
         with contextlib.redirect_stdout(io.StringIO()):
             fl.run(config.replace(**place, **resumed))
     return 100 * json.loads(metrics.read_text())["test_accuracy"]

@@ -29,7 +29,9 @@ def once(table: str, name: str, flags: str) -> dict:
     seconds = folder.with_name(f"{folder.name}.seconds")  # written when it is done
     command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
     place = ["--runs", str(folder.parent), "--name", folder.name]
-    command += ["--resume", str(folder)] if folder.exists() else [*flags.split(), *place]
+    # A folder's name says what the program computes: what else has changed does not matter.
+    resumed = ["--resume", str(folder), "--accept-changes"]
+    command += resumed if folder.exists() else [*flags.split(), *place]
     if not seconds.exists():
         print(f"{folder.name}: {flags}", file=sys.stderr, flush=True)
         began = time.perf_counter()
