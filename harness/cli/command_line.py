@@ -30,7 +30,7 @@ import tyro
 Answer = TypeVar("Answer")
 NARROWEST = 60  # columns
 BY_WEIGHT = "--sampling fixed or poisson"
-NEEDED = {  # what flags of files and figures are about
+NEEDED = {  # without which these fields have no effect
     "figures": ("caption", "figure_size", "figure_font", "figure_style", "figure_y"),
     "a comparison": ("figure_y", "table_columns"),
     "--target-accuracy": ("after_target",),
