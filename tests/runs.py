@@ -17,8 +17,8 @@ from unittest import mock
 import federated_learning as fl
 from harness.cli import command_line
 from harness.cli.run_options import SINGLE
+from harness.comparing import comparison
 from harness.comparing.sweep import compared_rows
-from harness.reporting import captions
 from harness.storage.saved_run import SavedRun
 from harness.training.records import RoundRecord
 from variants import choices
@@ -73,7 +73,7 @@ def caption_of_rows(flags, dataset):
     compared = compared_rows(config)
     rows = [config.effective(**row.changes, **SINGLE) for row in compared.rows]
     experiments = [fl.build_experiment(row, dataset) for row in rows]
-    return captions.compared_caption(config, compared, experiments)
+    return comparison.compared_caption(config, compared, experiments)
 
 
 def command(*flags: str) -> list[str]:

@@ -38,6 +38,18 @@ def test_imports_point_one_way():
     assert not any(name.partition(".")[0] in ("tests", "benchmarks") for name in imported(SCRIPT))
 
 
+@pytest.mark.parametrize("folder", ["cli", "engine", "reporting", "storage", "training"])
+def test_a_single_run_knows_nothing_of_comparisons(folder):
+    for path in (ROOT / "harness" / folder).glob("*.py"):
+        assert not any(name.startswith("harness.comparing") for name in imported(path)), path
+
+
+def test_the_architecture_names_every_module():
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    modules = {path.stem for path in PROGRAM if path != SCRIPT}
+    assert {name for name in modules if f"`{name}`" not in text} == set()
+
+
 @pytest.mark.parametrize("path", PROGRAM, ids=lambda path: str(path.relative_to(ROOT)))
 def test_functions_are_short(path):
     lengths = [

@@ -14,21 +14,9 @@ from typing import Any, NamedTuple
 from harness.cli.command_line import print_version
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.output import print_line
-from harness.cli.run_options import Run
+from harness.cli.run_options import Run, changed_fields, show
 from harness.storage.files import expand_path, one_line, read_bytes, read_json
 
-# Fields whose defaults follow from others, and these.
-FOLLOWING = ("client_lr", "server_lr", "lr_horizon")
-DECIDING = (
-    "algorithm",
-    *("device_speed", "bandwidth", "latency"),  # without which an algorithm may be refused
-    "client_optimizer",
-    "client_schedule",
-    "dataset",
-    "model",
-    "rounds",
-    "server_schedule",
-)
 WIDTH = 100  # columns of the list
 LONGEST_SHOWN = 44  # letters of a folder's name; --json has all
 
@@ -127,34 +115,10 @@ def read_rounds(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(read_bytes(path).decode(errors="replace").splitlines()))
 
 
-def changed_fields(saved: dict[str, Any], default: Any) -> dict[str, Any]:
-    """Return field -> value of those that change numbers and are not as by default.
-
-    `saved` is field -> value, of this version of the program or another. A rate counts if it is not
-    the default of its algorithm, optimizer and model.
-    """
-    usual = default.to_dict()
-    chosen = {field: saved[field] for field in DECIDING if field in saved}
-    usual |= default.effective(**chosen).subset(FOLLOWING)
-    own = Run().to_dict()  # where files lie
-    return {
-        field: saved[field]
-        for field in usual
-        if field in saved and field not in own and saved[field] != usual[field]
-    }
-
-
 def describe_changes(saved: dict[str, Any], default: ConfigGroup) -> str:
     """Return these fields as a text, such as "alpha 0.1"."""
     changed = changed_fields(saved, default)
     return ", ".join(f"{field} {show(value)}" for field, value in changed.items())
-
-
-def show(value: Any) -> str:
-    """Return a field's value: a number without a needless point, a path by its end."""
-    if isinstance(value, float):
-        return f"{value:g}"
-    return str(value).rpartition("/")[2]
 
 
 def describe_state(path: Path, done: int, total: int) -> str:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from harness.cli.fields import name_fields
 from harness.engine import stopping
+from harness.storage.files import one_line
 
 import tqdm
 
@@ -41,7 +42,8 @@ def print_line(text: str, stream: Any = None) -> None:
     """Print a line above the progress display, on standard output or another stream."""
     stream = stream or sys.stdout
     with tolerate_closed_stream(stream):
-        tqdm.tqdm.write(printable(text), file=stream)
+        lines = map(one_line, text.split("\n"))  # names of files may have any character
+        tqdm.tqdm.write("\n".join(lines), file=stream)
         stream.flush()
 
 
@@ -56,13 +58,6 @@ def tolerate_closed_stream(stream: Any) -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
         if error.errno != errno.EPIPE and stream is sys.stdout:  # `| head` closes it as it likes
             warn(f"cannot write to standard output ({error.strerror}); further output is discarded")
-
-
-def printable(text: str) -> str:
-    """Return `text` without characters that steer a terminal; names of files may have any."""
-    return "".join(
-        char if char.isprintable() or char == "\n" else "\N{REPLACEMENT CHARACTER}" for char in text
-    )
 
 
 def warn(text: str) -> None:

@@ -204,6 +204,8 @@ class Comparison(ConfigGroup):
 
 
 SINGLE = Comparison().to_dict()  # fields of one run of a comparison
+# Fields that --compare finds by their choices alone.
+COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")
 
 # Fields that a run's numbers depend on and that every saved run has had since version 1.0. A field
 # that is added later counts only where it is not at its default, and has that where a saved run
@@ -250,3 +252,42 @@ def identity(config: Any) -> dict[str, Any]:
             del fields[field]
     # The last bits of the sums follow the number of hosts, not their names.
     return fields | {"workers": len(read_hosts(effective["workers"]))}
+
+
+# Fields whose defaults follow from others, and these.
+FOLLOWING = ("client_lr", "server_lr", "lr_horizon")
+
+DECIDING = (
+    "algorithm",
+    *("device_speed", "bandwidth", "latency"),  # without which an algorithm may be refused
+    "client_optimizer",
+    "client_schedule",
+    "dataset",
+    "model",
+    "rounds",
+    "server_schedule",
+)
+
+
+def changed_fields(saved: dict[str, Any], default: Any) -> dict[str, Any]:
+    """Return field -> value of those that change numbers and are not as by default.
+
+    `saved` is field -> value, of this version of the program or another. A rate counts if it is not
+    the default of its algorithm, optimizer and model.
+    """
+    usual = default.to_dict()
+    chosen = {field: saved[field] for field in DECIDING if field in saved}
+    usual |= default.effective(**chosen).subset(FOLLOWING)
+    own = Run().to_dict()  # where files lie
+    return {
+        field: saved[field]
+        for field in usual
+        if field in saved and field not in own and saved[field] != usual[field]
+    }
+
+
+def show(value: Any) -> str:
+    """Return a field's value: a number without a needless point, a path by its end."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return str(value).rpartition("/")[2]

@@ -10,8 +10,16 @@ from typing import Any
 
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.flags import find_field, split_off, to_flag
-from harness.cli.run_options import BY_CONTENT, FIRST_FIELDS, MAY_GROW, SINCE_1_2, SINGLE, identity
-from harness.comparing.sweep import rows_to_text
+from harness.cli.own_files import is_own
+from harness.cli.run_options import (
+    BY_CONTENT,
+    COMPARABLE,
+    FIRST_FIELDS,
+    MAY_GROW,
+    SINCE_1_2,
+    SINGLE,
+    identity,
+)
 from harness.storage.files import briefly, expand_path, read_bytes, read_json
 from harness.storage.provenance import changed, read_programs
 
@@ -94,6 +102,30 @@ def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
         return default.replace(**own)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
+
+
+def is_nested(value: Any) -> bool:
+    """Return whether a value of a TOML file is itself a table or a list."""
+    return isinstance(value, dict | list)
+
+
+def rows_to_text(rows: Sequence[dict[str, Any]]) -> str:
+    """Return rows, tables of settings in a TOML file, as --compare takes them."""
+    shared = [
+        field for field in COMPARABLE if all(isinstance(row, dict) and field in row for row in rows)
+    ]
+    texts = []
+    for row in rows:
+        if not isinstance(row, dict) or not row or any(map(is_nested, row.values())):
+            raise UserError(
+                f"compare={row!r:.60} is not a row of settings; write tables such as [[compare]] "
+                "with algorithm and client_lr"
+            )
+        head = str(row[shared[0]]) if shared else ""
+        rest = [f"{field}={value}" for field, value in row.items() if field not in shared[:1]]
+        texts.append(f"{head}({','.join(rest)})" if rest else head)
+    needs_name = shared and any(is_own(str(row[shared[0]])) for row in rows)
+    return (f"{shared[0]}=" if needs_name else "") + ",".join(texts)
 
 
 def read_groups(path: Path, default: ConfigGroup) -> dict[str, Any]:

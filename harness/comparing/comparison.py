@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.cli.output import print_line, warn
-from harness.cli.run_options import SINGLE
+from harness.cli.run_options import COMPARABLE, SINGLE
 from harness.comparing.completing import Single, check_time, complete_all, describe_work, run_jobs
 from harness.comparing.latex import escape, name_settings
 from harness.comparing.outcomes import (
@@ -39,11 +39,11 @@ from harness.comparing.significance import Base
 from harness.comparing.summary import Rates, summarize
 from harness.comparing.sweep import Compared
 from harness.comparing.tables import find_empty, read_columns, to_latex, to_markdown
-from harness.comparing.terms import COMPARABLE
-from harness.reporting.captions import compared_caption
+from harness.reporting.captions import caption_parts
 from harness.reporting.client_plots import plot_clients_of_rows
 from harness.reporting.clients import distributions, read_clients
 from harness.reporting.comparison_plots import plot_comparison
+from harness.reporting.drawing import join_parts
 from harness.reporting.figure_files import draw_files, remove_outdated
 from harness.reporting.figure_form import form_of
 from harness.reporting.results import format_accuracy, pluralize
@@ -67,6 +67,16 @@ class Finished(NamedTuple):
     panels: dict[str, tuple[str, str]] | None = None  # of a grid: name -> its line and panel
     # name -> by seed, the accuracies over the clients; see clients.distributions
     clients_of: dict[str, list[dict[str, np.ndarray]]] = {}
+
+
+# What a single run's caption leaves out, by topic; of the other topics it is nothing.
+USUAL = {
+    "aggregator": "mean",
+    "sampling": "uniform sampling",
+    "loss": "cross-entropy",
+    "start": "from the seed",
+    "fine_tune_epochs": "not fine-tuned",
+}
 
 
 class Tuning(NamedTuple):
@@ -135,6 +145,25 @@ def compare(
     write_comparison(folder, finished, config.run, caption, since, tuning)
     note_runs(folder, singles, planned, finished=True)
     return folder, finished
+
+
+def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]) -> str:
+    """Return what the plot of a comparison says: of what is compared, every choice.
+
+    `experiments` are those of the rows.
+    """
+    parts_of_rows = [caption_parts(experiment) for experiment in experiments]
+    parts = parts_of_rows[0]
+    for topic in parts:
+        usual = USUAL.get(topic, "none")
+        said = list(dict.fromkeys(row[topic] or usual for row in parts_of_rows))
+        if len(said) > 1 or (config.comparison.compare and topic in compared.fields):
+            name = f"{topic}s" if topic in COMPARABLE else topic.replace("_", " ")
+            parts[topic] = f"{name} compared: {'; '.join(said)}"
+    if config.comparison.seeds > 1:
+        last = config.seed + config.comparison.seeds - 1
+        parts["seed"] = f"seeds {config.seed} to {last}"
+    return join_parts([experiments[0].dataset.name, *parts.values()])
 
 
 def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:

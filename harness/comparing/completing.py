@@ -14,16 +14,17 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness import JOB
-from harness.cli.fields import UserError, in_notebook
+from harness.cli.fields import in_notebook
 from harness.cli.output import Progress, print_line, warn
 from harness.cli.saved_config import check_resumed, read_saved
 from harness.comparing.sweep import Row
 from harness.engine import stopping
 from harness.reporting.results import pluralize
-from harness.storage.files import InUse, expand_path, one_line, read_json, read_lines
+from harness.storage.files import InUse, expand_path, one_line, read_lines
 from harness.storage.provenance import ROOT
+from harness.storage.saved_run import read_metrics
 from harness.training.histories import stops_early
-from harness.training.records import RoundRecord, read_records
+from harness.training.records import RoundRecord
 
 import numpy as np
 
@@ -73,20 +74,6 @@ def format_time(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
-
-
-def read_metrics(folder: Path) -> list[RoundRecord]:
-    """Return the records in a run's metrics.json, or [] without such a file."""
-    path = folder / "metrics.json"
-    if not path.exists():
-        return []
-    try:
-        lines = [json.dumps(row) for row in read_json(path)["rounds"]]
-        return read_records(lines, len(lines))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{path} does not contain the rounds; remove the folder") from error
 
 
 def read_earlier(config: Any) -> list[RoundRecord] | None:

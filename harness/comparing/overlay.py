@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.cli.fields import ConfigGroup, UserError
-from harness.cli.listing import changed_fields
-from harness.cli.run_options import identity
+from harness.cli.run_options import changed_fields, identity
 from harness.cli.saved_config import read_saved
 from harness.comparing.comparison import Finished, paper_names, write_comparison
-from harness.comparing.completing import read_metrics
 from harness.comparing.latex import name_settings
 from harness.comparing.run_folders import find_folder
 from harness.comparing.summary import Rates
@@ -23,6 +21,7 @@ from harness.reporting.clients import distributions, read_clients
 from harness.reporting.drawing import join_parts
 from harness.reporting.results import pluralize
 from harness.storage.files import expand_path, one_line, read_json
+from harness.storage.saved_run import read_metrics
 from harness.training.records import RoundRecord
 
 # Fields that name no row: its seeds are together, its data have a name, and it may be cut.

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from harness.cli.fields import ConfigGroup, UserError, check_value
 from harness.cli.flags import split_off, to_value
 from harness.cli.own_files import is_own
-from harness.cli.run_options import MAY_GROW, SINGLE, Run, identity
-from harness.comparing.terms import COMPARABLE, NEVER, Entry, label_settings, read_term, sweepable
+from harness.cli.run_options import COMPARABLE, MAY_GROW, SINGLE, Run, identity
+from harness.comparing.terms import NEVER, Entry, label_settings, read_term, sweepable
 from harness.storage.files import expand_path, read_json
 
 MOST_RUNS = 200
@@ -379,30 +379,6 @@ def runs_of(path: Path) -> list[Path]:
     except (OSError, ValueError):  # such as a name that is too long
         pass
     return []
-
-
-def rows_to_text(rows: Sequence[dict[str, Any]]) -> str:
-    """Return rows, tables of settings in a TOML file, as --compare takes them."""
-    shared = [
-        field for field in COMPARABLE if all(isinstance(row, dict) and field in row for row in rows)
-    ]
-    texts = []
-    for row in rows:
-        if not isinstance(row, dict) or not row or any(map(is_nested, row.values())):
-            raise UserError(
-                f"compare={row!r:.60} is not a row of settings; write tables such as [[compare]] "
-                "with algorithm and client_lr"
-            )
-        head = str(row[shared[0]]) if shared else ""
-        rest = [f"{field}={value}" for field, value in row.items() if field not in shared[:1]]
-        texts.append(f"{head}({','.join(rest)})" if rest else head)
-    needs_name = shared and any(is_own(str(row[shared[0]])) for row in rows)
-    return (f"{shared[0]}=" if needs_name else "") + ",".join(texts)
-
-
-def is_nested(value: Any) -> bool:
-    """Return whether a value of a TOML file is itself a table or a list."""
-    return isinstance(value, dict | list)
 
 
 def join_compared(words: Sequence[str]) -> list[str]:

@@ -10,10 +10,7 @@ from typing import Any, NamedTuple
 from harness.cli.fields import ConfigGroup, UserError, check_value
 from harness.cli.flags import to_value
 from harness.cli.own_files import is_own, short_name
-from harness.cli.run_options import SINGLE, Run
-
-COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")  # by their choices alone
-
+from harness.cli.run_options import COMPARABLE, SINGLE, Run
 
 NEVER = (
     "rounds",

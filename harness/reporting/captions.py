@@ -2,23 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.cli.own_files import is_own, short_name
-from harness.comparing.sweep import Compared
-from harness.comparing.terms import COMPARABLE
 from harness.reporting.drawing import join_parts
 
-# What a single run's caption leaves out, by topic; of the other topics it is nothing.
-USUAL = {
-    "aggregator": "mean",
-    "sampling": "uniform sampling",
-    "loss": "cross-entropy",
-    "start": "from the seed",
-    "fine_tune_epochs": "not fine-tuned",
-}
 SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
 
 
@@ -165,22 +154,3 @@ def describe_clock(clock: Any) -> dict[str, str]:
         "deadline": f"deadline {clock.deadline:g} s" if clock.deadline else "",
         "over_select": f"over-select {clock.over_select:g}" if clock.over_select > 1 else "",
     }
-
-
-def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]) -> str:
-    """Return what the plot of a comparison says: of what is compared, every choice.
-
-    `experiments` are those of the rows.
-    """
-    parts_of_rows = [caption_parts(experiment) for experiment in experiments]
-    parts = parts_of_rows[0]
-    for topic in parts:
-        usual = USUAL.get(topic, "none")
-        said = list(dict.fromkeys(row[topic] or usual for row in parts_of_rows))
-        if len(said) > 1 or (config.comparison.compare and topic in compared.fields):
-            name = f"{topic}s" if topic in COMPARABLE else topic.replace("_", " ")
-            parts[topic] = f"{name} compared: {'; '.join(said)}"
-    if config.comparison.seeds > 1:
-        last = config.seed + config.comparison.seeds - 1
-        parts["seed"] = f"seeds {config.seed} to {last}"
-    return join_parts([experiments[0].dataset.name, *parts.values()])

@@ -14,9 +14,8 @@ from typing import Any
 
 from harness import SCRIPT
 from harness.cli.fields import UserError, in_notebook
-from harness.cli.listing import changed_fields, show
 from harness.cli.own_files import short_name
-from harness.cli.run_options import identity
+from harness.cli.run_options import changed_fields, identity, show
 from harness.storage.files import InUse, io_errors_as_user_errors, numbered, one_line, write_file
 from harness.storage.provenance import ROOT
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -11,11 +12,10 @@ from harness.cli import trust
 from harness.cli.command_line import one_at_a_time
 from harness.cli.fields import UserError
 from harness.cli.saved_config import read_saved
-from harness.comparing.completing import read_metrics
 from harness.reporting.results import check_classes, check_dataset
 from harness.storage.files import expand_path, read_json
 from harness.storage.provenance import hash_rows, read_programs
-from harness.training.records import Evaluation, RoundRecord
+from harness.training.records import Evaluation, RoundRecord, read_records
 
 import numpy as np
 
@@ -38,6 +38,20 @@ def to_table(rows: list[dict[str, Any]]) -> Any:
         name: np.array([np.nan if value is None else value for value in values])
         for name, values in columns.items()
     }
+
+
+def read_metrics(folder: Path) -> list[RoundRecord]:
+    """Return the records in a run's metrics.json, or [] without such a file."""
+    path = folder / "metrics.json"
+    if not path.exists():
+        return []
+    try:
+        lines = [json.dumps(row) for row in read_json(path)["rounds"]]
+        return read_records(lines, len(lines))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{path} does not contain the rounds; remove the folder") from error
 
 
 def read_finished(folder: Path) -> list[RoundRecord]:
