@@ -2,6 +2,7 @@
 ours."""
 
 import csv
+import hashlib
 import html.parser
 import io
 import json
@@ -12,7 +13,7 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
-from harness.cli import trust
+from harness.cli import own_files, trust
 from harness.cli.fields import UserError
 from harness.comparing import tables
 from harness.reporting import report
@@ -174,6 +175,40 @@ def test_somebody_elses_folder_runs_no_file(here, monkeypatch, flags):
     (end.folder / "x.py").write_text("# another\n")
     with pytest.raises(UserError, match="which you have not run before"):
         trust.check_file("model", config["model"], "theirs")
+
+
+def write_metric(folder, number):
+    """A metric that is `number`, by a module and a package beside its file."""
+    (folder / "pack").mkdir(parents=True)
+    (folder / "pack" / "__init__.py").write_text("from . import inner\n")
+    (folder / "pack" / "inner.py").write_text(f"NUMBER = {number}\n")
+    (folder / "helpers.py").write_text("from pack import inner\nNUMBER = inner.NUMBER\n")
+    lines = ["import numpy", "import federated_learning", "import helpers"]
+    body = ["def metric(labels, predictions):", "    return helpers.NUMBER"]
+    (folder / "own.py").write_text("\n".join([*lines, *body]))
+    return f"{folder / 'own.py'}:metric"
+
+
+def test_a_file_is_its_imports_too(here):
+    """Each gets the modules beside it, as they are now; other ones are not known."""
+    one = write_metric(here / "one", 1)
+    two = write_metric(here / "two", 2)
+    loaded = [own_files.load_function(name, "metrics") for name in (one, two, one)]
+    assert [function([], []) for function in loaded] == [1, 2, 1]
+    digests = [function.args[2] for function in loaded]
+    assert digests[0] == digests[2] != digests[1]
+    trust.check_file("metrics", one, "theirs")
+    shutil.copytree(here / "one", here / "elsewhere")
+    trust.check_file("metrics", f"{here / 'elsewhere' / 'own.py'}:metric", "theirs")
+    (here / "one" / "pack" / "inner.py").write_text("NUMBER = 3\n")
+    with pytest.raises(UserError, match="which you have not run before; read it, and the files"):
+        trust.check_file("metrics", one, "theirs")
+    edited = own_files.load_function(one, "metrics")
+    assert edited([], []) == 3 and edited.args[2] not in digests
+    # without other files it is the file's own hash, as of runs before
+    (here / "alone.py").write_text("import os\ndef metric(labels, predictions):\n    return 4\n")
+    alone = own_files.load_function(f"{here / 'alone.py'}:metric", "metrics")
+    assert alone.args[2] == hashlib.sha256((here / "alone.py").read_bytes()).hexdigest()
 
 
 def test_a_saved_configuration_asks_for_nothing_but_its_run(here):

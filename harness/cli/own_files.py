@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 import re
 import sys
@@ -17,7 +16,8 @@ from typing import Any
 from harness import is_main
 from harness.cli import trust
 from harness.cli.fields import UserError
-from harness.storage.files import briefly, expand_path, read_bytes
+from harness.storage import provenance
+from harness.storage.files import briefly, expand_path
 
 import numpy as np
 
@@ -27,6 +27,7 @@ GIVEN: dict[str, Callable] = {}  # python:NAME -> the function
 # Fields that may name one.
 OWN_FIELDS = ("partition", "model", "algorithm", "aggregator", "loss", "metrics")
 OWN_MODULES = "own_file"  # what the modules of users' files are called, with a hash behind
+OWN_FOLDERS: list[str] = []  # of users' files, on Python's path, the last one used first
 
 
 def is_own(name: str) -> bool:
@@ -61,7 +62,8 @@ def load_function(name: str, field: str) -> partial:
     """Return call_function with what FILE.py:NAME names bound: it takes that function's arguments.
 
     The file is run as an import would run it, with its own folder on Python's path; the hash of its
-    text is part of what is returned. Raises UserError, which blames the flag `field`.
+    text, and of the files there that it imports, is part of what is returned. Raises UserError,
+    which blames the flag `field`.
     """
     file, _, function_name = name.rpartition(":")
     source = f"{field}={name!r:.200}"
@@ -76,14 +78,14 @@ def load_function(name: str, field: str) -> partial:
         )
     path = expand_path(file).absolute()
     try:
-        text = read_bytes(path)
+        contents = trust.read_with_imports(path)
     except OSError as error:
         raise UserError(
             f"{source} cannot be read ({error.strerror}); give an existing file"
         ) from error
-    digest = hashlib.sha256(text).hexdigest()
+    digest = trust.hash_files(contents)
     trust.remember(digest)
-    module = load_module(path, text, digest, source)
+    module = load_module(path, contents, digest, source)
     function = vars(module).get(function_name)
     if not callable(function):
         raise UserError(
@@ -93,8 +95,10 @@ def load_function(name: str, field: str) -> partial:
     return partial(call_function, function, Path(f"{path}:{function_name}"), digest, field)
 
 
-def load_module(path: Path, text: bytes, digest: str, source: str) -> types.ModuleType:
-    """Return the module of a file's text, which is run once a process."""
+def load_module(
+    path: Path, contents: dict[Path, bytes], digest: str, source: str
+) -> types.ModuleType:
+    """Return the module of a file, which is run once a process; `contents` has those it imports."""
     name = f"{OWN_MODULES}_{digest[:16]}"
     if name in sys.modules and sys.modules[name].__file__ == str(path):
         return sys.modules[name]
@@ -102,15 +106,34 @@ def load_module(path: Path, text: bytes, digest: str, source: str) -> types.Modu
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
-    if str(path.parent) not in sys.path:
-        sys.path.append(str(path.parent))  # last: its names hide no installed package
+    prefer_folder(path.parent)
+    forget_modules({file.relative_to(path.parent).parts[0] for file in contents if file != path})
     try:
         with errors_of_own_code(f"{source}: its file", path):
-            exec(compile(text, str(path), "exec", dont_inherit=True), vars(module))
+            exec(compile(contents[path], str(path), "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[name]
         raise
     return module
+
+
+def prefer_folder(folder: Path) -> None:
+    """Put the folder of a user's file on Python's path, before those of other such files."""
+    others = [place for place in sys.path if place not in OWN_FOLDERS]
+    if str(folder) not in others:
+        earlier = [place for place in OWN_FOLDERS if place != str(folder)]
+        OWN_FOLDERS[:] = [str(folder), *earlier]
+    sys.path[:] = [*others, *OWN_FOLDERS]  # last: their names hide no installed package
+
+
+def forget_modules(files: set[str]) -> None:
+    """Have these files, or packages, of a user's imported anew: their text may be another by now,
+    or a file of this name in another folder was imported."""
+    names = {file.removesuffix(".py") for file in files}
+    for name, module in list(sys.modules.items()):
+        file = getattr(module, "__file__", None) or sys.prefix
+        if name.partition(".")[0] in names and not provenance.is_known(file):
+            del sys.modules[name]
 
 
 def call_function(

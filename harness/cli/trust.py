@@ -1,18 +1,68 @@
 """Python files that this user has run before; a run's folder from elsewhere is data, not code.
 
 Its config.json may name a Python file as the model, or as another part. That file runs only if the
-user names it with the flag, or has run a file with this very content before.
+user names it with the flag, or has run a file with this very content before. The files beside it
+that it imports are part of its content.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import hashlib
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 from harness.cli.fields import UserError
 from harness.storage.files import append, expand_path, read_bytes
+
+OURS = {"federated_learning", "harness", "variants"}  # an import by these names gives this program
+
+
+def read_with_imports(path: Path) -> dict[Path, bytes]:
+    """Return file -> content of a Python file, and of those in its folder that it imports, in turn.
+
+    An import by a name that is made at run time is not found. Raises OSError for a file that cannot
+    be read.
+    """
+    found: dict[Path, bytes] = {}
+    waiting = [path]
+    while waiting:
+        file = waiting.pop()
+        if file not in found:
+            found[file] = read_bytes(file)
+            waiting += imported_beside(found[file], path.parent)
+    return found
+
+
+def imported_beside(source: bytes, folder: Path) -> list[Path]:
+    """Return the files in `folder` that a source imports; of a package all files in it."""
+    try:
+        nodes = list(ast.walk(ast.parse(source)))
+    except (SyntaxError, ValueError, RecursionError):  # which is told where the file is run
+        return []
+    names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
+    found = []
+    for name in sorted({name.partition(".")[0] for name in names} - OURS):
+        package = folder / name
+        is_package = (package / "__init__.py").is_file()
+        found += sorted(package.rglob("*.py")) if is_package else [package.with_suffix(".py")]
+    return [file for file in found if file.is_file()]
+
+
+def hash_files(contents: Mapping[Path, bytes]) -> str:
+    """Return the SHA-256 of a file; of several that of their names and hashes, in any folder."""
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents.values()]
+    if len(hashes) == 1:
+        return hashes[0]
+    folder = os.path.commonpath([file.parent for file in contents])
+    lines = [
+        f"{digest} {file.relative_to(folder)}"
+        for digest, file in zip(hashes, contents, strict=True)
+    ]
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
 
 
 def list_path() -> Path:
@@ -49,7 +99,7 @@ def check_file(field: str, name: str, source: str) -> None:
     path = expand_path(f"{file}.py")
     cure = f"--{field} FILE.py:FUNCTION"
     try:
-        digest = hashlib.sha256(read_bytes(path)).hexdigest()
+        digest = hash_files(read_with_imports(path.absolute()))
     except OSError as error:
         raise UserError(
             f"{source} uses the {field} {name!r:.200}, which cannot be read ({error.strerror}); "
@@ -58,5 +108,5 @@ def check_file(field: str, name: str, source: str) -> None:
     if digest not in known_hashes():
         raise UserError(
             f"{source} uses the Python file {str(path)!r:.200} as its {field}, which you have not "
-            f"run before; read it, then allow it with {cure}"
+            f"run before; read it, and the files that it imports, then allow it with {cure}"
         )
