@@ -238,11 +238,19 @@ def test_runs_of_two_rates_are_overlaid(tmp_path, monkeypatch, capsys):
 def test_rows_of_finished_runs_are_called_by_what_differs(rows, names):
     """Without fields that have no effect, such as the attack of nobody; in LaTeX as elsewhere."""
     runs = [
-        overlay.Done(Path(name), configure(**row).effective(), "MNIST", "", [])
+        overlay.Done(Path(name), configure(**row).effective(), "MNIST", "", "", [])
         for name, row in zip(("mine-seed0", "other-seed0", "third-seed0"), rows, strict=False)
     ]
     settings = overlay.row_settings(runs, fl.Config())
     assert overlay.name_rows(runs, settings, [2] * len(runs)) == names
+
+
+def test_finished_runs_on_two_given_splits_are_two_rows():
+    def made_on(split, seed):
+        config = configure(partition_file="x.json", seed=seed)
+        return overlay.Done(Path(f"{split}-seed{seed}"), config, "MNIST", "data", split, [])
+
+    assert made_on("a", 0).kind == made_on("a", 1).kind != made_on("b", 0).kind
 
 
 def test_the_best_is_bold_only_after_the_same_rounds():

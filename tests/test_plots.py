@@ -1,5 +1,6 @@
 """The plots draw the data that they are given: their artists are read back."""
 
+import dataclasses
 import io
 import math
 import warnings
@@ -470,6 +471,17 @@ def test_figures_have_the_size_the_font_and_the_style_that_are_asked_for(tmp_pat
     for size in ("3", "0x3", "3.3x", "99x99", "3.3x2.2in"):
         with pytest.raises(UserError, match="give width and height from 1 to 40 inches"):
             configure(figure_size=size)
+
+
+def test_a_legend_of_many_lines_is_beside_the_axes():
+    """In them it would have the axis of the accuracies go on far below 0."""
+    extra = {"attack_success": 0.5, "client_accuracy": 0.1, "client_worst10": 0.0}
+    records = [dataclasses.replace(record, extra_accuracies=extra) for record in RECORDS]
+    figure = plots.plot_convergence(records, NOTE)
+    figure_files.to_bytes(figure)  # lays it out
+    axes = figure.axes[1]
+    assert axes.get_ylim()[0] > -10
+    assert axes.get_window_extent().x1 <= figure.legends[0].get_window_extent().x0
 
 
 def test_a_narrow_figures_legend_is_between_axes_and_caption():

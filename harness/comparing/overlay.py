@@ -35,6 +35,7 @@ class Done(NamedTuple):
     config: Any
     dataset: str  # its name
     data: str  # its hash
+    split: str  # its hash, where it is from --partition-file; else the seed and fields make it
     records: list[RoundRecord]
 
     @property
@@ -43,7 +44,8 @@ class Done(NamedTuple):
         fields = identity(self.config)
         del fields["seed"]
         training = self.config.training
-        return f"{self.data} {training.rounds} {training.initial_model} {sorted(fields.items())}"
+        files = f"{self.data} {self.split} {training.initial_model}"
+        return f"{files} {training.rounds} {sorted(fields.items())}"
 
 
 def overlay(config: Any, default: ConfigGroup) -> Path:
@@ -124,7 +126,9 @@ def read_run(folder: Path, default: ConfigGroup) -> Done:
         )
     partition = read_json(folder / "partition.json")
     dataset = one_line(str(partition.get("dataset", "")))
-    return Done(folder, config, dataset, str(partition.get("dataset_sha256", "")), records)
+    split = str(partition.get("hash", "")) if config.partitioning.partition_file else ""
+    data = str(partition.get("dataset_sha256", ""))
+    return Done(folder, config, dataset, data, split, records)
 
 
 def row_settings(runs: list[Done], default: ConfigGroup) -> list[dict[str, Any]]:

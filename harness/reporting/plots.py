@@ -33,6 +33,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 MOST_LINES = 500  # of a partition's figure, which has some 570 pixels for them
 MOST_LABELS = 40  # of which a confusion matrix is drawn
+MOST_INSIDE = 2  # lines that a legend below the curves of the accuracies has room for
 CLEAR_LOSS = 0.05  # of accuracy, that a client would notice
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
 
@@ -176,7 +177,8 @@ def plot_convergence(
     title = f"Test accuracy {last.test_accuracy:.2%} after round {last.round}"
     if last.private:
         title = f"{title}, {format_epsilon(last)}"
-    figure = new_figure(9, 4.2, title, caption)
+    is_crowded = len(last.extra_accuracies) + bool(target) > MOST_INSIDE
+    figure = new_figure(12 if is_crowded else 9, 4.2, title, caption)
     loss_axes, accuracy_axes = figure.subplots(1, 2)
     draw_quantity(loss_axes, records, "loss", 1)
     draw_quantity(accuracy_axes, records, "accuracy", 100)
@@ -191,7 +193,7 @@ def plot_convergence(
     if target:
         label = f"target, {100 * target:.4g}%"
         lines.append(accuracy_axes.axhline(100 * target, color=GREY, lw=1, ls=":", label=label))
-    if FORM.get().is_narrow:
+    if is_crowded or FORM.get().is_narrow:
         handles = [*loss_axes.get_legend_handles_labels()[0], *lines]
         place_legend(figure, handles=handles)
         return figure
