@@ -72,7 +72,9 @@ def test_nothing_is_inverted_where_the_training_images_have_both_grounds(run, di
     bright = digits.train.images.copy()
     bright[::20] = 255 - bright[::20]
     both = fl.build_dataset(bright, digits.train.labels, *digits.test)
-    prepared = predicting.prepare(run / "white" / "00.png", both, False, False)
+    bright_share = predicting.share_of_bright(both.train.images)
+    assert bright_share == pytest.approx(0.05, abs=0.01)
+    prepared = predicting.prepare(run / "white" / "00.png", both, bright_share, False, False)
     assert np.array_equal(prepared.image, 255 - digits.test.images[0])
     assert prepared.steps == ["colours (RGB) to grey"]
 

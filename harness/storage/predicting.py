@@ -18,6 +18,7 @@ import tensorflow as tf
 MOST_LABELS = 3  # that are printed for a picture
 CANVAS = 28  # of MNIST, whose digits were fitted into 20x20 and centred by their mass
 INNER = 20
+LOOKED_AT = 500  # training images, for their backgrounds
 RARE = 0.02  # share of training images with a background, below which they have the other
 
 
@@ -53,19 +54,27 @@ def border_of(image: np.ndarray) -> float:
     return float(np.median(np.concatenate([row.reshape(-1) for row in rows])))
 
 
-def prepare(path: Path, dataset: Any, is_mnist: bool, is_stretched: bool) -> Prepared:
+def share_of_bright(images: np.ndarray) -> float:
+    """Return how many of the images uint8[n,H,W,channels] have a bright background, of 1."""
+    return float(np.mean([border_of(image) > 127 for image in images]))
+
+
+def prepare(
+    path: Path, dataset: Any, bright_share: float, is_mnist: bool, is_stretched: bool
+) -> Prepared:
     """Return a picture as it would look among the training images of `dataset`.
 
-    Grey if these are; inverted if its background is bright and all theirs are dark, or the reverse;
-    and of their size: with `is_stretched` as --image-size resizes pictures, else with a border
-    around it. With `is_mnist` a digit is centred as MNIST's are.
+    Grey if these are; inverted if its background is bright and all theirs are dark, or the reverse,
+    by `bright_share`, the share of bright ones among them; and of their size: with `is_stretched`
+    as --image-size resizes pictures, else with a border around it. With `is_mnist` a digit is
+    centred as MNIST's are.
     """
     height, width, channels = dataset.image_shape
     is_grey = channels == 1
     image, mode = import_function("pictures:decode")(path, one_line(str(path)), None, is_grey)
     steps = [f"colours ({mode}) to grey"] if is_grey and mode not in ("1", "L") else []
-    bright = np.array([border_of(one) > 127 for one in dataset.train.images[:500]])
-    if is_grey and np.mean(bright == (border_of(image) > 127)) < RARE:
+    alike = bright_share if border_of(image) > 127 else 1 - bright_share
+    if is_grey and alike < RARE:
         image = 255 - image
         steps.append("inverted, as the training images have the other background")
     if image.shape[:2] == (height, width):
@@ -134,7 +143,8 @@ def predict_pictures(run: Any, flags: Any) -> list[dict[str, Any]]:
     data = run.config.data
     is_mnist = run.dataset.is_mnist or (data.dataset == "mnist" and not data.data)  # with holdout
     is_stretched = bool(data.image_size)
-    prepared = [prepare(path, run.dataset, is_mnist, is_stretched) for path in paths]
+    bright_share = share_of_bright(run.dataset.train.images[:LOOKED_AT])
+    prepared = [prepare(path, run.dataset, bright_share, is_mnist, is_stretched) for path in paths]
     images = np.stack([one.image for one in prepared]).astype(np.float32)
     probabilities = tf.nn.softmax(run.model().predict(images, verbose=0)).numpy()
     classes = run.dataset.classes
