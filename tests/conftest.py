@@ -244,11 +244,7 @@ MORE_OF_A_KIND = {
         "fedyogi-more6",
         "fedadagrad-more11",
         "fedadam-more12",
-        "fedadam-more14",
-        "fedyogi-more15",
-        "fedadagrad-more17",
         "mimelite-more18",
-        "feddyn-more19",
         "feddyn-more16",
         "feddyn-more17",
         "fedper",
@@ -316,16 +312,23 @@ def names_used(function, seen=()):
     return found
 
 
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
     """Marks `slow` what starts a process or builds a TFF one: `make quick` leaves it out.
 
     The long modules begin.
     """
     items.sort(key=lambda item: item.path.name not in LONG)
+    rows_of = {}
     for item in items:
         name, _, row = item.name.removesuffix("]").partition("[")
+        rows_of.setdefault(name, set()).add(row)
         if name in MORE_OF_A_KIND and row in (MORE_OF_A_KIND[name] or [row]):
             item.add_marker(pytest.mark.thorough)
         names = names_used(item.function)
         if STARTERS & names or BUILDERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
+    if not any("::" in named for named in config.args):
+        for name in MORE_OF_A_KIND.keys() & rows_of.keys():
+            unknown = {*MORE_OF_A_KIND[name]} - rows_of[name]
+            if unknown:
+                raise pytest.UsageError(f"MORE_OF_A_KIND has rows that {name} lacks: {unknown}")
