@@ -10,12 +10,10 @@ clients differ too.
 
 import itertools
 
-from results import ROOT, arguments, current, dagger, made_by, parse, read, write
+from results import ROOT, arguments, current, dagger, made_by, mean_sd, parse, read, write
 
 # isort: split
 import federated_learning as fl
-
-import numpy as np
 
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
 CASES = [(0, "none"), *((count, attack) for attack in fl.choices.ATTACKS for count in (1, 3))]
@@ -44,9 +42,9 @@ def outcome(
 
 def cell(row: dict) -> str:
     """Mean ± sd of the accuracies, and of a backdoor's success."""
-    text = f"{np.mean(row['accuracies']):.1f} ± {np.std(row['accuracies'], ddof=1):.1f}"
+    text = mean_sd(row["accuracies"], 1)
     if None not in row.get("successes", [None]):
-        text += f"; {np.mean(row['successes']):.0f} ± {np.std(row['successes'], ddof=1):.0f}"
+        text += f"; {mean_sd(row['successes'], 0)}"
     return text + dagger(row)
 
 
@@ -70,10 +68,15 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
+def place_of(row: dict) -> tuple:
+    """What a row is about."""
+    return row["partition"], row["byzantine"], row["attack"], row["aggregator"]
+
+
 def main() -> None:
     parse(arguments(__doc__, takes_data=True))
-    rows = current(read("adversity").get("rows", []))
-    done = {(row["partition"], row["byzantine"], row["attack"], row["aggregator"]) for row in rows}
+    rows = read("adversity").get("rows", [])
+    done = {place_of(row) for row in current(rows)}
     for partition, (byzantine, attack), aggregator in itertools.product(
         ("iid", "dirichlet"), CASES, AGGREGATORS
     ):
@@ -87,6 +90,7 @@ def main() -> None:
             }
             row["accuracies"] = [round(accuracy, 2) for accuracy, _ in figures]
             row["successes"] = [success and round(success, 2) for _, success in figures]
+            rows = [other for other in rows if place_of(other) != place_of(row)]
             rows.append({**row, **made_by()})
             print(rows[-1], flush=True)
             write("adversity", {"rows": rows})

@@ -17,7 +17,7 @@ import json
 import sys
 import textwrap
 
-from results import ROOT, arguments, dagger, made_by, parse, read, runs_of, write
+from results import ROOT, arguments, dagger, made_by, mean_sd, parse, read, runs_of, write
 
 # isort: split
 import federated_learning as fl
@@ -154,10 +154,9 @@ def table(results: list[dict]) -> str:
             elif found:
                 p = f"{found.p:.2g} ({found.adjusted_p:.2g})"
                 tested = f"{found.mean:+.2f} | {found.detectable:.2f} | {p}"
-            score = f"{np.mean(row['tests']):.2f} ± {np.std(row['tests'], ddof=1):.2f}"
             lines.append(
                 f"| `{result['flags']}`{dagger(result)} | {row['algorithm']} | {row['tried']} | "
-                f"{rates} | {score} | {tested} |"
+                f"{rates} | {mean_sd(row['tests'])} | {tested} |"
             )
     return "\n".join([*lines, "", *map(verdict, results)])
 

@@ -73,6 +73,9 @@ def main() -> None:
     parser = arguments(__doc__, takes_data=True)
     parser.add_argument("names", nargs="*", default=list(COMPARISONS), metavar="name")
     names = parse(parser).names
+    for name in names:
+        if name not in COMPARISONS:
+            parser.error(f"{name!r} is not a comparison; choose from {', '.join(COMPARISONS)}")
     results = read("compared")
     for name in names:
         results[name] = compare(name)

@@ -13,8 +13,8 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+from results import ROOT, mean_sd
 
-ROOT = Path(__file__).resolve().parents[1]
 OWNERS = 3500
 LABELS = 62
 TESTS = 40_000
@@ -65,8 +65,8 @@ def main() -> None:
     seconds = [record["seconds"] for record in rounds[1:]]  # the first one starts the worker
     largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
     print(
-        f"{total:,} images, {OWNERS:,} owners: {np.mean(seconds):.1f} ± "
-        f"{np.std(seconds, ddof=1):.1f} s a round, {largest:.1f} GiB in the largest process"
+        f"{total:,} images, {OWNERS:,} owners: {mean_sd(seconds, 1)} s a round, {largest:.1f} GiB "
+        "in the largest process"
     )
 
 

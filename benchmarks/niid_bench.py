@@ -16,7 +16,7 @@ last. A run in runs/niid_bench is read, one that was stopped goes on.
 
 import sys
 
-from results import ROOT, arguments, dagger, made_by, parse, read, write
+from results import ROOT, arguments, dagger, made_by, mean_sd, parse, read, write
 
 # isort: split
 import federated_learning as fl
@@ -82,11 +82,7 @@ def split_flags(split: str) -> str:
 
 def cell(tests: list[float]) -> str:
     """Mean ± sd, or what one seed gave."""
-    return (
-        f"{np.mean(tests):.2f} ± {np.std(tests, ddof=1):.2f}"
-        if len(tests) > 1
-        else f"{tests[0]:.2f}, one seed"
-    )
+    return mean_sd(tests) + ("" if len(tests) > 1 else ", one seed")
 
 
 def table(rows: list[dict]) -> str:

@@ -11,6 +11,7 @@ from results import ROOT, data_name, runs_of
 
 # isort: split
 import federated_learning as fl
+from harness.comparing.commands import MOST_HELD_OUT
 
 
 @functools.cache
@@ -19,7 +20,7 @@ def num_held_out() -> int:
     if not data_name():
         return 10_000
     config = fl.Config().with_absolute_paths()
-    return len(fl.load_dataset(config.data).train.labels) // 6
+    return min(len(fl.load_dataset(config.data).train.labels) // 6, MOST_HELD_OUT)
 
 
 def once(table: str, name: str, flags: str) -> dict:

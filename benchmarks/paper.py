@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from once import commits, once
 from published import published
-from results import ROOT, arguments, dagger, made_by, parse, read, write
+from results import ROOT, arguments, dagger, made_by, mean_sd, parse, read, write
 
 RATES = ROOT / "benchmarks" / "results" / "paper_rates.csv"
 
@@ -230,9 +230,7 @@ def rounds_of(runs: list[dict]) -> str:
     rounds = [one["rounds"] for one in runs]
     if None in rounds:
         return "not reached"
-    return f"{np.mean(rounds):.0f}" + (
-        f" ± {np.std(rounds, ddof=1):.0f}" if len(rounds) > 1 else ""
-    )
+    return mean_sd(rounds, 0)
 
 
 def slower(found: dict[str, list[dict]]) -> str:

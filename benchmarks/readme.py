@@ -6,6 +6,7 @@ python benchmarks/readme.py --check    # only names those; exit code 1 if there 
 
 import statistics
 import textwrap
+from collections.abc import Iterable
 
 import adversity
 import algorithms
@@ -29,14 +30,9 @@ def tables() -> dict[str, str]:
         "speed": speed(read("round_time")["rows"]),
         "default": default_run.table(read("default_run")),
     }
-    for name, table in (
-        ("round_time", round_time.table),
-        ("peers", round_time.table),
-    ):
-        result = read(name)
-        if not result:
-            continue  # its place stays as it is
-        found[name] = f"{table(result['rows'])}\n\n({result['machine']}.)"
+    for name in ("round_time", "peers"):
+        if result := read(name):  # else its place stays as it is
+            found[name] = f"{round_time.table(result['rows'])}\n\n({result['machine']}.)"
     for name, table, key in (
         ("niid_bench", niid_bench.table, "rows"),
         ("algorithms", algorithms.table, "results"),
@@ -103,10 +99,10 @@ MARKED = ("niid_bench", "paper", "adversity", "tuning", "algorithms")  # row by 
 DAGGER = "† *Made by another version of the program.*"
 
 
-def stale() -> dict[str, list[str]]:
+def stale(names: Iterable[str]) -> dict[str, list[str]]:
     """Mark -> what is wrong with where its results are from, of each table where something is."""
     found = {}
-    for name in tables():
+    for name in names:
         if name in compared.COMPARISONS:
             content = read("compared")[name]
         else:
@@ -117,10 +113,10 @@ def stale() -> dict[str, list[str]]:
     return found
 
 
-def fill(text: str) -> str:
-    """`text` with each table in its place."""
-    wrong = stale()
-    for name, table in tables().items():
+def fill(text: str, found: dict[str, str]) -> str:
+    """`text` with each table in its place; `found` are those of `tables`."""
+    wrong = stale(found)
+    for name, table in found.items():
         if name in MARKED and "†" in table:
             table += f"\n\n{DAGGER}"
         elif name in wrong and name not in MARKED:
@@ -135,13 +131,14 @@ def fill(text: str) -> str:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--check", action="store_true", help="name the tables that are stale")
+    found = tables()
     if parse(parser).check:
-        found = stale()
-        for name, wrong in found.items():
+        named = stale(found)
+        for name, wrong in named.items():
             print(f"{name}: made by {' and '.join(wrong)}")
-        raise SystemExit(bool(found))
+        raise SystemExit(bool(named))
     for path in PAGES:
-        path.write_text(fill(path.read_text()))
+        path.write_text(fill(path.read_text(), found))
 
 
 if __name__ == "__main__":

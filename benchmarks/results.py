@@ -9,6 +9,7 @@ import ast
 import functools
 import json
 import os
+import statistics
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -161,6 +162,12 @@ def origins(content: object) -> Iterator[dict]:
             yield content
         for item in content.values():
             yield from origins(item)
+
+
+def mean_sd(values: list[float], digits: int = 2) -> str:
+    """The mean of float[seeds] ± the standard deviation, if there are several."""
+    sd = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.fmean(values):.{digits}f}{sd}"
 
 
 def faults(content: object) -> list[str]:

@@ -3,7 +3,7 @@ side, interleaved.
 
     # every work, 9 rounds each; writes results/round_time.json
     python benchmarks/round_time.py
-    # the one work of the table's first part
+    # the one work of the table's first part, printed only
     python benchmarks/round_time.py --works mlp
 
 Each contender is a process of its own, with the thread settings its users have, and does the same
@@ -15,6 +15,7 @@ the sum of its processes' peaks. Test accuracies must agree to a point.
 
 import argparse
 import contextlib
+import math
 import os
 import statistics
 import subprocess
@@ -90,10 +91,6 @@ class Work:
 
     def keras_model(self):
         return fl.build_model(self.experiment.network, self.config.seed)
-
-    def export(self) -> Path:
-        """The work as a file for the peers."""
-        return export(self.experiment, Path(tempfile.mkdtemp(prefix="work-")) / "work.npz")
 
     def accuracy(self, weights: list[np.ndarray]) -> float:
         # now: TFF's own way spoils models made before
@@ -279,13 +276,14 @@ class Contender:
     """The driver's side: starts the process, asks for rounds, and reads its tree's CPU time and
     memory."""
 
-    def __init__(self, name: str, work: str):
+    def __init__(self, name: str, work: str, file: Path):
+        """`file` has the work, for a peer."""
         self.name = name
         self.seconds = []
         self.cpu = []
         command = [sys.executable, __file__, "--contender", name, "--works", work]
         if name in PEERS:
-            command = command_of(name, Work(work).export())
+            command = command_of(name, file)
         self.process = subprocess.Popen(
             command,
             stdin=subprocess.PIPE,
@@ -321,8 +319,14 @@ class Contender:
 
 def measure(work: str, names: list[str], rounds: int) -> list[dict]:
     """Rows of the result: `rounds` rounds of each contender, interleaved, after one to warm up."""
-    contenders = [Contender(name, work) for name in names]
-    try:
+    with contextlib.ExitStack() as stack:
+        file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "work.npz"
+        if PEERS.keys() & {*names}:
+            export(Work(work).experiment, file)
+        contenders = []
+        for name in names:
+            contenders.append(Contender(name, work, file))
+            stack.callback(contenders[-1].end)
         for contender in contenders:
             contender.ask("round")
         for number in range(rounds):
@@ -340,9 +344,6 @@ def measure(work: str, names: list[str], rounds: int) -> list[dict]:
             }
             for c in contenders
         ]
-    finally:
-        for contender in contenders:
-            contender.end()
     accuracies = [row["accuracy"] for row in rows]
     if max(accuracies) - min(accuracies) > 0.01:
         raise SystemExit(
@@ -369,8 +370,8 @@ def table(rows: list[dict]) -> str:
         }
         seconds = same[row["name"]]
         spread = f"{min(row['seconds']):.3f} to {max(row['seconds']):.3f}"
-        floor = seconds / same["floor"]
-        own = seconds / same["ours"]
+        floor = seconds / same.get("floor", math.nan)
+        own = seconds / same.get("ours", math.nan)
         lines.append(
             f"| {row['work']} | {row['name']} | {seconds:.3f} ({spread}) | {floor:.2f} | {own:.2f} "
             f"| {row['cpu_s']:.2f} | {row['peak_mib']:,} | {row['accuracy']:.2%} |"
@@ -398,7 +399,8 @@ def main() -> None:
         if work == "mlp":
             names = [*CONTENDERS, *(["floor-jax"] if python_of("floor-jax").exists() else [])]
         rows += measure(work, options.contenders or names, options.rounds)
-    write("round_time", {**made_by(), "rows": rows})
+    if options.works == list(WORKS) and not options.contenders:
+        write("round_time", {**made_by(), "rows": rows})
     print(table(rows))
 
 

@@ -10,7 +10,7 @@ On 10,000 held-out training images, of other data a sixth; no test image looked 
 What this version has in runs/tuning is not run again.
 """
 
-from results import arguments, current, dagger, made_by, parse, read, write
+from results import arguments, dagger, made_by, mean_sd, parse, read, write
 
 # isort: split
 import federated_learning as fl
@@ -68,8 +68,8 @@ def table(rows: list[dict]) -> str:
             continue
         for row in sorted(chosen, key=lambda row: (row["model"], -np.mean(row["last"]))):
             lines.append(
-                f"| {row['model']}{dagger(row)} | `{row['flags']}` | {np.mean(row['last']):.2f} ± "
-                f"{np.std(row['last'], ddof=1):.2f} | {np.mean(row['first']):.1f} |"
+                f"| {row['model']}{dagger(row)} | `{row['flags']}` | {mean_sd(row['last'])} | "
+                f"{np.mean(row['first']):.1f} |"
             )
         tables.append("\n".join(lines))
     return "\n\n".join(tables)
@@ -81,7 +81,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", action="append_const", dest="tables", const=name)
     parser.add_argument("--models", nargs="+", choices=fl.choices.MODELS, default=[MODEL])
     options = parse(parser)
-    rows = current(read("tuning").get("rows", []))
+    rows = read("tuning").get("rows", [])
     for name in options.tables or TRIED:
         for model in options.models:
             for flags in TRIED[name]:

@@ -479,7 +479,9 @@ def test_scripts_get_one_line_of_json_and_a_time_limit(tmp_path):
     """A run, an evaluation and a comparison; a limit ends a run that --resume then continues."""
     flags = ("--dataset", "digits", "--model", "mlp", "--num-clients", "2", "--figures", "none")
     quiet = ("--quiet", "--json")
-    done = call_script(tmp_path, *flags, "--rounds", "1", "--name", "run", *quiet)
+    one = (*flags, "--rounds", "1", "--name", "run", "--time-limit", "0.001")
+    done = call_script(tmp_path, *one, *quiet)
+    assert "no further round fits" not in done.stderr  # there is none
     said = json.loads(done.stdout)
     metrics = read_metrics(tmp_path / "runs" / "run")
     assert said == {

@@ -4,7 +4,7 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
-from harness.reporting.results import class_report
+from harness.reporting.results import class_report, describe_accuracy
 from harness.training.histories import describe_reached, reached, rounds_to_target
 
 import numpy as np
@@ -89,6 +89,15 @@ def test_classes_without_test_images_are_in_no_mean():
     confusion = np.array([[3, 0, 0], [0, 0, 0], [0, 0, 3]])
     report = class_report(evaluation_of(confusion), range(3))
     assert report["macro avg"]["f1-score"] == 1 and "1" not in report
+
+
+def test_a_label_may_be_called_as_a_line_of_the_report():
+    report = class_report(evaluation_of(np.diag([3, 4])), ["accuracy", "macro avg"])
+    assert report["accuracy"] == 1 and report["macro avg"]["support"] == 7
+    assert report["accuracy (label)"]["support"] == 3
+    metrics = {"test_accuracy": 1.0, "test_images": 7, "dataset": "x", "report": report}
+    said = describe_accuracy(metrics | {"classes": ["accuracy", "macro avg"]})
+    assert "lowest F1: accuracy (label) (100.00%), macro avg (label) (100.00%)" in said
 
 
 def test_rounds_to_a_target_by_hand():

@@ -5,7 +5,7 @@ import json
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.comparing import comparison, run_folders
-from harness.comparing.sweep import Row, compared_rows, overlaid_folders
+from harness.comparing.sweep import Row, compared_rows, overlaid_folders, rows_of_configs
 
 import pytest
 from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv
@@ -96,6 +96,27 @@ def test_a_row_of_a_file_may_name_a_function(tmp_path):
 def test_a_row_that_is_a_configuration_compares_nothing_itself(more, said):
     with pytest.raises(UserError, match=said):
         fl.compare([configure(**more), configure(alpha=1.0)])
+
+
+@pytest.mark.parametrize(
+    "more", [{"stop_after": 3}, {"baselines": True}, {"seeds": 3}, {"target_accuracy": 0.9}]
+)
+def test_what_holds_for_all_rows_is_given_to_the_first(more):
+    """Of a later one it would have no effect."""
+    (field,) = more
+    with pytest.raises(UserError, match=f"{field}=.* rows differ; give it to the first"):
+        fl.compare([configure(), configure(algorithm="fedprox", **more)])
+    rows = [configure(**more), configure(algorithm="fedprox", name="other", **more)]
+    assert len(rows_of_configs(rows).rows) == 2
+
+
+def test_a_choice_that_is_also_a_folders_name_is_a_choice(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "fedavg").mkdir()
+    assert [row.label for row in compared_rows(configure(compare="fedavg,scaffold")).rows] == [
+        "fedavg",
+        "scaffold",
+    ]
 
 
 @pytest.mark.parametrize("given", [["a", "b"], "ab", None, 3])

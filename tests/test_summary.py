@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import shutil
 import subprocess
 
@@ -10,7 +11,7 @@ from harness.comparing.latex import name_settings
 from harness.comparing.outcomes import compare_accuracies, cost_figures
 from harness.comparing.significance import holm
 from harness.comparing.summary import Rates, describe_spread, summarize
-from harness.comparing.tables import COLUMNS, ROW, to_latex, to_markdown
+from harness.comparing.tables import COLUMNS, ROW, check_columns, find_empty, to_latex, to_markdown
 from harness.storage.files import csv_table
 
 import numpy as np
@@ -129,6 +130,17 @@ def test_other_images_and_a_users_metrics_have_columns():
     head, _, *lines = to_markdown([plain, attacked]).splitlines()
     assert head.endswith("| backdoor success (%) | balanced | metric\\_mean |".replace("\\", ""))
     assert lines[1].endswith("| 50.00 | 0.5 |  |")
+    check_columns("mean,balanced", has_metrics=True)
+    chosen = to_markdown([plain, attacked], "mean,balanced,other").splitlines()
+    assert chosen[0] == "| compared | test accuracy (%) | balanced |"
+    assert find_empty([plain, attacked], "balanced,other") == ["other"]
+
+
+def test_a_metric_may_be_called_as_it_likes():
+    run = [dataclasses.replace(make_record(0.5), metrics={"precision": math.nan, "compared": 2.0})]
+    (row,) = summarize({"a": [run]}, {"a": RATES["fedavg"]}, "", 0)
+    assert row["compared"] == "a" and row["metric_compared"] == 2
+    assert to_markdown([row], "precision").splitlines()[-1] == "| a | nan |"
 
 
 def test_the_same_table_in_three_forms():
@@ -141,7 +153,7 @@ def test_the_same_table_in_three_forms():
     assert len({line.count("|") for line in markdown}) == 1 and "target" not in markdown[0]
     assert to_markdown(rows, "mean,p").splitlines()[0] == "| compared | test accuracy (%) | p |"
     with pytest.raises(UserError, match="'speed' is not a column of summary.csv; choose from"):
-        to_markdown(rows, "mean,speed")
+        check_columns("mean,speed", has_metrics=False)
     latex = to_latex(rows, "digits, 50 %", "tab_1")
     head = r" & accuracy (\%) & difference (95\,\% CI) & $p$ (Holm) \\"
     assert head in latex and r"\label{tab:tab_1}" in latex and "digits, 50 \\%." in latex

@@ -1,7 +1,10 @@
 """--tune: each row's value is chosen on held-out images, and the rows are trained with it."""
 
+from typing import get_args
+
 import federated_learning as fl
 from harness.cli.fields import UserError
+from harness.comparing.commands import MOST_HELD_OUT
 from harness.comparing.sweep import candidates_of_rows, compared_rows
 
 import numpy as np
@@ -15,6 +18,11 @@ def candidates(**fields):
     """label -> the settings that are tried on a row."""
     config = configure(**fields)
     return candidates_of_rows(config, compared_rows(config))
+
+
+def test_no_more_is_held_out_than_the_flag_allows():
+    _, span, _ = get_args(fl.Config.types()["holdout"])
+    assert span.high == MOST_HELD_OUT
 
 
 def test_rows_are_tuned_by_the_fields_that_they_use_and_do_not_set():

@@ -36,13 +36,14 @@ NEEDED = {  # without which these fields have no effect
     "--target-accuracy": ("after_target",),
     BY_WEIGHT: ("client_weighting",),
 }
-# Fields that --predict and --evaluate use; the latter with those of the data. Last come fields that
-# it refuses.
+# Fields of what an evaluation does not do, and refuses.
+TRAINING = ("compare", "seeds", "tune", "jobs", "resume", "baselines")
+# Fields that --predict and --evaluate use, the latter with those of the data, or refuse.
 PREDICTING = ("predict", "pictures", "config", "quiet", "json")
 EVALUATING = (
     *("evaluate", "model", "metrics", "config", "runs", "name", "quiet", "json"),
     *("figures", "caption", "figure_size", "figure_font", "figure_style"),
-    *("compare", "seeds", "tune", "jobs", "resume", "baselines"),
+    *TRAINING,
 )
 
 

@@ -72,8 +72,14 @@ def to_flag(field: str) -> str:
 
 def wants_help(words: Sequence[str]) -> bool:
     """Return whether tyro prints its help, or a shell's completion, for these words."""
-    asking = ("-h", "--help", "--help-all")
-    return any(word in asking or word.startswith(("--tyro-", "--help=")) for word in words)
+    return any(
+        asks_for_help(word) or word == "--help-all" or word.startswith("--tyro-") for word in words
+    )
+
+
+def asks_for_help(word: str) -> bool:
+    """Return whether a word is --help, with or without a theme behind it."""
+    return word in ("-h", "--help") or word.startswith("--help=")
 
 
 def split_off(words: Sequence[str], field: str) -> tuple[list[str], list[str]]:

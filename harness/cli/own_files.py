@@ -127,8 +127,8 @@ def prefer_folder(folder: Path) -> None:
 
 
 def forget_modules(files: set[str]) -> None:
-    """Have these files, or packages, of a user's imported anew: their text may be another by now,
-    or a file of this name in another folder was imported."""
+    """Forget these files, or packages, of a user's, so that Python imports them again: their text may
+    be another by now, or a file of this name in another folder was imported."""
     names = {file.removesuffix(".py") for file in files}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None) or sys.prefix

@@ -1,7 +1,7 @@
 """Python files that this user has run before; a run's folder from elsewhere is data, not code.
 
 Its config.json may name a Python file as the model, or as another part. That file runs only if the
-user names it with the flag, or has run a file with this very content before. The files beside it
+user names it with the flag, or has run a file with this very content before. The files next to it
 that it imports are part of its content.
 """
 
@@ -32,11 +32,11 @@ def read_with_imports(path: Path) -> dict[Path, bytes]:
         file = waiting.pop()
         if file not in found:
             found[file] = read_bytes(file)
-            waiting += imported_beside(found[file], path.parent)
+            waiting += imports_nearby(found[file], path.parent)
     return found
 
 
-def imported_beside(source: bytes, folder: Path) -> list[Path]:
+def imports_nearby(source: bytes, folder: Path) -> list[Path]:
     """Return the files in `folder` that a source imports; of a package all files in it."""
     try:
         nodes = list(ast.walk(ast.parse(source)))

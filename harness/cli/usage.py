@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from harness import SCRIPT
 from harness.cli.command_line import print_help
 from harness.cli.fields import ConfigGroup, UserError
-from harness.cli.flags import to_flag
+from harness.cli.flags import asks_for_help, to_flag
 from harness.cli.output import tolerate_closed_stream
 
 EXAMPLES = {
@@ -63,11 +63,6 @@ def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
         except SystemExit as leaving:
             codes.append(leaving.code or 0)
     sys.exit(max(codes))
-
-
-def asks_for_help(word: str) -> bool:
-    """Return whether a word is --help, with or without a theme behind it."""
-    return word in ("-h", "--help") or word.startswith("--help=")
 
 
 def named_behind(words: Sequence[str], place: int) -> list[str]:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli import trust
-from harness.cli.command_line import one_at_a_time
+from harness.cli.command_line import TRAINING, one_at_a_time
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.loading import import_function
 from harness.cli.output import quietly, warn
@@ -27,6 +27,8 @@ from harness.reporting import drawing, results
 from harness.storage import origin, run_folder
 from harness.storage.files import expand_path
 from harness.storage.saved_run import check_model, read_finished
+
+MOST_HELD_OUT = 50_000  # the largest --holdout
 
 
 @one_at_a_time()
@@ -73,7 +75,7 @@ def compare(
             # The values are chosen on training images held out, and the rows then trained on all.
             on_all = absolute.replace(holdout=0)
             whole = load_dataset(on_all.data) if dataset is None else dataset
-            count = absolute.data.holdout or len(whole.train.labels) // 6
+            count = absolute.data.holdout or min(len(whole.train.labels) // 6, MOST_HELD_OUT)
             on_held_out = absolute.replace(holdout=count)
             hold_out = import_function("datasets:hold_out")
             held_out = None if dataset is None else hold_out(dataset, count)
@@ -111,9 +113,7 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
 
 def check_evaluated(config: Any) -> None:
     """Raise UserError for flags that ask for training, which an evaluation would ignore."""
-    asked = {**config.comparison.to_dict(), "resume": config.run.resume}
-    asked["baselines"] = config.run.baselines
-    for field, value in asked.items():
+    for field, value in config.subset(TRAINING).items():
         if value != config.defaults()[field]:
             raise UserError(
                 f"{field}={value!r:.60} cannot be combined with evaluate="

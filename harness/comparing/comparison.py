@@ -13,7 +13,14 @@ from typing import Any, NamedTuple
 
 from harness.cli.output import print_line, warn
 from harness.cli.run_options import COMPARABLE, SINGLE
-from harness.comparing.completing import Single, check_time, complete_all, describe_work, run_jobs
+from harness.comparing.completing import (
+    Single,
+    check_time,
+    complete_all,
+    describe_work,
+    folder_of,
+    run_jobs,
+)
 from harness.comparing.latex import escape, name_settings
 from harness.comparing.outcomes import (
     ON_OWN_IMAGES,
@@ -38,7 +45,7 @@ from harness.comparing.run_folders import (
 from harness.comparing.significance import Base
 from harness.comparing.summary import Rates, summarize
 from harness.comparing.sweep import Compared
-from harness.comparing.tables import find_empty, read_columns, to_latex, to_markdown
+from harness.comparing.tables import check_columns, find_empty, to_latex, to_markdown
 from harness.reporting.captions import caption_parts
 from harness.reporting.client_plots import plot_clients_of_rows
 from harness.reporting.clients import distributions, read_clients
@@ -47,7 +54,7 @@ from harness.reporting.drawing import join_parts
 from harness.reporting.figure_files import draw_files, remove_outdated
 from harness.reporting.figure_form import form_of
 from harness.reporting.results import format_accuracy, pluralize
-from harness.storage.files import csv_table, expand_path, one_line, write_file
+from harness.storage.files import csv_table, one_line, write_files
 from harness.storage.provenance import describe_provenance
 from harness.training.histories import has_own_models, have_one_length, own_accuracies
 from harness.training.records import RoundRecord
@@ -103,7 +110,7 @@ def compare(
     OutOfTime if not all runs are done at the `deadline`, a perf_counter().
     """
     since = time.perf_counter()
-    read_columns(config.run.table_columns)  # errors before anything is trained
+    check_columns(config.run.table_columns, bool(config.run.metrics))  # before anything is trained
     form_of(config.run)
     seeds = range(config.seed, config.seed + config.comparison.seeds)
     experiments = []
@@ -180,8 +187,8 @@ def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
         finished.table.extend(identified | record.figures() for record in single.earlier)
         finished.records_of.setdefault(label, []).append(single.earlier)
         finished.seeds_of.setdefault(label, []).append(single.config.seed)
-        run_folder = expand_path(single.config.run.runs) / single.config.run.name
-        finished.clients_of.setdefault(label, []).append(distributions(read_clients(run_folder)))
+        clients = read_clients(folder_of(single.config))
+        finished.clients_of.setdefault(label, []).append(distributions(clients))
     cells: dict[str, Any] = {single.row.label: tuple(single.row.cells.values()) for single in done}
     is_grid = all(len(texts) == 2 and None not in texts for texts in cells.values())
     return finished._replace(panels=cells if is_grid else None)
@@ -270,9 +277,7 @@ def write_comparison(
     }
     if tuning:
         files["tuning.csv"] = csv_table(tuning.tried)
-    for name, content in files.items():
-        write_file(folder / name, content)
-    remove_outdated(folder, figures, [folder / name for name in files])
+    remove_outdated(folder, figures, write_files(folder, files))
     print_line("")
     tell_caveats(records_of, target, find_empty(summary, run.table_columns))
     if target and run.after_target == "continue":
@@ -344,8 +349,4 @@ def format_rate(name: str, rates: dict[str, Rates]) -> str:
 
 def rates_of(singles: Sequence[Single]) -> dict[str, Rates]:
     """Return name -> learning rates and batch size."""
-    trainings = {single.row.label: single.config.training for single in singles}
-    return {
-        name: Rates(training.client_lr, training.server_lr, training.batch_size)
-        for name, training in trainings.items()
-    }
+    return {single.row.label: Rates.of(single.config.training) for single in singles}

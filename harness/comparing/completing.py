@@ -20,10 +20,10 @@ from harness.cli.saved_config import check_resumed, read_saved
 from harness.comparing.sweep import Row
 from harness.engine import stopping
 from harness.reporting.results import pluralize
+from harness.storage.callbacks import is_finished
 from harness.storage.files import InUse, expand_path, one_line, read_lines
 from harness.storage.provenance import ROOT
 from harness.storage.saved_run import read_metrics
-from harness.training.histories import stops_early
 from harness.training.records import RoundRecord
 
 import numpy as np
@@ -53,12 +53,17 @@ class Single(NamedTuple):
         return f"{self.row.label}, seed {self.config.seed}"
 
 
+def count_left(singles: Sequence[Single]) -> int:
+    """Return how many of the runs are to be made."""
+    return sum(single.earlier is None for single in singles)
+
+
 def describe_work(singles: Sequence[Single]) -> str:
     """Return how many of the runs are to be made, and in what time, by the mean of those done.
 
     Of private runs, whose time is not told, and where none is done, it is not known.
     """
-    num_left = sum(single.earlier is None for single in singles)
+    num_left = count_left(singles)
     times = [
         sum(record.seconds for record in single.earlier) for single in singles if single.earlier
     ]
@@ -76,19 +81,23 @@ def format_time(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
+def folder_of(config: Any) -> Path:
+    """Return the folder of a comparison's run, which has a name."""
+    return expand_path(config.run.runs) / config.run.name
+
+
 def read_earlier(config: Any) -> list[RoundRecord] | None:
     """Return the records of this run if it is finished, or None if it has to be started or
     continued.
 
     Raises UserError if its folder contains something else.
     """
-    folder = expand_path(config.run.runs) / config.run.name
+    folder = folder_of(config)
     if not folder.exists():
         return None
     check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
     records = read_metrics(folder)
-    is_done = len(records) == config.training.rounds
-    return records if is_done or stops_early(records, config.run) else None
+    return records if is_finished(records, config) else None
 
 
 def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord] | None:
@@ -97,7 +106,7 @@ def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord
     Returns None if it cannot be finished before the `deadline`, a perf_counter().
     """
     config = single.config
-    folder = expand_path(config.run.runs) / config.run.name
+    folder = folder_of(config)
     earlier = single.earlier or read_earlier(config)  # which another process may have made since
     if earlier:
         print_line(f"{one_line(str(folder))}: finished earlier, reused")
@@ -115,7 +124,7 @@ def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord
 
 def check_time(singles: Sequence[Single], time_limit: str, folder: Path) -> None:
     """Raise OutOfTime, and warn, if some of the runs are not done."""
-    num_left = sum(single.earlier is None for single in singles)
+    num_left = count_left(singles)
     if num_left:
         left = pluralize(num_left, "run")
         warn(f"time_limit={time_limit} has passed with {left} left; {how_to_continue()}")
@@ -206,8 +215,7 @@ def run_jobs(singles: list[Single], num_jobs: int, folder: Path, deadline: float
             for job in jobs:
                 job.wait()
         if stopping.requested:
-            num_left = sum(single.earlier is None for single in singles)
-            warn(f"stopped with {pluralize(num_left, 'run')} left; {how_to_continue()}")
+            warn(f"stopped with {pluralize(count_left(singles), 'run')} left; {how_to_continue()}")
         stopping.raise_if_requested()
     return {number for number in left if singles[number].earlier}
 
@@ -255,8 +263,7 @@ def watch_jobs(
 
 def count_rounds(configs: Sequence[Any]) -> int:
     """Return how many rounds of these runs are done so far."""
-    files = [expand_path(config.run.runs) / config.run.name for config in configs]
-    return sum(len(read_lines(folder / "rounds.jsonl")) for folder in files)
+    return sum(len(read_lines(folder_of(config) / "rounds.jsonl")) for config in configs)
 
 
 def describe_done(single: Single) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from harness.cli.own_files import short_name
 from harness.storage.files import one_line
 
 SPECIAL = {
@@ -57,7 +58,7 @@ def name_settings(settings: dict[str, Any], names: dict[str, str], label: str) -
         if value == "":
             found.append(escape(f"no {field.replace('_', ' ')}"))
         elif isinstance(value, str):
-            found.append(names.get(value) or escape(value.rpartition("/")[2]))
+            found.append(names.get(value) or escape(short_name(value)))
         elif field in SYMBOLS and value is not None and not isinstance(value, bool):
             found.append(f"${SYMBOLS[field]} = {value:g}$")
         else:

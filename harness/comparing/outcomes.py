@@ -7,14 +7,13 @@ from functools import partial
 from typing import Any
 
 from harness.comparing.significance import Base, format_differences
+from harness.comparing.summary import curves_of, final_own_accuracies, needed_rounds
 from harness.reporting.clients import TITLES
 from harness.reporting.comparison_plots import Spent, plot_comparison, plot_rounds_to_target
 from harness.reporting.plots import MEGABYTES, SECONDS, Cost
 from harness.reporting.results import format_accuracy, format_rounds_to_target, pluralize
 from harness.training.histories import (
     have_one_length,
-    own_accuracies,
-    rounds_to_target,
     seconds_to_target,
     simulated_so_far,
 )
@@ -36,10 +35,7 @@ def compare_rounds_to_target(
 ) -> Outcome:
     """Return (what draws it, name -> its line, name -> rounds to the target by seed)."""
     curves = {name: curves_of(runs) for name, runs in records_of.items()}
-    needed = {
-        name: [rounds_to_target(curve, target) for curve in of_seeds]
-        for name, of_seeds in curves.items()
-    }
+    needed = {name: needed_rounds(runs, target) for name, runs in records_of.items()}
     texts = {
         name: f"target accuracy {target:.2%}: {format_rounds_to_target(rounds, seeds_of[name])}"
         + (f"; highest {format_accuracy(list(map(max, curves[name])))}" if None in rounds else "")
@@ -55,11 +51,6 @@ def compare_rounds_to_target(
         {labels[name]: seeds for name, seeds in seeds_of.items()},
     )
     return draw, texts, needed
-
-
-def curves_of(runs: Sequence[Sequence[RoundRecord]]) -> list[np.ndarray]:
-    """Return the test accuracies float64[rounds] of each run."""
-    return [np.array([record.test_accuracy for record in records]) for records in runs]
 
 
 Panels = dict[str, tuple[str, str]] | None  # of a grid: name -> (its line, its panel)
@@ -169,12 +160,10 @@ def describe_own_models(
 
     The heading is "". A row without own models has the global model's on the same images.
     """
-    final = {
-        name: [100 * own_accuracies(records)[-1] for records in runs]
-        for name, runs in records_of.items()
-    }
-    differences = differences_to_base(final if have_one_length(records_of) else {}, base, "points")
-    after = "" if have_one_length(records_of) else ", each after its own last round"
+    final = {name: final_own_accuracies(runs) for name, runs in records_of.items()}
+    is_tested = have_one_length(records_of)
+    differences = differences_to_base(final if is_tested else {}, base, "points")
+    after = "" if is_tested else ", each after its own last round"
     heading = f"accuracy on the {ON_OWN_IMAGES} images, by the model that each client uses{after}:"
     texts = {"": heading}
     for name, runs in records_of.items():
@@ -194,8 +183,8 @@ def common_distributions(
 ) -> tuple[str, dict[str, list[np.ndarray]]]:
     """Return (what was measured, row -> the clients' accuracies float64[K] of each seed).
 
-    On the images that the clients hold out if all runs have them, else on their label mixes;
-    ("", {}) if a run has neither.
+    By the clients' own models if all runs have them, else by the global one: on the images that the
+    clients hold out, or else on their label mixes. ("", {}) if a run has none of these.
     """
     runs = [run for of_seeds in clients_of.values() for run in of_seeds]
     for name in reversed(TITLES):

@@ -16,6 +16,7 @@ from harness.comparing.latex import name_settings
 from harness.comparing.run_folders import find_folder
 from harness.comparing.summary import Rates
 from harness.comparing.sweep import overlaid_folders, shown_settings
+from harness.comparing.tables import check_columns
 from harness.comparing.terms import label_settings
 from harness.reporting.clients import distributions, read_clients
 from harness.reporting.drawing import join_parts
@@ -58,6 +59,8 @@ def overlay(config: Any, default: ConfigGroup) -> Path:
     paths = overlaid_folders(config.comparison.compare)
     runs = [read_run(path, default) for path in paths]
     check_data(runs)
+    has_metrics = any(run.records[-1].metrics for run in runs)
+    check_columns(config.run.table_columns, has_metrics)
     rows: dict[str, dict[int, Done]] = {}
     for run in runs:
         of_seeds = rows.setdefault(run.kind, {})
@@ -79,11 +82,10 @@ def overlay(config: Any, default: ConfigGroup) -> Path:
         finished.places[name] = (name_settings(shown, paper_names(run.config), name),)
     for name, of_seeds in by_name.items():
         ordered = [of_seeds[seed] for seed in sorted(of_seeds)]
-        training = ordered[0].config.training
         finished.records_of[name] = [run.records for run in ordered]
         finished.seeds_of[name] = [run.config.seed for run in ordered]
         finished.clients_of[name] = [distributions(read_clients(run.folder)) for run in ordered]
-        finished.rates[name] = Rates(training.client_lr, training.server_lr, training.batch_size)
+        finished.rates[name] = Rates.of(ordered[0].config.training)
         for run in ordered:
             identified = {"run": run.folder.name, "compared": name, "seed": run.config.seed}
             finished.table.extend(identified | record.figures() for record in run.records)

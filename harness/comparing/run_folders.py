@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -14,11 +12,13 @@ from harness.cli.fields import UserError
 from harness.cli.output import print_line
 from harness.cli.run_options import MAY_GROW, identity
 from harness.cli.saved_config import read_saved
-from harness.comparing.completing import Single, read_earlier
+from harness.comparing.completing import Single, folder_of, read_earlier
 from harness.comparing.sweep import Compared, Row
 from harness.storage.files import expand_path, numbered, one_line, read_json, to_json, write_file
-from harness.storage.provenance import changed, program, read_programs
+from harness.storage.provenance import changed, digest, program, read_programs
 from harness.storage.run_names import make_run_folder
+
+LONGEST_NAME = 60  # letters of a run's folder in that of its comparison
 
 
 class Planned(NamedTuple):
@@ -31,9 +31,6 @@ class Planned(NamedTuple):
     choice_hashes: dict[str, str]
 
 
-LONGEST_NAME = 60  # letters of a run's folder in that of its comparison
-
-
 def folder_names(rows: Sequence[Row]) -> list[str]:
     """Return what the rows' folders are called, without the seed: "fedavg-alpha0.1"."""
     names = []
@@ -44,7 +41,7 @@ def folder_names(rows: Sequence[Row]) -> list[str]:
     return [
         name
         if name and len(name) <= most and names.count(name) == 1
-        else f"{name[: most - 9]}-{short_hash(row.label)}"
+        else f"{name[: most - 9]}-{digest(row.label)[:8]}"
         for name, row in zip(names, rows, strict=True)
     ]
 
@@ -59,12 +56,7 @@ def key_of(experiment: Any) -> str:
         program(),
         experiment.choice_hashes,
     ]
-    return short_hash(depends_on, 16)
-
-
-def short_hash(content: Any, digits: int = 8) -> str:
-    """Return some digits of a hash of JSON content."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
+    return digest(depends_on)
 
 
 def open_folder(config: Any, compared: Compared, planned: Sequence[Planned]) -> Path:
@@ -85,7 +77,7 @@ def find_folder(runs: Path, name: str, described: dict[str, Any]) -> Path:
     A name that something else has gets -2, -3, ...
     """
     values = re.sub(r"[^\w.]+", "-", "-".join(described["values"]))
-    name = name or f"compare-{values[: LONGEST_NAME - 17]}-{short_hash(described)}"
+    name = name or f"compare-{values[: LONGEST_NAME - 17]}-{digest(described)[:8]}"
     for folder in numbered(runs / name):
         if not folder.exists():
             folder = make_run_folder(runs, folder.name, {"comparison.json": to_json(described)})
@@ -149,7 +141,7 @@ def note_runs(
     """Write into comparison.json where the runs are, and whether all are done."""
     path = folder / "comparison.json"
     runs = {
-        os.path.relpath(Path(single.config.run.runs) / single.config.run.name, folder): plan.key
+        os.path.relpath(folder_of(single.config), folder): plan.key
         for single, plan in zip(singles, planned, strict=True)
     }
     content = read_json(path)

@@ -13,6 +13,12 @@ import scipy.stats
 SIGNIFICANT = 0.05  # with a p below it two rows are told apart
 
 
+def varies(difference: np.ndarray) -> bool:
+    """Return whether paired differences float[seeds] have a variance to test with."""
+    smallest = max(1e-9, 1e-6 * np.abs(difference).max())
+    return len(difference) > 1 and bool(np.ptp(difference) >= smallest)
+
+
 def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[float, float]:
     """Return (mean of second - first, p of the paired t-test), for float[seeds] each.
 
@@ -20,22 +26,15 @@ def paired_test(first: Sequence[float], second: Sequence[float]) -> tuple[float,
     differs, p is 1.
     """
     difference = np.subtract(second, first)
-    largest = float(np.abs(difference).max())
-    if len(difference) < 2 or np.ptp(difference) < max(1e-9, 1e-6 * largest):
-        return float(difference.mean()), 1.0 if largest < 1e-9 else math.nan
+    if not varies(difference):
+        return float(difference.mean()), 1.0 if np.abs(difference).max() < 1e-9 else math.nan
     return float(difference.mean()), float(scipy.stats.ttest_rel(second, first).pvalue)
 
 
-def difference_interval(difference: np.ndarray) -> float:
-    """Return half the width of the 95 % interval of the mean of paired differences float[seeds].
-
-    NaN for a single seed, or equal differences, which have no variance.
-    """
-    num_seeds = len(difference)
-    if num_seeds < 2 or np.ptp(difference) < max(1e-9, 1e-6 * np.abs(difference).max()):
-        return math.nan
-    quantile = scipy.stats.t.ppf(1 - SIGNIFICANT / 2, num_seeds - 1)
-    return float(quantile * np.std(difference, ddof=1) / math.sqrt(num_seeds))
+def half_width_of_mean(values: Sequence[float] | np.ndarray) -> float:
+    """Return half the width of the 95 % interval of the mean of float[n], n > 1, by Student's t."""
+    quantile = scipy.stats.t.ppf(1 - SIGNIFICANT / 2, len(values) - 1)
+    return float(quantile * np.std(values, ddof=1) / math.sqrt(len(values)))
 
 
 POWER = 0.8
@@ -99,9 +98,10 @@ def compare_outcomes(outcomes: Mapping[str, Sequence[float]], base: Base) -> dic
     found = {}
     for name, (mean, p), adjusted_p in zip(names, tests, adjusted, strict=True):
         difference = np.subtract(outcomes[name], outcomes[base_of(name, base)])
-        half_width = difference_interval(difference)
+        half_width = math.nan
         detectable = math.nan
-        if not math.isnan(half_width):
+        if varies(difference):
+            half_width = half_width_of_mean(difference)
             sd = float(np.std(difference, ddof=1))
             detectable = detectable_difference(sd, len(difference))
         found[name] = Difference(mean, p, adjusted_p, half_width, detectable)

@@ -1,4 +1,4 @@
-"""Tables of a comparison as files: CSV, Markdown, LaTeX."""
+"""The rows of summary.csv: what a comparison measured, a row a setting."""
 
 from __future__ import annotations
 
@@ -6,7 +6,13 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from harness.comparing.significance import Base, Difference, base_of, compare_outcomes
+from harness.comparing.significance import (
+    Base,
+    Difference,
+    base_of,
+    compare_outcomes,
+    half_width_of_mean,
+)
 from harness.comparing.tables import COLUMNS, ON_REQUEST, ROW, Table
 from harness.reporting.clients import gini, worst_tenth
 from harness.training.histories import (
@@ -21,7 +27,24 @@ from harness.training.histories import (
 from harness.training.records import OWN_MODELS, WORST_OWN, RoundRecord, examples_trained_on
 
 import numpy as np
-import scipy.stats
+
+
+def curves_of(runs: Sequence[Sequence[RoundRecord]]) -> list[np.ndarray]:
+    """Return the test accuracies float64[rounds] of each run."""
+    return [np.array([record.test_accuracy for record in records]) for records in runs]
+
+
+def needed_rounds(runs: Sequence[Sequence[RoundRecord]], target: float) -> list[float | None]:
+    """Return the rounds that each run needed to reach the target accuracy; None if it did not."""
+    return [rounds_to_target(curve, target) for curve in curves_of(runs)]
+
+
+def final_own_accuracies(runs: Sequence[Sequence[RoundRecord]]) -> list[float]:
+    """Return the percent that clients' own models classify correctly after each run's last round.
+
+    It is on the clients' own test images. A run without own models has the global model's.
+    """
+    return [100 * float(own_accuracies(records)[-1]) for records in runs]
 
 
 class Rates(NamedTuple):
@@ -30,6 +53,11 @@ class Rates(NamedTuple):
     client_lr: float
     server_lr: float
     batch_size: int  # 0: the whole shard
+
+    @classmethod
+    def of(cls, training: Any) -> Rates:
+        """Return those of the group of flags."""
+        return cls(training.client_lr, training.server_lr, training.batch_size)
 
 
 def summarize(
@@ -50,10 +78,7 @@ def summarize(
     all runs have the same number of rounds. Values that do not apply are None, such as a mean over
     seeds of which one did not reach the target.
     """
-    needed = {
-        name: [rounds_to_target([record.test_accuracy for record in run], target) for run in runs]
-        for name, runs in records_of.items()
-    }
+    needed = {name: needed_rounds(runs, target) for name, runs in records_of.items()}
     accuracies = {
         name: [100 * records[-1].test_accuracy for records in runs]
         for name, runs in records_of.items()
@@ -64,10 +89,7 @@ def summarize(
     differences = compare_outcomes(outcomes, base) if base else {}
     own = {}
     if base and has_own_models(records_of) and have_one_length(records_of):
-        own = {
-            name: [100 * own_accuracies(records)[-1] for records in runs]
-            for name, runs in records_of.items()
-        }
+        own = {name: final_own_accuracies(runs) for name, runs in records_of.items()}
     own_differences = compare_outcomes(own, base) if own else {}
     all_rounds = not target or have_one_length(records_of)  # though the target may end a run
     every = [records[-1] for runs in records_of.values() for records in runs]
@@ -126,7 +148,7 @@ def describe_metrics(
     """Return the columns of a user's --metrics, means over seeds."""
     last = [records[-1].metrics for records in runs]
     return {
-        f"metric_{name}" if name in COLUMNS else name: float(
+        f"metric_{name}" if name in COLUMNS or name == ROW else name: float(
             np.mean([found[name] for found in last])
         )
         if all(name in found for found in last)
@@ -247,5 +269,5 @@ def describe_spread(values: Sequence[float]) -> dict[str, float | None]:
     if len(values) < 2:
         return {"mean": mean, "sd": None, "low": None, "high": None}
     sd = float(np.std(values, ddof=1))
-    half = float(scipy.stats.t.ppf(0.975, len(values) - 1)) * sd / math.sqrt(len(values))
+    half = half_width_of_mean(values)
     return {"mean": mean, "sd": sd, "low": max(mean - half, 0.0), "high": min(mean + half, 100.0)}

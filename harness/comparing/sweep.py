@@ -18,6 +18,8 @@ from harness.comparing.terms import NEVER, Entry, label_settings, read_term, swe
 from harness.storage.files import expand_path, read_json
 
 MOST_RUNS = 200
+# Fields of a list of configurations that the first one has for all, whatever the others have.
+OF_THE_FIRST = {"runs", "name", "cache", "config"}
 SHOWN_BY_DEFAULT = {*COMPARABLE} - {"attack"}  # which has no effect without attackers
 
 
@@ -220,6 +222,7 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
                     f"{field}={value!r:.60} cannot be combined with a list of configurations, each "
                     "of which is a row; drop it"
                 )
+    check_alike(configs)
     given = [config.replace(**SINGLE).to_dict() for config in configs]
     own = {*Run().to_dict(), *SINGLE}
     differing = [
@@ -243,6 +246,19 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
         for label, of_row, settings in zip(labels, changes, shown, strict=True)
     ]
     return Compared(tuple(differing), rows, rows[0].label)
+
+
+def check_alike(configs: Sequence[Any]) -> None:
+    """Raise UserError for flags of a run or comparison that only a later configuration has."""
+    first = configs[0].to_dict()
+    of_all = {*Run().to_dict(), *SINGLE} - OF_THE_FIRST
+    for config in configs[1:]:
+        for field, value in config.changed().items():
+            if field in of_all and value != first[field]:
+                raise UserError(
+                    f"{field}={value!r:.60} is not a field in which rows differ; give it to the "
+                    "first configuration, which sets it for all"
+                )
 
 
 def shown_settings(
@@ -343,10 +359,11 @@ def overlaid_folders(text: str) -> list[Path]:
     """
     names = [name.strip() for name in text.replace(";", ",").split(",")]
     names = [name for name in names if name]
-    if not any("/" in name or os.path.isdir(expand_path(name)) for name in names):
+    are_folders = [os.path.isdir(expand_path(name)) for name in names]
+    if not any("/" in name for name in names) and not any(runs_of(expand_path(n)) for n in names):
         return []
     names_settings = any("(" in name or "=" in name or is_own(name) for name in names)
-    if names_settings and not any(map(os.path.isdir, names)):
+    if names_settings and not any(are_folders):
         return []  # a choice, or settings, that name a file
     found: list[Path] = []
     for name in names:

@@ -62,6 +62,7 @@ COLUMNS = {
 }
 
 
+PROBABILITIES = ("p", "p_holm", "personal_p", "personal_p_holm")
 ON_REQUEST = ("clients_mean", "clients_worst10", "clients_gini")  # of --table-columns
 
 
@@ -79,10 +80,10 @@ def cell(row: dict[str, Any], column: str) -> str:
     value = row[column]
     if value is None:
         return ""
-    if isinstance(value, float) and math.isnan(value) and heading(column).startswith("p"):
-        return "not testable"
     if column == ROW:
         return str(value)
+    if column in PROBABILITIES and math.isnan(value):
+        return "not testable"
     return f"{value:{COLUMNS[column][1] if column in COLUMNS else '.4g'}}"  # of a user's metric
 
 
@@ -105,26 +106,32 @@ def escape_markdown(text: str) -> str:
 
 
 def read_columns(text: str) -> list[str]:
-    """Return the columns that --table-columns names. Raises UserError for an unknown one."""
-    names = [name.strip() for name in text.split(",") if name.strip()]
-    unknown = [name for name in names if name not in COLUMNS]
-    if unknown:
+    """Return the names in --table-columns."""
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def check_columns(text: str, has_metrics: bool) -> None:
+    """Raise UserError if --table-columns names a column that summary.csv does not have.
+
+    With metrics of the user's own (`has_metrics`) there may be any.
+    """
+    unknown = [name for name in read_columns(text) if name not in COLUMNS]
+    if unknown and not has_metrics:
         raise UserError(
             f"table_columns={text!r:.60}: {unknown[0]!r:.40} is not a column of summary.csv; "
             f"choose from {', '.join(COLUMNS)}"
         )
-    return names
 
 
 def find_empty(rows: Table, text: str) -> list[str]:
     """Return those of the columns that --table-columns names which say nothing in any row."""
-    return [name for name in read_columns(text) if all(row[name] is None for row in rows)]
+    return [name for name in read_columns(text) if all(row.get(name) is None for row in rows)]
 
 
 def choose_columns(rows: Table, text: str) -> list[str]:
     """Return the columns that --table-columns names; without it all that say something."""
     names = read_columns(text)
-    return [ROW, *names] if names else used_columns(rows)
+    return [ROW, *(name for name in names if name in rows[0])] if names else used_columns(rows)
 
 
 def paper_columns(rows: Table, target: float) -> tuple[list[str], list[list[str]]]:

@@ -11,10 +11,11 @@ from typing import Any
 from harness.cli.fields import UserError
 from harness.cli.output import print_line, warn
 from harness.comparing.comparison import Finished, Tuning, compare
+from harness.comparing.summary import needed_rounds
 from harness.comparing.sweep import Compared, Row, candidates_of_rows
 from harness.comparing.terms import label_of, label_settings
 from harness.reporting.results import format_accuracy, pluralize
-from harness.training.histories import has_own_models, own_accuracies, rounds_to_target
+from harness.training.histories import has_own_models, own_accuracies
 
 import numpy as np
 
@@ -152,9 +153,7 @@ def rank(finished: Finished, label: str, target: float) -> tuple[float, float, f
     accuracy = float(np.mean(final_accuracies(finished, label)))
     if not target or has_models(finished, label):
         return 0, 0, accuracy
-    runs = finished.records_of[label]
-    curves = [np.array([record.test_accuracy for record in records]) for records in runs]
-    needed = [rounds_to_target(curve, target) for curve in curves]
+    needed = needed_rounds(finished.records_of[label], target)
     reached = [rounds for rounds in needed if rounds is not None]
     return len(reached), -float(np.mean(reached or [0])), accuracy
 

@@ -1,4 +1,4 @@
-"""Figures of the distribution of the global model's accuracy over the clients."""
+"""Figures of how accuracies are distributed over the clients."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from harness.reporting.results import pluralize
 import numpy as np
 from matplotlib.figure import Figure
 
+BY_OWN = "personal_accuracy"  # of TITLES
 MOST_DOTS = 100  # clients up to which each is a dot
 
 
@@ -24,7 +25,8 @@ def plot_client_accuracy(distributions: dict[str, np.ndarray], caption: str) -> 
     `distributions` has the accuracies float64[K], 0..1, by a name of clients.TITLES.
     """
     most = max(map(len, distributions.values()))
-    title = f"The global model on each of {pluralize(most, 'client')}"
+    models = "The global model" + ", and their own," * (BY_OWN in distributions)
+    title = f"{models} on each of {pluralize(most, 'client')}"
     figure = new_figure(9, 4.4, title, caption)
     axes = figure.subplots()
     for (name, accuracies), color in zip(
@@ -85,7 +87,8 @@ def plot_clients_of_rows(
     axes.set_yticks(range(len(names)), names)
     axes.invert_yaxis()
     note = "box: quartiles, whiskers: 10 to 90 %, diamond: mean"
-    about = f"accuracy of the global model on {measured_on} (%)"
+    by_global = "" if measured_on == TITLES[BY_OWN] else ", by the global model"
+    about = f"accuracy on {measured_on}{by_global} (%)"
     axes.set_xlabel(textwrap.fill(about, 32) if FORM.get().is_narrow else f"{about}\n{note}")
     plain(axes)
     return figure

@@ -1,4 +1,4 @@
-"""How the global model serves each client: clients.csv, its summary, and its distribution."""
+"""How the global model, and its own, serve each client: clients.csv, summary, distribution."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.storage.files import read_bytes
+from harness.storage.files import read_lines
 from harness.training.records import Evaluation
 
 import numpy as np
@@ -64,6 +64,15 @@ def gini(values: np.ndarray) -> float:
     return float((ranks * np.sort(values)).sum() / (len(values) * values.sum()))
 
 
+def label_skews(counts: np.ndarray) -> np.ndarray:
+    """Return float64[K]: the total-variation distance of each client's labels to those of all.
+
+    `counts` int64[K,C] are the clients' labels.
+    """
+    shares = counts / counts.sum(axis=1, keepdims=True)
+    return np.abs(shares - counts.sum(axis=0) / counts.sum()).sum(axis=1) / 2
+
+
 def accuracies_on_label_mix(
     num_right: np.ndarray, num_tested: np.ndarray, counts: np.ndarray
 ) -> np.ndarray:
@@ -83,11 +92,9 @@ def describe_clients(evaluation: Evaluation, partition: Any) -> list[dict[str, A
     """Return the rows of clients.csv, one a client.
 
     Its number of training images and labels, the total-variation distance of its labels to those of
-    all clients, and the global model's accuracies by which TITLES has them.
+    all clients, and the accuracies that TITLES names, of the global model and of the client's own.
     """
     counts = partition.counts
-    pooled = counts.sum(axis=0) / counts.sum()
-    skews = np.abs(counts / counts.sum(axis=1, keepdims=True) - pooled).sum(axis=1) / 2
     right = evaluation.labels[evaluation.predictions == evaluation.labels]
     num_right = np.bincount(right, minlength=counts.shape[1])
     num_tested = np.bincount(evaluation.labels, minlength=counts.shape[1])
@@ -101,7 +108,7 @@ def describe_clients(evaluation: Evaluation, partition: Any) -> list[dict[str, A
             "label_mix_accuracy": float(accuracy),
         }
         for client, (of_labels, skew, accuracy) in enumerate(
-            zip(counts, skews, on_label_mix, strict=True)
+            zip(counts, label_skews(counts), on_label_mix, strict=True)
         )
     ]
     sizes = [len(part) for part in partition.test_indices]
@@ -117,11 +124,7 @@ def describe_clients(evaluation: Evaluation, partition: Any) -> list[dict[str, A
 
 def read_clients(folder: Path) -> list[dict[str, str]]:
     """Return the rows of a run's clients.csv, none without the file."""
-    path = folder / "clients.csv"
-    try:
-        return list(csv.DictReader(read_bytes(path).decode().splitlines()))
-    except (OSError, ValueError):
-        return []
+    return list(csv.DictReader(read_lines(folder / "clients.csv")))
 
 
 def distributions(rows: Sequence[dict[str, Any]]) -> dict[str, np.ndarray]:

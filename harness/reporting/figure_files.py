@@ -67,12 +67,14 @@ def draw_files(
     """
     files = {}
     token = FORM.set(form)
-    for name, draw in figures.items() if form.is_drawn else ():
-        try:
-            files[form.file_name(name)] = to_bytes(draw(), form, provenance)
-        except Exception as error:
-            warn(f"cannot draw {name} ({briefly(error)}); all other files are written")
-    FORM.reset(token)
+    try:
+        for name, draw in figures.items() if form.is_drawn else ():
+            try:
+                files[form.file_name(name)] = to_bytes(draw(), form, provenance)
+            except Exception as error:
+                warn(f"cannot draw {name} ({briefly(error)}); all other files are written")
+    finally:
+        FORM.reset(token)
     return files
 
 

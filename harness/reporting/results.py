@@ -1,4 +1,4 @@
-"""Results: partition.json, metrics.json, significance tests, closing lines."""
+"""Results of a run: partition.json, metrics.json, the closing lines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.output import print_line
-from harness.reporting.clients import format_clients, gini
+from harness.reporting.clients import format_clients, gini, label_skews
 from harness.storage.files import expand_path, one_line, read_json
 from harness.training.dataset import Dataset
 from harness.training.histories import best_record, rounds_to_target, seconds_to_target
@@ -38,10 +38,9 @@ def skew(counts: np.ndarray) -> dict[str, float]:
     of the clients' sizes.
     """
     shares = counts / counts.sum(axis=1, keepdims=True)
-    pooled = counts.sum(axis=0) / counts.sum()
     logs = np.log(shares, where=shares > 0, out=np.zeros_like(shares))
     return {
-        "mean_total_variation": float(np.abs(shares - pooled).sum(axis=1).mean() / 2),
+        "mean_total_variation": float(label_skews(counts).mean()),
         "effective_classes": float(np.exp(-(shares * logs).sum(axis=1)).mean()),
         "size_gini": gini(counts.sum(axis=1)),
     }
@@ -111,6 +110,12 @@ def partition_notices(partition: Any, num_images: int) -> list[str]:
     return found
 
 
+def name_in_report(label: Any) -> str:
+    """Return what a label is called in the report; "accuracy" and the like are lines of its own."""
+    taken = ("accuracy", "macro avg", "weighted avg")
+    return f"{label} (label)" if label in taken else str(label)
+
+
 def class_report(evaluation: Any, classes: Sequence[int]) -> dict[str, Any]:
     """Return scikit-learn's report on an evaluation, by class and in the mean.
 
@@ -122,7 +127,7 @@ def class_report(evaluation: Any, classes: Sequence[int]) -> dict[str, Any]:
             evaluation.labels,
             evaluation.predictions,
             labels=tested,
-            target_names=[str(classes[place]) for place in tested],
+            target_names=[name_in_report(classes[place]) for place in tested],
             output_dict=True,
             zero_division=0,
         )
@@ -281,7 +286,7 @@ def describe_accuracy(metrics: dict[str, Any]) -> str:
     """Return the closing lines on a model: its accuracy, its means over classes, its weights."""
     report = metrics["report"]
     means = report["macro avg"]
-    labels = [str(label) for label in metrics["classes"] if str(label) in report]
+    labels = [name for name in map(name_in_report, metrics["classes"]) if name in report]
     hardest = sorted(labels, key=lambda label: report[label]["f1-score"])[:3]
     # The name of data with images held out says what these are.
     kind = "images" if ", evaluated on " in metrics["dataset"] else "test images"

@@ -88,6 +88,11 @@ class CallbackList:
         return goes_on
 
 
+def is_finished(records: Sequence[RoundRecord], config: Any) -> bool:
+    """Return whether a run with these records has no further round."""
+    return len(records) == config.training.rounds or stops_early(records, config.run)
+
+
 class EarlyStopping(Callback):
     """Ends a run that has reached its target accuracy, or has not become better for long enough."""
 
@@ -155,11 +160,15 @@ class OnRound(Callback):
 class TimeLimit(Callback):
     """Ends the run before a round as long as the longest so far would exceed the time."""
 
-    def __init__(self, seconds: float, started: float, resume_hint: str):
-        """`started` is the perf_counter() from which the seconds count."""
+    def __init__(
+        self, seconds: float, started: float, resume_hint: str, is_over: Callable[[], bool]
+    ):
+        """`started` is the perf_counter() from which the seconds count; is_over() tells whether the
+        run has no further round anyway."""
         self.seconds = seconds
         self.started = started
         self.resume_hint = resume_hint
+        self.is_over = is_over
         self.round_started = 0.0
         self.longest = 0.0
         self.has_passed = False
@@ -172,7 +181,7 @@ class TimeLimit(Callback):
         """Raise StopRun if no further round fits."""
         now = time.perf_counter()
         self.longest = max(self.longest, now - self.round_started)
-        if now - self.started + self.longest > self.seconds:
+        if now - self.started + self.longest > self.seconds and not self.is_over():
             warn(
                 f"time limit of {self.seconds:g} s: no further round fits after round "
                 f"{outcome.record.round}; {self.resume_hint}"

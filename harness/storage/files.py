@@ -16,7 +16,7 @@ import secrets
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +104,19 @@ def write_file(path: Path, data: bytes | str, sync: bool = False, flag: str = ""
             part.replace(path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def write_files(folder: Path, contents: Mapping[str, bytes | str]) -> list[Path]:
+    """Write name -> content into a folder; return the paths."""
+    for name, content in contents.items():
+        write_file(folder / name, content)
+    return [folder / name for name in contents]
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, if it is not there, in one that is."""
+    with io_errors_as_user_errors(folder):
+        folder.mkdir(exist_ok=True)
 
 
 def to_utf_8(text: str) -> bytes:

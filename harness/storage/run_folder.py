@@ -43,12 +43,14 @@ from harness.storage.files import (
     io_errors_as_user_errors,
     json_line,
     lock,
+    make_folder,
     one_line,
     read_bytes,
     read_json,
     read_lines,
     to_json,
     write_file,
+    write_files,
 )
 from harness.storage.provenance import (
     PROGRAMS,
@@ -260,8 +262,7 @@ class RunFolder:
             self.note_best(record, state)
         if self.save_every and record.round % self.save_every == 0:
             folder = self.path / "models"
-            with io_errors_as_user_errors(folder):
-                folder.mkdir(exist_ok=True)
+            make_folder(folder)
             content = keras_bytes(build_model(state.global_model_weights), self.path)
             write_file(folder / f"round-{record.round:06d}.keras", content)
         if self.is_private:
@@ -311,8 +312,7 @@ class RunFolder:
     def save_client(self, client: int, model: Any) -> None:
         """Write the model that a client sent in the last round."""
         folder = self.path / "clients"
-        with io_errors_as_user_errors(folder):
-            folder.mkdir(exist_ok=True)
+        make_folder(folder)
         write_file(folder / f"client-{client:06d}.keras", keras_bytes(model, self.path))
 
     def write_checkpoint(self, round_num: int, state: Any) -> None:
@@ -324,9 +324,9 @@ class RunFolder:
         npz = io.BytesIO()
         np.savez(npz, key=np.array(self.key), program=program, **leaves)
         folder = self.path / "checkpoints"
+        make_folder(folder)
+        write_file(folder / f"round-{round_num:06d}.npz", npz.getvalue(), sync=True)
         with io_errors_as_user_errors(folder):
-            folder.mkdir(exist_ok=True)
-            write_file(folder / f"round-{round_num:06d}.npz", npz.getvalue(), sync=True)
             for old in self.checkpoints()[CHECKPOINTS_KEPT:]:
                 old.unlink()
 
@@ -388,8 +388,7 @@ class RunFolder:
         best = self.read_best(metrics["best_round"])
         if best is not None:
             write_file(self.path / "best_model.keras", keras_bytes(build_model(best), self.path))
-        for name, text in tables.items():
-            write_file(self.path / name, text)
+        write_files(self.path, tables)
         drawn = self.draw(figures, provenance)
         self.write_report(metrics | made_by, caption, figures, drawn)
         if self.is_private:
@@ -438,10 +437,7 @@ class RunFolder:
 
         Their metadata has the provenance, or at least the processor.
         """
-        written = []
-        for name, content in draw_files(figures, self.form, provenance).items():
-            write_file(self.path / name, content)
-            written.append(self.path / name)
+        written = write_files(self.path, draw_files(figures, self.form, provenance))
         remove_outdated(self.path, figures, written)
         return written
 
@@ -505,12 +501,8 @@ def write_evaluation(
     metrics |= {"config": saved.to_dict(), "provenance": describe_provenance(since)}
     name = config.run.name or f"evaluate-{source.name}"
     folder = make_run_folder(expand_path(config.run.runs), name, {"metrics.json": to_json(metrics)})
-    written = [folder / "metrics.json"]
     figures = evaluation_figures(dataset, evaluation, caption)
-    drawn = draw_files(figures, form_of(config.run), metrics["provenance"])
-    for file, content in drawn.items():
-        write_file(folder / file, content)
-        written.append(folder / file)
+    drawn = write_files(folder, draw_files(figures, form_of(config.run), metrics["provenance"]))
     print_line(f"{caption}\n\n{describe_accuracy(metrics)}\n")
-    print_written(written)
+    print_written([folder / "metrics.json", *drawn])
     return folder

@@ -22,6 +22,7 @@ from harness.storage.callbacks import (
     PrintRounds,
     TensorBoard,
     TimeLimit,
+    is_finished,
 )
 from harness.storage.files import csv_table, read_json
 from harness.storage.run_folder import RunFolder
@@ -177,7 +178,12 @@ def make_callbacks(
         callbacks.append(OnRound(on_round))
     callbacks.append(EarlyStopping(run, saver.records))
     if run.time_limit:
-        saver.time_limit = TimeLimit(run.seconds_allowed, folder.opened, folder.resume_hint)
+        saver.time_limit = TimeLimit(
+            run.seconds_allowed,
+            folder.opened,
+            folder.resume_hint,
+            lambda: is_finished(saver.records, experiment.config),
+        )
         callbacks.append(saver.time_limit)
     return callbacks
 
