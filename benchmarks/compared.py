@@ -43,7 +43,7 @@ def compare(name: str) -> dict:
     flags, columns = COMPARISONS[name]
     folder_name = "-".join(filter(None, ["benchmark", name, data_name()]))
     shown_data = f" --data {shlex.quote(os.environ['FL_DATA'])}" if data_name() else ""
-    command = [sys.executable, str(ROOT / "federated_learning.py"), *shlex.split(quote(flags))]
+    command = [sys.executable, str(ROOT / "federated_learning.py"), *flags.split()]
     run = ["--name", folder_name, "--figures", "none", "--table-columns", columns]
     subprocess.run([*command, *run], check=True, cwd=ROOT)
     folder = ROOT / "runs" / folder_name

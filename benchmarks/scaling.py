@@ -17,6 +17,7 @@ from results import ROOT, arguments, made_by, parse, write
 import federated_learning as fl
 from harness.reporting import drawing
 from harness.reporting.figure_files import to_bytes
+from harness.reporting.figure_form import default_style
 from harness.storage.files import to_json
 
 import psutil
@@ -60,6 +61,7 @@ def measure(num_clients: int, images: int) -> dict[str, float]:
     }
 
 
+@default_style
 def plot(result: dict) -> None:
     """Draw the result into images/scaling.png."""
     rows = result["rows"]

@@ -3,7 +3,7 @@ a user would pick.
 
     # once; the newer Python is for BlazeFL
     PATH=…/python3.13/bin:$PATH python benchmarks/peers.py --install
-    # every work and peer, 3 seeds, 40 minutes
+    # every work and peer, 3 seeds, 50 minutes
     python benchmarks/time_to_target.py
     python benchmarks/time_to_target.py --works 2nn --contenders ours fedjax
 

@@ -356,10 +356,10 @@ def test_a_png_is_what_savefig_writes():
 
 def test_one_is_said_as_one():
     assert (
-        drawing.join_parts(["1 clients, 1 a round", "", "11 labels"])
+        captions.join_parts(["1 clients, 1 a round", "", "11 labels"])
         == "1 client, 1 a round · 11 labels"
     )
-    assert drawing.join_parts(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
+    assert captions.join_parts(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
 
 
 def test_convergence_has_a_line_at_the_target():

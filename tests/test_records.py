@@ -1,10 +1,12 @@
 """What a round did, in a record."""
 
+import json
 from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
 from harness.reporting.results import class_report, describe_accuracy
+from harness.storage.files import to_json
 from harness.training.histories import describe_reached, reached, rounds_to_target
 
 import numpy as np
@@ -83,6 +85,12 @@ def test_what_lasts_is_told_when_it_begins_and_at_the_end():
         7,
     ]
     assert not any(text for text in said if "fell back" not in text)
+
+
+def test_json_puts_a_list_of_numbers_on_a_line_and_changes_no_text():
+    content = {"data": 'a [1   2].npz "[3,  4]', "numbers": [1, 2.5], "names": ["[1,  2]"]}
+    text = to_json(content)
+    assert json.loads(text) == content and '"numbers": [ 1, 2.5 ]' in text
 
 
 def test_classes_without_test_images_are_in_no_mean():

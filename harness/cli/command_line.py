@@ -1,4 +1,4 @@
-"""The command line: from words to a configuration, from errors to one line, and printed output."""
+"""The command line: from words to a configuration, from errors to one line."""
 
 from __future__ import annotations
 

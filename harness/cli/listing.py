@@ -73,7 +73,7 @@ def describe_run(path: Path, default: ConfigGroup) -> Listed:
         return Listed(path.name)
 
 
-def describe_comparison(path: Path, default: ConfigGroup) -> Listed:
+def describe_comparison(path: Path) -> Listed:
     """Return what is listed of a comparison."""
     try:
         described = read_json(path / "comparison.json")
@@ -87,7 +87,7 @@ def describe_comparison(path: Path, default: ConfigGroup) -> Listed:
         return Listed(path.name)
 
 
-def describe_evaluation(path: Path, default: ConfigGroup) -> Listed:
+def describe_evaluation(path: Path) -> Listed:
     """Return what is listed of a model that was evaluated without training."""
     try:
         metrics = read_json(path / "metrics.json")
@@ -100,12 +100,8 @@ def describe_evaluation(path: Path, default: ConfigGroup) -> Listed:
         return Listed(path.name)
 
 
-# The file by which a folder is known, and what tells of it.
-DESCRIBED = (
-    ("config.json", describe_run),
-    ("comparison.json", describe_comparison),
-    ("metrics.json", describe_evaluation),
-)
+# The file by which a folder other than a run's is known, and what tells of it.
+OTHERS = {"comparison.json": describe_comparison, "metrics.json": describe_evaluation}
 
 
 def read_rounds(path: Path) -> list[dict[str, str]]:
@@ -156,11 +152,11 @@ def list_runs(folder: str, default: ConfigGroup) -> list[Listed]:
     runs: list[Listed] = []
     others: list[Listed] = []
     for path in subfolders(folder):
-        for file, describe in DESCRIBED:
-            if os.path.exists(path / file):  # False of a folder that may not be entered
-                lines = runs if describe is describe_run else others
-                lines.append(describe(path, default))
-                break
+        if os.path.exists(path / "config.json"):  # False of a folder that may not be entered
+            runs.append(describe_run(path, default))
+            continue
+        found = [describe for file, describe in OTHERS.items() if os.path.exists(path / file)]
+        others += [describe(path) for describe in found[:1]]
     if not runs + others:
         is_run = os.path.isfile(expand_path(folder) / "config.json")
         what = (

@@ -127,12 +127,14 @@ def prefer_folder(folder: Path) -> None:
 
 
 def forget_modules(files: set[str]) -> None:
-    """Forget these files, or packages, of a user's, so that Python imports them again: their text may
-    be another by now, or a file of this name in another folder was imported."""
+    """Have Python import these files, or packages, of a user's again.
+
+    Their text may be another by now, or a file of this name in another folder was imported.
+    """
     names = {file.removesuffix(".py") for file in files}
     for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None) or sys.prefix
-        if name.partition(".")[0] in names and not provenance.is_known(file):
+        file = getattr(module, "__file__", None)
+        if name.partition(".")[0] in names and file and not provenance.is_known(file):
             del sys.modules[name]
 
 

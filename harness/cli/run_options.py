@@ -1,4 +1,4 @@
-"""Flags that do not affect the results: files, workers, comparisons."""
+"""Flags that do not affect the results: files, workers, comparisons; and which fields do."""
 
 from __future__ import annotations
 
@@ -206,7 +206,6 @@ class Comparison(ConfigGroup):
 SINGLE = Comparison().to_dict()  # fields of one run of a comparison
 # Fields that --compare finds by their choices alone.
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")
-
 # Fields that a run's numbers depend on and that every saved run has had since version 1.0. A field
 # that is added later counts only where it is not at its default, and has that where a saved run
 # lacks it: its default must be what the program did before.
@@ -254,9 +253,8 @@ def identity(config: Any) -> dict[str, Any]:
     return fields | {"workers": len(read_hosts(effective["workers"]))}
 
 
-# Fields whose defaults follow from others, and these.
+# Fields whose defaults follow from others, which are the latter.
 FOLLOWING = ("client_lr", "server_lr", "lr_horizon")
-
 DECIDING = (
     "algorithm",
     *("device_speed", "bandwidth", "latency"),  # without which an algorithm may be refused

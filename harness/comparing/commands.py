@@ -23,7 +23,7 @@ from harness.cli.saved_config import read_saved
 from harness.comparing import comparison, tuning
 from harness.comparing.completing import OutOfTime
 from harness.comparing.sweep import compared_rows, rows_of_configs
-from harness.reporting import drawing, results
+from harness.reporting import captions, results
 from harness.storage import origin, run_folder
 from harness.storage.files import expand_path
 from harness.storage.saved_run import check_model, read_finished
@@ -107,7 +107,7 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     evaluation = evaluate(dataset)
     weights = trained.weights.trainable
     about = origin.describe_origin(source, saved, dataset, load_dataset)
-    caption = drawing.join_parts([dataset.name, f"the model of {source.name}{about}"])
+    caption = captions.join_parts([dataset.name, f"the model of {source.name}{about}"])
     return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
 
 

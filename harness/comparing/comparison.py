@@ -46,11 +46,10 @@ from harness.comparing.significance import Base
 from harness.comparing.summary import Rates, summarize
 from harness.comparing.sweep import Compared
 from harness.comparing.tables import check_columns, find_empty, to_latex, to_markdown
-from harness.reporting.captions import caption_parts
+from harness.reporting.captions import caption_parts, join_parts
 from harness.reporting.client_plots import plot_clients_of_rows
 from harness.reporting.clients import distributions, read_clients
 from harness.reporting.comparison_plots import plot_comparison
-from harness.reporting.drawing import join_parts
 from harness.reporting.figure_files import draw_files, remove_outdated
 from harness.reporting.figure_form import form_of
 from harness.reporting.results import format_accuracy, pluralize
@@ -74,16 +73,6 @@ class Finished(NamedTuple):
     panels: dict[str, tuple[str, str]] | None = None  # of a grid: name -> its line and panel
     # name -> by seed, the accuracies over the clients; see clients.distributions
     clients_of: dict[str, list[dict[str, np.ndarray]]] = {}
-
-
-# What a single run's caption leaves out, by topic; of the other topics it is nothing.
-USUAL = {
-    "aggregator": "mean",
-    "sampling": "uniform sampling",
-    "loss": "cross-entropy",
-    "start": "from the seed",
-    "fine_tune_epochs": "not fine-tuned",
-}
 
 
 class Tuning(NamedTuple):
@@ -154,6 +143,16 @@ def compare(
     return folder, finished
 
 
+# What a single run's caption leaves out, by topic; of the other topics it is nothing.
+USUAL = {
+    "aggregator": "mean",
+    "sampling": "uniform sampling",
+    "loss": "cross-entropy",
+    "start": "from the seed",
+    "fine_tune_epochs": "not fine-tuned",
+}
+
+
 def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]) -> str:
     """Return what the plot of a comparison says: of what is compared, every choice.
 
@@ -207,9 +206,8 @@ def write_partial(
     num_done = sum(map(len, finished.records_of.values()))
     if not num_done:
         return
-    if len({tuple(seeds) for seeds in finished.seeds_of.values()}) > 1:
-        finished = finished._replace(base="")  # nothing to pair
-    elif not {*bases_of(compared.base)} <= finished.records_of.keys():
+    are_paired = len({tuple(seeds) for seeds in finished.seeds_of.values()}) == 1
+    if not are_paired or not {*bases_of(compared.base)} <= finished.records_of.keys():
         finished = finished._replace(base="")
     note = f"partial: {num_done} of {len(singles)} runs"
     write_comparison(folder, finished, config.run, f"{caption} · {note}", since)

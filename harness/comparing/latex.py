@@ -72,9 +72,9 @@ def spread(mean: float, sd: float | None, digits: int, is_best: bool = False) ->
     return rf"$\mathbf{{{text}}}$" if is_best else f"${text}$"
 
 
-def digits_of(rows: Sequence[dict[str, Any]], sd: str) -> int:
+def digits_of(rows: Sequence[dict[str, Any]]) -> int:
     """Return how many decimals mean and sd have in a table: 1, or 2 where a spread is small."""
-    spreads = [row[sd] for row in rows if row[sd] is not None]
+    spreads = [row["sd"] for row in rows if row["sd"] is not None]
     return 1 if spreads and min(spreads) >= 0.1 else 2
 
 
@@ -93,7 +93,7 @@ def outcome_cells(rows: Sequence[dict[str, Any]], target: float) -> list[str]:
             else f"$> {row['censored_at']}$ ({row['reached']}/{row['seeds']})"
             for row, mean in zip(rows, means, strict=True)
         ]
-    digits = digits_of(rows, "sd")
+    digits = digits_of(rows)
     are_comparable = len({row["rounds"] for row in rows}) == 1
     best = max(row["mean"] for row in rows) if are_comparable else None
     return [spread(row["mean"], row["sd"], digits, row["mean"] == best) for row in rows]

@@ -22,8 +22,6 @@ from harness.training.records import OWN_MODELS, WORST_OWN, RoundRecord
 import numpy as np
 
 ON_OWN_IMAGES = "clients' own test"
-
-
 Outcome = tuple[Callable, dict[str, str], Mapping[str, Any]]
 
 

@@ -18,8 +18,8 @@ from harness.comparing.summary import Rates
 from harness.comparing.sweep import overlaid_folders, shown_settings
 from harness.comparing.tables import check_columns
 from harness.comparing.terms import label_settings
+from harness.reporting.captions import join_parts
 from harness.reporting.clients import distributions, read_clients
-from harness.reporting.drawing import join_parts
 from harness.reporting.results import pluralize
 from harness.storage.files import expand_path, one_line, read_json
 from harness.storage.saved_run import read_metrics

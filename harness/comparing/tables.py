@@ -12,11 +12,7 @@ from harness.comparing.latex import describe_outcome, escape, grid_table, outcom
 from harness.storage.files import one_line
 
 Table = list[dict[str, Any]]
-
-
 ROW = "compared"  # the first column, of the rows' names
-
-
 # Of a column: its heading in Markdown and LaTeX, and how its numbers are written.
 COLUMNS = {
     "seeds": ("seeds", "d"),
@@ -60,8 +56,6 @@ COLUMNS = {
     "clients_worst10": ("worst 10 % of clients (%)", ".2f"),
     "clients_gini": ("Gini over clients", ".3f"),
 }
-
-
 PROBABILITIES = ("p", "p_holm", "personal_p", "personal_p_holm")
 ON_REQUEST = ("clients_mean", "clients_worst10", "clients_gini")  # of --table-columns
 

@@ -70,8 +70,14 @@ def read_term(term: str, config: Any) -> tuple[str, list[Entry]]:
             raise UserError(f"compare={term!r:.60} has the same row twice; give each row once")
         return "", [Entry(label, None, row) for label, row in zip(labels, rows, strict=True)]
     field, values = read_values(term, name if has_field else None, texts, config)
+    if not field:
+        raise UserError(
+            f"compare={term!r:.60} does not name different choices of one flag, separated by "
+            f"commas; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox, or values such "
+            "as alpha=0.1,1"
+        )
     entries = []
-    for value, text in zip(values, settings, strict=True) if field else ():
+    for value, text in zip(values, settings, strict=True):
         own = read_settings(text, term, config) if text else {}
         if field in own:
             raise UserError(f"compare={term!r:.60} gives {field} twice in a row; give it once")
@@ -82,16 +88,10 @@ def read_term(term: str, config: Any) -> tuple[str, list[Entry]]:
         entries.append(Entry(label, value, {field: value, **own}))
     labels = [entry.label for entry in entries]
     twice = [label for label in labels if labels.count(label) > 1]
-    if field and twice:
+    if twice:
         raise UserError(
             f"compare={term!r:.60} has two rows {twice[0]!r:.60}; give each row once, and "
             "functions different names"
-        )
-    if not field:
-        raise UserError(
-            f"compare={term!r:.60} does not name different choices of one flag, separated by "
-            f"commas; choose from {', '.join(COMPARABLE)}, such as fedavg,fedprox, or values such "
-            "as alpha=0.1,1"
         )
     return field, entries
 

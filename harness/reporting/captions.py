@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from harness.cli.own_files import is_own, short_name
-from harness.reporting.drawing import join_parts
+from harness.storage.files import one_line
 
 SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
+
+
+def join_parts(parts: Iterable[str]) -> str:
+    """Return a caption of these parts without empty ones; "1 labels" becomes "1 label"."""
+    text = one_line(" · ".join(filter(None, parts)))
+    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", text)
 
 
 def with_fields(name: str, fields: dict[str, Any]) -> str:
@@ -36,7 +44,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     return {
         "clients": f"{num_clients} clients, {describe_cohort(config)}",
         "client_test": f"{100 * share:.4g} % of each client's images held out" if share else "",
-        "fine_tune_epochs": describe_tuning(config.optimization.fine_tune_epochs),
+        "fine_tune_epochs": describe_fine_tuning(config.optimization.fine_tune_epochs),
         "unseen": f"{config.num_unseen} never drawn" if config.num_unseen else "",
         "sampling": SAMPLING[training.sampling],
         "partition": describe_partition(experiment),
@@ -59,7 +67,7 @@ def describe_cohort(config: Any) -> str:
     return f"{config.cohort_size} a round"
 
 
-def describe_tuning(epochs: int) -> str:
+def describe_fine_tuning(epochs: int) -> str:
     """Describe --fine-tune-epochs; "" without it."""
     return f"global model also fine-tuned by each client, E = {epochs}" if epochs else ""
 

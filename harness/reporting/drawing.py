@@ -5,31 +5,23 @@ from __future__ import annotations
 import functools
 import logging
 import math
-import re
 import textwrap
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, Literal
 
 from harness.cli.output import warn
 from harness.reporting.figure_form import FORM
-from harness.storage.files import one_line
 
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
 
 BLUE = "#0b6fa4"
-
-
 ORANGE = "#d1495b"
-
-
 # Okabe and Ito's, which the colour-blind tell apart, without yellow, which is pale on white.
 CYCLE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
-
-
 GREY = "#5c6770"
 
 
@@ -95,12 +87,6 @@ def find_font(characters: frozenset[int]) -> list[str]:
     return []
 
 
-def join_parts(parts: Iterable[str]) -> str:
-    """Return a caption of these parts without empty ones; "1 labels" becomes "1 label"."""
-    text = one_line(" · ".join(filter(None, parts)))
-    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", text)
-
-
 def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
     """Give the axes a faint grid at those ticks, and no frame above and on the right."""
     axes.grid(alpha=0.3, which=ticks)
@@ -146,8 +132,6 @@ def are_words(names: Sequence[Any]) -> bool:
 
 
 MARKERS = "os^vDPX*<>p"
-
-
 DASHES = ("-", "--", "-.", ":")
 
 

@@ -1,4 +1,4 @@
-"""Figures of a run, and their common style: title, small print, grid, cells."""
+"""Figures of a run."""
 
 from __future__ import annotations
 
@@ -318,7 +318,6 @@ def plot_misclassified(
     figure = new_figure(9, inches, title, caption)
     axes = figure.subplots()  # one for all: 18 of them would take a second
     axes.axis("off")
-    axes.set(xlim=(0, columns * 1.6 * width), ylim=(3.9 * height, -0.3 * height))
     for place, index in enumerate(wrong[:most]):
         row, column = divmod(place, columns)
         left = (1.6 * column + 0.3) * width
@@ -340,15 +339,6 @@ def plot_misclassified(
     return figure
 
 
-def error_axes(figure: Figure) -> Any:
-    """Return axes of the test error on a log scale; the x axis has no label yet."""
-    axes = figure.subplots()
-    axes.set_ylabel("test error (%)")
-    log_scale(axes)
-    plain(axes, "both")
-    return axes
-
-
 @default_style
 def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
     """Draw the test error by passes over the images: federated, all in one place, each alone.
@@ -356,7 +346,9 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
     `rows` are those of baselines.csv.
     """
     figure = new_figure(9, 4.8, "What federation is worth", caption)
-    axes = error_axes(figure)
+    axes = figure.subplots()
+    log_scale(axes)
+    plain(axes, "both")
     for name, title, color, style in (
         ("centralized", "centralized", GREY, "--"),
         ("federated", "federated", BLUE, "-"),
@@ -376,7 +368,7 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
             highest = [max(errors) for errors in errors_at.values()]
             band = "clients alone, lowest to highest"
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.15, lw=0, label=band)
-    axes.set_xlabel("local epochs, passes over the images")
+    axes.set(xlabel="local epochs, passes over the images", ylabel="test error (%)")
     place_legend(figure, title="final error")
     return figure
 
@@ -386,8 +378,7 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     """Draw what the global model, and the same after a local epoch, bring each client, against its
     label skew.
 
-    `rows` are those of clients.csv; gains are over the client's own model, on
-    its own label mix.
+    `rows` are those of clients.csv; gains are over the client's own model, on its own label mix.
     """
     losers = sum(row.gain < 0 for row in rows)
     clearly = sum(row.gain < -CLEAR_LOSS for row in rows)
@@ -397,17 +388,11 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     figure = new_figure(9, 4.8, title, caption)
     axes = figure.subplots()
     skews = [row.skew for row in rows]
+    gains = [100 * row.gain for row in rows]
     tuned = [100 * (row.tuned_accuracy - row.own_accuracy) for row in rows]
     axes.axhline(0, color=GREY, lw=1)
-    axes.vlines(skews, [100 * row.gain for row in rows], tuned, color=GREY, lw=0.7, alpha=0.6)
-    axes.scatter(
-        skews,
-        [100 * row.gain for row in rows],
-        color=BLUE,
-        s=28,
-        label="the global model",
-        zorder=3,
-    )
+    axes.vlines(skews, gains, tuned, color=GREY, lw=0.7, alpha=0.6)
+    axes.scatter(skews, gains, color=BLUE, s=28, label="the global model", zorder=3)
     axes.scatter(
         skews,
         tuned,
@@ -433,7 +418,7 @@ def plot_gain(rows: Sequence[Any], caption: str) -> Figure:
     )
     # a client whose own model never learned gains fifty times the others
     axes.set_yscale("symlog", linthresh=2)
-    most = np.nanmax(np.abs([1, *tuned, *(100 * row.gain for row in rows)]))
+    most = np.nanmax(np.abs([1, *tuned, *gains]))
     ticks = [tick for tick in (0, 1, 2, 5, 10, 20, 50, 100) if tick < 2.5 * most]
     axes.set_yticks(sorted({*ticks, *(-tick for tick in ticks)}))
     plain(axes)

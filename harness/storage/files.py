@@ -1,4 +1,4 @@
-"""Files: atomic writing, appending, locking."""
+"""Files: atomic writing, appending, locking; texts as JSON and CSV."""
 
 from __future__ import annotations
 
@@ -212,7 +212,12 @@ def strict(content: Any) -> Any:
 def to_json(content: Any) -> str:
     """Return indented JSON, but a list of numbers on one line."""
     text = json.dumps(strict(content), indent=1, allow_nan=False)
-    return re.sub(r"\[[-\d\s,.eE+]*\]", lambda numbers: " ".join(numbers[0].split()), text) + "\n"
+    texts_and_lists = r'"(?:\\.|[^"\\])*"|\[[-\d\s,.eE+]*\]'
+
+    def shortened(found: re.Match[str]) -> str:
+        return found[0] if found[0].startswith('"') else " ".join(found[0].split())
+
+    return re.sub(texts_and_lists, shortened, text) + "\n"
 
 
 def json_line(content: Any) -> str:

@@ -133,10 +133,9 @@ def centre(image: np.ndarray) -> np.ndarray:
 def predict_pictures(run: Any, flags: Any) -> list[dict[str, Any]]:
     """Print the labels that the model of a SavedRun predicts; return a dict for each picture.
 
-    `flags`, of the group Run, name the pictures.
-
-    It has the file, the most probable label, the probabilities of all labels and what was done to
-    the picture. Raises UserError for pictures that cannot be read.
+    A dict has the file, the most probable label, the probabilities of all labels and what was done
+    to the picture. `flags`, of the group Run, name the pictures. Raises UserError for pictures that
+    cannot be read.
     """
     names = flags.pictures.split("\n") if flags.pictures else []
     paths = find_pictures(names)

@@ -172,7 +172,8 @@ def row_content(thing: Any) -> Iterator[Any]:
 
 def is_known(file: str) -> bool:
     """Return whether a source file is one of the program, or of an installed package."""
-    return file in FILES or file.startswith((sys.prefix, sys.base_prefix))
+    folders = [os.path.join(prefix, "") for prefix in (sys.prefix, sys.base_prefix)]
+    return file in FILES or file.startswith(tuple(folders))
 
 
 def code_meaning(code: types.CodeType) -> list[Any]:

@@ -74,8 +74,6 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 CHECKPOINTS_KEPT = 3
-
-
 # What is done to configured data when it is read, and not to a data set that is given in Python.
 ON_READING = ("test_share", "image_size", "transpose", "validation")
 
@@ -109,7 +107,6 @@ class RunFolder:
         self.opened = time.perf_counter()
         self.form = form_of(experiment.config.run)
         self.config = experiment.config
-        self.save_every = experiment.config.run.save_every
         self.best_accuracy = -1.0
         # What a checkpoint belongs to, and the shapes of the state in it; `load` sets them.
         self.key = ""
@@ -260,7 +257,8 @@ class RunFolder:
         self.write_checkpoint(record.round, state)
         if record.test_accuracy > self.best_accuracy:
             self.note_best(record, state)
-        if self.save_every and record.round % self.save_every == 0:
+        save_every = self.config.run.save_every
+        if save_every and record.round % save_every == 0:
             folder = self.path / "models"
             make_folder(folder)
             content = keras_bytes(build_model(state.global_model_weights), self.path)
@@ -414,11 +412,11 @@ class RunFolder:
                 for name, draw in figures.items()
                 if name.removesuffix(".png") in written
             }
-        config = self.config.replace(**{**metrics["config"], "resume": ""})
+        config = self.config.replace(resume="")
         more = {"resume": str(self.path), **report.fields_to_continue(metrics, config)}
-        words = " ".join(f"{to_flag(field)} {shlex.quote(str(more[field]))}" for field in more)
+        words = [f"{to_flag(field)} {shlex.quote(str(value))}" for field, value in more.items()]
         again = report.command_of(config, script_command())
-        go_on = f"{script_command()} {words}"
+        go_on = f"{script_command()} {' '.join(words)}"
         if self.given:
             again = f"fl.run(fl.Config().replace(**{report.changes_of(config)}){self.given})"
             changes = ", ".join(f"{field}={value!r}" for field, value in more.items())

@@ -20,8 +20,6 @@ from harness.storage.files import InUse, io_errors_as_user_errors, numbered, one
 from harness.storage.provenance import ROOT
 
 LONGEST_NAME = 120  # letters of a folder's name that is made of a run's fields
-
-
 NAMED_FIRST = ("dataset", "partition", "algorithm", "model", "seed")  # in each folder's name
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.cli.command_line import Stopped
 from harness.cli.output import print_line, warn
-from harness.reporting import captions, clients, drawing, plots, results
+from harness.reporting import captions, clients, plots, results
 from harness.reporting.client_plots import plot_client_accuracy
 from harness.reporting.notices import find_weak_settings
 from harness.storage.callbacks import (
@@ -118,7 +118,7 @@ def save_result(folder: RunFolder, experiment: Any, result: Result) -> tuple[dic
     Returns (what metrics.json holds, the paths of all files written).
     """
     weights = result.state.global_model_weights
-    caption = drawing.join_parts(
+    caption = captions.join_parts(
         [
             captions.caption(experiment),
             records.format_epsilon(result.records[-1]),
