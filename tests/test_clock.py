@@ -4,7 +4,7 @@ import math
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from harness.comparing.outcomes import describe_times
+from harness.comparing.outcomes import format_times
 from harness.comparing.summary import Rates, summarize
 from harness.training.histories import seconds_to_target
 from variants import choices
@@ -138,13 +138,13 @@ def test_a_comparison_has_the_times_to_the_target():
     assert [row["seconds_to_target"] for row in rows] == pytest.approx([25, 12.5])
     rows = summarize(records_of, rates, "fedavg", 0)
     assert [row["simulated_seconds"] for row in rows] == pytest.approx([30, 15])
-    texts = describe_times(records_of, 0.8, "fedavg")
+    texts = format_times(records_of, 0.8, "fedavg")
     assert texts == {
         "": "simulated seconds to 80.00%:",
         "fedavg": "25.0",
         "fedbuff": "12.5",
     }
-    assert describe_times(records_of, 0.95, "fedavg")["fedbuff"] == "not reached"
+    assert format_times(records_of, 0.95, "fedavg")["fedbuff"] == "not reached"
 
 
 @pytest.mark.slow

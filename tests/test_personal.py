@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from harness.comparing.outcomes import describe_own_models
+from harness.comparing.outcomes import format_own_models
 from harness.comparing.summary import Rates, summarize
 from variants import choices
 from variants.personal import HEAD_KEY, OwnTensors
@@ -302,7 +302,7 @@ def test_own_models_are_compared_as_the_global_one_is():
     assert ditto["personal_difference"] == pytest.approx(10)  # 85 - 75
     # Differences of 20 and 0: t = 10 / (10 * sqrt(2) / sqrt(2)) = 1, and p = 0.5 of one degree.
     assert ditto["personal_p"] == pytest.approx(0.5)
-    texts = describe_own_models(records_of, "fedavg")
+    texts = format_own_models(records_of, "fedavg")
     assert texts["ditto"].startswith(
         "85.00 ± 7.07 %, worst 10 % 65.00 % (own models); +10.00 points"
     )

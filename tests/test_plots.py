@@ -415,7 +415,9 @@ PANELS = {name: tuple(name.split(", ")) for name in CURVES}
 
 def test_a_grid_has_a_panel_for_each_value_of_its_second_field():
     """A colour stands for the same algorithm in each; mean errors are 40 and 15 %."""
-    figure = comparison_plots.plot_comparison(CURVES, "note", panels=PANELS)
+    measured = "clients' own test"
+    figure = comparison_plots.plot_comparison(CURVES, "note", panels=PANELS, measured=measured)
+    assert figure.axes[0].get_ylabel() == "clients' own test error (%)"
     assert [axes.get_title() for axes in figure.axes] == ["alpha 0.1", "alpha 1"]
     for axes in figure.axes:
         assert [line.get_label() for line in axes.lines] == ["fedavg", "scaffold"]

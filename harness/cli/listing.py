@@ -38,7 +38,7 @@ class Listed(NamedTuple):
         """The cells of its line; HEADINGS names them."""
         accuracy = self.test_accuracy
         return [
-            shorten(one_line(self.folder)),
+            shorten_middle(one_line(self.folder)),
             "" if self.rounds is None else f"{self.rounds}/{self.of_rounds}",
             "" if accuracy is None else f"{accuracy:.2%}",
             "" if self.epsilon is None else f"{self.epsilon:.1f}",
@@ -181,7 +181,7 @@ def print_list(listed: Sequence[Listed]) -> None:
             print_line(indent + part)
 
 
-def shorten(text: str) -> str:
+def shorten_middle(text: str) -> str:
     """Return a text without its middle, if it is too long."""
     half = LONGEST_SHOWN // 2
     return text if len(text) <= LONGEST_SHOWN else f"{text[: half - 1]}…{text[-half:]}"

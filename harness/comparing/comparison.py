@@ -28,10 +28,10 @@ from harness.comparing.outcomes import (
     compare_accuracies,
     compare_rounds_to_target,
     cost_figures,
-    describe_own_models,
-    describe_times,
     differences_to_base,
+    format_own_models,
     format_spent,
+    format_times,
     have_clock,
 )
 from harness.comparing.run_folders import (
@@ -70,9 +70,9 @@ class Finished(NamedTuple):
     table: list[dict[str, Any]]  # the rows of comparison.csv
     seeds_of: dict[str, list[int]]  # name -> its seeds, in the order of its records
     places: dict[str, tuple[str, ...]]  # name -> what it is called in LaTeX, by what is compared
-    panels: dict[str, tuple[str, str]] | None = None  # of a grid: name -> its line and panel
     # name -> by seed, the accuracies over the clients; see clients.distributions
-    clients_of: dict[str, list[dict[str, np.ndarray]]] = {}
+    clients_of: dict[str, list[dict[str, np.ndarray]]]
+    panels: dict[str, tuple[str, str]] | None = None  # of a grid: name -> its line and panel
 
 
 class Tuning(NamedTuple):
@@ -175,7 +175,7 @@ def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]
 def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
     """Return the runs that are done, by row."""
     done = [single for single in singles if single.earlier]
-    finished = Finished({}, rates_of(done), compared.base, [], {}, {}, clients_of={})
+    finished = Finished({}, rates_of(done), compared.base, [], {}, {}, {})
     for single in done:
         label = single.row.label
         names = paper_names(single.config)
@@ -293,9 +293,9 @@ def write_comparison(
     for name, text in texts.items():
         print_line(f"{labels[name]:{width}}  {text}{differences.get(name, '')}")
     if target and have_clock(records_of):
-        print_lines(describe_times(records_of, target, finished.base))
+        print_lines(format_times(records_of, target, finished.base))
     if has_own_models(records_of):
-        print_lines(describe_own_models(records_of, finished.base))
+        print_lines(format_own_models(records_of, finished.base))
     print_line(f"\nwrote {', '.join(files)} into {one_line(str(folder))}")
 
 

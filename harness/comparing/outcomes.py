@@ -130,7 +130,7 @@ def have_clock(records_of: dict[str, list[list[RoundRecord]]]) -> bool:
     return all(simulated_so_far(records) is not None for records in runs)
 
 
-def describe_times(
+def format_times(
     records_of: dict[str, list[list[RoundRecord]]], target: float, base: Base
 ) -> dict[str, str]:
     """Return name -> the simulated seconds to the target and how they differ; "" is the heading."""
@@ -151,9 +151,7 @@ def describe_times(
     return texts
 
 
-def describe_own_models(
-    records_of: dict[str, list[list[RoundRecord]]], base: Base
-) -> dict[str, str]:
+def format_own_models(records_of: dict[str, list[list[RoundRecord]]], base: Base) -> dict[str, str]:
     """Return name -> the accuracy of the clients' own models, and how it differs from the base.
 
     The heading is "". A row without own models has the global model's on the same images.

@@ -75,7 +75,7 @@ def overlay(config: Any, default: ConfigGroup) -> Path:
     names = name_rows(first_runs, settings, list(map(len, rows.values())))
     by_name = dict(zip(names, rows.values(), strict=True))
     same_seeds = len({tuple(sorted(of_seeds)) for of_seeds in by_name.values()}) == 1
-    finished = Finished({}, {}, names[0] if same_seeds else "", [], {}, {}, clients_of={})
+    finished = Finished({}, {}, names[0] if same_seeds else "", [], {}, {}, {})
     for name, run, of_row in zip(names, first_runs, settings, strict=True):
         # Where settings would not tell the rows apart, they have the names of folders.
         shown = of_row if name == label_settings(of_row) else {}

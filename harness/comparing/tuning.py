@@ -172,11 +172,11 @@ def describe_trial(
         "mean": float(np.mean(accuracies)),
         "sd": float(np.std(accuracies, ddof=1)) if len(accuracies) > 1 else "",
         "rounds": max(map(len, finished.records_of[label])),
-        **describe_target(finished, label, target),
+        **target_columns(finished, label, target),
     }
 
 
-def describe_target(finished: Finished, label: str, target: float) -> dict[str, Any]:
+def target_columns(finished: Finished, label: str, target: float) -> dict[str, Any]:
     """Return the columns of tuning.csv by which a trial is judged if there is a target accuracy."""
     if not target or has_models(finished, label):
         return {}

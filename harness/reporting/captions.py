@@ -47,7 +47,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "fine_tune_epochs": describe_fine_tuning(config.optimization.fine_tune_epochs),
         "unseen": f"{config.num_unseen} never drawn" if config.num_unseen else "",
         "sampling": SAMPLING[training.sampling],
-        "partition": describe_partition(experiment),
+        "partition": describe_split(experiment),
         "algorithm": describe_algorithm(config),
         "aggregator": describe_aggregator(experiment),
         "model": short_name(training.model) + norms.get(training.batch_norm, ""),
@@ -83,7 +83,7 @@ def describe_loss(training: Any) -> str:
     return ", ".join(filter(None, parts))
 
 
-def describe_partition(experiment: Any) -> str:
+def describe_split(experiment: Any) -> str:
     """Return the partitioner's title with its fields."""
     config = experiment.config
     title = config.chosen("partition").title.format(**config.to_dict())

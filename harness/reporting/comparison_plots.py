@@ -118,7 +118,7 @@ def plot_comparison(
     over = f"mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "one seed"
     title = f"{measured.capitalize()} {outcome_name()}, {over}"
     if panels:
-        return plot_panels(curves, panels, spent, title, caption)
+        return plot_panels(curves, panels, spent, title, caption, measured)
     figure = new_figure(9, 4.8, title, caption)
     styles = {name: style_of(number) for number, name in enumerate(curves)}
     axes = outcome_axes(figure, measured)
@@ -138,6 +138,7 @@ def plot_panels(
     spent: Spent | None,
     title: str,
     caption: str,
+    measured: str,
 ) -> Figure:
     """Draw a grid of two fields: axes for each value of the second, a colour for each of the first.
 
@@ -154,7 +155,7 @@ def plot_panels(
         styles = {name: style_of(lines.index(panels[name][0])) for name in names}
         labels = {name: panels[name][0] for name in names}
         draw_curves(axes, {name: curves[name] for name in names}, styles, spent, labels)
-        style_outcome(axes)
+        style_outcome(axes, measured)
         axes.set_title(panel, fontsize=10)
         axes.label_outer()
     for axes in grid.flat[len(places) :]:

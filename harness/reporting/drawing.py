@@ -114,7 +114,7 @@ def log_scale(axes: Any) -> None:
     axes.yaxis.set_minor_formatter(FuncFormatter(partial(label_minor_tick, axes.yaxis)))
 
 
-def label_of(names: Sequence[Any], place: float, _: int) -> str:
+def label_tick(names: Sequence[Any], place: float, _: int) -> str:
     """Return the name of a row or column, for its tick."""
     return shorten(names[round(place)], 16) if 0 <= round(place) < len(names) else ""
 

@@ -13,7 +13,7 @@ from harness.reporting.drawing import (
     GREY,
     ORANGE,
     are_words,
-    label_of,
+    label_tick,
     log_scale,
     new_figure,
     place_legend,
@@ -60,7 +60,7 @@ def plot_matrix(
         axis.set_major_locator(MaxNLocator(ANNOTATED, integer=True, steps=[1, 2, 5, 10]))
     for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
         if names:
-            axis.set_major_formatter(FuncFormatter(partial(label_of, names)))
+            axis.set_major_formatter(FuncFormatter(partial(label_tick, names)))
     if len(columns) > ANNOTATED or are_words(columns):
         axes.tick_params("x", rotation=90)
     if max(matrix.shape) <= ANNOTATED:

@@ -77,7 +77,7 @@ def to_html(
         count=f"{len(rounds)} round{'s' * (len(rounds) != 1)}",
         pictures=[to_picture(*item) for item in pictures.items()],
         rounds=rounds,
-        clients=describe_clients(metrics["rounds"][-1]["clients"], partition),
+        clients=tabulate_clients(metrics["rounds"][-1]["clients"], partition),
         commands=commands,
         provenance=about,
         config=metrics["config"],
@@ -91,7 +91,7 @@ def to_picture(name: str, content: bytes) -> dict[str, str]:
     return {"text": stem.replace("_", " "), "media": MEDIA[kind], "data": data}
 
 
-def describe_clients(
+def tabulate_clients(
     reports: Sequence[dict[str, Any]], partition: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Return a row for each client: its images, its labels, and what it reported of the last round.
