@@ -74,6 +74,21 @@ class Finished(NamedTuple):
     clients_of: dict[str, list[dict[str, np.ndarray]]]
     panels: dict[str, tuple[str, str]] | None = None  # of a grid: name -> its line and panel
 
+    def add(
+        self,
+        name: str,
+        config: Any,
+        folder: Path,
+        records: list[RoundRecord],
+        identified: dict[str, Any],
+    ) -> None:
+        """Add a run of a row; `identified` are its first columns in comparison.csv."""
+        self.rates[name] = Rates.of(config.training)
+        self.table.extend(identified | record.figures() for record in records)
+        self.records_of.setdefault(name, []).append(records)
+        self.seeds_of.setdefault(name, []).append(config.seed)
+        self.clients_of.setdefault(name, []).append(distributions(read_clients(folder)))
+
 
 class Tuning(NamedTuple):
     """How the rows of a comparison got the settings that --tune chose."""
@@ -175,7 +190,7 @@ def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]
 def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
     """Return the runs that are done, by row."""
     done = [single for single in singles if single.earlier]
-    finished = Finished({}, rates_of(done), compared.base, [], {}, {}, {})
+    finished = Finished({}, {}, compared.base, [], {}, {}, {})
     for single in done:
         label = single.row.label
         names = paper_names(single.config)
@@ -183,11 +198,8 @@ def gather_runs(singles: Sequence[Single], compared: Compared) -> Finished:
         finished.places[label] = tuple(terms) or (escape(label),)
         flat = single.config.to_dict()
         identified = {field: flat[field] for field in (*compared.fields, "seed")}
-        finished.table.extend(identified | record.figures() for record in single.earlier)
-        finished.records_of.setdefault(label, []).append(single.earlier)
-        finished.seeds_of.setdefault(label, []).append(single.config.seed)
-        clients = read_clients(folder_of(single.config))
-        finished.clients_of.setdefault(label, []).append(distributions(clients))
+        folder = folder_of(single.config)
+        finished.add(label, single.config, folder, single.earlier, identified)
     cells: dict[str, Any] = {single.row.label: tuple(single.row.cells.values()) for single in done}
     is_grid = all(len(texts) == 2 and None not in texts for texts in cells.values())
     return finished._replace(panels=cells if is_grid else None)
@@ -343,8 +355,3 @@ def format_rate(name: str, rates: dict[str, Rates]) -> str:
     used = {of_row.client_lr for of_row in rates.values()}
     named = "lr" in name.split() or len(used) == 1
     return "" if named else f" (lr {rates[name].client_lr:g})"
-
-
-def rates_of(singles: Sequence[Single]) -> dict[str, Rates]:
-    """Return name -> learning rates and batch size."""
-    return {single.row.label: Rates.of(single.config.training) for single in singles}

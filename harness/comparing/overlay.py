@@ -14,12 +14,10 @@ from harness.cli.saved_config import read_saved
 from harness.comparing.comparison import Finished, paper_names, write_comparison
 from harness.comparing.latex import name_settings
 from harness.comparing.run_folders import find_folder
-from harness.comparing.summary import Rates
 from harness.comparing.sweep import overlaid_folders, shown_settings
 from harness.comparing.tables import check_columns
 from harness.comparing.terms import label_settings
 from harness.reporting.captions import join_parts
-from harness.reporting.clients import distributions, read_clients
 from harness.reporting.results import pluralize
 from harness.storage.files import expand_path, one_line, read_json
 from harness.storage.saved_run import read_metrics
@@ -81,14 +79,9 @@ def overlay(config: Any, default: ConfigGroup) -> Path:
         shown = of_row if name == label_settings(of_row) else {}
         finished.places[name] = (name_settings(shown, paper_names(run.config), name),)
     for name, of_seeds in by_name.items():
-        ordered = [of_seeds[seed] for seed in sorted(of_seeds)]
-        finished.records_of[name] = [run.records for run in ordered]
-        finished.seeds_of[name] = [run.config.seed for run in ordered]
-        finished.clients_of[name] = [distributions(read_clients(run.folder)) for run in ordered]
-        finished.rates[name] = Rates.of(ordered[0].config.training)
-        for run in ordered:
-            identified = {"run": run.folder.name, "compared": name, "seed": run.config.seed}
-            finished.table.extend(identified | record.figures() for record in run.records)
+        for seed, run in sorted(of_seeds.items()):
+            identified = {"run": run.folder.name, "compared": name, "seed": seed}
+            finished.add(name, run.config, run.folder, run.records, identified)
     described = {
         "folders": [str(path.resolve()) for path in paths],
         "target_accuracy": config.run.target_accuracy,
