@@ -24,16 +24,19 @@ from harness.storage.provenance import SOURCES, commit, digest, meaning, process
 
 
 class WithoutRefusals(ast.NodeTransformer):
-    """Takes out of a syntax tree what only refuses, as that changes no number of a run which ends.
+    """Takes out of a syntax tree what only refuses or warns, as no number of a run depends on it.
 
     That is: functions named `check_` which return nothing, statements that call one, an `if` and an
-    `except` that only raise, the text of what is raised, and imports that only these use.
+    `except` that only raise, the text of what is raised, functions of notices, which return a list
+    of texts, and imports that only these use.
     """
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
         returns = any(isinstance(inner, ast.Return) and inner.value for inner in ast.walk(node))
         is_check = node.name.startswith("check_") and not returns
-        return None if is_check else self.generic_visit(node)
+        annotation = ast.unparse(node.returns) if node.returns else ""
+        warns = "notices" in node.name and annotation == "list[str]"
+        return None if is_check or warns else self.generic_visit(node)
 
     def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
         is_call = isinstance(node.value, ast.Call)
@@ -133,7 +136,7 @@ def made_by() -> dict[str, str | None]:
 
 
 def computing(source: bytes | str) -> list:
-    """What a source computes, as nested lists: neither its layout nor what it refuses."""
+    """What a source computes, as nested lists: not its layout, what it refuses, or its notices."""
     return meaning(WithoutRefusals().visit(ast.parse(source)))
 
 
@@ -141,7 +144,7 @@ def computing(source: bytes | str) -> list:
 def identity() -> str:
     """Hash of the program, by what its files mean, and of the packages that it computes with.
 
-    A file that the runs of no table call is left out, as is what only refuses.
+    A file that the runs of no table call is left out, as is what only refuses or warns.
     """
     files = {name: computing(SOURCES[name]) for name in SOURCES if name not in UNUSED}
     return digest({"files": files, "versions": versions()})

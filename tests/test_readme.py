@@ -143,6 +143,9 @@ print(double(1))
     assert computing(stopping) != computing("y = 1\n")
     branching = "if x:\n    raise ValueError('x')\nelse:\n    y = 1\n"
     assert computing(branching) == computing("y = 1\n") != computing("")
+    warning = "def odd_notices(x) -> list[str]:\n    return [f'{x} is odd']\n"
+    assert computing(f"{warning}y = 1\n") == computing("y = 1\n")
+    assert computing(warning.replace("list[str]", "int")) != computing("")
 
 
 def test_results_on_other_data_are_kept_apart(monkeypatch):
