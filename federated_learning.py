@@ -214,7 +214,7 @@ from harness.storage.callbacks import Callback, CallbackList, check_callbacks
 from harness.storage.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.storage.files import check_clock, check_temporary_folder
 from harness.storage.predicting import predict_pictures
-from harness.storage.run_folder import RunFolder
+from harness.storage.run_folder import RunFolder, check_held_out
 from harness.storage.saved_run import SavedRun
 from harness.storage.saving import Result
 from harness.training import histories, layers, own_models, records, shards
@@ -1361,6 +1361,7 @@ def build_experiment(
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
     results.check_dataset(dataset)
+    check_held_out(with_defaults, dataset)
     if not isinstance(partition, Partition | None):
         raise UserError(
             f"partition={partition!r:.60} is not a Partition; give one from fl.make_partition, or "

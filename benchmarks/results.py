@@ -28,8 +28,14 @@ class WithoutRefusals(ast.NodeTransformer):
 
     That is: functions named `check_` which return nothing, statements that call one, an `if` and an
     `except` that only raise, the text of what is raised, functions of notices, which return a list
-    of texts, and imports that only these use.
+    of texts, the line of a choice in --help, and imports that only these use.
     """
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        self.generic_visit(node)
+        if ast.unparse(node.func).endswith("Choice") and node.args:
+            node.args[0] = ast.Constant("")
+        return node
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST | None:
         returns = any(isinstance(inner, ast.Return) and inner.value for inner in ast.walk(node))

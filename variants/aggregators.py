@@ -67,7 +67,7 @@ def clipping(parts: Any, experiment: Any) -> Any:
 
 
 def zeroing(parts: Any, experiment: Any) -> Any:
-    """The mean without updates that are very large, adaptively."""
+    """The mean in which very large updates, by an adaptive norm, count as zeros."""
     return share_norms(see_each_client(parts, tff.learning.robust_aggregator(clipping=False)))
 
 

@@ -145,7 +145,7 @@ PARTITIONS = {
     ),
     "client-dirichlet": PartitionChoice(
         "each client draws its own label mix, and all clients have the same size [Hsu et al. "
-        '2019; "balanced" in FedDyn]',
+        '2019, whose alpha is C times this one for C labels; "balanced" in FedDyn]',
         "Dirichlet({alpha:g}) by client, equal sizes",
         "partitions:split_by_client_dirichlet",
         ("alpha",),
@@ -373,7 +373,7 @@ AGGREGATORS = {
         "aggregators:clipping",
     ),
     "zeroing": AggregatorChoice(
-        "mean without very large updates; adaptive threshold [Andrew et al. 2021]",
+        "mean in which very large updates count as zeros; adaptive threshold [Andrew et al. 2021]",
         "aggregators:zeroing",
     ),
     "median": AggregatorChoice(

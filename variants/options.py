@@ -35,6 +35,7 @@ from harness.cli.fields import (
 )
 from harness.cli.flags import split_off, to_flag
 from harness.cli.own_files import OWN, OWN_FIELDS, is_own, own_fields, short_name
+from harness.cli.run_options import most_updates
 from harness.comparing.sweep import check_comparison, join_compared, overlaid_folders
 from harness.engine.ssh import HERE
 from harness.storage.files import briefly, expand_path
@@ -546,7 +547,8 @@ def unused_notices(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]
         f"{field}={chosen[field]} has no effect without {needed}"
         for field, needed in find_unused(chosen, default).items()
     ]
-    return [*unused, *notices_on_steps(chosen, default), *notices_on_attackers(chosen)]
+    on_rounds = [*notices_on_steps(chosen, default), *memory_notices(chosen)]
+    return [*unused, *on_rounds, *notices_on_attackers(chosen)]
 
 
 def default_client_lr(chosen: dict[str, Any]) -> float:
@@ -583,13 +585,27 @@ def notices_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[st
 def notices_on_attackers(chosen: dict[str, Any]) -> list[str]:
     """Return a notice on more attackers than the aggregator can withstand."""
     attackers = chosen["byzantine"]
-    cohort = chosen["clients_per_round"] or chosen["num_clients"]
+    is_buffered = "buffer_size" in find_choice("algorithm", chosen["algorithm"]).fields
+    unseen = num_unseen(chosen["unseen_clients"], chosen["num_clients"])
+    cohort = most_updates(chosen, is_buffered, unseen)
     withstands = find_choice("aggregator", chosen["aggregator"]).withstands
     if not cohort or withstands is None or attackers <= withstands(chosen, cohort):
         return []
     return [
         f"byzantine={attackers} attackers exceed the {withstands(chosen, cohort)} per round that "
         f"aggregator={chosen['aggregator']!r} withstands in this setting"
+    ]
+
+
+def memory_notices(chosen: dict[str, Any]) -> list[str]:
+    """Return a notice on an algorithm's memory, which a robust aggregator does not protect."""
+    algorithm = find_choice("algorithm", chosen["algorithm"])
+    is_robust = find_choice("aggregator", chosen["aggregator"]).kind == "unweighted"
+    if not is_robust or not algorithm.function.startswith("stateful:"):
+        return []
+    return [
+        f"aggregator={chosen['aggregator']!r} combines the updates only: the memory of algorithm="
+        f"{chosen['algorithm']!r} is a mean by numbers of examples, which attackers can move"
     ]
 
 
@@ -927,12 +943,15 @@ def check_aggregator(chosen: dict[str, Any]) -> None:
     """Raise UserError for a robust aggregator with too few clients, or the wrong algorithm."""
     aggregator = chosen["aggregator"]
     facts = find_choice("aggregator", aggregator)
-    cohort = chosen["clients_per_round"] or chosen["num_clients"]
+    is_buffered = "buffer_size" in find_choice("algorithm", chosen["algorithm"]).fields
+    unseen = num_unseen(chosen["unseen_clients"], chosen["num_clients"])
+    cohort = most_updates(chosen, is_buffered, unseen)
     most = (cohort - 3) // 2
     if "tolerated" in facts.fields and cohort and chosen["tolerated"] > most:
+        cure = "a larger buffer_size" if is_buffered else "more clients"
         raise UserError(
             f"tolerated={chosen['tolerated']} attackers among {cohort} clients per round are more "
-            f"than {aggregator} can withstand; choose at most {max(most, 0)}, or more clients"
+            f"than {aggregator} can withstand; choose at most {max(most, 0)}, or {cure}"
         )
     if facts.kind == "unweighted" and find_choice("algorithm", chosen["algorithm"]).weights_steps:
         raise UserError(

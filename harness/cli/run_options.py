@@ -234,6 +234,15 @@ BY_CONTENT = (
 )
 
 
+def most_updates(chosen: dict[str, Any], is_buffered: bool, num_unseen: int) -> int:
+    """Return how many updates a step of the server has at most, of the configuration `chosen`.
+
+    It is 0 where all owners of the data, who are not counted yet, are drawn.
+    """
+    drawable = max(chosen["num_clients"] - num_unseen, 0)
+    return chosen["buffer_size"] if is_buffered else chosen["clients_per_round"] or drawable
+
+
 def identity(config: Any) -> dict[str, Any]:
     """Return field -> effective value of all that a run's numbers depend on.
 

@@ -78,16 +78,24 @@ CHECKPOINTS_KEPT = 3
 ON_READING = ("test_share", "image_size", "transpose", "validation")
 
 
-def check_given_dataset(config: Any, dataset: Any) -> None:
+def check_given_dataset(config: Any) -> None:
     """Raise UserError for fields that a data set given in Python would leave without effect."""
-    is_held_out = dataset.places is not None  # as a comparison that tunes has done
-    for field in ON_READING if is_held_out else (*ON_READING, "holdout"):
+    for field in ON_READING:
         value = config.to_dict()[field]
         if value != config.defaults()[field]:
             raise UserError(
                 f"{field}={value!r:.40} has no effect on dataset=, which is used as it is; give "
                 "fl.build_dataset the images to train and to evaluate on, or drop it"
             )
+
+
+def check_held_out(config: Any, dataset: Any) -> None:
+    """Raise UserError for --holdout on a data set of which nothing was held out."""
+    if config.data.holdout and dataset.places is None:
+        raise UserError(
+            f"holdout={config.data.holdout} has no effect on dataset=, which is used as it is; "
+            "give fl.build_dataset the images to train and to evaluate on, or drop it"
+        )
 
 
 class RunFolder:
@@ -143,7 +151,7 @@ class RunFolder:
         """
         config = experiment.config
         if "dataset=" in given:
-            check_given_dataset(config, experiment.dataset)
+            check_given_dataset(config)
         partition = describe_partition(experiment)
         if config.run.resume:
             path = expand_path(config.run.resume)
