@@ -312,7 +312,7 @@ def names_used(function, seen=()):
     return found
 
 
-def pytest_collection_modifyitems(config, items):
+def pytest_collection_modifyitems(items):
     """Marks `slow` what starts a process or builds a TFF one: `make quick` leaves it out.
 
     The long modules begin.
@@ -327,7 +327,7 @@ def pytest_collection_modifyitems(config, items):
         names = names_used(item.function)
         if STARTERS & names or BUILDERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
-    if not any("::" in named for named in config.args):
+    if {item.path for item in items} >= {*Path(__file__).parent.glob("test_*.py")}:
         for name in MORE_OF_A_KIND.keys() & rows_of.keys():
             unknown = {*MORE_OF_A_KIND[name]} - rows_of[name]
             if unknown:
