@@ -356,6 +356,11 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     """
     labels = dataset.train.labels
     num_clients = config.partitioning.num_clients
+    if num_clients < 1:
+        raise UserError(
+            "num_clients=0: how many owners there are, the data tell fl.build_experiment(config, "
+            "dataset); take its partition, or give the number"
+        )
     if num_clients > len(labels):
         raise UserError(
             f"num_clients={num_clients} exceeds the {len(labels)} training images; choose 1 to "
@@ -854,9 +859,11 @@ def train_cohort(
 
     `worker` comes from start_workers: TFF's worker here, or those of several hosts.
     Returns the next state, a dict of metrics per client in the order of their ids, and the
-    aggregator's measurements.
+    aggregator's measurements. A round from which no update can be used changes nothing.
     """
     round_num = int(state.client_work.round) + 1
+    progress = state.client_work._replace(round=np.int64(round_num))
+    unchanged = state._replace(client_work=progress)
     chunks = [
         chunk
         for clients_of_host in worker.assign(clients)  # one list, unless there are several hosts
@@ -865,13 +872,16 @@ def train_cohort(
         )
     ]
     if not chunks:  # with dropout or a deadline it can happen that no client reports
-        progress = state.client_work._replace(round=np.int64(round_num))
-        return state._replace(client_work=progress), [], None
+        return unchanged, [], None
     names = experiment.parts.metrics_type._fields
     name = f"round {round_num}"
     # The worker executes process.next; with several hosts, each executes it for its chunks.
     next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
-    return next_state, records.name_metrics(chunks, metrics, names), measured
+    reports = records.name_metrics(chunks, metrics, names)
+    # A private round steps by its noise, whatever the clients sent.
+    if not experiment.config.is_private and not any(report["finite"] for report in reports):
+        return unchanged, reports, None
+    return next_state, reports, measured
 
 
 def everyone(clients: list[int], round_num: int) -> list[int]:
@@ -1369,6 +1379,7 @@ def build_experiment(
         )
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
+    partitions.check_given_partition(partition, config, dataset)
     if config.run.baselines:
         baselines.check_num_classes(dataset.num_classes)
     origin.check_private_origin(config, dataset, load_dataset)

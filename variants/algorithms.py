@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.loading import change_parts
+from variants.aggregators import Unflattened
 from variants.choices import CLIENT_OPTIMIZERS
 from variants.optimizers import sum_of_factors
 from variants.wrapping import Corrected, Tensors, with_hparams
@@ -106,6 +107,11 @@ def fednova(parts: Any, experiment: Any) -> Any:
             f"algorithm={experiment.config.optimization.algorithm!r}: its clients also send their "
             "number of steps, to which aggregator='dp' adds no noise, so epsilon would be false; "
             "change one of the flags"
+        )
+    if isinstance(parts.aggregator, Unflattened):  # of a user's own rule; see check_aggregator
+        raise UserError(
+            "algorithm='fednova' cannot be combined with an aggregator of all updates, which does "
+            "not average the numbers of steps; change one of the flags"
         )
     optimization = experiment.config.optimization
     is_scheduled = experiment.config.chosen("client_schedule").is_within_round

@@ -88,10 +88,13 @@ def read_any(
         if is_folder:
             files = tables.find_tables(path, ending)
         if "train" in files:
+            if ending == ".csv":
+                check_no_size(source, size)
             raw = tables.read_tables(files, read)
             return pictures.with_test_set(raw, source, test_share), []
     if is_folder and not idx.find_sets(path, source):
         if any(path.glob("*.npz")):
+            check_no_size(source, size)
             raw = tables.read_client_files(path, source, read_npz)
             return pictures.with_test_set(raw, source, test_share), []
         if pictures.has_pictures(path):
@@ -127,7 +130,8 @@ def load_files(
     path = expand_path(file)
     source = f"data={str(path)!r:.200}"
     raw, read_notices = read_any(path, source, size, test_share)
-    num_unused = 0 if validation else len(raw.get("x_val", ()))
+    is_used = validation or raw.get("x_val") is raw["x_test"]
+    num_unused = 0 if is_used else len(raw.get("x_val", ()))
     if validation:
         if "x_val" not in raw:
             raise UserError(
@@ -250,13 +254,11 @@ def without_tests(arrays: Arrays) -> bool:
 
 def find_names(stored: Sequence[str]) -> dict[str, str]:
     """Return our name of an array -> the one that it is stored under, of those that we use."""
-    names: dict[str, str] = {}
+    names = {key: key for key in KEYS if key in stored}  # of data without a test set, some of them
     for own in (KEYS, *OTHER_KEYS):
         if set(own) <= set(stored):
             names = dict(zip(KEYS, own, strict=False))  # of two: those of the training images
             break
-    else:
-        return {key: key for key in KEYS if key in stored}
     for images, labels in VALIDATION_KEYS:
         if {images, labels} <= set(stored):
             names |= {"x_val": images, "y_val": labels}

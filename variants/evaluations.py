@@ -32,6 +32,11 @@ def evaluate_backdoor(parts: Any, experiment: Any) -> Any:
     if config.adversity.attack != "backdoor":
         return parts
     target = config.adversity.backdoor_target
+    if (experiment.dataset.test.labels == target).all():
+        raise UserError(
+            f"backdoor_target={target} is the label of all test images, so no success can be "
+            "measured; choose another label"
+        )
 
     def find() -> OtherImages:
         images, labels = experiment.dataset.test

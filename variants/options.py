@@ -423,6 +423,8 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
 
     Which run --resume and --evaluate name, only a first reading tells: so the flags are read twice.
     """
+    if not (words is None or isinstance(words, str | Sequence)):
+        raise UserError(f"{words!r:.60} is not a command line; give flags, such as '--rounds 3'")
     try:
         word_list = shlex.split(words) if isinstance(words, str) else words
     except ValueError as error:  # a quotation mark without its other
@@ -605,7 +607,7 @@ def memory_notices(chosen: dict[str, Any]) -> list[str]:
         return []
     return [
         f"aggregator={chosen['aggregator']!r} combines the updates only: the memory of algorithm="
-        f"{chosen['algorithm']!r} is a mean by numbers of examples, which attackers can move"
+        f"{chosen['algorithm']!r} is a plain mean, which attackers can move"
     ]
 
 
@@ -688,7 +690,8 @@ def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
     files = {"data": chosen["data"], "partition_file": chosen["partition_file"]}
     files["initial_model"] = chosen["initial_model"]
     files |= {field: chosen[field] for field in own_fields(chosen)}
-    if not chosen["resume"] and not DATASETS[chosen["dataset"]].function:
+    is_saved = chosen["resume"] or chosen["evaluate"]  # whose data its folder names
+    if not is_saved and not DATASETS[chosen["dataset"]].function:
         files["data"] = files["data"] or os.environ.get("FL_DATA", "")
     return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}
 
@@ -775,15 +778,21 @@ def check_cohort(chosen: dict[str, Any]) -> None:
             )
         return  # how many owners there are, the data tell; then all is checked again
     drawn = clients - num_unseen(chosen["unseen_clients"], clients)
-    if chosen["clients_per_round"] > drawn or drawn < 1:
-        unseen = f", {clients - drawn} of them never drawn" if drawn < clients else ""
+    unseen = f", {clients - drawn} of them never drawn" if drawn < clients else ""
+    if drawn < 1:
+        raise UserError(
+            f"unseen_clients={chosen['unseen_clients']:g} of num_clients={clients} leaves no "
+            "client to train; choose a smaller share, or more clients"
+        )
+    if chosen["clients_per_round"] > drawn:
         raise UserError(
             f"clients_per_round={chosen['clients_per_round']} exceeds "
             f"num_clients={clients}{unseen}; choose 1 to {drawn}, or 0 for all"
         )
     if chosen["byzantine"] > drawn:
         raise UserError(
-            f"byzantine={chosen['byzantine']} exceeds num_clients={clients}; choose 0 to {drawn}"
+            f"byzantine={chosen['byzantine']} exceeds num_clients={clients}{unseen}; choose 0 to "
+            f"{drawn}"
         )
 
 
@@ -799,16 +808,17 @@ def check_clock(chosen: dict[str, Any]) -> None:
             "tells how many images the drawn clients have; drop one of them"
         )
     check_asynchronous(chosen, bool(used))
-    if chosen["num_clients"] == 0 or chosen["sampling"] == "by-size":
-        return  # the data tell how many owners there are; a client may be drawn twice
+    if chosen["num_clients"] == 0:
+        return  # the data tell how many owners there are
     cohort = chosen["clients_per_round"]
     drawable = chosen["num_clients"] - num_unseen(chosen["unseen_clients"], chosen["num_clients"])
     selected = math.ceil(chosen["over_select"] * (cohort or drawable) - 1e-9)
     if used and chosen["over_select"] > 1 and selected > drawable:
+        most = math.floor(drawable / chosen["over_select"] + 1e-9)
+        cure = f"clients_per_round of at most {most}" if most else "a smaller over_select"
         raise UserError(
             f"over_select={chosen['over_select']:g} draws {selected} clients for a round of "
-            f"{cohort or drawable}, more than there are ({drawable}); choose clients_per_round of "
-            f"at most {math.floor(drawable / chosen['over_select'] + 1e-9)}"
+            f"{cohort or drawable}, more than there are ({drawable}); choose {cure}"
         )
 
 
@@ -906,7 +916,8 @@ def check_privacy(chosen: dict[str, Any]) -> None:
         )
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
     # TFF cannot spread the noise. A cohort of 0 is one of all owners, who are not counted yet.
-    if cohort and chosen["noise_multiplier"] >= 0.1 * cohort:
+    is_given = not chosen["target_epsilon"]  # which decides the noise, and has a check of its own
+    if cohort and is_given and chosen["noise_multiplier"] >= 0.1 * cohort:
         raise UserError(
             f"noise_multiplier={chosen['noise_multiplier']} is too high for {cohort} clients per "
             f"round; choose less than {0.1 * cohort:g}, or more clients"
@@ -948,10 +959,11 @@ def check_aggregator(chosen: dict[str, Any]) -> None:
     cohort = most_updates(chosen, is_buffered, unseen)
     most = (cohort - 3) // 2
     if "tolerated" in facts.fields and cohort and chosen["tolerated"] > most:
-        cure = "a larger buffer_size" if is_buffered else "more clients"
+        more = "a larger buffer_size" if is_buffered else "more clients"
+        cure = f"choose at most {most}, or {more}" if most >= 0 else f"it needs 3; choose {more}"
         raise UserError(
             f"tolerated={chosen['tolerated']} attackers among {cohort} clients per round are more "
-            f"than {aggregator} can withstand; choose at most {max(most, 0)}, or {cure}"
+            f"than {aggregator} can withstand; {cure}"
         )
     if facts.kind == "unweighted" and find_choice("algorithm", chosen["algorithm"]).weights_steps:
         raise UserError(

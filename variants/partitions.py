@@ -16,6 +16,7 @@ from typing import Any
 from harness.cli.fields import UserError
 from harness.cli.output import warn
 from harness.storage.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
+from harness.training import shards
 from harness.training.streams import open_stream
 from variants.choices import PARTITIONS
 
@@ -376,6 +377,29 @@ def read_split(
             "or the indices given with partition="
         )
     return from_places(parts, content, name, dataset)
+
+
+def check_given_partition(partition: Any, config: Any, dataset: Any) -> None:
+    """Raise UserError for a Partition of other clients or data than those of a configuration."""
+    if partition is None:
+        return
+    cure = "give fl.make_partition(dataset, config) of this configuration and data set"
+    num_clients = config.partitioning.num_clients
+    if len(partition.indices) != num_clients:
+        raise UserError(
+            f"partition= has {len(partition.indices)} clients, but num_clients={num_clients}; "
+            f"{cure}"
+        )
+    if shards.hash_shards(dataset, partition.indices, config) != partition.digest:
+        raise UserError(f"partition= was made for other data, or for changed images; {cure}")
+    share = config.partitioning.client_test
+    holds_out = len(partition.test_indices) > 0
+    # Baselines train on what the run's clients trained on, and hold nothing out themselves.
+    if holds_out != (share > 0) and not (holds_out and config.run.baselines):
+        verb = "holds out" if holds_out else "does not hold out"
+        raise UserError(
+            f"partition= {verb} images of its clients, but client_test={share:g}; {cure}"
+        )
 
 
 def check_own_split(draw: Callable, split: Any, labels: np.ndarray, config: Any) -> None:

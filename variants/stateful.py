@@ -34,7 +34,8 @@ class Memory:
         self.optimization = config.optimization
         self.num_clients = len(sizes)
         self.num_parameters = experiment.num_parameters
-        self.is_uniform = config.aggregation.client_weighting == "uniform"
+        is_unweighted = config.chosen("aggregator").kind == "unweighted"
+        self.is_uniform = is_unweighted or config.aggregation.client_weighting == "uniform"
         # What a client's memory counts in means over all clients is what its updates count in those
         # of a round. A client that is never drawn has no memory.
         counts = np.ones(len(sizes)) if self.is_uniform else sizes.copy()

@@ -19,7 +19,7 @@ from harness.cli.command_line import TRAINING, one_at_a_time
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.loading import import_function
 from harness.cli.output import quietly, warn
-from harness.cli.saved_config import read_saved
+from harness.cli.saved_config import check_config, read_saved
 from harness.comparing import comparison, tuning
 from harness.comparing.completing import OutOfTime
 from harness.comparing.sweep import compared_rows, rows_of_configs
@@ -90,6 +90,7 @@ def compare(
 @one_at_a_time()
 def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) -> Path:
     """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
+    check_config(config)
     check_evaluated(config)
     saved = read_saved(config.run.evaluate, type(config)())
     source = expand_path(config.run.evaluate)
