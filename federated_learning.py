@@ -208,7 +208,7 @@ from harness.comparing import commands, overlay
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
-from harness.reporting import results
+from harness.reporting import notices, results
 from harness.storage import origin, provenance, saving
 from harness.storage.callbacks import Callback, CallbackList, check_callbacks
 from harness.storage.callbacks import StopRun as StopRun  # for users' callbacks
@@ -1333,6 +1333,7 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
         *presets.preset_notices(config, Config()),
         *options.unused_notices(chosen, Config.defaults()),
         *options.horizon_notices(config.to_dict()),
+        *notices.find_weak_settings(experiment),
         *results.origin_notices(config.training.initial_model, dataset),
         *([] if config.is_private else on_data),
         *experiment.parts.notices,

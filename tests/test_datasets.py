@@ -234,6 +234,11 @@ def test_validation_images_are_evaluated_on_where_asked(tmp_path):
     assert chosen.name == "set, evaluated on its validation images"
     with pytest.raises(UserError, match="has no validation images"):
         load_npz(tmp_path / "set.npz", validation=True, **both)
+    keras = {"x_train": x, "y_train": y, "x_val": a, "y_val": b, "client_train": y}
+    np.savez(tmp_path / "keras.npz", **keras)
+    flags = {"data": str(tmp_path / "keras.npz"), "test_share": 0.25, "validation": True}
+    untested = fl.load_dataset(configure(**flags).data)
+    assert np.array_equal(untested.test.images, a) and untested.owners is not None
     with pytest.raises(UserError, match="mnist has no validation images"):
         fl.load_dataset(configure(validation=True).data)
     with pytest.raises(UserError, match="both replace the test set"):
@@ -388,7 +393,9 @@ def test_a_natural_split_is_the_owners(tmp_path, digits):
     with pytest.raises(UserError, match="num_clients=5 exceeds the 4 owners; choose 1 to 4"):
         fl.make_partition(dataset, configure(**flags, num_clients=5))
     with pytest.raises(UserError, match="needs data that name the owner of each image"):
-        fl.make_partition(digits, configure(dataset="digits", partition="natural"))
+        fl.make_partition(digits, configure(dataset="digits", partition="natural", num_clients=4))
+    with pytest.raises(UserError, match="num_clients=0: how many owners there are"):
+        fl.make_partition(dataset, configure(**flags))
 
 
 def test_a_name_that_no_file_can_have_is_one_line(tmp_path):

@@ -23,6 +23,22 @@ def find(**flags):
     [
         ({"aggregator": "trimmed-mean", "trim": 0.2}, "trim=0.2 of 4 clients leaves out none"),
         ({"save_every": 6}, "save_every=6 saves no model, as the run has 5 rounds"),
+        (
+            {"fine_tune_epochs": 1, "client_test": 0.2, "client_schedule": "cosine"},
+            "clients fine-tune at client_lr=0.15 in every round, without client_schedule='cosine'",
+        ),
+        (
+            {"aggregator": "dp", "noise_multiplier": 0.1, "dropout": 0.5},
+            "that do not report make its steps shorter",
+        ),
+        (
+            {"aggregator": "secure", "algorithm": "scaffold"},
+            "sends to the memory of algorithm='scaffold' reaches the server as it is",
+        ),
+        (
+            {"device_speed": "constant", "speed_by_size": 0.5},
+            "device_speed='constant' gives all clients the same speed",
+        ),
         (  # 3 epochs of ceil(100 / 16) = 7 steps
             {"client_schedule": "warm-up", "warmup_steps": 42},
             "no client makes more than 21 local steps in a round, so the rate is at most 50 %",

@@ -390,6 +390,12 @@ def test_a_data_set_from_python_is_used_as_it_is(tmp_path, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="holdout=10 has no effect on dataset="):
         fl.run(configure(model="mlp", holdout=10), dataset=digits)
+    with pytest.raises(UserError, match="holdout=10 has no effect on dataset="):
+        fl.build_experiment(configure(model="mlp", holdout=10), digits)
+    with pytest.raises(UserError, match="5 is not a command line"):
+        fl.parse(5)
+    monkeypatch.setenv("FL_DATA", "other.npz")  # of a saved run its own data are read
+    assert configure(resume="runs/a").with_absolute_paths().data.data == ""
 
 
 @pytest.mark.parametrize("how", ["returns False", "raises StopRun"])

@@ -348,6 +348,33 @@ def test_sizes_that_cannot_be_are_refused_at_once(digits):
     assert len(drawn) == 3
 
 
+def test_a_given_partition_is_of_the_configurations_clients_and_data(digits):
+    config = fl.Config().replace(dataset="digits", model="mlp")
+    own = fl.make_partition(digits, config)
+    assert fl.build_experiment(config.replace(alpha=5), digits, own).partition is own
+    for other, said in (
+        (config.replace(num_clients=5), "partition= has 5 clients, but num_clients=10"),
+        (config.replace(client_test=0.5), "partition= holds out images .* but client_test=0;"),
+        (config.replace(partition="feature"), "made for other data, or for changed images"),
+    ):
+        with pytest.raises(UserError, match=said):
+            fl.build_experiment(config, digits, fl.make_partition(digits, other))
+    with pytest.raises(UserError, match="does not hold out images .* but client_test=0.5"):
+        fl.build_experiment(config.replace(client_test=0.5), digits, own)
+
+
+def test_all_owners_are_clients_however_natural_is_chosen(tmp_path):
+    file = tmp_path / "natural.toml"
+    file.write_text('partition = "natural"\n')
+    natural = [fl.parse("--partition natural"), fl.Config().replace(partition="natural")]
+    natural += [fl.parse(f"--config {file}")]
+    assert [config.partitioning.num_clients for config in natural] == [0, 0, 0]
+    file.write_text("num_clients = 50\n")
+    few = fl.parse(f"--config {file} --partition natural")
+    fewer = fl.Config().replace(partition="natural", num_clients=5).replace(seed=1)
+    assert (few.partitioning.num_clients, fewer.partitioning.num_clients) == (50, 5)
+
+
 def test_a_natural_split_has_all_owners_unless_fewer_are_asked_for(digits):
     owners = np.arange(len(digits.train.labels)) % 23
     data = dataclasses.replace(digits, owners=owners)

@@ -1,11 +1,15 @@
 """Rounds over two workers here against those of one: every algorithm and aggregator, what travels,
 in which order."""
 
+import dataclasses
+
 import federated_learning as fl
 from variants import choices
+from variants.adversity import choose_attackers
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from reference import largest_difference, weights_of
 from runs import configure, with_needs
 
@@ -98,3 +102,33 @@ def test_privacy_is_accounted_for_alike(digits, tmp_path):
     assert 1e-3 < largest_difference(weights, first) < 1 and records[0].clients == []
     # they would tell how many clients were drawn
     assert records[0].measured_bytes_down is records[0].measured_bytes_up is None
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"algorithm": "fednova"},
+        {"aggregator": "secure"},
+        {"aggregator": "compressed"},
+        {"algorithm": "feddyn", "aggregator": "median"},
+        {"algorithm": "fedavgm"},
+    ],
+    ids=lambda flags: "-".join(flags.values()),
+)
+def test_a_round_without_a_finite_update_changes_nothing(digits, tmp_path, flags):
+    """As one from which no client reports: not by momentum either."""
+    small = {**SMALL, "num_clients": 3, "rounds": 3, "byzantine": 1, "attack": "nan"}
+    config = configure(**small | flags, cache=str(tmp_path))
+    experiment = fl.build_experiment(config, digits)
+    attacker = next(iter(choose_attackers(experiment.config.adversity, np.arange(3), 0)))
+    cohorts = [[], [0, 1, 2], [int(attacker)], [0, 1, 2]]
+    parts = experiment.parts._replace(sample_clients=lambda round_num: cohorts[round_num])
+    first, second, third = fl.run_rounds(dataclasses.replace(experiment, parts=parts))
+    before = tf.nest.flatten(first.state._replace(client_work=()))
+    after = tf.nest.flatten(second.state._replace(client_work=()))
+    assert all(map(np.array_equal, before, after)) and second.state.client_work.round == 2
+    assert second.record.num_nonfinite == 1 and "no client's update was finite" in (
+        second.record.trouble([], 0.1, False)
+    )
+    assert np.isfinite(third.record.test_loss)
+    assert largest_difference(weights_of(third.state), weights_of(second.state)) > 1e-4

@@ -41,6 +41,16 @@ def test_a_run_is_what_its_files_say(made):
     assert run.evaluate(half).accuracy == np.mean((predicted == test.labels)[::2])
 
 
+@pytest.mark.slow
+def test_its_partition_is_of_the_images_that_were_not_held_out(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = configure(dataset="digits", model="mlp", rounds=1, local_epochs=1, holdout=300)
+    run = fl.load(fl.run(config.replace(figures="none")).folder)
+    parts = fl.build_experiment(config).partition.indices
+    assert all(map(np.array_equal, run.partition, parts)) and len(run.partition) == 10
+    assert sum(map(len, run.partition)) == len(run.dataset.train.labels) == 1437 - 300
+
+
 def test_what_is_not_there_is_a_mistake(made, tmp_path):
     with pytest.raises(UserError, match="give the folder of a run"):
         fl.load(tmp_path)

@@ -97,8 +97,9 @@ class MorePartitioning(ConfigGroup):
     """Settings of the group Partitioning that the default split does not use."""
 
     min_images: CountOrZero = 0
-    """Minimum number of images per client; the split is redrawn until every client has that many.
-    0: a client without images receives one from the largest client."""
+    """Minimum number of images per client, before --client-test holds some out; the split is
+    redrawn until every client has that many. 0: a client without images receives one from the
+    largest client."""
     shards_per_client: Count = 2
     """Label-sorted pieces per client. Used by shards."""
     labels_per_client: int_range(1, 65_536) = 2
@@ -209,7 +210,8 @@ class Optimization(ConfigGroup):
     client_schedule: choice(SCHEDULES) = "constant"
     """Schedule of the clients' learning rate over the rounds t."""
     server_schedule: choice(SERVER_SCHEDULES) = "constant"
-    """Schedule of the server's learning rate over the rounds t."""
+    """Schedule of the server's learning rate over its steps t, which are the rounds; one in which
+    no client reports makes no step."""
     warmup_steps: int_range(1, 1_000_000) = 20
     """Local steps of each round until a warm-up schedule reaches the full rate."""
     lr_decay: Probability = 0.99
@@ -329,6 +331,12 @@ def find_choice(field: str, name: str) -> Any:
     return made._replace(title=title) if field == "partition" else made
 
 
+def has_owners(partition: Any) -> bool:
+    """Return whether the clients of a partition are the owners of the images."""
+    chosen = PARTITIONS.get(partition) if isinstance(partition, str) else None
+    return chosen is not None and "owner_choice" in chosen.fields
+
+
 class ExperimentConfig(ConfigGroup):
     """A configuration of which some values follow from others: the script's Config is one."""
 
@@ -346,10 +354,14 @@ class ExperimentConfig(ConfigGroup):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in these fields.
 
-        First come the fields that a preset sets, and the data of the run that --evaluate names.
+        First come the fields that a preset sets, the data of the run that --evaluate names, and
+        all owners as the clients of partition="natural".
         """
         kind = type(self)
         implied = presets.preset_fields(changes.get("preset"), functools.partial(parse, kind))
+        is_usual = self.partitioning.num_clients == self.defaults()["num_clients"]
+        if has_owners(changes.get("partition")) and is_usual:
+            implied = {"num_clients": 0} | implied
         if changes.get("evaluate"):
             super().replace(evaluate=changes["evaluate"])  # refuses what is no text
             saved = saved_config.read_saved(changes["evaluate"], kind())
@@ -363,7 +375,7 @@ class ExperimentConfig(ConfigGroup):
         configurations that make the same run have the same effective copy.
         """
         chosen = self.to_dict() | changes
-        return self.replace(**changes | effective_values(chosen, self.defaults()))
+        return super().replace(**changes | effective_values(chosen, self.defaults()))
 
     def with_absolute_paths(self) -> Self:
         """Return a copy whose files are named wherever it is read, FL_DATA's too."""
@@ -432,8 +444,10 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     given = list(sys.argv[1:] if word_list is None else word_list)
     presets.explain_preset(given)
     usage.answer_help(kind(), given)
-    flags = join_compared(insert_implied_flags(presets.insert_preset_flags(given)))
     base = saved_config.read_config_file(given, kind())
+    is_given = base is not None and "num_clients" in base.changed()
+    flags = insert_implied_flags(presets.insert_preset_flags(given), is_given)
+    flags = join_compared(flags)
     evaluated = split_off(given, "evaluate")[0]
     names_data = any(split_off(given, field)[0] for field in ("dataset", "data"))
     if evaluated and not base and not names_data:
@@ -648,10 +662,11 @@ def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[st
     return values | facts.required
 
 
-def insert_implied_flags(words: Sequence[str]) -> list[str]:
+def insert_implied_flags(words: Sequence[str], is_given: bool) -> list[str]:
     """Return a command line with what its flags imply.
 
-    The partition natural has all owners as clients; --list alone is that of the folder runs.
+    The partition natural has all owners as clients, unless a file says how many (`is_given`);
+    --list alone is that of the folder runs.
     """
     words = list(words)
     for place, word in enumerate(words):
@@ -659,9 +674,8 @@ def insert_implied_flags(words: Sequence[str]) -> list[str]:
             words[place] = "--list=runs"
     words = gather_pictures(words)
     partitions = split_off(words, "partition")[0]
-    says_how_many = split_off(words, "num_clients")[0] or split_off(words, "resume")[0]
-    chosen = PARTITIONS.get((partitions or [""])[-1])
-    if chosen and "owner_choice" in chosen.fields and not says_how_many:
+    says_how_many = is_given or split_off(words, "num_clients")[0] or split_off(words, "resume")[0]
+    if has_owners((partitions or [""])[-1]) and not says_how_many:
         return [*words, "--num-clients", "0"]
     return words
 

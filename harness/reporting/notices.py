@@ -17,6 +17,10 @@ def find_weak_settings(experiment: Any) -> list[str]:
     found = [
         of_trimming(config),
         of_saving(config),
+        of_fine_tuning(config),
+        of_private_means(config),
+        of_secure_sums(config),
+        of_speeds(config),
         "" if config.is_private else of_warm_up(experiment),
     ]
     return [text for text in found if text]
@@ -40,6 +44,50 @@ def of_saving(config: Any) -> str:
     if every <= config.training.rounds:
         return ""
     return f"save_every={every} saves no model, as the run has {config.training.rounds} rounds"
+
+
+def of_fine_tuning(config: Any) -> str:
+    """Return a notice on fine-tuning whose rate is not that of the clients' training."""
+    schedule = config.optimization.client_schedule
+    if not config.optimization.fine_tune_epochs or schedule == "constant":
+        return ""
+    return (
+        f"fine_tune_epochs: clients fine-tune at client_lr={config.training.client_lr:g} in every "
+        f"round, without client_schedule={schedule!r}"
+    )
+
+
+def of_private_means(config: Any) -> str:
+    """Return a notice on the steps of a private run to which not all clients report."""
+    adversity = config.adversity
+    if not config.is_private or not (adversity.dropout or adversity.drop_stragglers):
+        return ""
+    return (
+        "the mean of aggregator='dp' divides by the expected number of clients in a round, whoever "
+        "reports, so clients that do not report make its steps shorter"
+    )
+
+
+def of_secure_sums(config: Any) -> str:
+    """Return a notice on what reaches the server apart from sums."""
+    sees_sums = not config.chosen("aggregator").shows_updates
+    if not sees_sums or not config.chosen("algorithm").function.startswith("stateful:"):
+        return ""
+    return (
+        f"aggregator={config.aggregation.aggregator!r} sums updates only: what a client sends to "
+        f"the memory of algorithm={config.optimization.algorithm!r} reaches the server as it is"
+    )
+
+
+def of_speeds(config: Any) -> str:
+    """Return a notice on a correlation of speeds that do not vary."""
+    clock = config.clock
+    if not clock.device_speed or not clock.speed_by_size or clock.speed_spread:
+        return ""
+    return (
+        f"speed_by_size={clock.speed_by_size:g} has no effect, as device_speed="
+        f"{clock.device_speed!r} gives all clients the same speed"
+    )
 
 
 def of_warm_up(experiment: Any) -> str:

@@ -72,6 +72,12 @@ def check_model(folder: Path, name: str, trained: Any, cure: str) -> None:
         raise UserError(f"model={name!r:.200} has changed since the run {str(folder)!r}; {cure}")
 
 
+def in_places(indices: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """Return where each of the indices int64[n] stands among the places int64[N], sorted."""
+    order = np.argsort(places)
+    return np.sort(order[np.searchsorted(places, indices, sorter=order)])
+
+
 class SavedRun:
     """A run's results: `folder`, `config`, and what is read from its files when it is used."""
 
@@ -148,13 +154,20 @@ class SavedRun:
 
     @cached_property
     def partition(self) -> list[np.ndarray]:
-        """The training images of each client, int64[n_k]. Raises UserError for a private run."""
+        """The images of `dataset.train` that each client trained on, int64[n_k].
+
+        Raises UserError for a private run.
+        """
         saved = read_json(self.folder / "partition.json")
         if "indices" not in saved:
             raise UserError(f"{str(self.folder)!r:.200} is private, and keeps no partition")
         held_out = saved.get("test_indices", [[]] * len(saved["indices"]))
         both = zip(saved["indices"], held_out, strict=True)
-        return [np.setdiff1d(np.array(own, np.int64), tests) for own, tests in both]
+        parts = [np.setdiff1d(np.array(own, np.int64), tests) for own, tests in both]
+        # The file counts all training images, the data set those that --holdout left.
+        is_whole = self.config.data.holdout and "indices_of" in saved
+        places = self.dataset.places if is_whole else None
+        return parts if places is None else [in_places(part, places) for part in parts]
 
     def clients(self) -> Any:
         """Return a row for each client and round in which it reported.

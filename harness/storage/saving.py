@@ -14,7 +14,6 @@ from harness.cli.command_line import Stopped
 from harness.cli.output import print_line, warn
 from harness.reporting import captions, clients, plots, results
 from harness.reporting.client_plots import plot_client_accuracy
-from harness.reporting.notices import find_weak_settings
 from harness.storage.callbacks import (
     Callback,
     EarlyStopping,
@@ -160,7 +159,7 @@ def save_clients(
 def open_run(folder: RunFolder, experiment: Any) -> SaveRounds:
     """Print what the run is and what the user should know, and load the rounds that are done."""
     print_line(f"{captions.caption(experiment)}\n")
-    for notice in [*experiment.notices, *find_weak_settings(experiment)]:
+    for notice in experiment.notices:
         warn(notice)
     return SaveRounds(folder, experiment)
 
