@@ -208,8 +208,8 @@ from harness.comparing import commands, overlay
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.engine.worker import NOT_INLINED
-from harness.reporting import notices, results
-from harness.storage import origin, provenance, saving
+from harness.reporting import notices
+from harness.storage import evaluating, origin, provenance, saving
 from harness.storage.callbacks import Callback, CallbackList, check_callbacks
 from harness.storage.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.storage.files import check_clock, check_temporary_folder
@@ -218,7 +218,7 @@ from harness.storage.run_folder import RunFolder, check_held_out
 from harness.storage.saved_run import SavedRun
 from harness.storage.saving import Result
 from harness.training import histories, layers, own_models, records, shards
-from harness.training.dataset import Dataset, OtherImages, make_dataset
+from harness.training.dataset import Dataset, OtherImages, check_dataset, make_dataset
 from harness.training.dataset import Split as Split  # for data sets made in Python
 from harness.training.records import Evaluation, RoundRecord
 from harness.training.settings import pinned_keras_settings
@@ -1326,7 +1326,7 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
     partition = experiment.partition
     on_data = [
         *dataset.notices,
-        *results.partition_notices(partition, len(dataset.train.labels)),
+        *notices.partition_notices(partition, len(dataset.train.labels)),
     ]
     return [
         *provenance.edited_notices(),
@@ -1334,7 +1334,7 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
         *options.unused_notices(chosen, Config.defaults()),
         *options.horizon_notices(config.to_dict()),
         *notices.find_weak_settings(experiment),
-        *results.origin_notices(config.training.initial_model, dataset),
+        *origin.origin_notices(config.training.initial_model, dataset),
         *([] if config.is_private else on_data),
         *experiment.parts.notices,
     ]
@@ -1371,7 +1371,7 @@ def build_experiment(
     with_defaults = config.effective(**options.absolute_paths(given))  # default rates filled in
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
-    results.check_dataset(dataset)
+    check_dataset(dataset)
     check_held_out(with_defaults, dataset)
     if not isinstance(partition, Partition | None):
         raise UserError(
@@ -1525,7 +1525,7 @@ def evaluate_saved(config: Config) -> Path:
     Raises:
         UserError: the images or labels are unlike those that the model was trained on.
     """
-    return commands.evaluate_saved(config, load_dataset, read_trained)
+    return evaluating.evaluate_saved(config, load_dataset, read_trained)
 
 
 def load(folder: str | Path, dataset: Dataset | None = None) -> SavedRun:

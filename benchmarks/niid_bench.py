@@ -20,6 +20,7 @@ from results import ROOT, arguments, dagger, made_by, mean_sd, parse, read, writ
 
 # isort: split
 import federated_learning as fl
+from harness.reporting.results import describe_partition
 from harness.storage.files import to_json
 
 import numpy as np
@@ -76,7 +77,7 @@ def split_flags(split: str) -> str:
         dataset = fl.load_dataset(config.data)
         experiment = fl.build_experiment(config, dataset)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(to_json(fl.results.describe_partition(experiment)))
+        path.write_text(to_json(describe_partition(experiment)))
     return f"--partition-file {path}"
 
 

@@ -18,6 +18,7 @@ import federated_learning as fl
 from harness.reporting import drawing
 from harness.reporting.figure_files import to_bytes
 from harness.reporting.figure_form import default_style
+from harness.reporting.results import describe_partition
 from harness.storage.files import to_json
 
 import psutil
@@ -45,7 +46,7 @@ def measure(num_clients: int, images: int) -> dict[str, float]:
     dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
     began = time.perf_counter()
     experiment = fl.build_experiment(config, dataset)
-    to_json(fl.results.describe_partition(experiment))
+    to_json(describe_partition(experiment))
     fl.write_shards(experiment)
     prepared = time.perf_counter() - began
     experiment = fl.prepare(experiment)

@@ -11,6 +11,7 @@ from results import arguments, data_name, made_by, parse, write
 
 # isort: split
 import federated_learning as fl
+from harness.reporting.results import skew
 
 import numpy as np
 
@@ -40,10 +41,7 @@ FIGURES = {
 def measure(flags: str, clients: int, dataset: fl.Dataset) -> dict[str, float]:
     """The mean of each figure over the seeds."""
     config = fl.parse(f"--partition {flags} --num-clients {clients}")
-    skews = [
-        fl.results.skew(fl.make_partition(dataset, config.replace(seed=seed)).counts)
-        for seed in SEEDS
-    ]
+    skews = [skew(fl.make_partition(dataset, config.replace(seed=seed)).counts) for seed in SEEDS]
     return {name: float(np.mean([skew[name] for skew in skews])) for name in FIGURES}
 
 

@@ -444,7 +444,7 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     given = list(sys.argv[1:] if word_list is None else word_list)
     presets.explain_preset(given)
     usage.answer_help(kind(), given)
-    base = saved_config.read_config_file(given, kind())
+    base = saved_config.read_base(given, kind())
     is_given = base is not None and "num_clients" in base.changed()
     flags = insert_implied_flags(presets.insert_preset_flags(given), is_given)
     flags = join_compared(flags)

@@ -71,7 +71,7 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
-def read_config_file(words: Sequence[str], default: ConfigGroup) -> Any:
+def read_base(words: Sequence[str], default: ConfigGroup) -> Any:
     """Return the configuration that --config or --resume names, as a default for flags.
 
     None without these flags. Of a run's config.json that --config names, what belongs to that run

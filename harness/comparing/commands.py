@@ -9,24 +9,17 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from harness.cli import trust
-from harness.cli.command_line import TRAINING, one_at_a_time
+from harness.cli.command_line import one_at_a_time
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.loading import import_function
 from harness.cli.output import quietly, warn
-from harness.cli.saved_config import check_config, read_saved
 from harness.comparing import comparison, tuning
 from harness.comparing.completing import OutOfTime
 from harness.comparing.sweep import compared_rows, rows_of_configs
-from harness.reporting import captions, results
-from harness.storage import origin, run_folder
-from harness.storage.files import expand_path
-from harness.storage.saved_run import check_model, read_finished
 
 MOST_HELD_OUT = 50_000  # the largest --holdout
 
@@ -85,51 +78,3 @@ def compare(
             return comparison.compare(on_all, chosen, *of_data, deadline, how)[0]
         except OutOfTime as end:
             return end.folder
-
-
-@one_at_a_time()
-def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) -> Path:
-    """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
-    check_config(config)
-    check_evaluated(config)
-    saved = read_saved(config.run.evaluate, type(config)())
-    source = expand_path(config.run.evaluate)
-    read_finished(source)  # raises for a run that was stopped
-    dataset = load_dataset(config.with_absolute_paths().data)
-    results.check_classes(source, dataset)
-    training = replace(saved.training, model=find_model_name(config, saved))
-    trained = read_trained(source / "global_model.keras", training, dataset)
-    if saved.has_own_model and not config.has_own_model:
-        cure = "restore it, or name it with --model to evaluate what it builds now"
-        check_model(source, saved.training.model, trained, cure)
-    evaluate = trained.evaluate
-    if config.run.metrics:
-        evaluate = import_function("evaluations:with_metrics")(evaluate, config.run.metrics)
-    evaluation = evaluate(dataset)
-    weights = trained.weights.trainable
-    about = origin.describe_origin(source, saved, dataset, load_dataset)
-    caption = captions.join_parts([dataset.name, f"the model of {source.name}{about}"])
-    return run_folder.write_evaluation(config, saved, dataset, evaluation, weights, caption)
-
-
-def check_evaluated(config: Any) -> None:
-    """Raise UserError for flags that ask for training, which an evaluation would ignore."""
-    for field, value in config.subset(TRAINING).items():
-        if value != config.defaults()[field]:
-            raise UserError(
-                f"{field}={value!r:.60} cannot be combined with evaluate="
-                f"{config.run.evaluate!r:.100}, which trains nothing; drop one of them"
-            )
-
-
-def find_model_name(config: Any, saved: Any) -> str:
-    """Return the model of the saved run.
-
-    Its folder may be somebody else's, and name a file that would be executed. Raises UserError for
-    one that this user never ran, unless --model names it.
-    """
-    if saved.has_own_model:
-        if config.has_own_model:
-            return config.training.model
-        trust.check_file("model", saved.training.model, config.run.evaluate)
-    return saved.training.model

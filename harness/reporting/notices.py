@@ -1,11 +1,32 @@
-"""Notices on settings of a run that do less than they seem to, before it begins."""
+"""Notices before a run begins: on its split, and on settings that do less than they seem to."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
 
+from harness.reporting.results import pluralize, whole_parts
+
 import numpy as np
+
+REDRAWN = 3  # clients without images, up to which --min-images has a chance to redraw the split
+
+
+def partition_notices(partition: Any, num_images: int) -> list[str]:
+    """Return notices on a Partition of `num_images` training images."""
+    found = []
+    num_clients = len(partition.sizes)
+    if partition.num_filled_clients:
+        few = partition.num_filled_clients <= REDRAWN  # of more, hardly any draw has none
+        found.append(
+            f"{pluralize(partition.num_filled_clients, 'client')} of {num_clients} got no image, "
+            "and received one from the largest client"
+            + ("; --min-images redraws the split instead" if few else "")
+        )
+    unused = num_images - sum(map(len, whole_parts(partition)))
+    if unused:
+        found.append(f"{unused:,} of {num_images:,} training images belong to no client")
+    return found
 
 
 def find_weak_settings(experiment: Any) -> list[str]:

@@ -8,11 +8,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli.fields import UserError
 from harness.cli.output import print_line
 from harness.reporting.clients import format_clients, gini, label_skews
-from harness.storage.files import expand_path, one_line, read_json
-from harness.training.dataset import Dataset
+from harness.storage.files import one_line
 from harness.training.histories import best_record, rounds_to_target, seconds_to_target
 from harness.training.records import MOST_IN_MATRIX, few_images_of_many_labels
 
@@ -21,7 +19,6 @@ import sklearn.metrics
 import tensorflow as tf
 import tensorflow_federated as tff
 
-REDRAWN = 3  # clients without images, up to which --min-images has a chance to redraw the split
 INDICES_OF = "all training images"  # which the indices in partition.json count
 
 
@@ -93,23 +90,6 @@ def to_places(dataset: Any, indices: np.ndarray) -> list[int]:
     return (indices if dataset.places is None else dataset.places[indices]).tolist()
 
 
-def partition_notices(partition: Any, num_images: int) -> list[str]:
-    """Return notices on a Partition of `num_images` training images."""
-    found = []
-    num_clients = len(partition.sizes)
-    if partition.num_filled_clients:
-        few = partition.num_filled_clients <= REDRAWN  # of more, hardly any draw has none
-        found.append(
-            f"{pluralize(partition.num_filled_clients, 'client')} of {num_clients} got no image, "
-            "and received one from the largest client"
-            + ("; --min-images redraws the split instead" if few else "")
-        )
-    unused = num_images - sum(map(len, whole_parts(partition)))
-    if unused:
-        found.append(f"{unused:,} of {num_images:,} training images belong to no client")
-    return found
-
-
 def name_in_report(label: Any) -> str:
     """Return what a label is called in the report; "accuracy" and the like are lines of its own."""
     taken = ("accuracy", "macro avg", "weighted avg")
@@ -171,41 +151,6 @@ def describe_run(
         "seconds_to_target": seconds_to_target(records, target),
         "rounds": [record.to_json() for record in records],
     }
-
-
-def check_dataset(dataset: Any) -> None:
-    """Raise UserError for something else than a data set, such as arrays."""
-    if not isinstance(dataset, Dataset):
-        raise UserError(f"dataset={dataset!r:.60} is not a data set; give fl.build_dataset(...)")
-
-
-def check_classes(folder: Path, dataset: Any) -> None:
-    """Raise UserError if a run's model names other labels than those of the data."""
-    classes = read_json(folder / "metrics.json").get("classes")
-    if classes != list(dataset.classes):
-        raise UserError(
-            f"evaluate={str(folder)!r:.200} was trained on the labels {classes!s:.60}, but "
-            f"{dataset.name} has {list(dataset.classes)!s:.60}; give data with the same labels"
-        )
-
-
-def read_origin(model: str) -> dict[str, Any]:
-    """Return the partition.json next to a saved model, or {} without one."""
-    try:
-        return read_json(expand_path(model).parent / "partition.json")
-    except UserError:
-        return {}
-
-
-def origin_notices(model: str, dataset: Any) -> list[str]:
-    """Return what the user should know of a run that begins from a saved model: other classes."""
-    classes = read_origin(model).get("classes") if model else None
-    if classes in (None, list(dataset.classes)):
-        return []
-    return [
-        f"initial_model={model!r:.100} was trained on the labels {classes!s:.60}, which its "
-        f"outputs stand for; these data have {list(dataset.classes)!s:.60}"
-    ]
 
 
 def describe_evaluation(

@@ -11,7 +11,7 @@ from harness.cli.fields import UserError
 from harness.cli.loading import import_function
 from harness.cli.output import warn
 from harness.cli.saved_config import read_saved
-from harness.reporting.results import chosen_on, read_origin
+from harness.reporting.results import chosen_on
 from harness.storage.files import expand_path, read_json
 
 import numpy as np
@@ -86,6 +86,25 @@ def describe_origin(folder: Path, config: Any, dataset: Any, load_dataset: Calla
     if count_known(dataset.train.images, images):
         return ", trained on other images of these data"
     return ", trained on other data"
+
+
+def read_origin(model: str) -> dict[str, Any]:
+    """Return the partition.json next to a saved model, or {} without one."""
+    try:
+        return read_json(expand_path(model).parent / "partition.json")
+    except UserError:
+        return {}
+
+
+def origin_notices(model: str, dataset: Any) -> list[str]:
+    """Return what the user should know of a run that begins from a saved model: other classes."""
+    classes = read_origin(model).get("classes") if model else None
+    if classes in (None, list(dataset.classes)):
+        return []
+    return [
+        f"initial_model={model!r:.100} was trained on the labels {classes!s:.60}, which its "
+        f"outputs stand for; these data have {list(dataset.classes)!s:.60}"
+    ]
 
 
 def list_ancestors(model: str, default: Any) -> list[str]:

@@ -20,19 +20,15 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.flags import to_flag
-from harness.cli.output import print_line, warn
+from harness.cli.output import warn
 from harness.cli.run_options import identity
 from harness.cli.saved_config import check_resumed, read_saved
 from harness.engine import stopping
 from harness.reporting import report
 from harness.reporting.figure_files import draw_files, remove_outdated, to_bytes
 from harness.reporting.figure_form import form_of
-from harness.reporting.plots import evaluation_figures
 from harness.reporting.results import (
-    describe_accuracy,
-    describe_evaluation,
     describe_partition,
-    print_written,
 )
 from harness.storage.files import (
     append,
@@ -491,24 +487,3 @@ def keras_bytes(model: Any, folder: Path) -> bytes:
         path = Path(made) / ".model.keras"
         model.save(path)
         return path.read_bytes()
-
-
-def write_evaluation(
-    config: Any, saved: Any, dataset: Any, evaluation: Any, weights: Sequence[Any], caption: str
-) -> Path:
-    """Write metrics.json and the plots of a model that was evaluated without training, and print a
-    summary; return their folder.
-
-    `config` is what the command line asks for, `saved` that of the run whose model it is.
-    """
-    since = time.perf_counter()
-    source = expand_path(config.run.evaluate)
-    metrics = describe_evaluation(dataset, weights, evaluation, source)
-    metrics |= {"config": saved.to_dict(), "provenance": describe_provenance(since)}
-    name = config.run.name or f"evaluate-{source.name}"
-    folder = make_run_folder(expand_path(config.run.runs), name, {"metrics.json": to_json(metrics)})
-    figures = evaluation_figures(dataset, evaluation, caption)
-    drawn = write_files(folder, draw_files(figures, form_of(config.run), metrics["provenance"]))
-    print_line(f"{caption}\n\n{describe_accuracy(metrics)}\n")
-    print_written([folder / "metrics.json", *drawn])
-    return folder

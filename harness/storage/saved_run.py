@@ -12,9 +12,9 @@ from harness.cli import trust
 from harness.cli.command_line import one_at_a_time
 from harness.cli.fields import UserError
 from harness.cli.saved_config import read_saved
-from harness.reporting.results import check_classes, check_dataset
 from harness.storage.files import expand_path, read_json
 from harness.storage.provenance import hash_rows, read_programs
+from harness.training.dataset import check_dataset
 from harness.training.records import Evaluation, RoundRecord, read_records
 
 import numpy as np
@@ -63,6 +63,16 @@ def read_finished(folder: Path) -> list[RoundRecord]:
             "fl.run(run.config.replace(resume=str(run.folder)))"
         )
     return records
+
+
+def check_classes(folder: Path, dataset: Any) -> None:
+    """Raise UserError if a run's model names other labels than those of the data."""
+    classes = read_json(folder / "metrics.json").get("classes")
+    if classes != list(dataset.classes):
+        raise UserError(
+            f"evaluate={str(folder)!r:.200} was trained on the labels {classes!s:.60}, but "
+            f"{dataset.name} has {list(dataset.classes)!s:.60}; give data with the same labels"
+        )
 
 
 def check_model(folder: Path, name: str, trained: Any, cure: str) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+from harness.cli.fields import UserError
 
 import numpy as np
 
@@ -95,3 +97,9 @@ def make_dataset(name: str, arrays: Arrays, notices: Sequence[str] = ()) -> Data
         classes,
         tuple(notices),
     )
+
+
+def check_dataset(dataset: Any) -> None:
+    """Raise UserError for something else than a data set, such as arrays."""
+    if not isinstance(dataset, Dataset):
+        raise UserError(f"dataset={dataset!r:.60} is not a data set; give fl.build_dataset(...)")
