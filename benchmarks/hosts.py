@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 import tensorflow as tf
 import tensorflow_federated as tff
+from small import evaluate_nothing, first_images
 
 COUNTS = (1, 2, 3)
 ROUNDS = 7
@@ -55,10 +56,8 @@ ROWS += [{"model": "small-cnn"}, {"model": "small-cnn", "algorithm": "scaffold"}
 
 def states(config: fl.Config, dataset: fl.Dataset | None = None) -> Iterator:
     """Yields (state, record) after each round, without evaluation."""
-    no_labels = np.zeros(0, np.uint8)
-    nothing = fl.Evaluation(0.0, 0.0, no_labels, no_labels, 10)
     experiment = fl.build_prepared(config, dataset)
-    vars(experiment)["evaluate"] = lambda _: nothing
+    evaluate_nothing(experiment)
     for state, record, _ in fl.run_rounds(experiment):
         yield state, record
 
@@ -76,9 +75,7 @@ def cost(work: str, count: int) -> dict:
         cache=str(ROOT / ".cache"),
         workers=",".join(["localhost"] * count),
     )
-    full = fl.load_dataset(config.data)
-    train = fl.Split(full.train.images[: 10 * images], full.train.labels[: 10 * images])
-    dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {10 * images}")
+    dataset = first_images(config, 10 * images)
     rows = []
     spent = []
     for _, record in states(config, dataset):

@@ -23,6 +23,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 from results import ROOT, arguments, made_by, parse, write
@@ -33,6 +34,7 @@ from harness.engine.worker import LocalWorker
 
 import numpy as np
 from contenders import ENVIRONMENT, PEERS, Tree, command_of, export, paddings_of, python_of
+from small import first_images
 
 CLIENTS = 10
 WORKS = {  # images a client, and what differs from the default configuration
@@ -59,16 +61,11 @@ class Work:
         config = fl.Config().replace(
             partition="iid", local_epochs=1, cache=str(ROOT / ".cache"), **changes
         )
-        full = fl.load_dataset(config.data)
-        train = fl.Split(
-            full.train.images[: images * CLIENTS], full.train.labels[: images * CLIENTS]
-        )
-        test = full.test
+        dataset = first_images(config, images * CLIENTS)
         if name == "colour":
-            train = in_colours(train)
-            test = in_colours(test)
-        digest = f"{full.digest} first {images * CLIENTS} {train.images.shape}"
-        dataset = fl.Dataset(full.name, train, test, False, digest)
+            train = in_colours(dataset.train)
+            test = in_colours(dataset.test)
+            dataset = replace(dataset, train=train, test=test, digest=f"{dataset.digest} colour")
         experiment = fl.build_prepared(config, dataset)
         self.experiment = experiment
         self.config = experiment.config

@@ -22,6 +22,7 @@ from harness.reporting.results import describe_partition
 from harness.storage.files import to_json
 
 import psutil
+from small import evaluate_nothing, first_images
 
 PICTURE = ROOT / "images" / "scaling.png"
 SIZES = {60: (10, 100, 1000), 6: (10, 100, 1000, 10_000)}  # images a client -> clients
@@ -40,18 +41,14 @@ def measure(num_clients: int, images: int) -> dict[str, float]:
         rounds=ROUNDS + 1,
         cache=str(ROOT / ".cache"),
     )
-    full = fl.load_dataset(config.data)
-    total = num_clients * images
-    train = fl.Split(full.train.images[:total], full.train.labels[:total])
-    dataset = fl.Dataset(full.name, train, full.test, False, f"{full.digest} first {total}")
+    dataset = first_images(config, num_clients * images)
     began = time.perf_counter()
     experiment = fl.build_experiment(config, dataset)
     to_json(describe_partition(experiment))
     fl.write_shards(experiment)
     prepared = time.perf_counter() - began
     experiment = fl.prepare(experiment)
-    nothing = fl.Evaluation(0.0, 0.0, train.labels[:0], train.labels[:0], 10)
-    vars(experiment)["evaluate"] = lambda _: nothing
+    evaluate_nothing(experiment)
     records = [record for _, record, _ in fl.run_rounds(experiment)]
     seconds = [record.seconds for record in records[1:]]
     return {
