@@ -333,7 +333,7 @@ def pytest_collection_modifyitems(items):
         if STARTERS & names or BUILDERS & set(item.fixturenames):
             item.add_marker(pytest.mark.slow)
     if {item.path for item in items} >= {*Path(__file__).parent.glob("test_*.py")}:
-        for name in MORE_OF_A_KIND.keys() & rows_of.keys():
-            unknown = {*MORE_OF_A_KIND[name]} - rows_of[name]
-            if unknown:
-                raise pytest.UsageError(f"MORE_OF_A_KIND has rows that {name} lacks: {unknown}")
+        for name, rows in MORE_OF_A_KIND.items():
+            unknown = {*rows} - rows_of.get(name, set())
+            if unknown or name not in rows_of:
+                raise pytest.UsageError(f"MORE_OF_A_KIND has what no test is: {name} {unknown}")

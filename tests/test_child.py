@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 from harness.cli.fields import UserError
-from harness.engine import probe, ssh
+from harness.engine import multi_host, probe, ssh
 from harness.engine.child import LONGEST_LINE, Child, LineReader
 from harness.engine.supervisor import MARK
 from harness.engine.worker import RemoteWorker, Unreachable
@@ -271,3 +271,29 @@ def test_ctrl_c_ends_what_was_started(tmp_path):
     process.terminate()
     assert process.wait(5) == 143
     assert has_ended(started)
+
+
+def test_a_host_that_is_back_gets_its_clients_again(monkeypatch, capsys):
+    """Asked some time after it was given up; as long as it does not answer, the others have its
+    part."""
+    answers = iter([UserError("hostB: no route to it"), ssh.HostFolder("/cache", "")])
+    sent = []
+
+    def check(host, cache, patience):
+        answer = next(answers)
+        if isinstance(answer, UserError):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(ssh, "check", check)
+    monkeypatch.setattr(multi_host, "GIVEN_UP", 0.0)
+    hosts = multi_host.MultiHost.__new__(multi_host.MultiHost)
+    vars(hosts).update(names=("hostA", "hostB", "hostB"), cache="cache", patience=1.0)
+    vars(hosts).update(dead_hosts={"hostB": 0.0}, owner_of_part=[0, 0, 0], closing=False)
+    hosts._send = lambda host, parts, folder: sent.append((host, parts, folder.path))
+    hosts._ask_dead_hosts("round 3")
+    assert hosts.owner_of_part == [0, 0, 0] and hosts.dead_hosts.keys() == {"hostB"}
+    hosts._ask_dead_hosts("round 4")
+    assert hosts.owner_of_part == [0, 1, 2] and not hosts.dead_hosts
+    assert sent == [("hostB", [1, 2], "/cache")]
+    assert "round 4: hostB is back, and trains its clients again" in capsys.readouterr().err

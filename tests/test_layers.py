@@ -67,9 +67,15 @@ def test_dropout_drops_what_the_key_says():
 def test_nothing_is_dropped_in_evaluation(monkeypatch, mnist):
     replace_choice(monkeypatch, choices.MODELS, "2nn", NETWORKS["dropout"])
     model = fl.build_model(network("2nn"), 0)
-    assert np.array_equal(
-        model(fl.to_input(mnist.test.images[:9])), model(fl.to_input(mnist.test.images[:9]))
-    )
+    images = mnist.test.images[:90]
+    x = fl.to_input(images)
+    logits = model(x, training=False)
+    assert not np.allclose(logits, model(x, training=True), atol=1e-3)
+    weights = fl.tff.learning.models.ModelWeights([w.numpy() for w in model.weights], [])
+    labels = mnist.test.labels[:90].astype(np.int32)
+    predictions, losses = fl.build_predictor(network("2nn"))(weights, images, labels)
+    assert np.array_equal(predictions, np.argmax(logits, 1))
+    assert np.allclose(losses, fl.cross_entropy(labels, logits), atol=1e-5)
 
 
 def test_weights_start_as_keras_initializers_have_them(monkeypatch):

@@ -5,9 +5,11 @@ from typing import Any, NamedTuple
 
 import federated_learning as fl
 from harness.engine.supervisor import worker_environment
+from harness.training import streams
 from harness.training.dataset import make_dataset
 from harness.training.records import Evaluation, make_record
 from variants import choices
+from variants.adversity import choose_attackers, unseen_clients
 from variants.optimizers import count_examples
 from variants.sampling import draw_cohort
 
@@ -437,3 +439,27 @@ def test_local_steps_are_examples_by_hand():
     for steps, examples in [(1, 16), (3, 48), (4, 50), (5, 66), (7, 98), (8, 100), (9, 116)]:
         assert count_examples(steps, 16, 50) == examples
     assert count_examples(3, 0, 50) == 150
+
+
+def test_what_is_drawn_never_changes():
+    """A saved run goes on by any later version: these values may not become others."""
+    drawn = {name: int(streams.open_stream(name, 3, 2).integers(1000)) for name in streams.NUMBERS}
+    assert drawn == {
+        "dropouts": 616,
+        "attackers": 491,
+        "split again": 765,
+        "unseen clients": 417,
+        "extra evaluations": 999,
+        "device speeds": 482,
+        "arrivals": 860,
+        "client tests": 646,
+    }
+    config = configure(num_clients=100, clients_per_round=5, seed=3)
+    assert fl.sample_clients(config, 2) == [2, 24, 55, 73, 81]
+    assert streams.client_key(3, np.int64(7), 2).numpy().tolist() == [-7312828553220789254, 2]
+    some = config.replace(unseen_clients=0.03, byzantine=2)
+    assert unseen_clients(some).tolist() == [61, 71, 72]
+    assert choose_attackers(some.adversity, np.arange(100), 3).tolist() == [58, 97]
+    assert draw_cohort(some, 2, np.ones(100)) == [2, 23, 53, 74, 81]
+    poisson = draw_cohort(some.replace(sampling="poisson"), 2, np.ones(100))
+    assert poisson == [0, 4, 5, 8, 10, 19, 44, 46]

@@ -13,6 +13,7 @@ import os
 import pickle
 import random
 import shutil
+import signal
 import subprocess
 import time
 import zipfile
@@ -112,6 +113,7 @@ def half(whole, tmp_path):
 
 def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
     moments = random.Random(7)
+    codes = []
     for number in range(KILLS):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -128,7 +130,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
             psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
         )
         process.kill()
-        process.wait()
+        codes.append(process.wait())
         run = folder / "runs" / "run"
         for path in folder.rglob("*"):
             if path.is_file() and not path.name.startswith("."):
@@ -142,6 +144,7 @@ def test_killed_and_resumed_equals_uninterrupted(whole, tmp_path):
         assert done.returncode == 0, done.stderr
         assert outcome(run) == outcome(whole[0])
         assert all(gone(child) for child in below)
+    assert -signal.SIGKILL in codes  # else it had ended by itself each time
 
 
 def check_whole(path: Path):

@@ -14,8 +14,9 @@ import time
 from types import SimpleNamespace
 
 from harness.engine import worker as worker_module
-from harness.engine.worker import WATCH, LocalWorker, Unreachable, WorkerLost
+from harness.engine.worker import WATCH, LocalWorker, NotRetried, Unreachable, WorkerLost
 
+import grpc
 import numpy as np
 import psutil
 import pytest
@@ -266,3 +267,27 @@ def test_workers_of_one_process_are_reached_each_by_its_own_connection():
         with LocalWorker(1) as third:
             assert third.call("call", add_one, 2) == 3 and third.pid != first.pid
         assert first.invoke("call", add_one, 3) == 4
+
+
+@pytest.mark.parametrize(
+    ("code", "error", "said"),
+    [
+        (grpc.StatusCode.UNAVAILABLE, WorkerLost, "TFF's worker lost its connection"),
+        (grpc.StatusCode.FAILED_PRECONDITION, NotRetried, "a table is missing"),
+    ],
+)
+def test_what_tff_would_ask_for_without_end_ends(code, error, said):
+    """Of a worker that lives: a socket that is gone, and an error of the computation."""
+    call = SimpleNamespace(code=lambda: code, details=lambda: "a table is missing\nat node 3")
+    lost = LocalWorker(1)
+    lost.process = subprocess.Popen(["sleep", "60"])
+    try:
+        with pytest.raises(error, match=said):
+            lost.intercept_unary_unary(lambda *_: call, None, SimpleNamespace(ByteSize=lambda: 1))
+        if error is WorkerLost:
+            assert lost.process.wait(5) == -signal.SIGKILL
+        else:
+            assert not lost.ended
+    finally:
+        lost.process.kill()
+        lost.process.wait()

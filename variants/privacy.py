@@ -208,7 +208,8 @@ def public_cohorts(config: Any) -> Callable[[int], Sequence[int]] | None:
     """Return round -> its clients if they follow from the seed, or None if they are secret."""
     if not config.privacy.public_cohorts:
         return None
-    return functools.partial(draw_cohort, config, sizes=None)
+    # Each round's is asked for after every later round.
+    return functools.cache(functools.partial(draw_cohort, config, sizes=None))
 
 
 def private_mean(parts: Any, experiment: Any) -> Any:

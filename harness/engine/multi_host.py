@@ -38,14 +38,17 @@ import tensorflow as tf
 import tensorflow_federated as tff
 import tqdm
 
-PAUSE = 2.0  # seconds before a host that was lost is tried again
+PAUSE = 2.0  # seconds before a host that was lost is tried again, at first
+LONGEST_PAUSE = 15.0
+GIVEN_UP = 600.0  # seconds before a host that was given up is asked whether it is back
 
 
 class MultiHost:
     """Workers on several hosts, and one here for the server, in place of a single Worker.
 
     Client k belongs to host k % n of n. A host's part of a round is retried if its worker is lost;
-    if a host is gone, another one takes over its part, in the same place of the sums.
+    if a host does not answer for `patience` seconds, another one takes over its part, in the same
+    place of the sums, until the host is back.
     """
 
     def __init__(self, experiment: Any, clients_at_once: int, log: str | Path):
@@ -72,7 +75,7 @@ class MultiHost:
         # A host that has taken another's part over does one after the other.
         self.locks = [threading.Lock() for _ in self.names]
         self.handing_over = threading.Lock()
-        self.dead_hosts: set[str] = set()
+        self.dead_hosts: dict[str, float] = {}  # name -> the monotonic() at which it was given up
         self.bytes_before = (0, 0)  # sent and received up to the last call of measured_bytes
         self.split_round: tuple[Any, SplitRound] | None = None
         self.closing = False
@@ -148,6 +151,7 @@ class MultiHost:
         self, name: str, process: Any, state: Any, chunks: Sequence[np.ndarray]
     ) -> tuple[Any, Any, Any]:
         """Return process.next(state, chunks); no chunk spans two hosts."""
+        self._ask_dead_hosts(name)
         stages = self._split(process.next)
         chunks_of_part: dict[int, list[np.ndarray]] = {}
         for chunk in chunks:
@@ -216,6 +220,7 @@ class MultiHost:
         Raises RunFailed if no host is left.
         """
         losses = 0
+        away_since = None
         while True:
             owner = self.owner_of_part[part]
             worker = self.workers[owner]
@@ -238,17 +243,44 @@ class MultiHost:
                 losses += 1
                 if self.closing or stopping.requested:
                     raise
-                if losses < ATTEMPTS:
+                now = time.monotonic()
+                away_since = (away_since or now) if isinstance(error, Unreachable) else None
+                if losses < ATTEMPTS or (away_since and now - away_since < self.patience):
                     warn(f"{name}: {error}; retrying its part")
-                    time.sleep(PAUSE if isinstance(error, Unreachable) else 0)
+                    pause = min(PAUSE * 2 ** (losses - 1), LONGEST_PAUSE)
+                    self._pause(pause if away_since else 0)
                     continue
-                self._hand_over(part, f"{name}: {error}; {ATTEMPTS} failures in this round")
+                self._hand_over(part, f"{name}: {error}; {losses} failures in this round")
                 losses = 0
+                away_since = None
+
+    def _pause(self, seconds: float) -> None:
+        """Wait, but not for longer than we are needed."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and not (self.closing or stopping.requested):
+            time.sleep(0.1)
+
+    def _ask_dead_hosts(self, round_name: str) -> None:
+        """Give hosts that are back the parts that are theirs."""
+        for host, since in list(self.dead_hosts.items()):
+            if time.monotonic() - since < GIVEN_UP or self.closing or stopping.requested:
+                continue
+            parts = [part for part, name in enumerate(self.names) if name == host]
+            try:
+                if host != ssh.HERE:
+                    self._send(host, parts, ssh.check(host, self.cache, self.patience))
+            except UserError:
+                self.dead_hosts[host] = time.monotonic()
+                continue
+            warn(f"{round_name}: {host} is back, and trains its clients again")
+            del self.dead_hosts[host]
+            for part in parts:
+                self.owner_of_part[part] = part
 
     def _hand_over(self, part: int, why: str) -> None:
         """Give the part of a dead host to the next one. Raises RunFailed if none is left."""
         with self.handing_over:
-            self.dead_hosts.add(self.names[self.owner_of_part[part]])
+            self.dead_hosts.setdefault(self.names[self.owner_of_part[part]], time.monotonic())
             for step in range(1, len(self.names)):
                 owner = (part + step) % len(self.names)
                 name = self.names[owner]
@@ -257,11 +289,10 @@ class MultiHost:
                 warn(f"{why}; {name} receives its clients' shards and takes over")
                 try:
                     if name != ssh.HERE:
-                        self._send(name, [part], ssh.check(name, self.cache))
-                except UserError as error:
+                        self._send(name, [part], ssh.check(name, self.cache, self.patience))
+                except UserError as error:  # as where its disk is full: it may train its own part
                     if self.closing or stopping.requested:
                         raise
-                    self.dead_hosts.add(name)
                     why = str(error)
                     continue
                 self.owner_of_part[part] = owner
@@ -313,7 +344,8 @@ def check_hosts(run: Any) -> dict[str, ssh.HostFolder]:
     """
     others = sorted({name for name in run.hosts if name != ssh.HERE})
     with concurrent.futures.ThreadPoolExecutor(max(len(others), 1)) as pool:
-        folders = pool.map(ssh.check, others, [run.workers_cache] * len(others))
+        check = functools.partial(ssh.check, cache=run.workers_cache, patience=run.patience)
+        folders = pool.map(check, others)
         return dict(zip(others, folders, strict=True))
 
 

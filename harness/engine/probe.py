@@ -77,7 +77,8 @@ def make_folder(folder):
         os.makedirs(real, exist_ok=True)
         paths = with_parents(path) + with_parents(real)
         paths += [os.path.join(real, name) for name in os.listdir(real)]
-        troubles = [trouble_with_owner(path) for path in paths]
+        # A file of another run's transfer may have got its name since it was listed.
+        troubles = [trouble_with_owner(path) for path in paths if os.path.lexists(path)]
         troubles += [trouble_with_access(path, path != real) for path in with_parents(real)]
         troubles = [trouble for trouble in troubles if trouble]
         if troubles:

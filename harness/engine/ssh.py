@@ -140,17 +140,19 @@ def explain_supervisor(host: str, line: str) -> str:
     return f"{host}: unexpected output {line!r:.80}; check that `ssh {host} python3` works"
 
 
-def ask(host: str, code: str, *words: str) -> list[str]:
+def ask(host: str, code: str, *words: str, patience: float = 0.0) -> list[str]:
     """Return the last lines that Python `code` prints on the host.
 
-    Raises UserError, in one line, where it cannot be run there.
+    Raises UserError, in one line, where it cannot be run there, within CONNECT_SECONDS or
+    `patience` if that is longer.
     """
+    limit = max(CONNECT_SECONDS, patience)
     python = ["python3", "-ISc", 'exec(__import__("sys").stdin.read())', *words]
-    deadline = time.monotonic() + CONNECT_SECONDS
+    deadline = time.monotonic() + limit
     lines: collections.deque[str] = collections.deque(maxlen=LINES_KEPT)
     try:
         with Child([*SSH, ALONE, "--", host, shlex.join(python)], code.encode()) as child:
-            for line in child.read_lines(CONNECT_SECONDS):
+            for line in child.read_lines(limit):
                 lines.append(line.decode(errors="replace"))
                 if time.monotonic() > deadline:
                     raise TimeoutError
@@ -176,14 +178,15 @@ class HostFolder(NamedTuple):
     binary: str  # the SHA-256 of the worker that is there, or an empty text
 
 
-def check(host: str, cache: str) -> HostFolder:
+def check(host: str, cache: str, patience: float = 0.0) -> HostFolder:
     """Make the folder `cache` on the host, and return what is there.
 
     Raises UserError, in one line that names the host and the cure, where it cannot run TFF's
-    worker.
+    worker. Its file is read there, which a slow disk may take longer for than CONNECT_SECONDS: then
+    `patience` seconds count.
     """
     oldest = ".".join(map(str, OLDEST_GLIBC))
-    lines = ask(host, PROBE.read_text("utf-8"), MARK, cache, oldest)
+    lines = ask(host, PROBE.read_text("utf-8"), MARK, cache, oldest, patience=patience)
     # What else a login prints there does not count.
     marked = [line for line in lines if line.startswith(MARK)]
     try:
@@ -251,6 +254,11 @@ def send(
         ) from error
     if status:
         words = child.words.decode(errors="replace")
+        if "Permission denied (13)" in words:  # a file's, not a login's
+            raise UserError(
+                f"{host}: cannot write into {target} (permission denied); make it yours and "
+                "writable there, or choose another --workers-cache"
+            )
         said = explain(host, words) or f"{host}: rsync exited with status {status}"
         raise UserError(
             f"{said}; check that {target} has free space there" if "No space" in words else said

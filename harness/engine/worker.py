@@ -63,6 +63,10 @@ class NotIsolated(Exception):
     """This machine forbids the namespaces in which nobody else reaches the worker."""
 
 
+class NotRetried(Exception):
+    """An error of the worker after which TFF would repeat the request without end."""
+
+
 class Unreachable(RunFailed):
     """A worker could not be started, here or on another machine."""
 
@@ -115,13 +119,13 @@ class Stub(tff.framework.RemoteExecutorGrpcStub):
     def dispose(self, request: Any) -> None:
         """Free values in the worker."""
         if threading.current_thread().name != WATCH:
-            with contextlib.suppress(WorkerLost):
+            with contextlib.suppress(WorkerLost, NotRetried):
                 super().dispose(request)
 
     def dispose_executor(self, request: Any) -> None:
         """Free all values of an executor in the worker."""
         if threading.current_thread().name != WATCH:
-            with contextlib.suppress(WorkerLost):
+            with contextlib.suppress(WorkerLost, NotRetried):
                 super().dispose_executor(request)
 
 
@@ -363,8 +367,10 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         try:
             with tff.framework.get_context_stack().install(self.context):
                 return function(*arguments)
-        except grpc.RpcError as error:  # such as a shard file that the worker cannot read
-            reason = error.details().partition("\n")[0].removeprefix("Failed to run computation: ")
+        except (grpc.RpcError, NotRetried) as error:  # such as a shard file that it cannot read
+            details = str(error) if isinstance(error, NotRetried) else error.details()
+            reason = (details or "").partition("\n")[0]
+            reason = reason.removeprefix("Failed to run computation: ")
             raise RunFailed(f"{name}: {self.name} cannot train: {reason}") from error
 
     def _connect(self, isolated: bool = True) -> grpc.Channel:
@@ -376,13 +382,14 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             try:
                 self.pid = self._wait_until_ready()
                 channel = grpc.insecure_channel(f"unix:{folder}/socket", CHANNEL_OPTIONS)
+                self._channel = channel
                 self._wait_until_open(channel)
             except BaseException:
                 self.process.kill()
                 self.process.wait()
+                self.release()
                 raise
         # The folder is gone now: nobody else gets in.
-        self._channel = channel
         intercepted = grpc.intercept_channel(channel, self)
         # TFF's stub would have a thread of gRPC's look at the connection for ever, which prints an
         # error when the channel is closed. Whether the worker is there, the supervisor tells us.
@@ -391,7 +398,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     def _wait_until_ready(self) -> int:
         """Return the worker's process id, which the supervisor prints once the worker answers."""
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         said = ""
         with contextlib.suppress(EOFError):
             while (left := deadline - time.monotonic()) > 0:
@@ -407,7 +414,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
     def _wait_until_open(self, channel: grpc.Channel) -> None:
         """Return once gRPC has a connection. Raises RunFailed if there is none in time."""
         ready = grpc.channel_ready_future(channel)
-        deadline = time.monotonic() + START_SECONDS
+        deadline = time.monotonic() + self.start_seconds
         while True:
             try:
                 return ready.result(0.25)
@@ -415,8 +422,13 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
                 self.check_connection()
                 if time.monotonic() > deadline or self.process.poll() is not None:
                     raise Unreachable(
-                        f"{self.name} did not answer in {START_SECONDS} s; see {self.log}"
+                        f"{self.name} did not answer in {self.start_seconds:g} s; see {self.log}"
                     ) from error
+
+    @property
+    def start_seconds(self) -> float:
+        """How long its start may take; on another machine its file may come from a slow disk."""
+        return START_SECONDS
 
     def check_connection(self) -> None:
         """Raise UserError if it is known already that no connection will come."""
@@ -439,6 +451,7 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     def intercept_unary_unary(self, continuation: Callable, details: Any, request: Any) -> Any:
         """Count the bytes of every request, and end the wait for a worker that has ended."""
+        process = self.process
         self.bytes_sent += request.ByteSize()
         self._requests.add(request_id := object())
         try:
@@ -447,11 +460,25 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
             self._requests.discard(request_id)
         if call.code() is not grpc.StatusCode.OK:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self.process.wait(1)
+                process.wait(1)
                 raise WorkerLost(f"{self.name} {self._reason}; see {self.log}")
+            self._refuse_retries(call, process)
         else:
             self.bytes_received += call.result().ByteSize()
         return call
+
+    def _refuse_retries(self, call: Any, process: subprocess.Popen) -> None:
+        """Raise for the errors after which TFF would repeat a request without end.
+
+        From a `process` of our own, which lives, they never mean "try again": WorkerLost if its
+        connection is gone, NotRetried for an error of the computation.
+        """
+        if call.code() is grpc.StatusCode.UNAVAILABLE:
+            if process is self.process:
+                self.kill()
+            raise WorkerLost(f"{self.name} lost its connection; see {self.log}")
+        if call.code() is grpc.StatusCode.FAILED_PRECONDITION:
+            raise NotRetried(call.details() or "a precondition failed")
 
     def _watch(self, process: subprocess.Popen, lines: LineReader) -> None:
         """End a worker that spends no processor time on a request for `patience` seconds.
@@ -515,12 +542,13 @@ class LocalWorker(Worker):
         return Unreachable(f"{self.name} did not start{reason}; see {self.log}")
 
     def kill(self) -> None:
-        """Kill the worker's own process, and the supervisor ends with it; or the other way round
-        while its process id is not known."""
+        """Kill the worker's own process and its supervisor, each of which would end with the other,
+        unless it is stopped."""
         if self.ended:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self.pid or self.process.pid, signal.SIGKILL)
+        for pid in filter(None, (self.pid, self.process.pid)):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
 
 class RemoteWorker(Worker):
@@ -535,6 +563,10 @@ class RemoteWorker(Worker):
         self.folder = folder
         self.name = f"TFF's worker on {host}"
         self._ssh_words = b""  # the last that ssh and the worker there have printed
+
+    @property
+    def start_seconds(self) -> float:
+        return max(START_SECONDS, self.patience)
 
     def spawn(self, folder: str, isolated: bool) -> None:
         """Start ssh; the supervisor's text, and then a sign of life, go to its standard input."""

@@ -254,7 +254,12 @@ def csv_line(values: Iterable[Any]) -> str:
 
 
 def csv_value(value: Any) -> Any:
-    """Return a value as it is in a CSV file."""
+    """Return a value as it is in a CSV file.
+
+    An infinity is NaN: JSON, from which a resumed run makes its tables again, has none.
+    """
+    if isinstance(value, float) and math.isinf(value):
+        return math.nan
     if not isinstance(value, str):
         return value
     text = one_line(value)

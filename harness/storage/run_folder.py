@@ -244,7 +244,7 @@ class RunFolder:
     def write_tables(self, records: list[RoundRecord]) -> None:
         """Make rounds.jsonl and metrics.csv hold these records and nothing else."""
         lines = [json_line(record.to_json()) for record in records]
-        write_file(self.path / "rounds.jsonl", "".join(lines))
+        write_file(self.path / "rounds.jsonl", "".join(lines), sync=True)
         write_file(self.path / "metrics.csv", csv_table(record.figures() for record in records))
 
     def save_round(
@@ -257,7 +257,8 @@ class RunFolder:
         figures = record.figures()
         header = csv_line(figures) if record.round == 1 else ""
         append(self.path / "metrics.csv", header + csv_line(figures.values()))
-        append(self.path / "rounds.jsonl", json_line(record.to_json()))
+        # As durable as the checkpoint, which is of no use without it.
+        append(self.path / "rounds.jsonl", json_line(record.to_json()), sync=True)
         self.write_checkpoint(record.round, state)
         if record.test_accuracy > self.best_accuracy:
             self.note_best(record, state)

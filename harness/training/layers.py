@@ -144,7 +144,7 @@ def initial_weights(model: Any, initializers: dict[int, Any], seed: int) -> list
     for position, weight in enumerate(model.weights):
         initializer = initializers.get(id(weight))
         options = initializer.get_config() if hasattr(initializer, "get_config") else {}
-        if not options:
+        if "seed" not in options:
             check_repeats(weight, initializer)
         if "seed" in options:
             initializer = type(initializer).from_config(

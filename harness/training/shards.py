@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.cli.fields import UserError
 from harness.storage.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
 from harness.storage.provenance import file_hash
 
@@ -17,6 +18,7 @@ import numpy as np
 import tensorflow as tf
 
 LABEL_BYTES = 2
+MOST_BYTES = 2**31 - 1  # of a shard; TensorFlow counts a tensor's elements by int32
 FOOTER_BYTES = 8  # FarmHash64 of what comes before, by which the worker knows a damaged file
 
 
@@ -46,6 +48,11 @@ def write_shard(folder: Path, client: int, images: np.ndarray, labels: np.ndarra
     `images` are uint8[n_k,H,W,channels]; `labels` [n_k] are written as little-endian uint16.
     """
     stored = np.frombuffer(images.tobytes() + labels.astype("<u2").tobytes(), np.uint8)
+    if len(stored) > MOST_BYTES:
+        raise UserError(
+            f"client {client} has {len(stored) / 2**30:.1f} GiB of images, and a shard holds 2; "
+            "divide them over more clients, or make them smaller with --image-size"
+        )
     content = stored.tobytes() + fingerprint(stored).numpy().tobytes()
     path = folder / f"{client}.bin"
     with io_errors_as_user_errors(path, "--cache"):
@@ -72,7 +79,7 @@ def read_shard(folder: Path, client: Any, image_shape: Sequence[int]) -> Shard:
     footer = tf.pad(content, [[FOOTER_BYTES, 0]])[-FOOTER_BYTES:]  # also of a file that is shorter
     is_whole = tf.reduce_all(tf.equal(fingerprint(stored), footer))
     checked = tf.debugging.Assert(
-        is_whole, ["damaged shard file (deleted; it is rewritten on the next run):", path]
+        is_whole, ["damaged shard file (it is rewritten when the run is resumed):", path]
     )
     with tf.control_dependencies([checked]):
         size = tf.size(stored) // (math.prod(image_shape) + LABEL_BYTES)

@@ -1,7 +1,8 @@
 """Random streams of a run: each a function of (seed, round, client) and its own number.
 
 The split is drawn from the seed alone, a round's cohort from (seed, round), and what a partition
-changes on a client's images from (seed, client).
+changes on a client's images from (seed, client). NumPy's generator of [s, 0] is that of s, so that
+these three share numbers, for unlike uses; a new stream gets a number of its own.
 """
 
 from __future__ import annotations
