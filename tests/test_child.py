@@ -3,13 +3,14 @@ left."""
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 from harness.cli.fields import UserError
-from harness.engine import multi_host, probe, ssh
+from harness.engine import multi_host, probe, ssh, stopping
 from harness.engine.child import LONGEST_LINE, Child, LineReader
 from harness.engine.supervisor import MARK
 from harness.engine.worker import RemoteWorker, Unreachable
@@ -297,3 +298,17 @@ def test_a_host_that_is_back_gets_its_clients_again(monkeypatch, capsys):
     assert hosts.owner_of_part == [0, 1, 2] and not hosts.dead_hosts
     assert sent == [("hostB", [1, 2], "/cache")]
     assert "round 4: hostB is back, and trains its clients again" in capsys.readouterr().err
+
+
+def test_two_signals_of_one_cause_count_once(monkeypatch):
+    """SIGHUP and SIGTERM as a terminal is closed; the same one twice is the user's."""
+    ended = []
+    monkeypatch.setattr(stopping, "exit_at_once", lambda number, frame: ended.append(number))
+    monkeypatch.setattr(stopping, "requested", 0)
+    stopping.note_request(signal.SIGHUP, None)
+    stopping.note_request(signal.SIGTERM, None)
+    assert stopping.requested == signal.SIGHUP and ended == []
+    stopping.note_request(signal.SIGHUP, None)
+    monkeypatch.setattr(stopping, "_requested_at", time.monotonic() - 2)
+    stopping.note_request(signal.SIGTERM, None)
+    assert ended == [signal.SIGHUP, signal.SIGTERM]

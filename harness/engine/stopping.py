@@ -12,6 +12,7 @@ import contextlib
 import os
 import signal
 import sys
+import time
 
 # SIGUSR1 and SIGXCPU are how job schedulers such as Slurm announce the end of a job's time.
 SIGNALS = (
@@ -23,6 +24,7 @@ SIGNALS = (
     signal.SIGXCPU,
 )
 requested = 0  # the signal by which the user asked for the end, if any
+_requested_at = 0.0  # when, as time.monotonic() has it
 _last_words = b""  # printed if the process ends at once
 _enders: list = []  # functions that end what the main thread may wait for
 
@@ -80,12 +82,18 @@ def save_first():
 
 
 def note_request(number, frame):
-    """Handle a signal while there is something to save."""
-    global requested
-    if requested:
+    """Handle a signal while there is something to save; a second one ends the process at once.
+
+    Two different signals within a second have one cause: a terminal, or a job, that ends.
+    """
+    global requested, _requested_at
+    is_another = number == requested or time.monotonic() - _requested_at > 1
+    if requested and is_another:
         exit_at_once(number, frame)
-    requested = number
-    end_what_was_started()
+    elif not requested:
+        requested = number
+        _requested_at = time.monotonic()
+        end_what_was_started()
 
 
 @contextlib.contextmanager
