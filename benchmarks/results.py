@@ -23,7 +23,8 @@ UNUSED = ("variants/baselines.py", "variants/losses.py")
 # changed since, which no such run does.
 EQUIVALENT = {
     "1fa56ae82230a135": "a round in which no update is finite; the memory of an algorithm under a "
-    "robust aggregator; data without a test set; --evaluate with FL_DATA",
+    "robust aggregator; data without a test set; --evaluate with FL_DATA; owners as clients; a "
+    "custom initializer; hosts and workers that are lost",
 }
 sys.path.insert(0, str(ROOT))
 from harness.storage.provenance import SOURCES, commit, digest, meaning, processor, versions

@@ -85,7 +85,7 @@ class Run(ConfigGroup):
     about four times as long as the run."""
     patience: float_range(1, 86_400) = 60
     """Seconds without progress after which TFF's worker is considered hung and the round is
-    retried."""
+    retried; and for which a host of --workers that does not answer is waited for."""
     workers: text("HOSTS") = HERE
     """Hosts that train, over ssh, separated by commas, such as localhost,hostA,me@hostB. With n
     hosts, client k and its shard are on host k mod n only. The number of hosts changes the last
