@@ -6,9 +6,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+from harness.cli.command_line import RunFailed
 from harness.cli.fields import UserError
 from harness.engine import multi_host, probe, ssh, stopping
 from harness.engine.child import LONGEST_LINE, Child, LineReader
@@ -312,3 +314,63 @@ def test_two_signals_of_one_cause_count_once(monkeypatch):
     monkeypatch.setattr(stopping, "_requested_at", time.monotonic() - 2)
     stopping.note_request(signal.SIGTERM, None)
     assert ended == [signal.SIGHUP, signal.SIGTERM]
+
+
+class FakeWorker:
+    """What a host's part of a round needs of a worker, which cannot be started a few times."""
+
+    log = "worker.log"
+    ended = True
+
+    def __init__(self, host, num_failures):
+        self.host = self.name = host
+        self.num_failures = num_failures
+
+    def open(self):
+        self.num_failures -= 1
+        if self.num_failures >= 0:
+            raise Unreachable(f"{self.host}: there is no route to it")
+
+    def invoke(self, name, up_to_merge, host_input, chunks):
+        return self.host
+
+
+@pytest.mark.parametrize(
+    ("num_failures", "patience", "full", "trains", "given_up"),
+    [
+        (6, 60.0, (), "hostA", set()),  # away for a while
+        (100, 0.0, (), "hostB", {"hostA"}),
+        (100, 0.0, ("hostB",), "hostC", {"hostA"}),  # whose disk is full: it trains its own part
+        (100, 0.0, ("hostB", "hostC"), None, {"hostA"}),
+    ],
+)
+def test_a_hosts_part_is_done(monkeypatch, num_failures, patience, full, trains, given_up):
+    monkeypatch.setattr(multi_host, "PAUSE", 0.001)
+    monkeypatch.setattr(ssh, "check", lambda *_: None)
+
+    def send(host, parts, folder):
+        if host in full:
+            raise UserError(f"{host}: no space left")
+
+    names = ("hostA", "hostB", "hostC")
+    failures = {"hostA": num_failures, "hostB": 0, "hostC": 0}
+    hosts = multi_host.MultiHost.__new__(multi_host.MultiHost)
+    vars(hosts).update(
+        names=names,
+        workers=[FakeWorker(name, failures[name]) for name in names],
+        locks=[threading.Lock() for _ in names],
+        handing_over=threading.Lock(),
+        owner_of_part=[0, 1, 2],
+        dead_hosts={},
+        patience=patience,
+        closing=False,
+        cache="cache",
+        _send=send,
+    )
+    if trains:
+        assert hosts._run_part(0, "round 3", None, None, []) == trains
+    else:
+        with pytest.raises(RunFailed, match="hostC: no space left; no other host is left"):
+            hosts._run_part(0, "round 3", None, None, [])
+    assert hosts.dead_hosts.keys() == given_up
+    assert hosts._run_part(1, "round 3", None, None, []) == "hostB"
