@@ -131,8 +131,9 @@ def fill(text: str, found: dict[str, str]) -> str:
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--check", action="store_true", help="name the tables that are stale")
+    only_check = parse(parser).check
     found = tables()
-    if parse(parser).check:
+    if only_check:
         named = stale(found)
         for name, wrong in named.items():
             print(f"{name}: made by {' and '.join(wrong)}")

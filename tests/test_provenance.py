@@ -153,13 +153,13 @@ def test_an_edited_program_gets_its_own_numbers(copy, monkeypatch, where):
     assert accuracies(edited)["fedprox"] != first["fedprox"]
 
 
-@pytest.mark.thorough
 def test_a_folder_whose_name_begins_like_pythons_is_the_users_own(monkeypatch):
     monkeypatch.setattr(sys, "prefix", "/opt/py")
     assert provenance.is_known("/opt/py/lib/numpy.py")
     assert not provenance.is_known("/opt/pyproject/model.py")
 
 
+@pytest.mark.thorough
 def test_a_comment_makes_no_other_program(copy):
     folder, call = copy
     first = accuracies(call(f"{TINY} --compare fedavg,fedprox --prox-mu 0.1"))

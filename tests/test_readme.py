@@ -110,6 +110,11 @@ def test_what_another_program_or_machine_made_is_named(monkeypatch):
     assert results.current([ours, ours | {"program": "0"}]) == [ours]
     assert results.dagger([ours, ours | {"machine": "b"}]) == ""
     assert results.dagger({"runs": [ours, ours | {"program": "0"}]}) == " †"
+    earlier = ours | {"program": "0"}
+    monkeypatch.setattr(results, "EQUIVALENT", {results.identity(): {"0": "a cure"}})
+    assert results.faults([earlier]) == [] and results.current([earlier]) == [earlier]
+    monkeypatch.setattr(results, "EQUIVALENT", {"1": {"0": "a cure"}})  # of another program
+    assert results.faults([earlier]) == ["another version of the program"]
 
 
 def test_what_a_program_refuses_makes_no_results_stale(monkeypatch):

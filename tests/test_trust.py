@@ -9,6 +9,8 @@ import json
 import os
 import shutil
 import subprocess
+import sys
+import types
 import zipfile
 from pathlib import Path
 
@@ -177,6 +179,17 @@ def test_somebody_elses_folder_runs_no_file(here, monkeypatch, flags):
         trust.check_file("model", config["model"], "theirs")
 
 
+LAZY = """
+def metric(labels, predictions):
+    import plain.tool
+    return plain.tool.NUMBER
+"""
+
+
+def load_metric(path):
+    return own_files.load_function(f"{path}:metric", "metrics")
+
+
 def write_metric(folder, number):
     """A metric that is `number`, by a module and a package beside its file."""
     (folder / "pack").mkdir(parents=True)
@@ -189,12 +202,16 @@ def write_metric(folder, number):
     return f"{folder / 'own.py'}:metric"
 
 
-def test_a_file_is_its_imports_too(here):
+def test_a_file_is_its_imports_too(here, monkeypatch):
     """Each gets the modules beside it, as they are now; other ones are not known."""
     one = write_metric(here / "one", 1)
     two = write_metric(here / "two", 2)
+    session = types.ModuleType("helpers")  # of the user's own
+    session.__file__ = str(here / "helpers.py")
+    monkeypatch.setitem(sys.modules, "helpers", session)
     loaded = [own_files.load_function(name, "metrics") for name in (one, two, one)]
     assert [function([], []) for function in loaded] == [1, 2, 1]
+    assert sys.modules["helpers"] is session
     digests = [function.args[2] for function in loaded]
     assert digests[0] == digests[2] != digests[1]
     trust.check_file("metrics", one, "theirs")
@@ -205,6 +222,15 @@ def test_a_file_is_its_imports_too(here):
         trust.check_file("metrics", one, "theirs")
     edited = own_files.load_function(one, "metrics")
     assert edited([], []) == 3 and edited.args[2] not in digests
+    # a package without __init__.py, imported where it is used; what Python compiles is no text
+    for folder, number in (("one", 1), ("two", 2)):
+        (here / folder / "plain").mkdir()
+        (here / folder / "plain" / "tool.py").write_text(f"NUMBER = {number}\n")
+        (here / folder / "lazy.py").write_text(LAZY)
+    lazy = [load_metric(here / folder / "lazy.py") for folder in ("one", "two", "one")]
+    assert [function([], []) for function in lazy] == [1, 2, 1]
+    again = load_metric(here / "one" / "lazy.py")
+    assert again.args[2] == lazy[0].args[2] != lazy[1].args[2]
     # without other files it is the file's own hash, as of runs before
     (here / "alone.py").write_text("import os\ndef metric(labels, predictions):\n    return 4\n")
     alone = own_files.load_function(f"{here / 'alone.py'}:metric", "metrics")

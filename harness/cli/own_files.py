@@ -27,7 +27,11 @@ GIVEN: dict[str, Callable] = {}  # python:NAME -> the function
 # Fields that may name one.
 OWN_FIELDS = ("partition", "model", "algorithm", "aggregator", "loss", "metrics")
 OWN_MODULES = "own_file"  # what the modules of users' files are called, with a hash behind
-OWN_FOLDERS: list[str] = []  # of users' files, on Python's path, the last one used first
+# Of a folder with users' files: the names of modules and packages there that they import, the
+# modules themselves, and the hashes of their texts as they were imported.
+NEARBY: dict[Path, set[str]] = {}
+IMPORTED: dict[Path, dict[str, types.ModuleType]] = {}
+TEXTS: dict[Path, dict[Path, int]] = {}
 
 
 def is_own(name: str) -> bool:
@@ -106,10 +110,9 @@ def load_module(
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
-    prefer_folder(path.parent)
-    forget_modules({file.relative_to(path.parent).parts[0] for file in contents if file != path})
+    note_imports(path, contents)
     try:
-        with errors_of_own_code(f"{source}: its file", path):
+        with errors_of_own_code(f"{source}: its file", path), modules_of(path.parent):
             exec(compile(contents[path], str(path), "exec", dont_inherit=True), vars(module))
     except BaseException:
         del sys.modules[name]
@@ -117,25 +120,67 @@ def load_module(
     return module
 
 
-def prefer_folder(folder: Path) -> None:
-    """Put the folder of a user's file on Python's path, before those of other such files."""
-    others = [place for place in sys.path if place not in OWN_FOLDERS]
-    if str(folder) not in others:
-        earlier = [place for place in OWN_FOLDERS if place != str(folder)]
-        OWN_FOLDERS[:] = [str(folder), *earlier]
-    sys.path[:] = [*others, *OWN_FOLDERS]  # last: their names hide no installed package
+def note_imports(path: Path, contents: dict[Path, bytes]) -> None:
+    """Remember what a user's file imports from its folder; modules of other texts are forgotten."""
+    folder = path.parent
+    others = [file for file in contents if file != path]
+    names = {file.relative_to(folder).parts[0].partition(".")[0] for file in others}
+    texts = {file: hash(contents[file]) for file in others}
+    before = TEXTS.setdefault(folder, {})
+    if any(before.get(file, text) != text for file, text in texts.items()):
+        IMPORTED[folder] = {}
+        before.clear()
+    before.update(texts)
+    NEARBY.setdefault(folder, set()).update(names)
 
 
-def forget_modules(files: set[str]) -> None:
-    """Have Python import these files, or packages, of a user's again.
+@contextlib.contextmanager
+def modules_of(folder: Path) -> Iterator[None]:
+    """Have imports find the modules in the folder of a user's file, and no others by their names.
 
-    Their text may be another by now, or a file of this name in another folder was imported.
+    Afterwards a module of such a name that the session had is back.
     """
-    names = {file.removesuffix(".py") for file in files}
-    for name, module in list(sys.modules.items()):
-        file = getattr(module, "__file__", None)
-        if name.partition(".")[0] in names and file and not provenance.is_known(file):
-            del sys.modules[name]
+    if folder not in NEARBY:  # of a function that was given in Python
+        yield
+        return
+    names = NEARBY[folder]
+    own = IMPORTED.setdefault(folder, {})
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # last: its names hide no installed package
+    path = list(sys.path)
+    before = find_modules(names)
+    for name in before:
+        del sys.modules[name]
+    sys.modules.update(own)
+    sys.path.sort(key=lambda place: is_own_folder(place) and place != str(folder))
+    try:
+        yield
+    finally:
+        own.update(find_modules(names))
+        sys.modules.update(before)
+        sys.path[:] = path
+
+
+def is_own_folder(place: str) -> bool:
+    """Return whether a place on Python's path is there for a user's file."""
+    return Path(place) in IMPORTED
+
+
+def find_modules(names: set[str]) -> dict[str, types.ModuleType]:
+    """Return the modules in use of these names, and in packages of these names, that are not
+    installed."""
+    return {
+        name: module
+        for name, module in list(sys.modules.items())
+        if name.partition(".")[0] in names and not is_installed(module)
+    }
+
+
+def is_installed(module: types.ModuleType) -> bool:
+    """Return whether a module is one of the program, of Python or of an installed package."""
+    places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+    files = [place for place in places if place]
+    return not files or any(map(provenance.is_known, files))
 
 
 def call_function(
@@ -147,7 +192,7 @@ def call_function(
     which it may change; what it yields is returned as a list.
     """
     copies = [x.copy() if isinstance(x, np.ndarray) else x for x in arguments]
-    with errors_of_own_code(f"{field}={str(path)!r:.200}", path):
+    with errors_of_own_code(f"{field}={str(path)!r:.200}", path), modules_of(path.parent):
         returned = function(*copies, **named)
         return list(returned) if isinstance(returned, types.GeneratorType) else returned
 

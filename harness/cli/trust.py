@@ -17,6 +17,8 @@ from pathlib import Path
 from harness.cli.fields import UserError
 from harness.storage.files import append, expand_path, read_bytes
 
+MODULES = (".py", ".so", ".pyc")  # that Python imports
+CACHE = "__pycache__"  # where it keeps what it has compiled
 OURS = {"federated_learning", "harness", "variants"}  # an import by these names gives this program
 
 
@@ -46,9 +48,9 @@ def imports_nearby(source: bytes, folder: Path) -> list[Path]:
     names |= {node.module for node in nodes if isinstance(node, ast.ImportFrom) and node.module}
     found = []
     for name in sorted({name.partition(".")[0] for name in names} - OURS):
-        package = folder / name
-        is_package = (package / "__init__.py").is_file()
-        found += sorted(package.rglob("*.py")) if is_package else [package.with_suffix(".py")]
+        found += [folder / f"{name}{ending}" for ending in MODULES]
+        inside = sorted((folder / name).rglob("*"))
+        found += [file for file in inside if file.suffix in MODULES and CACHE not in file.parts]
     return [file for file in found if file.is_file()]
 
 

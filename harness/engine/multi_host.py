@@ -246,9 +246,9 @@ class MultiHost:
                 now = time.monotonic()
                 away_since = (away_since or now) if isinstance(error, Unreachable) else None
                 if losses < ATTEMPTS or (away_since and now - away_since < self.patience):
-                    warn(f"{name}: {error}; retrying its part")
-                    pause = min(PAUSE * 2 ** (losses - 1), LONGEST_PAUSE)
-                    self._pause(pause if away_since else 0)
+                    if losses < ATTEMPTS:  # then it waits in silence
+                        warn(f"{name}: {error}; retrying its part")
+                    self._pause(min(PAUSE * losses, LONGEST_PAUSE) if away_since else 0)
                     continue
                 self._hand_over(part, f"{name}: {error}; {losses} failures in this round")
                 losses = 0

@@ -5,7 +5,7 @@ may get lost, or become another error, and the run would continue. So nothing is
 signal handler. As long as there is nothing to save, the process ends what it has started, and
 then itself, at once. From a run's first round on, the handler notes the wish and ends the worker,
 so that the call that waits for it returns; whoever does so asks `raise_if_requested`. A second
-signal ends the process at once: files are whole at any moment.
+signal, unless it has the same cause, ends the process at once: files are whole at any moment.
 """
 
 import contextlib
@@ -91,8 +91,8 @@ def note_request(number, frame):
     if requested and is_another:
         exit_at_once(number, frame)
     elif not requested:
+        _requested_at = time.monotonic()  # first: the second signal may come right now
         requested = number
-        _requested_at = time.monotonic()
         end_what_was_started()
 
 
