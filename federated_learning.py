@@ -358,8 +358,8 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     num_clients = config.partitioning.num_clients
     if num_clients < 1:
         raise UserError(
-            "num_clients=0: how many owners there are, the data tell fl.build_experiment(config, "
-            "dataset); take its partition, or give the number"
+            "num_clients=0 means all owners, which are not counted here; give their number, or "
+            "take fl.build_experiment(config, dataset).partition"
         )
     if num_clients > len(labels):
         raise UserError(

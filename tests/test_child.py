@@ -282,7 +282,7 @@ def test_a_host_that_is_back_gets_its_clients_again(monkeypatch, capsys):
     answers = iter([UserError("hostB: no route to it"), ssh.HostFolder("/cache", "")])
     sent = []
 
-    def check(host, cache, patience):
+    def check(host, cache):
         answer = next(answers)
         if isinstance(answer, UserError):
             raise answer
@@ -294,9 +294,9 @@ def test_a_host_that_is_back_gets_its_clients_again(monkeypatch, capsys):
     vars(hosts).update(names=("hostA", "hostB", "hostB"), cache="cache", patience=1.0)
     vars(hosts).update(dead_hosts={"hostB": 0.0}, owner_of_part=[0, 0, 0], closing=False)
     hosts._send = lambda host, parts, folder: sent.append((host, parts, folder.path))
-    hosts._ask_dead_hosts("round 3")
+    hosts._take_back_hosts("round 3")
     assert hosts.owner_of_part == [0, 0, 0] and hosts.dead_hosts.keys() == {"hostB"}
-    hosts._ask_dead_hosts("round 4")
+    hosts._take_back_hosts("round 4")
     assert hosts.owner_of_part == [0, 1, 2] and not hosts.dead_hosts
     assert sent == [("hostB", [1, 2], "/cache")]
     assert "round 4: hostB is back, and trains its clients again" in capsys.readouterr().err

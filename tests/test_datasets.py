@@ -394,7 +394,7 @@ def test_a_natural_split_is_the_owners(tmp_path, digits):
         fl.make_partition(dataset, configure(**flags, num_clients=5))
     with pytest.raises(UserError, match="needs data that name the owner of each image"):
         fl.make_partition(digits, configure(dataset="digits", partition="natural", num_clients=4))
-    with pytest.raises(UserError, match="num_clients=0: how many owners there are"):
+    with pytest.raises(UserError, match="num_clients=0 means all owners, which are not counted"):
         fl.make_partition(dataset, configure(**flags))
 
 

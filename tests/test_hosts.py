@@ -401,7 +401,7 @@ NO_SOCKETS = "hostA: its sshd does not forward Unix sockets; set AllowStreamLoca
             for case in [
                 (["DisableForwarding yes"], NO_SOCKETS),
                 (["AllowUsers nobody"], "hostA: it refuses the login (permission denied)"),
-                ([NO_NAMESPACES], "hostA: does not allow network namespaces"),
+                ([NO_NAMESPACES], "hostA does not allow network namespaces"),
             ]
         ),
     ],

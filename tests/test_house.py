@@ -39,7 +39,7 @@ def test_imports_point_one_way():
 
 
 @pytest.mark.parametrize("folder", ["cli", "engine", "reporting", "storage", "training"])
-def test_a_single_run_knows_nothing_of_comparisons(folder):
+def test_a_single_run_imports_no_comparison(folder):
     for path in (ROOT / "harness" / folder).glob("*.py"):
         assert not any(name.startswith("harness.comparing") for name in imported(path)), path
 

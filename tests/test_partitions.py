@@ -354,13 +354,17 @@ def test_a_given_partition_is_of_the_configurations_clients_and_data(digits):
     assert fl.build_experiment(config.replace(alpha=5), digits, own).partition is own
     for other, said in (
         (config.replace(num_clients=5), "partition= has 5 clients, but num_clients=10"),
-        (config.replace(client_test=0.5), "partition= holds out images .* but client_test=0;"),
+        (config.replace(client_test=0.5), "partition= holds out 7.. images .* client_test=0 of"),
         (config.replace(partition="feature"), "made for other data, or for changed images"),
     ):
         with pytest.raises(UserError, match=said):
             fl.build_experiment(config, digits, fl.make_partition(digits, other))
-    with pytest.raises(UserError, match="does not hold out images .* but client_test=0.5"):
-        fl.build_experiment(config.replace(client_test=0.5), digits, own)
+    half = config.replace(client_test=0.5)
+    for split in (own, fl.make_partition(digits, config.replace(client_test=0.2))):
+        with pytest.raises(UserError, match="which is not client_test=0.5 of each"):
+            fl.build_experiment(half, digits, split)
+    halved = fl.make_partition(digits, half)
+    assert fl.build_experiment(half, digits, halved).partition is halved
 
 
 def test_all_owners_are_clients_however_natural_is_chosen(tmp_path):

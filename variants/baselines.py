@@ -129,7 +129,7 @@ def build_baselines(
     """
     config = experiment.config
     dataset = experiment.dataset
-    partition = experiment.partition
+    partition = dataclasses.replace(experiment.partition, test_indices=())  # they hold nothing out
     num_clients = config.partitioning.num_clients
     batch_size = config.training.batch_size
     passes = passes_so_far(records, int(partition.sizes.sum()), batch_size)[-1]

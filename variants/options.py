@@ -35,7 +35,6 @@ from harness.cli.fields import (
 )
 from harness.cli.flags import split_off, to_flag
 from harness.cli.own_files import OWN, OWN_FIELDS, is_own, own_fields, short_name
-from harness.cli.run_options import most_updates
 from harness.comparing.sweep import check_comparison, join_compared, overlaid_folders
 from harness.engine.ssh import HERE
 from harness.storage.files import briefly, expand_path
@@ -63,7 +62,7 @@ class MoreData(ConfigGroup):
     y_train, x_test and y_test, such as CIFAR-10's, or train_images and so on, such as MedMNIST's; a
     folder with four IDX files, such as Fashion-MNIST's; a folder of folders with pictures, a class
     each; a .csv or .parquet file; or a folder of .npz files, a client each. The environment
-    variable FL_DATA does the same."""
+    variable FL_DATA does the same, but for a run that is resumed or evaluated."""
     test_share: float_range(0, 0.9) = 0.0
     """Fraction of the images of --data that become the test set, with the labels in the same
     proportions, for data without a test set."""
@@ -210,8 +209,8 @@ class Optimization(ConfigGroup):
     client_schedule: choice(SCHEDULES) = "constant"
     """Schedule of the clients' learning rate over the rounds t."""
     server_schedule: choice(SERVER_SCHEDULES) = "constant"
-    """Schedule of the server's learning rate over its steps t, which are the rounds; one in which
-    no client reports makes no step."""
+    """Schedule of the server's learning rate over its steps t, which are the rounds; one from which
+    no update can be used makes no step."""
     warmup_steps: int_range(1, 1_000_000) = 20
     """Local steps of each round until a warm-up schedule reaches the full rate."""
     lr_decay: Probability = 0.99
@@ -360,7 +359,8 @@ class ExperimentConfig(ConfigGroup):
         kind = type(self)
         implied = presets.preset_fields(changes.get("preset"), functools.partial(parse, kind))
         is_usual = self.partitioning.num_clients == self.defaults()["num_clients"]
-        if has_owners(changes.get("partition")) and is_usual:
+        is_new = not has_owners(self.partitioning.partition)
+        if has_owners(changes.get("partition")) and is_new and is_usual:
             implied = {"num_clients": 0} | implied
         if changes.get("evaluate"):
             super().replace(evaluate=changes["evaluate"])  # refuses what is no text
@@ -601,9 +601,7 @@ def notices_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[st
 def notices_on_attackers(chosen: dict[str, Any]) -> list[str]:
     """Return a notice on more attackers than the aggregator can withstand."""
     attackers = chosen["byzantine"]
-    is_buffered = "buffer_size" in find_choice("algorithm", chosen["algorithm"]).fields
-    unseen = num_unseen(chosen["unseen_clients"], chosen["num_clients"])
-    cohort = most_updates(chosen, is_buffered, unseen)
+    cohort = updates_per_step(chosen)
     withstands = find_choice("aggregator", chosen["aggregator"]).withstands
     if not cohort or withstands is None or attackers <= withstands(chosen, cohort):
         return []
@@ -786,7 +784,7 @@ def check_cohort(chosen: dict[str, Any]) -> None:
             "whose images no federated client trains on; drop one of them"
         )
     if clients == 0:
-        if "owner_choice" not in find_choice("partition", chosen["partition"]).fields:
+        if not has_owners(chosen["partition"]):
             raise UserError(
                 "num_clients=0 means all owners of partition='natural'; choose 1 to 60,000"
             )
@@ -859,6 +857,21 @@ def check_asynchronous(chosen: dict[str, Any], has_clock: bool) -> None:
                 f"{field}={chosen[field]} cannot be combined with algorithm={algorithm!r}, whose "
                 "clients do not begin together; drop one of them"
             )
+
+
+def is_buffered(chosen: dict[str, Any]) -> bool:
+    """Return whether the server makes a step once buffer_size clients have reported."""
+    return "buffer_size" in find_choice("algorithm", chosen["algorithm"]).fields
+
+
+def updates_per_step(chosen: dict[str, Any]) -> int:
+    """Return how many updates a step of the server has at most, of fields `chosen`.
+
+    It is 0 where all owners of the data, who are not counted yet, are drawn.
+    """
+    clients = chosen["num_clients"]
+    drawable = max(clients - num_unseen(chosen["unseen_clients"], clients), 0)
+    return chosen["buffer_size"] if is_buffered(chosen) else chosen["clients_per_round"] or drawable
 
 
 def num_unseen(share: float, num_clients: int) -> int:
@@ -968,12 +981,10 @@ def check_aggregator(chosen: dict[str, Any]) -> None:
     """Raise UserError for a robust aggregator with too few clients, or the wrong algorithm."""
     aggregator = chosen["aggregator"]
     facts = find_choice("aggregator", aggregator)
-    is_buffered = "buffer_size" in find_choice("algorithm", chosen["algorithm"]).fields
-    unseen = num_unseen(chosen["unseen_clients"], chosen["num_clients"])
-    cohort = most_updates(chosen, is_buffered, unseen)
+    cohort = updates_per_step(chosen)
     most = (cohort - 3) // 2
     if "tolerated" in facts.fields and cohort and chosen["tolerated"] > most:
-        more = "a larger buffer_size" if is_buffered else "more clients"
+        more = "a larger buffer_size" if is_buffered(chosen) else "more clients"
         cure = f"choose at most {most}, or {more}" if most >= 0 else f"it needs 3; choose {more}"
         raise UserError(
             f"tolerated={chosen['tolerated']} attackers among {cohort} clients per round are more "

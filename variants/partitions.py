@@ -393,12 +393,12 @@ def check_given_partition(partition: Any, config: Any, dataset: Any) -> None:
     if shards.hash_shards(dataset, partition.indices, config) != partition.digest:
         raise UserError(f"partition= was made for other data, or for changed images; {cure}")
     share = config.partitioning.client_test
-    holds_out = len(partition.test_indices) > 0
-    # Baselines train on what the run's clients trained on, and hold nothing out themselves.
-    if holds_out != (share > 0) and not (holds_out and config.run.baselines):
-        verb = "holds out" if holds_out else "does not hold out"
+    num_tests = list(map(len, partition.test_indices or [()] * num_clients))
+    sizes = np.add(partition.sizes, num_tests)
+    if num_tests != [count_tests(share, size) for size in sizes.tolist()]:
         raise UserError(
-            f"partition= {verb} images of its clients, but client_test={share:g}; {cure}"
+            f"partition= holds out {sum(num_tests):,} images of its clients, which is not "
+            f"client_test={share:g} of each; {cure}"
         )
 
 
@@ -437,6 +437,11 @@ def check_own_split(draw: Callable, split: Any, labels: np.ndarray, config: Any)
         )
 
 
+def count_tests(share: float, num_images: int) -> int:
+    """Return how many of its images a client holds out; it keeps one to train on."""
+    return min(round(share * num_images), num_images - 1)
+
+
 def draw_tests(parts: Indices, share: float, seed: int) -> Indices:
     """Return the images that each client holds out: `share` of its own, rounded, at random.
 
@@ -445,7 +450,7 @@ def draw_tests(parts: Indices, share: float, seed: int) -> Indices:
     """
     tests = []
     for client, part in enumerate(parts):
-        count = min(round(share * len(part)), len(part) - 1)
+        count = count_tests(share, len(part))
         rng = open_stream("client tests", seed, 0, client)
         tests.append(np.sort(rng.permutation(part)[:count]))
     if not any(map(len, tests)):

@@ -14,6 +14,7 @@ from typing import Any
 from harness.cli.fields import UserError
 from harness.engine.gather import gather
 from variants.adversity import unseen_clients
+from variants.aggregators import Unflattened
 from variants.optimizers import sum_of_factors
 from variants.wrapping import Corrected, Tensors, add, flatten, unflatten, with_hparams, wrap_client
 
@@ -34,12 +35,19 @@ class Memory:
         self.optimization = config.optimization
         self.num_clients = len(sizes)
         self.num_parameters = experiment.num_parameters
-        is_unweighted = config.chosen("aggregator").kind == "unweighted"
-        self.is_uniform = is_unweighted or config.aggregation.client_weighting == "uniform"
-        # What a client's memory counts in means over all clients is what its updates count in those
-        # of a round. A client that is never drawn has no memory.
-        counts = np.ones(len(sizes)) if self.is_uniform else sizes.copy()
-        counts[unseen_clients(config)] = 0
+        self.num_examples = sizes
+        self.unseen = unseen_clients(config)
+        self.weigh(config.aggregation.client_weighting == "uniform")
+
+    def weigh(self, is_uniform: bool) -> None:
+        """Set what a client's memory counts in means over all: 1 each, or its examples.
+
+        It is what the client's updates count in those of a round. A client that is never drawn has
+        no memory.
+        """
+        self.is_uniform = is_uniform
+        counts = np.ones(self.num_clients) if is_uniform else self.num_examples.copy()
+        counts[self.unseen] = 0
         self.shares = (counts / counts.sum()).astype(np.float32)
 
     @property
@@ -218,6 +226,8 @@ def remember(parts: Any, experiment: Any, memory: Memory) -> Any:
     name = f"algorithm={experiment.config.optimization.algorithm!r}"
     check_memory(memory, name)
     check_neighbours(experiment, name)
+    if isinstance(parts.aggregator, Unflattened):  # a rule that counts all clients alike
+        memory.weigh(is_uniform=True)
     d = experiment.num_parameters
     optimizer = Corrected(
         parts.client_optimizer, memory.correct_gradients, ["round_weights", "message"]

@@ -36,7 +36,7 @@ NEEDED = {  # without which these fields have no effect
     "--target-accuracy": ("after_target",),
     BY_WEIGHT: ("client_weighting",),
 }
-# Fields of what an evaluation does not do, and refuses.
+# Fields that ask for training, which --evaluate refuses.
 TRAINING = ("compare", "seeds", "tune", "jobs", "resume", "baselines")
 # Fields that --predict and --evaluate use, the latter with those of the data, or refuse.
 PREDICTING = ("predict", "pictures", "config", "quiet", "json")

@@ -155,8 +155,10 @@ def list_runs(folder: str, default: ConfigGroup) -> list[Listed]:
         if os.path.exists(path / "config.json"):  # False of a folder that may not be entered
             runs.append(describe_run(path, default))
             continue
-        found = [describe for file, describe in OTHERS.items() if os.path.exists(path / file)]
-        others += [describe(path) for describe in found[:1]]
+        for file, describe in OTHERS.items():
+            if os.path.exists(path / file):
+                others.append(describe(path))
+                break
     if not runs + others:
         is_run = os.path.isfile(expand_path(folder) / "config.json")
         what = (

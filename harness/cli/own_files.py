@@ -114,6 +114,7 @@ def load_module(
     try:
         with errors_of_own_code(f"{source}: its file", path), modules_of(path.parent):
             exec(compile(contents[path], str(path), "exec", dont_inherit=True), vars(module))
+            check_imports(path.parent, source)
     except BaseException:
         del sys.modules[name]
         raise
@@ -132,6 +133,18 @@ def note_imports(path: Path, contents: dict[Path, bytes]) -> None:
         before.clear()
     before.update(texts)
     NEARBY.setdefault(folder, set()).update(names)
+
+
+def check_imports(folder: Path, source: str) -> None:
+    """Raise UserError if Python found a module of a name in `folder` elsewhere, as in a notebook's
+    own folder: the run would not know its text."""
+    for name, module in find_modules(NEARBY[folder]).items():
+        file = getattr(module, "__file__", None)
+        if file and not Path(file).resolve().is_relative_to(folder.resolve()):
+            raise UserError(
+                f"{source}: `import {name}` finds {file!r:.200}, not the file of this name in its "
+                "own folder; rename one"
+            )
 
 
 @contextlib.contextmanager

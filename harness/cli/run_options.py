@@ -85,7 +85,7 @@ class Run(ConfigGroup):
     about four times as long as the run."""
     patience: float_range(1, 86_400) = 60
     """Seconds without progress after which TFF's worker is considered hung and the round is
-    retried; and for which a host of --workers that does not answer is waited for."""
+    retried; a host of --workers that does not answer is waited for as long."""
     workers: text("HOSTS") = HERE
     """Hosts that train, over ssh, separated by commas, such as localhost,hostA,me@hostB. With n
     hosts, client k and its shard are on host k mod n only. The number of hosts changes the last
@@ -232,15 +232,6 @@ BY_CONTENT = (
     "initial_model",
     *SINCE_1_2,
 )
-
-
-def most_updates(chosen: dict[str, Any], is_buffered: bool, num_unseen: int) -> int:
-    """Return how many updates a step of the server has at most, of the configuration `chosen`.
-
-    It is 0 where all owners of the data, who are not counted yet, are drawn.
-    """
-    drawable = max(chosen["num_clients"] - num_unseen, 0)
-    return chosen["buffer_size"] if is_buffered else chosen["clients_per_round"] or drawable
 
 
 def identity(config: Any) -> dict[str, Any]:

@@ -46,7 +46,7 @@ from harness.comparing.significance import Base
 from harness.comparing.summary import Rates, summarize
 from harness.comparing.sweep import Compared
 from harness.comparing.tables import check_columns, find_empty, to_latex, to_markdown
-from harness.reporting.captions import caption_parts, join_parts
+from harness.reporting.captions import USUAL, caption_parts, join_parts
 from harness.reporting.client_plots import plot_clients_of_rows
 from harness.reporting.clients import distributions, read_clients
 from harness.reporting.comparison_plots import plot_comparison
@@ -156,16 +156,6 @@ def compare(
     write_comparison(folder, finished, config.run, caption, since, tuning)
     note_runs(folder, singles, planned, finished=True)
     return folder, finished
-
-
-# What a single run's caption leaves out, by topic; of the other topics it is nothing.
-USUAL = {
-    "aggregator": "mean",
-    "sampling": "uniform sampling",
-    "loss": "cross-entropy",
-    "start": "from the seed",
-    "fine_tune_epochs": "not fine-tuned",
-}
 
 
 def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]) -> str:

@@ -151,7 +151,7 @@ class MultiHost:
         self, name: str, process: Any, state: Any, chunks: Sequence[np.ndarray]
     ) -> tuple[Any, Any, Any]:
         """Return process.next(state, chunks); no chunk spans two hosts."""
-        self._ask_dead_hosts(name)
+        self._take_back_hosts(name)
         stages = self._split(process.next)
         chunks_of_part: dict[int, list[np.ndarray]] = {}
         for chunk in chunks:
@@ -260,7 +260,7 @@ class MultiHost:
         while time.monotonic() < end and not (self.closing or stopping.requested):
             time.sleep(0.1)
 
-    def _ask_dead_hosts(self, round_name: str) -> None:
+    def _take_back_hosts(self, round_name: str) -> None:
         """Give hosts that are back the parts that are theirs."""
         for host, since in list(self.dead_hosts.items()):
             if time.monotonic() - since < GIVEN_UP or self.closing or stopping.requested:
@@ -268,7 +268,7 @@ class MultiHost:
             parts = [part for part, name in enumerate(self.names) if name == host]
             try:
                 if host != ssh.HERE:
-                    self._send(host, parts, ssh.check(host, self.cache, self.patience))
+                    self._send(host, parts, ssh.check(host, self.cache))
             except UserError:
                 self.dead_hosts[host] = time.monotonic()
                 continue

@@ -254,7 +254,7 @@ def send(
         ) from error
     if status:
         words = child.words.decode(errors="replace")
-        if "Permission denied (13)" in words:  # a file's, not a login's
+        if "Permission denied (13)" in words and "[sender]" not in words:  # a file's there
             raise UserError(
                 f"{host}: cannot write into {target} (permission denied); make it yours and "
                 "writable there, or choose another --workers-cache"

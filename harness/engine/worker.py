@@ -476,6 +476,8 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
         if call.code() is grpc.StatusCode.UNAVAILABLE:
             if process is self.process:
                 self.kill()
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(5)
             raise WorkerLost(f"{self.name} lost its connection; see {self.log}")
         if call.code() is grpc.StatusCode.FAILED_PRECONDITION:
             raise NotRetried(call.details() or "a precondition failed")

@@ -10,6 +10,14 @@ from typing import Any
 from harness.cli.own_files import is_own, short_name
 from harness.storage.files import one_line
 
+# What a single run's caption leaves out, by topic; of the other topics it is nothing.
+USUAL = {
+    "aggregator": "mean",
+    "sampling": "uniform sampling",
+    "loss": "cross-entropy",
+    "start": "from the seed",
+    "fine_tune_epochs": "not fine-tuned",
+}
 SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
 
 

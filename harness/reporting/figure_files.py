@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.cli.output import warn
 from harness.reporting.figure_form import FORM, PLAIN, FigureForm, default_style
-from harness.storage.files import briefly, to_utf_8
+from harness.storage.files import briefly, io_errors_as_user_errors, to_utf_8
 from harness.storage.provenance import processor
 
 import matplotlib
@@ -88,4 +88,5 @@ def remove_outdated(folder: Path, names: Iterable[str], written: Sequence[Path])
         for ending in TEXT_FIELD:
             path = (folder / name).with_suffix(f".{ending}")
             if path not in written:
-                path.unlink(missing_ok=True)
+                with io_errors_as_user_errors(path):
+                    path.unlink(missing_ok=True)

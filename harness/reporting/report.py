@@ -13,7 +13,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from harness.cli.fields import ConfigGroup
 from harness.cli.flags import to_flag
 from harness.cli.saved_config import OF_ONE_COMMAND
 from harness.training.records import DURING_TRAINING
@@ -130,16 +129,19 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     return macros.table(rows)
 
 
-def changes_of(config: ConfigGroup) -> dict[str, Any]:
+def changes_of(config: Any) -> dict[str, Any]:
     """Return field -> value of all that makes the run again: not its name, or its time limit."""
+    changed = config.changed()
+    if "owner_choice" in config.chosen("partition").fields:  # whose default is all owners
+        changed["num_clients"] = config.partitioning.num_clients
     return {
         field: value
-        for field, value in config.changed().items()
+        for field, value in changed.items()
         if field not in OF_ONE_COMMAND and field != "name" and value is not None
     }
 
 
-def command_of(config: ConfigGroup, script: str) -> str:
+def command_of(config: Any, script: str) -> str:
     """Return the command that makes the run of a configuration again."""
     words = []
     for field, value in changes_of(config).items():

@@ -92,7 +92,7 @@ def to_places(dataset: Any, indices: np.ndarray) -> list[int]:
 
 def name_in_report(label: Any) -> str:
     """Return what a label is called in the report; "accuracy" and the like are lines of its own."""
-    taken = ("accuracy", "macro avg", "weighted avg")
+    taken = ("accuracy", "micro avg", "macro avg", "weighted avg")
     return f"{label} (label)" if label in taken else str(label)
 
 

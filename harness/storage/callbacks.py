@@ -160,34 +160,30 @@ class OnRound(Callback):
 class TimeLimit(Callback):
     """Ends the run before a round as long as the longest so far would exceed the time."""
 
-    def __init__(
-        self, seconds: float, started: float, resume_hint: str, is_over: Callable[[], bool]
-    ):
-        """`started` is the perf_counter() from which the seconds count; is_over() tells whether the
-        run has no further round anyway."""
+    def __init__(self, seconds: float, started: float, resume_hint: str):
+        """`started` is the perf_counter() from which the seconds count."""
         self.seconds = seconds
         self.started = started
         self.resume_hint = resume_hint
-        self.is_over = is_over
         self.round_started = 0.0
         self.longest = 0.0
         self.has_passed = False
 
     def before_round(self, round_num: int) -> None:
-        """Note the time."""
-        self.round_started = time.perf_counter()
-
-    def after_round(self, outcome: Any) -> None:
-        """Raise StopRun if no further round fits."""
+        """Raise StopRun if the round does not fit; the first one always does."""
         now = time.perf_counter()
-        self.longest = max(self.longest, now - self.round_started)
-        if now - self.started + self.longest > self.seconds and not self.is_over():
+        if self.longest and now - self.started + self.longest > self.seconds:
             warn(
                 f"time limit of {self.seconds:g} s: no further round fits after round "
-                f"{outcome.record.round}; {self.resume_hint}"
+                f"{round_num - 1}; {self.resume_hint}"
             )
             self.has_passed = True
             raise StopRun
+        self.round_started = now
+
+    def after_round(self, outcome: Any) -> None:
+        """Note how long it took."""
+        self.longest = max(self.longest, time.perf_counter() - self.round_started)
 
 
 class TensorBoard(Callback):

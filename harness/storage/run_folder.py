@@ -310,7 +310,8 @@ class RunFolder:
     def remove_clients(self) -> None:
         """Remove the models that clients sent in an earlier last round."""
         for path in (self.path / "clients").glob("client-*.keras"):
-            path.unlink()
+            with io_errors_as_user_errors(path):
+                path.unlink()
 
     def save_client(self, client: int, model: Any) -> None:
         """Write the model that a client sent in the last round."""

@@ -21,7 +21,6 @@ from harness.storage.callbacks import (
     PrintRounds,
     TensorBoard,
     TimeLimit,
-    is_finished,
 )
 from harness.storage.files import csv_table, read_json
 from harness.storage.run_folder import RunFolder
@@ -177,12 +176,7 @@ def make_callbacks(
         callbacks.append(OnRound(on_round))
     callbacks.append(EarlyStopping(run, saver.records))
     if run.time_limit:
-        saver.time_limit = TimeLimit(
-            run.seconds_allowed,
-            folder.opened,
-            folder.resume_hint,
-            lambda: is_finished(saver.records, experiment.config),
-        )
+        saver.time_limit = TimeLimit(run.seconds_allowed, folder.opened, folder.resume_hint)
         callbacks.append(saver.time_limit)
     return callbacks
 

@@ -47,12 +47,13 @@ def write_shard(folder: Path, client: int, images: np.ndarray, labels: np.ndarra
 
     `images` are uint8[n_k,H,W,channels]; `labels` [n_k] are written as little-endian uint16.
     """
-    stored = np.frombuffer(images.tobytes() + labels.astype("<u2").tobytes(), np.uint8)
-    if len(stored) > MOST_BYTES:
+    num_bytes = images.nbytes + LABEL_BYTES * len(labels) + FOOTER_BYTES
+    if num_bytes > MOST_BYTES:
         raise UserError(
-            f"client {client} has {len(stored) / 2**30:.1f} GiB of images, and a shard holds 2; "
-            "divide them over more clients, or make them smaller with --image-size"
+            f"client {client} has {num_bytes / 2**30:.1f} GiB of images, and a shard holds 2; "
+            "divide them over more clients, or give smaller ones"
         )
+    stored = np.frombuffer(images.tobytes() + labels.astype("<u2").tobytes(), np.uint8)
     content = stored.tobytes() + fingerprint(stored).numpy().tobytes()
     path = folder / f"{client}.bin"
     with io_errors_as_user_errors(path, "--cache"):
