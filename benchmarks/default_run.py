@@ -100,7 +100,7 @@ def main() -> None:
         runs = [measure(flags, seed) for seed in options.seeds for flags in FLAGS]
         result |= {**made_by(), "runs": runs}
     write("default_run", result)
-    if "runs" in result:
+    if not options.against:
         print(table(result))
 
 
