@@ -1380,7 +1380,8 @@ def build_experiment(
         )
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
-    partitions.check_given_partition(partition, config, dataset)
+    if partition is not None:
+        partitions.check_given_partition(partition, config, dataset)
     if config.run.baselines:
         baselines.check_num_classes(dataset.num_classes)
     origin.check_private_origin(config, dataset, load_dataset)

@@ -381,8 +381,6 @@ def read_split(
 
 def check_given_partition(partition: Any, config: Any, dataset: Any) -> None:
     """Raise UserError for a Partition of other clients or data than those of a configuration."""
-    if partition is None:
-        return
     cure = "give fl.make_partition(dataset, config) of this configuration and data set"
     num_clients = config.partitioning.num_clients
     if len(partition.indices) != num_clients:
