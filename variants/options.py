@@ -454,6 +454,7 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
         base = kind().replace(evaluate=evaluated[-1])
     config = command_line.read_flags(kind, flags, default=base)
     check_given_noise(config.to_dict(), given)
+    check_definition(config.to_dict(), config.defaults(), given)
     command_line.check_use(config, given)
     if config.run.resume:
         saved = saved_config.read_saved(config.run.resume, kind())
@@ -879,16 +880,28 @@ def num_unseen(share: float, num_clients: int) -> int:
     return max(1, round(share * num_clients)) if share else 0
 
 
-def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
-    """Raise UserError for fields that contradict the algorithm's definition."""
+def check_definition(
+    chosen: dict[str, Any], default: dict[str, Any], words: Sequence[str] = ()
+) -> None:
+    """Raise UserError for fields that contradict the algorithm's definition.
+
+    A default value contradicts it only where a command line's `words` give it.
+    """
     algorithm = chosen["algorithm"]
-    facts = find_choice("algorithm", algorithm)
-    for field, value in facts.required.items():
-        if chosen[field] not in (value, default[field]):
+    for field, value in find_choice("algorithm", algorithm).required.items():
+        is_asked_for = chosen[field] != default[field] or split_off(words, field)[0]
+        if chosen[field] != value and is_asked_for:
             raise UserError(
                 f"{field}={chosen[field]} contradicts algorithm={algorithm!r}, which is defined "
                 f"by {field}={value}; drop one of them"
             )
+
+
+def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
+    """Raise UserError for fields that do not go with the algorithm."""
+    algorithm = chosen["algorithm"]
+    facts = find_choice("algorithm", algorithm)
+    check_definition(chosen, default)
     if chosen["local_steps"] and "local_epochs" in facts.required:
         raise UserError(
             f"local_steps={chosen['local_steps']} contradicts algorithm={algorithm!r}, which "

@@ -98,19 +98,10 @@ def check_use(config: Any, words: Sequence[str]) -> None:
     """Warn of flags among `words` that the command does not use.
 
     Those are --evaluate and the like, which train nothing, and a run without what a flag is about.
-    Raises UserError for a flag that contradicts the algorithm, though it has the default value.
     """
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     given = {flag: find_field(flag, config.types()) for flag in flags}
     compared = config.comparison
-    required = config.chosen("algorithm").required
-    for field in given.values():
-        if field in required and config.to_dict()[field] != required[field]:
-            raise UserError(
-                f"{field}={config.to_dict()[field]} contradicts algorithm="
-                f"{config.optimization.algorithm!r}, which is defined by {field}="
-                f"{required[field]}; drop one of them"
-            )
     is_several = bool(compared.compare or compared.tune or compared.seeds > 1)
     missing = {
         "figures": config.run.figures == "none",

@@ -20,10 +20,10 @@ from harness.cli.saved_config import check_resumed, read_saved
 from harness.comparing.sweep import Row
 from harness.engine import stopping
 from harness.reporting.results import pluralize
-from harness.storage.callbacks import is_finished
 from harness.storage.files import InUse, expand_path, one_line, read_lines
 from harness.storage.provenance import ROOT
 from harness.storage.saved_run import read_metrics
+from harness.training.histories import stops_early
 from harness.training.records import RoundRecord
 
 import numpy as np
@@ -97,7 +97,8 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
         return None
     check_resumed(config.replace(resume=str(folder)), read_saved(str(folder), config))
     records = read_metrics(folder)
-    return records if is_finished(records, config) else None
+    is_done = len(records) == config.training.rounds
+    return records if is_done or stops_early(records, config.run) else None
 
 
 def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord] | None:

@@ -88,11 +88,6 @@ class CallbackList:
         return goes_on
 
 
-def is_finished(records: Sequence[RoundRecord], config: Any) -> bool:
-    """Return whether a run with these records has no further round."""
-    return len(records) == config.training.rounds or stops_early(records, config.run)
-
-
 class EarlyStopping(Callback):
     """Ends a run that has reached its target accuracy, or has not become better for long enough."""
 

@@ -27,9 +27,7 @@ from harness.engine import stopping
 from harness.reporting import report
 from harness.reporting.figure_files import draw_files, remove_outdated, to_bytes
 from harness.reporting.figure_form import form_of
-from harness.reporting.results import (
-    describe_partition,
-)
+from harness.reporting.results import describe_partition
 from harness.storage.files import (
     append,
     briefly,
