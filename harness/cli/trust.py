@@ -18,7 +18,7 @@ from harness.cli.fields import UserError
 from harness.storage.files import append, expand_path, read_bytes
 
 MODULES = (".py", ".so", ".pyc")  # that Python imports
-CACHE = "__pycache__"  # where it keeps what it has compiled
+PASSED_OVER = {"__pycache__", "site-packages"}  # what is compiled, and an environment's packages
 OURS = {"federated_learning", "harness", "variants"}  # an import by these names gives this program
 
 
@@ -49,8 +49,10 @@ def imports_nearby(source: bytes, folder: Path) -> list[Path]:
     found = []
     for name in sorted({name.partition(".")[0] for name in names} - OURS):
         found += [folder / f"{name}{ending}" for ending in MODULES]
-        inside = sorted((folder / name).rglob("*"))
-        found += [file for file in inside if file.suffix in MODULES and CACHE not in file.parts]
+        for file in sorted((folder / name).rglob("*")):
+            parts = {*file.relative_to(folder).parts}
+            if file.suffix in MODULES and not PASSED_OVER & parts:
+                found.append(file)
     return [file for file in found if file.is_file()]
 
 
