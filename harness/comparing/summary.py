@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from harness.comparing.significance import (
@@ -13,7 +13,7 @@ from harness.comparing.significance import (
     compare_outcomes,
     half_width_of_mean,
 )
-from harness.comparing.tables import COLUMNS, ON_REQUEST, ROW, Table
+from harness.comparing.tables import COLUMNS, ROW, Table
 from harness.reporting.clients import gini, worst_tenth
 from harness.training.histories import (
     has_own_models,
@@ -27,6 +27,14 @@ from harness.training.histories import (
 from harness.training.records import OWN_MODELS, WORST_OWN, RoundRecord, examples_trained_on
 
 import numpy as np
+
+PERCENT = {  # column -> the accuracy of a run's records
+    "attack_success": "attack_success",
+    "unseen_accuracy": "unseen_accuracy",
+    "own_images": "client_accuracy",
+    "personal": OWN_MODELS,
+    "personal_worst10": WORST_OWN,
+}
 
 
 def curves_of(runs: Sequence[Sequence[RoundRecord]]) -> list[np.ndarray]:
@@ -78,133 +86,140 @@ def summarize(
     all runs have the same number of rounds. Values that do not apply are None, such as a mean over
     seeds of which one did not reach the target.
     """
+    are_equally_long = have_one_length(records_of)
     needed = {name: needed_rounds(runs, target) for name, runs in records_of.items()}
-    accuracies = {
-        name: [100 * records[-1].test_accuracy for records in runs]
-        for name, runs in records_of.items()
-    }
-    outcomes = accuracies if have_one_length(records_of) else {}
+    outcomes = {}
     if target:
         outcomes = {name: rounds for name, rounds in needed.items() if None not in rounds}
+    elif are_equally_long:
+        outcomes = {name: final_accuracies(runs) for name, runs in records_of.items()}
     differences = compare_outcomes(outcomes, base) if base else {}
     own = {}
-    if base and has_own_models(records_of) and have_one_length(records_of):
+    if base and are_equally_long and has_own_models(records_of):
         own = {name: final_own_accuracies(runs) for name, runs in records_of.items()}
     own_differences = compare_outcomes(own, base) if own else {}
-    all_rounds = not target or have_one_length(records_of)  # though the target may end a run
-    every = [records[-1] for runs in records_of.values() for records in runs]
-    own_metrics = dict.fromkeys(name for record in every for name in record.metrics)
     rows = []
     for name, runs in records_of.items():
-        seeds = seeds_of[name] if seeds_of else range(len(runs))
-        row = {ROW: name, "seeds": len(runs), "rounds": float(np.mean([*map(len, runs)]))}
+        clients = clients_of[name] if clients_of else [None] * len(runs)
+        measured = [
+            measure_run(records, target, rates[name].batch_size, accuracies)
+            for records, accuracies in zip(runs, clients, strict=True)
+        ]
+        row = {ROW: name, "seeds": len(runs)}
         row |= {"client_lr": rates[name].client_lr, "server_lr": rates[name].server_lr}
-        row |= describe_spread(accuracies[name])
+        row |= mean_over_seeds(measured)
+        row |= describe_spread(final_accuracies(runs))
         row |= describe_difference(name, differences, base, bool(target), len(runs))
-        row |= describe_target(runs, needed[name], seeds, target, rates[name].batch_size)
+        row |= describe_own_difference(own_differences.get(name), len(runs), len(own_differences))
+        if target:
+            seeds = seeds_of[name] if seeds_of else range(len(runs))
+            row |= describe_reached(needed[name], seeds, [*map(len, runs)])
+            row["rounds_to_target_sd"] = sd_over_seeds(measured, "rounds_to_target")
+        row["personal_sd"] = sd_over_seeds(measured, "personal")
         spent = [records[-1].epsilon for records in runs]
         row["epsilon"] = None if None in spent else max(spent)
-        sent = [megabytes_so_far(records)[-1] for records in runs]
-        row["megabytes"] = float(np.mean(sent)) if all_rounds else None
-        row |= describe_simulated(runs, target, all_rounds)
-        row |= describe_extra(runs)
-        row |= describe_own_models(runs, own_differences.get(name), len(own_differences))
-        row |= describe_distribution((clients_of or {}).get(name, []))
-        row |= describe_metrics(runs, own_metrics)
+        if target and not are_equally_long:  # the target ends a run: so far is not all
+            row |= dict.fromkeys(("megabytes", "simulated_seconds"))
         rows.append(row)
-    return rows
+    every = [records[-1] for runs in records_of.values() for records in runs]
+    metrics = [column_of(name) for record in every for name in record.metrics]
+    columns = dict.fromkeys((ROW, *COLUMNS, *metrics))
+    return [columns | row for row in rows]
 
 
-def describe_simulated(
-    runs: Sequence[Sequence[RoundRecord]], target: float, all_rounds: bool
-) -> dict[str, float | None]:
-    """Return the columns on simulated time: to the target, and of all rounds if all are made."""
-    row = dict.fromkeys(("seconds_to_target", "simulated_seconds"))
-    ends = [simulated_so_far(records) for records in runs]
-    if any(of_rounds is None for of_rounds in ends):
-        return row
-    if all_rounds:
-        row["simulated_seconds"] = float(np.mean([times[-1] for times in ends]))
-    if not target:
-        return row
-    needed = [seconds_to_target(records, target) for records in runs]
-    return row | {"seconds_to_target": None if None in needed else float(np.mean(needed))}
+def final_accuracies(runs: Sequence[Sequence[RoundRecord]]) -> list[float]:
+    """Return the percent of the test set that each run's last model classifies correctly."""
+    return [100 * records[-1].test_accuracy for records in runs]
 
 
-def describe_extra(runs: Sequence[Sequence[RoundRecord]]) -> dict[str, float | None]:
-    """Return the columns on other images than the test set, in percent, means over seeds."""
-    last = [records[-1].extra_accuracies for records in runs]
-    return {
-        name: 100 * float(np.mean([found[name] for found in last]))
-        if all(name in found for found in last)
-        else None
-        for name in ("attack_success", "unseen_accuracy")
-    }
+def column_of(metric: str) -> str:
+    """Return the column of one of a user's --metrics, which may be called as one of ours."""
+    return f"metric_{metric}" if metric in COLUMNS or metric == ROW else metric
 
 
-def describe_metrics(
-    runs: Sequence[Sequence[RoundRecord]], names: Iterable[str]
-) -> dict[str, float | None]:
-    """Return the columns of a user's --metrics, means over seeds."""
-    last = [records[-1].metrics for records in runs]
-    return {
-        f"metric_{name}" if name in COLUMNS or name == ROW else name: float(
-            np.mean([found[name] for found in last])
-        )
-        if all(name in found for found in last)
-        else None
-        for name in names
-    }
+def measure_run(
+    records: Sequence[RoundRecord],
+    target: float,
+    batch_size: int,
+    clients: np.ndarray | None = None,
+) -> dict[str, float]:
+    """Return column -> value of a run, without those that do not apply to it.
 
-
-def describe_own_models(
-    runs: Sequence[Sequence[RoundRecord]], difference: Difference | None, num_differences: int
-) -> dict[str, float | None]:
-    """Return the columns on the clients' own test images: by the global model, and by their own.
-
-    `difference` is that of the model which each client uses, to the row's base; `num_differences`
-    are tested at once.
+    `clients` are the accuracies float64[K] over the clients. Bytes, examples and local steps to the
+    target are counted up to the end of the round that reached it.
     """
-    names = [name for name in COLUMNS if name.startswith("personal") or name == "own_images"]
-    row: dict[str, float | None] = dict.fromkeys(names)
-    last = [records[-1].extra_accuracies for records in runs]
-    if all("client_accuracy" in found for found in last):
-        row["own_images"] = 100 * float(np.mean([found["client_accuracy"] for found in last]))
-    if all(OWN_MODELS in found for found in last):
-        own = [100 * found[OWN_MODELS] for found in last]
-        row["personal"] = float(np.mean(own))
-        row["personal_sd"] = float(np.std(own, ddof=1)) if len(own) > 1 else None
-        row["personal_worst10"] = 100 * float(np.mean([found[WORST_OWN] for found in last]))
-    if difference:
-        row["personal_difference"] = difference.mean
-        if len(runs) > 1:
-            row["personal_p"] = difference.p
-        if len(runs) > 1 and num_differences > 1:
-            row["personal_p_holm"] = difference.adjusted_p
+    last = records[-1]
+    row = {"rounds": float(len(records)), "megabytes": float(megabytes_so_far(records)[-1])}
+    row |= {column_of(name): value for name, value in last.metrics.items()}
+    row |= {
+        column: 100 * last.extra_accuracies[name]
+        for column, name in PERCENT.items()
+        if name in last.extra_accuracies
+    }
+    if clients is not None:
+        row["clients_mean"] = 100 * float(clients.mean())
+        row["clients_worst10"] = 100 * worst_tenth(clients)
+        row["clients_gini"] = gini(clients)
+    ends = simulated_so_far(records)
+    if ends is not None:
+        row["simulated_seconds"] = float(ends[-1])
+    (rounds,) = needed_rounds([records], target)
+    if rounds is None:
+        return row
+    row["rounds_to_target"] = rounds
+    if ends is not None:
+        row["seconds_to_target"] = seconds_to_target(records, target)
+    used = records[: math.ceil(rounds)]
+    row["megabytes_to_target"] = float(megabytes_so_far(used)[-1])
+    if all(has_work(record) for record in used):
+        reports = [report for record in used for report in record.clients]
+        row["steps_to_target"] = sum(report["steps"] for report in reports)
+        trained_on = [examples_trained_on(report, batch_size) for report in reports]
+        row["examples_to_target"] = sum(trained_on)
     return row
 
 
-def describe_distribution(accuracies: Sequence[np.ndarray]) -> dict[str, float | None]:
-    """Return the columns on the clients' accuracies float64[K] of each seed, means over seeds."""
-    if not accuracies:
-        return dict.fromkeys(ON_REQUEST)
+def mean_over_seeds(measured: Sequence[dict[str, float]]) -> dict[str, float | None]:
+    """Return column -> the mean over the runs; None where it does not apply to one of them."""
+    columns = dict.fromkeys(column for run in measured for column in run)
+    values = {column: [run.get(column) for run in measured] for column in columns}
     return {
-        "clients_mean": 100 * float(np.mean([of_seed.mean() for of_seed in accuracies])),
-        "clients_worst10": 100 * float(np.mean([*map(worst_tenth, accuracies)])),
-        "clients_gini": float(np.mean([*map(gini, accuracies)])),
+        column: None if None in of_seeds else float(np.mean(of_seeds))
+        for column, of_seeds in values.items()
     }
+
+
+def sd_over_seeds(measured: Sequence[dict[str, float]], column: str) -> float | None:
+    """Return the standard deviation of a column; None of one run, or where one has no value."""
+    values = [run.get(column) for run in measured]
+    return None if None in values or len(values) < 2 else float(np.std(values, ddof=1))
+
+
+def describe_own_difference(
+    difference: Difference | None, seeds: int, num_differences: int
+) -> dict[str, float | None]:
+    """Return the columns on how far the model that each client uses is from the row's base.
+
+    `num_differences` are tested at once.
+    """
+    if not difference:
+        return {}
+    row: dict[str, float | None] = {"personal_difference": difference.mean}
+    if seeds > 1:
+        row["personal_p"] = difference.p
+    if seeds > 1 and num_differences > 1:
+        row["personal_p_holm"] = difference.adjusted_p
+    return row
 
 
 def describe_difference(
     name: str, differences: dict[str, Any], base: Base, to_target: bool, seeds: int
 ) -> dict[str, Any]:
-    """Return the columns on how far a row is from its base; None where nothing can be said."""
-    columns = ("difference", "rounds_difference", "difference_low", "difference_high")
-    row: dict[str, Any] = dict.fromkeys((*columns, "detectable", "versus", "p", "p_holm"))
+    """Return the columns on how far a row is from its base; nothing if it was not tested."""
     if name not in differences:
-        return row
+        return {}
     found = differences[name]
-    row["versus"] = base_of(name, base)
+    row: dict[str, Any] = {"versus": base_of(name, base)}
     row["rounds_difference" if to_target else "difference"] = found.mean
     if seeds > 1:
         row["p"] = found.p
@@ -217,41 +232,18 @@ def describe_difference(
     return row
 
 
-def describe_target(
-    runs: Sequence[Sequence[RoundRecord]],
-    needed: Sequence[float | None],
-    seeds: Sequence[int],
-    target: float,
-    batch_size: int,
+def describe_reached(
+    needed: Sequence[float | None], seeds: Sequence[int], lengths: Sequence[int]
 ) -> dict[str, Any]:
-    """Return the columns on the target: what its seeds needed, and which did not reach it.
+    """Return the columns on which seeds reached the target.
 
-    Bytes, examples and local steps are counted up to the round that reached the target.
+    `needed` are the rounds that each needed, None if it did not in its `lengths` of rounds.
     """
-    columns = [name for name in COLUMNS if name.endswith("_to_target")]
-    names = (*columns, "rounds_to_target_sd", "reached", "not_reached", "censored_at")
-    row: dict[str, Any] = dict.fromkeys(names)
-    if not target:
-        return row
     late = [place for place, rounds in enumerate(needed) if rounds is None]
-    row["reached"] = len(runs) - len(late)
+    row: dict[str, Any] = {"reached": len(needed) - len(late)}
     if late:
         row["not_reached"] = " ".join(str(seeds[place]) for place in late)
-        row["censored_at"] = min(len(runs[place]) for place in late)
-        return row
-    row["rounds_to_target"] = float(np.mean(needed))
-    if len(needed) > 1:
-        row["rounds_to_target_sd"] = float(np.std(needed, ddof=1))
-    used = [run[: math.ceil(rounds)] for run, rounds in zip(runs, needed, strict=True)]
-    row["megabytes_to_target"] = float(np.mean([megabytes_so_far(run)[-1] for run in used]))
-    if all(has_work(record) for run in used for record in run):
-        reports = [[report for record in run for report in record.clients] for run in used]
-        steps = [sum(report["steps"] for report in of_run) for of_run in reports]
-        row["steps_to_target"] = float(np.mean(steps))
-        trained_on = [
-            sum(examples_trained_on(report, batch_size) for report in of_run) for of_run in reports
-        ]
-        row["examples_to_target"] = float(np.mean(trained_on))
+        row["censored_at"] = min(lengths[place] for place in late)
     return row
 
 
