@@ -78,23 +78,40 @@ def test_rounds_with_too_few_reports_for_krum_are_told_once(capsys):
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "field", "needed"),
     [
-        ("--figures none --figure-font 8", "--figure-font: no effect without figures"),
-        ("--table-columns mean", "--table-columns: no effect without a comparison"),
-        ("--after-target continue", "--after-target: no effect without --target-accuracy"),
-        ("--list runs --rounds 3", "--rounds has no effect with --list, which trains nothing"),
+        ("--figures none --figure-font 8", "figure_font=8.0", "--figures png or pdf or svg"),
+        ("--figures none --no-caption", "caption=False", "--figures png or pdf or svg"),
+        ("--table-columns mean", "table_columns=mean", "--compare or --seeds or --tune"),
+        ("--after-target continue", "after_target=continue", "--target-accuracy"),
         (
             "--sampling by-size --clients-per-round 3 --client-weighting uniform",
-            "--client-weighting: no effect without --sampling fixed or poisson",
+            "client_weighting=uniform",
+            "--sampling fixed or poisson",
         ),
-        ("--compare fedavg,fedprox --table-columns mean", ""),
-        ("--target-accuracy 0.9 --after-target continue", ""),
-        ("--seeds 2 --figure-y accuracy", ""),
-        ("--figures none --no-caption", "--no-caption: no effect without figures"),
-        ("--list runs --preset fast", "--preset has no effect with --list, which trains nothing"),
     ],
 )
-def test_flags_of_files_and_figures_without_effect_are_told(capsys, flags, said):
-    fl.parse(flags)
-    assert capsys.readouterr().err == (f"notice: {said}\n" if said else "")
+def test_fields_of_files_and_figures_without_effect_are_told(flags, field, needed):
+    assert fl.parse(flags).unused_notices() == [f"{field} has no effect without {needed}"]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--compare fedavg,fedprox --table-columns mean",
+        "--seeds 2 --figure-y accuracy",
+        "--tune client_lr=0.1,0.2 --table-columns mean",
+        "--target-accuracy 0.9 --after-target continue",
+        "--figures svg --no-caption",
+    ],
+)
+def test_fields_of_files_and_figures_with_an_effect_are_not(flags):
+    assert fl.parse(flags).unused_notices() == []
+
+
+@pytest.mark.parametrize("flag", ["--rounds 3", "--preset fast"])
+def test_flags_of_training_with_a_list_are_told(capsys, flag):
+    fl.parse(f"--list runs {flag}")
+    name = flag.split()[0]
+    said = capsys.readouterr().err
+    assert said == f"notice: {name} has no effect with --list, which trains nothing\n"

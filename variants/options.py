@@ -476,18 +476,20 @@ def check_paths(config: Any) -> None:
 class Condition(NamedTuple):
     """A field has an effect only if one of the fields `deciding` has one of `values`.
 
-    Without `values` it is enough that one of them is not 0, False or empty.
+    Without `values` it is enough that one of them is not at its default.
     """
 
     deciding: tuple[str, ...]
     values: tuple[str, ...] = ()
 
-    def is_met(self, chosen: dict[str, Any], compared: Sequence[str]) -> bool:
+    def is_met(
+        self, chosen: dict[str, Any], default: dict[str, Any], compared: Sequence[str]
+    ) -> bool:
         """Return whether the values `chosen`, or one of the names that are `compared`, meet it."""
         actual = [chosen[field] for field in self.deciding]
         if self.values:
             return not set(self.values).isdisjoint([*actual, *compared])
-        return any(actual)
+        return any(chosen[field] != default[field] for field in self.deciding)
 
     def is_own(self, chosen: dict[str, Any]) -> bool:
         """Return whether a user's own function decides."""
@@ -524,7 +526,8 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     for field in ("attack_scale", "backdoor_target", "backdoor_share"):
         conditions[field] = (has_attackers, by_choice[field])
     weighted = tuple(name for name, made in AGGREGATORS.items() if made.kind == "weighted")
-    conditions["client_weighting"] = (Condition(("aggregator",), weighted),)
+    is_uniform_draw = Condition(("sampling",), ("fixed", "poisson"))  # else all weights are equal
+    conditions["client_weighting"] = (Condition(("aggregator",), weighted), is_uniform_draw)
     conditions["drop_stragglers"] = (Condition(("stragglers",)),)
     for field in ("data_name", "transpose", "test_share", "image_size"):
         conditions[field] = (Condition(("data",)),)
@@ -533,6 +536,13 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     for field in ("deadline", "over_select"):
         conditions[field] = (Condition(CLOCK_FIELDS),)
     conditions["accept_changes"] = (Condition(("resume",)),)
+    conditions["after_target"] = (Condition(("target_accuracy",)),)
+    has_figures = Condition(("figures",), ("png", "pdf", "svg"))
+    for field in ("caption", "figure_size", "figure_font", "figure_style"):
+        conditions[field] = (has_figures,)
+    is_several = Condition(("compare", "seeds", "tune"))
+    conditions["figure_y"] = (has_figures, is_several)
+    conditions["table_columns"] = (is_several,)
     return conditions
 
 
@@ -550,7 +560,7 @@ def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, st
         missing = [
             condition
             for condition in conditions
-            if not condition.is_met(chosen, compared)
+            if not condition.is_met(chosen, default, compared)
             and (field in Privacy().to_dict() or not condition.is_own(chosen))
         ]
         if missing and chosen[field] != default[field]:

@@ -29,13 +29,6 @@ import tyro
 
 Answer = TypeVar("Answer")
 NARROWEST = 60  # columns
-BY_WEIGHT = "--sampling fixed or poisson"
-NEEDED = {  # without which these fields have no effect
-    "figures": ("caption", "figure_size", "figure_font", "figure_style", "figure_y"),
-    "a comparison": ("figure_y", "table_columns"),
-    "--target-accuracy": ("after_target",),
-    BY_WEIGHT: ("client_weighting",),
-}
 # Fields that ask for training, which --evaluate refuses.
 TRAINING = ("compare", "seeds", "tune", "jobs", "resume", "baselines")
 # Fields that --predict and --evaluate use, the latter with those of the data, or refuse.
@@ -95,24 +88,9 @@ def read_flags(kind: Any, words: Sequence[str] | None, default: ConfigGroup | No
 
 
 def check_use(config: Any, words: Sequence[str]) -> None:
-    """Warn of flags among `words` that the command does not use.
-
-    Those are --evaluate and the like, which train nothing, and a run without what a flag is about.
-    """
+    """Warn of flags among `words` that --evaluate and the like, which train nothing, do not use."""
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     given = {flag: find_field(flag, config.types()) for flag in flags}
-    compared = config.comparison
-    is_several = bool(compared.compare or compared.tune or compared.seeds > 1)
-    missing = {
-        "figures": config.run.figures == "none",
-        "a comparison": not is_several,
-        "--target-accuracy": not config.run.target_accuracy,
-        BY_WEIGHT: config.training.sampling == "by-size",  # where all weights are equal
-    }
-    for what, about in NEEDED.items():
-        unused = [flag for flag, field in given.items() if field in about]
-        if missing[what] and unused and not config.run.list:
-            warn(f"{', '.join(unused)}: no effect without {what}")
     used: dict[str, set[str]] = {
         "evaluate": {*config.data.to_dict(), *EVALUATING},
         "predict": {*PREDICTING},

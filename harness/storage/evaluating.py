@@ -12,7 +12,7 @@ from harness.cli import trust
 from harness.cli.command_line import TRAINING, one_at_a_time
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
-from harness.cli.output import print_line
+from harness.cli.output import print_line, warn
 from harness.cli.saved_config import check_config, read_saved
 from harness.reporting.captions import join_parts
 from harness.reporting.figure_files import draw_files
@@ -31,6 +31,8 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
     check_config(config)
     check_evaluated(config)
+    for notice in config.unused_notices():
+        warn(notice)
     saved = read_saved(config.run.evaluate, type(config)())
     source = expand_path(config.run.evaluate)
     read_finished(source)  # raises for a run that was stopped
