@@ -2,6 +2,7 @@
 for ours."""
 
 import functools
+import os
 import re
 import shutil
 import subprocess
@@ -36,6 +37,63 @@ TINY = "--dataset digits --model mlp --rounds 2 --local-epochs 1 --num-clients 4
 )
 def test_a_source_is_what_it_does(before, after, same):
     assert (provenance.hash_source(before) == provenance.hash_source(after)) == same
+
+
+CELL = """
+import dataclasses, functools, sys
+from harness.storage import provenance
+
+@dataclasses.dataclass(frozen=True)
+class Scale:
+    factor: float = {factor}
+    names: tuple = ("a", "b")
+
+    @staticmethod
+    def change(x):
+        return x * {factor}
+
+    @property
+    def doubled(self):
+        return self.factor * 2
+
+@functools.lru_cache
+def cached(x):
+    return x in {{"mean", "median", "krum"}} or x == {factor}
+
+print(provenance.hash_rows({{"own": (Scale, cached, {{"one": {{"b", "a", "c"}}}})}})["own"])
+"""
+
+
+def test_a_notebooks_own_row_has_one_hash_in_every_process():
+    """Sets have no order that is the same in two processes, and objects have addresses."""
+
+    def hash_in_process(seed, factor):
+        done = subprocess.run(
+            [sys.executable, "-c", CELL.format(factor=factor)],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    assert hash_in_process("1", "0.5") == hash_in_process("2", "0.5")
+    assert hash_in_process("1", "0.5") != hash_in_process("1", "0.25")
+
+
+@pytest.mark.parametrize(
+    "decorator", ["staticmethod", "classmethod", "property", "functools.cache"]
+)
+def test_a_decorated_function_of_a_notebook_is_looked_into(decorator):
+    def hash_of(body):
+        names = {"functools": functools, "__name__": "cell"}
+        source = f"class Own:\n    @{decorator}\n    def change(x):\n        return {body}\n"
+        exec(compile(source, "<cell>", "exec"), names)
+        return provenance.hash_rows({"own": names["Own"]})
+
+    assert hash_of("x + 1") == hash_of("x + 1")
+    assert hash_of("x + 1") != hash_of("x + 2")
 
 
 def test_every_file_that_numbers_follow_from_is_looked_at():

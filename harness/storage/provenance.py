@@ -39,6 +39,8 @@ VECTORS = {
     "avx512f": "AVX-512",
     "avx2": "AVX2",
 }
+# Where a decorator of Python or TensorFlow keeps the function.
+WRAPPED = ("__wrapped__", "__func__", "fget", "python_function")
 
 
 def read_sources() -> dict[str, bytes]:
@@ -146,28 +148,41 @@ def hash_rows(rows: dict[str, Any]) -> dict[str, str]:
 
 
 def row_content(thing: Any) -> Iterator[Any]:
-    """Yield the constants in a row, and the code of its functions that are in none of our files."""
+    """Yield the constants in a row, and the code of its functions that are in none of our files.
+
+    They are the same in every process: what has an address, or no order, is not written as such.
+    """
     if isinstance(thing, bool | int | float | str):
         yield repr(thing)
     elif isinstance(thing, functools.partial):
         yield from row_content((thing.func, *thing.args, *thing.keywords.values()))
-    elif isinstance(thing, tuple):
+    elif isinstance(thing, tuple | list):
         for part in thing:
             yield from row_content(part)
+    elif isinstance(thing, dict):
+        yield from row_content([*thing.items()])
+    elif isinstance(thing, set | frozenset):
+        yield constant_meaning(thing)
     elif isinstance(thing, type):
         for base in thing.__mro__:
             module = sys.modules.get(base.__module__)  # a notebook's own has no file
-            if base.__module__ != "builtins" and not is_known(
-                getattr(module, "__file__", None) or ""
-            ):
-                yield [
-                    repr(value)
-                    for value in vars(base).values()
-                    if isinstance(value, int | float | str | dict)
-                ]
-                yield from row_content(tuple(vars(base).values()))
+            file = getattr(module, "__file__", None) or ""
+            if base.__module__ != "builtins" and not is_known(file):
+                yield from row_content(written_members(base))
     elif isinstance(thing, types.FunctionType) and not is_known(thing.__code__.co_filename):
         yield code_meaning(thing.__code__)
+    for name in WRAPPED:
+        if getattr(thing, name, None) is not None:
+            yield from row_content(getattr(thing, name))
+
+
+def written_members(kind: type) -> dict[str, Any]:
+    """Return the members of a class that its author wrote: no docstring, and no bookkeeping."""
+    return {
+        name: member
+        for name, member in vars(kind).items()
+        if not (name.startswith("__") and name.endswith("__")) or callable(member)
+    }
 
 
 def is_known(file: str) -> bool:
@@ -178,11 +193,17 @@ def is_known(file: str) -> bool:
 
 def code_meaning(code: types.CodeType) -> list[Any]:
     """Return what compiled code does, as JSON content: its instructions, names and constants."""
-    constants = [
-        code_meaning(inner) if isinstance(inner, types.CodeType) else repr(inner)
-        for inner in code.co_consts
-    ]
+    constants = [constant_meaning(constant) for constant in code.co_consts]
     return [code.co_code.hex(), code.co_names, constants]
+
+
+def constant_meaning(constant: Any) -> Any:
+    """Return a constant of compiled code as JSON content, that of a set in a fixed order."""
+    if isinstance(constant, types.CodeType):
+        return code_meaning(constant)
+    if isinstance(constant, set | frozenset):
+        return sorted(map(repr, constant))
+    return repr(constant)
 
 
 def describe_program(rows: dict[str, str]) -> dict[str, Any]:
