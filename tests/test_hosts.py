@@ -93,15 +93,12 @@ def wait_for_worker(machine):
     raise AssertionError("no worker appeared")
 
 
-def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(tmp_path, pair):
-    short = (*RUN, "--rounds", "3", "--local-epochs", "2")
-    (here := tmp_path / "here").mkdir()
-    alone = call_script(here, *short, "--workers", "localhost,localhost")
-    assert alone.returncode == 0, alone.stderr
-    (there := tmp_path / "there").mkdir()
-    done = call_script(there, *short, *over(pair), **pair[1])
+def test_two_hosts_train_what_two_workers_here_do_and_hold_their_own_shards_alone(
+    tmp_path, pair, undisturbed
+):
+    done = call_script(tmp_path, *RUN, *over(pair), **pair[1])
     assert done.returncode == 0 and done.stderr == "", done.stderr
-    assert outcome(there)["weights_sha256"] == outcome(here)["weights_sha256"]
+    assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
     assert "hostA: TFF's worker and 3 shards in place" in done.stdout
     assert [machine.shards() for machine in pair[0]] == [
         ["0.bin", "2.bin", "4.bin"],
@@ -266,8 +263,9 @@ def test_without_any_host_left_the_run_ends_with_one_line_and_goes_on_with_as_ma
     )
 
 
+@pytest.mark.thorough  # test_nobody_else_gets_in kills one, too
 @needs_machines
-@pytest.mark.parametrize("cut", [False, pytest.param(True, marks=pytest.mark.thorough)])
+@pytest.mark.parametrize("cut", [False, True])
 def test_a_killed_coordinator_leaves_nothing_on_any_host(tmp_path, pair, cut):
     process = begin(tmp_path, pair, *RUN, "--rounds", "100000")
     wait_for_round(process)

@@ -77,30 +77,41 @@ def collect_images(experiment: Any, clients: np.ndarray) -> OtherImages:
 def with_metrics(evaluate: Callable, name: str) -> Callable:
     """Wrap evaluate(weights): its Evaluation also has the metrics of a user's FILE.py:FUNCTION."""
     function = import_function(name, "metrics")
-    own_name = name.rpartition(":")[2]
 
     def wrapped(weights: Any) -> Any:
         evaluation = evaluate(weights)
         found = function(evaluation.labels, evaluation.predictions)
-        columns = found if isinstance(found, dict) else {own_name: found}
-        for column, value in columns.items():
-            check_metric(f"metrics={name!r:.200}", column, value)
-        metrics = {column: float(value) for column, value in columns.items()}
+        metrics = to_columns(found, name)
         return replace(evaluation, metrics=metrics)
 
     return wrapped
 
 
-def check_metrics(name: str, labels: np.ndarray) -> None:
-    """Raise UserError if a user's FILE.py:FUNCTION cannot measure a model.
+def to_columns(found: Any, name: str) -> dict[str, float]:
+    """Return column -> value of what a user's FILE.py:FUNCTION, `name`, returned.
 
-    It is called once before the run begins, with the labels in another order as predictions: a
-    mistake found after the first round would cost that round.
+    Raises UserError for a value that is not a metric.
     """
-    found = import_function(name, "metrics")(labels, np.roll(labels, 1))
     columns = found if isinstance(found, dict) else {name.rpartition(":")[2]: found}
     for column, value in columns.items():
         check_metric(f"metrics={name!r:.200}", column, value)
+    return {column: float(value) for column, value in columns.items()}
+
+
+def check_metrics(name: str, labels: np.ndarray) -> None:
+    """Raise UserError if a user's FILE.py:FUNCTION cannot measure a model.
+
+    It is called once before the run begins: a mistake found after the first round would cost that
+    round.
+    """
+    name_metrics(name, labels)
+
+
+def name_metrics(name: str, labels: np.ndarray) -> list[str]:
+    """Return the columns of a user's FILE.py:FUNCTION; the labels in another order stand for
+    predictions."""
+    found = import_function(name, "metrics")(labels, np.roll(labels, 1))
+    return [*to_columns(found, name)]
 
 
 def check_metric(source: str, column: Any, value: Any) -> None:

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from harness.cli.loading import import_function
 from harness.cli.output import print_line, warn
 from harness.cli.run_options import COMPARABLE, SINGLE
 from harness.comparing.completing import (
@@ -114,7 +115,6 @@ def compare(
     OutOfTime if not all runs are done at the `deadline`, a perf_counter().
     """
     since = time.perf_counter()
-    check_columns(config.run.table_columns, bool(config.run.metrics))  # before anything is trained
     form_of(config.run)
     seeds = range(config.seed, config.seed + config.comparison.seeds)
     experiments = []
@@ -134,6 +134,7 @@ def compare(
                     experiment.choice_hashes,
                 )
             )
+    check_columns(config.run.table_columns, name_own_metrics(experiments[0]))
     caption = compared_caption(config, compared, experiments)
     if tuning:
         caption = f"{caption} · {tuning.caption}"
@@ -156,6 +157,14 @@ def compare(
     write_comparison(folder, finished, config.run, caption, since, tuning)
     note_runs(folder, singles, planned, finished=True)
     return folder, finished
+
+
+def name_own_metrics(experiment: Any) -> list[str]:
+    """Return the names of the metrics of --metrics, which every run of a comparison has."""
+    metrics = experiment.config.run.metrics
+    if not metrics:
+        return []
+    return import_function("evaluations:name_metrics")(metrics, experiment.dataset.test.labels)
 
 
 def compared_caption(config: Any, compared: Compared, experiments: Sequence[Any]) -> str:

@@ -60,8 +60,8 @@ def overlay(config: Any, default: ConfigGroup) -> Path:
     paths = overlaid_folders(config.comparison.compare)
     runs = [read_run(path, default) for path in paths]
     check_data(runs)
-    has_metrics = any(run.records[-1].metrics for run in runs)
-    check_columns(config.run.table_columns, has_metrics)
+    metrics = dict.fromkeys(name for run in runs for name in run.records[-1].metrics)
+    check_columns(config.run.table_columns, metrics)
     rows: dict[str, dict[int, Done]] = {}
     for run in runs:
         of_seeds = rows.setdefault(run.kind, {})

@@ -13,7 +13,7 @@ from harness.comparing.significance import (
     compare_outcomes,
     half_width_of_mean,
 )
-from harness.comparing.tables import COLUMNS, ROW, Table
+from harness.comparing.tables import COLUMNS, ROW, Table, column_of
 from harness.reporting.clients import gini, worst_tenth
 from harness.training.histories import (
     has_own_models,
@@ -130,11 +130,6 @@ def summarize(
 def final_accuracies(runs: Sequence[Sequence[RoundRecord]]) -> list[float]:
     """Return the percent of the test set that each run's last model classifies correctly."""
     return [100 * records[-1].test_accuracy for records in runs]
-
-
-def column_of(metric: str) -> str:
-    """Return the column of one of a user's --metrics, which may be called as one of ours."""
-    return f"metric_{metric}" if metric in COLUMNS or metric == ROW else metric
 
 
 def measure_run(

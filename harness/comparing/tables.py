@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from harness.cli.fields import UserError
@@ -104,16 +104,22 @@ def read_columns(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
-def check_columns(text: str, has_metrics: bool) -> None:
+def column_of(metric: str) -> str:
+    """Return the column of one of a user's --metrics, which may be called as one of ours."""
+    return f"metric_{metric}" if metric in COLUMNS or metric == ROW else metric
+
+
+def check_columns(text: str, metrics: Iterable[str]) -> None:
     """Raise UserError if --table-columns names a column that summary.csv does not have.
 
-    With metrics of the user's own (`has_metrics`) there may be any.
+    `metrics` are the names of the user's own.
     """
-    unknown = [name for name in read_columns(text) if name not in COLUMNS]
-    if unknown and not has_metrics:
+    known = [*COLUMNS, *map(column_of, metrics)]
+    unknown = [name for name in read_columns(text) if name not in known]
+    if unknown:
         raise UserError(
             f"table_columns={text!r:.60}: {unknown[0]!r:.40} is not a column of summary.csv; "
-            f"choose from {', '.join(COLUMNS)}"
+            f"choose from {', '.join(known)}"
         )
 
 
