@@ -1547,11 +1547,10 @@ def main(config: Config) -> None:
         return
     options.check_paths(config)
     with output.quietly(config.run.quiet):
+        made: Path | Result | list[dict[str, Any]]
         if config.run.predict:
-            predict_pictures(load(config.run.predict), config.run)
-            return
-        made: Path | Result
-        if config.run.evaluate:
+            made = predict_pictures(load(config.run.predict), config.run)
+        elif config.run.evaluate:
             made = evaluate_saved(config)
         elif overlaid_folders(config.comparison.compare):  # --compare runs/a,runs/b
             made = overlay.overlay(config, Config())

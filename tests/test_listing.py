@@ -80,7 +80,12 @@ def test_a_list_is_100_columns_wide_and_json_has_everything(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100 and "comparison of fedavg, alpha 0," in lines[4]
     fl.main(fl.parse(["--list", str(tmp_path), "--json"]))
-    run, compared = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    fl.main(fl.parse(["--list", str(tmp_path), "--json", "--quiet"]))
+    assert capsys.readouterr().out == printed
+    fl.main(fl.parse(["--list", str(tmp_path), "--quiet"]))
+    assert capsys.readouterr().out == ""
+    run, compared = json.loads(printed)
     assert run["folder"] == name and run["test_accuracy"] == 0.5 and run["of_rounds"] == 100_000
     assert compared["state"] == "unfinished" and compared["settings"].endswith("alpha 19")
 

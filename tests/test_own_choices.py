@@ -68,6 +68,9 @@ def one_by_one(labels, num_clients, rng):
 def no_aggregator(parts, experiment):
     return parts._replace(aggregator=None)
 
+def sends_more(parts, experiment):
+    return parts._replace(message_size=3)
+
 def no_optimizer(parts, experiment):
     return parts._replace(client_optimizer=3)
 
@@ -231,6 +234,10 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
         (
             "--algorithm own.py:no_optimizer",
             "returns client_optimizer=3, which cannot",
+        ),
+        (
+            "--algorithm own.py:sends_more --aggregator dp --public-cohorts",
+            "changes message_size, which aggregator='dp' rests on, so epsilon would be false",
         ),
         ("--aggregator gone.py:f", "cannot be read"),
         ("--aggregator own.py", "name its function too"),

@@ -34,6 +34,8 @@ def run(tmp_path_factory, digits):
 def predict(folder, *names):
     done = call_script(folder, "--predict", "runs/mine", *names, "--json")
     assert done.returncode == 0, done.stderr
+    quiet = call_script(folder, "--predict", "runs/mine", *names, "--json", "--quiet")
+    assert quiet.stdout == done.stdout and quiet.stdout.count("\n") == 1
     return json.loads(done.stdout)
 
 

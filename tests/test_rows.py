@@ -38,6 +38,18 @@ def test_a_row_has_settings_of_its_own():
     assert base["fedprox (prox mu 0.1), alpha 1"] == "fedprox (prox mu 1), alpha 1"
 
 
+@pytest.mark.parametrize(
+    ("compared", "expected"),
+    [
+        ("fedavg(local_epochs=1),fedprox,fedavg", "fedavg"),
+        ("fedprox,fedavg(client_lr=0.2)", "fedavg (client lr 0.2)"),
+        ("fedprox,scaffold", "fedprox"),
+    ],
+)
+def test_rows_are_held_against_that_of_the_default_choice(compared, expected):
+    assert rows_of(compared)[1] == expected
+
+
 def test_a_field_that_a_row_does_not_use_makes_no_second_row_of_it():
     rows, base = rows_of("fedavg,fedprox;prox_mu=0.001,0.1")
     assert list(rows) == ["fedavg", "fedprox, prox mu 0.001", "fedprox, prox mu 0.1"]

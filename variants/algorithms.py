@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.loading import change_parts
+from harness.cli.own_files import is_own
 from variants.aggregators import Unflattened
 from variants.choices import CLIENT_OPTIMIZERS
 from variants.optimizers import sum_of_factors
@@ -19,11 +20,31 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 optimizers = tff.learning.optimizers
+# With differential privacy: who is drawn, what is sent, how it is summed, and what counts epsilon.
+PRIVATE_PARTS = (
+    *("sample_clients", "update_spec", "message_size", "build_train_chunk", "num_chunks"),
+    *("aggregator", "build_round", "train_cohort", "memory", "callbacks"),
+)
 
 
 def change_algorithm(parts: Any, experiment: Any) -> Any:
     """Change the parts as the chosen algorithm does."""
-    return change_parts("algorithm", parts, experiment)
+    changed = change_parts("algorithm", parts, experiment)
+    check_private_parts(parts, changed, experiment)
+    return changed
+
+
+def check_private_parts(before: Any, after: Any, experiment: Any) -> None:
+    """Raise UserError if a user's own algorithm changes a part that epsilon rests on."""
+    name = experiment.config.optimization.algorithm
+    if not experiment.config.is_private or not is_own(name):
+        return
+    for part in PRIVATE_PARTS:
+        if getattr(after, part) != getattr(before, part):
+            raise UserError(
+                f"algorithm={name!r:.200} changes {part}, which aggregator='dp' rests on, so "
+                f"epsilon would be false; leave {part} as it is, or change one of the flags"
+            )
 
 
 def fedsgd(parts: Any, experiment: Any) -> Any:

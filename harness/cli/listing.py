@@ -140,7 +140,7 @@ def answer(run: Run, default: ConfigGroup) -> None:
     listed = list_runs(run.list, default)
     if run.json:
         print_line(json.dumps([line._asdict() for line in listed]))
-    else:
+    elif not run.quiet:
         print_list(listed)
 
 

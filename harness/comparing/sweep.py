@@ -334,7 +334,8 @@ def find_base(
     for row in rows:
         group = [other for other in rows if are_comparable(row, other, field)]
         usual = [other for other in group if has_default(other, field, defaults)]
-        bases[row.label] = (usual or group)[0].label
+        # Of several, such as fedavg and fedavg(local_epochs=1), that with the fewest settings.
+        bases[row.label] = min(usual or group[:1], key=lambda other: len(other.changes)).label
     return bases if len(set(bases.values())) > 1 else bases[rows[0].label]
 
 
@@ -347,7 +348,7 @@ def are_comparable(one: Row, other: Row, field: str) -> bool:
 
 
 def has_default(row: Row, field: str, defaults: dict[str, Any]) -> bool:
-    """Return whether a row has a field's default value, and no setting of its own with it."""
+    """Return whether a row has a field's default value, whatever else it sets."""
     return field in row.changes and row.changes[field] == defaults[field]
 
 

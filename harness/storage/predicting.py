@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -133,6 +132,8 @@ def centre(image: np.ndarray) -> np.ndarray:
 def predict_pictures(run: Any, flags: Any) -> list[dict[str, Any]]:
     """Print the labels that the model of a SavedRun predicts; return a dict for each picture.
 
+    With --json nothing is printed here.
+
     A dict has the file, the most probable label, the probabilities of all labels and what was done
     to the picture. `flags`, of the group Run, name the pictures. Raises UserError for pictures that
     cannot be read.
@@ -165,6 +166,4 @@ def predict_pictures(run: Any, flags: Any) -> list[dict[str, Any]]:
                 "steps": one.steps,
             }
         )
-    if flags.json:
-        print_line(json.dumps(found))
     return found

@@ -181,8 +181,11 @@ def make_callbacks(
     return callbacks
 
 
-def to_json_line(made: Result | Path) -> str:
-    """Return what --json prints of a run's result, or of the folder of an evaluation."""
+def to_json_line(made: Result | Path | list[dict[str, Any]]) -> str:
+    """Return what --json prints of a run's result, of the folder of a comparison or an evaluation,
+    or of predictions."""
+    if isinstance(made, list):
+        return json.dumps(made)
     folder = made if isinstance(made, Path) else made.folder
     found = {}
     if (folder / "metrics.json").exists():
