@@ -151,8 +151,8 @@ PARTITIONS = {
         ("alpha",),
     ),
     "labels-per-client": PartitionChoice(
-        "exactly labels_per_client labels per client, every label held by the same number of "
-        "clients",
+        "exactly labels_per_client labels per client, every label held by as nearly the same "
+        "number of clients as possible",
         "{labels_per_client} labels a client",
         "partitions:split_by_label",
         ("labels_per_client",),
@@ -184,15 +184,15 @@ PARTITIONS = {
         ("alpha",),
     ),
     "feature": PartitionChoice(
-        "IID, but each client's images are rotated and made noisy in their own way [Li et al. "
-        "2022 with --rotation 0 and noise]",
+        "IID, but each client's images are rotated, and with noise made noisy, in their own way "
+        "[Li et al. 2022 with --rotation 0 and noise]; the test images stay as they are",
         "IID, rotated by ±{rotation:g}°, noise to {noise:g}",
         "partitions:split_iid",
         ("rotation", "noise"),
         change_images="partitions:rotate_and_add_noise",
     ),
     "natural": PartitionChoice(
-        "one client per owner, given by the array client_train of the data",
+        "one client per owner, given by the array client_train of the data or by a file for each",
         "natural, by owner",
         "partitions:split_by_owner",
         ("owner_choice",),
@@ -346,7 +346,7 @@ ALGORITHMS |= {
 CLIENT_OPTIMIZERS = {
     "sgd": OptimizerChoice("w <- w - client_lr * gradient"),
     "momentum": OptimizerChoice(
-        "SGD with client_momentum",
+        "SGD with client_momentum; default rate 0.02",
         "optimizers:momentum",
         ("client_momentum",),
         0.02,

@@ -119,8 +119,8 @@ class MorePartitioning(ConfigGroup):
     images, or a random choice. Used by natural."""
     unseen_clients: float_range(0, 0.9) = 0.0
     """Fraction of clients that are never drawn. Each round reports the accuracy on their images,
-    and on the images that the other clients train on. The latter are training images, so the gap
-    between the two is not due to new clients alone."""
+    and on the images that the other clients train on (10,000 of them at random if there are more).
+    The latter are training images, so the gap between the two is not due to new clients alone."""
     client_test: float_range(0, 0.9) = 0.0
     """Fraction of each client's images that it does not train on. Each round reports the mean
     accuracy of the clients on them, and that of the worst 10 %; clients.csv has each client's."""
@@ -240,8 +240,8 @@ class Privacy(ConfigGroup):
     """Differential privacy, used by --aggregator dp."""
 
     noise_multiplier: float_range(0.01, 1000) = 0.5
-    """Standard deviation of the noise divided by the clipping norm, z; less than 0.1
-    clients_per_round."""
+    """Standard deviation of the noise divided by the clipping norm, z; it must be less than 0.1
+    times clients_per_round."""
     delta: float_range(1e-15, 0.5) = 1e-5
     """The delta at which epsilon is reported after each round."""
     epsilon_budget: Scale = 0.0
@@ -433,7 +433,7 @@ class ExperimentConfig(ConfigGroup):
 def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> Any:
     """Return the configuration of this class that a command line asks for; see the script's.
 
-    Which run --resume and --evaluate name, only a first reading tells: so the flags are read twice.
+    Which run --resume names, only a first reading tells: then the flags are read twice.
     """
     if not (words is None or isinstance(words, str | Sequence)):
         raise UserError(f"{words!r:.60} is not a command line; give flags, such as '--rounds 3'")

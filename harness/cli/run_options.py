@@ -81,8 +81,8 @@ class Run(ConfigGroup):
     """The pictures of --predict, a line each; they can be given behind the run instead."""
     baselines: bool = False
     """After the rounds, also train the model centrally on all images, and on each client alone, for
-    the same number of local epochs, and report which clients benefit from the federation. Takes
-    about four times as long as the run."""
+    the number of passes over their images that the federation made, and report which clients
+    benefit from the federation. Takes about four times as long as the run."""
     patience: float_range(1, 86_400) = 60
     """Seconds without progress after which TFF's worker is considered hung and the round is
     retried; a host of --workers that does not answer is waited for as long."""
@@ -119,8 +119,9 @@ class Run(ConfigGroup):
     quiet: bool = False
     """Print nothing on standard output; notices and errors still appear on standard error."""
     json: bool = False
-    """Print a JSON object as the last line of standard output: folder, test_accuracy, rounds,
-    epsilon and weights_sha256; with --list the whole list."""
+    """Print a line of JSON last: a run's folder, test_accuracy, rounds, epsilon and weights_sha256;
+    of an evaluation those that it has; a comparison's folder and finished; with --list and
+    --predict a list."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""
@@ -179,7 +180,7 @@ class Run(ConfigGroup):
 
 @dataclass(frozen=True)
 class Comparison(ConfigGroup):
-    """Several runs in one figure and one table. Finished runs are reused."""
+    """Several runs in one figure and one table. Finished runs of comparisons are reused."""
 
     compare: text("LIST") = ""
     """Algorithms, or partitions, aggregators, models or attacks, separated by commas, or values of
@@ -191,8 +192,8 @@ class Comparison(ConfigGroup):
     into one table and plot without training."""
     seeds: Count = 1
     """Number of seeds per row, counting up from --seed. Reports mean and standard deviation, and
-    tests each row against the default row, or else the first (paired t-test over the seeds, with
-    Holm's correction for several rows)."""
+    tests each row against that of the default choice, such as fedavg, or else the first (paired
+    t-test over the seeds, with Holm's correction for several rows)."""
     tune: text("LIST") = ""
     """Values of a field to choose from for each row, such as client_lr=0.05,0.1,0.2: each value is
     trained with seeds of its own and evaluated on --holdout training images (default: a sixth), in

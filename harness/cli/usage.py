@@ -18,7 +18,7 @@ EXAMPLES = {
     "--dataset digits --model mlp": "small images: a run of seconds",
     "--partition shards --rounds 50": "McMahan's non-IID split",
     "--compare fedavg,scaffold --seeds 3": "one plot, one table, a significance test",
-    "--resume runs/NAME --rounds 20": "continue a stopped run",
+    "--resume runs/NAME": "continue a stopped run",
 }
 WIDTH = 80
 
@@ -49,7 +49,8 @@ def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
             chosen.append(name if name in groups else of_field[name])
         elif not word.startswith("-"):
             raise UserError(
-                f"--help {word!r:.60}: no such theme or flag; choose {', '.join(groups)}"
+                f"--help {word!r:.60}: no such theme, or flag of one; choose {', '.join(groups)}, "
+                "or see --help-all"
             )
     if not chosen:
         with tolerate_closed_stream(sys.stdout):
