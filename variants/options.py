@@ -935,6 +935,15 @@ def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
         )
 
 
+NOT_PRIVATE = {  # field -> why a private run does not have it
+    "unseen_clients": "which reports nothing about the clients' own images",
+    "client_test": "which reports nothing about the clients' own images",
+    "save_clients": "which reveals nothing about single clients",
+    "baselines": "which reveals nothing about single clients",
+    "tensorboard": "as the times of rounds reveal how many images the drawn clients have",
+}
+
+
 def check_privacy(chosen: dict[str, Any]) -> None:
     """Raise UserError for a flag of privacy in a run that is not private, and for the reverse.
 
@@ -948,17 +957,12 @@ def check_privacy(chosen: dict[str, Any]) -> None:
         )
     if find_choice("aggregator", chosen["aggregator"]).kind != "private":
         return
-    if chosen["unseen_clients"]:
-        raise UserError(
-            f"unseen_clients={chosen['unseen_clients']:g} cannot be combined with "
-            "aggregator='dp', which reports nothing about the clients' own images; drop one of "
-            "them"
-        )
-    if chosen["client_test"]:
-        raise UserError(
-            f"client_test={chosen['client_test']:g} cannot be combined with aggregator='dp', which "
-            "reports nothing about the clients' own images; drop one of them"
-        )
+    for field, why in NOT_PRIVATE.items():
+        if chosen[field]:
+            raise UserError(
+                f"{field}={chosen[field]} cannot be combined with aggregator='dp', {why}; drop one "
+                "of them"
+            )
     if chosen["sampling"] == "by-size":
         raise UserError(
             "sampling='by-size' cannot be combined with aggregator='dp', whose epsilon assumes "
@@ -971,22 +975,6 @@ def check_privacy(chosen: dict[str, Any]) -> None:
         raise UserError(
             f"noise_multiplier={chosen['noise_multiplier']} is too high for {cohort} clients per "
             f"round; choose less than {0.1 * cohort:g}, or more clients"
-        )
-    if chosen["save_clients"]:
-        raise UserError(
-            "save_clients=True cannot be combined with aggregator='dp', which reveals nothing "
-            "about single clients; drop one of them"
-        )
-    if chosen["tensorboard"]:
-        raise UserError(
-            "tensorboard=True cannot be combined with aggregator='dp': TensorBoard events carry "
-            "the time of each round, which reveals how many images the drawn clients have; drop "
-            "one of them"
-        )
-    if chosen["baselines"]:
-        raise UserError(
-            "baselines=True cannot be combined with aggregator='dp', which reveals nothing about "
-            "single clients; drop one of them"
         )
 
 
