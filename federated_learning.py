@@ -97,7 +97,7 @@ from harness.cli.output import print_line
 from harness.cli.own_files import OWN, give, is_own, own_fields, short_name
 from harness.cli.run_options import Comparison, Run
 from harness.comparing.sweep import compared_rows, overlaid_folders
-from variants import choices, options, presets
+from variants import choices, conditions, configuration, options, presets
 
 import numpy as np
 
@@ -162,7 +162,7 @@ class Training(options.MoreTraining):
 
 
 @dataclass(frozen=True)
-class Config(options.ExperimentConfig):
+class Config(configuration.ExperimentConfig):
     """One experiment. Each field is also a flag: client_lr is --client-lr."""
 
     seed: int_range(0, 2**31 - 1) = 0
@@ -191,7 +191,7 @@ def parse(words: str | Sequence[str] | None = None) -> Config:
     Raises:
         UserError: a flag is unknown, out of range, or contradicts another.
     """
-    return options.parse(Config, words)
+    return configuration.parse(Config, words)
 
 
 # Flags are parsed before TensorFlow is imported, so that --help and errors appear at once. Garbage
@@ -201,7 +201,7 @@ if __name__ == "__main__":
     if parsed_config.run.version or parsed_config.run.list:
         command_line.run_or_exit(listing.answer, parsed_config.run, Config())
         sys.exit()
-    command_line.run_or_exit(options.check_paths, parsed_config)
+    command_line.run_or_exit(configuration.check_paths, parsed_config)
     output.tell_loading()
     gc.disable()
 
@@ -1333,8 +1333,8 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
     return [
         *provenance.edited_notices(),
         *presets.preset_notices(config, Config()),
-        *options.unused_notices(chosen, Config.defaults()),
-        *options.horizon_notices(config.to_dict()),
+        *conditions.unused_notices(chosen, Config.defaults()),
+        *conditions.horizon_notices(config.to_dict()),
         *notices.find_weak_settings(experiment),
         *origin.origin_notices(config.training.initial_model, dataset),
         *([] if config.is_private else on_data),
@@ -1370,7 +1370,8 @@ def build_experiment(
     """
     saved_config.check_config(config)
     given = config.to_dict()
-    with_defaults = config.effective(**options.absolute_paths(given))  # default rates filled in
+    # Default rates are filled in.
+    with_defaults = config.effective(**configuration.absolute_paths(given))
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
     check_dataset(dataset)
@@ -1547,7 +1548,7 @@ def main(config: Config) -> None:
     if config.run.version or config.run.list:  # from Python; the script answers before its imports
         listing.answer(config.run, Config())
         return
-    options.check_paths(config)
+    configuration.check_paths(config)
     with output.quietly(config.run.quiet):
         made: Path | Result | list[dict[str, Any]]
         if config.run.predict:

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
-from variants import CHANGES, choices, optimizers, options, stateful
+from variants import CHANGES, choices, conditions, optimizers, stateful
 from variants.adversity import unseen_clients
 from variants.algorithms import fedprox
 from variants.choices import ALGORITHMS
@@ -278,7 +278,7 @@ def test_rates_are_those_of_the_user_the_optimizer_or_the_algorithm():
         training = config.effective().training
         assert (training.client_lr, training.server_lr) == (facts.client_lr, facts.server_lr)
     lean = configure(model="lean-cnn")
-    assert lean.effective().training.client_lr == 0.15  # for fedavg's 0.2, see options.MODELS
+    assert lean.effective().training.client_lr == 0.15  # for fedavg's 0.2, see choices.MODELS
     assert lean.replace(algorithm="scaffold").effective().training.client_lr == 0.1
     adam = configure(algorithm="fedavgm", client_optimizer="adam")
     assert adam.effective().training.client_lr == 0.001
@@ -361,7 +361,7 @@ def test_a_cosine_falls_over_the_runs_own_rounds_and_keeps_them_when_extended():
     assert np.allclose(rates, [1, 0.5, 0])
     extended = config.replace(rounds=12).effective()
     assert extended.optimization.lr_horizon == 8
-    (notice,) = options.horizon_notices(extended.to_dict())
+    (notice,) = conditions.horizon_notices(extended.to_dict())
     assert "the cosine schedule's rate is 0 from round 9 on" in notice
-    assert options.horizon_notices(config.to_dict()) == []
+    assert conditions.horizon_notices(config.to_dict()) == []
     assert configure(rounds=8).effective().optimization.lr_horizon is None

@@ -6,7 +6,7 @@ from typing import get_args
 import federated_learning as fl
 from harness.cli.fields import UserError, choices_of, is_plain_text
 from harness.cli.run_options import identity
-from variants.options import unused_notices
+from variants.conditions import unused_notices
 
 import numpy as np
 import pytest

@@ -162,6 +162,7 @@ import os
 import sys
 import federated_learning as fl
 
+READ_FLAGS = ("options.py", "conditions.py", "combinations.py", "configuration.py", "presets.py")
 flags = "--dataset digits --rounds 1 --local-epochs 1 --figures none --cache"
 config = fl.parse([*flags.split(), sys.argv[1]])
 dataset = fl.load_dataset(config.data)  # digits are not the default's
@@ -173,7 +174,7 @@ assert len(result.records) == 1
 found = set()
 for entry in profile.getstats():
     folder, name = os.path.split(getattr(entry.code, "co_filename", ""))
-    is_flags = name in ("options.py", "presets.py")
+    is_flags = name in READ_FLAGS
     if folder.endswith("variants") and not is_flags and not entry.code.co_name.startswith("<"):
         found.add(f"{name}:{entry.code.co_name}")
 print(" ".join(sorted(found)))

@@ -14,7 +14,7 @@ import tomllib
 import federated_learning as fl
 from harness.cli import flags
 from harness.cli.fields import UserError
-from variants import options
+from variants import choices
 
 import numpy as np
 import pytest
@@ -394,7 +394,7 @@ def test_help_answers_at_once_with_a_line_a_choice(tmp_path):
     # 3 s and more
     assert not any(slow in done.stderr for slow in ("tensorflow", "sklearn", "matplotlib", "scipy"))
     lines = [line.strip("│ ") for line in done.stdout.splitlines()]
-    for field, table in (("partition", options.PARTITIONS), ("algorithm", options.ALGORITHMS)):
+    for field, table in (("partition", choices.PARTITIONS), ("algorithm", choices.ALGORITHMS)):
         start = next(n for n, line in enumerate(lines) if line.startswith(f"--{field} {{"))
         end = next(n for n in range(start + 1, len(lines)) if lines[n].startswith("--"))
         for name in table:

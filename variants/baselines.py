@@ -29,7 +29,8 @@ from harness.storage.files import append, csv_table, json_line, read_bytes, writ
 from harness.storage.provenance import digest, program
 from harness.training.dataset import Split
 from harness.training.records import MOST_IN_MATRIX, examples_trained_on
-from variants import options
+from variants.choices import ALGORITHMS
+from variants.conditions import default_client_lr
 
 import numpy as np
 
@@ -85,10 +86,10 @@ def plain_training(config: Any) -> dict[str, Any]:
     leave a client alone with a four-hundredth of it.
     """
     training = config.training
-    fedavg = options.ALGORITHMS["fedavg"]
+    fedavg = ALGORITHMS["fedavg"]
     learning_rate = training.client_lr
     if config.chosen("algorithm").client_lr != fedavg.client_lr:
-        learning_rate = options.default_client_lr(config.to_dict() | {"algorithm": "fedavg"})
+        learning_rate = default_client_lr(config.to_dict() | {"algorithm": "fedavg"})
     return {
         "client_lr": learning_rate,
         "local_epochs": training.local_epochs,

@@ -1,0 +1,226 @@
+"""The configuration as a whole: how it is read, and what follows from its fields. No TensorFlow
+here."""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Self
+
+from harness.cli import command_line, saved_config, trust, usage
+from harness.cli.fields import ConfigGroup, UserError
+from harness.cli.flags import split_off
+from harness.cli.own_files import OWN_FIELDS, is_own, own_fields
+from harness.comparing.sweep import check_comparison, join_compared, overlaid_folders
+from harness.storage.files import briefly, expand_path
+from variants import presets
+from variants.choices import DATASETS
+from variants.combinations import check_combination, check_definition, check_given_noise
+from variants.conditions import effective_values, unused_notices
+from variants.options import Clock, find_choice, has_owners, num_unseen
+
+
+class ExperimentConfig(ConfigGroup):
+    """A configuration of which some values follow from others: the script's Config is one."""
+
+    if TYPE_CHECKING:  # groups that Config has
+        partitioning: Any
+        training: Any
+        clock: Clock
+
+    def __post_init__(self) -> None:
+        """Raise UserError if fields do not go together."""
+        super().__post_init__()
+        check_combination(self.to_dict(), self.defaults())
+        check_comparison(self)
+
+    def replace(self, **changes: Any) -> Self:
+        """Return a copy with other values in these fields.
+
+        First come the fields that a preset sets, the data of the run that --evaluate names, and
+        all owners as the clients of partition="natural".
+        """
+        kind = type(self)
+        implied = presets.preset_fields(changes.get("preset"), functools.partial(parse, kind))
+        is_usual = self.partitioning.num_clients == self.defaults()["num_clients"]
+        is_new = not has_owners(self.partitioning.partition)
+        if has_owners(changes.get("partition")) and is_new and is_usual:
+            implied = {"num_clients": 0} | implied
+        if changes.get("evaluate"):
+            super().replace(evaluate=changes["evaluate"])  # refuses what is no text
+            saved = saved_config.read_saved(changes["evaluate"], kind())
+            implied |= saved.data.to_dict()
+        return super().replace(**implied | changes)
+
+    def effective(self, **changes: Any) -> Self:
+        """Return a copy with these changes, and then with the values that are really in use.
+
+        Default rates are filled in, and a field that has no effect is at its default. Two
+        configurations that make the same run have the same effective copy.
+        """
+        chosen = self.to_dict() | changes
+        return super().replace(**changes | effective_values(chosen, self.defaults()))
+
+    def with_absolute_paths(self) -> Self:
+        """Return a copy whose files are named wherever it is read, FL_DATA's too."""
+        return self.replace(**absolute_paths(self.to_dict()))
+
+    def unused_notices(self) -> list[str]:
+        """Return a notice on each flag that has no effect."""
+        return unused_notices(self.to_dict(), self.defaults())
+
+    def chosen(self, field: str) -> Any:
+        """Return the row of a table in choices.py that this field names.
+
+        Of FILE.py:FUNCTION it has that as its function, and no help.
+        """
+        name = self.partition_name if field == "partition" else self.to_dict()[field]
+        return find_choice(field, name)
+
+    def fields_of_choice(self, field: str) -> dict[str, Any]:
+        """Return the fields, by name, that the choice made in this field uses and others do not."""
+        return self.subset(self.chosen(field).fields)
+
+    @property
+    def partition_name(self) -> str:
+        """The partition in use: a partition_file implies "file"."""
+        return "file" if self.partitioning.partition_file else self.partitioning.partition
+
+    @property
+    def has_own_model(self) -> bool:
+        """Whether the model is the user's own FILE.py:FUNCTION."""
+        return is_own(self.training.model)
+
+    @property
+    def is_private(self) -> bool:
+        """Whether the run is differentially private, and tells nothing of single clients."""
+        return self.chosen("aggregator").kind == "private"
+
+    @property
+    def cohort_size(self) -> int:
+        """Clients that train in a round, m; with Poisson sampling on average."""
+        drawn = self.partitioning.num_clients - self.num_unseen
+        return self.training.clients_per_round or drawn
+
+    @property
+    def num_selected(self) -> int:
+        """Clients that are drawn for a round, over_select * m, rounded up."""
+        return math.ceil(self.clock.over_select * self.cohort_size - 1e-9)
+
+    @property
+    def num_unseen(self) -> int:
+        """Clients that are never drawn."""
+        partitioning = self.partitioning
+        return num_unseen(partitioning.unseen_clients, partitioning.num_clients)
+
+
+def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> Any:
+    """Return the configuration of this class that a command line asks for; see the script's.
+
+    Which run --resume names, only a first reading tells: then the flags are read twice.
+    """
+    if not (words is None or isinstance(words, str | Sequence)):
+        raise UserError(f"{words!r:.60} is not a command line; give flags, such as '--rounds 3'")
+    try:
+        word_list = shlex.split(words) if isinstance(words, str) else words
+    except ValueError as error:  # a quotation mark without its other
+        raise UserError(f"{words!r:.60} cannot be divided into flags ({error}); fix it") from error
+    given = list(sys.argv[1:] if word_list is None else word_list)
+    presets.explain_preset(given)
+    usage.answer_help(kind(), given)
+    base = saved_config.read_base(given, kind())
+    is_given = base is not None and "num_clients" in base.changed()
+    flags = insert_implied_flags(presets.insert_preset_flags(given), is_given)
+    flags = join_compared(flags)
+    evaluated = split_off(given, "evaluate")[0]
+    names_data = any(split_off(given, field)[0] for field in ("dataset", "data"))
+    if evaluated and not base and not names_data:
+        base = kind().replace(evaluate=evaluated[-1])
+    config = command_line.read_flags(kind, flags, default=base)
+    check_given_noise(config.to_dict(), given)
+    check_definition(config.to_dict(), config.defaults(), given)
+    command_line.check_use(config, given)
+    if config.run.resume:
+        saved = saved_config.read_saved(config.run.resume, kind())
+        config = command_line.read_flags(kind, flags, default=saved)
+        saved_config.check_resumed(config, saved)
+    for field, name in own_fields(config.to_dict()).items():
+        if not split_off(given, field)[0]:
+            trust.check_file(field, name, config.run.resume or config.run.config)
+    return config
+
+
+def check_paths(config: Any) -> None:
+    """Raise UserError for a file, or a run's folder, that a flag names and that is not there."""
+    check_files(config.to_dict())
+    for folder in filter(None, [config.run.evaluate, *overlaid_folders(config.comparison.compare)]):
+        saved_config.read_saved(str(folder), type(config)())
+
+
+def insert_implied_flags(words: Sequence[str], is_given: bool) -> list[str]:
+    """Return a command line with what its flags imply.
+
+    The partition natural has all owners as clients, unless a file says how many (`is_given`);
+    --list alone is that of the folder runs.
+    """
+    words = list(words)
+    for place, word in enumerate(words):
+        if word == "--list" and (words[place + 1 :] or ["--"])[0].startswith("--"):
+            words[place] = "--list=runs"
+    words = gather_pictures(words)
+    partitions = split_off(words, "partition")[0]
+    says_how_many = is_given or split_off(words, "num_clients")[0] or split_off(words, "resume")[0]
+    if has_owners((partitions or [""])[-1]) and not says_how_many:
+        return [*words, "--num-clients", "0"]
+    return words
+
+
+def gather_pictures(words: Sequence[str]) -> list[str]:
+    """Return a command line with the words behind --predict RUN as its --pictures."""
+    for place, word in enumerate(words):
+        if word == "--predict" or word.startswith("--predict="):
+            first = place + (1 if "=" in word else 2)
+            named = []
+            for name in words[first:]:
+                if name.startswith("--"):
+                    break
+                named.append(name)
+            rest = list(words[first + len(named) :])
+            pictures = [f"--pictures={chr(10).join(named)}"] if named else []
+            return [*words[:first], *pictures, *rest]
+    return list(words)
+
+
+def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
+    """Return the fields that name files, FL_DATA's too, as absolute paths: a run resumes anywhere.
+
+    Fields that name no file are left out.
+    """
+    files = {"data": chosen["data"], "partition_file": chosen["partition_file"]}
+    files["initial_model"] = chosen["initial_model"]
+    files |= {field: chosen[field] for field in own_fields(chosen)}
+    is_saved = chosen["resume"] or chosen["evaluate"]  # whose data its folder names
+    if not is_saved and not DATASETS[chosen["dataset"]].function:
+        files["data"] = files["data"] or os.environ.get("FL_DATA", "")
+    return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}
+
+
+def check_files(chosen: dict[str, Any]) -> None:
+    """Raise UserError if a file that a flag names is not there. `chosen` is field -> value.
+
+    The files are read later, by whoever uses them; this tells a wrong path before TensorFlow is
+    imported.
+    """
+    for field, path in absolute_paths(chosen).items():
+        file = path.rpartition(":")[0] if field in OWN_FIELDS else path
+        try:
+            os.stat(file)
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or briefly(error)
+            is_moved = field == "data" and chosen["resume"]
+            cure = "give the data's new path with --data" if is_moved else "give an existing file"
+            raise UserError(f"{field}={path!r:.200} cannot be read ({reason}); {cure}") from error
