@@ -12,7 +12,7 @@ import shlex
 import subprocess
 import sys
 
-from results import ROOT, arguments, data_name, made_by, parse, read, write
+from results import ROOT, arguments, data_name, identity, made_by, parse, read, write
 
 CLIENTS = "--model mlp --num-clients 100 --clients-per-round 10 --seeds 3"
 # Name -> flags, and the columns of summary.csv that the table shows.
@@ -41,7 +41,8 @@ COMPARISONS = {
 def compare(name: str) -> dict:
     """The rows of a comparison's summary.csv, and where they are from."""
     flags, columns = COMPARISONS[name]
-    folder_name = "-".join(filter(None, ["benchmark", name, data_name()]))
+    # By the version too: of a name that is taken, the program would make another folder.
+    folder_name = "-".join(filter(None, ["benchmark", name, identity(), data_name()]))
     shown_data = f" --data {shlex.quote(os.environ['FL_DATA'])}" if data_name() else ""
     command = [sys.executable, str(ROOT / "federated_learning.py"), *flags.split()]
     run = ["--name", folder_name, "--figures", "none", "--table-columns", columns]

@@ -25,7 +25,11 @@ PEERS = {
     "blazefl": "blazefl_threads.py",
     "fluke": "fluke_loop.py",
 }
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(SCRIPTS)}
+
+
+def environment() -> dict[str, str]:
+    """The environment of a contender; after `parse`, which takes the user's FL_DATA out of it."""
+    return {**os.environ, "PYTHONPATH": str(SCRIPTS)}
 
 
 def python_of(name: str) -> Path:

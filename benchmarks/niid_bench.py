@@ -16,7 +16,7 @@ last. A run in runs/niid_bench is read, one that was stopped goes on.
 
 import sys
 
-from results import ROOT, arguments, dagger, made_by, mean_sd, parse, read, write
+from results import arguments, dagger, made_by, mean_sd, parse, read, runs_of, write
 
 # isort: split
 import federated_learning as fl
@@ -27,7 +27,6 @@ import numpy as np
 from once import commits, once
 from published import published
 
-RUNS = ROOT / "runs" / "niid_bench"
 SEEDS = (0, 1, 2)
 SPLITS = {  # the flags of Flower's splits
     "iid": "--partition iid",
@@ -71,7 +70,7 @@ EXTRA = {
 def split_flags(split: str) -> str:
     """The flags by which a run has Flower's very split, whatever its own seed: that of a
     partition.json."""
-    path = RUNS / f"split-{split}.json"
+    path = runs_of("niid_bench") / f"split-{split}.json"
     if not path.exists():
         config = fl.parse(f"{SPLITS[split]} --seed {FLOWERS_SEED}")
         dataset = fl.load_dataset(config.data)
@@ -180,6 +179,7 @@ def main() -> None:
                 "split": split,
                 "row": name,
                 "flags": f"{SPLITS[split]} {flags}",
+                "seed_of_split": FLOWERS_SEED,
                 "seeds": options.seeds,
             }
             rows.append(

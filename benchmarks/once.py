@@ -24,7 +24,7 @@ def num_held_out() -> int:
 
 
 def once(table: str, name: str, flags: str) -> dict:
-    """metrics.json of a table's run with `flags`, and its `seconds`: of the last part, where it was
+    """metrics.json of a table's run with `flags`, and its `seconds`: of all parts, where it was
     stopped."""
     folder = runs_of(table) / name
     seconds = folder.with_name(f"{folder.name}.seconds")  # written when it is done
@@ -35,11 +35,17 @@ def once(table: str, name: str, flags: str) -> dict:
     command += resumed if folder.exists() else [*flags.split(), *place]
     if not seconds.exists():
         print(f"{folder.name}: {flags}", file=sys.stderr, flush=True)
+        so_far = folder.with_name(f"{folder.name}.seconds-so-far")
+        spent = float(so_far.read_text()) if so_far.exists() else 0.0
         began = time.perf_counter()
-        done = subprocess.run(command, stdout=subprocess.DEVNULL)
+        try:
+            done = subprocess.run(command, stdout=subprocess.DEVNULL)
+        finally:
+            so_far.parent.mkdir(parents=True, exist_ok=True)
+            so_far.write_text(f"{spent + time.perf_counter() - began:.1f}\n")
         if done.returncode:
             sys.exit(done.returncode)  # the program has said why
-        seconds.write_text(f"{time.perf_counter() - began:.1f}\n")
+        so_far.rename(seconds)
     return {
         **json.loads((folder / "metrics.json").read_text()),
         "seconds": float(seconds.read_text()),

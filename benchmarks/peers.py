@@ -26,23 +26,29 @@ CONTENDERS = ["ours", "floor", *PEERS]
 
 
 def install() -> None:
-    """Makes .peers/<name> from requirements/<name>.txt, where it is not there."""
+    """Makes .peers/<name> from requirements/<name>.txt, where it is not there.
+
+    One that needs a Python which this machine lacks is named at the end.
+    """
+    lacking = []
     for pins in sorted(REQUIREMENTS.glob("*.txt")):
         environment = ROOT / ".peers" / pins.stem
-        if not environment.exists():
-            print(f"installing {pins.stem}", flush=True)
-            python = PYTHON.get(pins.stem, sys.executable)
-            if shutil.which(python) is None:
-                raise SystemExit(f"{pins.stem} needs {python} on the PATH; install it")
+        if environment.exists():
+            continue
+        python = PYTHON.get(pins.stem, sys.executable)
+        if shutil.which(python) is None:
+            lacking.append(f"{pins.stem} needs {python} on the PATH")
+            continue
+        print(f"installing {pins.stem}", flush=True)
+        try:
             subprocess.run([python, "-m", "venv", environment], check=True)
-            pip = [
-                environment / "bin" / "pip",
-                "--disable-pip-version-check",
-                "install",
-                "--quiet",
-                "--no-deps",
-            ]
-            subprocess.run([*pip, "-r", pins], check=True)
+            pip = [environment / "bin" / "pip", "--disable-pip-version-check", "install"]
+            subprocess.run([*pip, "--quiet", "--no-deps", "-r", pins], check=True)
+        except BaseException:
+            shutil.rmtree(environment, ignore_errors=True)  # half of one counts as none
+            raise
+    if lacking:
+        print(f"{'; '.join(lacking)}; install it, and run this again", file=sys.stderr)
 
 
 def main() -> None:
@@ -50,7 +56,7 @@ def main() -> None:
     parser.add_argument(
         "--install", action="store_true", help="make the peers' environments, and measure nothing"
     )
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=round_time.ROUNDS)
     options = parse(parser)
     if options.install:
         return install()
@@ -58,7 +64,8 @@ def main() -> None:
     rows = []
     for work in ("mlp", "lean-cnn"):
         rows += round_time.measure(work, CONTENDERS, options.rounds)
-    write("peers", {**made_by(), "rows": rows})
+    if options.rounds == round_time.ROUNDS:
+        write("peers", {**made_by(), "rows": rows})
     print(round_time.table(rows))
 
 

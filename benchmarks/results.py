@@ -120,7 +120,9 @@ def data_name() -> str:
 
 def runs_of(table: str) -> Path:
     """The folder of a table's runs, by the version of the program and the data."""
-    return ROOT / "runs" / table / "-".join(filter(None, [identity(), data_name()]))
+    path = os.environ.get("FL_DATA", "")  # two files may have one name
+    of_data = [data_name(), digest(path)] if path else []
+    return ROOT / "runs" / table / "-".join([identity(), *of_data])
 
 
 def path_of(name: str) -> Path:

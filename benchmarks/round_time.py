@@ -33,9 +33,10 @@ import federated_learning as fl
 from harness.engine.worker import LocalWorker
 
 import numpy as np
-from contenders import ENVIRONMENT, PEERS, Tree, command_of, export, paddings_of, python_of
+from contenders import PEERS, Tree, command_of, environment, export, paddings_of, python_of
 from small import first_images
 
+ROUNDS = 9  # after one that does not count
 CLIENTS = 10
 WORKS = {  # images a client, and what differs from the default configuration
     "mlp": (6000, {"model": "mlp", "batch_size": 32}),
@@ -287,7 +288,7 @@ class Contender:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            env={**ENVIRONMENT, **THREADS.get(name, {})},
+            env={**environment(), **THREADS.get(name, {})},
         )
         self.tree = Tree(self.process.pid)
 
@@ -385,7 +386,7 @@ def main() -> None:
         choices=[*CONTENDERS, *PEERS],
         help="by default all but the peers, and floor-jax on mlp where it is installed",
     )
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     options = parse(parser)
     if options.contender:
@@ -396,7 +397,7 @@ def main() -> None:
         if work == "mlp":
             names = [*CONTENDERS, *(["floor-jax"] if python_of("floor-jax").exists() else [])]
         rows += measure(work, options.contenders or names, options.rounds)
-    if options.works == list(WORKS) and not options.contenders:
+    if options.works == list(WORKS) and not options.contenders and options.rounds == ROUNDS:
         write("round_time", {**made_by(), "rows": rows})
     print(table(rows))
 

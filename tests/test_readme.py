@@ -162,7 +162,7 @@ def test_results_on_other_data_are_kept_apart(monkeypatch):
     results.parse(results.arguments("", takes_data=True))
     assert os.environ["FL_DATA"] == str(Path("fashion.npz").absolute())
     assert results.path_of("skew") == results.RESULTS / "fashion" / "skew.json"
-    assert results.runs_of("tuning").name == f"{results.identity()}-fashion"
+    assert results.runs_of("tuning").name.startswith(f"{results.identity()}-fashion-")
     monkeypatch.setattr(sys, "argv", ["skew.py"])
     results.parse(results.arguments("", takes_data=True))
     assert results.path_of("skew") == results.RESULTS / "skew.json"
@@ -204,7 +204,7 @@ def test_figures_in_the_text_are_those_of_the_results():
     said = " ".join((README + MEASURED).split())
     runs = [run for run in read("default_run")["runs"] if not run["flags"]]
     accuracy = np.mean([run["test_accuracy"] for run in runs])
-    seconds = min(run["seconds"] for run in runs)
+    seconds = np.median([run["seconds"] for run in runs])
     assert (
         f"**{100 * accuracy:.1f} % after five rounds**, in {seconds:.0f} seconds on two cores"
         in said
