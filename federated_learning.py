@@ -207,9 +207,9 @@ if __name__ == "__main__":
 
 from harness.cli.loading import import_function
 from harness.comparing import commands, overlay
+from harness.engine.execution import NOT_INLINED
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
-from harness.engine.worker import NOT_INLINED
 from harness.reporting import notices
 from harness.storage import evaluating, origin, provenance, saving
 from harness.storage.callbacks import Callback, CallbackList, check_callbacks

@@ -5,7 +5,7 @@ from unittest import mock
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from harness.engine.worker import plain_sums
+from harness.engine.execution import plain_sums
 from variants import aggregators, conditions
 
 import numpy as np

@@ -14,7 +14,8 @@ import time
 from types import SimpleNamespace
 
 from harness.engine import worker as worker_module
-from harness.engine.worker import WATCH, LocalWorker, NotRetried, Unreachable, WorkerLost
+from harness.engine.execution import WATCH, NotRetried, WorkerLost
+from harness.engine.worker import LocalWorker, Unreachable
 
 import grpc
 import numpy as np

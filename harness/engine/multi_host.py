@@ -22,16 +22,8 @@ from harness.cli.command_line import RunFailed
 from harness.cli.fields import UserError
 from harness.cli.output import print_line, warn
 from harness.engine import child, probe, ssh, stopping
-from harness.engine.worker import (
-    ATTEMPTS,
-    Compiler,
-    LocalWorker,
-    RemoteWorker,
-    Unreachable,
-    Worker,
-    WorkerLost,
-    plain_sums,
-)
+from harness.engine.execution import Compiler, WorkerLost, plain_sums
+from harness.engine.worker import ATTEMPTS, LocalWorker, RemoteWorker, Unreachable, Worker
 
 import numpy as np
 import tensorflow as tf

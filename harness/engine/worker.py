@@ -5,10 +5,7 @@ A round, or a host's part of one, is retried if its worker is lost.
 
 from __future__ import annotations
 
-import atexit
 import contextlib
-import functools
-import importlib
 import os
 import re
 import signal
@@ -27,20 +24,27 @@ from harness.cli.fields import UserError
 from harness.cli.output import warn
 from harness.engine import ssh, stopping
 from harness.engine.child import LONGEST_LINE, WORDS_KEPT, LineReader
+from harness.engine.execution import (
+    WATCH,
+    Compiler,
+    Executor,
+    NotRetried,
+    Stub,
+    WorkerLost,
+    build_context,
+    replace_default_context,
+    stop_context,
+)
 from harness.engine.supervisor import MARK
 from harness.storage.files import briefly, io_errors_as_user_errors
 
 import grpc
 import numpy as np
-import tensorflow as tf
 import tensorflow_federated as tff
 
 START_SECONDS = 30
-STOP_SECONDS = 5
 ATTEMPTS = 3  # at a round, each on a fresh worker
 MOST_LOGGED = 10_000_000  # bytes of what a host prints
-WATCH = "watch over TFF's worker"  # a thread's name
-NOT_INLINED = "_noinline"  # TensorFlow's attribute of a function that keeps its graph to itself
 CHANNEL_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -52,158 +56,12 @@ CHANNEL_OPTIONS = [
 SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 
-class WorkerLost(Exception):
-    """TFF's worker ended, or hung and was ended, while it was needed.
-
-    TFF itself would ask it again, without end.
-    """
-
-
 class NotIsolated(Exception):
     """This machine forbids the namespaces in which nobody else reaches the worker."""
 
 
-class NotRetried(Exception):
-    """An error of the worker after which TFF would repeat the request without end."""
-
-
 class Unreachable(RunFailed):
     """A worker could not be started, here or on another machine."""
-
-
-def serialize(computation: Any) -> bytes:
-    """Return a computation as TFF writes it."""
-    return tff.framework.serialize_computation(computation).SerializeToString()
-
-
-def plain_sums(computation: Any) -> Any:
-    """Return the computation with plain sums for secure ones, as TFF has no cryptography of its own
-    to run them."""
-    if b"federated_secure_sum" not in serialize(computation):
-        return computation
-    plain = tff.backends.test.replace_secure_intrinsics_with_bodies(computation)
-    return tff.framework.ConcreteComputation.with_type(plain, computation.type_signature)
-
-
-def compile_for_worker(computation: Any) -> Any:
-    """Return TFF's native form of a computation.
-
-    TFF's own way inlines every function, those NOT_INLINED too.
-    """
-    content = serialize(computation)
-    computation = plain_sums(computation)
-    if NOT_INLINED.encode() not in content:
-        return tff.backends.native.desugar_and_transform_to_native(computation)
-    backend = "tensorflow_federated.python.core.environments.tensorflow_backend"
-    transformations = importlib.import_module(f"{backend}.tensorflow_tree_transformations")
-    block, _ = transformations.replace_intrinsics_with_bodies(computation.to_building_block())
-    grappler = tf.compat.v1.ConfigProto()
-    options = grappler.graph_options.rewrite_options
-    options.memory_optimization = options.constant_folding = options.AGGRESSIVE
-    options.arithmetic_optimization = options.loop_optimization = options.AGGRESSIVE
-    options.function_optimization = options.OFF
-    plain = tff.framework.ConcreteComputation(
-        computation_proto=block.proto, context_stack=tff.framework.get_context_stack()
-    )
-    return tff.backends.native.transform_to_native_form(plain, grappler_config=grappler)
-
-
-class Stub(tff.framework.RemoteExecutorGrpcStub):
-    """TFF's stub for a worker. Disposing of a value never fails, even if the worker has ended.
-
-    TFF disposes of values in finalizers, which run in whichever thread collects garbage. A thread
-    that watches must not wait for the worker, which may be the one that hangs: what it finds stays
-    there until the worker's end.
-    """
-
-    def dispose(self, request: Any) -> None:
-        """Free values in the worker."""
-        if threading.current_thread().name != WATCH:
-            with contextlib.suppress(WorkerLost, NotRetried):
-                super().dispose(request)
-
-    def dispose_executor(self, request: Any) -> None:
-        """Free all values of an executor in the worker."""
-        if threading.current_thread().name != WATCH:
-            with contextlib.suppress(WorkerLost, NotRetried):
-                super().dispose_executor(request)
-
-
-class Executor(tff.framework.RemoteExecutor):
-    """Sends a computation once. TFF sends it again for each call of it: 5 ms and 130 kB a round."""
-
-    def __init__(self, stub: Stub, cardinalities: dict[Any, int]):
-        super().__init__(stub)
-        # By the id of a computation, which stays here so that its id is no other's.
-        self.values: dict[int, tuple[Any, Any]] = {}
-        self.set_cardinalities({tff.CLIENTS: 0, **cardinalities})
-
-    async def create_value(self, value: Any, type_spec: Any = None) -> Any:
-        """Return the value in the worker."""
-        if not isinstance(type_spec, tff.FunctionType):
-            return await super().create_value(value, type_spec)
-        if id(value) not in self.values:
-            self.values[id(value)] = value, await super().create_value(value, type_spec)
-        return self.values[id(value)][1]
-
-
-class Compiler:
-    """compile_for_worker, once for each computation, whichever of several workers needs it."""
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.compiled: dict[int, tuple[Any, Any]] = {}  # by id, as in Executor
-
-    def __call__(self, computation: Any) -> Any:
-        with self.lock:
-            if id(computation) not in self.compiled:
-                self.compiled[id(computation)] = computation, compile_for_worker(computation)
-            return self.compiled[id(computation)][1]
-
-
-def build_context(connect: Callable, compiler: Callable = compile_for_worker) -> Any:
-    """Return TFF's native execution context with the executor that connect(cardinalities)
-    returns."""
-    return tff.framework.SyncExecutionContext(
-        executor_fn=tff.framework.ResourceManagingExecutorFactory(connect),
-        compiler_fn=compiler,
-        transform_args=tff.tensorflow.transform_args,
-        transform_result=tff.tensorflow.transform_result,
-    )
-
-
-def nowhere(cardinalities: dict[Any, int]) -> Any:
-    """Refuse to run a TFF computation outside a worker of ours."""
-    raise RuntimeError("TFF computations run inside `with Worker(...)`")
-
-
-def stop_context(context: Any) -> None:
-    """End the thread and close the event loop of a context of ours; TFF never does."""
-    runner = context._async_runner
-    runner._event_loop.call_soon_threadsafe(runner._event_loop.stop)
-    runner._thread.join(STOP_SECONDS)
-    if not runner._thread.is_alive():
-        runner._event_loop.close()
-        runner._finalizer = lambda *_: None  # it would wake the loop that is closed
-
-
-@functools.cache
-def refusing_context() -> Any:
-    """Return a context in which nothing can be run; one for this process, as it has a thread."""
-    return build_context(nowhere)
-
-
-def replace_default_context() -> None:
-    """Put a context that refuses in the place of TFF's own, which would start a worker that
-    outlives us.
-
-    TFF's also prints a traceback from its finalizer where it is still there when Python takes its
-    modules apart.
-    """
-    tff.framework.set_default_context(refusing_context())
-
-
-atexit.register(replace_default_context)
 
 
 @contextlib.contextmanager
