@@ -225,7 +225,16 @@ from harness.training.dataset import Split as Split  # for data sets made in Pyt
 from harness.training.records import Evaluation, RoundRecord
 from harness.training.settings import pinned_keras_settings
 from harness.training.streams import client_key
-from variants import CHANGES, LOSSES, SETTLED, baselines, datasets, models, partitions
+from variants import (
+    CHANGES,
+    LOSSES,
+    SETTLED,
+    baselines,
+    datasets,
+    given_splits,
+    models,
+    partitions,
+)
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -371,13 +380,13 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     draw = find_split(config, dataset)
     split = draw(np.random.default_rng(config.seed))
     if is_own(config.partition_name):
-        partitions.check_own_split(draw, split, labels, config)
+        given_splits.check_own_split(draw, split, labels, config)
     if config.partitioning.min_images:
         split = partitions.draw_until_large(draw, split, config)
     filled, num_filled = fill_empty_clients(split)
     whole = [np.sort(part).astype(np.int64) for part in filled]
     if config.partitioning.partition_file:
-        partitions.verify_partition_file(config.partitioning.partition_file, dataset, whole)
+        given_splits.verify_partition_file(config.partitioning.partition_file, dataset, whole)
     share = config.partitioning.client_test
     tests = partitions.draw_tests(whole, share, config.seed) if share else ()
     indices = [np.setdiff1d(*both) for both in zip(whole, tests, strict=True)] if share else whole
@@ -1384,7 +1393,7 @@ def build_experiment(
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
     if partition is not None:
-        partitions.check_given_partition(partition, config, dataset)
+        given_splits.check_given_partition(partition, config, dataset)
     if config.run.baselines:
         baselines.check_num_classes(dataset.num_classes)
     origin.check_private_origin(config, dataset, load_dataset)
@@ -1454,7 +1463,7 @@ def run(
     if on_round is not None and not callable(on_round):
         raise UserError(f"on_round={on_round!r:.60} is not a function; give one of a RoundRecord")
     if partition is not None:
-        config = config.replace(**partitions.fields_of_indices(partition, config.run.cache))
+        config = config.replace(**given_splits.fields_of_indices(partition, config.run.cache))
     if model is not None:
         config = config.replace(model=give(model))
     experiment = build_prepared(config, dataset)

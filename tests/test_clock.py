@@ -9,7 +9,7 @@ from harness.comparing.summary import Rates, summarize
 from harness.training.histories import seconds_to_target
 from variants import choices
 from variants.clock import Closed, close_round, draw_speeds
-from variants.partitions import fields_of_indices
+from variants.given_splits import fields_of_indices
 
 import numpy as np
 import pytest

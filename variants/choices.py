@@ -201,7 +201,7 @@ PARTITIONS = {
     "file": PartitionChoice(
         "read from partition_file",
         "split of a file",
-        "partitions:read_split",
+        "given_splits:read_split",
         ("partition_file",),
         needs_dataset=True,
     ),
