@@ -3,6 +3,7 @@
 from types import SimpleNamespace
 
 import federated_learning as fl
+from harness.cli.command_line import EVALUATING
 from harness.reporting.notices import find_weak_settings
 from harness.storage.callbacks import PrintRounds
 
@@ -84,11 +85,6 @@ def test_rounds_with_too_few_reports_for_krum_are_told_once(capsys):
         ("--figures none --no-caption", "caption=False", "--figures png or pdf or svg"),
         ("--table-columns mean", "table_columns=mean", "--compare or --seeds or --tune"),
         ("--after-target continue", "after_target=continue", "--target-accuracy"),
-        (
-            "--sampling by-size --clients-per-round 3 --client-weighting uniform",
-            "client_weighting=uniform",
-            "--sampling fixed or poisson",
-        ),
     ],
 )
 def test_fields_of_files_and_figures_without_effect_are_told(flags, field, needed):
@@ -107,6 +103,35 @@ def test_fields_of_files_and_figures_without_effect_are_told(flags, field, neede
 )
 def test_fields_of_files_and_figures_with_an_effect_are_not(flags):
     assert fl.parse(flags).unused_notices() == []
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "",
+        "--sampling by-size --clients-per-round 3",
+        "--seeds 3 --figure-y accuracy --target-accuracy 0.9 --after-target continue",
+        "--algorithm scaffold --client-schedule cosine --figures none",
+        "--aggregator median --byzantine 1 --partition file --partition-file a.json",
+        "--algorithm fedsgd --latency 1 --deadline 2",
+    ],
+)
+def test_the_values_in_use_get_no_notice(flags):
+    config = fl.parse(flags)
+    assert config.unused_notices() == config.effective().unused_notices() == []
+
+
+def test_what_a_run_is_drawn_with_is_kept_though_it_draws_nothing_yet():
+    config = fl.parse("--figures none --no-caption --after-target continue").effective()
+    assert not config.run.caption and config.run.after_target == "continue"
+
+
+def test_notices_of_commands_without_rounds_are_on_what_they_use(capsys):
+    config = fl.parse("--figures none --no-caption --prox-mu 0.3 --table-columns mean")
+    assert len(config.unused_notices()) == 3
+    (notice,) = config.unused_notices(fields=EVALUATING)
+    assert notice.startswith("caption=False")
+    assert len(config.unused_notices(seeds=2)) == 2  # of a list of configurations, a table is made
 
 
 @pytest.mark.parametrize("flag", ["--rounds 3", "--preset fast"])

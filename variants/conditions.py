@@ -6,11 +6,12 @@ A field that no selected choice uses has no effect, and triggers a notice.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Any, NamedTuple
 
 from harness.cli.flags import to_flag
 from harness.cli.own_files import is_own
+from harness.cli.run_options import Run
 from variants.choices import (
     AGGREGATORS,
     ALGORITHMS,
@@ -26,20 +27,18 @@ from variants.options import CLOCK_FIELDS, Privacy, find_choice, num_unseen
 class Condition(NamedTuple):
     """A field has an effect only if one of the fields `deciding` has one of `values`.
 
-    Without `values` it is enough that one of them is not at its default.
+    Without `values` it is enough that one of them is not 0, False or empty.
     """
 
     deciding: tuple[str, ...]
     values: tuple[str, ...] = ()
 
-    def is_met(
-        self, chosen: dict[str, Any], default: dict[str, Any], compared: Sequence[str]
-    ) -> bool:
+    def is_met(self, chosen: dict[str, Any], compared: Sequence[str]) -> bool:
         """Return whether the values `chosen`, or one of the names that are `compared`, meet it."""
         actual = [chosen[field] for field in self.deciding]
         if self.values:
             return not set(self.values).isdisjoint([*actual, *compared])
-        return any(chosen[field] != default[field] for field in self.deciding)
+        return any(actual)
 
     def is_own(self, chosen: dict[str, Any]) -> bool:
         """Return whether a user's own function decides."""
@@ -76,8 +75,7 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     for field in ("attack_scale", "backdoor_target", "backdoor_share"):
         conditions[field] = (has_attackers, by_choice[field])
     weighted = tuple(name for name, made in AGGREGATORS.items() if made.kind == "weighted")
-    is_uniform_draw = Condition(("sampling",), ("fixed", "poisson"))  # else all weights are equal
-    conditions["client_weighting"] = (Condition(("aggregator",), weighted), is_uniform_draw)
+    conditions["client_weighting"] = (Condition(("aggregator",), weighted),)
     conditions["drop_stragglers"] = (Condition(("stragglers",)),)
     for field in ("data_name", "transpose", "test_share", "image_size"):
         conditions[field] = (Condition(("data",)),)
@@ -105,12 +103,13 @@ def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, st
     compared = [name.strip() for name in re.split("[,;=]", chosen["compare"])]
     if chosen["partition_file"]:
         chosen = chosen | {"partition": "file"}
+    chosen = chosen | {"seeds": chosen["seeds"] - 1}  # a single one compares nothing
     unused = {}
     for field, conditions in all_conditions().items():
         missing = [
             condition
             for condition in conditions
-            if not condition.is_met(chosen, default, compared)
+            if not condition.is_met(chosen, compared)
             and (field in Privacy().to_dict() or not condition.is_own(chosen))
         ]
         if missing and chosen[field] != default[field]:
@@ -118,12 +117,17 @@ def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, st
     return unused
 
 
-def unused_notices(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
-    """Return a notice on each flag that has no effect."""
+def unused_notices(
+    chosen: dict[str, Any], default: dict[str, Any], fields: Container[str] | None = None
+) -> list[str]:
+    """Return a notice on each flag that has no effect; of a command without rounds on `fields`."""
     unused = [
         f"{field}={chosen[field]} has no effect without {needed}"
         for field, needed in find_unused(chosen, default).items()
+        if fields is None or field in fields
     ]
+    if fields is not None:
+        return unused
     on_rounds = [*notices_on_steps(chosen, default), *memory_notices(chosen)]
     return [*unused, *on_rounds, *notices_on_attackers(chosen)]
 
@@ -219,10 +223,12 @@ def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[st
     """Return the fields of one run whose value in use is not the chosen one.
 
     A rate that is None becomes the default one. The fields that define the algorithm get its
-    values. A field without effect becomes its default.
+    values. A field without effect becomes its default, unless it is one of files and figures, which
+    a resumed run may draw.
     """
     facts = find_choice("algorithm", chosen["algorithm"])
-    values = {field: default[field] for field in find_unused(chosen, default)}
+    unused = find_unused(chosen, default).keys() - Run().to_dict().keys()
+    values = {field: default[field] for field in unused}
     if chosen["client_lr"] is None:
         values["client_lr"] = default_client_lr(chosen)
     if chosen["server_lr"] is None:

@@ -8,7 +8,7 @@ import math
 import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 from harness.cli import command_line, saved_config, trust, usage
@@ -69,9 +69,12 @@ class ExperimentConfig(ConfigGroup):
         """Return a copy whose files are named wherever it is read, FL_DATA's too."""
         return self.replace(**absolute_paths(self.to_dict()))
 
-    def unused_notices(self) -> list[str]:
-        """Return a notice on each flag that has no effect."""
-        return unused_notices(self.to_dict(), self.defaults())
+    def unused_notices(self, fields: Container[str] | None = None, **known: Any) -> list[str]:
+        """Return a notice on each flag that has no effect; of a command without rounds on `fields`.
+
+        `known` are values that are not as in this configuration, such as the seeds of a list.
+        """
+        return unused_notices(self.to_dict() | known, self.defaults(), fields)
 
     def chosen(self, field: str) -> Any:
         """Return the row of a table in choices.py that this field names.

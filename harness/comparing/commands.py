@@ -59,7 +59,8 @@ def compare(
         return partial(build_experiment, dataset=given), partial(run, dataset=given)
 
     with quietly(first.run.quiet):
-        for notice in absolute.unused_notices():
+        several = max(first.comparison.seeds, len(compared.rows))  # though a list names no rows
+        for notice in absolute.unused_notices(seeds=several):
             warn(notice)
         try:
             if not absolute.comparison.tune:

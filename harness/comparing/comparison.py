@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.loading import import_function
 from harness.cli.output import print_line, warn
-from harness.cli.run_options import COMPARABLE, SINGLE
+from harness.cli.run_options import COMPARABLE, OF_SEVERAL, SINGLE
 from harness.comparing.completing import (
     Single,
     check_time,
@@ -117,11 +117,12 @@ def compare(
     since = time.perf_counter()
     form_of(config.run)
     seeds = range(config.seed, config.seed + config.comparison.seeds)
+    of_one = {**SINGLE, **{field: config.defaults()[field] for field in OF_SEVERAL}}
     experiments = []
     planned = []
     for row, name in zip(compared.rows, folder_names(compared.rows), strict=True):
         for seed in seeds:
-            single = config.effective(**{**row.changes, **SINGLE, "seed": seed})
+            single = config.effective(**{**row.changes, **of_one, "seed": seed})
             experiment = build(single)
             if seed == seeds[0]:
                 experiments.append(experiment)

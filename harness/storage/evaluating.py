@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli import trust
-from harness.cli.command_line import TRAINING, one_at_a_time
+from harness.cli.command_line import EVALUATING, TRAINING, one_at_a_time
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
 from harness.cli.output import print_line, warn
@@ -31,7 +31,7 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
     check_config(config)
     check_evaluated(config)
-    for notice in config.unused_notices():
+    for notice in config.unused_notices(EVALUATING):
         warn(notice)
     saved = read_saved(config.run.evaluate, type(config)())
     source = expand_path(config.run.evaluate)
