@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import federated_learning as fl
 from harness.cli.fields import UserError
@@ -60,6 +61,8 @@ class Scale:
 def cached(x):
     return x in {{"mean", "median", "krum"}} or x == {factor}
 
+Scale.rules = {{cached, Scale.change, len}}
+Scale.groups = {{frozenset("ab"), frozenset("cd")}}
 print(provenance.hash_rows({{"own": (Scale, cached, {{"one": {{"b", "a", "c"}}}})}})["own"])
 """
 
@@ -94,6 +97,27 @@ def test_a_decorated_function_of_a_notebook_is_looked_into(decorator):
 
     assert hash_of("x + 1") == hash_of("x + 1")
     assert hash_of("x + 1") != hash_of("x + 2")
+
+
+def test_a_row_that_contains_itself_has_a_hash():
+    kind = type("Own", (), {"__module__": "cell", "registry": []})
+    kind.registry.append(kind)
+    around = {"rate": 0.1}
+    around["self"] = around
+    for row in (kind, around, mock.Mock()):
+        provenance.hash_rows({"own": row})
+
+
+def test_all_constants_of_a_row_count():
+    def hash_of(**members):
+        return provenance.hash_rows({"own": type("Own", (), {"__module__": "cell", **members})})
+
+    values = [None, b"12", b"13", 0, False, "", 1.0, 1, (1, 2), [2, 1], {"a": 1}, {"a": 2}]
+    assert len({hash_of(k=value)["own"] for value in values}) == len(values)
+    defaults = {"__name__": "cell"}
+    exec("def one(x, k=3): return x\ndef two(x, k=4): return x", defaults)
+    one, two = (provenance.hash_rows({"own": defaults[name]}) for name in ("one", "two"))
+    assert one != two
 
 
 def test_every_file_that_numbers_follow_from_is_looked_at():

@@ -142,42 +142,59 @@ def hash_rows(rows: dict[str, Any]) -> dict[str, str]:
     """Return field -> hash of a choice's content, except functions of the program's own files.
 
     A notebook may put a number, or a function of its own, into a table. Functions that these call,
-    or close over, are not examined.
+    or close over, are not examined, and neither are objects of other classes.
     """
     return {field: digest(list(row_content(row))) for field, row in rows.items()}
 
 
-def row_content(thing: Any) -> Iterator[Any]:
+def row_content(thing: Any, outer: tuple[int, ...] = ()) -> Iterator[Any]:
     """Yield the constants in a row, and the code of its functions that are in none of our files.
 
     They are the same in every process: what has an address, or no order, is not written as such.
+    `outer` are the ids of what contains the thing, which may contain itself.
     """
-    if isinstance(thing, bool | int | float | str):
+    if id(thing) in outer:
+        return
+    if thing is None or isinstance(thing, bool | int | float | complex | str | bytes):
         yield repr(thing)
-    elif isinstance(thing, functools.partial):
-        yield from row_content((thing.func, *thing.args, *thing.keywords.values()))
-    elif isinstance(thing, tuple | list):
-        for part in thing:
-            yield from row_content(part)
-    elif isinstance(thing, dict):
-        yield from row_content([*thing.items()])
     elif isinstance(thing, set | frozenset):
-        yield constant_meaning(thing)
-    elif isinstance(thing, type):
-        for base in thing.__mro__:
-            module = sys.modules.get(base.__module__)  # a notebook's own has no file
-            file = getattr(module, "__file__", None) or ""
-            if base.__module__ != "builtins" and not is_known(file):
-                yield from row_content(written_members(base))
+        parts = [[*row_content(part, (*outer, id(thing)))] for part in thing]
+        yield sorted(json.dumps(part, sort_keys=True) for part in parts)
     elif isinstance(thing, types.FunctionType) and not is_known(thing.__code__.co_filename):
         yield code_meaning(thing.__code__)
-    for name in WRAPPED:
-        if getattr(thing, name, None) is not None:
-            yield from row_content(getattr(thing, name))
+    for part in parts_of(thing):
+        yield from row_content(part, (*outer, id(thing)))
+
+
+def parts_of(thing: Any) -> list[Any]:
+    """Return what a row, or a thing in it, is made of; [] for what has no parts, or no order."""
+    if isinstance(thing, functools.partial):
+        return [thing.func, *thing.args, *thing.keywords.values()]
+    if isinstance(thing, tuple | list):
+        return [*thing]
+    if isinstance(thing, dict):
+        return [*thing.items()]
+    if isinstance(thing, type):
+        return [written_members(base) for base in thing.__mro__]
+    if isinstance(thing, types.FunctionType) and not is_known(thing.__code__.co_filename):
+        return [thing.__defaults__, thing.__kwdefaults__, vars(thing).get("__wrapped__")]
+    names = [name for name in WRAPPED if hasattr(type(thing), name) or name in instance_of(thing)]
+    return [getattr(thing, name) for name in names]
+
+
+def instance_of(thing: Any) -> dict[str, Any]:
+    """Return an object's own attributes."""
+    return getattr(thing, "__dict__", {})
 
 
 def written_members(kind: type) -> dict[str, Any]:
-    """Return the members of a class that its author wrote: no docstring, and no bookkeeping."""
+    """Return the members of a class that its author wrote; nothing of a class of ours or a package.
+
+    Left out are the docstring, and what Python keeps there.
+    """
+    module = sys.modules.get(kind.__module__)  # a notebook's own has no file
+    if kind.__module__ == "builtins" or is_known(getattr(module, "__file__", None) or ""):
+        return {}
     return {
         name: member
         for name, member in vars(kind).items()
@@ -201,7 +218,7 @@ def constant_meaning(constant: Any) -> Any:
     """Return a constant of compiled code as JSON content, that of a set in a fixed order."""
     if isinstance(constant, types.CodeType):
         return code_meaning(constant)
-    if isinstance(constant, set | frozenset):
+    if isinstance(constant, frozenset):  # `x in {"a", "b"}`
         return sorted(map(repr, constant))
     return repr(constant)
 
