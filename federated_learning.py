@@ -154,8 +154,8 @@ class Training(options.MoreTraining):
     """Local batch size, B; 0: the client's whole shard."""
     client_lr: OptionalRate = None
     """Learning rate of the clients' local steps. Default: that of the client optimizer; for sgd
-    0.2, except 0.15 for lean-cnn, 0.1 for scaffold, 0.05 for digits and 0.0005 for mimelite, the
-    lowest that applies."""
+    0.2, except 0.15 for lean-cnn, 0.1 for scaffold, 0.05 for digits and 0.0005 for mimelite (the
+    lowest of several)."""
     server_lr: OptionalRate = None
     """Learning rate of the server optimizer. Default: that of the algorithm: 1 for plain averaging,
     0.3 for fedavgm, 0.03 for fedadagrad, 0.1 for fedadam and fedyogi."""

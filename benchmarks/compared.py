@@ -7,12 +7,13 @@ and asynchronous rounds on a simulated clock, FedProx with stragglers.
 """
 
 import csv
+import json
 import os
 import shlex
 import subprocess
 import sys
 
-from results import ROOT, arguments, data_name, identity, made_by, parse, read, write
+from results import ROOT, arguments, data_name, made_by, parse, read, write
 
 CLIENTS = "--model mlp --num-clients 100 --clients-per-round 10 --seeds 3"
 # Name -> flags, and the columns of summary.csv that the table shows.
@@ -41,13 +42,13 @@ COMPARISONS = {
 def compare(name: str) -> dict:
     """The rows of a comparison's summary.csv, and where they are from."""
     flags, columns = COMPARISONS[name]
-    # By the version too: of a name that is taken, the program would make another folder.
-    folder_name = "-".join(filter(None, ["benchmark", name, identity(), data_name()]))
+    folder_name = "-".join(filter(None, ["benchmark", name, data_name()]))
     shown_data = f" --data {shlex.quote(os.environ['FL_DATA'])}" if data_name() else ""
     command = [sys.executable, str(ROOT / "federated_learning.py"), *flags.split()]
-    run = ["--name", folder_name, "--figures", "none", "--table-columns", columns]
-    subprocess.run([*command, *run], check=True, cwd=ROOT)
-    folder = ROOT / "runs" / folder_name
+    run = ["--name", folder_name, "--figures", "none", "--table-columns", columns, "--json"]
+    done = subprocess.run([*command, *run], check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    # Of a name that another version or other data have, the program makes another folder.
+    folder = ROOT / json.loads(done.stdout.splitlines()[-1])["folder"]
     with (folder / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     return {

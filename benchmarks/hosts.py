@@ -175,8 +175,8 @@ def calculation(result: dict, scaling: list[dict]) -> str:
     most = math.sqrt(MILLION * client / each)
     told = (
         f"A client costs {1000 * client:.2f} ms (`scaling.json`), a megabyte there and back "
-        f"{1000 * result['s_per_megabyte']:.1f} ms of the coordinator's time (without "
-        f"a network, of which a link of 1 Gbit/s adds 16), `mlp`'s "
+        f"{1000 * result['s_per_megabyte']:.1f} ms of the coordinator's time "
+        f"(measured without a network; a link of 1 Gbit/s adds 16 ms), `mlp`'s "
         f"weights {two['measured_bytes_down'] / 2e6:.2f} MB. "
         f"Beyond some {most:,.0f} hosts a round waits for the coordinator; a tree, in which hosts "
         "merge for 32 others, would do, as merges may be grouped in any way."

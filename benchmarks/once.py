@@ -36,7 +36,8 @@ def once(table: str, name: str, flags: str) -> dict:
     if not seconds.exists():
         print(f"{folder.name}: {flags}", file=sys.stderr, flush=True)
         so_far = folder.with_name(f"{folder.name}.seconds-so-far")
-        spent = float(so_far.read_text()) if so_far.exists() else 0.0
+        is_begun = folder.exists() and so_far.exists()
+        spent = float(so_far.read_text()) if is_begun else 0.0
         began = time.perf_counter()
         try:
             done = subprocess.run(command, stdout=subprocess.DEVNULL)

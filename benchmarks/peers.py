@@ -48,7 +48,7 @@ def install() -> None:
             shutil.rmtree(environment, ignore_errors=True)  # half of one counts as none
             raise
     if lacking:
-        print(f"{'; '.join(lacking)}; install it, and run this again", file=sys.stderr)
+        raise SystemExit(f"{'; '.join(lacking)}; install that Python, and run this again")
 
 
 def main() -> None:

@@ -85,8 +85,8 @@ def speed(rows: list[dict]) -> str:
     by_data = usual / ours
     text = (
         f"A round takes {low:.2f} to {high:.2f} times as long as one of a hand-written TensorFlow "
-        "loop, both on two threads, depending on the workload, and on whether the loop's own "
-        "process is a fast one. With `mlp` and ten clients of 6,000 "
+        "loop, both on two threads, depending on the workload (and the loop is faster in some "
+        "processes than in others). With `mlp` and ten clients of 6,000 "
         f"images it takes {ours:.3f} s. A round of TFF's own FedAvg takes {stock:.2f} s "
         f"({by_id:.1f} times as long) if the worker loads each client's images by its id, and "
         f"{usual:.2f} s ({by_data:.0f} times) if the images are arguments of the round, as in most "

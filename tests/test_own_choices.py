@@ -237,7 +237,7 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
         ),
         (
             "--algorithm own.py:sends_more --aggregator dp --public-cohorts",
-            "changes message_size, which aggregator='dp' rests on, so epsilon would be false",
+            "changes message_size, on which the privacy of aggregator='dp' rests",
         ),
         ("--aggregator gone.py:f", "cannot be read"),
         ("--aggregator own.py", "name its function too"),

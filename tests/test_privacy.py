@@ -16,6 +16,7 @@ from harness.storage.provenance import describe_program
 from harness.training.dataset import KEYS
 from harness.training.records import PUBLIC, RoundRecord
 from variants import choices, privacy
+from variants.combinations import NOT_PRIVATE
 from variants.sampling import draw_cohort
 
 import dp_accounting
@@ -26,6 +27,23 @@ import tensorflow as tf
 import tensorflow_federated as tff
 from reference import accountant_of, replace_choice
 from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
+
+OF_SINGLE_CLIENTS = {
+    "unseen_clients": "--unseen-clients 0.2",
+    "client_test": "--client-test 0.2",
+    "save_clients": "--save-clients",
+    "baselines": "--baselines",
+    "tensorboard": "--tensorboard",
+}
+
+
+@pytest.mark.parametrize("field", NOT_PRIVATE)
+def test_what_tells_of_single_clients_is_refused(field):
+    flags = OF_SINGLE_CLIENTS[field]
+    assert fl.parse(flags)
+    with pytest.raises(UserError, match=f"{field}=.* cannot be combined with aggregator='dp'"):
+        fl.parse(f"{flags} --aggregator dp --noise-multiplier 0.5")
+
 
 POISSON = configure(
     aggregator="dp",

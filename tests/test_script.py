@@ -288,7 +288,7 @@ def test_help_is_one_screen_and_leads_to_each_theme(tmp_path, capsys):
             fl.parse(words)
         assert "--size-spread 0..10" in capsys.readouterr().out, words
     with pytest.raises(
-        UserError, match="'sweeps': no such theme, or flag of one; choose data, partition"
+        UserError, match="'sweeps': neither a theme nor one of its flags; choose data, partition"
     ):
         fl.parse("--help sweeps")
 

@@ -4,11 +4,21 @@ from typing import get_args
 
 import federated_learning as fl
 from harness.cli.fields import UserError
+from harness.comparing import tuning
 from harness.comparing.commands import MOST_HELD_OUT
-from harness.comparing.sweep import candidates_of_rows, compared_rows
+from harness.comparing.comparison import Finished
+from harness.comparing.sweep import Row, candidates_of_rows, compared_rows
 
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
+from runs import (
+    MLP_ON_DIGITS,
+    NO_FIGURES,
+    call_script,
+    configure,
+    make_record,
+    read_csv,
+    read_metrics,
+)
 
 FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 
@@ -95,6 +105,27 @@ def test_the_best_value_on_held_out_images_is_trained_and_evaluated_on_the_test_
     # Once more: all runs are reused.
     output = call_script(tmp_path, *FLAGS, *compare)
     assert output.stdout.count("finished earlier, reused") == 3 + 2
+
+
+def test_trials_are_judged_by_all_of_their_seeds():
+    """Of equal numbers of seeds that reach a target, the fewest rounds decide; else the mean."""
+    row = Row("fedavg", {"algorithm": "fedavg"}, {}, {})
+    trials = [{"client_lr": 0.1}, {"client_lr": 0.2}]
+    first, second = (tuning.make_trial(row, trial).label for trial in trials)
+    ends = {first: [(0.2, 0.9), (0.5, 0.8)], second: [(0.85, 0.7), (0.1, 0.84)]}
+    records_of = {
+        label: [[make_record(one, 1), make_record(two, 2)] for one, two in of_seeds]
+        for label, of_seeds in ends.items()
+    }
+    seeds_of = {label: [2, 3] for label in ends}
+    finished = Finished(records_of, {}, "", [], seeds_of, {}, {})
+    assert tuning.rank(finished, first, 0)[-1] == pytest.approx(0.85)
+    assert tuning.rank(finished, first, 0) > tuning.rank(finished, second, 0)
+    assert tuning.rank(finished, second, 0.8)[:2] == (2, pytest.approx(-(1 + 1 + 0.7 / 0.74) / 2))
+    assert tuning.rank(finished, second, 0.8) > tuning.rank(finished, first, 0.8)
+    described = tuning.describe_trial(row, trials[0], finished, 0)
+    assert described["seeds"] == "2 3" and described["mean"] == pytest.approx(0.85)
+    assert described["sd"] == pytest.approx(0.1 / 2**0.5)
 
 
 def test_a_data_set_from_python_is_held_out_too(tmp_path, monkeypatch, digits):

@@ -20,10 +20,12 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 optimizers = tff.learning.optimizers
-# With differential privacy: who is drawn, what is sent, how it is summed, and what counts epsilon.
+# With differential privacy: who is drawn, what is sent, how it is summed, what counts epsilon, and
+# what is published.
 PRIVATE_PARTS = (
     *("sample_clients", "update_spec", "message_size", "build_train_chunk", "num_chunks"),
     *("aggregator", "build_round", "train_cohort", "memory", "callbacks"),
+    *("extend_evaluation", "extra_evaluations"),
 )
 
 
@@ -35,15 +37,15 @@ def change_algorithm(parts: Any, experiment: Any) -> Any:
 
 
 def check_private_parts(before: Any, after: Any, experiment: Any) -> None:
-    """Raise UserError if a user's own algorithm changes a part that epsilon rests on."""
+    """Raise UserError if a user's own algorithm changes a part that privacy rests on."""
     name = experiment.config.optimization.algorithm
     if not experiment.config.is_private or not is_own(name):
         return
     for part in PRIVATE_PARTS:
-        if getattr(after, part) != getattr(before, part):
+        if getattr(after, part) is not getattr(before, part):
             raise UserError(
-                f"algorithm={name!r:.200} changes {part}, which aggregator='dp' rests on, so "
-                f"epsilon would be false; leave {part} as it is, or change one of the flags"
+                f"algorithm={name!r:.200} changes {part}, on which the privacy of aggregator='dp' "
+                f"rests; leave {part} as it is, or change one of the flags"
             )
 
 

@@ -119,9 +119,9 @@ class Run(ConfigGroup):
     quiet: bool = False
     """Print nothing on standard output; notices and errors still appear on standard error."""
     json: bool = False
-    """Print a line of JSON last: a run's folder, test_accuracy, rounds, epsilon and weights_sha256;
-    of an evaluation those that it has; a comparison's folder and finished; with --list and
-    --predict a list."""
+    """Print a line of JSON last: folder, test_accuracy, weights_sha256, rounds and epsilon of a run
+    (the first three of an evaluation), folder and finished of a comparison, or the list of --list
+    and --predict."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""

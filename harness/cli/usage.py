@@ -49,8 +49,8 @@ def answer_help(config: ConfigGroup, words: Sequence[str]) -> None:
             chosen.append(name if name in groups else of_field[name])
         elif not word.startswith("-"):
             raise UserError(
-                f"--help {word!r:.60}: no such theme, or flag of one; choose {', '.join(groups)}, "
-                "or see --help-all"
+                f"--help {word!r:.60}: neither a theme nor one of its flags; choose "
+                f"{', '.join(groups)}, or see --help-all"
             )
     if not chosen:
         with tolerate_closed_stream(sys.stdout):
