@@ -161,7 +161,7 @@ def compare(
 
 
 def name_own_metrics(experiment: Any) -> list[str]:
-    """Return the names of the metrics of --metrics, which every run of a comparison has."""
+    """Return the names of the metrics of --metrics, as its function names them before the runs."""
     metrics = experiment.config.run.metrics
     if not metrics:
         return []

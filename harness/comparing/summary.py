@@ -80,7 +80,7 @@ def summarize(
 
     `records_of` has the records of each seed, `rates` the learning rates and batch size,
     `seeds_of` the seeds (default: 0, 1, ...), `clients_of` the clients' accuracies float64[K] of
-    each seed. The accuracy is that of each run's last round.
+    each seed (of all names, or none). The accuracy is that of each run's last round.
     Differences from the row's `base` are tested by the paired t-test, with Holm's correction for
     more than two rows: on the rounds to the `target` if there is one, else on the accuracies, if
     all runs have the same number of rounds. Values that do not apply are None, such as a mean over
