@@ -785,8 +785,8 @@ class RoundSteps(NamedTuple):
     initialize: Computation  # -> TFF's LearningAlgorithmState, at SERVER
     begin_round: Computation  # ServerProgress -> that of the next round
     train: Computation  # (weights, ServerProgress, clients int64[g]) -> ChunkOutput
-    aggregate: Any  # TFF's AggregationProcess, of the chunks' updates
-    finalize: Any  # TFF's FinalizerProcess: the server optimizer's step
+    aggregate: tff.templates.AggregationProcess  # of the chunks' updates
+    finalize: tff.learning.templates.FinalizerProcess  # the server optimizer's step
 
 
 CHUNKS_TYPE = tff.FederatedType(tff.TensorType(np.int64, [None]), tff.CLIENTS)
@@ -917,7 +917,7 @@ class Parts(NamedTuple):
     build_client_update: Callable[[Optimizer], Callable]  # client optimizer -> client_update
     build_train_chunk: Callable  # (client, parts) -> train_chunk(broadcast, clients)
     num_chunks: int | None  # see make_chunks
-    aggregator: Any  # TFF's weighted factory, for the chunks' updates
+    aggregator: tff.aggregators.WeightedAggregationFactory  # for the chunks' updates
     server_optimizer: Optimizer
     build_round: Callable[[RoundSteps], Computation]  # -> next_round
     train_cohort: Callable  # (worker, experiment, state, clients) -> (state, reports, measured)
