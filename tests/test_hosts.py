@@ -4,6 +4,7 @@ refuses is told."""
 import contextlib
 import json
 import os
+import re
 import socket
 import subprocess
 import time
@@ -198,8 +199,10 @@ def children(process):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (kill_worker, "ended"),
-        pytest.param(kill_ssh, "ended", marks=pytest.mark.thorough),
+        (kill_worker, "(ended|exited)"),
+        pytest.param(
+            kill_ssh, "(ended|exited)", marks=pytest.mark.thorough
+        ),  # in or between rounds
         pytest.param(stop_worker, "hung for 3 s", marks=pytest.mark.thorough),
         pytest.param(cut_for_five_seconds, "", marks=pytest.mark.thorough),
     ],
@@ -213,9 +216,8 @@ def test_what_is_lost_is_done_again_and_the_end_is_the_same(
     assert process.poll() is None  # it was in the middle
     code, _, errors = finish(process)
     assert code == 0, errors
-    assert len(errors) == bool(said) and all(said in line and "hostB" in line for line in errors), (
-        errors
-    )
+    assert len(errors) == bool(said), errors
+    assert all(re.search(said, line) and "hostB" in line for line in errors), errors
     assert outcome(tmp_path)["weights_sha256"] == undisturbed["weights_sha256"]
     assert none_left(pair, 2)
 

@@ -279,10 +279,10 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
         folder = run_folder.RunFolder(tmp_path, experiment)
         start, records = folder.load(experiment)
 
-        def stopping(*arguments):
+        def stopping(*arguments, **named):
             if kills and draws[-1] == 2:
                 raise Killed
-            return original(*arguments)
+            return original(*arguments, **named)
 
         monkeypatch.setattr(*place, stopping)
         for state, record, _ in fl.run_rounds(experiment, start, folder=folder):
