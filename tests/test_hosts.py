@@ -199,13 +199,12 @@ def children(process):
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
-        (kill_worker, "(ended|exited)"),
-        pytest.param(
-            kill_ssh, "(ended|exited)", marks=pytest.mark.thorough
-        ),  # in or between rounds
+        (kill_worker, "ended|exited"),  # in a round, or between two
+        pytest.param(kill_ssh, "ended|exited", marks=pytest.mark.thorough),
         pytest.param(stop_worker, "hung for 3 s", marks=pytest.mark.thorough),
         pytest.param(cut_for_five_seconds, "", marks=pytest.mark.thorough),
     ],
+    ids=["worker", "ssh", "hung", "cut"],
 )
 def test_what_is_lost_is_done_again_and_the_end_is_the_same(
     tmp_path, pair, undisturbed, harm, said
