@@ -178,13 +178,9 @@ def parts_of(thing: Any) -> list[Any]:
         return [written_members(base) for base in thing.__mro__]
     if isinstance(thing, types.FunctionType) and not is_known(thing.__code__.co_filename):
         return [thing.__defaults__, thing.__kwdefaults__, vars(thing).get("__wrapped__")]
-    names = [name for name in WRAPPED if hasattr(type(thing), name) or name in instance_of(thing)]
+    own = getattr(thing, "__dict__", {})
+    names = [name for name in WRAPPED if hasattr(type(thing), name) or name in own]
     return [getattr(thing, name) for name in names]
-
-
-def instance_of(thing: Any) -> dict[str, Any]:
-    """Return an object's own attributes."""
-    return getattr(thing, "__dict__", {})
 
 
 def written_members(kind: type) -> dict[str, Any]:
