@@ -97,7 +97,9 @@ from harness.cli.output import print_line
 from harness.cli.own_files import OWN, give, is_own, own_fields, short_name
 from harness.cli.run_options import Comparison, Run
 from harness.comparing.sweep import compared_rows, overlaid_folders
-from variants import choices, conditions, configuration, options, presets
+from harness.config import conditions, configuration, preset_flags
+from variants import choices, options
+from variants.presets import PRESETS
 
 import numpy as np
 
@@ -165,9 +167,11 @@ class Training(options.MoreTraining):
 class Config(configuration.ExperimentConfig):
     """One experiment. Each field is also a flag: client_lr is --client-lr."""
 
+    tables = configuration.Tables(choices.TABLES, choices.KINDS, PRESETS)
+
     seed: int_range(0, 2**31 - 1) = 0
     """Random seed of the split, the initial weights, the cohorts and the batch order."""
-    preset: choice(presets.PRESETS) = "none"
+    preset: choice(PRESETS) = "none"
     """Flags of a published experiment; flags given in addition override them."""
     data: Data = Data()
     partitioning: Partitioning = Partitioning()
@@ -220,7 +224,7 @@ from harness.storage.run_folder import RunFolder, check_held_out
 from harness.storage.saved_run import SavedRun
 from harness.storage.saving import Result
 from harness.training import histories, layers, own_models, records, shards
-from harness.training.dataset import Dataset, OtherImages, check_dataset, make_dataset
+from harness.training.dataset import Dataset, OtherImages, check_dataset, make_dataset, read_arrays
 from harness.training.dataset import Split as Split  # for data sets made in Python
 from harness.training.records import Evaluation, RoundRecord
 from harness.training.settings import pinned_keras_settings
@@ -251,12 +255,12 @@ MNIST_FILE = Path(__file__).resolve().parent / "data" / "mnist.npz"
 
 
 def load_mnist() -> Dataset:
-    """Load MNIST from data/mnist.npz. Raises UserError if the file is not MNIST.
+    """Load MNIST from data/mnist.npz. Raises UserError if the file is damaged or not MNIST.
 
     Returns a Dataset: `train` and `test`, each with images uint8[N,H,W,channels] and labels
     uint8[N].
     """
-    arrays = datasets.read_npz(MNIST_FILE)
+    arrays = read_arrays(MNIST_FILE)
     arrays |= {key: arrays[key][..., np.newaxis] for key in ("x_train", "x_test")}
     dataset = make_dataset("MNIST", arrays)
     if not dataset.is_mnist:
@@ -1341,9 +1345,9 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
     ]
     return [
         *provenance.edited_notices(),
-        *presets.preset_notices(config, Config()),
-        *conditions.unused_notices(chosen, Config.defaults()),
-        *conditions.horizon_notices(config.to_dict()),
+        *preset_flags.preset_notices(config, Config()),
+        *conditions.unused_notices(chosen, Config.defaults(), config.tables),
+        *conditions.horizon_notices(config.to_dict(), config.tables),
         *notices.find_weak_settings(experiment),
         *origin.origin_notices(config.training.initial_model, dataset),
         *([] if config.is_private else on_data),
@@ -1380,7 +1384,7 @@ def build_experiment(
     saved_config.check_config(config)
     given = config.to_dict()
     # Default rates are filled in.
-    with_defaults = config.effective(**configuration.absolute_paths(given))
+    with_defaults = config.effective(**config.absolute_paths())
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
     check_dataset(dataset)

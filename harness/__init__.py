@@ -1,8 +1,9 @@
 """Infrastructure around a run: command line, files, figures, TFF's workers.
 
 Nothing here imports the script, but for a process of --jobs: it is given objects whose attributes
-it uses. Of its folders, numbers follow from `training` and `engine` alone. Where TensorFlow
-Federated cannot run, whoever imports a module of this package first gets one line, no traceback.
+it uses. Of its folders, numbers follow from `config`, `training` and `engine` alone. Where
+TensorFlow Federated cannot run, whoever imports a module of this package first gets one line, no
+traceback.
 """
 
 import importlib.util

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import federated_learning as fl
 from harness.cli.fields import UserError
+from harness.config.tables import num_unseen
 from harness.training.records import communication_cost, read_record
 from harness.training.shards import Shard
 from variants import choices, evaluations
@@ -15,7 +16,6 @@ from variants.adversity import (
     trigger_mask,
     unseen_clients,
 )
-from variants.options import num_unseen
 from variants.sampling import draw_cohort, drop_out
 
 import numpy as np

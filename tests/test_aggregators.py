@@ -6,7 +6,7 @@ from unittest import mock
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.engine.execution import plain_sums
-from variants import aggregators, conditions
+from variants import aggregators
 
 import numpy as np
 import pytest
@@ -386,7 +386,7 @@ def test_more_attackers_than_a_rule_withstands_are_told(flags, most):
 
     def told(**changed):
         config = configure(**flags | changed)
-        return conditions.unused_notices(config.to_dict(), fl.Config.defaults())
+        return config.unused_notices()
 
     (notice,) = told()
     assert f"exceed the {most} per round that" in notice

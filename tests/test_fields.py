@@ -6,7 +6,6 @@ from typing import get_args
 import federated_learning as fl
 from harness.cli.fields import UserError, choices_of, is_plain_text
 from harness.cli.run_options import identity
-from variants.conditions import unused_notices
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ from runs import configure
 
 def notices_of(config):
     """The notices on flags without effect."""
-    return unused_notices(config.to_dict(), fl.Config.defaults())
+    return config.unused_notices()
 
 
 def wrong_values(hint):

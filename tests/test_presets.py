@@ -1,7 +1,8 @@
 """Presets are flags: each parses, those beside it win, and a resumed run keeps its own."""
 
 import federated_learning as fl
-from variants.presets import PRESETS, insert_preset_flags, preset_notices
+from harness.config.preset_flags import insert_preset_flags, preset_notices
+from variants.presets import PRESETS
 
 import pytest
 
@@ -136,11 +137,11 @@ def test_reddis_presets_say_how_they_differ():
 def test_flags_of_a_resumed_run_are_its_own():
     words = ["--resume", "runs/a", "--preset", "original-script"]
     assert (
-        insert_preset_flags(words) == words
-        and insert_preset_flags(["--preset", "nothing"]) == ["--preset", "nothing"]
-        and insert_preset_flags([]) == []
+        insert_preset_flags(words, PRESETS) == words
+        and insert_preset_flags(["--preset", "nothing"], PRESETS) == ["--preset", "nothing"]
+        and insert_preset_flags([], PRESETS) == []
     )
-    assert insert_preset_flags(["--preset", "original-script", "--seed", "1"])[:2] == [
+    assert insert_preset_flags(["--preset", "original-script", "--seed", "1"], PRESETS)[:2] == [
         "--model",
         "mlp",
     ]

@@ -9,6 +9,7 @@ from functools import partial
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.cli.saved_config import read_saved
+from harness.config.combinations import NOT_PRIVATE
 from harness.engine.worker import LocalWorker
 from harness.storage import run_folder
 from harness.storage.files import to_json
@@ -16,7 +17,6 @@ from harness.storage.provenance import describe_program
 from harness.training.dataset import KEYS
 from harness.training.records import PUBLIC, RoundRecord
 from variants import choices, privacy
-from variants.combinations import NOT_PRIVATE
 from variants.sampling import draw_cohort
 
 import dp_accounting

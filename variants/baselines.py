@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
 from harness.cli.output import Progress, print_line, warn
+from harness.config.conditions import default_client_lr
 from harness.engine.ssh import HERE
 from harness.engine.worker import LocalWorker
 from harness.reporting import captions, plots
@@ -30,7 +31,6 @@ from harness.storage.provenance import digest, program
 from harness.training.dataset import Split
 from harness.training.records import MOST_IN_MATRIX, examples_trained_on
 from variants.choices import ALGORITHMS
-from variants.conditions import default_client_lr
 
 import numpy as np
 
@@ -89,7 +89,7 @@ def plain_training(config: Any) -> dict[str, Any]:
     fedavg = ALGORITHMS["fedavg"]
     learning_rate = training.client_lr
     if config.chosen("algorithm").client_lr != fedavg.client_lr:
-        learning_rate = default_client_lr(config.to_dict() | {"algorithm": "fedavg"})
+        learning_rate = default_client_lr(config.to_dict() | {"algorithm": "fedavg"}, config.tables)
     return {
         "client_lr": learning_rate,
         "local_epochs": training.local_epochs,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from harness.cli.fields import (
     ConfigGroup,
@@ -23,17 +23,14 @@ from harness.cli.fields import (
     optional_int,
     text,
 )
-from harness.cli.own_files import OWN, short_name
+from harness.cli.own_files import OWN
 from variants.choices import (
     AGGREGATORS,
     ALGORITHMS,
     ATTACKS,
     CLIENT_OPTIMIZERS,
-    KINDS,
-    PARTITIONS,
     SCHEDULES,
     SERVER_SCHEDULES,
-    TABLES,
 )
 
 
@@ -262,9 +259,6 @@ class Adversity(ConfigGroup):
     """Fraction of a backdoor attacker's images that carry the trigger."""
 
 
-CLOCK_FIELDS = ("device_speed", "bandwidth", "latency")
-
-
 @dataclass(frozen=True)
 class Clock(ConfigGroup):
     """A simulated clock: how long rounds would take on clients of given speed and connection.
@@ -303,23 +297,3 @@ class Clock(ConfigGroup):
                 "lognormal:0.5"
             )
         return float(found[1] or 0)
-
-
-def find_choice(field: str, name: str) -> Any:
-    """Return the choice of this name; of FILE.py:FUNCTION what is known before the file is read."""
-    if name in TABLES[field] or field not in KINDS:
-        return TABLES[field][name]
-    made = KINDS[field]("", function=name)
-    title = short_name(name).replace("{", "{{").replace("}", "}}")
-    return made._replace(title=title) if field == "partition" else made
-
-
-def has_owners(partition: Any) -> bool:
-    """Return whether the clients of a partition are the owners of the images."""
-    chosen = PARTITIONS.get(partition) if isinstance(partition, str) else None
-    return chosen is not None and "owner_choice" in chosen.fields
-
-
-def num_unseen(share: float, num_clients: int) -> int:
-    """Return how many clients are never drawn; a share above 0 makes one at least."""
-    return max(1, round(share * num_clients)) if share else 0

@@ -31,7 +31,7 @@ from harness.storage.files import read_json
 PROGRAMS = "program.json"  # in a run's folder
 ROOT = Path(__file__).resolve().parents[2]
 # The folders that numbers follow from, with the script; harness/__init__.py sets oneDNN.
-FOLDERS = ("harness/engine", "harness/training", "variants")
+FOLDERS = ("harness/config", "harness/engine", "harness/training", "variants")
 COMPUTING = ("numpy", "scipy", "tensorflow", "tensorflow-federated")
 # The vectors for which oneDNN has kernels of their own.
 VECTORS = {

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
+from harness.storage.files import briefly, read_bytes
 
 import numpy as np
 
@@ -97,6 +100,17 @@ def make_dataset(name: str, arrays: Arrays, notices: Sequence[str] = ()) -> Data
         classes,
         tuple(notices),
     )
+
+
+def read_arrays(path: Path) -> Arrays:
+    """Return the four arrays of one of our own .npz files. Raises UserError for a damaged one."""
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as npz:
+            return {key: npz[key] for key in KEYS}
+    except Exception as error:  # NumPy and zipfile raise a dozen kinds on a damaged file
+        raise UserError(
+            f"{path} cannot be read ({briefly(error)}); restore the committed file"
+        ) from error
 
 
 def check_dataset(dataset: Any) -> None:

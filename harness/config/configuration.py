@@ -16,26 +16,28 @@ from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.flags import split_off
 from harness.cli.own_files import OWN_FIELDS, is_own, own_fields
 from harness.comparing.sweep import check_comparison, join_compared, overlaid_folders
+from harness.config import preset_flags
+from harness.config.combinations import check_combination, check_definition, check_given_noise
+from harness.config.conditions import effective_values, unused_notices
+from harness.config.tables import Tables, num_unseen
 from harness.storage.files import briefly, expand_path
-from variants import presets
-from variants.choices import DATASETS
-from variants.combinations import check_combination, check_definition, check_given_noise
-from variants.conditions import effective_values, unused_notices
-from variants.options import Clock, find_choice, has_owners, num_unseen
 
 
 class ExperimentConfig(ConfigGroup):
     """A configuration of which some values follow from others: the script's Config is one."""
 
-    if TYPE_CHECKING:  # groups that Config has
+    if TYPE_CHECKING:  # what Config has
+        tables: Tables
         partitioning: Any
         training: Any
-        clock: Clock
+        clock: Any
 
     def __post_init__(self) -> None:
         """Raise UserError if fields do not go together."""
         super().__post_init__()
-        check_combination(self.to_dict(), self.defaults())
+        check_combination(self.to_dict(), self.defaults(), self.tables)
+        if self.clock.device_speed:
+            self.clock.speed_spread  # noqa: B018, raises UserError
         check_comparison(self)
 
     def replace(self, **changes: Any) -> Self:
@@ -45,10 +47,11 @@ class ExperimentConfig(ConfigGroup):
         all owners as the clients of partition="natural".
         """
         kind = type(self)
-        implied = presets.preset_fields(changes.get("preset"), functools.partial(parse, kind))
+        read = functools.partial(parse, kind)
+        implied = preset_flags.preset_fields(changes.get("preset"), self.tables.presets, read)
         is_usual = self.partitioning.num_clients == self.defaults()["num_clients"]
-        is_new = not has_owners(self.partitioning.partition)
-        if has_owners(changes.get("partition")) and is_new and is_usual:
+        is_new = not self.tables.has_owners(self.partitioning.partition)
+        if self.tables.has_owners(changes.get("partition")) and is_new and is_usual:
             implied = {"num_clients": 0} | implied
         if changes.get("evaluate"):
             super().replace(evaluate=changes["evaluate"])  # refuses what is no text
@@ -63,18 +66,22 @@ class ExperimentConfig(ConfigGroup):
         configurations that make the same run have the same effective copy.
         """
         chosen = self.to_dict() | changes
-        return super().replace(**changes | effective_values(chosen, self.defaults()))
+        return super().replace(**changes | effective_values(chosen, self.defaults(), self.tables))
+
+    def absolute_paths(self) -> dict[str, str]:
+        """Return the fields that name files, as absolute paths."""
+        return absolute_paths(self.to_dict(), self.tables)
 
     def with_absolute_paths(self) -> Self:
         """Return a copy whose files are named wherever it is read, FL_DATA's too."""
-        return self.replace(**absolute_paths(self.to_dict()))
+        return self.replace(**self.absolute_paths())
 
     def unused_notices(self, fields: Container[str] | None = None, **known: Any) -> list[str]:
         """Return a notice on each flag that has no effect; of a command without rounds on `fields`.
 
         `known` are values that are not as in this configuration, such as the seeds of a list.
         """
-        return unused_notices(self.to_dict() | known, self.defaults(), fields)
+        return unused_notices(self.to_dict() | known, self.defaults(), self.tables, fields)
 
     def chosen(self, field: str) -> Any:
         """Return the row of a table in choices.py that this field names.
@@ -82,7 +89,7 @@ class ExperimentConfig(ConfigGroup):
         Of FILE.py:FUNCTION it has that as its function, and no help.
         """
         name = self.partition_name if field == "partition" else self.to_dict()[field]
-        return find_choice(field, name)
+        return self.tables.find(field, name)
 
     def fields_of_choice(self, field: str) -> dict[str, Any]:
         """Return the fields, by name, that the choice made in this field uses and others do not."""
@@ -133,19 +140,19 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     except ValueError as error:  # a quotation mark without its other
         raise UserError(f"{words!r:.60} cannot be divided into flags ({error}); fix it") from error
     given = list(sys.argv[1:] if word_list is None else word_list)
-    presets.explain_preset(given)
+    preset_flags.explain_preset(given, kind.tables.presets)
     usage.answer_help(kind(), given)
     base = saved_config.read_base(given, kind())
     is_given = base is not None and "num_clients" in base.changed()
-    flags = insert_implied_flags(presets.insert_preset_flags(given), is_given)
-    flags = join_compared(flags)
+    flags = preset_flags.insert_preset_flags(given, kind.tables.presets)
+    flags = join_compared(insert_implied_flags(flags, is_given, kind.tables))
     evaluated = split_off(given, "evaluate")[0]
     names_data = any(split_off(given, field)[0] for field in ("dataset", "data"))
     if evaluated and not base and not names_data:
         base = kind().replace(evaluate=evaluated[-1])
     config = command_line.read_flags(kind, flags, default=base)
     check_given_noise(config.to_dict(), given)
-    check_definition(config.to_dict(), config.defaults(), given)
+    check_definition(config.to_dict(), config.defaults(), kind.tables, given)
     command_line.check_use(config, given)
     if config.run.resume:
         saved = saved_config.read_saved(config.run.resume, kind())
@@ -159,12 +166,12 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
 
 def check_paths(config: Any) -> None:
     """Raise UserError for a file, or a run's folder, that a flag names and that is not there."""
-    check_files(config.to_dict())
+    check_files(config.to_dict(), config.tables)
     for folder in filter(None, [config.run.evaluate, *overlaid_folders(config.comparison.compare)]):
         saved_config.read_saved(str(folder), type(config)())
 
 
-def insert_implied_flags(words: Sequence[str], is_given: bool) -> list[str]:
+def insert_implied_flags(words: Sequence[str], is_given: bool, tables: Tables) -> list[str]:
     """Return a command line with what its flags imply.
 
     The partition natural has all owners as clients, unless a file says how many (`is_given`);
@@ -177,7 +184,7 @@ def insert_implied_flags(words: Sequence[str], is_given: bool) -> list[str]:
     words = gather_pictures(words)
     partitions = split_off(words, "partition")[0]
     says_how_many = is_given or split_off(words, "num_clients")[0] or split_off(words, "resume")[0]
-    if has_owners((partitions or [""])[-1]) and not says_how_many:
+    if tables.has_owners((partitions or [""])[-1]) and not says_how_many:
         return [*words, "--num-clients", "0"]
     return words
 
@@ -198,7 +205,7 @@ def gather_pictures(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
-def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
+def absolute_paths(chosen: dict[str, Any], tables: Tables) -> dict[str, str]:
     """Return the fields that name files, FL_DATA's too, as absolute paths: a run resumes anywhere.
 
     Fields that name no file are left out.
@@ -207,18 +214,18 @@ def absolute_paths(chosen: dict[str, Any]) -> dict[str, str]:
     files["initial_model"] = chosen["initial_model"]
     files |= {field: chosen[field] for field in own_fields(chosen)}
     is_saved = chosen["resume"] or chosen["evaluate"]  # whose data its folder names
-    if not is_saved and not DATASETS[chosen["dataset"]].function:
+    if not is_saved and not tables.find("dataset", chosen["dataset"]).function:
         files["data"] = files["data"] or os.environ.get("FL_DATA", "")
     return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}
 
 
-def check_files(chosen: dict[str, Any]) -> None:
+def check_files(chosen: dict[str, Any], tables: Tables) -> None:
     """Raise UserError if a file that a flag names is not there. `chosen` is field -> value.
 
     The files are read later, by whoever uses them; this tells a wrong path before TensorFlow is
     imported.
     """
-    for field, path in absolute_paths(chosen).items():
+    for field, path in absolute_paths(chosen, tables).items():
         file = path.rpartition(":")[0] if field in OWN_FIELDS else path
         try:
             os.stat(file)

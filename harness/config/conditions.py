@@ -12,16 +12,9 @@ from typing import Any, NamedTuple
 from harness.cli.flags import to_flag
 from harness.cli.own_files import is_own
 from harness.cli.run_options import Run
-from variants.choices import (
-    AGGREGATORS,
-    ALGORITHMS,
-    ATTACKS,
-    CLIENT_OPTIMIZERS,
-    DATASETS,
-    PARTITIONS,
-    SCHEDULES,
-)
-from variants.options import CLOCK_FIELDS, Privacy, find_choice, num_unseen
+from harness.config.tables import Tables, num_unseen
+
+CLOCK_FIELDS = ("device_speed", "bandwidth", "latency")  # each of which turns the clock on
 
 
 class Condition(NamedTuple):
@@ -49,24 +42,27 @@ class Condition(NamedTuple):
         return f"{flags} {' or '.join(self.values)}".strip()
 
 
-def conditions_of(deciding: Sequence[str], choices: dict[str, Any]) -> dict[str, Condition]:
-    """Return field -> the condition that one of the fields `deciding` has a choice that uses it."""
+def conditions_of(deciding: Sequence[str], tables: Tables) -> dict[str, Condition]:
+    """Return field -> the condition that one of the fields `deciding` has a choice that uses it.
+
+    The first of these fields has the most choices.
+    """
     users: dict[str, tuple[str, ...]] = {}
-    for name, choice_made in choices.items():
+    for name, choice_made in tables.rows[deciding[0]].items():
         for field in choice_made.fields:
             users[field] = (*users.get(field, ()), name)
     return {field: Condition(tuple(deciding), names) for field, names in users.items()}
 
 
-def all_conditions() -> dict[str, tuple[Condition, ...]]:
+def all_conditions(tables: Tables) -> dict[str, tuple[Condition, ...]]:
     """Return field -> what else must be chosen for it to have an effect."""
     by_choice = {
-        **conditions_of(["partition"], PARTITIONS),
-        **conditions_of(["algorithm"], ALGORITHMS),
-        **conditions_of(["client_optimizer"], CLIENT_OPTIMIZERS),
-        **conditions_of(["client_schedule", "server_schedule"], SCHEDULES),
-        **conditions_of(["aggregator"], AGGREGATORS),
-        **conditions_of(["attack"], ATTACKS),
+        **conditions_of(["partition"], tables),
+        **conditions_of(["algorithm"], tables),
+        **conditions_of(["client_optimizer"], tables),
+        **conditions_of(["client_schedule", "server_schedule"], tables),
+        **conditions_of(["aggregator"], tables),
+        **conditions_of(["attack"], tables),
     }
     conditions: dict[str, tuple[Condition, ...]]
     conditions = {field: (condition,) for field, condition in by_choice.items()}
@@ -74,7 +70,8 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     conditions["attack"] = (has_attackers,)
     for field in ("attack_scale", "backdoor_target", "backdoor_share"):
         conditions[field] = (has_attackers, by_choice[field])
-    weighted = tuple(name for name, made in AGGREGATORS.items() if made.kind == "weighted")
+    aggregators = tables.rows["aggregator"]
+    weighted = tuple(name for name, made in aggregators.items() if made.kind == "weighted")
     conditions["client_weighting"] = (Condition(("aggregator",), weighted),)
     conditions["drop_stragglers"] = (Condition(("stragglers",)),)
     for field in ("data_name", "transpose", "test_share", "image_size"):
@@ -94,23 +91,24 @@ def all_conditions() -> dict[str, tuple[Condition, ...]]:
     return conditions
 
 
-def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, str]:
+def find_unused(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> dict[str, str]:
     """Return field -> what it would need, of the fields that are set but have no effect.
 
-    Both arguments are field -> value. A user's own FILE.py:FUNCTION may read any field of the
-    choice that it replaces, except that it makes no run private.
+    `chosen` and `default` are field -> value. A user's own FILE.py:FUNCTION may read any field of
+    the choice that it replaces, except that it makes no run private.
     """
     compared = [name.strip() for name in re.split("[,;=]", chosen["compare"])]
     if chosen["partition_file"]:
         chosen = chosen | {"partition": "file"}
     chosen = chosen | {"seeds": chosen["seeds"] - 1}  # a single one compares nothing
+    private = tables.private_fields()
     unused = {}
-    for field, conditions in all_conditions().items():
+    for field, conditions in all_conditions(tables).items():
         missing = [
             condition
             for condition in conditions
             if not condition.is_met(chosen, compared)
-            and (field in Privacy().to_dict() or not condition.is_own(chosen))
+            and (field in private or not condition.is_own(chosen))
         ]
         if missing and chosen[field] != default[field]:
             unused[field] = " and ".join(map(str, missing))
@@ -118,39 +116,42 @@ def find_unused(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, st
 
 
 def unused_notices(
-    chosen: dict[str, Any], default: dict[str, Any], fields: Container[str] | None = None
+    chosen: dict[str, Any],
+    default: dict[str, Any],
+    tables: Tables,
+    fields: Container[str] | None = None,
 ) -> list[str]:
     """Return a notice on each flag that has no effect; of a command without rounds on `fields`."""
     unused = [
         f"{field}={chosen[field]} has no effect without {needed}"
-        for field, needed in find_unused(chosen, default).items()
+        for field, needed in find_unused(chosen, default, tables).items()
         if fields is None or field in fields
     ]
     if fields is not None:
         return unused
-    on_rounds = [*notices_on_steps(chosen, default), *memory_notices(chosen)]
-    return [*unused, *on_rounds, *notices_on_attackers(chosen)]
+    on_rounds = [*notices_on_steps(chosen, default), *memory_notices(chosen, tables)]
+    return [*unused, *on_rounds, *notices_on_attackers(chosen, tables)]
 
 
-def default_client_lr(chosen: dict[str, Any]) -> float:
+def default_client_lr(chosen: dict[str, Any], tables: Tables) -> float:
     """Return the clients' rate where the user names none, of the configuration field -> value.
 
     It is the client optimizer's own. For sgd it is the algorithm's, or the model's or the data
     set's if that is lower.
     """
-    own = CLIENT_OPTIMIZERS[chosen["client_optimizer"]].client_lr
+    own = tables.find("client_optimizer", chosen["client_optimizer"]).client_lr
     if own is not None:
         return own
-    algorithm = find_choice("algorithm", chosen["algorithm"])
-    model = find_choice("model", chosen["model"])
-    dataset = DATASETS[chosen["dataset"]]
+    algorithm = tables.find("algorithm", chosen["algorithm"])
+    model = tables.find("model", chosen["model"])
+    dataset = tables.find("dataset", chosen["dataset"])
     return min(algorithm.client_lr, model.highest_default_lr, dataset.highest_default_lr)
 
 
-def scheduled_by(field: str, chosen: dict[str, Any]) -> bool:
+def scheduled_by(field: str, chosen: dict[str, Any], tables: Tables) -> bool:
     """Return whether a rate has a schedule that uses this field."""
     schedules = (chosen["client_schedule"], chosen["server_schedule"])
-    return any(field in SCHEDULES[name].fields for name in schedules)
+    return any(field in tables.find("client_schedule", name).fields for name in schedules)
 
 
 def notices_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[str]:
@@ -163,11 +164,11 @@ def notices_on_steps(chosen: dict[str, Any], default: dict[str, Any]) -> list[st
     return []
 
 
-def notices_on_attackers(chosen: dict[str, Any]) -> list[str]:
+def notices_on_attackers(chosen: dict[str, Any], tables: Tables) -> list[str]:
     """Return a notice on more attackers than the aggregator can withstand."""
     attackers = chosen["byzantine"]
-    cohort = updates_per_step(chosen)
-    withstands = find_choice("aggregator", chosen["aggregator"]).withstands
+    cohort = updates_per_step(chosen, tables)
+    withstands = tables.find("aggregator", chosen["aggregator"]).withstands
     if not cohort or withstands is None or attackers <= withstands(chosen, cohort):
         return []
     return [
@@ -176,10 +177,10 @@ def notices_on_attackers(chosen: dict[str, Any]) -> list[str]:
     ]
 
 
-def memory_notices(chosen: dict[str, Any]) -> list[str]:
+def memory_notices(chosen: dict[str, Any], tables: Tables) -> list[str]:
     """Return a notice on an algorithm's memory, which a robust aggregator does not protect."""
-    algorithm = find_choice("algorithm", chosen["algorithm"])
-    is_robust = find_choice("aggregator", chosen["aggregator"]).kind == "unweighted"
+    algorithm = tables.find("algorithm", chosen["algorithm"])
+    is_robust = tables.find("aggregator", chosen["aggregator"]).kind == "unweighted"
     if not is_robust or not algorithm.function.startswith("stateful:"):
         return []
     return [
@@ -188,15 +189,16 @@ def memory_notices(chosen: dict[str, Any]) -> list[str]:
     ]
 
 
-def horizon_notices(chosen: dict[str, Any]) -> list[str]:
+def horizon_notices(chosen: dict[str, Any], tables: Tables) -> list[str]:
     """Return a notice on rates that are 0, such as in rounds behind the end of a cosine."""
     for field in ("client_lr", "server_lr"):
         if chosen[field] == 0:
             return [f"{field}=0: no learning will take place"]
-    if scheduled_by("lr_decay", chosen) and chosen["lr_decay"] == 0:
+    if scheduled_by("lr_decay", chosen, tables) and chosen["lr_decay"] == 0:
         return ["lr_decay=0: the rate is 0 from round 2 on, so learning stops"]
     horizon = chosen["lr_horizon"]
-    if not scheduled_by("lr_horizon", chosen) or horizon is None or chosen["rounds"] <= horizon:
+    has_horizon = horizon is not None and scheduled_by("lr_horizon", chosen, tables)
+    if not has_horizon or chosen["rounds"] <= horizon:
         return []
     return [
         f"lr_horizon={horizon}: the cosine schedule's rate is 0 from round {horizon + 1} on, so "
@@ -204,36 +206,40 @@ def horizon_notices(chosen: dict[str, Any]) -> list[str]:
     ]
 
 
-def is_buffered(chosen: dict[str, Any]) -> bool:
+def is_buffered(chosen: dict[str, Any], tables: Tables) -> bool:
     """Return whether the server makes a step once buffer_size clients have reported."""
-    return "buffer_size" in find_choice("algorithm", chosen["algorithm"]).fields
+    return "buffer_size" in tables.find("algorithm", chosen["algorithm"]).fields
 
 
-def updates_per_step(chosen: dict[str, Any]) -> int:
+def updates_per_step(chosen: dict[str, Any], tables: Tables) -> int:
     """Return how many updates a step of the server has at most, of fields `chosen`.
 
     It is 0 where all owners of the data, who are not counted yet, are drawn.
     """
+    if is_buffered(chosen, tables):
+        return chosen["buffer_size"]
     clients = chosen["num_clients"]
     drawable = max(clients - num_unseen(chosen["unseen_clients"], clients), 0)
-    return chosen["buffer_size"] if is_buffered(chosen) else chosen["clients_per_round"] or drawable
+    return chosen["clients_per_round"] or drawable
 
 
-def effective_values(chosen: dict[str, Any], default: dict[str, Any]) -> dict[str, Any]:
+def effective_values(
+    chosen: dict[str, Any], default: dict[str, Any], tables: Tables
+) -> dict[str, Any]:
     """Return the fields of one run whose value in use is not the chosen one.
 
     A rate that is None becomes the default one. The fields that define the algorithm get its
     values. A field without effect becomes its default, unless it is one of files and figures, which
     a resumed run may draw.
     """
-    facts = find_choice("algorithm", chosen["algorithm"])
-    unused = find_unused(chosen, default).keys() - Run().to_dict().keys()
+    facts = tables.find("algorithm", chosen["algorithm"])
+    unused = find_unused(chosen, default, tables).keys() - Run().to_dict().keys()
     values = {field: default[field] for field in unused}
     if chosen["client_lr"] is None:
-        values["client_lr"] = default_client_lr(chosen)
+        values["client_lr"] = default_client_lr(chosen, tables)
     if chosen["server_lr"] is None:
         values["server_lr"] = facts.server_lr
-    if chosen["lr_horizon"] is None and scheduled_by("lr_horizon", chosen):
+    if chosen["lr_horizon"] is None and scheduled_by("lr_horizon", chosen, tables):
         values["lr_horizon"] = chosen["rounds"]
     if chosen["sampling"] == "by-size":  # the sizes count in the draw
         values["client_weighting"] = "uniform"

@@ -8,33 +8,28 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.flags import split_off, to_flag
+from harness.config.conditions import CLOCK_FIELDS, find_unused, is_buffered, updates_per_step
+from harness.config.tables import Tables, num_unseen
 from harness.engine.ssh import HERE
-from variants.conditions import find_unused, is_buffered, updates_per_step
-from variants.options import (
-    CLOCK_FIELDS,
-    Adversity,
-    Clock,
-    Privacy,
-    find_choice,
-    has_owners,
-    num_unseen,
-)
 
 
-def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
-    """Raise UserError if flags do not go together. Both arguments are field -> value."""
-    check_data(chosen, default)
-    check_cohort(chosen)
-    check_algorithm(chosen, default)
-    check_privacy(chosen)
-    check_aggregator(chosen)
-    check_clock(chosen)
+def check_combination(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> None:
+    """Raise UserError if flags do not go together.
+
+    `chosen` and `default` are field -> value.
+    """
+    check_data(chosen, default, tables)
+    check_cohort(chosen, tables)
+    check_algorithm(chosen, default, tables)
+    check_privacy(chosen, default, tables)
+    check_aggregator(chosen, tables)
+    check_clock(chosen, default, tables)
     if chosen["save_clients"] and chosen["workers"] != HERE:
         raise UserError(
             f"save_clients=True cannot be combined with workers={chosen['workers']!r:.60}, which "
             "keeps the shards on the hosts; drop one of them"
         )
-    if chosen["save_clients"] and not find_choice("aggregator", chosen["aggregator"]).shows_updates:
+    if chosen["save_clients"] and not tables.find("aggregator", chosen["aggregator"]).shows_updates:
         raise UserError(
             "save_clients=True cannot be combined with aggregator='secure', whose server sees "
             "only sums; drop one of them"
@@ -48,7 +43,7 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any]) -> None:
         raise UserError("baselines=True cannot be combined with compare or seeds; drop one of them")
 
 
-def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
+def check_data(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> None:
     """Raise UserError if the data or the partition are chosen twice."""
     if chosen["dataset"] != default["dataset"] and chosen["data"]:
         raise UserError(
@@ -61,7 +56,7 @@ def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
             "use letters and digits"
         )
     partition = chosen["partition"]
-    reads_file = "partition_file" in find_choice("partition", partition).fields
+    reads_file = "partition_file" in tables.find("partition", partition).fields
     is_other = not reads_file and partition != default["partition"]
     if is_other if chosen["partition_file"] else reads_file:
         raise UserError(
@@ -71,7 +66,7 @@ def check_data(chosen: dict[str, Any], default: dict[str, Any]) -> None:
         )
 
 
-def check_cohort(chosen: dict[str, Any]) -> None:
+def check_cohort(chosen: dict[str, Any], tables: Tables) -> None:
     """Raise UserError for more clients in a round, or attackers, than there are clients."""
     clients = chosen["num_clients"]
     if chosen["unseen_clients"] and chosen["baselines"]:
@@ -80,7 +75,7 @@ def check_cohort(chosen: dict[str, Any]) -> None:
             "whose images no federated client trains on; drop one of them"
         )
     if clients == 0:
-        if not has_owners(chosen["partition"]):
+        if not tables.has_owners(chosen["partition"]):
             raise UserError(
                 "num_clients=0 means all owners of partition='natural'; choose 1 to 60,000"
             )
@@ -104,18 +99,17 @@ def check_cohort(chosen: dict[str, Any]) -> None:
         )
 
 
-def check_clock(chosen: dict[str, Any]) -> None:
+def check_clock(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> None:
     """Raise UserError for a clock that cannot be kept, or that changes what a run may not."""
-    if chosen["device_speed"]:
-        Clock(device_speed=chosen["device_speed"]).speed_spread  # noqa: B018, raises
     used = [field for field in CLOCK_FIELDS if chosen[field]]
-    is_private = find_choice("aggregator", chosen["aggregator"]).kind == "private"
+    is_private = tables.find("aggregator", chosen["aggregator"]).kind == "private"
     if used and is_private:
         raise UserError(
             f"{used[0]}={chosen[used[0]]} cannot be combined with aggregator='dp': a round's time "
             "tells how many images the drawn clients have; drop one of them"
         )
-    check_asynchronous(chosen, bool(used))
+    if tables.find("algorithm", chosen["algorithm"]).needs_clock:
+        check_asynchronous(chosen, default, bool(used))
     if chosen["num_clients"] == 0:
         return  # the data tell how many owners there are
     cohort = chosen["clients_per_round"]
@@ -130,11 +124,9 @@ def check_clock(chosen: dict[str, Any]) -> None:
         )
 
 
-def check_asynchronous(chosen: dict[str, Any], has_clock: bool) -> None:
+def check_asynchronous(chosen: dict[str, Any], default: dict[str, Any], has_clock: bool) -> None:
     """Raise UserError for flags that asynchronous rounds have no rule for."""
     algorithm = chosen["algorithm"]
-    if not find_choice("algorithm", algorithm).needs_clock:
-        return
     if not has_clock:
         raise UserError(
             f"algorithm={algorithm!r} needs a clock, which tells when clients report; add "
@@ -145,8 +137,6 @@ def check_asynchronous(chosen: dict[str, Any], has_clock: bool) -> None:
             f"dropout=1: no client reports, so the buffer of algorithm={algorithm!r} never fills; "
             "choose a smaller dropout"
         )
-    default = Clock().to_dict() | Adversity().to_dict() | {"sampling": "fixed"}
-    default["save_clients"] = False
     for field in ("deadline", "over_select", "drop_stragglers", "sampling", "save_clients"):
         if chosen[field] != default[field]:
             raise UserError(
@@ -156,14 +146,14 @@ def check_asynchronous(chosen: dict[str, Any], has_clock: bool) -> None:
 
 
 def check_definition(
-    chosen: dict[str, Any], default: dict[str, Any], words: Sequence[str] = ()
+    chosen: dict[str, Any], default: dict[str, Any], tables: Tables, words: Sequence[str] = ()
 ) -> None:
     """Raise UserError for fields that contradict the algorithm's definition.
 
     A default value contradicts it only where a command line's `words` give it.
     """
     algorithm = chosen["algorithm"]
-    for field, value in find_choice("algorithm", algorithm).required.items():
+    for field, value in tables.find("algorithm", algorithm).required.items():
         is_asked_for = chosen[field] != default[field] or split_off(words, field)[0]
         if chosen[field] != value and is_asked_for:
             raise UserError(
@@ -172,11 +162,11 @@ def check_definition(
             )
 
 
-def check_algorithm(chosen: dict[str, Any], default: dict[str, Any]) -> None:
+def check_algorithm(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> None:
     """Raise UserError for fields that do not go with the algorithm."""
     algorithm = chosen["algorithm"]
-    facts = find_choice("algorithm", algorithm)
-    check_definition(chosen, default)
+    facts = tables.find("algorithm", algorithm)
+    check_definition(chosen, default, tables)
     if chosen["local_steps"] and "local_epochs" in facts.required:
         raise UserError(
             f"local_steps={chosen['local_steps']} contradicts algorithm={algorithm!r}, which "
@@ -209,18 +199,18 @@ NOT_PRIVATE = {  # field -> why a private run does not have it
 }
 
 
-def check_privacy(chosen: dict[str, Any]) -> None:
+def check_privacy(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> None:
     """Raise UserError for a flag of privacy in a run that is not private, and for the reverse.
 
     Whoever sets such a flag would believe that the run is private.
     """
-    default = Privacy().to_dict()
-    for field, needed in find_unused(chosen, {**chosen, **default}).items():
+    of_privacy = {field: default[field] for field in tables.private_fields()}
+    for field, needed in find_unused(chosen, chosen | of_privacy, tables).items():
         raise UserError(
             f"{field}={chosen[field]} has no effect without {needed}, and the run would not be "
             f"private; add that, or drop {to_flag(field)}"
         )
-    if find_choice("aggregator", chosen["aggregator"]).kind != "private":
+    if tables.find("aggregator", chosen["aggregator"]).kind != "private":
         return
     for field, why in NOT_PRIVATE.items():
         if chosen[field]:
@@ -253,20 +243,20 @@ def check_given_noise(chosen: dict[str, Any], words: Sequence[str]) -> None:
         )
 
 
-def check_aggregator(chosen: dict[str, Any]) -> None:
+def check_aggregator(chosen: dict[str, Any], tables: Tables) -> None:
     """Raise UserError for a robust aggregator with too few clients, or the wrong algorithm."""
     aggregator = chosen["aggregator"]
-    facts = find_choice("aggregator", aggregator)
-    cohort = updates_per_step(chosen)
+    facts = tables.find("aggregator", aggregator)
+    cohort = updates_per_step(chosen, tables)
     most = (cohort - 3) // 2
     if "tolerated" in facts.fields and cohort and chosen["tolerated"] > most:
-        more = "a larger buffer_size" if is_buffered(chosen) else "more clients"
+        more = "a larger buffer_size" if is_buffered(chosen, tables) else "more clients"
         cure = f"choose at most {most}, or {more}" if most >= 0 else f"it needs 3; choose {more}"
         raise UserError(
             f"tolerated={chosen['tolerated']} attackers among {cohort} clients per round are more "
             f"than {aggregator} can withstand; {cure}"
         )
-    if facts.kind == "unweighted" and find_choice("algorithm", chosen["algorithm"]).weights_steps:
+    if facts.kind == "unweighted" and tables.find("algorithm", chosen["algorithm"]).weights_steps:
         raise UserError(
             f"aggregator={aggregator!r} cannot be combined with algorithm='fednova', whose mean "
             "number of steps is weighted by examples; change one of the flags"

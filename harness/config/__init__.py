@@ -1,0 +1,1 @@
+"""What follows from the values of flags: notices, refusals, and values in use."""
