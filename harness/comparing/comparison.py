@@ -290,25 +290,37 @@ def write_comparison(
     remove_outdated(folder, figures, write_files(folder, files))
     print_line("")
     tell_caveats(records_of, target, find_empty(summary, run.table_columns))
-    if target and run.after_target == "continue":
-        for name, runs in records_of.items():
-            finals = [records[-1].test_accuracy for records in runs]
-            rounds = pluralize(max(map(len, runs)), "round")
-            texts[name] += f"; {format_accuracy(finals)} after {rounds}"
-    unit = "rounds" if target else "points"
-    differences = differences_to_base(outcomes, finished.base, unit)
+    differences = differences_to_base(outcomes, finished.base, "rounds" if target else "points")
+    print_rows(finished, texts, differences, run)
+    print_line(f"\nwrote {', '.join(files)} into {one_line(str(folder))}")
+
+
+def print_rows(
+    finished: Finished, texts: dict[str, str], differences: dict[str, str], run: Any
+) -> None:
+    """Print a line for each row, and tables of simulated times and of clients' own models.
+
+    `texts` and `differences` are name -> its outcome, and how far that is from its base's; `run` is
+    the group of flags.
+    """
+    target = run.target_accuracy
+    records_of = finished.records_of
     labels = {
-        name: name + format_rate(name, finished.rates) + format_spent(finished.records_of[name])
+        name: name + format_rate(name, finished.rates) + format_spent(records_of[name])
         for name in texts
     }
     width = max(map(len, labels.values()))
     for name, text in texts.items():
-        print_line(f"{labels[name]:{width}}  {text}{differences.get(name, '')}")
+        at_the_end = ""
+        if target and run.after_target == "continue":
+            finals = [records[-1].test_accuracy for records in records_of[name]]
+            rounds = pluralize(max(map(len, records_of[name])), "round")
+            at_the_end = f"; {format_accuracy(finals)} after {rounds}"
+        print_line(f"{labels[name]:{width}}  {text}{at_the_end}{differences.get(name, '')}")
     if target and have_clock(records_of):
         print_lines(format_times(records_of, target, finished.base))
     if has_own_models(records_of):
         print_lines(format_own_models(records_of, finished.base))
-    print_line(f"\nwrote {', '.join(files)} into {one_line(str(folder))}")
 
 
 def own_model_figures(finished: Finished, caption: str) -> dict[str, Callable]:
