@@ -892,7 +892,7 @@ def train_cohort(
     name = f"round {round_num}"
     # The worker executes process.next; with several hosts, each executes it for its chunks.
     next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
-    reports = records.name_metrics(chunks, metrics, names)
+    reports = records.name_reports(chunks, metrics, names)
     # A private round steps by its noise, whatever the clients sent.
     if not experiment.config.is_private and not any(report["finite"] for report in reports):
         return unchanged, reports, None

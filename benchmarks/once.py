@@ -25,7 +25,7 @@ def num_held_out() -> int:
 
 def once(table: str, name: str, flags: str) -> dict:
     """metrics.json of a table's run with `flags`, and its `seconds`: of all parts, where it was
-    stopped."""
+    stopped, but for parts that were killed at once."""
     folder = runs_of(table) / name
     seconds = folder.with_name(f"{folder.name}.seconds")  # written when it is done
     command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]

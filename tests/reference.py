@@ -5,7 +5,7 @@ from pathlib import Path
 
 import federated_learning as fl
 from harness.training import layers
-from harness.training.records import Evaluation, name_metrics
+from harness.training.records import Evaluation, name_reports
 from harness.training.shards import FOOTER_BYTES, LABEL_BYTES
 from variants import privacy
 from variants.wrapping import Corrected
@@ -25,7 +25,7 @@ def tanh_layers():
 
 def named(chunks, metrics):
     """What each client reported, by name."""
-    return name_metrics(chunks, metrics, fl.ClientMetrics._fields)
+    return name_reports(chunks, metrics, fl.ClientMetrics._fields)
 
 
 def alone(clients):

@@ -121,6 +121,43 @@ def test_the_values_in_use_get_no_notice(flags):
     assert config.unused_notices() == config.effective().unused_notices() == []
 
 
+@pytest.mark.parametrize(
+    ("flags", "field", "needed"),
+    [
+        ("--prox-mu 0.001", "prox_mu=0.001", "--algorithm fedprox"),
+        ("--figure-y error", "figure_y=error", "--compare or --seeds or --tune"),
+        ("--after-target stop", "after_target=stop", "--target-accuracy"),
+        ("--preset reddi-fedavg --lr-decay 0.99", "lr_decay=0.99", "--client-schedule or"),
+    ],
+)
+def test_default_values_without_effect_are_told_where_a_command_line_gives_them(
+    flags, field, needed, capsys
+):
+    fl.parse(flags)
+    said = capsys.readouterr().err
+    assert said.count("notice:") == 1
+    assert said.startswith(f"notice: {field} has no effect without {needed}")
+
+
+def test_default_values_with_an_effect_are_not(capsys):
+    fl.parse("--alpha 0.5 --client-lr 0.15 --rounds 5 --algorithm fedprox --prox-mu 0.001")
+    fl.parse("--list runs --rounds 5")
+    assert "without" not in capsys.readouterr().err
+
+
+def test_a_comparison_tells_of_fields_without_effect_once(tmp_path, monkeypatch, capsys):
+    """Before its runs, not again in each of them."""
+    monkeypatch.chdir(tmp_path)
+    words = "--dataset digits --model mlp --rounds 1 --local-epochs 1 --num-clients 2 --seeds 2"
+    flags = f"{words} --compare fedavg,fedprox --figures none --no-caption --after-target continue"
+    config = fl.parse(f"{flags} --cache {tmp_path / 'cache'}")
+    told = config.unused_notices()
+    assert len(told) == 2
+    fl.compare(config)
+    said = capsys.readouterr().err
+    assert all(said.count(notice) == 1 for notice in told)
+
+
 def test_what_a_run_is_drawn_with_is_kept_though_it_draws_nothing_yet():
     config = fl.parse("--figures none --no-caption --after-target continue").effective()
     assert not config.run.caption and config.run.after_target == "continue"

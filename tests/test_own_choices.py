@@ -71,6 +71,9 @@ def no_aggregator(parts, experiment):
 def sends_more(parts, experiment):
     return parts._replace(message_size=3)
 
+def all_report(parts, experiment):
+    return parts._replace(find_reporting=lambda clients, round_num: [*range(10)])
+
 def no_optimizer(parts, experiment):
     return parts._replace(client_optimizer=3)
 
@@ -238,6 +241,10 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
         (
             "--algorithm own.py:sends_more --aggregator dp --public-cohorts",
             "changes message_size, on which the privacy of aggregator='dp' rests",
+        ),
+        (
+            "--algorithm own.py:all_report --aggregator dp --public-cohorts",
+            "changes find_reporting, on which the privacy of aggregator='dp' rests",
         ),
         ("--aggregator gone.py:f", "cannot be read"),
         ("--aggregator own.py", "name its function too"),

@@ -1,6 +1,7 @@
 """What made a run's numbers: an edited program is another, and its runs and rounds are not taken
 for ours."""
 
+import dataclasses
 import functools
 import os
 import re
@@ -16,6 +17,7 @@ from harness.training import layers
 from variants import choices
 from variants.choices import AggregatorChoice
 
+import numpy as np
 import pytest
 from reference import replace_choice
 from runs import ROOT, SECONDS, call_script, configure, read_metrics
@@ -97,6 +99,54 @@ def test_a_decorated_function_of_a_notebook_is_looked_into(decorator):
 
     assert hash_of("x + 1") == hash_of("x + 1")
     assert hash_of("x + 1") != hash_of("x + 2")
+
+
+SOURCES_OF_ROWS = [  # (a row, the same row edited)
+    ("{'a': (1, 2)}", "('a', 1, 2)"),
+    ("((1, 2), 3)", "(1, (2, 3))"),
+    ("functools.partial(min, default=3)", "functools.partial(min, key=3)"),
+    ("functools.partial(min, 1, 2)", "functools.partial(min, 1, x=2)"),
+    ("np.float32(0.1)", "np.float32(0.2)"),
+    ("np.int64(1)", "np.int64(2)"),
+    ("np.arange(3)", "np.arange(4)"),
+    ("field(default_factory=lambda: [1])", "field(default_factory=lambda: [2])"),
+    ("functools.cached_property(lambda own: 1)", "functools.cached_property(lambda own: 2)"),
+    ("functools.partialmethod(min, 1)", "functools.partialmethod(min, 2)"),
+    ("functools.singledispatchmethod(lambda x: 1)", "functools.singledispatchmethod(lambda x: 2)"),
+    ("property(None, lambda own, x: x)", "property(None, lambda own, x: -x)"),
+]
+
+
+@pytest.mark.parametrize(("row", "edited"), SOURCES_OF_ROWS, ids=str)
+def test_an_edit_of_a_notebooks_row_is_seen(row, edited):
+    """In a tuple, and as a member of a class."""
+
+    def hashes(source):
+        names = {
+            "functools": functools,
+            "np": np,
+            "field": dataclasses.field,
+            "__name__": "cell",
+        }
+        value = eval(compile(source, "<cell>", "eval"), names)
+        members = {"__module__": "cell", "__annotations__": {"member": list}, "member": value}
+        kind = type("Own", (), members)
+        if isinstance(value, dataclasses.Field):
+            kind = dataclasses.dataclass(kind)
+        return provenance.hash_rows({"class": kind, "tuple": (value,)})
+
+    assert hashes(row) == hashes(row)
+    assert all(hashes(row)[place] != hashes(edited)[place] for place in ("class", "tuple"))
+
+
+def test_hooks_of_a_notebooks_class_are_seen():
+    def hash_of(body):
+        names = {"__name__": "cell"}
+        source = f"class Own:\n    def __init_subclass__(cls):\n        {body}\n"
+        exec(compile(source, "<cell>", "exec"), names)
+        return provenance.hash_rows({"own": names["Own"]})
+
+    assert hash_of("cls.x = 1") == hash_of("cls.x = 1") != hash_of("cls.x = 2")
 
 
 def test_a_row_that_contains_itself_has_a_hash():

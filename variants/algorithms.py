@@ -20,13 +20,13 @@ import tensorflow as tf
 import tensorflow_federated as tff
 
 optimizers = tff.learning.optimizers
-# With differential privacy: who is drawn, what is sent, how it is summed, what counts epsilon, and
-# what is published.
-PRIVATE_PARTS = (
-    *("sample_clients", "update_spec", "message_size", "build_train_chunk", "num_chunks"),
-    *("aggregator", "build_round", "train_cohort", "memory", "callbacks"),
-    *("extend_evaluation", "extra_evaluations"),
-)
+# Parts that privacy does not rest on: how a client trains, since its update is clipped, and what
+# the server does with the noisy sum. The others say who is drawn and reports, what is sent and
+# summed, and what is published.
+FREE_PARTS = {
+    *("client_optimizer", "build_client_update", "server_optimizer"),
+    *("work", "shard_passes", "note", "notices"),
+}
 
 
 def change_algorithm(parts: Any, experiment: Any) -> Any:
@@ -41,8 +41,8 @@ def check_private_parts(before: Any, after: Any, experiment: Any) -> None:
     name = experiment.config.optimization.algorithm
     if not experiment.config.is_private or not is_own(name):
         return
-    for part in PRIVATE_PARTS:
-        if getattr(after, part) is not getattr(before, part):
+    for part in before._fields:
+        if part not in FREE_PARTS and getattr(after, part) is not getattr(before, part):
             raise UserError(
                 f"algorithm={name!r:.200} changes {part}, on which the privacy of aggregator='dp' "
                 f"rests; leave {part} as it is, or change one of the flags"

@@ -21,6 +21,7 @@ from harness import SCRIPT
 from harness.cli.fields import ConfigGroup, UserError, cached, choice_lines, hints, render_as_line
 from harness.cli.flags import find_field, read_values, wants_help
 from harness.cli.output import print_line, tolerate_closed_stream, warn
+from harness.cli.run_options import FORM
 from harness.engine import stopping
 from harness.storage.files import briefly, read_bytes
 from harness.storage.provenance import ROOT, describe_provenance
@@ -34,8 +35,8 @@ TRAINING = ("compare", "seeds", "tune", "jobs", "resume", "baselines")
 # Fields that --predict and --evaluate use, the latter with those of the data, or refuse.
 PREDICTING = ("predict", "pictures", "config", "quiet", "json")
 EVALUATING = (
-    *("evaluate", "model", "metrics", "config", "runs", "name", "quiet", "json"),
-    *("figures", "caption", "figure_size", "figure_font", "figure_style"),
+    *("evaluate", "model", "metrics", "config", "runs", "name", "quiet", "json", "figures"),
+    *FORM,
     *TRAINING,
 )
 

@@ -205,8 +205,9 @@ class Comparison(ConfigGroup):
 
 
 SINGLE = Comparison().to_dict()  # fields of one run of a comparison
+FORM = ("caption", "figure_size", "figure_font", "figure_style")  # of all figures
 OF_SEVERAL = ("figure_y", "table_columns")  # of a comparison's own figure and tables
-FIGURES_AND_TABLES = ("caption", "figure_size", "figure_font", "figure_style", *OF_SEVERAL)
+OF_FINISHED = ("after_target", *FORM, *OF_SEVERAL)  # of a table of finished runs
 # Fields that --compare finds by their choices alone.
 COMPARABLE = ("algorithm", "partition", "aggregator", "model", "attack")
 # Fields that a run's numbers depend on and that every saved run has had since version 1.0. A field

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.loading import import_function
 from harness.cli.output import print_line, warn
-from harness.cli.run_options import COMPARABLE, OF_SEVERAL, SINGLE
+from harness.cli.run_options import COMPARABLE, OF_SEVERAL, SINGLE, Run
 from harness.comparing.completing import (
     Single,
     check_time,
@@ -117,13 +117,17 @@ def compare(
     since = time.perf_counter()
     form_of(config.run)
     seeds = range(config.seed, config.seed + config.comparison.seeds)
-    of_one = {**SINGLE, **{field: config.defaults()[field] for field in OF_SEVERAL}}
+    # What is of the comparison alone, or was said to have no effect, is at its default in the runs.
+    told = config.find_unused().keys() & Run().to_dict().keys()
+    of_one = {**SINGLE, **{field: config.defaults()[field] for field in (*OF_SEVERAL, *told)}}
     experiments = []
     planned = []
     for row, name in zip(compared.rows, folder_names(compared.rows), strict=True):
         for seed in seeds:
             single = config.effective(**{**row.changes, **of_one, "seed": seed})
             experiment = build(single)
+            if not experiments:
+                check_columns(config.run.table_columns, name_own_metrics(experiment))
             if seed == seeds[0]:
                 experiments.append(experiment)
             planned.append(
@@ -135,7 +139,6 @@ def compare(
                     experiment.choice_hashes,
                 )
             )
-    check_columns(config.run.table_columns, name_own_metrics(experiments[0]))
     caption = compared_caption(config, compared, experiments)
     if tuning:
         caption = f"{caption} · {tuning.caption}"

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.output import warn
-from harness.cli.run_options import FIGURES_AND_TABLES, changed_fields, identity
+from harness.cli.run_options import OF_FINISHED, changed_fields, identity
 from harness.cli.saved_config import read_saved
 from harness.comparing.comparison import Finished, paper_names, write_comparison
 from harness.comparing.latex import name_settings
@@ -55,7 +55,7 @@ def overlay(config: Any, default: ConfigGroup) -> Path:
     finished run, or the same one twice.
     """
     since = time.perf_counter()
-    for notice in config.unused_notices(FIGURES_AND_TABLES):
+    for notice in config.unused_notices(OF_FINISHED):
         warn(notice)
     paths = overlaid_folders(config.comparison.compare)
     runs = [read_run(path, default) for path in paths]

@@ -133,8 +133,8 @@ def has_models(finished: Finished, label: str) -> bool:
     return has_own_models({label: finished.records_of[label]})
 
 
-def final_accuracies(finished: Finished, label: str) -> list[float]:
-    """Return the accuracy of a trial after its last round, of each seed.
+def judged_accuracies(finished: Finished, label: str) -> list[float]:
+    """Return the accuracy by which a trial is judged, after its last round, of each seed.
 
     Where clients have models of their own, it is theirs, on their own test images.
     """
@@ -150,7 +150,7 @@ def rank(finished: Finished, label: str, target: float) -> tuple[float, float, f
     That is the mean accuracy over the seeds. With a target accuracy, which is one of the global
     model, it is first the number of seeds that reach it, then the fewest rounds that they need.
     """
-    accuracy = float(np.mean(final_accuracies(finished, label)))
+    accuracy = float(np.mean(judged_accuracies(finished, label)))
     if not target or has_models(finished, label):
         return 0, 0, accuracy
     needed = needed_rounds(finished.records_of[label], target)
@@ -163,7 +163,7 @@ def describe_trial(
 ) -> dict[str, Any]:
     """Return a row of tuning.csv."""
     label = make_trial(row, chosen).label
-    accuracies = final_accuracies(finished, label)
+    accuracies = judged_accuracies(finished, label)
     return {
         "row": row.label,
         **chosen,
@@ -191,7 +191,7 @@ def tell_choice(row: Row, candidates: list[dict[str, Any]], best: int, finished:
     """Print what was chosen for a row; warn if a better value may lie outside those tried."""
     chosen = candidates[best]
     label = make_trial(row, chosen).label
-    accuracies = final_accuracies(finished, label)
+    accuracies = judged_accuracies(finished, label)
     by = BY_OWN_MODELS if has_models(finished, label) else "on the images held out"
     accuracy = format_accuracy(accuracies).removeprefix("test ")
     print_line(f"{row.label}: {label_settings(chosen)} chosen, {accuracy} {by}")

@@ -233,8 +233,17 @@ def check_privacy(chosen: dict[str, Any], default: dict[str, Any], tables: Table
         )
 
 
-def check_given_noise(chosen: dict[str, Any], words: Sequence[str]) -> None:
-    """Raise UserError for a command line with both the noise and the epsilon that it follows."""
+def check_given(chosen: dict[str, Any], words: Sequence[str]) -> None:
+    """Raise UserError for flags of a command line that contradict each other by a default value.
+
+    They are the noise, with the epsilon that it follows from, and weights of a draw by size.
+    """
+    given = split_off(words, "client_weighting")[0]
+    if chosen["sampling"] == "by-size" and given and given[-1] == "examples":
+        raise UserError(
+            "client_weighting='examples' contradicts sampling='by-size', in whose draws the sizes "
+            "count already; drop one of them"
+        )
     if chosen["target_epsilon"] and split_off(words, "noise_multiplier")[0]:
         raise UserError(
             f"noise_multiplier={chosen['noise_multiplier']:g} cannot be combined with "

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from harness.cli.flags import to_flag
 from harness.cli.own_files import is_own
-from harness.cli.run_options import Run
+from harness.cli.run_options import FORM, Run
 from harness.config.tables import Tables, num_unseen
 
 CLOCK_FIELDS = ("device_speed", "bandwidth", "latency")  # each of which turns the clock on
@@ -83,7 +83,7 @@ def all_conditions(tables: Tables) -> dict[str, tuple[Condition, ...]]:
     conditions["accept_changes"] = (Condition(("resume",)),)
     conditions["after_target"] = (Condition(("target_accuracy",)),)
     has_figures = Condition(("figures",), ("png", "pdf", "svg"))
-    for field in ("caption", "figure_size", "figure_font", "figure_style"):
+    for field in FORM:
         conditions[field] = (has_figures,)
     is_several = Condition(("compare", "seeds", "tune"))
     conditions["figure_y"] = (has_figures, is_several)

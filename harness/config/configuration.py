@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Self
 from harness.cli import command_line, saved_config, trust, usage
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.flags import split_off
+from harness.cli.output import warn
 from harness.cli.own_files import OWN_FIELDS, is_own, own_fields
 from harness.comparing.sweep import check_comparison, join_compared, overlaid_folders
 from harness.config import preset_flags
-from harness.config.combinations import check_combination, check_definition, check_given_noise
-from harness.config.conditions import effective_values, unused_notices
+from harness.config.combinations import check_combination, check_definition, check_given
+from harness.config.conditions import effective_values, find_unused, unused_notices
 from harness.config.tables import Tables, num_unseen
 from harness.storage.files import briefly, expand_path
 
@@ -75,6 +76,10 @@ class ExperimentConfig(ConfigGroup):
     def with_absolute_paths(self) -> Self:
         """Return a copy whose files are named wherever it is read, FL_DATA's too."""
         return self.replace(**self.absolute_paths())
+
+    def find_unused(self) -> dict[str, str]:
+        """Return field -> what it would need, of the fields that are set but have no effect."""
+        return find_unused(self.to_dict(), self.defaults(), self.tables)
 
     def unused_notices(self, fields: Container[str] | None = None, **known: Any) -> list[str]:
         """Return a notice on each flag that has no effect; of a command without rounds on `fields`.
@@ -151,9 +156,10 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     if evaluated and not base and not names_data:
         base = kind().replace(evaluate=evaluated[-1])
     config = command_line.read_flags(kind, flags, default=base)
-    check_given_noise(config.to_dict(), given)
+    check_given(config.to_dict(), given)
     check_definition(config.to_dict(), config.defaults(), kind.tables, given)
     command_line.check_use(config, given)
+    warn_of_defaults(config, given)
     if config.run.resume:
         saved = saved_config.read_saved(config.run.resume, kind())
         config = command_line.read_flags(kind, flags, default=saved)
@@ -162,6 +168,19 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
         if not split_off(given, field)[0]:
             trust.check_file(field, name, config.run.resume or config.run.config)
     return config
+
+
+def warn_of_defaults(config: ExperimentConfig, words: Sequence[str]) -> None:
+    """Warn of flags without effect whose values are the default ones, which no notice is on."""
+    chosen = config.to_dict()
+    if any(chosen[command] for command in ("evaluate", "predict", "list", "version")):
+        return  # which have a notice on all that they do not use
+    given = [field for field in chosen if split_off(words, field)[0]]
+    usual = [field for field in given if chosen[field] == config.defaults()[field]]
+    unlike = config.defaults() | dict.fromkeys(usual)  # None is the value of none of them
+    for field, needed in find_unused(chosen, unlike, config.tables).items():
+        if field in usual:
+            warn(f"{field}={chosen[field]} has no effect without {needed}")
 
 
 def check_paths(config: Any) -> None:

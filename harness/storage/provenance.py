@@ -20,13 +20,14 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from harness import SCRIPT
 from harness.cli.fields import UserError
 from harness.storage.files import read_json
+
+import numpy as np
 
 PROGRAMS = "program.json"  # in a run's folder
 ROOT = Path(__file__).resolve().parents[2]
@@ -39,8 +40,13 @@ VECTORS = {
     "avx512f": "AVX-512",
     "avx2": "AVX2",
 }
-# Where a decorator of Python or TensorFlow keeps the function.
-WRAPPED = ("__wrapped__", "__func__", "fget", "python_function")
+# Where decorators of Python and TensorFlow, partial functions and dataclasses keep what they call.
+WRAPPED = (
+    *("__wrapped__", "__func__", "fget", "fset", "fdel", "python_function"),
+    *("func", "args", "keywords", "dispatcher", "default_factory"),
+)
+# Members of every class that do nothing.
+IDLE = {"__doc__", "__module__", "__annotations__"}
 
 
 def read_sources() -> dict[str, bytes]:
@@ -144,33 +150,32 @@ def hash_rows(rows: dict[str, Any]) -> dict[str, str]:
     A notebook may put a number, or a function of its own, into a table. Functions that these call,
     or close over, are not examined, and neither are objects of other classes.
     """
-    return {field: digest(list(row_content(row))) for field, row in rows.items()}
+    return {field: digest(row_content(row)) for field, row in rows.items()}
 
 
-def row_content(thing: Any, outer: tuple[int, ...] = ()) -> Iterator[Any]:
-    """Yield the constants in a row, and the code of its functions that are in none of our files.
+def row_content(thing: Any, outer: tuple[int, ...] = ()) -> Any:
+    """Return the constants in a row, and the code of its functions that are in none of our files.
 
-    They are the same in every process: what has an address, or no order, is not written as such.
-    `outer` are the ids of what contains the thing, which may contain itself.
+    It is JSON content, the same in every process: what has an address, or no order, is not written
+    as such. `outer` are the ids of what contains the thing, which may contain itself.
     """
     if id(thing) in outer:
-        return
+        return []
     if thing is None or isinstance(thing, bool | int | float | complex | str | bytes):
-        yield repr(thing)
-    elif isinstance(thing, set | frozenset):
-        parts = [[*row_content(part, (*outer, id(thing)))] for part in thing]
-        yield sorted(json.dumps(part, sort_keys=True) for part in parts)
-    elif isinstance(thing, types.FunctionType) and not is_known(thing.__code__.co_filename):
-        yield code_meaning(thing.__code__)
-    for part in parts_of(thing):
-        yield from row_content(part, (*outer, id(thing)))
+        return repr(thing)
+    if isinstance(thing, np.generic | np.ndarray) and thing.dtype != object:
+        return [str(thing.dtype), thing.shape, hashlib.sha256(thing.tobytes()).hexdigest()]
+    parts = [row_content(part, (*outer, id(thing))) for part in parts_of(thing)]
+    if isinstance(thing, set | frozenset):
+        return sorted(json.dumps(part, sort_keys=True) for part in parts)
+    if isinstance(thing, types.FunctionType) and not is_known(thing.__code__.co_filename):
+        return [code_meaning(thing.__code__), *parts]
+    return parts
 
 
 def parts_of(thing: Any) -> list[Any]:
-    """Return what a row, or a thing in it, is made of; [] for what has no parts, or no order."""
-    if isinstance(thing, functools.partial):
-        return [thing.func, *thing.args, *thing.keywords.values()]
-    if isinstance(thing, tuple | list):
+    """Return what a row, or a thing in it, is made of."""
+    if isinstance(thing, tuple | list | set | frozenset):
         return [*thing]
     if isinstance(thing, dict):
         return [*thing.items()]
@@ -184,18 +189,11 @@ def parts_of(thing: Any) -> list[Any]:
 
 
 def written_members(kind: type) -> dict[str, Any]:
-    """Return the members of a class that its author wrote; nothing of a class of ours or a package.
-
-    Left out are the docstring, and what Python keeps there.
-    """
+    """Return the members of a class; nothing of a class of ours or of a package."""
     module = sys.modules.get(kind.__module__)  # a notebook's own has no file
     if kind.__module__ == "builtins" or is_known(getattr(module, "__file__", None) or ""):
         return {}
-    return {
-        name: member
-        for name, member in vars(kind).items()
-        if not (name.startswith("__") and name.endswith("__")) or callable(member)
-    }
+    return {name: member for name, member in vars(kind).items() if name not in IDLE}
 
 
 def is_known(file: str) -> bool:

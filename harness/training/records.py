@@ -339,7 +339,7 @@ def examples_trained_on(report: dict[str, Any], batch_size: int) -> float:
     return epochs * size + min(steps * batch, size)
 
 
-def name_metrics(
+def name_reports(
     chunks: Sequence[np.ndarray], metrics: Any, names: Sequence[str]
 ) -> list[dict[str, Any]]:
     """Return a dict for each client of the round, with what it reported by name.
