@@ -167,6 +167,7 @@ class Training(options.MoreTraining):
 class Config(configuration.ExperimentConfig):
     """One experiment. Each field is also a flag: client_lr is --client-lr."""
 
+    # What there is to choose, for the rules in harness/config/. No field: it has no type.
     tables = configuration.Tables(choices.TABLES, choices.KINDS, PRESETS)
 
     seed: int_range(0, 2**31 - 1) = 0
