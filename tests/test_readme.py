@@ -393,7 +393,7 @@ NEW_ROWS = ["-k", "parity or clipsgd or deep", "-m", "not slow"]
 @pytest.mark.parametrize(
     "tests",
     [
-        pytest.param(["tests/test_house.py", "-k", "not default_run and not binds_one"], id="house"),
+        pytest.param(["tests/test_house.py", "-k", "not default_run and not binds"], id="house"),
         pytest.param(NEW_ROWS, id="new rows", marks=pytest.mark.thorough),
     ],
 )
