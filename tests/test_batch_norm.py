@@ -112,10 +112,29 @@ def test_a_run_with_statistics_is_evaluated_loaded_and_resumed(here):
     check_saved(whole)
 
 
+@pytest.mark.parametrize("kind", ["average", "local"])
+def test_fednova_does_not_scale_what_no_rate_moves(here, kind):
+    """Of shards of two sizes: their clients take 1 and 8 steps, but what they move has its mean."""
+    parts = [np.arange(20), np.arange(400, 560)]
+    fields = {"batch_size": 20, "local_epochs": 1, "batch_norm": kind, "client_lr": 1e-30}
+    if kind == "local":
+        fields["client_test"] = 0.5
+    usual = train(parts, **fields, name="usual")
+    found = train(parts, **fields, algorithm="fednova", name="found")
+    training = replace(configure(batch_norm="average").training, model="python:small")
+    statistics = fl.make_network(training, load_digits()).statistics
+    for place, (one, other) in enumerate(zip(usual, found, strict=True)):
+        assert np.allclose(one, other, atol=1e-6), (place, place in statistics)
+
+
 @pytest.mark.parametrize(
     ("fields", "said"),
     [
         ({"batch_norm": "refuse"}, "or add --batch-norm average"),
+        (
+            {"algorithm": "fedbuff", "latency": 1.0, "buffer_size": 1},
+            "could make a variance negative",
+        ),
         ({"algorithm": "scaffold"}, "algorithm='scaffold', whose memory is of trained weights"),
         ({"aggregator": "dp", "public_cohorts": True}, "can make a variance negative"),
     ],

@@ -55,6 +55,23 @@ POISSON = configure(
 )
 
 
+def test_noise_of_the_updates_is_said_where_it_is_much_more_than_the_multiplier():
+    """By Andrew et al. 2021, theorem 1: 1 / z ** 2 is the sum of that of the update, and of the
+    count, whose noise is 0.05 m of what a client moves it by, 1 / 2."""
+
+    def told(z, m):
+        config = configure(
+            aggregator="dp", num_clients=1000, clients_per_round=m, noise_multiplier=z
+        )
+        return accountant_of(config).noise_notices()
+
+    assert told(0.5, 10) == told(4, 100) == []
+    (notice,) = told(4, 50)
+    (of_updates,) = re.findall(r"noise of ([\d.]+) times", notice)
+    of_count = 0.05 * 50 / 0.5
+    assert pytest.approx(1 / float(of_updates) ** 2 + 1 / of_count**2, rel=1e-2) == 1 / 4**2
+
+
 def test_epsilon_is_dp_accountings():
     accountant = dp_accounting.rdp.RdpAccountant()
     accountant.compose(

@@ -6,6 +6,7 @@ round are in stateful.py.
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Any
 
 from harness.cli.fields import UserError
@@ -123,7 +124,8 @@ def fednova(parts: Any, experiment: Any) -> Any:
     """w <- w - tau * sum_k (n_k / n) (w - w_k) / tau_k, with tau = sum_k (n_k / n) tau_k.
 
     Wang et al. 2020, section 4. tau_k is |a|_1, a being what each step's gradient counts in w - w_k
-    in units of the rate: with SGD and a constant rate, the number of steps.
+    in units of the rate: with SGD and a constant rate, the number of steps. Tensors that no rate
+    moves, BatchNormalization's statistics, and those that clients keep have FedAvg's mean.
     """
     if experiment.config.is_private:
         raise UserError(
@@ -146,19 +148,25 @@ def fednova(parts: Any, experiment: Any) -> Any:
             "one of them"
         )
     inner = parts.build_train_chunk
+    network = experiment.network
+    is_local = experiment.config.training.batch_norm == "local"
+    unscaled = frozenset(network.norms if is_local else network.statistics)
 
     def build_train_chunk(client, parts_in_use):
         def normalized(broadcast, client_id):
             output = client(broadcast, client_id)
             tau = count_normalized_steps(optimization, output.metrics.steps)
-            return output._replace(update=(tuple(u / tau for u in output.update), tau))
+            update = tuple(
+                u if place in unscaled else u / tau for place, u in enumerate(output.update)
+            )
+            return output._replace(update=(update, tau))
 
         return inner(normalized, parts_in_use)
 
     return parts._replace(
         build_train_chunk=build_train_chunk,
         update_spec=(parts.update_spec, tf.TensorSpec([])),
-        aggregator=NormalizedMean(parts.aggregator),
+        aggregator=NormalizedMean(parts.aggregator, unscaled),
     )
 
 
@@ -174,10 +182,14 @@ def count_normalized_steps(optimization: Any, steps: Any) -> Any:
 
 
 class NormalizedMean(tff.aggregators.WeightedAggregationFactory):
-    """FedNova's mean of pairs (update / tau_k, tau_k): the mean of the first times the mean tau."""
+    """FedNova's mean of pairs (update / tau_k, tau_k): the mean of the first times the mean tau.
 
-    def __init__(self, inner: Any):
+    Tensors in the places `unscaled` are not divided by tau_k, and not multiplied.
+    """
+
+    def __init__(self, inner: Any, unscaled: Container[int] = frozenset()):
         self.inner = inner
+        self.unscaled = unscaled
 
     def create(self, value_type: Any, weight_type: Any) -> tff.templates.AggregationProcess:
         """Return the process for such pairs; `inner` makes the mean of the normalized updates."""
@@ -188,7 +200,7 @@ class NormalizedMean(tff.aggregators.WeightedAggregationFactory):
 
         @tff.tensorflow.computation
         def multiply(update, tau):
-            return tuple(tau * u for u in update)
+            return tuple(u if place in self.unscaled else tau * u for place, u in enumerate(update))
 
         @tff.federated_computation(inner.initialize.type_signature.result, *at_clients)
         def next_fn(state, value, weight):

@@ -250,3 +250,9 @@ def check_neighbours(parts: Any, experiment: Any) -> None:
             f"algorithm='fedbuff' cannot be combined with batch_norm="
             f"{config.training.batch_norm!r}, as both keep models at the server; drop one of them"
         )
+    if experiment.network.statistics:
+        raise UserError(
+            f"algorithm='fedbuff' cannot be combined with batch_norm="
+            f"{config.training.batch_norm!r}: moves of the statistics that are added late could "
+            "make a variance negative; use GroupNormalization"
+        )

@@ -221,8 +221,9 @@ class Privacy(ConfigGroup):
     """Differential privacy, used by --aggregator dp."""
 
     noise_multiplier: float_range(0.01, 1000) = 0.5
-    """Standard deviation of the noise divided by the clipping norm, z; it must be less than 0.1
-    times clients_per_round."""
+    """Noise multiplier, z, of all that a round releases: the update, and the count from which the
+    clipping norm adapts. It must be less than z0 = 0.1 times clients_per_round: the noise of the
+    summed updates has standard deviation z / sqrt(1 - (z / z0) ** 2) times the norm."""
     delta: float_range(1e-15, 0.5) = 1e-5
     """The delta at which epsilon is reported after each round."""
     epsilon_budget: Scale = 0.0
@@ -243,7 +244,7 @@ class Adversity(ConfigGroup):
     dropout: Probability = 0.0
     """Probability that a client of a round fails to report after receiving the weights."""
     stragglers: Probability = 0.0
-    """Probability that a client of a round completes only a random fraction of its local steps."""
+    """Probability that a client of a round completes only a random fraction of its local work."""
     drop_stragglers: bool = False
     """Drop the clients of --stragglers, as FedAvg does, instead of using the steps they completed,
     as FedProx does [Li et al. 2020]."""

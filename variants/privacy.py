@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ from dp_accounting.rdp.rdp_privacy_accountant import compute_epsilon
 
 MOST_PRECISE = 10  # thousandths: the least noise multiplier that a flag can have
 WEAK_EPSILON = 10.0  # a bound above it protects hardly anybody
+MUCH_MORE_NOISE = 1.5  # times the multiplier
 
 
 @functools.cache
@@ -185,6 +187,26 @@ class PrivacyAccountant(Callback):
         return f"(ε, {self.privacy.delta:g})-DP of clients, {kind}, {cohorts}, Rényi accounting"
 
     def notices(self, rounds: int) -> list[str]:
+        """Return notices on the noise, and on the epsilon that `rounds` will cost."""
+        return [*self.noise_notices(), *self.epsilon_notices(rounds)]
+
+    def noise_notices(self) -> list[str]:
+        """Return a notice on updates that get much more noise than the multiplier says.
+
+        The noise of the clipped count takes its part of it: TFF's is 0.05 m (Andrew et al. 2021,
+        theorem 1).
+        """
+        z = self.privacy.noise_multiplier
+        of_sum = z / math.sqrt(1 - (z / (0.1 * self.cohort_size)) ** 2)
+        if of_sum < MUCH_MORE_NOISE * z:
+            return []
+        return [
+            f"noise_multiplier={z:g} is close to {0.1 * self.cohort_size:g}, the most for "
+            f"{self.cohort_size} clients per round: the updates get noise of {of_sum:.2f} times "
+            "the clipping norm; draw more clients for less"
+        ]
+
+    def epsilon_notices(self, rounds: int) -> list[str]:
         """Return notices on the epsilon that `rounds` will cost."""
         if self.privacy.epsilon_budget:
             return []

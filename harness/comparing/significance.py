@@ -113,11 +113,12 @@ def format_differences(
 ) -> dict[str, str]:
     """Return name -> how far it is from its base, seed by seed, and if the seeds tell them apart.
 
-    `outcomes` has float[seeds] by name. With three names and more each p is adjusted for all of
-    them. Of one seed nothing can be said.
+    `outcomes` has float[seeds] by name. Of two tests and more each p is adjusted for all of them.
+    Of one seed nothing can be said.
     """
     tests = compare_outcomes(outcomes, base)
-    method = "paired t-test" + (f", Holm over {len(tests)} rows" if len(tests) > 1 else "")
+    num_tested = sum(not math.isnan(test.p) for test in tests.values())
+    method = "paired t-test" + (f", Holm over {num_tested} rows" if num_tested > 1 else "")
     texts = {}
     for name, test in tests.items():
         num_seeds = len(outcomes[name])
