@@ -1076,7 +1076,7 @@ class Experiment:
     def build_tuner(self, parts: Parts) -> Callable[[Sequence[Any], int, int], Any]:
         """Build tune(weights, client, round) -> weights, a client's local training in this process.
 
-        It trains as `parts` say, which may be others than the run's.
+        They are NaN if it diverges. It trains as `parts` say, which may be others than the run's.
         """
         # With the default workers the path of the shards is absolute, as in this process.
         here = self.config.replace(workers=Run().workers)
@@ -1086,6 +1086,8 @@ class Experiment:
             tensors = tuple(map(tf.constant, weights))
             broadcast = Broadcast(tensors, tf.constant(round_num, tf.int64), tf.zeros([0, 0]))
             output = client(broadcast, tf.constant(client_id, tf.int64))
+            if not output.metrics.finite:  # its update is 0, as if nothing had happened
+                return tuple(np.full(w.shape, np.nan, np.float32) for w in tensors)
             return tuple(w - u for w, u in zip(tensors, output.update, strict=True))
 
         return tune

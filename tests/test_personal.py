@@ -188,6 +188,29 @@ def test_fine_tuning_is_local_training_from_the_global_model(federation, fields)
         assert largest_difference(own, expected) < 2e-5
 
 
+def test_models_that_diverge_are_wrong_not_global_ones(federation, capsys):
+    """Ditto's w is FedAvg's whatever lambda does; fine-tuning from w diverges by its rate."""
+    ditto = federation(algorithm="ditto", ditto_lambda=1000, **SMALL)
+    state = ditto.process.initialize()
+    for _ in range(3):
+        state, _, reports = ditto.process.next(state, alone([0, 1]))
+    assert all(np.isfinite(w).all() for w in weights_of(state))
+    assert (np.asarray(reports)[:, fl.ClientMetrics._fields.index("finite")] == 1).all()
+    columns = ditto.evaluate_state(state).extra_accuracies
+    ditto.evaluate_state(state)
+    # The third client has not trained, and uses the global model.
+    third = ditto.parts.extend_evaluation.model_of(state, 2)
+    assert largest_difference(third, weights_of(state)) == 0
+    assert columns["personal_worst10"] == 0 < columns["client_accuracy"]
+    assert 0 < columns["personal_accuracy"] <= 1 / 3
+    said = capsys.readouterr().err
+    assert said.count("round 3: the models that 2 clients would use have weights that are not") == 1
+
+    tuned = federation(fine_tune_epochs=3, **SMALL | {"client_lr": 1000.0}, weight_decay=1.0)
+    columns = tuned.evaluate_state(tuned.process.initialize()).extra_accuracies
+    assert columns["personal_accuracy"] == 0 < columns["client_accuracy"]
+
+
 def test_what_clients_keep_does_not_travel(federation):
     """Of 784-16-10: 12,560 parameters travel, and 170 stay."""
     cost = {}

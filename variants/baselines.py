@@ -29,8 +29,7 @@ from harness.reporting.results import pluralize, print_written
 from harness.storage.files import append, csv_table, json_line, read_bytes, write_file
 from harness.storage.provenance import digest, program
 from harness.training.dataset import Split
-from harness.training.records import MOST_IN_MATRIX, examples_trained_on
-from variants.choices import ALGORITHMS
+from harness.training.records import MOST_IN_MATRIX, examples_trained_on, name_reports
 
 import numpy as np
 
@@ -62,34 +61,38 @@ class Baseline(NamedTuple):
     client: int
     rounds: int
     process: Any
+    metric_names: Sequence[str]
     evaluate: Callable[[Any], Any]
     evaluate_own: Callable[[Any], Any]
 
-    def train(self, worker: Any, weights: Any) -> Iterator[tuple[float, Any]]:
-        """Yield (test accuracy, weights) after each round, from the process's own weights on.
+    def train(self, worker: Any, weights: Any) -> Iterator[tuple[float, Any, bool]]:
+        """Yield (test accuracy, weights, whether they are new) after each round.
 
-        A tuned one starts from the global `weights`.
+        It begins with the process's own weights, a tuned one with the global `weights`. An update
+        that is not finite is left out, as in any round.
         """
         state = worker.call(self.kind, self.process.initialize)
         if self.kind == "tuned":
             state = state._replace(global_model_weights=weights)
         chunks = [np.array([max(self.client, 0)], np.int64)]
         for _ in range(self.rounds):
-            state, _, _ = worker.call(self.kind, self.process.next, state, chunks)
-            yield self.evaluate(state.global_model_weights).accuracy, state.global_model_weights
+            state, _, metrics = worker.call(self.kind, self.process.next, state, chunks)
+            (report,) = name_reports(chunks, metrics, self.metric_names)
+            model = state.global_model_weights
+            yield self.evaluate(model).accuracy, model, report["finite"]
 
 
 def plain_training(config: Any) -> dict[str, Any]:
     """Return the fields of the baselines' training: the run's epochs, batch and rate.
 
-    If the run's algorithm has another default rate than FedAvg, it is FedAvg's: mimelite's would
-    leave a client alone with a four-hundredth of it.
+    Where the rate is the default of the run's algorithm, it is FedAvg's: mimelite's would leave a
+    client alone with a four-hundredth of it.
     """
     training = config.training
-    fedavg = ALGORITHMS["fedavg"]
+    flat = config.to_dict()
     learning_rate = training.client_lr
-    if config.chosen("algorithm").client_lr != fedavg.client_lr:
-        learning_rate = default_client_lr(config.to_dict() | {"algorithm": "fedavg"}, config.tables)
+    if learning_rate == default_client_lr(flat, config.tables):
+        learning_rate = default_client_lr(flat | {"algorithm": "fedavg"}, config.tables)
     return {
         "client_lr": learning_rate,
         "local_epochs": training.local_epochs,
@@ -150,9 +153,9 @@ def build_baselines(
     alone = build_prepared(plain, dataset, partition)
     tuned = build_prepared(plain.replace(local_epochs=1), dataset, partition)
     evaluate = experiment.evaluate
-    found = [
-        Baseline("centralized", -1, own_rounds, central.process, central.evaluate, central.evaluate)
-    ]
+    names = central.parts.metrics_type._fields
+    on_all = central.evaluate
+    found = [Baseline("centralized", -1, own_rounds, central.process, names, on_all, on_all)]
     for client in range(num_clients):
         evaluate_own = evaluate
         test_images = experiment.images_of_client(dataset.test.images, client)
@@ -160,8 +163,9 @@ def build_baselines(
             own_test = Split(test_images, dataset.test.labels)
             own_data = dataclasses.replace(dataset, test=own_test)
             evaluate_own = experiment.build_evaluator(own_data)
-        found.append(Baseline("alone", client, own_rounds, alone.process, evaluate, evaluate_own))
-        found.append(Baseline("tuned", client, 1, tuned.process, evaluate, evaluate_own))
+        evaluators = (evaluate, evaluate_own)
+        found.append(Baseline("alone", client, own_rounds, alone.process, names, *evaluators))
+        found.append(Baseline("tuned", client, 1, tuned.process, names, *evaluators))
     return found
 
 
@@ -214,15 +218,18 @@ def train_baselines(
             yield from [None] * baseline.rounds
             continue
         accuracies = []
-        for accuracy, after_round in baseline.train(worker, weights):
+        num_left_out = 0
+        for accuracy, after_round, is_new in baseline.train(worker, weights):
             accuracies.append(accuracy)
             own_weights = after_round
+            num_left_out += not is_new
             yield
         entry = {
             "kind": baseline.kind,
             "client": baseline.client,
             "after": after,
             "accuracies": accuracies,
+            "left_out": num_left_out,
             "program": digest(program()),
             "confusion": baseline.evaluate_own(own_weights).confusion.tolist(),
         }
@@ -321,6 +328,12 @@ def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Cal
             for _ in Progress(num_rounds, 0).follow(training):
                 pass
         trained = read_store(path, after)
+        if num_left_out := sum(entry["left_out"] for entry in trained.values()):
+            warn(
+                f"{num_left_out} of the baselines' {num_rounds:,} rounds led to weights that are "
+                "not finite, and were left out: the accuracies are those before them; choose a "
+                "smaller --client-lr"
+            )
         confusions = [
             baseline.evaluate_own(weights).confusion
             for baseline in baselines

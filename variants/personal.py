@@ -14,7 +14,9 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
+from harness.cli.output import warn
 from harness.reporting.clients import PERSONAL, accuracies_of_parts, summarize_accuracies
+from harness.reporting.results import pluralize
 from harness.training.own_models import places_by_layer
 from variants import CHANGES
 from variants.adversity import unseen_clients
@@ -37,6 +39,8 @@ class OwnTensors(Memory):
     float32[K,d+1] for d parameters that each client keeps. The tensors are those in some `places`
     of the weights; None stands for a whole model.
     """
+
+    keeps_nonfinite = True
 
     def __init__(self, experiment: Any, places: Sequence[int] | None = None):
         super().__init__(experiment)
@@ -372,7 +376,8 @@ class PersonalEvaluation:
     """Adds personal_accuracy and personal_worst10 to a round's evaluation.
 
     Each client's own model is evaluated on the images that the client holds out. A client that has
-    not trained yet uses the global model, after `tune` if there is one. Clients that are never
+    not trained yet uses the global model, after `tune` if there is one. A model that has diverged
+    is wrong on all images, with a notice in the first round that has one. Clients that are never
     drawn count too, and also have a column of their own, unseen_personal_accuracy.
     """
 
@@ -386,6 +391,7 @@ class PersonalEvaluation:
         self.inner = inner
         self.memory = memory
         self.tune = tune
+        self.has_told = False
         if isinstance(inner, PersonalEvaluation):  # that of --fine-tune-epochs
             self.inner = inner.inner
             self.tune = inner.tune
@@ -408,16 +414,31 @@ class PersonalEvaluation:
         # Of a round of its own: the order of the batches is not that of the client's training.
         return self.tune(weights, client, -int(progress.round)) if self.tune else weights
 
+    def tell_divergence(self, num_diverged: int, round_num: int) -> None:
+        """Warn, once, of models with weights that are not finite."""
+        if num_diverged and not self.has_told:
+            self.has_told = True
+            warn(
+                f"round {round_num}: the models that {pluralize(num_diverged, 'client')} would use "
+                "have weights that are not finite, and count as wrong on all images; choose a "
+                "smaller --client-lr or --ditto-lambda"
+            )
+
     def __call__(self, evaluation: Any, state: Any) -> Any:
         """Return the Evaluation with the columns; `state` is that of TFF's process."""
         usual = self.inner(evaluation, state)
         correct = []
+        num_diverged = 0
         for client, (images, labels) in enumerate(self.tests):
-            if not len(labels):
-                correct.append(np.zeros(0, bool))
+            weights = self.model_of(state, client) if len(labels) else ()
+            is_finite = all(np.isfinite(tensor).all() for tensor in weights)
+            num_diverged += not is_finite
+            if not len(labels) or not is_finite:
+                correct.append(np.zeros(len(labels), bool))
                 continue
-            model = tff.learning.models.ModelWeights(list(self.model_of(state, client)), [])
+            model = tff.learning.models.ModelWeights(list(weights), [])
             correct.append(self.predict(model, images, labels)[0] == labels)
+        self.tell_divergence(num_diverged, int(state.client_work.round))
         every = np.concatenate(correct)
         accuracies = accuracies_of_parts(every, [len(of_client) for of_client in correct])
         columns = summarize_accuracies("personal", accuracies)

@@ -28,6 +28,7 @@ class Memory:
 
     shard_passes = 0  # gradients that a client computes over its whole shard
     sends_memory = False  # in the paper, as much as the weights goes down and up beside them
+    keeps_nonfinite = False  # whether a message may be so: a model of a client's own that diverged
 
     def __init__(self, experiment: Any):
         config = experiment.config
@@ -275,8 +276,9 @@ def build_stateful_round(memory: Memory, metrics_type: type) -> Callable[[Any], 
         def update_memory(progress, clients, metrics, messages):
             by_name = metrics_type(*tf.unstack(metrics, axis=1))
             weights = tf.ones_like(by_name.examples) if memory.is_uniform else by_name.examples
-            # A message can be 0 / 0 where the learning rate is 0.
-            usable = (by_name.finite > 0) & tf.reduce_all(tf.math.is_finite(messages), axis=1)
+            usable = by_name.finite > 0
+            if not memory.keeps_nonfinite:  # a message can be 0 / 0 where the learning rate is 0
+                usable &= tf.reduce_all(tf.math.is_finite(messages), axis=1)
             new = memory.update_memory(
                 progress.memory,
                 tf.boolean_mask(clients, usable),
