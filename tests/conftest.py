@@ -100,6 +100,9 @@ STARTERS |= {
     "KernelManager",
     "compare",
     "rounds_of",
+    "run_rounds",
+    "build_process",
+    "build_prepared",
     "run",
     "after_first_round",
 }

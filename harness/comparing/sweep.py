@@ -119,7 +119,14 @@ def candidates_of_rows(config: Any, compared: Compared) -> dict[str, list[dict[s
     UserError for fields and values that cannot be tuned.
     """
     terms = [term for term in config.comparison.tune.split(";") if term.strip()]
-    lists = dict(read_tuned(term, config) for term in terms)
+    lists: dict[str, list[Any]] = {}
+    for term in terms:
+        field, values = read_tuned(term, config)
+        if field in lists:
+            raise UserError(
+                f"tune={config.comparison.tune!r:.60} names {field} twice; give its values once"
+            )
+        lists[field] = values
     tuned = {}
     for row in compared.rows if lists else ():
         free = [
@@ -193,7 +200,8 @@ def check_tuning(config: Any, compared: Compared, tuned: dict[str, list[dict[str
             "--holdout 5000"
         )
     for row in compared.rows:
-        if config.effective(**row.changes, **SINGLE).is_private:
+        tried = [row.changes | chosen for chosen in tuned.get(row.label, [{}])]
+        if any(config.effective(**changes, **SINGLE).is_private for changes in tried):
             raise UserError(
                 f"{text} cannot be combined with the private row {row.label!r:.60}: each value "
                 "tried would spend epsilon on the same clients; give the value itself"

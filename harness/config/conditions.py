@@ -14,7 +14,11 @@ from harness.cli.own_files import is_own
 from harness.cli.run_options import FORM, Run
 from harness.config.tables import Tables, num_unseen
 
+SEES_CONFIG = ("algorithm", "aggregator")  # of FILE.py:FUNCTION, change(parts, experiment)
 CLOCK_FIELDS = ("device_speed", "bandwidth", "latency")  # each of which turns the clock on
+
+
+SIGNS = re.compile("[,;=()]")  # what separates fields and values in --compare and --tune
 
 
 class Condition(NamedTuple):
@@ -27,15 +31,18 @@ class Condition(NamedTuple):
     values: tuple[str, ...] = ()
 
     def is_met(self, chosen: dict[str, Any], compared: Sequence[str]) -> bool:
-        """Return whether the values `chosen`, or one of the names that are `compared`, meet it."""
+        """Return whether the values `chosen` meet it, or a comparison's.
+
+        `compared` are the fields and values in the texts of --compare and --tune.
+        """
         actual = [chosen[field] for field in self.deciding]
         if self.values:
             return not set(self.values).isdisjoint([*actual, *compared])
-        return any(actual)
+        return any(actual) or not set(self.deciding).isdisjoint(compared)
 
     def is_own(self, chosen: dict[str, Any]) -> bool:
-        """Return whether a user's own function decides."""
-        return any(is_own(str(chosen[field])) for field in self.deciding)
+        """Return whether a user's own function, which gets the configuration, decides."""
+        return any(is_own(str(chosen[field])) for field in self.deciding if field in SEES_CONFIG)
 
     def __str__(self) -> str:
         flags = " or ".join(to_flag(field) for field in self.deciding)
@@ -94,10 +101,11 @@ def all_conditions(tables: Tables) -> dict[str, tuple[Condition, ...]]:
 def find_unused(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> dict[str, str]:
     """Return field -> what it would need, of the fields that are set but have no effect.
 
-    `chosen` and `default` are field -> value. A user's own FILE.py:FUNCTION may read any field of
-    the choice that it replaces, except that it makes no run private.
+    `chosen` and `default` are field -> value. A user's own algorithm or aggregator may read any
+    field of the choice that it replaces, except that it makes no run private.
     """
-    compared = [name.strip() for name in re.split("[,;=]", chosen["compare"])]
+    words = [word.strip() for word in SIGNS.split(f"{chosen['compare']};{chosen['tune']}")]
+    compared = [*words, *(word.removeprefix("--").replace("-", "_") for word in words)]
     if chosen["partition_file"]:
         chosen = chosen | {"partition": "file"}
     chosen = chosen | {"seeds": chosen["seeds"] - 1}  # a single one compares nothing
