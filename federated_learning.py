@@ -1385,7 +1385,7 @@ def build_experiment(
         UserError: the settings, or settings and data, are incompatible.
     """
     saved_config.check_config(config)
-    given = config.to_dict()
+    given = config.to_dict() | config.absolute_paths()
     # Default rates are filled in.
     with_defaults = config.effective(**config.absolute_paths())
     if dataset is None:

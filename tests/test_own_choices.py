@@ -207,7 +207,8 @@ def test_choices_of_files_are_compared_and_resumed_from_elsewhere(here):
     (here / "own.py").write_text(OWN + "\nx = 1\n")
     done = call_script(here, "--resume", str(run), "--rounds", "4", "--algorithm", "own.py:prox")
     assert (
-        done.returncode == 2 and "the program has changed since that run (algorithm" in done.stderr
+        done.returncode == 2
+        and "a file given to it, has changed since that run (algorithm" in done.stderr
     )
 
 

@@ -561,7 +561,7 @@ def test_a_run_of_an_older_version_is_read(tmp_path, capsys, monkeypatch):
     new = fl.run(fl.parse(f"{flags} --rounds 3 --figures none --name new"))
     again = read_metrics(new.folder)
     assert again["rounds"][1]["test_accuracy"] == metrics["test_accuracy"]  # the same numbers
-    with pytest.raises(UserError, match="the program has changed since that run"):
+    with pytest.raises(UserError, match="a file given to it, has changed since that run"):
         fl.parse("--resume runs/old --rounds 3")
     words = "--resume runs/old --rounds 3 --accept-changes --figures none"
     resumed = fl.run(fl.parse(words))

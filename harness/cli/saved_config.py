@@ -36,6 +36,8 @@ OF_ONE_COMMAND = (
     "list",
     "version",
 )
+# Files that a run has from its first round on, or never.
+OF_FIRST_ROUND = ("initial_model", "partition_file", "metrics")
 # Of these, what a file of the user's cannot ask for either.
 FLAGS_ONLY = {*OF_ONE_COMMAND} - {"time_limit", "quiet", "json"}
 
@@ -182,12 +184,21 @@ def check_resumed(
     ours = identity(config)
     theirs = identity(saved)
     folder = config.to_dict()["resume"]
+    for field in OF_FIRST_ROUND:  # files count by their content, but not whether there is one
+        wanted = config.to_dict()[field]
+        used = saved.to_dict()[field]
+        if bool(wanted) != bool(used):
+            raise UserError(
+                f"{field}={wanted!r:.200} differs from {used!r:.200} of {folder}; drop the flag, "
+                "or start a new run"
+            )
     last = read_programs(expand_path(folder))[-1]
     names = ", ".join(changed(last, last["rows"] if row_hashes is None else row_hashes))
     if names and not config.to_dict()["accept_changes"]:
         raise UserError(
-            f"resume={folder!r:.200}: the program has changed since that run ({names:.200}); "
-            "restore it, start a new run, or add --accept-changes to continue anyway"
+            f"resume={folder!r:.200}: the program, or a file given to it, has changed since that "
+            f"run ({names:.200}); restore it, start a new run, or add --accept-changes to continue "
+            "anyway"
         )
     usual = config.defaults()  # of fields that one of them leaves out
     for field in sorted(ours.keys() | theirs.keys()):

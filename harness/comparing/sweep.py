@@ -224,7 +224,7 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
     if len(configs) < 2:
         raise UserError(f"a comparison needs two or more configurations, not {len(configs)}")
     for config in configs:
-        for field in ("compare", "tune", "resume"):
+        for field in ("compare", "tune", "resume", "baselines"):
             if value := config.to_dict()[field]:
                 raise UserError(
                     f"{field}={value!r:.60} cannot be combined with a list of configurations, each "
@@ -244,11 +244,17 @@ def rows_of_configs(configs: Sequence[Any]) -> Compared:
                 f"{field}"
             )
     in_use = [config.effective(**SINGLE).to_dict() for config in configs]
+    runs = [settings_of(config, Row("", {})) for config in configs]
+    if len(set(runs)) < len(runs):
+        raise UserError("two of the configurations make the same run; give each once")
     shown = shown_settings(in_use, differing, [config.changed() for config in configs])
     labels = [label_settings(settings) for settings in shown]
     changes = [{field: row[field] for field in differing} for row in given]
     if len(set(labels)) < len(labels):
-        raise UserError("two of the configurations make the same run; give each once")
+        raise UserError(
+            "two of the configurations would have the same name in tables; give functions of files "
+            "different names"
+        )
     rows = [
         Row(label, of_row, {"": label}, {"": settings})
         for label, of_row, settings in zip(labels, changes, shown, strict=True)

@@ -152,9 +152,12 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     flags = preset_flags.insert_preset_flags(given, kind.tables.presets)
     flags = join_compared(insert_implied_flags(flags, is_given, kind.tables))
     evaluated = split_off(given, "evaluate")[0]
-    names_data = any(split_off(given, field)[0] for field in ("dataset", "data"))
-    if evaluated and not base and not names_data:
-        base = kind().replace(evaluate=evaluated[-1])
+    names_data = any(
+        split_off(given, field)[0] or (base and field in base.changed())
+        for field in ("dataset", "data")
+    )
+    if evaluated and not names_data:
+        base = (base or kind()).replace(evaluate=evaluated[-1])
     config = command_line.read_flags(kind, flags, default=base)
     check_given(config.to_dict(), given)
     check_definition(config.to_dict(), config.defaults(), kind.tables, given)

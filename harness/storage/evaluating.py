@@ -31,7 +31,7 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
     check_config(config)
     check_evaluated(config)
-    for notice in config.unused_notices(EVALUATING):
+    for notice in config.unused_notices({*EVALUATING, *config.data.to_dict()}):
         warn(notice)
     saved = read_saved(config.run.evaluate, type(config)())
     source = expand_path(config.run.evaluate)
@@ -67,8 +67,15 @@ def find_model_name(config: Any, saved: Any) -> str:
     """Return the model of the saved run.
 
     Its folder may be somebody else's, and name a file that would be executed. Raises UserError for
-    one that this user never ran, unless --model names it.
+    one that this user never ran, unless --model names it, and for another model.
     """
+    asked = config.training.model
+    is_usual = asked in (config.defaults()["model"], saved.training.model)
+    if not is_usual and not (saved.has_own_model and config.has_own_model):
+        raise UserError(
+            f"model={asked!r:.200} is not that of {config.run.evaluate!r:.200}, which is "
+            f"{saved.training.model!r:.200}; drop it"
+        )
     if saved.has_own_model:
         if config.has_own_model:
             return config.training.model
