@@ -221,7 +221,7 @@ from harness.storage.callbacks import Callback, CallbackList, check_callbacks
 from harness.storage.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.storage.files import check_clock, check_temporary_folder
 from harness.storage.predicting import predict_pictures
-from harness.storage.run_folder import RunFolder, check_held_out
+from harness.storage.run_folder import RunFolder, check_held_out, check_no_files
 from harness.storage.saved_run import SavedRun
 from harness.storage.saving import Result
 from harness.training import histories, layers, own_models, records, shards
@@ -370,6 +370,8 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     Raises:
         UserError: the data do not allow such a split.
     """
+    check_dataset(dataset)
+    saved_config.check_config(config)
     labels = dataset.train.labels
     num_clients = config.partitioning.num_clients
     if num_clients < 1:
@@ -1350,7 +1352,7 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
         *provenance.edited_notices(),
         *preset_flags.preset_notices(config, Config()),
         *conditions.unused_notices(chosen, Config.defaults(), config.tables),
-        *conditions.horizon_notices(config.to_dict(), config.tables),
+        *conditions.learning_notices(config.to_dict(), config.tables),
         *notices.find_weak_settings(experiment),
         *origin.origin_notices(config.training.initial_model, dataset),
         *([] if config.is_private else on_data),
@@ -1469,6 +1471,8 @@ def run(
     saved_config.check_single(config)
     if on_round is not None and not callable(on_round):
         raise UserError(f"on_round={on_round!r:.60} is not a function; give one of a RoundRecord")
+    if dataset is not None:
+        check_no_files(config)
     if partition is not None:
         config = config.replace(**given_splits.fields_of_indices(partition, config.run.cache))
     if model is not None:
@@ -1561,6 +1565,7 @@ def load(folder: str | Path, dataset: Dataset | None = None) -> SavedRun:
 
 def main(config: Config) -> None:
     """Run the command that the flags select."""
+    saved_config.check_config(config)
     if config.run.version or config.run.list:  # from Python; the script answers before its imports
         listing.answer(config.run, Config())
         return

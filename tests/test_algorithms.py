@@ -370,7 +370,7 @@ def test_a_cosine_falls_over_the_runs_own_rounds_and_keeps_them_when_extended():
     assert np.allclose(rates, [1, 0.5, 0])
     extended = config.replace(rounds=12).effective()
     assert extended.optimization.lr_horizon == 8
-    (notice,) = conditions.horizon_notices(extended.to_dict(), extended.tables)
+    (notice,) = conditions.learning_notices(extended.to_dict(), extended.tables)
     assert "the cosine schedule's rate is 0 from round 9 on" in notice
-    assert conditions.horizon_notices(config.to_dict(), config.tables) == []
+    assert conditions.learning_notices(config.to_dict(), config.tables) == []
     assert configure(rounds=8).effective().optimization.lr_horizon is None

@@ -4,6 +4,7 @@ from types import SimpleNamespace
 
 import federated_learning as fl
 from harness.cli.command_line import EVALUATING
+from harness.config import conditions
 from harness.reporting.notices import find_weak_settings
 from harness.storage.callbacks import PrintRounds
 
@@ -137,6 +138,48 @@ def test_default_values_without_effect_are_told_where_a_command_line_gives_them(
     said = capsys.readouterr().err
     assert said.count("notice:") == 1
     assert said.startswith(f"notice: {field} has no effect without {needed}")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        '--compare "fedavg,fedprox(client_lr=0.1)" --prox-mu 0.1',
+        '--compare "(client_optimizer=momentum),(client_optimizer=sgd)" --client-momentum 0.5',
+        '--compare "shards(num_clients=20),iid" --shards-per-client 3',
+        "--compare byzantine=0,3 --attack scaled --attack-scale 5",
+        "--compare stragglers=0,0.5 --drop-stragglers",
+        "--compare bandwidth=1e6,1e7 --deadline 30",
+        '--compare "mean,dp(clients_per_round=8)" --noise-multiplier 0.3',
+        "--tune aggregator=mean,trimmed-mean --trim 0.2",
+    ],
+)
+def test_what_a_row_of_a_comparison_uses_has_an_effect(flags):
+    assert fl.parse(flags).unused_notices() == []
+
+
+def test_a_split_of_a_file_reads_no_field():
+    """It gets labels, a number and a generator, while an algorithm gets the configuration."""
+    config = configure(partition="own.py:split", alpha=0.1)
+    (notice,) = config.unused_notices()
+    assert notice.startswith("alpha=0.1 has no effect without --partition")
+    assert configure(algorithm="own.py:change", prox_mu=0.1).unused_notices() == []
+
+
+def test_flags_of_training_with_finished_runs_are_told(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "config.json").write_text("{}")
+    fl.parse("--compare runs/a,runs/b --rounds 7 --alpha 0.1 --figures none --name c")
+    said = capsys.readouterr().err
+    assert "notice: --rounds, --alpha have no effect with --compare of finished runs" in said
+
+
+@pytest.mark.parametrize("flags", ["--dropout 1", "--stragglers 1 --drop-stragglers"])
+def test_rounds_without_a_report_are_told(flags):
+    config = fl.parse(flags)
+    (notice,) = conditions.learning_notices(config.to_dict(), config.tables)
+    assert notice.endswith("no client reports, so no learning will take place")
 
 
 def test_default_values_with_an_effect_are_not(capsys):

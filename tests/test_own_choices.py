@@ -39,6 +39,12 @@ def broken(*arguments):
 def nothing(*arguments, **named):
     return None
 
+def by_client(labels, num_clients, rng):
+    return {k: part for k, part in enumerate(np.array_split(np.arange(len(labels)), num_clients))}
+
+def ragged(labels, num_clients, rng):
+    return [[[1, 2], [3]]] * num_clients
+
 def too_few(labels, num_clients, rng):
     return [np.arange(3)]
 
@@ -250,6 +256,8 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
         ("--aggregator gone.py:f", "cannot be read"),
         ("--aggregator own.py", "name its function too"),
         ("--partition own.py:nothing", "returns NoneType; return an index array"),
+        ("--partition own.py:by_client", "returns dict; return an index array"),
+        ("--partition own.py:ragged", "returns list; return an index array"),
         ("--partition own.py:too_few", "returns 1 arrays for num_clients=10"),
         ("--partition own.py:twice", "gives an image to two clients"),
         ("--partition own.py:floats", "not 1-D integer indices"),

@@ -111,7 +111,22 @@ def test_a_row_that_is_a_configuration_compares_nothing_itself(more, said):
 
 
 @pytest.mark.parametrize(
-    "more", [{"stop_after": 3}, {"baselines": True}, {"seeds": 3}, {"target_accuracy": 0.9}]
+    ("more", "said"),
+    [
+        ({"baselines": True}, "baselines=True cannot be combined with a list of configurations"),
+        ({"prox_mu": 0.5}, "two of the configurations make the same run; give each once"),
+    ],
+    ids=str,
+)
+def test_a_list_is_refused_for_what_a_comparison_is(more, said):
+    """prox_mu has no effect on fedavg, so its row would be the first one again."""
+    rows = [configure(), configure(algorithm="fedprox"), configure(**more)]
+    with pytest.raises(UserError, match=said):
+        fl.compare(rows)
+
+
+@pytest.mark.parametrize(
+    "more", [{"stop_after": 3}, {"save_every": 2}, {"seeds": 3}, {"target_accuracy": 0.9}]
 )
 def test_what_holds_for_all_rows_is_given_to_the_first(more):
     """Of a later one it would have no effect."""

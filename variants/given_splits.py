@@ -158,8 +158,10 @@ def check_own_split(draw: Callable, split: Any, labels: np.ndarray, config: Any)
     source = f"partition={config.partition_name!r:.200}"
     num_clients = config.partitioning.num_clients
     try:
+        if isinstance(split, dict):
+            raise TypeError
         parts = [np.asarray(part) for part in split]
-    except TypeError as error:
+    except (TypeError, ValueError) as error:  # not an iterable; lists of several lengths
         raise UserError(
             f"{source} returns {type(split).__name__}; return an index array for each client"
         ) from error

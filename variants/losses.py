@@ -54,10 +54,21 @@ def checked(labels: Any, logits: Any, function: Callable, name: str) -> Any:
     return tf.cast(losses, tf.float32)
 
 
-def try_loss(loss: Callable, num_classes: int) -> None:
-    """Call a user's loss on two batches, before TensorFlow traces it and lengthens its errors."""
+def try_loss(loss: Callable, num_classes: int, name: str) -> None:
+    """Call a user's loss on two batches, before TensorFlow traces it and lengthens its errors.
+
+    Raises UserError for one without a gradient, by which nothing would be learned.
+    """
     for size in (3, 5):
-        loss(tf.zeros(size, tf.int32), tf.zeros((size, num_classes)))
+        logits = tf.zeros((size, num_classes))
+        with tf.GradientTape() as tape:
+            tape.watch(logits)
+            losses = loss(tf.zeros(size, tf.int32), logits)
+        if tape.gradient(losses, logits) is None:
+            raise UserError(
+                f"loss={name!r:.200} has no gradient by the logits; compute it from them by "
+                "TensorFlow's functions, without rounding"
+            )
 
 
 def choose_loss(network: Any, experiment: Any) -> Any:
@@ -72,7 +83,7 @@ def choose_loss(network: Any, experiment: Any) -> Any:
             )
         function = import_function(training.loss, "loss")
         loss = partial(checked, function=function, name=training.loss)
-        try_loss(loss, network.num_classes)
+        try_loss(loss, network.num_classes, training.loss)
     elif training.label_smoothing:
         loss = partial(smoothed, smoothing=training.label_smoothing)
     if training.class_weights == "balanced" and experiment.config.is_private:

@@ -76,8 +76,9 @@ def make_own_layers(make: partial) -> list[Any]:
         isinstance(layer, tf.keras.layers.Layer) for layer in layers
     )
     if not is_layers or not layers:
+        returned = "no layer" if is_layers else type(made).__name__
         raise UserError(
-            f"{source} returns {type(made).__name__}; return a Keras model, or a list of Keras "
-            "layers, without the logits layer"
+            f"{source} returns {returned}; return a Keras model, or a list of Keras layers, "
+            "without the logits layer"
         )
     return list(layers)

@@ -141,9 +141,12 @@ class PrivacyAccountant(Callback):
         budget = self.privacy.epsilon_budget
         first = self.epsilon([1])
         if 0 < budget < first:
+            cure = (
+                "lower target_epsilon" if self.privacy.target_epsilon else "raise noise_multiplier"
+            )
             raise UserError(
                 f"epsilon_budget={budget:g} allows no round, as the first one costs {first:.2f}; "
-                "raise it, or raise noise_multiplier"
+                f"raise it, or {cure}"
             )
 
     def before_run(self, folder: Any, first_round: int) -> None:

@@ -21,7 +21,7 @@ from harness import SCRIPT
 from harness.cli.fields import ConfigGroup, UserError, cached, choice_lines, hints, render_as_line
 from harness.cli.flags import find_field, read_values, wants_help
 from harness.cli.output import print_line, tolerate_closed_stream, warn
-from harness.cli.run_options import FORM
+from harness.cli.run_options import FORM, OF_FINISHED
 from harness.engine import stopping
 from harness.storage.files import briefly, read_bytes
 from harness.storage.provenance import ROOT, describe_provenance
@@ -32,8 +32,13 @@ Answer = TypeVar("Answer")
 NARROWEST = 60  # columns
 # Fields that ask for training, which --evaluate refuses.
 TRAINING = ("compare", "seeds", "tune", "jobs", "resume", "baselines")
-# Fields that --predict and --evaluate use, the latter with those of the data, or refuse.
+# Fields that --predict, --compare of finished runs and --evaluate use, the last with those of the
+# data, or refuse.
 PREDICTING = ("predict", "pictures", "config", "quiet", "json")
+COMPARING = (
+    *("compare", "tune", "jobs", "resume", "target_accuracy", "runs", "name", "config", "quiet"),
+    *("json", "figures", *OF_FINISHED),
+)
 EVALUATING = (
     *("evaluate", "model", "metrics", "config", "runs", "name", "quiet", "json", "figures"),
     *FORM,
@@ -88,22 +93,28 @@ def read_flags(kind: Any, words: Sequence[str] | None, default: ConfigGroup | No
     return ConfigGroup.replace(default or kind(), **values)
 
 
-def check_use(config: Any, words: Sequence[str]) -> None:
-    """Warn of flags among `words` that --evaluate and the like, which train nothing, do not use."""
+def check_use(config: Any, words: Sequence[str], has_finished_runs: bool) -> None:
+    """Warn of flags among `words` that --evaluate and the like, which train nothing, do not use.
+
+    `has_finished_runs` is whether --compare names folders of such.
+    """
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     given = {flag: find_field(flag, config.types()) for flag in flags}
-    used: dict[str, set[str]] = {
-        "evaluate": {*config.data.to_dict(), *EVALUATING},
-        "predict": {*PREDICTING},
-        "list": {"list", "json", "quiet"},
-        "version": {"version"},
+    run = config.run
+    commands: dict[str, tuple[bool, set[str]]] = {  # whether it is asked for, the fields it uses
+        "--list": (bool(run.list), {"list", "json", "quiet"}),
+        "--version": (run.version, {"version"}),
+        "--predict": (bool(run.predict), {*PREDICTING}),
+        "--evaluate": (bool(run.evaluate), {*config.data.to_dict(), *EVALUATING}),
+        "--compare of finished runs": (has_finished_runs, {*COMPARING}),
     }
-    for command, fields in used.items():
-        if getattr(config.run, command):
-            unused = [flag for flag, field in given.items() if field not in fields]
-            verb = "has" if len(unused) == 1 else "have"
-            if unused:
-                warn(f"{', '.join(unused)} {verb} no effect with --{command}, which trains nothing")
+    command = next((name for name, (is_asked_for, _) in commands.items() if is_asked_for), "")
+    if not command:
+        return
+    unused = [flag for flag, field in given.items() if field not in commands[command][1]]
+    verb = "has" if len(unused) == 1 else "have"
+    if unused:
+        warn(f"{', '.join(unused)} {verb} no effect with {command}, which trains nothing")
 
 
 def print_help(kind: Any, words: Sequence[str]) -> NoReturn:

@@ -154,8 +154,15 @@ class ConfigGroup:
     def __post_init__(self) -> None:
         """Raise UserError for a value of the wrong type or range."""
         for field, value in vars(self).items():
-            if not isinstance(value, ConfigGroup):
-                check_value(field, value, hints(type(self))[field])
+            hint = hints(type(self))[field]
+            if isinstance(hint, type) and issubclass(hint, ConfigGroup):
+                if not isinstance(value, hint):
+                    raise UserError(
+                        f"{field}={value!r:.60} is not a group of fields; give fields by their "
+                        "names: Config().replace(rounds=3)"
+                    )
+            else:
+                check_value(field, value, hint)
 
     @classmethod
     def defaults(cls) -> dict[str, Any]:

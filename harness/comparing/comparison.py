@@ -120,7 +120,7 @@ def compare(
     # What is of the comparison alone, or was said to have no effect, is at its default in the runs.
     told = config.find_unused().keys() & Run().to_dict().keys()
     of_one = {**SINGLE, **{field: config.defaults()[field] for field in (*OF_SEVERAL, *told)}}
-    experiments = []
+    experiments: list[Any] = []
     planned = []
     for row, name in zip(compared.rows, folder_names(compared.rows), strict=True):
         for seed in seeds:

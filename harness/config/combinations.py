@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -236,8 +237,17 @@ def check_privacy(chosen: dict[str, Any], default: dict[str, Any], tables: Table
 def check_given(chosen: dict[str, Any], words: Sequence[str]) -> None:
     """Raise UserError for flags of a command line that contradict each other by a default value.
 
-    They are the noise, with the epsilon that it follows from, and weights of a draw by size.
+    They are the noise, with the epsilon that it follows from, weights of a draw by size, and MNIST
+    with other data.
     """
+    is_saved = chosen["resume"] or chosen["evaluate"]  # which have data of their own
+    other = chosen["data"] or ("" if is_saved else os.environ.get("FL_DATA", ""))
+    if chosen["dataset"] == "mnist" and split_off(words, "dataset")[0] and other:
+        source = "data" if chosen["data"] else "the environment variable FL_DATA"
+        raise UserError(
+            f"dataset='mnist' contradicts {source}={other!r:.200}, which replaces it; drop one of "
+            "them"
+        )
     given = split_off(words, "client_weighting")[0]
     if chosen["sampling"] == "by-size" and given and given[-1] == "examples":
         raise UserError(

@@ -88,6 +88,7 @@ def all_conditions(tables: Tables) -> dict[str, tuple[Condition, ...]]:
     for field in ("deadline", "over_select"):
         conditions[field] = (Condition(CLOCK_FIELDS),)
     conditions["accept_changes"] = (Condition(("resume",)),)
+    conditions["pictures"] = (Condition(("predict",)),)
     conditions["after_target"] = (Condition(("target_accuracy",)),)
     has_figures = Condition(("figures",), ("png", "pdf", "svg"))
     for field in FORM:
@@ -197,8 +198,15 @@ def memory_notices(chosen: dict[str, Any], tables: Tables) -> list[str]:
     ]
 
 
-def horizon_notices(chosen: dict[str, Any], tables: Tables) -> list[str]:
-    """Return a notice on rates that are 0, such as in rounds behind the end of a cosine."""
+def learning_notices(chosen: dict[str, Any], tables: Tables) -> list[str]:
+    """Return a notice on rounds in which nothing is learned.
+
+    Then a rate is 0, such as in rounds behind the end of a cosine, or no client reports.
+    """
+    for field in ("dropout", "stragglers"):
+        drops = field == "dropout" or chosen["drop_stragglers"]
+        if chosen[field] == 1 and drops:
+            return [f"{field}=1: no client reports, so no learning will take place"]
     for field in ("client_lr", "server_lr"):
         if chosen[field] == 0:
             return [f"{field}=0: no learning will take place"]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from harness.cli import command_line, saved_config, trust, usage
 from harness.cli.fields import ConfigGroup, UserError
-from harness.cli.flags import split_off
+from harness.cli.flags import split_off, to_flag
 from harness.cli.output import warn
 from harness.cli.own_files import OWN_FIELDS, is_own, own_fields
 from harness.comparing.sweep import check_comparison, join_compared, overlaid_folders
@@ -161,9 +161,10 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     config = command_line.read_flags(kind, flags, default=base)
     check_given(config.to_dict(), given)
     check_definition(config.to_dict(), config.defaults(), kind.tables, given)
-    command_line.check_use(config, given)
+    command_line.check_use(config, given, bool(overlaid_folders(config.comparison.compare)))
     warn_of_defaults(config, given)
     if config.run.resume:
+        warn_of_place(given)
         saved = saved_config.read_saved(config.run.resume, kind())
         config = command_line.read_flags(kind, flags, default=saved)
         saved_config.check_resumed(config, saved)
@@ -184,6 +185,15 @@ def warn_of_defaults(config: ExperimentConfig, words: Sequence[str]) -> None:
     for field, needed in find_unused(chosen, unlike, config.tables).items():
         if field in usual:
             warn(f"{field}={chosen[field]} has no effect without {needed}")
+
+
+def warn_of_place(words: Sequence[str]) -> None:
+    """Warn of flags that would place a run that is resumed in another folder."""
+    for field in ("runs", "name"):
+        if split_off(words, field)[0]:
+            warn(
+                f"{to_flag(field)} has no effect with --resume, which continues in the run's folder"
+            )
 
 
 def check_paths(config: Any) -> None:

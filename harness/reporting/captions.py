@@ -18,6 +18,7 @@ USUAL = {
     "start": "from the seed",
     "fine_tune_epochs": "not fine-tuned",
 }
+NORMS = {"average": "averaged", "local": "local"}
 SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients drawn by size"}
 
 
@@ -45,7 +46,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     num_clients = config.partitioning.num_clients
     batch_size = training.batch_size or "all"
     share = config.partitioning.client_test
-    norms = {"average": ", BatchNormalization averaged", "local": ", BatchNormalization local"}
+    norms = f", BatchNormalization {NORMS.get(training.batch_norm, '')}"
     initial = training.initial_model
     steps = f"{training.local_steps} local steps"
     work = steps if training.local_steps else f"E = {training.local_epochs}"
@@ -58,7 +59,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "partition": describe_split(experiment),
         "algorithm": describe_algorithm(config),
         "aggregator": describe_aggregator(experiment),
-        "model": short_name(training.model) + norms.get(training.batch_norm, ""),
+        "model": short_name(training.model) + (norms if experiment.network.statistics else ""),
         "training": f"{work}, B = {batch_size}",
         "loss": describe_loss(training),
         "start": f"from {Path(initial).name}" if initial else "",

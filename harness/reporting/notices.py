@@ -38,6 +38,7 @@ def find_weak_settings(experiment: Any) -> list[str]:
     found = [
         of_trimming(config),
         of_saving(config),
+        of_stopping(config),
         of_fine_tuning(config),
         of_private_means(config),
         of_secure_sums(config),
@@ -65,6 +66,15 @@ def of_saving(config: Any) -> str:
     if every <= config.training.rounds:
         return ""
     return f"save_every={every} saves no model, as the run has {config.training.rounds} rounds"
+
+
+def of_stopping(config: Any) -> str:
+    """Return a notice on an early stop that no run of these rounds comes to."""
+    patience = config.run.stop_after
+    rounds = config.training.rounds
+    if not patience or patience < rounds - 1:
+        return ""
+    return f"stop_after={patience} never stops the run, as it has {pluralize(rounds, 'round')}"
 
 
 def of_fine_tuning(config: Any) -> str:

@@ -51,7 +51,9 @@ def read_metrics(folder: Path) -> list[RoundRecord]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{path} does not contain the rounds; remove the folder") from error
+        raise UserError(
+            f"{path} does not contain the rounds; write it again with --resume, or restore it"
+        ) from error
 
 
 def read_finished(folder: Path) -> list[RoundRecord]:
@@ -171,9 +173,14 @@ class SavedRun:
         saved = read_json(self.folder / "partition.json")
         if "indices" not in saved:
             raise UserError(f"{str(self.folder)!r:.200} is private, and keeps no partition")
-        held_out = saved.get("test_indices", [[]] * len(saved["indices"]))
-        both = zip(saved["indices"], held_out, strict=True)
-        parts = [np.setdiff1d(np.array(own, np.int64), tests) for own, tests in both]
+        try:
+            held_out = saved.get("test_indices", [[]] * len(saved["indices"]))
+            both = zip(saved["indices"], held_out, strict=True)
+            parts = [np.setdiff1d(np.array(own, np.int64), tests) for own, tests in both]
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"{self.folder / 'partition.json'} has no lists of indices; restore the file"
+            ) from error
         # The file counts all training images, the data set those that --holdout left.
         is_whole = self.config.data.holdout and "indices_of" in saved
         places = self.dataset.places if is_whole else None

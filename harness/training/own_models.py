@@ -50,6 +50,7 @@ def inspect_own(
     for _ in range(3):
         with record_initializers(name, image_shape) as made:
             hidden = build_layers()
+            check_kind(name, hidden)
             check_new(name, hidden)
             model = tf.keras.Sequential([tf.keras.Input(image_shape), *hidden])
             # A model of another input is found only now.
@@ -96,6 +97,22 @@ def inspect_own(
     )
     has_logits = model.output_shape[1] == labels and not is_hidden
     return OwnModel(has_logits, order, statistics, norms)
+
+
+def check_kind(name: str, hidden: Sequence[Any]) -> None:
+    """Raise UserError for layers of mixed precision, and for an input layer in a list of them."""
+    for layer in hidden:
+        if isinstance(layer, tf.keras.layers.InputLayer):
+            raise UserError(
+                f"model={name!r}: its function returns an InputLayer in its list; leave it out, as "
+                "the shape of the images is known"
+            )
+        for part in parts_of(layer):
+            if getattr(part, "compute_dtype", "float32") in ("float16", "bfloat16"):
+                raise UserError(
+                    f"model={name!r}: the layer {part.name} computes in {part.compute_dtype}; "
+                    "leave its dtype at the default, float32"
+                )
 
 
 def last_layer(layer: Any) -> Any:
