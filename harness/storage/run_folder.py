@@ -84,7 +84,7 @@ def check_given_dataset(config: Any) -> None:
 
 
 def check_no_files(config: Any) -> None:
-    """Raise UserError for fields of data files beside a data set from Python."""
+    """Raise UserError for fields of data files, together with a data set from Python."""
     for field in ("data", "test_share", "image_size", "transpose", "validation"):
         if field in config.changed():
             raise UserError(
