@@ -120,6 +120,22 @@ def test_balanced_classes_help_a_rare_label(here, digits):
     assert recalls["balanced"] > recalls["none"] + 0.1
 
 
+def test_an_error_in_a_graph_is_one_line(tmp_path, digits):
+    """As any other, though TensorFlow puts its trace before it."""
+    (tmp_path / "own.py").write_text(
+        "import tensorflow as tf\n"
+        "def loss(labels, logits):\n"
+        "    factor = tf.Variable(1.0)\n"
+        "    return factor * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)\n"
+    )
+    config = configure(dataset="digits", model="mlp", loss=f"{tmp_path / 'own.py'}:loss")
+    experiment = fl.build_experiment(config.replace(cache=str(tmp_path)), digits)
+    with pytest.raises(UserError) as refused:
+        fl.build_process(experiment)
+    message = str(refused.value)
+    assert "\n" not in message and message.startswith("loss=") and "in line 3; fix it" in message
+
+
 @pytest.mark.parametrize(
     "fields",
     [

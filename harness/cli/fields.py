@@ -49,6 +49,12 @@ class UserError(Exception):
 
     _render_traceback_ = render_as_line
 
+    def __str__(self) -> str:
+        """Return the line, without the trace that TensorFlow puts before it in its graphs."""
+        text = super().__str__()
+        traced = text.startswith("in user code:")
+        return text.rpartition("UserError: ")[2].strip() if traced else text
+
 
 class Range(NamedTuple):
     """The closed interval that a number must lie in."""
