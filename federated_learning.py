@@ -221,7 +221,7 @@ from harness.storage.callbacks import Callback, CallbackList, check_callbacks
 from harness.storage.callbacks import StopRun as StopRun  # for users' callbacks
 from harness.storage.files import check_clock, check_temporary_folder
 from harness.storage.predicting import predict_pictures
-from harness.storage.run_folder import RunFolder, check_held_out, check_no_files
+from harness.storage.run_folder import RunFolder, check_held_out
 from harness.storage.saved_run import SavedRun
 from harness.storage.saving import Result
 from harness.training import histories, layers, own_models, records, shards
@@ -1471,8 +1471,6 @@ def run(
     saved_config.check_single(config)
     if on_round is not None and not callable(on_round):
         raise UserError(f"on_round={on_round!r:.60} is not a function; give one of a RoundRecord")
-    if dataset is not None:
-        check_no_files(config)
     if partition is not None:
         config = config.replace(**given_splits.fields_of_indices(partition, config.run.cache))
     if model is not None:

@@ -4,6 +4,7 @@ import ast
 import cProfile
 import re
 import statistics
+import tomllib
 from pathlib import Path
 
 import federated_learning as fl
@@ -44,6 +45,13 @@ def test_imports_point_one_way():
 def test_a_single_run_imports_no_comparison(folder):
     for path in (ROOT / "harness" / folder).glob("*.py"):
         assert not any(name.startswith("harness.comparing") for name in imported(path)), path
+
+
+def test_an_installation_has_every_folder_of_modules():
+    setup = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    folders = {path.parent.relative_to(ROOT) for path in PROGRAM if path != SCRIPT}
+    assert sorted(setup["packages"]) == sorted(".".join(folder.parts) for folder in folders)
+    assert setup["py-modules"] == [SCRIPT.stem]
 
 
 def test_the_architecture_names_every_module():

@@ -20,7 +20,7 @@ from harness.cli.output import quietly, warn
 from harness.comparing import comparison, tuning
 from harness.comparing.completing import OutOfTime
 from harness.comparing.sweep import compared_rows, rows_of_configs
-from harness.storage.run_folder import check_no_files
+from harness.storage.run_folder import check_given_dataset
 
 MOST_HELD_OUT = 50_000  # the largest --holdout
 
@@ -51,7 +51,7 @@ def compare(
             "do not have; drop it, or give the data as a file"
         )
     if dataset is not None:
-        check_no_files(first)
+        check_given_dataset(first)
     absolute = first.with_absolute_paths()
     deadline = time.perf_counter() + (first.run.seconds_allowed or math.inf)
 

@@ -83,16 +83,6 @@ def check_given_dataset(config: Any) -> None:
             )
 
 
-def check_no_files(config: Any) -> None:
-    """Raise UserError for fields of data files, together with a data set from Python."""
-    for field in ("data", "test_share", "image_size", "transpose", "validation"):
-        if field in config.changed():
-            raise UserError(
-                f"{field}={config.changed()[field]!r:.100} has no effect on dataset=, which is "
-                "used as it is; drop one of them"
-            )
-
-
 def check_held_out(config: Any, dataset: Any) -> None:
     """Raise UserError for --holdout on a data set of which nothing was held out."""
     if config.data.holdout and dataset.places is None:
