@@ -1479,6 +1479,7 @@ def run(
     run_flags = experiment.config.run
     given = ""  # arguments that no flag expresses, for the hint on how to resume
     given += ", dataset=dataset" if dataset is not None else ""
+    given += ", partition=partition" if given and partition is not None else ""
     given += f", model={short_name(config.training.model)}" if model is not None else ""
     opened = RunFolder.open(experiment, resume_hint, given)
     with output.quietly(run_flags.quiet), opened as folder:

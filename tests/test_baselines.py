@@ -85,7 +85,7 @@ def test_learning_by_oneself_equals_numpys(learners, worker, kind, client, at):
         ({"algorithm": "fedadam", "client_optimizer": "adam"}, 0.001),
     ],
 )
-def test_who_learns_alone_has_fedavgs_rate_or_the_users(flags, rate):
+def test_who_learns_alone_has_the_runs_rate_or_fedavgs_default(flags, rate):
     """mimelite's default of 0.0005 left clients alone at 16 % where they get 43, and turned who
     gains around."""
     config = configure(model="mlp", **flags).effective()

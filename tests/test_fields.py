@@ -159,3 +159,29 @@ def test_a_file_says_what_a_run_prints(tmp_path):
 def test_words_are_texts():
     with pytest.raises(UserError, match="3 is not a text; give flags and values as texts"):
         fl.parse(["--rounds", 3])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--dataset mnist --data x.npz", "dataset='mnist' contradicts data"),
+        ("--sampling by-size --client-weighting examples", "contradicts sampling='by-size'"),
+        ("--noise-multiplier 0.5", "and the run would not be private"),
+        ("--tune client_lr=0.1,0.2 --tune client_lr=0.3,0.4", "names client_lr twice"),
+        ("--tune aggregator=mean,dp --num-clients 20", "cannot be combined with private runs"),
+        (
+            "--aggregator dp --num-clients 7 --noise-multiplier 0.7",
+            "too high for 7 clients per round; choose less than 0.7",
+        ),
+    ],
+)
+def test_contradictions_are_refused_of_default_values_too(flags, said):
+    with pytest.raises(UserError, match=said):
+        fl.parse(flags)
+
+
+def test_the_environments_data_contradict_the_flag_mnist(monkeypatch):
+    monkeypatch.setenv("FL_DATA", "x.npz")
+    with pytest.raises(UserError, match="contradicts the environment variable FL_DATA"):
+        fl.parse("--dataset mnist")
+    assert fl.parse("--list runs --dataset mnist").data.dataset == "mnist"  # reads no data

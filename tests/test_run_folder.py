@@ -20,6 +20,7 @@ import zipfile
 from pathlib import Path
 
 import federated_learning as fl
+from harness.cli import saved_config
 from harness.cli.fields import UserError
 from harness.cli.saved_config import read_saved
 from harness.reporting.results import weights_sha256
@@ -570,3 +571,18 @@ def test_a_run_of_an_older_version_is_read(tmp_path, capsys, monkeypatch):
     fl.run(fl.parse(f"{flags} --rounds 3 --figures none --name other --seed 1"))
     fl.main(fl.parse("--compare runs/old,runs/other --figures none --name both"))
     assert (tmp_path / "runs" / "both" / "summary.csv").exists()
+
+
+@pytest.mark.parametrize("field", ["initial_model", "partition_file", "metrics"])
+def test_files_of_the_first_round_are_not_added_on_resuming(tmp_path, monkeypatch, field):
+    """A caption would say that the run began from them; --accept-changes is about the program."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("{}")
+    saved = configure(resume="runs/a")
+    value = "file" if field != "metrics" else "own.py:f"
+    resumed = saved.replace(accept_changes=True, **{field: value})
+    monkeypatch.setattr(saved_config, "read_programs", lambda folder: [{"rows": {}}])
+    with pytest.raises(UserError, match=f"^{field}='{value}' differs from '' .*; drop the flag"):
+        saved_config.check_resumed(resumed, saved)
+    with pytest.raises(UserError, match=f"^{field}='' differs from '{value}' .*; give "):
+        saved_config.check_resumed(saved, resumed)

@@ -392,6 +392,8 @@ class PersonalEvaluation:
         self.memory = memory
         self.tune = tune
         self.has_told = False
+        is_ditto = "ditto_lambda" in experiment.config.chosen("algorithm").fields
+        self.cure = f"choose a smaller --client-lr{' or --ditto-lambda' if is_ditto else ''}"
         if isinstance(inner, PersonalEvaluation):  # that of --fine-tune-epochs
             self.inner = inner.inner
             self.tune = inner.tune
@@ -420,8 +422,7 @@ class PersonalEvaluation:
             self.has_told = True
             warn(
                 f"round {round_num}: the models that {pluralize(num_diverged, 'client')} would use "
-                "have weights that are not finite, and count as wrong on all images; choose a "
-                "smaller --client-lr or --ditto-lambda"
+                f"have weights that are not finite, and count as wrong on all images; {self.cure}"
             )
 
     def __call__(self, evaluation: Any, state: Any) -> Any:

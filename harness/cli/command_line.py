@@ -36,8 +36,8 @@ TRAINING = ("compare", "seeds", "tune", "jobs", "resume", "baselines")
 # data, or refuse.
 PREDICTING = ("predict", "pictures", "config", "quiet", "json")
 COMPARING = (
-    *("compare", "tune", "jobs", "resume", "target_accuracy", "runs", "name", "config", "quiet"),
-    *("json", "figures", *OF_FINISHED),
+    *("compare", "tune", "jobs", "target_accuracy", "runs", "name", "config", "quiet", "json"),
+    *("figures", *OF_FINISHED),
 )
 EVALUATING = (
     *("evaluate", "model", "metrics", "config", "runs", "name", "quiet", "json", "figures"),

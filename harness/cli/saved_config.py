@@ -188,9 +188,11 @@ def check_resumed(
         wanted = config.to_dict()[field]
         used = saved.to_dict()[field]
         if bool(wanted) != bool(used):
+            again = "partition=" if field == "partition_file" else field
+            cure = "drop the flag" if wanted else f"give {again} as in that run"
             raise UserError(
-                f"{field}={wanted!r:.200} differs from {used!r:.200} of {folder}; drop the flag, "
-                "or start a new run"
+                f"{field}={wanted!r:.200} differs from {used!r:.200} of {folder}; {cure}, or start "
+                "a new run"
             )
     last = read_programs(expand_path(folder))[-1]
     names = ", ".join(changed(last, last["rows"] if row_hashes is None else row_hashes))

@@ -203,8 +203,8 @@ def check_tuning(config: Any, compared: Compared, tuned: dict[str, list[dict[str
         tried = [row.changes | chosen for chosen in tuned.get(row.label, [{}])]
         if any(config.effective(**changes, **SINGLE).is_private for changes in tried):
             raise UserError(
-                f"{text} cannot be combined with the private row {row.label!r:.60}: each value "
-                "tried would spend epsilon on the same clients; give the value itself"
+                f"{text} cannot be combined with private runs (of row {row.label!r:.60}), as each "
+                "value tried would spend epsilon on the same clients; leave them out"
             )
     num_runs = sum(map(len, tuned.values())) * config.comparison.seeds
     if num_runs > MOST_RUNS:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -227,27 +226,31 @@ def check_privacy(chosen: dict[str, Any], default: dict[str, Any], tables: Table
     cohort = chosen["clients_per_round"] or chosen["num_clients"]
     # TFF cannot spread the noise. A cohort of 0 is one of all owners, who are not counted yet.
     is_given = not chosen["target_epsilon"]  # which decides the noise, and has a check of its own
-    if cohort and is_given and chosen["noise_multiplier"] >= 0.1 * cohort:
+    if cohort and is_given and chosen["noise_multiplier"] >= 0.1 * cohort - 1e-9:
         raise UserError(
             f"noise_multiplier={chosen['noise_multiplier']} is too high for {cohort} clients per "
             f"round; choose less than {0.1 * cohort:g}, or more clients"
         )
 
 
+def check_default_data(chosen: dict[str, Any], words: Sequence[str]) -> None:
+    """Raise UserError for a command line with --dataset mnist and other data, or FL_DATA."""
+    if chosen["dataset"] == "mnist" and split_off(words, "dataset")[0] and chosen["data"]:
+        is_given = split_off(words, "data")[0]
+        source = (
+            "data" if is_given else "the environment variable FL_DATA, or the file of --config:"
+        )
+        raise UserError(
+            f"dataset='mnist' contradicts {source} {chosen['data']!r:.200}, which replaces it; "
+            "drop one of them"
+        )
+
+
 def check_given(chosen: dict[str, Any], words: Sequence[str]) -> None:
     """Raise UserError for flags of a command line that contradict each other by a default value.
 
-    They are the noise, with the epsilon that it follows from, weights of a draw by size, and MNIST
-    with other data.
+    They are the noise, with the epsilon that it follows from, and weights of a draw by size.
     """
-    is_saved = chosen["resume"] or chosen["evaluate"]  # which have data of their own
-    other = chosen["data"] or ("" if is_saved else os.environ.get("FL_DATA", ""))
-    if chosen["dataset"] == "mnist" and split_off(words, "dataset")[0] and other:
-        source = "data" if chosen["data"] else "the environment variable FL_DATA"
-        raise UserError(
-            f"dataset='mnist' contradicts {source}={other!r:.200}, which replaces it; drop one of "
-            "them"
-        )
     given = split_off(words, "client_weighting")[0]
     if chosen["sampling"] == "by-size" and given and given[-1] == "examples":
         raise UserError(

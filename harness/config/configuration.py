@@ -18,10 +18,23 @@ from harness.cli.output import warn
 from harness.cli.own_files import OWN_FIELDS, is_own, own_fields
 from harness.comparing.sweep import check_comparison, join_compared, overlaid_folders
 from harness.config import preset_flags
-from harness.config.combinations import check_combination, check_definition, check_given
-from harness.config.conditions import effective_values, find_unused, unused_notices
+from harness.config.combinations import (
+    check_combination,
+    check_default_data,
+    check_definition,
+    check_given,
+    check_privacy,
+)
+from harness.config.conditions import (
+    effective_values,
+    find_unused,
+    notices_on_steps,
+    unused_notices,
+)
 from harness.config.tables import Tables, num_unseen
 from harness.storage.files import briefly, expand_path
+
+IDLE = ("evaluate", "predict", "list", "version")  # fields of commands that train nothing
 
 
 class ExperimentConfig(ConfigGroup):
@@ -157,12 +170,15 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
         for field in ("dataset", "data")
     )
     if evaluated and not names_data:
-        base = (base or kind()).replace(evaluate=evaluated[-1])
+        of_file = base.subset(tuple(base.data.changed())) if base else {}
+        base = (base or kind()).replace(**of_file, evaluate=evaluated[-1])
     config = command_line.read_flags(kind, flags, default=base)
     check_given(config.to_dict(), given)
     check_definition(config.to_dict(), config.defaults(), kind.tables, given)
-    command_line.check_use(config, given, bool(overlaid_folders(config.comparison.compare)))
-    warn_of_defaults(config, given)
+    has_finished_runs = bool(overlaid_folders(config.comparison.compare))
+    command_line.check_use(config, given, has_finished_runs)
+    if not (has_finished_runs or any(config.subset(IDLE).values())):
+        check_defaults(config, given)
     if config.run.resume:
         warn_of_place(given)
         saved = saved_config.read_saved(config.run.resume, kind())
@@ -174,17 +190,23 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     return config
 
 
-def warn_of_defaults(config: ExperimentConfig, words: Sequence[str]) -> None:
-    """Warn of flags without effect whose values are the default ones, which no notice is on."""
-    chosen = config.to_dict()
-    if any(chosen[command] for command in ("evaluate", "predict", "list", "version")):
-        return  # which have a notice on all that they do not use
+def check_defaults(config: ExperimentConfig, words: Sequence[str]) -> None:
+    """Warn of flags without effect whose values are the default ones, which no notice is on.
+
+    Raises UserError where such a value contradicts something else.
+    """
+    chosen = config.to_dict() | config.absolute_paths()  # with FL_DATA
+    check_default_data(chosen, words)
     given = [field for field in chosen if split_off(words, field)[0]]
     usual = [field for field in given if chosen[field] == config.defaults()[field]]
     unlike = config.defaults() | dict.fromkeys(usual)  # None is the value of none of them
+    check_privacy(chosen, unlike, config.tables)
     for field, needed in find_unused(chosen, unlike, config.tables).items():
         if field in usual:
             warn(f"{field}={chosen[field]} has no effect without {needed}")
+    if "local_epochs" in usual:
+        for notice in notices_on_steps(chosen, unlike):
+            warn(notice)
 
 
 def warn_of_place(words: Sequence[str]) -> None:

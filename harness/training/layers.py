@@ -108,7 +108,10 @@ def what_is_lost(layer: Any, takes_statistics: bool) -> str:
     known = {id(weight) for weight in statistics}
     others = [weight for weight in layer.non_trainable_weights if id(weight) not in known]
     if any(not part.trainable and part.weights for part in parts_of(layer)):
-        return "is frozen (trainable=False), but all layers are trained; leave it trainable"
+        return (
+            "is frozen (trainable=False), but all layers are trained; leave it trainable, or use "
+            "another layer"
+        )
     lost = others if takes_statistics else layer.non_trainable_weights
     if lost:
         state = ", ".join(short_name(weight) for weight in lost)
