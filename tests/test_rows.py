@@ -249,3 +249,31 @@ def test_a_stopped_comparison_has_a_table_of_what_is_done(tmp_path, monkeypatch,
     fl.compare(config)
     assert "partial" not in (folder / "summary.tex").read_text()
     assert len(read_csv(folder / "summary.csv")) == 3
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--compare num_clients=20,30 --clients-per-round 15",
+        "--compare bandwidth=1e6,1e7 --algorithm fedbuff",
+    ],
+)
+def test_a_comparison_is_checked_row_by_row(flags):
+    """No row has the default that the values replace."""
+    assert len(compared_rows(fl.parse(flags)).rows) == 2
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"compare": "num_clients=10,30", "clients_per_round": 15}, "exceeds num_clients=10"),
+        ({"compare": "bandwidth=0,1e7", "algorithm": "fedbuff"}, "needs a clock"),
+        ({"compare": "alpha=0.1,1", "noise_multiplier": 1.0}, "would not be private"),
+        ({"compare": "fedavg,fedprox", "baselines": True}, "cannot be combined with compare"),
+        ({"seeds": 2, "baselines": True}, "cannot be combined with compare or seeds"),
+    ],
+    ids=str,
+)
+def test_a_row_that_cannot_be_run_is_refused(fields, said):
+    with pytest.raises(UserError, match=said):
+        configure(**fields)

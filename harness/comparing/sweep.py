@@ -49,6 +49,9 @@ class Compared(NamedTuple):
 
 def check_comparison(config: ConfigGroup) -> None:
     """Raise UserError for a comparison that cannot be made."""
+    flat = config.to_dict()
+    if flat["baselines"] and (flat["compare"] or flat["seeds"] > 1):
+        raise UserError("baselines=True cannot be combined with compare or seeds; drop one of them")
     compared_rows(config)
 
 

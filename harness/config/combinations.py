@@ -21,7 +21,8 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any], tables: T
     check_data(chosen, default, tables)
     check_cohort(chosen, tables)
     check_algorithm(chosen, default, tables)
-    check_privacy(chosen, default, tables)
+    check_is_private(chosen, default, tables)
+    check_privacy(chosen, tables)
     check_aggregator(chosen, tables)
     check_clock(chosen, default, tables)
     if chosen["save_clients"] and chosen["workers"] != HERE:
@@ -39,8 +40,6 @@ def check_combination(chosen: dict[str, Any], default: dict[str, Any], tables: T
             f"baselines=True cannot be combined with local_steps={chosen['local_steps']}, as "
             "baselines train for whole epochs; use --local-epochs, or drop one of them"
         )
-    if chosen["baselines"] and (chosen["compare"] or chosen["seeds"] > 1):
-        raise UserError("baselines=True cannot be combined with compare or seeds; drop one of them")
 
 
 def check_data(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> None:
@@ -199,8 +198,8 @@ NOT_PRIVATE = {  # field -> why a private run does not have it
 }
 
 
-def check_privacy(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> None:
-    """Raise UserError for a flag of privacy in a run that is not private, and for the reverse.
+def check_is_private(chosen: dict[str, Any], default: dict[str, Any], tables: Tables) -> None:
+    """Raise UserError for a flag of privacy in runs none of which is private.
 
     Whoever sets such a flag would believe that the run is private.
     """
@@ -210,6 +209,10 @@ def check_privacy(chosen: dict[str, Any], default: dict[str, Any], tables: Table
             f"{field}={chosen[field]} has no effect without {needed}, and the run would not be "
             f"private; add that, or drop {to_flag(field)}"
         )
+
+
+def check_privacy(chosen: dict[str, Any], tables: Tables) -> None:
+    """Raise UserError for flags that a private run does not have."""
     if tables.find("aggregator", chosen["aggregator"]).kind != "private":
         return
     for field, why in NOT_PRIVATE.items():

@@ -23,7 +23,7 @@ from harness.config.combinations import (
     check_default_data,
     check_definition,
     check_given,
-    check_privacy,
+    check_is_private,
 )
 from harness.config.conditions import (
     effective_values,
@@ -49,7 +49,11 @@ class ExperimentConfig(ConfigGroup):
     def __post_init__(self) -> None:
         """Raise UserError if fields do not go together."""
         super().__post_init__()
-        check_combination(self.to_dict(), self.defaults(), self.tables)
+        flat = self.to_dict()
+        if flat["compare"]:  # each row is checked as it will be run
+            check_is_private(flat, self.defaults(), self.tables)
+        else:
+            check_combination(flat, self.defaults(), self.tables)
         if self.clock.device_speed:
             self.clock.speed_spread  # noqa: B018, raises UserError
         check_comparison(self)
@@ -200,7 +204,7 @@ def check_defaults(config: ExperimentConfig, words: Sequence[str]) -> None:
     given = [field for field in chosen if split_off(words, field)[0]]
     usual = [field for field in given if chosen[field] == config.defaults()[field]]
     unlike = config.defaults() | dict.fromkeys(usual)  # None is the value of none of them
-    check_privacy(chosen, unlike, config.tables)
+    check_is_private(chosen, unlike, config.tables)
     for field, needed in find_unused(chosen, unlike, config.tables).items():
         if field in usual:
             warn(f"{field}={chosen[field]} has no effect without {needed}")
