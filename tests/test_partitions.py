@@ -373,6 +373,9 @@ def test_all_owners_are_clients_however_natural_is_chosen(tmp_path):
     natural = [fl.parse("--partition natural"), fl.Config().replace(partition="natural")]
     natural += [fl.parse(f"--config {file}")]
     assert [config.partitioning.num_clients for config in natural] == [0, 0, 0]
+    file.write_text("num_clients = 10\n")  # the default, but asked for
+    config = fl.parse(f"--config {file} --partition natural")
+    assert config.partitioning.num_clients == 10
     file.write_text("num_clients = 50\n")
     few = fl.parse(f"--config {file} --partition natural")
     fewer = fl.Config().replace(partition="natural", num_clients=5).replace(seed=1)

@@ -106,6 +106,16 @@ def read_base(words: Sequence[str], default: ConfigGroup) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
+def is_in_file(words: Sequence[str], field: str, default: ConfigGroup) -> bool:
+    """Return whether a file of the user's, which --config names, has this field.
+
+    A run's config.json has all of them, and does not tell what was asked for.
+    """
+    names = split_off(words, "config")[0]
+    path = expand_path(names[-1]) if names else Path()
+    return path.suffix == ".toml" and field in read_groups(path, default)
+
+
 def is_nested(value: Any) -> bool:
     """Return whether a value of a TOML file is itself a table or a list."""
     return isinstance(value, dict | list)

@@ -166,6 +166,7 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     usage.answer_help(kind(), given)
     base = saved_config.read_base(given, kind())
     is_given = base is not None and "num_clients" in base.changed()
+    is_given = is_given or saved_config.is_in_file(given, "num_clients", kind())
     flags = preset_flags.insert_preset_flags(given, kind.tables.presets)
     flags = join_compared(insert_implied_flags(flags, is_given, kind.tables))
     evaluated = split_off(given, "evaluate")[0]
