@@ -24,6 +24,8 @@ def find(**flags):
     ("flags", "said"),
     [
         ({"aggregator": "trimmed-mean", "trim": 0.2}, "trim=0.2 of 4 clients leaves out none"),
+        ({"workers_cache": "x"}, "workers_cache='x' has no effect without --workers"),
+        ({"stop_after": 4, "rounds": 5}, "stop_after=4 never stops the run, as it has 5 rounds"),
         ({"save_every": 6}, "save_every=6 saves no model, as the run has 5 rounds"),
         (
             {"fine_tune_epochs": 1, "client_test": 0.2, "client_schedule": "cosine"},

@@ -39,6 +39,7 @@ def find_weak_settings(experiment: Any) -> list[str]:
         of_trimming(config),
         of_saving(config),
         of_stopping(config),
+        of_workers_cache(config),
         of_fine_tuning(config),
         of_private_means(config),
         of_secure_sums(config),
@@ -75,6 +76,14 @@ def of_stopping(config: Any) -> str:
     if not patience or patience < rounds - 1:
         return ""
     return f"stop_after={patience} never stops the run, as it has {pluralize(rounds, 'round')}"
+
+
+def of_workers_cache(config: Any) -> str:
+    """Return a notice on a folder for hosts where there are none."""
+    usual = type(config.run)()
+    if config.run.workers != usual.workers or config.run.workers_cache == usual.workers_cache:
+        return ""
+    return f"workers_cache={config.run.workers_cache!r:.100} has no effect without --workers"
 
 
 def of_fine_tuning(config: Any) -> str:
