@@ -42,6 +42,7 @@ class ExperimentConfig(ConfigGroup):
 
     if TYPE_CHECKING:  # what Config has
         tables: Tables
+        data: Any
         partitioning: Any
         training: Any
         clock: Any
@@ -155,35 +156,18 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
 
     Which run --resume names, only a first reading tells: then the flags are read twice.
     """
-    if not (words is None or isinstance(words, str | Sequence)):
-        raise UserError(f"{words!r:.60} is not a command line; give flags, such as '--rounds 3'")
-    try:
-        word_list = shlex.split(words) if isinstance(words, str) else words
-    except ValueError as error:  # a quotation mark without its other
-        raise UserError(f"{words!r:.60} cannot be divided into flags ({error}); fix it") from error
-    given = list(sys.argv[1:] if word_list is None else word_list)
+    given = split_words(words)
     preset_flags.explain_preset(given, kind.tables.presets)
     usage.answer_help(kind(), given)
-    base = saved_config.read_base(given, kind())
-    is_given = base is not None and "num_clients" in base.changed()
-    is_given = is_given or saved_config.is_in_file(given, "num_clients", kind())
-    flags = preset_flags.insert_preset_flags(given, kind.tables.presets)
-    flags = join_compared(insert_implied_flags(flags, is_given, kind.tables))
-    evaluated = split_off(given, "evaluate")[0]
-    names_data = any(
-        split_off(given, field)[0] or (base and field in base.changed())
-        for field in ("dataset", "data")
-    )
-    if evaluated and not names_data:
-        of_file = base.subset(tuple(base.data.changed())) if base else {}
-        base = (base or kind()).replace(**of_file, evaluate=evaluated[-1])
+    in_file = saved_config.read_base(given, kind())
+    says_how_many = saved_config.is_in_file(given, "num_clients", kind())
+    if in_file and "num_clients" in in_file.changed():
+        says_how_many = True
+    with_preset = preset_flags.insert_preset_flags(given, kind.tables.presets)
+    flags = join_compared(insert_implied_flags(with_preset, says_how_many, kind.tables))
+    base = with_data_of_evaluated(kind, in_file, given)
     config = command_line.read_flags(kind, flags, default=base)
-    check_given(config.to_dict(), given)
-    check_definition(config.to_dict(), config.defaults(), kind.tables, given)
-    has_finished_runs = bool(overlaid_folders(config.comparison.compare))
-    command_line.check_use(config, given, has_finished_runs)
-    if not (has_finished_runs or any(config.subset(IDLE).values())):
-        check_defaults(config, given)
+    check_command_line(config, given)
     if config.run.resume:
         warn_of_place(given)
         saved = saved_config.read_saved(config.run.resume, kind())
@@ -193,6 +177,51 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
         if not split_off(given, field)[0]:
             trust.check_file(field, name, config.run.resume or config.run.config)
     return config
+
+
+def split_words(words: str | Sequence[str] | None) -> list[str]:
+    """Return a command line as a list; None is sys.argv. Raises UserError for anything else."""
+    if not (words is None or isinstance(words, str | Sequence)):
+        raise UserError(f"{words!r:.60} is not a command line; give flags, such as '--rounds 3'")
+    if not isinstance(words, str):
+        return list(sys.argv[1:] if words is None else words)
+    try:
+        return shlex.split(words)
+    except ValueError as error:  # a quotation mark without its other
+        raise UserError(f"{words!r:.60} cannot be divided into flags ({error}); fix it") from error
+
+
+def with_data_of_evaluated(
+    kind: type[ExperimentConfig], in_file: ExperimentConfig | None, words: Sequence[str]
+) -> Any:
+    """Return the configuration in a file, or None, with the data of the run that --evaluate names.
+
+    It is returned as it is without that flag, or if file or `words` name other data. Of the file,
+    what else it says of the data is kept.
+    """
+    evaluated = split_off(words, "evaluate")[0]
+    of_file = in_file.changed() if in_file else {}
+    names_data = any(
+        field in of_file or split_off(words, field)[0] for field in ("dataset", "data")
+    )
+    if not evaluated or names_data:
+        return in_file
+    base = in_file or kind()
+    own = base.subset(tuple(field for field in of_file if field in base.data.to_dict()))
+    return base.replace(**own, evaluate=evaluated[-1])
+
+
+def check_command_line(config: ExperimentConfig, words: Sequence[str]) -> None:
+    """Check what only a command line tells: flags that are given although they do nothing.
+
+    Raises UserError where they contradict something else, and warns of the others.
+    """
+    check_given(config.to_dict(), words)
+    check_definition(config.to_dict(), config.defaults(), config.tables, words)
+    has_finished_runs = bool(overlaid_folders(config.to_dict()["compare"]))
+    command_line.check_use(config, words, has_finished_runs)
+    if not (has_finished_runs or any(config.subset(IDLE).values())):
+        check_defaults(config, words)
 
 
 def check_defaults(config: ExperimentConfig, words: Sequence[str]) -> None:
