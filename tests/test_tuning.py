@@ -57,7 +57,10 @@ def test_rows_are_tuned_by_the_fields_that_they_use_and_do_not_set():
         ({"tune": "client_lr=0.1,x"}, "client_lr"),
         ({"tune": "client_lr=0.1"}, "changes nothing in the rows"),
         ({"tune": "prox_mu=0.1,1"}, "changes nothing in the rows"),
-        ({"tune": "client_lr=0.1,0.2", "compare": "mean,dp"}, "cannot be combined with private runs .of row 'dp'"),
+        (
+            {"tune": "client_lr=0.1,0.2", "compare": "mean,dp"},
+            "cannot be combined with private runs .of row 'dp'",
+        ),
         ({"tune": "client_lr=0.1,0.2", "resume": "runs/a"}, "resume their runs automatically"),
         ({"tune": "client_lr=0.1,0.2", "seeds": 150}, "makes 300 runs"),
     ],

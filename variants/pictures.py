@@ -14,7 +14,8 @@ from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
 from harness.storage.files import briefly
-from harness.training.dataset import Arrays
+from harness.training.dataset import OWNERS, Arrays
+from variants.canonical import check_labelled
 from variants.idx import MOST_BYTES
 
 import numpy as np
@@ -108,11 +109,17 @@ def read_folder(
     """
     folders = find_parts(descend(folder))
     if "train" not in folders:
+        for part, path in folders.items():
+            raise UserError(
+                f"{source} has {path.name!r:.60}, of {part} images, but no folder of those to "
+                "train on; call it train"
+            )
         folders = {"train": descend(folder)}
     found = {part: find_pictures(path) for part, path in folders.items()}
     check_numbers(found.values(), source)
     labels = {part: np.array(of_part.labels) for part, of_part in found.items()}
-    if all(name.isascii() and name.isdigit() for names in labels.values() for name in set(names)):
+    every_name = {name for names in labels.values() for name in set(names)}
+    if all(name.isascii() and name.isdigit() and len(name) < 19 for name in every_name):
         labels = {part: names.astype(np.int64) for part, names in labels.items()}
     every = [path for of_part in found.values() for path in of_part.files]
     if not found["train"].files:
@@ -162,6 +169,18 @@ def is_grey_picture(path: Path) -> bool:
         ) from error
 
 
+def to_8_bits(values: np.ndarray, mode: str) -> np.ndarray:
+    """Return the values of a picture of 16 bits (mode I), or of fractions (mode F), in 0..255.
+
+    The scale is the same for all pictures: 65,535, or 1, becomes 255. Raises ValueError for other
+    values.
+    """
+    most = 1 if mode.startswith("F") else 65_535
+    if not (values.min() >= 0 and values.max() <= most):  # NaN is neither
+        raise ValueError(f"values outside 0 to {most:,}; save it with 8 bits")
+    return (255 / most * values).astype(np.uint8)
+
+
 def decode(
     file: Any, source: str, size: tuple[int, int] | None, is_grey: bool | None
 ) -> tuple[np.ndarray, str]:
@@ -174,10 +193,8 @@ def decode(
         with Image.open(file) as opened:
             mode = opened.mode
             upright = ImageOps.exif_transpose(opened)
-            if mode.startswith(("I", "F")):  # 16 or 32 bits, or fractions
-                values = np.asarray(upright, np.float64)
-                scale = 255 if values.max() <= 1 else 1 if values.max() <= 255 else 1 / 257
-                upright = Image.fromarray((scale * values).clip(0, 255).astype(np.uint8))
+            if mode.startswith(("I", "F")):
+                upright = Image.fromarray(to_8_bits(np.asarray(upright, np.float64), mode))
             if "transparency" in upright.info or mode in ("RGBA", "LA", "PA"):
                 over_white = Image.new("RGBA", upright.size, "white")
                 upright = Image.alpha_composite(over_white, upright.convert("RGBA"))
@@ -243,15 +260,22 @@ def with_test_set(raw: Arrays, source: str, test_share: float) -> Arrays:
             f"{source}: {len(raw['x_train']):,} training images have {len(labels):,} labels; give "
             "one label per image"
         )
+    if len(raw.get(OWNERS, labels)) != len(labels):
+        raise UserError(
+            f"{source}: {OWNERS} has {len(raw[OWNERS]):,} entries for {len(labels):,} training "
+            "images; give one per image"
+        )
+    check_labelled(labels, source)
     places = np.arange(len(labels))
     try:
         train, test = sklearn.model_selection.train_test_split(
             places, test_size=test_share, random_state=0, stratify=labels
         )
-    except ValueError as error:  # a label of one image, or more labels than test images
+    except (TypeError, ValueError) as error:  # a label of one image, more labels than test images
         raise UserError(
             f"test_share={test_share:g} cannot be drawn from {len(labels):,} images with the "
-            f"labels in the same proportions ({briefly(error)}); choose another share"
+            f"labels in the same proportions ({briefly(error)}); choose another share, or label "
+            "all images"
         ) from error
     keys = [key for key in raw if key.endswith("_train")]
     split = {key: raw[key][np.sort(train)] for key in keys}

@@ -12,7 +12,7 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.storage.files import briefly, read_bytes
-from harness.training.dataset import OWNERS, Arrays
+from harness.training.dataset import KEYS, OWNERS, Arrays
 from variants.pictures import MODES_OF_GREY, decode
 
 import numpy as np
@@ -235,7 +235,12 @@ def read_client_files(folder: Path, source: str, read: Callable[[Path], dict[str
     A client is called by its file's name. read(path) returns x_train, y_train, and x_test and
     y_test if the client has test images; the test set is all clients'.
     """
-    paths = sorted(folder.glob("*.npz"))
+    paths = sorted(path for path in folder.glob("*.npz") if not path.name.startswith("."))
+    if {"train", "test"} <= {path.stem.lower() for path in paths}:
+        raise UserError(
+            f"{source} has train.npz and test.npz, but files in a folder are clients; put their "
+            f"arrays into one .npz, as {', '.join(KEYS)}"
+        )
     pieces = [read(path) for path in paths]
     raw: Arrays = {}
     keys = ["x_train", "y_train"]

@@ -15,7 +15,7 @@ from harness.cli.command_line import print_version
 from harness.cli.fields import ConfigGroup, UserError
 from harness.cli.output import print_line
 from harness.cli.run_options import Run, changed_fields, show
-from harness.storage.files import expand_path, one_line, read_bytes, read_json
+from harness.storage.files import expand_path, one_line, read_bytes, read_json, strict
 
 WIDTH = 100  # columns of the list
 LONGEST_SHOWN = 44  # letters of a folder's name; --json has all
@@ -139,7 +139,7 @@ def answer(run: Run, default: ConfigGroup) -> None:
         return
     listed = list_runs(run.list, default)
     if run.json:
-        print_line(json.dumps([line._asdict() for line in listed]))
+        print_line(json.dumps(strict([line._asdict() for line in listed])))
     elif not run.quiet:
         print_list(listed)
 

@@ -108,7 +108,8 @@ def describe_outcome(rows: Sequence[dict[str, Any]], target: float) -> str:
         return rf"Rounds to a test accuracy of {100 * target:g}\,\%{over}"
     rounds = sorted({row["rounds"] for row in rows})
     ends = " to ".join(f"{end:g}" for end in dict.fromkeys([rounds[0], rounds[-1]]))
-    after = f" after {ends} round{'s' * (ends != '1')}"
+    are_means = any(end != round(end) for end in rounds)
+    after = f" after {ends} round{'s' * (ends != '1')}{' (means over seeds)' * are_means}"
     return rf"Test accuracy (\%){after}{over}"
 
 

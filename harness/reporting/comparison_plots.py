@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 from harness.reporting.drawing import (
     GREY,
+    least_error,
     log_scale,
     new_figure,
     place_legend,
     plain,
+    plain_text,
     style_of,
     whole_rounds,
 )
@@ -64,19 +66,24 @@ def draw_curves(
     spent: Spent | None,
     labels: dict[str, str],
 ) -> None:
-    """Draw mean and band of each name's accuracies float[rounds] of each seed."""
+    """Draw mean and band of each name's accuracies float[rounds] of each seed.
+
+    On a log scale, which has no 0, an error of 0 is drawn at half the least other one.
+    """
+    every = [np.asarray(outcome_of(accuracies)) for of in curves.values() for accuracies in of]
+    least = least_error(np.concatenate(every)) if FORM.get().y == "error" else 0.0
     for name, of_seeds in curves.items():
         style = styles[name]
         rounds = min(map(len, of_seeds))
         outcomes = outcome_of([accuracies[:rounds] for accuracies in of_seeds])
         places = spent.of_rounds[name][:rounds] if spent else np.arange(1, rounds + 1)
-        mean = outcomes.mean(axis=0)
+        mean = np.maximum(outcomes.mean(axis=0), least)
         if len(of_seeds) > 1:
             spread = outcomes.std(axis=0, ddof=1)
             lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
             axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
-        every = max(1, len(places) // 10)
-        axes.plot(places, mean, **style, ms=4, markevery=every, label=labels[name])
+        marked = max(1, len(places) // 10)
+        axes.plot(places, mean, **style, ms=4, markevery=marked, label=plain_text(labels[name]))
     if spent:
         axes.set(xlabel=spent.cost.label, xlim=(0, None))
     else:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from harness.cli.output import warn
 from harness.reporting.figure_form import FORM
 
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
@@ -124,6 +125,21 @@ def shorten(name: Any, most: int) -> str:
     text = str(name)
     cut = text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
     return cut.replace("$", r"\$")
+
+
+def plain_text(name: str) -> str:
+    """Return a line's name as the legend shows it: without a formula, and never left out.
+
+    Matplotlib leaves out names that begin with an underscore.
+    """
+    escaped = name.replace("$", r"\$")
+    return f" {escaped}" if escaped.startswith("_") else escaped
+
+
+def least_error(errors: np.ndarray) -> float:
+    """Return half the least error above 0, where a log scale shows those of 0."""
+    above = errors[errors > 0]
+    return float(above.min()) / 2 if len(above) else 0.01
 
 
 def are_words(names: Sequence[Any]) -> bool:

@@ -14,6 +14,7 @@ from harness.reporting.drawing import (
     ORANGE,
     are_words,
     label_tick,
+    least_error,
     log_scale,
     new_figure,
     place_legend,
@@ -57,7 +58,9 @@ def plot_matrix(
     )
     axes.figure.colorbar(image, ax=axes, label=shade_name, fraction=0.05, pad=0.02)
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(MaxNLocator(ANNOTATED, integer=True, steps=[1, 2, 5, 10]))
+        axis.set_major_locator(
+            MaxNLocator(ANNOTATED, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
+        )
     for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
         if names:
             axis.set_major_formatter(FuncFormatter(partial(label_tick, names)))
@@ -349,6 +352,7 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
     axes = figure.subplots()
     log_scale(axes)
     plain(axes, "both")
+    least = least_error(np.array([100 * (1 - row["test_accuracy"]) for row in rows]))
     for name, title, color, style in (
         ("centralized", "centralized", GREY, "--"),
         ("federated", "federated", BLUE, "-"),
@@ -357,14 +361,16 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
         errors_at: dict[float, list[float]] = {}
         for row in rows:
             if row["learner"] == name:
-                errors_at.setdefault(row["epochs"], []).append(100 * (1 - row["test_accuracy"]))
+                error = 100 * (1 - row["test_accuracy"])
+                errors_at.setdefault(row["epochs"], []).append(error)
         epochs = list(errors_at)
         mean = [float(np.mean(errors)) for errors in errors_at.values()]
         marker = "o" if len(epochs) <= 50 else None
         label = f"{title}: {mean[-1]:.2f} %"
-        axes.plot(epochs, mean, style, color=color, marker=marker, ms=4, label=label)
+        shown = np.maximum(mean, least)
+        axes.plot(epochs, shown, style, color=color, marker=marker, ms=4, label=label)
         if name == "alone":
-            lowest = [min(errors) for errors in errors_at.values()]
+            lowest = [max(min(errors), least) for errors in errors_at.values()]
             highest = [max(errors) for errors in errors_at.values()]
             band = "clients alone, lowest to highest"
             axes.fill_between(epochs, lowest, highest, color=color, alpha=0.15, lw=0, label=band)

@@ -36,7 +36,7 @@ def find_pictures(names: list[str]) -> list[Path]:
         path = expand_path(name)
         if path.is_dir():
             inside = [file for file in sorted(path.rglob("*")) if file.suffix.lower() in endings]
-            found += [file for file in inside if not file.name.startswith(".")]
+            found += [file for file in inside if file.is_file() and not file.name.startswith(".")]
         else:
             found.append(path)
     if not found:
@@ -69,9 +69,15 @@ def prepare(
     centred as MNIST's are.
     """
     height, width, channels = dataset.image_shape
+    if channels not in (1, 3):
+        raise UserError(
+            f"predict: the model takes {channels} channels, and pictures have 1 or 3; call "
+            "fl.load(RUN).model() on arrays"
+        )
     is_grey = channels == 1
     image, mode = import_function("pictures:decode")(path, one_line(str(path)), None, is_grey)
-    steps = [f"colours ({mode}) to grey"] if is_grey and mode not in ("1", "L") else []
+    has_colours = mode not in import_function("pictures:MODES_OF_GREY")
+    steps = [f"colours ({mode}) to grey"] if is_grey and has_colours else []
     alike = bright_share if border_of(image) > 127 else 1 - bright_share
     if is_grey and alike < RARE:
         image = 255 - image
