@@ -4,7 +4,7 @@ import json
 
 import federated_learning as fl
 from harness.cli.fields import UserError
-from variants import tables
+from variants import pictures, tables
 
 import numpy as np
 import pytest
@@ -332,3 +332,38 @@ def test_two_class_folders_of_one_number_are_refused(tmp_path, arrays):
     write_pictures(tmp_path / "test", *arrays["test"], np.array(["0", "1", "2"]))
     with pytest.raises(UserError, match="class folders '01' and '1', which are the same number"):
         load(tmp_path)
+
+
+def test_pictures_of_16_bits_and_of_fractions_have_one_scale(tmp_path):
+    """A dark picture stays dark next to a bright one: v of 65,535 is 255 v / 65,535 of 255."""
+    found = [pictures.to_8_bits(np.array([[v]]), "I;16")[0, 0] for v in (1, 256, 1000, 65_535)]
+    assert found == [0, 0, 3, 255]
+    assert pictures.to_8_bits(np.array([[0.5]]), "F")[0, 0] == 127
+    for value in (1.5, -0.1, np.nan):
+        path = tmp_path / "picture.tif"
+        Image.fromarray(np.full((4, 4), value, np.float32)).save(path)
+        with pytest.raises(UserError, match="values outside 0 to 1; save it with 8 bits"):
+            pictures.read_picture(path, None, None)
+
+
+def test_test_images_are_no_class_and_no_client(tmp_path, arrays):
+    """--test-share, which a message proposes, would train on them."""
+    for part in ("trian", "test"):
+        write_pictures(tmp_path / "folders" / part, *arrays["train"], WORDS)
+    with pytest.raises(UserError, match="of test images, but no folder of those to train on"):
+        load(tmp_path / "folders", test_share=0.25)
+    (tmp_path / "files").mkdir()
+    for part in ("train", "test"):
+        np.savez(tmp_path / "files" / f"{part}.npz", x=arrays[part][0], y=arrays[part][1])
+    with pytest.raises(UserError, match="files in a folder are clients; put their arrays into one"):
+        load(tmp_path / "files", test_share=0.25)
+
+
+def test_labels_are_checked_before_a_share_is_drawn(tmp_path, arrays):
+    images, labels = arrays["train"]
+    np.savez(tmp_path / "a.npz", x_train=images, y_train=np.where(labels > 0, labels, np.nan))
+    with pytest.raises(UserError, match="labels are NaN, which stands for unlabelled images"):
+        load(tmp_path / "a.npz", test_share=0.25)
+    np.savez(tmp_path / "b.npz", x_train=images, y_train=labels, client_train=labels[:-1])
+    with pytest.raises(UserError, match="client_train has 11 entries for 12 training images"):
+        load(tmp_path / "b.npz", test_share=0.25)

@@ -501,3 +501,17 @@ def test_a_narrow_figures_legend_is_between_axes_and_caption():
     extent = caption.get_window_extent()
     caption_top = extent.y0 + extent.height * num_written / num_lines
     assert caption_top <= legend.y0 + 1 and legend.y1 <= axes_bottom + 1
+
+
+def test_rows_without_errors_and_with_odd_names_are_drawn():
+    """A log scale has no 0: half the least error, here of 1 %, stands for it."""
+    curves = {"fedavg": [np.array([0.9, 0.99])], "_mine $5": [np.array([0.95, 1.0])]}
+    figure = comparison_plots.plot_comparison(curves, "caption")
+    lines = figure.axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [
+        pytest.approx([10, 1]),
+        pytest.approx([5, 0.5]),
+    ]
+    (legend,) = figure.legends
+    texts = [text.get_text() for text in legend.get_texts()]
+    assert texts == ["fedavg: 1.00 %", r" _mine \$5: 0.00 %"]
