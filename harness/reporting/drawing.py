@@ -160,14 +160,25 @@ def style_of(number: int) -> dict[str, str]:
     }
 
 
+LETTER = 0.6  # width of a letter, of its size
+HANDLE = 6  # letters in the place of a legend's line sample
+
+
 def place_legend(figure: Figure, **options: Any) -> None:
     """Draw a legend next to the axes, or in a narrow figure between them and the caption.
 
     Long names are broken. `options` are those of Figure.legend.
     """
     narrow = FORM.get().is_narrow
+    size = FORM.get().font or 9
     place: Any = "outside lower center" if narrow else "outside right center"
-    legend = figure.legend(frameon=False, fontsize=9, loc=place, **options)
+    legend = figure.legend(frameon=False, fontsize=size, loc=place, **options)
+    longest = max((len(text.get_text()) for text in legend.get_texts()), default=0)
+    num_columns = int(figure.get_size_inches()[0] * 72 / (size * LETTER * (longest + HANDLE)))
+    if narrow and num_columns > 1:
+        legend.remove()
+        in_columns = {"ncols": num_columns, "columnspacing": 1.0, **options}
+        legend = figure.legend(frameon=False, fontsize=size, loc=place, **in_columns)
     for text in legend.get_texts():
         unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
         text.set_text(textwrap.fill(unbroken, 60 if narrow else 40).replace("\xa0", " "))
