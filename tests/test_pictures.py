@@ -367,3 +367,27 @@ def test_labels_are_checked_before_a_share_is_drawn(tmp_path, arrays):
     np.savez(tmp_path / "b.npz", x_train=images, y_train=labels, client_train=labels[:-1])
     with pytest.raises(UserError, match="client_train has 11 entries for 12 training images"):
         load(tmp_path / "b.npz", test_share=0.25)
+
+
+def test_a_table_is_not_changed_in_silence(tmp_path):
+    """A row with a missing value is no header; a comma ends no label; the labels are at an end."""
+    pixels = [",".join(["0", "128", "255", str(k)]) for k in range(8)]
+    rows = [f"{'ab'[k % 2]},{row}" for k, row in enumerate(pixels)]
+    cases = {
+        "missing.csv": (["a,0,128,255,"], "a pixel is not a number"),
+        "quoted.csv": ([f'"{name}, big",0,1,2,255' for name in "ab"], "has a ',' in it"),
+        "middle.csv": (["p0,label,p1,p2,p3", "0,1,2,3,4"], "neither the first nor the last one"),
+    }
+    for name, (first, said) in cases.items():
+        body = [] if name == "quoted.csv" else rows
+        (tmp_path / name).write_text("\n".join([*first, *body]))
+        with pytest.raises(UserError, match=said):
+            load(tmp_path / name, test_share=0.25)
+
+
+def test_files_of_one_part_have_one_scale(tmp_path):
+    for number, scale in enumerate((1, 255)):
+        rows = [f"{k % 2},0,{scale},0,{scale}" for k in range(8)]
+        (tmp_path / f"train-{number}.csv").write_text("\n".join(["label,a,b,c,d", *rows]))
+    with pytest.raises(UserError, match=r"some files' images are in 0..1 and others' in 0..255"):
+        load(tmp_path, test_share=0.25)

@@ -36,10 +36,23 @@ def read_tables(files: dict[str, list[Path]], read: Callable[[Path], Arrays]) ->
     """Return the arrays of the parts' files; read(path) returns images `x` and labels `y`."""
     raw: Arrays = {}
     for part, paths in files.items():
+        source = f"data={str(paths[0].parent)!r:.200}"
         pieces = [read(path) for path in paths]
+        check_alike([(piece["x"], piece["y"]) for piece in pieces], source, "files")
         for key in ("x", "y"):
-            raw[f"{key}_{part}"] = join(key, pieces, f"data={str(paths[0].parent)!r:.200}")
+            raw[f"{key}_{part}"] = join(key, pieces, source)
     return raw
+
+
+def check_alike(pieces: Sequence[tuple[np.ndarray, np.ndarray]], source: str, whose: str) -> None:
+    """Raise UserError for images of two scales, or labels of two kinds, in (images, labels)."""
+    are_fractions = {bool(np.max(images, initial=0) <= 1) for images, _ in pieces if len(images)}
+    are_texts = {labels.dtype.kind in "USO" for _, labels in pieces if len(labels)}
+    if len(are_fractions) > 1 or len(are_texts) > 1:
+        raise UserError(
+            f"{source}: some {whose}' images are in 0..1 and others' in 0..255, or some labels are "
+            "texts and others numbers; give all in one form"
+        )
 
 
 # == CSV ===========================================================================================
@@ -59,7 +72,7 @@ def read_csv(path: Path) -> Arrays:
     lines = [line for line in lines if line.strip()]
     separator = ";" if lines and lines[0].count(";") > lines[0].count(",") else ","
     names = split_row(lines[0], separator) if lines else []
-    words = [name.lower() for name in names if not is_number(name)]
+    words = [name.lower() for name in names if name and not is_number(name)]
     # A text label alone is not a header, but its name is: pandas writes 0,1,...,63,label.
     has_header = len(words) > 1 or any(word in LABEL_NAMES for word in words)
     rows = lines[1:] if has_header else lines
@@ -68,6 +81,10 @@ def read_csv(path: Path) -> Arrays:
     if not rows or len(names) < 3:
         raise UserError(f"{source} has no rows of a label and pixels; give one row per image")
     place = find_label_column(names, has_header, rows, separator, source)
+    if any(cut_edge(row, separator, place).count('"') % 2 for row in rows):
+        raise UserError(
+            f"{source}: a label in quotation marks has a {separator!r} in it; rename the label"
+        )
     labels = np.array([edge_of(row, separator, place) for row in rows])
     if all(map(is_number, labels)):
         labels = labels.astype(np.float64)
@@ -90,9 +107,13 @@ def split_row(row: str, separator: str) -> list[str]:
 
 
 def edge_of(row: str, separator: str, place: int) -> str:
-    """Return the first value of a row for place 0, the last one for -1."""
-    value = row.rsplit(separator, 1)[-1] if place else row.split(separator, 1)[0]
-    return value.strip().strip("\"'")
+    """Return the first value of a row for place 0, the last one for -1, without quotes."""
+    return cut_edge(row, separator, place).strip().strip("\"'")
+
+
+def cut_edge(row: str, separator: str, place: int) -> str:
+    """Return what stands before the first separator for place 0, behind the last one for -1."""
+    return row.rsplit(separator, 1)[-1] if place else row.split(separator, 1)[0]
 
 
 def is_number(text: str) -> bool:
@@ -115,6 +136,11 @@ def find_label_column(
     named = [place for place in (0, -1) if has_header and names[place].lower() in LABEL_NAMES]
     if named:
         return named[0]
+    if has_header and any(name.lower() in LABEL_NAMES for name in names):
+        raise UserError(
+            f"{source}: the column of the labels is neither the first nor the last one; write the "
+            "file without an index, and with that column at an end"
+        )
     if has_header and all("pixel" in names[place].lower() for place in (0, -1)):
         raise UserError(
             f"{source} has no column label, as Kaggle's test.csv; give the training file alone, "
@@ -248,13 +274,8 @@ def read_client_files(folder: Path, source: str, read: Callable[[Path], dict[str
     if with_tests:
         raw |= {key: join(key, with_tests, source) for key in ("x_test", "y_test")}
     raw |= {key: join(key, pieces, source) for key in keys}
-    are_fractions = {bool(np.max(piece["x_train"], initial=0) <= 1) for piece in pieces}
-    are_texts = {piece["y_train"].dtype.kind in "USO" for piece in pieces}
-    if len(are_fractions) > 1 or len(are_texts) > 1:
-        raise UserError(
-            f"{source}: some clients' images are in 0..1 and others' in 0..255, or some labels are "
-            "texts and others numbers; give all in one form"
-        )
+    parts = [(piece["x_train"], piece["y_train"]) for piece in pieces]
+    check_alike(parts, source, "clients")
     sizes = [len(piece["y_train"]) for piece in pieces]
     raw[OWNERS] = np.repeat([path.stem for path in paths], sizes)
     return raw
