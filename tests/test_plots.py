@@ -515,3 +515,25 @@ def test_rows_without_errors_and_with_odd_names_are_drawn():
     (legend,) = figure.legends
     texts = [text.get_text() for text in legend.get_texts()]
     assert texts == ["fedavg: 1.00 %", r" _mine \$5: 0.00 %"]
+
+
+@pytest.mark.parametrize(
+    ("form", "name", "num_rows"),
+    [
+        ("", "fedprox (client lr 0.05, prox mu {})", 30),
+        ("--figure-size 3.3x2.2 --figure-font 8 --no-caption", "alpha {}", 6),
+    ],
+)
+def test_a_legend_is_within_its_figure(form, name, num_rows):
+    """In a column of a paper as many rows as fit in two columns."""
+    curves = {name.format(k): [np.linspace(0.5, 0.9, 5)] for k in range(num_rows)}
+    token = drawing.FORM.set(figure_form.form_of(fl.parse(form).run))
+    try:
+        figure = comparison_plots.plot_comparison(curves, "caption")
+        figure.draw_without_rendering()
+    finally:
+        drawing.FORM.reset(token)
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == num_rows
+    box = legend.get_window_extent()
+    assert box.y0 >= 0 and box.y1 <= figure.bbox.height and box.x1 <= figure.bbox.width + 1

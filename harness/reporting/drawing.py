@@ -161,7 +161,16 @@ def style_of(number: int) -> dict[str, str]:
 
 
 LETTER = 0.6  # width of a letter, of its size
+LINE = 1.5  # height of a line, likewise
+SMALL = 7.0  # points
 HANDLE = 6  # letters in the place of a legend's line sample
+
+
+def break_names(legend: Any, letters: int) -> None:
+    """Break the names in a legend into lines of at most so many letters."""
+    for text in legend.get_texts():
+        unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
+        text.set_text(textwrap.fill(unbroken, letters).replace("\xa0", " "))
 
 
 def place_legend(figure: Figure, **options: Any) -> None:
@@ -179,9 +188,15 @@ def place_legend(figure: Figure, **options: Any) -> None:
         legend.remove()
         in_columns = {"ncols": num_columns, "columnspacing": 1.0, **options}
         legend = figure.legend(frameon=False, fontsize=size, loc=place, **in_columns)
-    for text in legend.get_texts():
-        unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
-        text.set_text(textwrap.fill(unbroken, 60 if narrow else 40).replace("\xa0", " "))
+    break_names(legend, 60 if narrow else 40)
+    if not narrow and legend.get_window_extent().height > 0.9 * figure.bbox.height:
+        # Of many rows, a line each, in letters as small as have to be.
+        num_lines = len(legend.get_texts()) + 3
+        fitting = 0.9 * 72 * figure.get_size_inches()[1] / (LINE * num_lines)
+        legend.remove()
+        smaller = {"fontsize": min(SMALL, fitting), "title_fontsize": SMALL, **options}
+        legend = figure.legend(frameon=False, loc=place, **smaller)
+        break_names(legend, 60)
     # Matplotlib's layout puts both legend and caption at the lower edge: so the caption gets empty
     # lines above, and the legend is drawn there.
     captions = [text for text in figure.texts if text.get_text() == figure.get_supxlabel() != ""]
