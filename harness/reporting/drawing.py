@@ -167,7 +167,7 @@ HANDLE = 6  # letters in the place of a legend's line sample
 
 
 def break_names(legend: Any, letters: int) -> None:
-    """Break the names in a legend into lines of at most so many letters."""
+    """Break the names in a legend into lines of at most that number of letters."""
     for text in legend.get_texts():
         unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
         text.set_text(textwrap.fill(unbroken, letters).replace("\xa0", " "))
@@ -190,7 +190,7 @@ def place_legend(figure: Figure, **options: Any) -> None:
         legend = figure.legend(frameon=False, fontsize=size, loc=place, **in_columns)
     break_names(legend, 60 if narrow else 40)
     if not narrow and legend.get_window_extent().height > 0.9 * figure.bbox.height:
-        # Of many rows, a line each, in letters as small as have to be.
+        # Of many rows, a line each, in letters that are small enough.
         num_lines = len(legend.get_texts()) + 3
         fitting = 0.9 * 72 * figure.get_size_inches()[1] / (LINE * num_lines)
         legend.remove()
