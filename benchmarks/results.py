@@ -28,8 +28,8 @@ EQUIVALENT = {
         "clients; a custom initializer; hosts and workers that are lost",
         "d036761f085aeae6": "fields of figures and tables that have no effect; what a private run "
         "refuses; the division of options, partitions and worker into modules; harness/config; "
-        "statistics under FedNova; clients' models that diverge; the rate of baselines; pictures of "
-        "16 bits and tables as data",
+        "statistics under FedNova; clients' models that diverge; the rate of baselines; data in "
+        "pictures and tables",
     },
 }
 sys.path.insert(0, str(ROOT))
