@@ -4,6 +4,8 @@ from dataclasses import replace
 
 import federated_learning as fl
 from harness.cli.fields import UserError
+from harness.cli.own_files import give
+from harness.reporting.captions import caption
 
 import numpy as np
 import pytest
@@ -40,6 +42,17 @@ def train(partition, model=small, **fields):
     config = configure(**SMALL | fields)
     result = fl.run(config, model=model, partition=partition)
     return [np.asarray(w) for w in result.state.global_model_weights.trainable]
+
+
+def test_a_caption_says_what_becomes_of_statistics_if_there_are_some(digits):
+    def caption_of(model, kind):
+        fields = {"dataset": "digits", "batch_norm": kind, "client_test": 0.2, "model": model}
+        return caption(fl.build_experiment(configure(**fields), digits))
+
+    own = give(small)
+    assert "BatchNormalization averaged" in caption_of(own, "average")
+    assert "BatchNormalization local" in caption_of(own, "local")
+    assert "BatchNormalization" not in caption_of("mlp", "average")
 
 
 def test_a_client_alone_does_as_keras(here, digits):
