@@ -37,6 +37,7 @@ MOST_LABELS = 40  # of which a confusion matrix is drawn
 MOST_INSIDE = 2  # lines that a legend below the curves of the accuracies has room for
 CLEAR_LOSS = 0.05  # of accuracy, that a client would notice
 ANNOTATED = 20  # rows and columns up to which a cell carries its number
+MOST_LETTERS = 64  # of the numbers in a row of cells
 
 
 def plot_matrix(
@@ -66,7 +67,8 @@ def plot_matrix(
             axis.set_major_formatter(FuncFormatter(partial(label_tick, names)))
     if len(columns) > ANNOTATED or are_words(columns):
         axes.tick_params("x", rotation=90)
-    if max(matrix.shape) <= ANNOTATED:
+    letters = len(f"{int(matrix.max()):,}") * matrix.shape[1]
+    if max(matrix.shape) <= ANNOTATED and letters <= MOST_LETTERS:
         for (row, column), count in np.ndenumerate(matrix):
             dark = shade[row, column] > 0.55 * darkest
             text = f"{count:,}" if count else "·"
