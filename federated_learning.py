@@ -1387,9 +1387,10 @@ def build_experiment(
         UserError: the settings, or settings and data, are incompatible.
     """
     saved_config.check_config(config)
-    given = config.to_dict() | config.absolute_paths()
+    paths = config.absolute_paths()
+    given = config.to_dict() | paths
     # Default rates are filled in.
-    with_defaults = config.effective(**config.absolute_paths())
+    with_defaults = config.effective(**paths)
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
     check_dataset(dataset)

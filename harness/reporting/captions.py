@@ -46,7 +46,6 @@ def caption_parts(experiment: Any) -> dict[str, str]:
     num_clients = config.partitioning.num_clients
     batch_size = training.batch_size or "all"
     share = config.partitioning.client_test
-    norms = f", BatchNormalization {NORMS.get(training.batch_norm, '')}"
     initial = training.initial_model
     steps = f"{training.local_steps} local steps"
     work = steps if training.local_steps else f"E = {training.local_epochs}"
@@ -59,7 +58,7 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         "partition": describe_split(experiment),
         "algorithm": describe_algorithm(config),
         "aggregator": describe_aggregator(experiment),
-        "model": short_name(training.model) + (norms if experiment.network.statistics else ""),
+        "model": describe_model(experiment),
         "training": f"{work}, B = {batch_size}",
         "loss": describe_loss(training),
         "start": f"from {Path(initial).name}" if initial else "",
@@ -67,6 +66,15 @@ def caption_parts(experiment: Any) -> dict[str, str]:
         **describe_clock(config.clock),
         "seed": f"seed {config.seed}",
     }
+
+
+def describe_model(experiment: Any) -> str:
+    """Describe the network, and what becomes of its statistics if it has some."""
+    training = experiment.config.training
+    name = short_name(training.model)
+    if not experiment.network.statistics:
+        return name
+    return f"{name}, BatchNormalization {NORMS[training.batch_norm]}"
 
 
 def describe_cohort(config: Any) -> str:

@@ -70,7 +70,7 @@ def draw_curves(
 
     On a log scale, which has no 0, an error of 0 is drawn at half the least other one.
     """
-    every = [np.asarray(outcome_of(accuracies)) for of in curves.values() for accuracies in of]
+    every = [outcome_of(accuracies) for of_seeds in curves.values() for accuracies in of_seeds]
     least = least_error(np.concatenate(every)) if FORM.get().y == "error" else 0.0
     for name, of_seeds in curves.items():
         style = styles[name]

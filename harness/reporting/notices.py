@@ -80,8 +80,7 @@ def of_stopping(config: Any) -> str:
 
 def of_workers_cache(config: Any) -> str:
     """Return a notice on a folder for hosts where there are none."""
-    usual = type(config.run)()
-    if config.run.workers != usual.workers or config.run.workers_cache == usual.workers_cache:
+    if not config.run.single_worker or "workers_cache" not in config.changed():
         return ""
     return f"workers_cache={config.run.workers_cache!r:.100} has no effect without --workers"
 
