@@ -73,11 +73,13 @@ def read_saved(folder: str, default: ConfigGroup) -> Any:
         raise UserError(f"{path}: {error}") from error
 
 
-def read_base(words: Sequence[str], default: ConfigGroup) -> Any:
-    """Return the configuration that --config or --resume names, as a default for flags.
+def read_base(words: Sequence[str], default: ConfigGroup) -> tuple[Any, frozenset[str]]:
+    """Return (the configuration that --config or --resume names, the fields that were asked for).
 
-    None without these flags. Of a run's config.json that --config names, what belongs to that run
-    alone is left out, such as what it resumed. Raises UserError for a file that has something else.
+    The first is a default for flags, and None without these two. Of a run's config.json that
+    --config names, what belongs to that run alone is left out, such as what it resumed; it has all
+    fields, so those that are not at their defaults count as asked for. Raises UserError for a file
+    that has something else.
     """
     folders, others = split_off(words, "resume")
     names = split_off(others, "config")[0]
@@ -87,9 +89,10 @@ def read_base(words: Sequence[str], default: ConfigGroup) -> Any:
             "fields from the saved run; drop one of them"
         )
     if folders and folders[-1]:
-        return read_saved(folders[-1], default)
+        saved = read_saved(folders[-1], default)
+        return saved, frozenset(saved.changed())
     if not names:
-        return None
+        return None, frozenset()
     path = expand_path(names[-1])
     fields = read_groups(path, default)
     left_out = OF_ONE_COMMAND if path.suffix == ".json" else ()
@@ -101,19 +104,10 @@ def read_base(words: Sequence[str], default: ConfigGroup) -> Any:
             own["compare"] = rows_to_text(own["compare"])
         for field in own:
             find_field(f"--{field}", default.types())  # tells what it may be called here
-        return default.replace(**own)
+        config = default.replace(**own)
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
-
-
-def is_in_file(words: Sequence[str], field: str, default: ConfigGroup) -> bool:
-    """Return whether a file of the user's, which --config names, has this field.
-
-    A run's config.json has all of them, and does not tell what was asked for.
-    """
-    names = split_off(words, "config")[0]
-    path = expand_path(names[-1]) if names else Path()
-    return path.suffix == ".toml" and field in read_groups(path, default)
+    return config, frozenset(config.changed() if path.suffix == ".json" else own)
 
 
 def is_nested(value: Any) -> bool:

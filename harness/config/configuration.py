@@ -159,12 +159,9 @@ def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> An
     given = split_words(words)
     preset_flags.explain_preset(given, kind.tables.presets)
     usage.answer_help(kind(), given)
-    in_file = saved_config.read_base(given, kind())
-    says_how_many = saved_config.is_in_file(given, "num_clients", kind())
-    if in_file and "num_clients" in in_file.changed():
-        says_how_many = True
+    in_file, asked = saved_config.read_base(given, kind())
     with_preset = preset_flags.insert_preset_flags(given, kind.tables.presets)
-    flags = join_compared(insert_implied_flags(with_preset, says_how_many, kind.tables))
+    flags = join_compared(insert_implied_flags(with_preset, "num_clients" in asked, kind.tables))
     base = with_data_of_evaluated(kind, in_file, given)
     config = command_line.read_flags(kind, flags, default=base)
     check_command_line(config, given)
