@@ -212,7 +212,7 @@ if __name__ == "__main__":
 
 from harness.cli.loading import import_function
 from harness.comparing import commands, overlay
-from harness.engine.execution import NOT_INLINED
+from harness.engine.execution import NOT_INLINED, without_autograph
 from harness.engine.gather import gather
 from harness.engine.multi_host import check_hosts, start_workers
 from harness.reporting import notices
@@ -442,6 +442,7 @@ class Network(NamedTuple):
         return hidden if self.has_logits else [*hidden, tf.keras.layers.Dense(self.num_classes)]
 
 
+@tf.autograph.experimental.do_not_convert  # it has no loop to convert: built sooner
 def to_input(images: tf.Tensor) -> tf.Tensor:
     """Scale images uint8[n,H,W,channels] to float32 in 0..1."""
     return tf.cast(images, tf.float32) / 255
@@ -745,6 +746,7 @@ class ChunkOutput(NamedTuple):
     messages: tf.Tensor  # float32[g,d] of a stateful algorithm, or float32[g,0]
 
 
+@tf.autograph.experimental.do_not_convert
 def add_weighted(update_sum: Any, update: Any, weight: Any) -> Any:
     """Return update_sum + weight * update, for nested structures of tensors."""
     return tf.nest.map_structure(lambda s, u: s + weight * u, update_sum, update)
@@ -829,7 +831,9 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     # FedAvg: the weighted mean, and SGD with rate 1.
     aggregate = parts.aggregator.create(chunk_type.update, chunk_type.weight)
     finalize = tff.learning.templates.build_apply_optimizer_finalizer(
-        parts.server_optimizer, weights_type
+        without_autograph(parts.server_optimizer),
+        weights_type,
+        tf.autograph.experimental.do_not_convert(tff.learning.templates.reject_non_finite_update),
     )
 
     @tff.federated_computation

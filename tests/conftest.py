@@ -5,6 +5,7 @@ this file too, and all others wait for it.
 """
 
 import contextlib
+import gc
 import signal
 import sys
 from functools import partial
@@ -337,6 +338,11 @@ def names_used(function, seen=()):
         ):
             found |= names_used(called, (*seen, *names))
     return found
+
+
+def pytest_sessionstart():
+    """Leave what was imported, which stays, out of garbage collection, as the script does."""
+    gc.freeze()
 
 
 def pytest_collection_modifyitems(items):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import copy
 import functools
 import importlib
 import threading
@@ -34,6 +35,13 @@ def serialize(computation: Any) -> bytes:
     return tff.framework.serialize_computation(computation).SerializeToString()
 
 
+def without_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
+    """Return a TFF optimizer whose next() AutoGraph leaves as it is, which saves 0.2 s."""
+    unconverted = copy.copy(optimizer)
+    unconverted.next = tf.autograph.experimental.do_not_convert(optimizer.next)
+    return unconverted
+
+
 def plain_sums(computation: Any) -> Any:
     """Return the computation with plain sums for secure ones, as TFF has no cryptography of its own
     to run them."""
@@ -46,20 +54,21 @@ def plain_sums(computation: Any) -> Any:
 def compile_for_worker(computation: Any) -> Any:
     """Return TFF's native form of a computation.
 
-    TFF's own way inlines every function, those NOT_INLINED too.
+    TFF's own desugar_and_transform_to_native inlines every function, those NOT_INLINED too, and
+    lets Grappler optimize the graph twice, which takes 0.1 s more and gains nothing here.
     """
-    content = serialize(computation)
-    computation = plain_sums(computation)
-    if NOT_INLINED.encode() not in content:
-        return tff.backends.native.desugar_and_transform_to_native(computation)
     backend = "tensorflow_federated.python.core.environments.tensorflow_backend"
     transformations = importlib.import_module(f"{backend}.tensorflow_tree_transformations")
-    block, _ = transformations.replace_intrinsics_with_bodies(computation.to_building_block())
+    block, _ = transformations.replace_intrinsics_with_bodies(
+        plain_sums(computation).to_building_block()
+    )
     grappler = tf.compat.v1.ConfigProto()
     options = grappler.graph_options.rewrite_options
     options.memory_optimization = options.constant_folding = options.AGGRESSIVE
     options.arithmetic_optimization = options.loop_optimization = options.AGGRESSIVE
-    options.function_optimization = options.OFF
+    has_functions = NOT_INLINED.encode() in serialize(computation)
+    options.function_optimization = options.OFF if has_functions else options.AGGRESSIVE
+    options.meta_optimizer_iterations = options.ONE
     plain = tff.framework.ConcreteComputation(
         computation_proto=block.proto, context_stack=tff.framework.get_context_stack()
     )

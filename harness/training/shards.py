@@ -77,7 +77,8 @@ def read_shard(folder: Path, client: Any, image_shape: Sequence[int]) -> Shard:
     path = tf.strings.join([os.fsencode(folder), "/", tf.strings.as_string(client), ".bin"])
     content = tf.io.decode_raw(tf.io.read_file(path), tf.uint8)
     stored = content[:-FOOTER_BYTES]
-    footer = tf.pad(content, [[FOOTER_BYTES, 0]])[-FOOTER_BYTES:]  # also of a file that is shorter
+    last = tf.pad(content[-FOOTER_BYTES:], [[FOOTER_BYTES, 0]])  # a damaged file may be shorter
+    footer = last[-FOOTER_BYTES:]
     is_whole = tf.reduce_all(tf.equal(fingerprint(stored), footer))
     checked = tf.debugging.Assert(
         is_whole, ["damaged shard file (it is rewritten when the run is resumed):", path]
