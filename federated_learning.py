@@ -831,7 +831,7 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     # FedAvg: the weighted mean, and SGD with rate 1.
     aggregate = parts.aggregator.create(chunk_type.update, chunk_type.weight)
     finalize = tff.learning.templates.build_apply_optimizer_finalizer(
-        without_autograph(parts.server_optimizer),
+        parts.server_optimizer,
         weights_type,
         tf.autograph.experimental.do_not_convert(tff.learning.templates.reject_non_finite_update),
     )
@@ -965,7 +965,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
         num_chunks=NUM_CHUNKS,
         # The server subtracts the mean from w: w - sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k.
         aggregator=tff.aggregators.MeanFactory(no_nan_division=True),
-        server_optimizer=tff.learning.optimizers.build_sgdm(training.server_lr),
+        server_optimizer=without_autograph(tff.learning.optimizers.build_sgdm(training.server_lr)),
         build_round=fedavg_round,
         train_cohort=train_cohort,
         find_reporting=everyone,

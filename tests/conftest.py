@@ -152,6 +152,7 @@ MORE_OF_A_KIND = {
         "--sampling poisson --clients-per-round 4",
         "--baselines",
         "--partition feature",
+        "--unseen-clients 0.3",
     ),
     "test_with_equal_times_and_a_full_buffer_fedbuff_is_fedavg": (
         "{'clients_per_round': 4, 'partition': 'iid', 'unseen_clients': 0.2}",
@@ -160,6 +161,7 @@ MORE_OF_A_KIND = {
     ),
     "test_losses_with_other_variants": (
         "{'algorithm': 'scaffold'}",
+        "{'algorithm': 'mimelite'}",
         "{'aggregator': 'median'}",
         "{'baselines': True}",
     ),
@@ -188,7 +190,7 @@ MORE_OF_A_KIND = {
     "test_a_private_run_says_nothing_about_single_clients": (),
     "test_a_private_run_has_metrics_of_the_test_set": (),
     "test_balanced_classes_help_a_rare_label": (),
-    "test_a_round_without_a_finite_update_changes_nothing": ("secure",),
+    "test_a_round_without_a_finite_update_changes_nothing": ("secure", "compressed", "fednova"),
     "test_a_run_with_an_algorithm_of_a_file_has_baselines": (),
     "test_a_function_of_a_file_may_read_the_fields_of_what_it_replaces": (),
     "test_the_runs_of_a_comparison_share_a_time_limit": ("1-more1", "2-more0", "2-more1"),
@@ -275,8 +277,12 @@ MORE_OF_A_KIND = {
         "mimelite-client_weighting",
         "feddyn-client_weighting",
         "feddyn-num_clients-unseen_clients-seed",
+        "scaffold-client_schedule-lr_decay",
+        "scaffold-num_clients-unseen_clients-seed",
         "fedper",
     ),
+    "test_fednova_does_not_scale_what_no_rate_moves": ("average",),
+    "test_a_data_set_from_python_is_held_out_too": (),
     "test_what_is_in_a_file_is_taken_or_refused_in_one_line": (
         "run/partition.json",
         "run/program.json",

@@ -240,6 +240,36 @@ def test_schedules_change_the_learning_rates(federation, schedule, factors):
             ours, theirs = (new, theirs) if process is clients else (ours, new)
 
 
+class HalfStepsLater(tff.learning.optimizers.Optimizer):
+    """An optimizer of a user's own with a Python `if`, which AutoGraph converts."""
+
+    def initialize(self, specs):
+        return {"steps": tf.constant(0)}
+
+    def next(self, state, weights, gradients):
+        rate = 1.0
+        if state["steps"] > 0:
+            rate = 0.5
+        stepped = tf.nest.map_structure(lambda w, g: w - rate * g, weights, gradients)
+        return {"steps": state["steps"] + 1}, stepped
+
+
+def test_a_server_optimizer_may_branch(federation, monkeypatch):
+    def change(parts, experiment):
+        return parts._replace(server_optimizer=HalfStepsLater())
+
+    replace_choice(monkeypatch, choices.ALGORITHMS, "fedavgm", change)
+    halved = federation(algorithm="fedavgm").process
+    whole = federation().process
+    first, _, _ = halved.next(halved.initialize(), alone([0, 1, 2]))
+    second, _, _ = halved.next(first, alone([0, 1, 2]))
+    same_first, _, _ = whole.next(whole.initialize(), alone([0, 1, 2]))
+    fedavg, _, _ = whole.next(same_first, alone([0, 1, 2]))
+    assert largest_difference(weights_of(first), weights_of(same_first)) < 1e-6
+    middle = minus(weights_of(first), times(0.5, minus(weights_of(first), weights_of(fedavg))))
+    assert largest_difference(weights_of(second), middle) < 1e-6
+
+
 @pytest.mark.parametrize("algorithm", ["scaffold", "mimelite", "feddyn"])
 def test_a_client_that_diverges_leaves_the_memory_as_it_was(federation, monkeypatch, algorithm):
     change = import_function(choices.ALGORITHMS[algorithm].function)

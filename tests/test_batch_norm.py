@@ -154,7 +154,7 @@ def test_fednova_does_not_scale_what_no_rate_moves(here, kind):
 )
 def test_what_cannot_be_averaged_is_one_line(here, fields, said):
     with pytest.raises(UserError, match=said):
-        fl.run(configure(**SMALL | fields), model=build)
+        fl.run(configure(**SMALL | fields), model=small)
 
 
 LOCAL = SMALL | {"batch_norm": "local", "client_test": 0.25, "local_epochs": 2, "rounds": 3}
@@ -244,4 +244,4 @@ def test_local_layers_with_other_variants_resume(here, fields):
 )
 def test_what_clients_cannot_keep_is_one_line(here, fields, said):
     with pytest.raises(UserError, match=said):
-        fl.run(configure(**LOCAL | fields), model=build)
+        fl.run(configure(**LOCAL | fields), model=small)

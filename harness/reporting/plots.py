@@ -205,7 +205,9 @@ def plot_convergence(
     loss_axes.legend(frameon=False, fontsize=9)
     if lines:
         low, high = accuracy_axes.get_ylim()
-        accuracy_axes.set_ylim(low - 0.08 * (len(lines) + 1) * (high - low))  # below the curves
+        low -= 0.08 * (len(lines) + 1) * (high - low)  # the legend is below the curves
+        ticks = [tick for tick in accuracy_axes.get_yticks() if max(low, 0) <= tick <= high]
+        accuracy_axes.set(yticks=ticks, ylim=(low, high))
         accuracy_axes.legend(handles=lines, frameon=False, fontsize=9, loc="lower right")
     return figure
 
@@ -318,7 +320,9 @@ def plot_misclassified(
     height = images.shape[1]
     width = images.shape[2]
     # The grid of images fills the figure's width; above and below it are title and caption.
-    inches = min(max(9 * (3.9 * height) / (columns * 1.6 * width), 1.5), 12) + 0.95
+    pixels_per_inch = columns * 1.6 * width / 9
+    gap = 0.28 * pixels_per_inch  # for a line of text
+    inches = min(max(3 * (height + gap) / pixels_per_inch, 1.5), 12) + 0.95
     title = f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images"
     figure = new_figure(9, inches, title, caption)
     axes = figure.subplots()  # one for all: 18 of them would take a second
@@ -326,7 +330,7 @@ def plot_misclassified(
     for place, index in enumerate(wrong[:most]):
         row, column = divmod(place, columns)
         left = (1.6 * column + 0.3) * width
-        top = 1.3 * row * height
+        top = row * (height + gap)
         extent = (left, left + width, top + height, top)
         image = images[index]
         if image.shape[-1] == 1:
@@ -337,10 +341,8 @@ def plot_misclassified(
         text = f"#{index}: a {true}, predicted {predicted}"
         if FORM.get().is_narrow or are_words(classes):
             text = f"{true} as {predicted}"
-        axes.text(
-            left + width / 2, top - height / 28, text, ha="center", fontsize=8, in_layout=False
-        )
-    axes.set(xlim=(0, columns * 1.6 * width), ylim=(3.9 * height, -0.3 * height))
+        axes.text(left + width / 2, top - gap / 8, text, ha="center", fontsize=8, in_layout=False)
+    axes.set(xlim=(0, columns * 1.6 * width), ylim=(3 * height + 2 * gap, -gap))
     return figure
 
 
