@@ -509,9 +509,9 @@ def test_scripts_get_one_line_of_json_and_a_time_limit(tmp_path):
     assert json.loads(done.stdout)["weights_sha256"] == metrics["weights_sha256"]
     done = call_script(tmp_path, *flags, "--rounds", "1", "--compare", "fedavg,fedprox", *quiet)
     assert json.loads(done.stdout)["finished"] and "folder" in json.loads(done.stdout)
-    limited = (*flags, "--rounds", "100000", "--name", "limited", "--time-limit", "3s")
+    limited = (*flags, "--rounds", "100000", "--name", "limited", "--time-limit", "1s")
     done = call_script(tmp_path, *limited)
-    assert done.returncode == 0 and "time limit of 3 s: no further round fits" in done.stderr
+    assert done.returncode == 0 and "time limit of 1 s: no further round fits" in done.stderr
     rounds = len((tmp_path / "runs" / "limited" / "rounds.jsonl").read_text().splitlines())
     more = str(rounds + 1)
     done = call_script(

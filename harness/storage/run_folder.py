@@ -386,10 +386,13 @@ class RunFolder:
             "programs": self.programs,
         }
         write_file(self.path / "metrics.json", to_json(metrics | made_by))
-        write_file(self.path / "global_model.keras", keras_bytes(build_model(weights), self.path))
+        last_model = keras_bytes(build_model(weights), self.path)
+        write_file(self.path / "global_model.keras", last_model)
         best = self.read_best(metrics["best_round"])
         if best is not None:
-            write_file(self.path / "best_model.keras", keras_bytes(build_model(best), self.path))
+            is_last = metrics["best_round"] == metrics["rounds"][-1]["round"]
+            model = last_model if is_last else keras_bytes(build_model(best), self.path)
+            write_file(self.path / "best_model.keras", model)
         write_files(self.path, tables)
         drawn = self.draw(figures, provenance)
         self.write_report(metrics | made_by, caption, figures, drawn)
