@@ -18,6 +18,7 @@ import matplotlib.text
 import numpy as np
 import PIL.Image
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.font_manager import FontProperties
 from reference import evaluation_of
 from runs import caption_of_rows, configure
@@ -361,6 +362,25 @@ def test_one_is_said_as_one():
         == "1 client, 1 a round · 11 labels"
     )
     assert captions.join_parts(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
+
+
+@pytest.mark.parametrize("shape", [(16, 160), (28, 28), (96, 24)], ids=str)
+def test_no_text_is_on_a_misclassified_image(shape):
+    images = np.zeros((18, *shape, 1), np.uint8)
+    figure = plots.plot_misclassified(images, np.zeros(18, int), np.ones(18, int), NOTE)
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    figure.draw(renderer)
+    (axes,) = figure.axes
+    texts = [text.get_window_extent(renderer) for text in axes.texts]
+    shown = [image.get_window_extent(renderer) for image in axes.images]
+    assert len(texts) == len(shown) == 18
+    assert not any(text.overlaps(image.padded(-2)) for text in texts for image in shown)
+
+
+def test_an_accuracy_below_zero_has_no_tick():
+    records = [dataclasses.replace(r, extra_accuracies={"attack_success": 0.0}) for r in RECORDS]
+    axes = plots.plot_convergence(records, NOTE).axes[1]
+    assert axes.get_ylim()[0] < 0 <= min(axes.get_yticks())
 
 
 def test_convergence_has_a_line_at_the_target():
