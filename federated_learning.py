@@ -833,6 +833,7 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     finalize = tff.learning.templates.build_apply_optimizer_finalizer(
         parts.server_optimizer,
         weights_type,
+        # TFF's default, which has no loop to convert: built sooner
         tf.autograph.experimental.do_not_convert(tff.learning.templates.reject_non_finite_update),
     )
 

@@ -3,6 +3,7 @@ here."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 import os
@@ -46,6 +47,14 @@ class ExperimentConfig(ConfigGroup):
         partitioning: Any
         training: Any
         clock: Any
+
+    def __new__(cls, *_groups: Any, **given: Any) -> Self:
+        """Refuse Config(rounds=3), as fields are in groups, with what to write instead."""
+        groups = {field.name for field in dataclasses.fields(cls)}
+        if not given.keys() <= groups:
+            fields = ", ".join(f"{field}={value!r:.60}" for field, value in given.items())
+            raise UserError(f"Config({fields}): write Config().replace({fields})")
+        return super().__new__(cls)
 
     def __post_init__(self) -> None:
         """Raise UserError if fields do not go together."""
