@@ -152,7 +152,6 @@ MORE_OF_A_KIND = {
         "--sampling poisson --clients-per-round 4",
         "--baselines",
         "--partition feature",
-        "--unseen-clients 0.3",
     ),
     "test_with_equal_times_and_a_full_buffer_fedbuff_is_fedavg": (
         "{'clients_per_round': 4, 'partition': 'iid', 'unseen_clients': 0.2}",
@@ -161,7 +160,6 @@ MORE_OF_A_KIND = {
     ),
     "test_losses_with_other_variants": (
         "{'algorithm': 'scaffold'}",
-        "{'algorithm': 'mimelite'}",
         "{'aggregator': 'median'}",
         "{'baselines': True}",
     ),
@@ -277,11 +275,8 @@ MORE_OF_A_KIND = {
         "mimelite-client_weighting",
         "feddyn-client_weighting",
         "feddyn-num_clients-unseen_clients-seed",
-        "scaffold-client_schedule-lr_decay",
-        "scaffold-num_clients-unseen_clients-seed",
         "fedper",
     ),
-    "test_fednova_does_not_scale_what_no_rate_moves": ("average",),
     "test_a_data_set_from_python_is_held_out_too": (),
     "test_what_is_in_a_file_is_taken_or_refused_in_one_line": (
         "run/partition.json",

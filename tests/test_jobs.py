@@ -79,11 +79,11 @@ def test_the_runs_of_a_comparison_share_a_time_limit(tmp_path, jobs, more):
 
 
 def test_a_run_that_the_limit_of_a_comparison_ends_has_no_row(tmp_path):
-    flags = (*FLAGS, "--rounds", "100000", "--time-limit", "1", "--name", "mine")
+    flags = (*FLAGS, "--rounds", "100000", "--time-limit", "3", "--name", "mine")
     done = call_script(tmp_path, *flags)
     assert done.returncode == 0
     assert "no further round fits after round" in done.stderr
-    assert "time_limit=1 has passed with 2 runs left" in done.stderr
+    assert "time_limit=3 has passed with 2 runs left" in done.stderr
     assert not (tmp_path / "runs" / "mine" / "summary.csv").exists()
 
 

@@ -50,10 +50,13 @@ class ExperimentConfig(ConfigGroup):
 
     def __new__(cls, *_groups: Any, **given: Any) -> Self:
         """Refuse Config(rounds=3), as fields are in groups, with what to write instead."""
-        groups = {field.name for field in dataclasses.fields(cls)}
-        if not given.keys() <= groups:
-            fields = ", ".join(f"{field}={value!r:.60}" for field, value in given.items())
-            raise UserError(f"Config({fields}): write Config().replace({fields})")
+        own = given.keys() - {field.name for field in dataclasses.fields(cls)}
+        if own:
+            cls().replace(**{field: given[field] for field in own})  # refuses what is no field
+            fields = ", ".join(f"{field}=..." for field in given if field in own)
+            raise UserError(
+                f"Config({fields}) takes whole groups; write Config().replace({fields})"
+            )
         return super().__new__(cls)
 
     def __post_init__(self) -> None:

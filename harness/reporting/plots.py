@@ -206,7 +206,7 @@ def plot_convergence(
     if lines:
         low, high = accuracy_axes.get_ylim()
         low -= 0.08 * (len(lines) + 1) * (high - low)  # the legend is below the curves
-        ticks = [tick for tick in accuracy_axes.get_yticks() if max(low, 0) <= tick <= high]
+        ticks = [tick for tick in accuracy_axes.get_yticks() if max(low, 0) <= tick <= 100]
         accuracy_axes.set(yticks=ticks, ylim=(low, high))
         accuracy_axes.legend(handles=lines, frameon=False, fontsize=9, loc="lower right")
     return figure
@@ -320,16 +320,20 @@ def plot_misclassified(
     height = images.shape[1]
     width = images.shape[2]
     # The grid of images fills the figure's width; above and below it are title and caption.
-    pixels_per_inch = columns * 1.6 * width / 9
-    gap = 0.28 * pixels_per_inch  # for a line of text
-    inches = min(max(3 * (height + gap) / pixels_per_inch, 1.5), 12) + 0.95
+    text_inches = 0.28
+    around = 0.95 + 3 * text_inches
+    inches = min(9 * 3 * height / (columns * 1.6 * width), 11) + around
     title = f"The first {min(most, len(wrong))} of {len(wrong):,} misclassified images"
     figure = new_figure(9, inches, title, caption)
     axes = figure.subplots()  # one for all: 18 of them would take a second
     axes.axis("off")
+    size = figure.get_size_inches()
+    pixels_per_inch = max(columns * 1.6 * width / size[0], 3 * height / max(size[1] - around, 0.5))
+    gap = text_inches * pixels_per_inch
+    pitch = size[0] * pixels_per_inch / columns
     for place, index in enumerate(wrong[:most]):
         row, column = divmod(place, columns)
-        left = (1.6 * column + 0.3) * width
+        left = (column + 0.5) * pitch - width / 2
         top = row * (height + gap)
         extent = (left, left + width, top + height, top)
         image = images[index]
@@ -342,7 +346,7 @@ def plot_misclassified(
         if FORM.get().is_narrow or are_words(classes):
             text = f"{true} as {predicted}"
         axes.text(left + width / 2, top - gap / 8, text, ha="center", fontsize=8, in_layout=False)
-    axes.set(xlim=(0, columns * 1.6 * width), ylim=(3 * height + 2 * gap, -gap))
+    axes.set(xlim=(0, columns * pitch), ylim=(3 * height + 2 * gap, -gap))
     return figure
 
 
