@@ -364,8 +364,18 @@ def test_one_is_said_as_one():
     assert captions.join_parts(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
 
 
-@pytest.mark.parametrize("shape", [(16, 160), (28, 28), (96, 24)], ids=str)
-def test_no_text_is_on_a_misclassified_image(shape):
+@pytest.mark.parametrize("shape", [(16, 160), (28, 28), (96, 24), (256, 8)], ids=str)
+@pytest.mark.parametrize("size", [None, (3.3, 2.2), (9, 3)], ids=str)
+def test_no_text_is_on_a_misclassified_image(shape, size):
+    form = figure_form.FigureForm(size=size)
+    token = figure_form.FORM.set(form)
+    try:
+        check_texts(shape)
+    finally:
+        figure_form.FORM.reset(token)
+
+
+def check_texts(shape):
     images = np.zeros((18, *shape, 1), np.uint8)
     figure = plots.plot_misclassified(images, np.zeros(18, int), np.ones(18, int), NOTE)
     renderer = FigureCanvasAgg(figure).get_renderer()
