@@ -218,8 +218,8 @@ def test_figures_in_the_text_are_those_of_the_results():
         f"{clients:,} clients of six images each take {median:.1f} s a round, {each}, and {memory}"
         in said
     )
-    assert round(read("startup")["first_round_starts_after_s"]) == 7
-    assert "first round starts seven seconds after the command" in said
+    assert round(read("startup")["first_round_starts_after_s"]) == 5
+    assert "first round starts five seconds after the command" in said
 
 
 def test_a_cheap_cell_of_the_results_again(tmp_path, monkeypatch):
