@@ -17,7 +17,6 @@ from variants import choices
 
 import psutil
 import pytest
-from reference import replace_choice
 
 # these tests go on behind nohup or &: what they start would
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -59,7 +58,7 @@ def worker():
 def small_experiment(digits, cache, monkeypatch, **flags):
     import federated_learning as fl
 
-    from reference import tanh_layers
+    from reference import replace_choice, tanh_layers
     from runs import configure
 
     replace_choice(monkeypatch, choices.MODELS, "2nn", tanh_layers)
@@ -341,7 +340,7 @@ def names_used(function, seen=()):
     return found
 
 
-def pytest_sessionstart():
+def pytest_collection_finish():
     """Leave what was imported, which stays, out of garbage collection, as the script does."""
     gc.freeze()
 

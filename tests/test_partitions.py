@@ -8,10 +8,12 @@ import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.reporting.results import describe_partition, skew
 from harness.storage.files import to_json
+from harness.training import shards
 from variants import choices, partitions
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from flower_splits import flower_dirichlet, flower_labels
 from reference import read_shard_file
 from runs import configure
@@ -281,6 +283,18 @@ def test_shards_hold_the_clients_images_and_are_reused_only_when_whole(digits, t
     assert sorted(path.name for path in folder.iterdir()) == ["0.bin", "1.bin", "2.bin", "3.bin"]
     other = fl.build_experiment(config.replace(seed=1), digits)
     assert other.shard_folder != folder
+
+
+@pytest.mark.parametrize("num_bytes", [0, 3, 8, 100])
+def test_a_shard_that_ends_too_soon_is_damaged(tmp_path, num_bytes):
+    images = np.arange(3 * 784, dtype=np.uint8).reshape(3, 28, 28, 1)
+    shards.write_shard(tmp_path, 0, images, np.array([7, 8, 9]))
+    shard = shards.read_shard(tmp_path, tf.constant(0, tf.int64), (28, 28, 1))
+    assert np.array_equal(shard.images, images) and np.array_equal(shard.labels, [7, 8, 9])
+    path = tmp_path / "0.bin"
+    path.write_bytes(path.read_bytes()[:num_bytes])
+    with pytest.raises(tf.errors.InvalidArgumentError, match="damaged shard file"):
+        shards.read_shard(tmp_path, tf.constant(0, tf.int64), (28, 28, 1))
 
 
 def test_more_clients_than_images_are_refused(tmp_path):
