@@ -364,20 +364,23 @@ def test_one_is_said_as_one():
     assert captions.join_parts(["0.1 clients", "1,001 shards"]) == "0.1 clients · 1,001 shards"
 
 
-@pytest.mark.parametrize("shape", [(16, 160), (28, 28), (96, 24), (256, 8)], ids=str)
-@pytest.mark.parametrize("size", [None, (3.3, 2.2), (9, 3)], ids=str)
-def test_no_text_is_on_a_misclassified_image(shape, size):
-    form = figure_form.FigureForm(size=size)
-    token = figure_form.FORM.set(form)
+def drawn_with(draw, **form):
+    """The figure that is drawn in this form."""
+    token = figure_form.FORM.set(figure_form.FigureForm(**form))
     try:
-        check_texts(shape)
+        return draw()
     finally:
         figure_form.FORM.reset(token)
 
 
-def check_texts(shape):
+@pytest.mark.parametrize("shape", [(16, 160), (28, 28), (96, 24), (256, 8)], ids=str)
+@pytest.mark.parametrize("size", [None, (3.3, 2.2), (9, 3)], ids=str)
+def test_no_text_is_on_a_misclassified_image(shape, size):
     images = np.zeros((18, *shape, 1), np.uint8)
-    figure = plots.plot_misclassified(images, np.zeros(18, int), np.ones(18, int), NOTE)
+    labels = np.zeros(18, int)
+    figure = drawn_with(
+        lambda: plots.plot_misclassified(images, labels, labels + 1, NOTE), size=size
+    )
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     (axes,) = figure.axes
@@ -425,15 +428,6 @@ def test_a_name_that_no_font_here_has_is_one_notice(capsys):
             figure_files.to_bytes(plots.plot_convergence(RECORDS, f"{name} \u00b7 seed 0"))
     assert capsys.readouterr().err.count("\n") <= 1
     assert drawing.fonts_for("MNIST \u00b7 \u03b5 3") == FontProperties().get_family()
-
-
-def drawn_with(draw, **form):
-    """The figure that is drawn in this form."""
-    token = figure_form.FORM.set(figure_form.FigureForm(**form))
-    try:
-        return draw()
-    finally:
-        figure_form.FORM.reset(token)
 
 
 CURVES = {
@@ -558,12 +552,11 @@ def test_rows_without_errors_and_with_odd_names_are_drawn():
 def test_a_legend_is_within_its_figure(form, name, num_rows):
     """In a column of a paper as many rows as fit in two columns."""
     curves = {name.format(k): [np.linspace(0.5, 0.9, 5)] for k in range(num_rows)}
-    token = drawing.FORM.set(figure_form.form_of(fl.parse(form).run))
-    try:
-        figure = comparison_plots.plot_comparison(curves, "caption")
-        figure.draw_without_rendering()
-    finally:
-        drawing.FORM.reset(token)
+    figure = drawn_with(
+        lambda: comparison_plots.plot_comparison(curves, "caption"),
+        **figure_form.form_of(fl.parse(form).run)._asdict(),
+    )
+    figure.draw_without_rendering()
     (legend,) = figure.legends
     assert len(legend.get_texts()) == num_rows
     box = legend.get_window_extent()
