@@ -98,7 +98,8 @@ def test_baselines_that_diverge_are_told_and_keep_the_model_before(tmp_path, mon
     """Of one round each: what is alone stays at its initial weights, tuned ones at the global."""
     monkeypatch.chdir(tmp_path)
     words = "--dataset digits --model mlp --rounds 1 --local-epochs 1 --num-clients 2 --baselines"
-    done = call_script(tmp_path, *words.split(), "--client-lr", "1000", "--weight-decay", "1")
+    words += " --client-lr 1000 --weight-decay 1"
+    done = call_script(tmp_path, *words.split(), *NO_FIGURES)
     assert done.returncode == 0
     assert "5 of the baselines' 5 rounds led to weights that are not finite" in done.stderr
     (folder,) = (tmp_path / "runs").iterdir()

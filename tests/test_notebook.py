@@ -1,5 +1,9 @@
 """The notebook runs top to bottom, gives the script's numbers, defines nothing, and leaves no
-worker behind."""
+worker behind.
+
+Jupyter is imported where it is used: it takes three seconds, and each process of pytest-xdist reads
+this file.
+"""
 
 import ast
 import inspect
@@ -9,10 +13,7 @@ import time
 import federated_learning as fl
 from harness.reporting import notebook as notebook_help
 
-import nbformat
 import pytest
-from jupyter_client.manager import KernelManager
-from nbclient import NotebookClient
 from runs import NO_FIGURES, ROOT, call_script, find_worker, gone, read_csv
 
 SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 4, "rounds": 3}
@@ -21,6 +22,8 @@ ABSENT = ("epsilon", "measured_bytes_down", "measured_bytes_up", "clip_norm", "s
 
 @pytest.fixture
 def notebook():
+    import nbformat
+
     return nbformat.read(ROOT / "federated_mnist.ipynb", as_version=4)
 
 
@@ -47,7 +50,10 @@ def test_it_gives_the_scripts_numbers(notebook, tmp_path, whole):
         titles = [cell.source.partition("\n")[0] for cell in notebook.cells]
         (story_begins,) = [n for n, title in enumerate(titles) if "federation worth" in title]
         del notebook.cells[story_begins:]
-    notebook.cells.append(nbformat.v4.new_code_cell("[record.figures() for record in records]"))
+    from nbclient import NotebookClient
+    from nbformat.v4 import new_code_cell
+
+    notebook.cells.append(new_code_cell("[record.figures() for record in records]"))
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(ROOT)}}).execute()
     history = ast.literal_eval(notebook.cells[-1].outputs[0]["data"]["text/plain"])
 
@@ -115,6 +121,8 @@ def test_a_bar_counts_the_rounds_and_what_is_printed_is_kept(capsys):
 
 
 def test_a_kernels_restart_leaves_no_worker(tmp_path):
+    from jupyter_client.manager import KernelManager
+
     kernel = KernelManager(kernel_name="python3")
     kernel.start_kernel(cwd=str(tmp_path))
     client = kernel.blocking_client()

@@ -58,7 +58,7 @@ def test_what_helps_at_chance_is_not_always_a_smaller_rate():
         "with this much noise, learning may take more rounds" in text and "--client-lr" not in text
     )
     few = replace(plain, train={"loss": 2.3, "steps": 1.0})
-    assert "each client has made only 3 local steps so far: more rounds may help" in few.trouble(
+    assert "few local steps so far, 3 by each client: more rounds may help" in few.trouble(
         [], 0.1, False
     )
 

@@ -64,9 +64,10 @@ def of_trimming(config: Any) -> str:
 def of_saving(config: Any) -> str:
     """Return a notice on models that would be saved after the last round."""
     every = config.run.save_every
-    if every <= config.training.rounds:
+    rounds = config.training.rounds
+    if every <= rounds:
         return ""
-    return f"save_every={every} saves no model, as the run has {config.training.rounds} rounds"
+    return f"save_every={every} saves no model, as the run has {pluralize(rounds, 'round')}"
 
 
 def of_stopping(config: Any) -> str:

@@ -216,7 +216,7 @@ class RoundRecord:
             )
         steps = self.round * self.train.get("steps", math.inf)
         if steps < FEW_STEPS:
-            return f"each client has made only {steps:.0f} local steps so far: more rounds may help"
+            return f"few local steps so far, {steps:.0f} by each client: more rounds may help"
         more = "more rounds, " if is_last else ""
         return f"try {more}a smaller --client-lr"
 
