@@ -202,6 +202,7 @@ MORE_OF_A_KIND = {
     "test_two_equal_comparisons_at_once_share_their_runs": (),
     "test_a_client_that_sees_shifted_images_is_asked_on_such": (),
     "test_a_cheap_cell_of_the_results_again": (),
+    "test_a_row_that_gets_the_value_of_another_stays_a_row_of_its_own": (),
     "test_fednova_does_not_scale_what_no_rate_moves": ("average",),
     "test_a_comparison_to_a_target_tells_rounds": (),
     "test_a_page_of_a_private_run_has_no_clients": (),

@@ -16,9 +16,9 @@ from variants.partitions import rotate_and_add_noise
 import numpy as np
 import pytest
 from reference import largest_difference, network, numpy_local, weights_of
-from runs import MLP_ON_DIGITS, NO_FIGURES, SCRIPT, call_script, configure, read_csv, start
+from runs import NO_FIGURES, ON_DIGITS, SCRIPT, call_script, configure, read_csv, start
 
-FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "3", "--name", "run")
+FLAGS = (*ON_DIGITS, "--rounds", "2", "--num-clients", "3", "--name", "run")
 
 
 @pytest.fixture

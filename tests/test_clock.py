@@ -21,7 +21,7 @@ from reference import (
     tanh_layers,
     weights_of,
 )
-from runs import MLP_ON_DIGITS, NO_FIGURES, configure, make_record
+from runs import NO_FIGURES, ON_DIGITS, configure, make_record
 
 TIMES = [(1.0, 4), (2.0, 0), (3.0, 2), (9.0, 1)]  # (seconds, client)
 
@@ -211,7 +211,7 @@ def test_fedbuff_equals_numpys(build):
 )
 def test_with_equal_times_and_a_full_buffer_fedbuff_is_fedavg(tmp_path, monkeypatch, fields):
     monkeypatch.chdir(tmp_path)
-    common = {"dataset": "digits", "model": "mlp", "latency": 1.0, "figures": "none", **fields}
+    common = {"dataset": "digits", "model": "logreg", "latency": 1.0, "figures": "none", **fields}
     fedavg = fl.run(configure(**common, name="fedavg"))
     config = configure(**common, name="fedbuff", algorithm="fedbuff")
     fedbuff = fl.run(config.replace(buffer_size=config.cohort_size))
@@ -248,7 +248,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("more", CASES, ids=" ".join)
 def test_with_its_neighbours_a_run_resumes_bit_for_bit(tmp_path, more):
-    base = [*MLP_ON_DIGITS, *NO_FIGURES, *more, "--runs", str(tmp_path)]
+    base = [*ON_DIGITS, *NO_FIGURES, *more, "--runs", str(tmp_path)]
     whole = fl.run(fl.parse([*base, "--rounds", "6", "--name", "whole"]))
     half = fl.run(fl.parse([*base, "--rounds", "3", "--name", "half"]))
     resumed = fl.run(fl.parse(["--resume", str(half.folder), "--rounds", "6"]))
@@ -263,7 +263,7 @@ def test_with_its_neighbours_a_run_resumes_bit_for_bit(tmp_path, more):
 
 @pytest.mark.slow
 def test_two_hosts_train_fedbuffs_clients(tmp_path):
-    base = [*MLP_ON_DIGITS, *NO_FIGURES, *FEDBUFF, "--runs", str(tmp_path)]
+    base = [*ON_DIGITS, *NO_FIGURES, *FEDBUFF, "--runs", str(tmp_path)]
     one = fl.run(fl.parse([*base, "--name", "one"]))
     two = fl.run(fl.parse([*base, "--name", "two", "--workers", "localhost,localhost"]))
     assert largest_difference(weights_of(one.state), weights_of(two.state)) < 1e-5

@@ -28,6 +28,7 @@ from reference import correcting, replace_choice
 from runs import (
     MLP_ON_DIGITS,
     NO_FIGURES,
+    ON_DIGITS,
     SCRIPT,
     SECONDS,
     call_script,
@@ -39,7 +40,7 @@ from runs import (
     worker_of,
 )
 
-QUICK = (*MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "2")
+QUICK = (*ON_DIGITS, *NO_FIGURES, "--rounds", "2")
 LONG = (*QUICK[:-1], "100000")
 
 
@@ -66,10 +67,11 @@ def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named
     """A limit on the size of a file stands for the disk's: a shard, then a checkpoint, does not
     fit."""
     limit = kilobytes * 1024
+    flags = (*MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "2", "--name", "run")
     usual, highest = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, highest))
     try:
-        done = call_script(tmp_path, *QUICK, "--name", "run")
+        done = call_script(tmp_path, *flags)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (usual, highest))
     last = done.stderr.splitlines()[-1]
@@ -81,7 +83,7 @@ def test_a_full_disk_ends_the_run_with_the_files_name(tmp_path, kilobytes, named
     ), done.stderr
     assert "Traceback" not in done.stderr
     # The disk has room again. Without the shards no run had begun.
-    begun = ("--resume", "runs/run") if named == "checkpoints" else (*QUICK, "--name", "run")
+    begun = ("--resume", "runs/run") if named == "checkpoints" else flags
     again = call_script(tmp_path, *begun)
     assert again.returncode == 0 and "after 2 rounds" in again.stdout, again.stderr
 

@@ -27,8 +27,8 @@ import numpy as np
 import pytest
 import scipy.stats
 from runs import (
-    MLP_ON_DIGITS,
     NO_FIGURES,
+    ON_DIGITS,
     call_script,
     caption_of_rows,
     configure,
@@ -39,7 +39,7 @@ from runs import (
     wait_for_round,
 )
 
-FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
+FLAGS = (*ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 
 
 def table(folder, which="*"):
@@ -417,7 +417,7 @@ def test_what_is_compared_stands_in_the_caption(digits):
 
 
 def test_a_budget_that_allows_no_round_is_a_mistake(tmp_path):
-    flags = (*MLP_ON_DIGITS, "--aggregator", "dp", "--epsilon-budget", "0.1")
+    flags = (*ON_DIGITS, "--aggregator", "dp", "--epsilon-budget", "0.1")
     done = call_script(tmp_path, *flags)
     assert (
         done.returncode == 2
@@ -574,7 +574,7 @@ def test_two_equal_comparisons_at_once_share_their_runs(tmp_path):
 def test_after_the_target_all_rounds_are_trained_if_asked_for(tmp_path):
     """The table then has the rounds to the target and the accuracy after all rounds, and a run that
     stopped at its target is continued."""
-    flags = ("--dataset", "digits", "--model", "mlp", "--num-clients", "2", "--figures", "none")
+    flags = ("--dataset", "digits", "--model", "logreg", "--num-clients", "2", "--figures", "none")
     flags += ("--rounds", "6", "--target-accuracy", "0.6")
     stopped = call_script(tmp_path, *flags, "--compare", "fedavg,fedprox", "--name", "stopped")
     assert stopped.returncode == 0 and "after 6 rounds" not in stopped.stdout

@@ -48,7 +48,7 @@ STATE_TYPE = tff.FederatedType(
 )
 FLAGS = {
     "dataset": "digits",
-    "model": "mlp",
+    "model": "logreg",
     "num_clients": 4,
     "rounds": 2,
     "figures": "none",

@@ -9,9 +9,9 @@ from harness.cli.fields import UserError
 from harness.comparing.sweep import compared_rows
 
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, start
+from runs import NO_FIGURES, ON_DIGITS, call_script, configure, start
 
-FLAGS = (*MLP_ON_DIGITS, "--local-epochs", "1", *NO_FIGURES, "--compare", "fedavg,scaffold")
+FLAGS = (*ON_DIGITS, "--local-epochs", "1", *NO_FIGURES, "--compare", "fedavg,scaffold")
 
 
 def hashes(folder):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from reference import alone, largest_difference, network, replace_choice, weights_of
+from runs import configure
 
 keras = tf.keras.layers
 NETWORKS = {
@@ -21,13 +22,13 @@ NETWORKS = {
 
 
 @pytest.fixture
-def trained(federation, monkeypatch):
+def trained(worker, tmp_path, monkeypatch):
     """The weights after a round of a network, in a process built new."""
+    small = {"dataset": "digits", "model": "2nn", "num_clients": 3, "cache": str(tmp_path)}
 
     def train(layers_of_2nn, **flags):
-        config = federation(**flags).config
         replace_choice(monkeypatch, choices.MODELS, "2nn", layers_of_2nn)
-        experiment = fl.build_prepared(config)
+        experiment = fl.build_prepared(configure(**small | flags))
         return weights_of(
             experiment.process.next(experiment.process.initialize(), alone([0, 1, 2]))[0]
         )

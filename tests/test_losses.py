@@ -112,7 +112,7 @@ def test_balanced_classes_help_a_rare_label(here, digits):
     recalls = {}
     for weights in ("none", "balanced"):
         config = configure(
-            dataset="digits", model="mlp", rounds=3, class_weights=weights, figures="none"
+            dataset="digits", model="logreg", rounds=3, class_weights=weights, figures="none"
         )
         result = fl.run(config, partition=np.array_split(shard, 3))
         confusion = result.evaluation.confusion
@@ -128,7 +128,7 @@ def test_an_error_in_a_graph_is_one_line(tmp_path, digits):
         "    factor = tf.Variable(1.0)\n"
         "    return factor * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)\n"
     )
-    config = configure(dataset="digits", model="mlp", loss=f"{tmp_path / 'own.py'}:loss")
+    config = configure(dataset="digits", model="logreg", loss=f"{tmp_path / 'own.py'}:loss")
     experiment = fl.build_experiment(config.replace(cache=str(tmp_path)), digits)
     with pytest.raises(UserError) as refused:
         fl.build_process(experiment)
@@ -149,7 +149,7 @@ def test_an_error_in_a_graph_is_one_line(tmp_path, digits):
 )
 def test_losses_with_other_variants(here, fields):
     own = {"label_smoothing": 0.1, "class_weights": "balanced", "num_clients": 3}
-    result = fl.run(configure(**SMALL | own | fields, model="mlp"))
+    result = fl.run(configure(**SMALL | own | fields, model="logreg"))
     assert np.isfinite(result.evaluation.loss)
 
 
@@ -171,11 +171,11 @@ def test_losses_with_other_variants(here, fields):
 )
 def test_losses_that_cannot_be_are_one_line(here, fields, said):
     with pytest.raises(UserError, match=said):
-        fl.run(configure(**SMALL | fields, model="mlp"))
+        fl.run(configure(**SMALL | fields, model="logreg"))
 
 
 def test_a_loss_of_a_file_is_part_of_the_run(here):
-    config = configure(**SMALL, loss="own.py:squared", model="mlp", name="a")
+    config = configure(**SMALL, loss="own.py:squared", model="logreg", name="a")
     result = fl.run(config)
     (here / "own.py").write_text(OWN + "\n# other\n")
     with pytest.raises(UserError, match=r"has changed since that run \(loss\)"):

@@ -193,7 +193,7 @@ def test_default_values_with_an_effect_are_not(capsys):
 def test_a_comparison_tells_of_fields_without_effect_once(tmp_path, monkeypatch, capsys):
     """Before its runs, not again in each of them."""
     monkeypatch.chdir(tmp_path)
-    words = "--dataset digits --model mlp --rounds 1 --local-epochs 1 --num-clients 2"
+    words = "--dataset digits --model logreg --rounds 1 --local-epochs 1 --num-clients 2"
     flags = f"{words} --compare fedavg,fedprox --figures none --no-caption --after-target continue"
     config = fl.parse(f"{flags} --cache {tmp_path / 'cache'}")
     told = config.unused_notices()

@@ -8,9 +8,9 @@ from harness.cli.fields import UserError
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
+from runs import NO_FIGURES, ON_DIGITS, call_script, configure, read_csv, read_metrics
 
-FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
+FLAGS = (*ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 OLD = Path(__file__).parent / "data" / "run_of_225c0cd"
 OWN = '''
 import numpy as np

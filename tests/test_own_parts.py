@@ -111,7 +111,7 @@ def test_arrays_and_a_function_for_each_round(tmp_path, monkeypatch):
     labels = np.arange(90) % 3
     dataset = fl.build_dataset(images[:60], labels[:60], images[60:], labels[60:], "noise")
     seen = []
-    config = configure(model="mlp", num_clients=2, rounds=2)
+    config = configure(model="logreg", num_clients=2, rounds=2)
     end = fl.run(config, dataset=dataset, on_round=seen.append)
     assert seen == end.records and len(seen) == 2
     assert read_metrics(end.folder)["dataset"] == "noise"
@@ -370,7 +370,13 @@ def test_what_a_function_returns_is_taken_or_refused_for_its_reason(tmp_path, di
 def test_two_runs_in_two_threads_are_one_after_the_other(tmp_path, monkeypatch):
     """And leave Python's random numbers, descriptors and threads as they were."""
     monkeypatch.chdir(tmp_path)
-    flags = {"dataset": "digits", "model": "mlp", "num_clients": 2, "rounds": 1, "local_epochs": 1}
+    flags = {
+        "dataset": "digits",
+        "model": "logreg",
+        "num_clients": 2,
+        "rounds": 1,
+        "local_epochs": 1,
+    }
     config = configure(**flags, figures="none")
 
     def digest(end):
@@ -397,9 +403,9 @@ def test_errors_are_one_line_in_a_notebook():
 def test_a_data_set_from_python_is_used_as_it_is(tmp_path, monkeypatch, digits):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="holdout=10 has no effect on dataset="):
-        fl.run(configure(model="mlp", holdout=10), dataset=digits)
+        fl.run(configure(model="logreg", holdout=10), dataset=digits)
     with pytest.raises(UserError, match="holdout=10 has no effect on dataset="):
-        fl.build_experiment(configure(model="mlp", holdout=10), digits)
+        fl.build_experiment(configure(model="logreg", holdout=10), digits)
     with pytest.raises(UserError, match="5 is not a command line"):
         fl.parse(5)
     monkeypatch.setenv("FL_DATA", "other.npz")  # of a saved run its own data are read
@@ -411,7 +417,7 @@ def test_a_function_of_each_round_ends_the_run_with_all_its_files(tmp_path, monk
     """After the second of five rounds; the run is then continued."""
     monkeypatch.chdir(tmp_path)
     config = configure(
-        dataset="digits", model="mlp", num_clients=2, local_epochs=1, figures="none", name="run"
+        dataset="digits", model="logreg", num_clients=2, local_epochs=1, figures="none", name="run"
     )
 
     def stop(record):
@@ -430,7 +436,7 @@ def test_a_function_of_each_round_ends_the_run_with_all_its_files(tmp_path, monk
 def test_a_split_from_python_is_trained_on_and_resumed(tmp_path, monkeypatch, digits):
     """Lists, arrays, or a dict of them; anything else is refused in one line."""
     monkeypatch.chdir(tmp_path)
-    config = configure(dataset="digits", model="mlp", local_epochs=1, rounds=1, figures="none")
+    config = configure(dataset="digits", model="logreg", local_epochs=1, rounds=1, figures="none")
     for name, split in {
         "lists": [[0, 5, 2], list(range(10, 40))],
         "arrays": [np.array([0, 2, 5]), np.arange(10, 40)],
@@ -463,7 +469,7 @@ def test_a_split_from_python_is_trained_on_and_resumed(tmp_path, monkeypatch, di
 
 def test_what_is_no_argument_of_a_function_is_one_line(digits):
     """A configuration in place of an experiment, one callback in place of a list, ..."""
-    config = configure(dataset="digits", model="mlp")
+    config = configure(dataset="digits", model="logreg")
     experiment = fl.build_experiment(config, digits)
     arrays = (digits.train.images, digits.train.labels, digits.test.images, digits.test.labels)
     for call, message in [
@@ -491,7 +497,7 @@ def test_what_is_no_argument_of_a_function_is_one_line(digits):
 @pytest.mark.slow
 def test_scripts_get_one_line_of_json_and_a_time_limit(tmp_path):
     """A run, an evaluation and a comparison; a limit ends a run that --resume then continues."""
-    flags = ("--dataset", "digits", "--model", "mlp", "--num-clients", "2", "--figures", "none")
+    flags = ("--dataset", "digits", "--model", "logreg", "--num-clients", "2", "--figures", "none")
     quiet = ("--quiet", "--json")
     one = (*flags, "--rounds", "1", "--name", "run", "--time-limit", "0.001")
     done = call_script(tmp_path, *one, *quiet)

@@ -26,7 +26,7 @@ import scipy.stats
 import tensorflow as tf
 import tensorflow_federated as tff
 from reference import accountant_of, replace_choice
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv, read_metrics
+from runs import NO_FIGURES, ON_DIGITS, call_script, configure, read_csv, read_metrics
 
 OF_SINGLE_CLIENTS = {
     "unseen_clients": "--unseen-clients 0.2",
@@ -327,7 +327,7 @@ def test_a_private_round_is_counted_as_often_as_its_noise_was_drawn(
 
 
 def test_a_budget_spent_by_a_round_that_was_not_done_ends_the_next_run(tmp_path, monkeypatch):
-    flags = {"dataset": "digits", "model": "mlp", "rounds": 2, "num_clients": 20}
+    flags = {"dataset": "digits", "model": "logreg", "rounds": 2, "num_clients": 20}
     private = configure(**flags, aggregator="dp")
     accountant = accountant_of(private)
     between = (accountant.epsilon([1]) + accountant.epsilon([1, 1])) / 2
@@ -383,7 +383,7 @@ def test_an_algorithm_that_sends_more_is_refused_whatever_its_name(digits, monke
 
 @pytest.mark.slow
 def test_a_private_run_leaves_nothing_about_single_clients(tmp_path):
-    flags = (*MLP_ON_DIGITS, "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
+    flags = (*ON_DIGITS, "--rounds", "2", "--num-clients", "20", "--aggregator", "dp")
     done = call_script(tmp_path, *flags, "--name", "run")
     assert done.returncode == 0 and "train loss" not in done.stdout, done.stderr
     run = tmp_path / "runs" / "run"
@@ -467,7 +467,7 @@ def test_a_target_epsilon_is_kept_by_the_least_noise():
 def test_epsilon_is_not_claimed_for_what_a_model_knew_before(digits, tmp_path, monkeypatch):
     """A private run from a model of the same images: epsilon would be that of its rounds alone."""
     monkeypatch.chdir(tmp_path)
-    small = {"model": "mlp", "num_clients": 4, "rounds": 1, "local_epochs": 1, "figures": "none"}
+    small = {"model": "logreg", "num_clients": 4, "rounds": 1, "local_epochs": 1, "figures": "none"}
     first = fl.run(configure(dataset="digits", **small, name="first"))
     model = str(first.folder / "global_model.keras")
     private = small | {"aggregator": "dp", "noise_multiplier": 0.3, "initial_model": model}
@@ -497,7 +497,9 @@ def test_epsilon_is_not_claimed_for_what_a_model_knew_before(digits, tmp_path, m
 def test_a_private_run_is_resumed_with_a_larger_budget(tmp_path, monkeypatch):
     """The flags of the saved run count in the checks of those that are given."""
     monkeypatch.chdir(tmp_path)
-    flags = "--dataset digits --model mlp --num-clients 20 --clients-per-round 10 --local-epochs 1"
+    flags = (
+        "--dataset digits --model logreg --num-clients 20 --clients-per-round 10 --local-epochs 1"
+    )
     private = f"{flags} --aggregator dp --public-cohorts --rounds 3 --figures none --name run"
     end = fl.run(fl.parse(f"{private} --epsilon-budget 30"))
     assert len(end.records) == 1
@@ -509,7 +511,7 @@ def test_a_private_run_is_resumed_with_a_larger_budget(tmp_path, monkeypatch):
 
 def test_private_runs_of_a_comparison_add_up(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    flags = "--dataset digits --model mlp --rounds 1 --local-epochs 1 --figures none"
+    flags = "--dataset digits --model logreg --rounds 1 --local-epochs 1 --figures none"
     fl.compare(fl.parse(f"{flags} --aggregator dp --seeds 2 --public-cohorts"))
     runs = [json.loads(path.read_text()) for path in tmp_path.glob("runs/*/*/metrics.json")]
     total = sum(run["epsilon"] for run in runs)

@@ -50,7 +50,7 @@ def done(tmp_path_factory):
     dataset = fl.build_dataset(images[:60], labels[:60], images[60:], labels[60:], NAME)
     runs = tmp_path_factory.mktemp("runs")
     flags = {"num_clients": 3, "rounds": 2, "alpha": 0.3, "name": "it's", "public_cohorts": False}
-    return fl.run(configure(model="mlp", **flags, runs=str(runs)), dataset=dataset)
+    return fl.run(configure(model="logreg", **flags, runs=str(runs)), dataset=dataset)
 
 
 def test_the_page_has_the_runs_figures_and_nothing_from_elsewhere(done):
@@ -92,7 +92,7 @@ def test_its_command_makes_the_same_run(done):
 def test_its_command_continues_the_run(tmp_path, monkeypatch, fields, go_on):
     """Whatever ended it: all rounds, a target, no improvement, or the time limit."""
     monkeypatch.chdir(tmp_path)
-    flags = {"dataset": "digits", "model": "mlp", "num_clients": 2, "local_epochs": 1}
+    flags = {"dataset": "digits", "model": "logreg", "num_clients": 2, "local_epochs": 1}
     usual = {"client_lr": 1e-7 if "target_accuracy" not in fields else 0.05}
     end = fl.run(configure(**flags, rounds=3, figures="none", name="run", **usual | fields))
     page = Page((end.folder / "report.html").read_text())
@@ -104,7 +104,7 @@ def test_its_command_continues_the_run(tmp_path, monkeypatch, fields, go_on):
 
 
 def test_a_page_of_a_private_run_has_no_clients(tmp_path, digits):
-    flags = {"aggregator": "dp", "num_clients": 20, "rounds": 1, "model": "mlp"}
+    flags = {"aggregator": "dp", "num_clients": 20, "rounds": 1, "model": "logreg"}
     end = fl.run(configure(dataset="digits", **flags, runs=str(tmp_path), name="run"))
     text = (end.folder / "report.html").read_text()
     assert "<h2>Clients</h2>" not in text and "ε" in text and "seconds</th>" not in text
@@ -113,7 +113,7 @@ def test_a_page_of_a_private_run_has_no_clients(tmp_path, digits):
 
 
 def test_figures_of_another_form_are_on_the_page_too(tmp_path):
-    flags = {"dataset": "digits", "model": "mlp", "num_clients": 2, "rounds": 1}
+    flags = {"dataset": "digits", "model": "logreg", "num_clients": 2, "rounds": 1}
     end = fl.run(configure(**flags, figures="pdf", runs=str(tmp_path), name="pdf"))
     page = Page((end.folder / "report.html").read_text())
     assert len(page.sources) == 6 and page.sources[0].startswith("data:image/png;base64,")

@@ -8,9 +8,9 @@ from harness.comparing import comparison, run_folders
 from harness.comparing.sweep import Row, compared_rows, overlaid_folders, rows_of_configs
 
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, call_script, configure, read_csv
+from runs import NO_FIGURES, ON_DIGITS, call_script, configure, read_csv
 
-FLAGS = (*MLP_ON_DIGITS, "--rounds", "1", "--local-epochs", "1", *NO_FIGURES)
+FLAGS = (*ON_DIGITS, "--rounds", "1", "--local-epochs", "1", *NO_FIGURES)
 
 
 def rows_of(compare):

@@ -36,8 +36,8 @@ import numpy as np
 import psutil
 import pytest
 from runs import (
-    MLP_ON_DIGITS,
     NO_FIGURES,
+    ON_DIGITS,
     SECONDS,
     after_first_round,
     call_script,
@@ -50,7 +50,7 @@ from runs import (
     with_needs,
 )
 
-FLAGS = (*MLP_ON_DIGITS, *NO_FIGURES, "--num-clients", "4", "--clients-per-round", "3")
+FLAGS = (*ON_DIGITS, *NO_FIGURES, "--num-clients", "4", "--clients-per-round", "3")
 ROUNDS = 6
 KILLS = int(os.environ.get("KILLS", "1"))
 
@@ -199,7 +199,7 @@ def test_a_damaged_checkpoint_is_noticed_and_the_one_before_taken(whole, half, t
     assert outcome(half) == outcome(whole[0])
 
 
-OWN = "--model mlp --num-clients 4 --local-epochs 1 --figures none"
+OWN = "--model logreg --num-clients 4 --local-epochs 1 --figures none"
 
 
 @pytest.fixture
@@ -450,7 +450,7 @@ def test_refusals_on_a_loaded_machine_say_one_line_and_no_more(half, tmp_path):
 
 def test_a_run_ends_at_its_target_and_goes_on_to_a_higher_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    flags = "--dataset digits --model mlp --num-clients 4 --rounds 6 --name run --figures none"
+    flags = "--dataset digits --model logreg --num-clients 4 --rounds 6 --name run --figures none"
     run = fl.run(fl.parse(f"{flags} --target-accuracy 0.85"))
     reached = [record.test_accuracy for record in run.records]
     assert 1 < len(reached) < 6 and max(reached[:-1]) < 0.85 <= reached[-1]
@@ -524,7 +524,7 @@ def test_a_folder_that_was_removed_is_not_said_to_go_on(half, tmp_path):
 def test_a_run_on_arrays_names_the_call_that_goes_on(tmp_path, monkeypatch, digits):
     """No command can make or resume it; its page says so too."""
     monkeypatch.chdir(tmp_path)
-    config = configure(model="mlp", num_clients=2, rounds=1, local_epochs=1, figures="none")
+    config = configure(model="logreg", num_clients=2, rounds=1, local_epochs=1, figures="none")
     dataset = fl.build_dataset(*digits.train, *digits.test, name="mine")
     end = fl.run(config, dataset=dataset)
     page = html.unescape((end.folder / "report.html").read_text())

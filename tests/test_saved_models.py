@@ -20,7 +20,7 @@ from runs import SECONDS, configure, make_record, read_csv, read_metrics
 
 FLAGS = {
     "dataset": "digits",
-    "model": "mlp",
+    "model": "logreg",
     "num_clients": 4,
     "alpha": 0.05,
     "local_epochs": 1,

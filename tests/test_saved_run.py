@@ -8,14 +8,14 @@ from harness.storage import saved_run
 
 import numpy as np
 import pytest
-from runs import MLP_ON_DIGITS, NO_FIGURES, configure
+from runs import NO_FIGURES, ON_DIGITS, configure
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """The result of a run of two rounds."""
     folder = tmp_path_factory.mktemp("loaded")
-    flags = [*MLP_ON_DIGITS, *NO_FIGURES, "--rounds", "2", "--runs", str(folder), "--name", "a"]
+    flags = [*ON_DIGITS, *NO_FIGURES, "--rounds", "2", "--runs", str(folder), "--name", "a"]
     return fl.run(fl.parse(flags))
 
 

@@ -28,7 +28,7 @@ import pytest
 from reference import weights_of
 from runs import NO_FIGURES, call_script, configure, read_metrics
 
-SMALL = {"dataset": "digits", "model": "mlp", "num_clients": 2, "rounds": 1, "local_epochs": 1}
+SMALL = {"dataset": "digits", "model": "logreg", "num_clients": 2, "rounds": 1, "local_epochs": 1}
 NET = """
 import tensorflow as tf
 

@@ -11,8 +11,8 @@ from harness.comparing.sweep import Row, candidates_of_rows, compared_rows
 
 import pytest
 from runs import (
-    MLP_ON_DIGITS,
     NO_FIGURES,
+    ON_DIGITS,
     call_script,
     configure,
     make_record,
@@ -20,7 +20,7 @@ from runs import (
     read_metrics,
 )
 
-FLAGS = (*MLP_ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
+FLAGS = (*ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
 
 
 def candidates(**fields):
