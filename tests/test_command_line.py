@@ -181,8 +181,8 @@ def test_two_runs_at_once_in_one_folder(tmp_path):
     assert [process.wait(SECONDS) for process in both] == [0, 0]
     runs = sorted((tmp_path / "runs").iterdir())
     assert [run.name for run in runs] == [
-        "digits-dirichlet-fedavg-mlp-seed0",
-        "digits-dirichlet-fedavg-mlp-seed0-2",
+        "digits-dirichlet-fedavg-logreg-seed0",
+        "digits-dirichlet-fedavg-logreg-seed0-2",
     ]
     shas = {read_metrics(run)["weights_sha256"] for run in runs}
     assert len(shas) == 1

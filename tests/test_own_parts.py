@@ -653,7 +653,8 @@ def test_a_model_is_trained_as_its_layers_are(ends, name):
     assert all(np.array_equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
-def test_a_step_of_a_model_with_branches_is_keras_own(ends, digits):
+@pytest.mark.parametrize("name", ["branches", "recurrent"])
+def test_a_step_of_a_model_of_ones_own_is_keras_own(ends, digits, name):
     """One client, one step on the whole shard, without dropout: w - lr * Keras' gradient."""
     (ends / "ends.py").write_text(ENDS.replace("L.Dropout(0.3)(y)", "y"))
     config = configure(
@@ -664,7 +665,7 @@ def test_a_step_of_a_model_with_branches_is_keras_own(ends, digits):
         batch_size=0,
         local_epochs=1,
         client_lr=0.1,
-        model="ends.py:branches",
+        model=f"ends.py:{name}",
         figures="none",
     )
     experiment = fl.build_experiment(config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.machinery
 import io
 import re
 import sys
@@ -121,6 +122,38 @@ def load_module(
     return module
 
 
+class FromText(importlib.machinery.SourceFileLoader):
+    """Compiles a module's text. Python's cached bytecode may be of an earlier text, if both are of
+    the same length and were written within a second."""
+
+    def get_code(self, fullname: str) -> types.CodeType:
+        """Return the code of the file as it is now."""
+        path = self.get_filename(fullname)
+        return self.source_to_code(self.get_data(path), path)
+
+
+def find_text(place: str) -> importlib.machinery.FileFinder:
+    """Return what finds modules in a folder on Python's path: in a user's own, as texts.
+
+    Raises ImportError for other folders, which are left to Python's own finders.
+    """
+    if not is_imported_from(place):
+        raise ImportError(f"{place} has no user's file")
+    texts = FromText, importlib.machinery.SOURCE_SUFFIXES
+    libraries = importlib.machinery.ExtensionFileLoader, importlib.machinery.EXTENSION_SUFFIXES
+    return importlib.machinery.FileFinder(place, libraries, texts)
+
+
+def is_imported_from(place: str) -> bool:
+    """Return whether a folder has a user's file, or is in a package that such a file imports."""
+    path = Path(place)
+    return any(
+        path == folder
+        or (path.is_relative_to(folder) and path.relative_to(folder).parts[0] in names)
+        for folder, names in NEARBY.items()
+    )
+
+
 def note_imports(path: Path, contents: dict[Path, bytes]) -> None:
     """Remember what a user's file imports from its folder; modules of other texts are forgotten."""
     folder = path.parent
@@ -133,6 +166,10 @@ def note_imports(path: Path, contents: dict[Path, bytes]) -> None:
         before.clear()
     before.update(texts)
     NEARBY.setdefault(folder, set()).update(names)
+    if find_text not in sys.path_hooks:
+        sys.path_hooks.insert(0, find_text)
+    for place in filter(is_imported_from, list(sys.path_importer_cache)):
+        del sys.path_importer_cache[place]
 
 
 def check_imports(folder: Path, source: str) -> None:

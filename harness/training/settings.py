@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -30,6 +31,16 @@ class Setting(NamedTuple):
     value: Any
 
 
+def writes_no_bytecode() -> bool:
+    """Return whether an import leaves no bytecode behind."""
+    return sys.dont_write_bytecode
+
+
+def write_no_bytecode(wanted: bool) -> None:
+    """Choose whether imports leave bytecode, which that of AutoGraph's files would do in TMPDIR."""
+    sys.dont_write_bytecode = wanted
+
+
 def set_determinism(wanted: bool) -> None:
     """Choose the kernels of TF_DETERMINISTIC_OPS, or the usual ones, which repeat here too."""
     if wanted:
@@ -47,6 +58,7 @@ SETTINGS = [
     ),
     Setting(tf.config.functions_run_eagerly, tf.config.run_functions_eagerly, False),
     Setting(tf_config.is_op_determinism_enabled, set_determinism, False),
+    Setting(writes_no_bytecode, write_no_bytecode, True),
 ]
 
 
