@@ -124,7 +124,7 @@ def test_a_file_in_the_place_of_a_folder_is_refused(tmp_path):
 def test_a_stopped_run_ends_in_seconds_and_says_how_to_go_on(tmp_path, sent, exit_code):
     made = tmp_path / "made"
     made.mkdir()
-    environment = {**os.environ, "TMPDIR": str(made)}
+    environment = {**os.environ, "TMPDIR": str(made), "PYTHONDONTWRITEBYTECODE": ""}
     process = started(tmp_path, *LONG, "--name", "run", env=environment)
     process.stdout.close()  # nobody reads on, as behind `| head`: the run does not mind
     metrics = tmp_path / "runs" / "run" / "metrics.csv"

@@ -203,7 +203,12 @@ def write_metric(folder, number):
 
 
 def test_a_file_is_its_imports_too(here, monkeypatch):
-    """Each gets the modules beside it, as they are now; other ones are not known."""
+    """Each gets the modules beside it, as they are now; other ones are not known.
+
+    One is edited within the second in which it was imported, and as long as before: Python's
+    bytecode of it would do for both.
+    """
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
     one = write_metric(here / "one", 1)
     two = write_metric(here / "two", 2)
     session = types.ModuleType("helpers")  # of the user's own
