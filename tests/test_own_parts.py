@@ -596,6 +596,26 @@ class Net(tf.keras.Model):
     def call(self, x):
         return self.hidden(self.flat(x))
 
+class Steep(L.Layer):
+    "Four times its input where that has a sum of more than 30: AutoGraph converts both."
+    def call(self, x):
+        if tf.reduce_sum(x) > 30:
+            for _ in tf.range(2):
+                x = 2 * x
+        return x
+
+def conditional():
+    x = L.Input((28, 28, 1))
+    y = Steep()(L.Dense(8, activation="relu")(L.Flatten()(x)))
+    return [tf.keras.Model(x, y), Steep(), L.Dense(10)]
+
+class Eager(L.Layer):
+    def call(self, x):
+        return tf.constant(2 * x.numpy())
+
+def eager():
+    return [L.Flatten(), Eager()]
+
 def recurrent():
     return [L.Reshape((7, 112)), L.LSTM(8, dropout=0.2, recurrent_dropout=0.2)]
 
@@ -653,7 +673,7 @@ def test_a_model_is_trained_as_its_layers_are(ends, name):
     assert all(np.array_equal(one, other) for one, other in zip(expected, found, strict=True))
 
 
-@pytest.mark.parametrize("name", ["branches", "recurrent"])
+@pytest.mark.parametrize("name", ["branches", "recurrent", "conditional"])
 def test_a_step_of_a_model_of_ones_own_is_keras_own(ends, digits, name):
     """One client, one step on the whole shard, without dropout: w - lr * Keras' gradient."""
     undropped = ENDS.replace("L.Dropout(0.3)(y)", "y")
@@ -707,6 +727,7 @@ def test_models_of_any_kind_are_trained_saved_and_resumed(ends, name):
         ("two", "has 1 inputs and 2 outputs; return a model with one of each"),
         ("small", "cannot process images of 28x28x1"),
         ("same", "layers that are already built; create new"),
+        ("eager", "its layers raise AttributeError .* no attribute 'numpy'"),
     ],
 )
 def test_models_that_cannot_be_trained_are_one_line(ends, name, said):

@@ -6,15 +6,20 @@ float32[n,H,W,channels] in 0..1; the numbers of parameters are those for MNIST.
 
 from __future__ import annotations
 
+import contextlib
+import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from harness.cli import own_files
 from harness.cli.fields import UserError
-from harness.training.layers import conv, dense
+from harness.training.layers import conv, dense, parts_of
 
 import tensorflow as tf
+
+# A private module: TensorFlow's public functions switch AutoGraph off inside, but not on again.
+from tensorflow.python.autograph.core import ag_ctx
 
 
 def build_logreg() -> list[Any]:
@@ -60,7 +65,9 @@ def make_own_layers(make: partial) -> list[Any]:
 
     Raises UserError if it makes something else.
     """
-    made = make()
+    # Functions that are not to be converted call it, too.
+    with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED, None):
+        made = make()
     source = f"model={str(make.args[1])!r:.200}"
     layers = made
     if isinstance(made, tf.keras.Model):
@@ -81,4 +88,17 @@ def make_own_layers(make: partial) -> list[Any]:
             f"{source} returns {returned}; return a Keras model, or a list of Keras layers, "
             "without the logits layer"
         )
+    for layer in layers:
+        convert_calls(layer)
     return list(layers)
+
+
+def convert_calls(layer: Any) -> None:
+    """Have AutoGraph convert what a user's own layers do, as it does where Keras trains them.
+
+    Then they may have an `if` or a loop on a tensor.
+    """
+    for part in parts_of(layer):
+        if type(part).__module__.partition(".")[0] != "keras":
+            with contextlib.suppress(ValueError):  # its text is not known, as of a `python -c`
+                part.call = types.MethodType(tf.autograph.to_graph(part.call), part)

@@ -77,13 +77,17 @@ def record_initializers(name: str, image_shape: Sequence[int]) -> Iterator[dict[
         with tf.variable_creator_scope(count):
             yield initializers
     except ValueError as error:
-        # Keras says first in which layer it was, then what.
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        reason = next(iter(lines[1:]), lines[0]).partition(" for '{{")[0]
         raise UserError(
-            f"model={name!r} cannot process images of {size} ({reason:.200}); choose another "
+            f"model={name!r} cannot process images of {size} ({reason_of(error)}); choose another "
             "model, such as mlp"
         ) from error
+
+
+def reason_of(error: Exception) -> str:
+    """Return what Keras says of a layer in one line: first it says in which layer it was."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    is_located = len(lines) > 1 and lines[0].startswith("Exception encountered when calling layer")
+    return lines[is_located].partition(" for '{{")[0][:200] if lines else type(error).__name__
 
 
 def check_layers(name: str, model: Any, takes_statistics: bool = False) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
-from harness.training.layers import check_new, parts_of, record_initializers
+from harness.training.layers import check_new, parts_of, reason_of, record_initializers
 
 import numpy as np
 import tensorflow as tf
@@ -38,6 +40,23 @@ class OwnModel(NamedTuple):
     norms: tuple[int, ...]  # places of all its tensors
 
 
+@contextlib.contextmanager
+def errors_of_layers(name: str) -> Iterator[None]:
+    """Turn what a user's layers raise into one line.
+
+    A ValueError stays: by it Keras tells that the images do not fit.
+    """
+    try:
+        yield
+    except (UserError, ValueError):
+        raise
+    except Exception as error:
+        raise UserError(
+            f"model={name!r}: its layers raise {type(error).__name__} ({reason_of(error)}); use "
+            "TensorFlow's functions in them"
+        ) from error
+
+
 def inspect_own(
     name: str, build_layers: Callable[[], Sequence[Any]], image_shape: Sequence[int], labels: int
 ) -> OwnModel:
@@ -48,13 +67,16 @@ def inspect_own(
     """
     shapes = []
     for _ in range(3):
-        with record_initializers(name, image_shape) as made:
+        with record_initializers(name, image_shape) as made, errors_of_layers(name):
             hidden = build_layers()
             check_kind(name, hidden)
             check_new(name, hidden)
             model = tf.keras.Sequential([tf.keras.Input(image_shape), *hidden])
             # A model of another input is found only now.
             outputs = model(tf.random.stateless_uniform([4, *image_shape], (0, 1))).numpy()
+            for training in (False, True):
+                graph = tf.function(partial(model, training=training), autograph=False)
+                graph.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
         places = {id(weight): place for place, weight in enumerate(model.weights)}
         if not places.keys() <= made.keys():
             raise UserError(
