@@ -22,7 +22,7 @@ UNUSED = ("variants/baselines.py", "variants/losses.py")
 # A program, by its `identity` -> earlier ones that compute the same in every run of a table, and
 # what has changed since, which no such run does. A program that is not here has none.
 EQUIVALENT = {
-    "2e06724788075d02": {
+    "fa9065c82ffad5ca": {
         "1fa56ae82230a135": "a round in which no update is finite; the memory of an algorithm "
         "under a robust aggregator; data without a test set; --evaluate with FL_DATA; owners as "
         "clients; a custom initializer; hosts and workers that are lost",
@@ -31,6 +31,8 @@ EQUIVALENT = {
         "statistics under FedNova; clients' models that diverge; the rate of baselines; data in "
         "pictures and tables; how soon a process is built; a shard's footer",
         "385527ef611382ff": "what Config() refuses",
+        "2e06724788075d02": "what Grappler does to save memory; a notice; a user's own layers and "
+        "modules",
     },
 }
 sys.path.insert(0, str(ROOT))
