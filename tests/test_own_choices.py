@@ -4,10 +4,13 @@ import shutil
 from pathlib import Path
 
 import federated_learning as fl
+from harness.cli import own_files
 from harness.cli.fields import UserError
+from harness.engine.execution import with_autograph
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from runs import NO_FIGURES, ON_DIGITS, call_script, configure, read_csv, read_metrics
 
 FLAGS = (*ON_DIGITS, "--rounds", "2", "--local-epochs", "1", *NO_FIGURES)
@@ -18,6 +21,7 @@ import tensorflow as tf
 from sklearn.metrics import balanced_accuracy_score
 from variants.aggregators import coordinate_median, see_all_updates
 from variants.algorithms import fedprox
+from variants.wrapping import Corrected
 
 def blocks(labels, num_clients, rng):
     return np.array_split(np.arange(len(labels)), num_clients)
@@ -32,6 +36,19 @@ def median(parts, experiment):
 def more(labels, predictions):
     hits = np.sum(labels == predictions)
     return {"balanced": balanced_accuracy_score(labels, predictions), "hits": hits}
+
+def halved(parts, experiment):
+    def rule(gradients, weights):
+        norm = tf.linalg.global_norm(gradients)
+        if norm > 5:
+            return tuple(g / 2 for g in gradients)
+        return gradients
+    return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
+
+def misspelt(parts, experiment):
+    def rule(gradients, weights):
+        return gradient
+    return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
 
 def broken(*arguments):
     return arguments[0] / "a"
@@ -279,6 +296,26 @@ def test_mistakes_in_files_are_one_line(here, flag, said):
     with pytest.raises(UserError, match=said):
         fl.run(fl.parse([*FLAGS, *flag.split(), "--name", "wrong"]))
     assert not (here / "runs" / "wrong").exists()
+
+
+def test_a_step_of_a_file_may_have_an_if_and_its_mistakes_are_one_line(here):
+    """The rule of a step is called while TensorFlow makes a graph."""
+    module = own_files.load_function("own.py:halved", "algorithm")
+    plain = fl.tff.learning.optimizers.build_sgdm(0.5)
+    parts = fl.Parts(*[None] * 14)._replace(client_optimizer=plain)
+    optimizer = with_autograph(module(parts, None).client_optimizer)
+
+    @tf.function(autograph=False)
+    def step(gradient):
+        state = optimizer.initialize([tf.TensorSpec([2])])
+        return optimizer.next(state, (tf.constant([1.0, 1.0]),), (gradient,))[1][0]
+
+    assert np.allclose(step(tf.constant([6.0, 8.0])), [1 - 1.5, 1 - 2])
+    assert np.allclose(step(tf.constant([0.6, 0.8])), [1 - 0.3, 1 - 0.4])
+    done = call_script(here, *FLAGS, "--algorithm", "own.py:misspelt")
+    line = OWN[: OWN.index("return gradient\n")].count("\n") + 1
+    assert done.returncode == 2
+    assert f"own.py:{line} raised NameError" in done.stderr.splitlines()[-1]
 
 
 def test_a_function_of_a_file_may_read_the_fields_of_what_it_replaces(here):

@@ -12,6 +12,7 @@ from typing import Any
 from harness.cli.fields import UserError
 from harness.cli.loading import change_parts
 from harness.cli.own_files import is_own
+from harness.engine.execution import with_autograph
 from variants.aggregators import Unflattened
 from variants.choices import CLIENT_OPTIMIZERS
 from variants.optimizers import sum_of_factors
@@ -34,6 +35,9 @@ def change_algorithm(parts: Any, experiment: Any) -> Any:
     """Change the parts as the chosen algorithm does."""
     changed = change_parts("algorithm", parts, experiment)
     check_private_parts(parts, changed, experiment)
+    is_changed = changed.client_optimizer is not parts.client_optimizer
+    if is_own(experiment.config.optimization.algorithm) and is_changed:
+        return changed._replace(client_optimizer=with_autograph(changed.client_optimizer))
     return changed
 
 

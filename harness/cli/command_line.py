@@ -211,7 +211,13 @@ def run_or_exit(function: Callable[..., Answer], *arguments: Any) -> Answer:
             )
             sys.exit(1)
         if not stopping.requested:
-            raise
+            from harness.cli import own_files  # it imports NumPy, which --help does without
+
+            line = own_files.blame(error)
+            if not line:
+                raise
+            print_line(f"{SCRIPT}: {line}", sys.stderr)
+            sys.exit(2)
     else:
         if not stopping.requested:
             return answer

@@ -27,6 +27,7 @@ OWN = r".+\.py:\w+|python:\w+"
 GIVEN: dict[str, Callable] = {}  # python:NAME -> the function
 # Fields that may name one.
 OWN_FIELDS = ("partition", "model", "algorithm", "aggregator", "loss", "metrics")
+PLACE = re.compile(r'File "(.+)", line (\d+)')  # in a traceback
 OWN_MODULES = "own_file"  # what the modules of users' files are called, with a hash behind
 # Of a folder with users' files: the names of modules and packages there that they import, the
 # modules themselves, and the hashes of their texts as they were imported.
@@ -278,6 +279,25 @@ def errors_of_own_code(what: str, path: Path) -> Iterator[None]:
         ) from error
     finally:
         sys.argv = words
+
+
+def blame(error: BaseException) -> str:
+    """Return a line on an error that a user's file raised in a run, such as its part of a round, or
+    "" of another."""
+    files = {
+        module.__file__ for name, module in sys.modules.items() if name.startswith(OWN_MODULES)
+    }
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, str(frame.lineno)) for frame in frames]
+    places += PLACE.findall(str(error))  # AutoGraph runs a copy of the file, and names this one
+    own = [place for place in places if place[0] in files]
+    if not own:
+        return ""
+    kind = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines()]
+    said = [line.removeprefix(f"{kind}: ") for line in lines if line.startswith(f"{kind}: ")]
+    reason = said[-1] if said else briefly(error)
+    return f"{':'.join(own[-1])} raised {kind} ({reason:.200}); fix it"
 
 
 def find_line(error: BaseException, path: Path) -> str:

@@ -8,6 +8,7 @@ import copy
 import functools
 import importlib
 import threading
+import types
 from collections.abc import Callable
 from typing import Any
 
@@ -40,6 +41,18 @@ def without_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
     unconverted = copy.copy(optimizer)
     unconverted.next = tf.autograph.experimental.do_not_convert(optimizer.next)
     return unconverted
+
+
+def with_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
+    """Return a TFF optimizer whose next() AutoGraph converts wherever it is called.
+
+    So a user's own may have an `if` on a tensor in a step, which is not converted itself. An
+    optimizer without a text, as of `python -c`, stays as it is.
+    """
+    converted = copy.copy(optimizer)
+    with contextlib.suppress(ValueError):
+        converted.next = types.MethodType(tf.autograph.to_graph(optimizer.next), optimizer)
+    return converted
 
 
 def plain_sums(computation: Any) -> Any:
