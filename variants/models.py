@@ -6,14 +6,13 @@ float32[n,H,W,channels] in 0..1; the numbers of parameters are those for MNIST.
 
 from __future__ import annotations
 
-import contextlib
-import types
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 from harness.cli import own_files
 from harness.cli.fields import UserError
+from harness.engine.execution import convert
 from harness.training.layers import conv, dense, parts_of
 
 import tensorflow as tf
@@ -99,6 +98,5 @@ def convert_calls(layer: Any) -> None:
     Then they may have an `if` or a loop on a tensor.
     """
     for part in parts_of(layer):
-        if type(part).__module__.partition(".")[0] != "keras":
-            with contextlib.suppress(ValueError):  # its text is not known, as of a `python -c`
-                part.call = types.MethodType(tf.autograph.to_graph(part.call), part)
+        if part.call.__module__.partition(".")[0] != "keras":
+            part.call = convert(part.call)

@@ -43,15 +43,22 @@ def without_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
     return unconverted
 
 
-def with_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
-    """Return a TFF optimizer whose next() AutoGraph converts wherever it is called.
+def convert(method: Any) -> Any:
+    """Return what AutoGraph makes of a method, in which an `if` on a tensor works everywhere.
 
-    So a user's own may have an `if` on a tensor in a step, which is not converted itself. An
-    optimizer without a text, as of `python -c`, stays as it is.
+    As AutoGraph itself does, it leaves what it cannot convert as it is: a method of which Python
+    does not know the text, such as in `python -c`, or one with a syntax beyond it.
     """
+    try:
+        return types.MethodType(tf.autograph.to_graph(method), method.__self__)
+    except Exception:
+        return method
+
+
+def with_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
+    """Return a TFF optimizer whose next() is converted, though a step that calls it is not."""
     converted = copy.copy(optimizer)
-    with contextlib.suppress(ValueError):
-        converted.next = types.MethodType(tf.autograph.to_graph(optimizer.next), optimizer)
+    converted.next = convert(optimizer.next)
     return converted
 
 
