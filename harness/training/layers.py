@@ -86,8 +86,9 @@ def record_initializers(name: str, image_shape: Sequence[int]) -> Iterator[dict[
 def reason_of(error: Exception) -> str:
     """Return what Keras says of a layer in one line: first it says in which layer it was."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    is_located = len(lines) > 1 and lines[0].startswith("Exception encountered when calling layer")
-    return lines[is_located].partition(" for '{{")[0][:200] if lines else type(error).__name__
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling layer"):
+        lines = lines[1:]
+    return lines[0].partition(" for '{{")[0][:200] if lines else type(error).__name__
 
 
 def check_layers(name: str, model: Any, takes_statistics: bool = False) -> None:

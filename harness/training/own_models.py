@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
@@ -74,9 +73,6 @@ def inspect_own(
             model = tf.keras.Sequential([tf.keras.Input(image_shape), *hidden])
             # A model of another input is found only now.
             outputs = model(tf.random.stateless_uniform([4, *image_shape], (0, 1))).numpy()
-            for training in (False, True):
-                graph = tf.function(partial(model, training=training), autograph=False)
-                graph.get_concrete_function(tf.TensorSpec([None, *image_shape], tf.float32))
         places = {id(weight): place for place, weight in enumerate(model.weights)}
         if not places.keys() <= made.keys():
             raise UserError(
