@@ -8,12 +8,14 @@ import copy
 import functools
 import importlib
 import threading
-import types
 from collections.abc import Callable
 from typing import Any
 
 import tensorflow as tf
 import tensorflow_federated as tff
+
+# A private module: TensorFlow's public functions switch AutoGraph off inside, but not on again.
+from tensorflow.python.autograph.core import ag_ctx
 
 STOP_SECONDS = 5
 WATCH = "watch over TFF's worker"  # a thread's name
@@ -44,15 +46,13 @@ def without_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
 
 
 def convert(method: Any) -> Any:
-    """Return what AutoGraph makes of a method, in which an `if` on a tensor works everywhere.
+    """Return a method that AutoGraph converts where it is called, so that an `if` on a tensor works.
 
-    As AutoGraph itself does, it leaves what it cannot convert as it is: a method of which Python
-    does not know the text, such as in `python -c`, or one with a syntax beyond it.
+    What AutoGraph cannot convert runs as it is, such as a method of `python -c`, which has no text.
     """
-    try:
-        return types.MethodType(tf.autograph.to_graph(method), method.__self__)
-    except Exception:
-        return method
+    return tf.__internal__.autograph.tf_convert(
+        method, ag_ctx.ControlStatusCtx(ag_ctx.Status.ENABLED)
+    )
 
 
 def with_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
