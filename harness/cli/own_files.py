@@ -18,7 +18,7 @@ from harness import is_main
 from harness.cli import trust
 from harness.cli.fields import UserError
 from harness.storage import provenance
-from harness.storage.files import briefly, expand_path
+from harness.storage.files import briefly, expand_path, reason_of
 
 import numpy as np
 
@@ -293,11 +293,8 @@ def blame(error: BaseException) -> str:
     own = [place for place in places if place[0] in files]
     if not own:
         return ""
-    kind = type(error).__name__
-    lines = [line.strip() for line in str(error).splitlines()]
-    said = [line.removeprefix(f"{kind}: ") for line in lines if line.startswith(f"{kind}: ")]
-    reason = said[-1] if said else briefly(error)
-    return f"{':'.join(own[-1])} raised {kind} ({reason:.200}); fix it"
+    place = ":".join(own[-1])
+    return f"{place} raised {type(error).__name__} ({reason_of(error)}); fix it"
 
 
 def find_line(error: BaseException, path: Path) -> str:

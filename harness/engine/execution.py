@@ -46,13 +46,12 @@ def without_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
 
 
 def convert(method: Any) -> Any:
-    """Return a method that AutoGraph converts where it is called, so that an `if` on a tensor works.
+    """Return the method, converted by AutoGraph: an `if` on a tensor works in it everywhere.
 
     What AutoGraph cannot convert runs as it is, such as a method of `python -c`, which has no text.
     """
-    return tf.__internal__.autograph.tf_convert(
-        method, ag_ctx.ControlStatusCtx(ag_ctx.Status.ENABLED)
-    )
+    enabled = ag_ctx.ControlStatusCtx(ag_ctx.Status.ENABLED)
+    return tf.__internal__.autograph.tf_convert(method, enabled)
 
 
 def with_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:

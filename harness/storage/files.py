@@ -173,6 +173,18 @@ def briefly(error: BaseException) -> str:
     )
 
 
+def reason_of(error: BaseException) -> str:
+    """Return what an error of TensorFlow or Keras says in one line, without where it was raised."""
+    kind = type(error).__name__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = [line.removeprefix(f"{kind}: ") for line in lines if line.startswith(f"{kind}: ")]
+    if said:  # below a traceback, as AutoGraph writes it
+        return said[-1][:200]
+    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling layer"):
+        lines = lines[1:]
+    return lines[0].partition(" for '{{")[0][:200] if lines else kind
+
+
 class InUse(UserError):
     """Another process has the folder of a run."""
 

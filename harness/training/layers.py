@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.fields import UserError
-from harness.storage.files import briefly, expand_path, read_bytes
+from harness.storage.files import briefly, expand_path, read_bytes, reason_of
 
 import h5py
 import numpy as np
@@ -81,14 +81,6 @@ def record_initializers(name: str, image_shape: Sequence[int]) -> Iterator[dict[
             f"model={name!r} cannot process images of {size} ({reason_of(error)}); choose another "
             "model, such as mlp"
         ) from error
-
-
-def reason_of(error: Exception) -> str:
-    """Return what Keras says of a layer in one line: first it says in which layer it was."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling layer"):
-        lines = lines[1:]
-    return lines[0].partition(" for '{{")[0][:200] if lines else type(error).__name__
 
 
 def check_layers(name: str, model: Any, takes_statistics: bool = False) -> None:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from harness.cli.fields import UserError
-from harness.training.layers import check_new, parts_of, reason_of, record_initializers
+from harness.storage.files import reason_of
+from harness.training.layers import check_new, parts_of, record_initializers
 
 import numpy as np
 import tensorflow as tf
