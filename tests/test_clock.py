@@ -21,7 +21,7 @@ from reference import (
     tanh_layers,
     weights_of,
 )
-from runs import NO_FIGURES, ON_DIGITS, configure, make_record
+from runs import MLP_ON_DIGITS, NO_FIGURES, ON_DIGITS, configure, make_record
 
 TIMES = [(1.0, 4), (2.0, 0), (3.0, 2), (9.0, 1)]  # (seconds, client)
 
@@ -248,7 +248,7 @@ CASES = [
 @pytest.mark.slow
 @pytest.mark.parametrize("more", CASES, ids=" ".join)
 def test_with_its_neighbours_a_run_resumes_bit_for_bit(tmp_path, more):
-    base = [*ON_DIGITS, *NO_FIGURES, *more, "--runs", str(tmp_path)]
+    base = [*MLP_ON_DIGITS, *NO_FIGURES, *more, "--runs", str(tmp_path)]
     whole = fl.run(fl.parse([*base, "--rounds", "6", "--name", "whole"]))
     half = fl.run(fl.parse([*base, "--rounds", "3", "--name", "half"]))
     resumed = fl.run(fl.parse(["--resume", str(half.folder), "--rounds", "6"]))

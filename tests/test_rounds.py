@@ -13,7 +13,7 @@ import tensorflow as tf
 from reference import largest_difference, weights_of
 from runs import configure, with_needs
 
-SMALL = {"dataset": "digits", "model": "logreg", "rounds": 2, "num_clients": 6, "local_epochs": 2}
+SMALL = {"dataset": "digits", "model": "mlp", "rounds": 2, "num_clients": 6, "local_epochs": 2}
 PAIR = "localhost,localhost"
 TOLERANCES = {"compressed": 1e-3}  # what is rounded to 8 bits may fall to the next of 255 steps
 
