@@ -21,7 +21,6 @@ import tensorflow as tf
 from sklearn.metrics import balanced_accuracy_score
 from variants.aggregators import coordinate_median, see_all_updates
 from variants.algorithms import fedprox
-from variants.wrapping import Corrected
 
 def blocks(labels, num_clients, rng):
     return np.array_split(np.arange(len(labels)), num_clients)
@@ -36,19 +35,6 @@ def median(parts, experiment):
 def more(labels, predictions):
     hits = np.sum(labels == predictions)
     return {"balanced": balanced_accuracy_score(labels, predictions), "hits": hits}
-
-def halved(parts, experiment):
-    def rule(gradients, weights):
-        norm = tf.linalg.global_norm(gradients)
-        if norm > 5:
-            return tuple(g / 2 for g in gradients)
-        return gradients
-    return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
-
-def misspelt(parts, experiment):
-    def rule(gradients, weights):
-        return gradient
-    return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
 
 def broken(*arguments):
     return arguments[0] / "a"
@@ -114,6 +100,21 @@ def complex_number(labels, predictions):
 
 def relu():
     return [tf.keras.layers.Flatten(), tf.keras.layers.Dense(8, "relu")]
+
+from variants.wrapping import Corrected
+
+def halved(parts, experiment):
+    def rule(gradients, weights):
+        norm = tf.linalg.global_norm(gradients)
+        if norm > 5:
+            return tuple(g / 2 for g in gradients)
+        return gradients
+    return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
+
+def misspelt(parts, experiment):
+    def rule(gradients, weights):
+        return gradient
+    return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
 '''
 
 
