@@ -4,9 +4,7 @@ import shutil
 from pathlib import Path
 
 import federated_learning as fl
-from harness.cli import own_files
 from harness.cli.fields import UserError
-from harness.engine.execution import with_autograph
 
 import numpy as np
 import pytest
@@ -301,10 +299,8 @@ def test_mistakes_in_files_are_one_line(here, flag, said):
 
 def test_a_step_of_a_file_may_have_an_if_and_its_mistakes_are_one_line(here):
     """The rule of a step is called while TensorFlow makes a graph."""
-    module = own_files.load_function("own.py:halved", "algorithm")
-    plain = fl.tff.learning.optimizers.build_sgdm(0.5)
-    parts = fl.Parts(*[None] * 14)._replace(client_optimizer=plain)
-    optimizer = with_autograph(module(parts, None).client_optimizer)
+    config = configure(dataset="digits", algorithm="own.py:halved", client_lr=0.5)
+    optimizer = fl.build_experiment(config).parts.client_optimizer
 
     @tf.function(autograph=False)
     def step(gradient):

@@ -12,13 +12,10 @@ from typing import Any
 
 from harness.cli import own_files
 from harness.cli.fields import UserError
-from harness.engine.execution import convert
+from harness.engine.execution import convert, usual_autograph
 from harness.training.layers import conv, dense, parts_of
 
 import tensorflow as tf
-
-# A private module: TensorFlow's public functions switch AutoGraph off inside, but not on again.
-from tensorflow.python.autograph.core import ag_ctx
 
 
 def build_logreg() -> list[Any]:
@@ -65,7 +62,7 @@ def make_own_layers(make: partial) -> list[Any]:
     Raises UserError if it makes something else.
     """
     # Functions that are not to be converted call it, too.
-    with ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED, None):
+    with usual_autograph():
         made = make()
     source = f"model={str(make.args[1])!r:.200}"
     layers = made

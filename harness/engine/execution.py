@@ -45,6 +45,11 @@ def without_autograph(optimizer: tff.learning.optimizers.Optimizer) -> Any:
     return unconverted
 
 
+def usual_autograph() -> Any:
+    """Return a context in which AutoGraph is as outside functions that are not to be converted."""
+    return ag_ctx.ControlStatusCtx(ag_ctx.Status.UNSPECIFIED, None)
+
+
 def convert(method: Any) -> Any:
     """Return the method, converted by AutoGraph: an `if` on a tensor works in it everywhere.
 
