@@ -34,10 +34,10 @@ r metrics that a client reports (ClientMetrics).
     python federated_learning.py --help                           # overview of all flags
 
 All randomness is a function of (seed, round, client), except for the noise and the cohorts of
-private runs: the same command gives the same weights, bit for bit. This file contains FedAvg,
-whole. Other flags select variants, in variants/, which replace or wrap FedAvg's parts (the class
-`Parts`, below) from outside. harness/ is the infrastructure around a run: files, workers, command
-line.
+private runs: on one kind of processor, the same command gives the same weights, bit for bit. This
+file contains FedAvg, whole. Other flags select variants, in variants/, which replace or wrap
+FedAvg's parts (the class `Parts`, below) from outside. harness/ is the infrastructure around a run:
+files, workers, command line.
 
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized
     Data (AISTATS)
@@ -50,15 +50,22 @@ from __future__ import annotations
 import os
 import sys
 
-__all__ = [  # what users call; see docs/python.md
-    "parse",
-    "run",
+__all__ = [  # the public names; see docs/python.md
+    "Callback",
+    "Config",
+    "RunFailed",
+    "StopRun",
+    "UserError",
+    "build_dataset",
+    "build_experiment",
     "compare",
     "evaluate_saved",
     "load",
-    "build_dataset",
-    "build_experiment",
+    "main",
+    "make_partition",
+    "parse",
     "prepare",
+    "run",
     "run_rounds",
 ]
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -91,6 +98,7 @@ from harness.cli.fields import (
     UserError,
     choice,
     float_range,
+    in_notebook,
     int_range,
 )
 from harness.cli.output import print_line
@@ -171,7 +179,8 @@ class Config(configuration.ExperimentConfig):
     tables = configuration.Tables(choices.TABLES, choices.KINDS, PRESETS)
 
     seed: int_range(0, 2**31 - 1) = 0
-    """Random seed of the split, the initial weights, the cohorts and the batch order."""
+    """Random seed of the split, the initial weights, the cohorts, the batch order and all else
+    that is drawn."""
     preset: choice(PRESETS) = "none"
     """Flags of a published experiment; flags given in addition override them."""
     data: Data = Data()
@@ -305,6 +314,7 @@ def split_dirichlet(
         images = rng.permutation(np.flatnonzero(labels == label))
         shares = rng.dirichlet(np.full(num_clients, alpha))
         cuts = (np.cumsum(shares)[:-1] * len(images)).round().astype(np.int64)
+        # Image i belongs to the client before whom there are as many cuts as lie at or below i.
         owner[images] = np.searchsorted(cuts, np.arange(len(images)), side="right")
     images_by_client = np.argsort(owner, kind="stable")
     sizes = np.bincount(owner, minlength=num_clients)
@@ -315,8 +325,7 @@ def split_dirichlet(
 class Partition:
     """A split: `indices` are K arrays int64[n_k] of training images, disjoint, none empty.
 
-    Together they cover all training images, unless the split was read from a file or --client-test
-    holds images out.
+    They need not cover all training images: a file or a user's function may leave some out.
     """
 
     indices: list[np.ndarray]
@@ -334,7 +343,8 @@ class Partition:
 def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
     """Give each client without images one image of the largest client.
 
-    Returns the split, and the number of clients that received an image.
+    Takes a split of at least as many images as clients. Returns the new split, and the number of
+    clients that received an image.
     """
     indices = list(split)
     sizes = np.array([len(part) for part in indices])
@@ -357,7 +367,8 @@ def find_split(config: Config, dataset: Dataset) -> Callable[[np.random.Generato
     function = split_dirichlet
     if chosen.function:
         function = import_function(chosen.function, "partition")
-    # Where a partition changes the images, its fields are for that change, not for the split.
+    # The fields of a partition that changes images, such as the noise of "feature", are for the
+    # change, not for the split.
     fields = {} if chosen.change_images else config.fields_of_choice("partition")  # {"alpha": 0.5}
     extra: dict[str, Any] = {"dataset": dataset} if chosen.needs_dataset else {}
     num_clients = config.partitioning.num_clients
@@ -396,7 +407,9 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
         given_splits.verify_partition_file(config.partitioning.partition_file, dataset, whole)
     share = config.partitioning.client_test
     tests = partitions.draw_tests(whole, share, config.seed) if share else ()
-    indices = [np.setdiff1d(*both) for both in zip(whole, tests, strict=True)] if share else whole
+    indices = whole
+    if share:
+        indices = [np.setdiff1d(part, test) for part, test in zip(whole, tests, strict=True)]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
     digest = shards.hash_shards(dataset, indices, config)
     return Partition(indices, np.stack(counts), num_filled, digest, tests)
@@ -407,7 +420,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
 
 def build_lean_cnn() -> list[tf.keras.layers.Layer]:
     """Return the layers of the default network, without the logits; 153,930 parameters in all."""
-    return [  # conv: Conv2D, ReLU, 2x2 max-pooling; dense: Flatten, then Dense and ReLU
+    return [  # conv: Conv2D, 2x2 max-pooling, ReLU; dense: Flatten, then Dense and ReLU
         *layers.conv(16, size=5, padding="valid"),
         *layers.conv(32, size=3),
         *layers.dense(128),
@@ -472,9 +485,10 @@ def forward(
     Layers are in training mode; `key` int64[2] seeds Dropout and similar layers.
     """
     # New Keras layers create variables; in this scope each gets the next of our tensors instead.
-    # TFF's functional_model_from_keras does the same, but a step takes 1.4 times as long: it wraps
-    # the model in a function, in which oneDNN cannot match a max-pooling with its gradient.
+    # TFF's functional_model_from_keras does the same, but a step takes 1.4 times as long: it puts
+    # the forward pass alone into a function, which hides a max-pooling from its gradient.
     order = network.creation_order or range(len(weights))
+    # `order` is of a custom model's own layers; the weights of the added logits follow them.
     next_weight = iter([*(weights[place] for place in order), *weights[len(order) :]])
     with tf.variable_creator_scope(lambda _, **made: layers.take_tensor(next(next_weight), made)):
         with layers.scratch_graph():
@@ -487,21 +501,22 @@ def forward(
 def loss_and_gradients(
     network: Network, weights: Sequence[tf.Tensor], x: tf.Tensor, y: tf.Tensor, key: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, Sequence[tf.Tensor]]:
-    """Return (losses float32[n] in nats, logits, gradients of their mean) of a batch.
+    """Return (losses float32[n] of network.loss, logits, gradients of their mean) of a batch.
 
     Penalties of regularizers in custom layers enter the gradients, but not the losses.
     """
     with tf.GradientTape() as tape:
         tape.watch(weights)
-        caught = layers.catch_statistics(weights, network.statistics)  # mostly just weights
+        # The weights themselves; of a custom model with BatchNormalization, also how it moves them.
+        caught = layers.catch_statistics(weights, network.statistics)
         logits, penalties = forward(network, caught, x, key)
         losses = network.loss(y, logits)
-        mean_loss = sum(penalties, tf.reduce_mean(losses))
+        mean_loss = sum(penalties, start=tf.reduce_mean(losses))
     gradients = tape.gradient(mean_loss, weights)
     return losses, logits, layers.add_moves(gradients, caught, network.statistics)
 
 
-# == Client: lines 4 and 5 =========================================================================
+# == Client: line 5 ================================================================================
 
 
 class Broadcast(NamedTuple):
@@ -531,7 +546,7 @@ class ClientMetrics(NamedTuple):
 
     examples: tf.Tensor  # n_k
     finite: tf.Tensor  # 1, or 0 if its update was not finite, and was left out
-    loss: tf.Tensor  # cross-entropy in nats, mean over its examples as they were trained on
+    loss: tf.Tensor  # of network.loss (in nats), mean over all steps' examples, as weights change
     accuracy: tf.Tensor  # 0..1, likewise
     steps: tf.Tensor  # of SGD
 
@@ -575,8 +590,8 @@ def build_train_step(
 
     if not layers.has_max_pooling(network.build_layers()):
         return train_step
-    # Keep the step a function of its own in the worker's graph: once inlined into the loop, oneDNN
-    # may not find the max-pooling that a gradient belongs to.
+    # Keep the whole step, max-pooling and its gradient, in one function of the worker's graph: once
+    # it is inlined into the loop, oneDNN may not find the max-pooling that a gradient belongs to.
     return tf.function(train_step, autograph=False, experimental_attributes={NOT_INLINED: True})
 
 
@@ -642,7 +657,7 @@ def fedavg_client(
         steps = tf.cast(count_steps(batch_size, size, task.examples_to_train), tf.float32)
         metrics = ClientMetrics(
             examples=n_k,
-            finite=1.0,
+            finite=1.0,  # leave_out_nonfinite checks it
             loss=loss,
             accuracy=accuracy,
             steps=steps,
@@ -679,7 +694,7 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, tf.Tensor], Cli
     # `fedavg_parts`, below, gives FedAvg's parts: build_client_update is fedavg_client with network
     # and batch size bound.
     client_update = leave_out_nonfinite(parts.build_client_update(parts.client_optimizer))
-    # With several workers the path is relative: on each host, to the worker's working directory.
+    # With --workers the path is relative: on each host, to the worker's working directory.
     folder = experiment.shard_folder
     if not config.run.single_worker:
         folder = Path(folder.name)
@@ -699,8 +714,8 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, tf.Tensor], Cli
     return tf.autograph.experimental.do_not_convert(client)
 
 
-# == Server: lines 3 and 6, and the round ==========================================================
-# TFF's build_weighted_fed_avg takes the clients' images as arguments of each round, and spends most
+# == Server: lines 3, 4 and 6, and the round =======================================================
+# TFF's build_weighted_fed_avg is usually given the clients' images in each round, and spends most
 # of its time on copying them. This round takes client ids, and is made of the same parts of TFF.
 
 
@@ -757,7 +772,7 @@ def average_updates(
 ) -> Callable[[Broadcast, tf.Tensor], ChunkOutput]:
     """Return train_chunk(broadcast, clients int64[g]) -> ChunkOutput, which averages updates.
 
-    Updates are summed as they are computed, so memory does not grow with the number of clients.
+    Updates are summed as they are computed, so their memory does not grow with the clients' number.
     """
 
     @tf.function
@@ -865,7 +880,7 @@ def fedavg_round(steps: RoundSteps) -> Computation:
         progress = tff.federated_map(steps.begin_round, state.client_work)
         weights = tff.federated_broadcast(state.global_model_weights)
         sent = (weights, tff.federated_broadcast(progress), chunks)
-        trained = tff.federated_map(steps.train, sent)  # lines 4 and 5
+        trained = tff.federated_map(steps.train, sent)  # lines 4 and 5, and 6 within each chunk
         mean = steps.aggregate.next(state.aggregator, trained.update, trained.weight)  # line 6
         new = steps.finalize.next(state.finalizer, state.global_model_weights, mean.result)
         next_state = State(new.result, (), progress, mean.state, new.state)
@@ -882,11 +897,11 @@ def train_cohort(
 
     `worker` comes from start_workers: TFF's worker here, or those of several hosts.
     Returns the next state, a dict of metrics per client in the order of their ids, and the
-    aggregator's measurements. A round from which no update can be used changes nothing.
+    aggregator's measurements. Without an update that can be used, the weights stay as they are.
     """
     round_num = int(state.client_work.round) + 1
     progress = state.client_work._replace(round=np.int64(round_num))
-    unchanged = state._replace(client_work=progress)
+    same_weights = state._replace(client_work=progress)
     chunks = [
         chunk
         for clients_of_host in worker.assign(clients)  # one list, unless there are several hosts
@@ -895,15 +910,15 @@ def train_cohort(
         )
     ]
     if not chunks:  # with dropout or a deadline it can happen that no client reports
-        return unchanged, [], None
+        return same_weights, [], None
     names = experiment.parts.metrics_type._fields
     name = f"round {round_num}"
-    # The worker executes process.next; with several hosts, each executes it for its chunks.
+    # The worker executes process.next; of several hosts, each does so up to the sum of its chunks.
     next_state, measured, metrics = worker.run_round(name, experiment.process, state, chunks)
     reports = records.name_reports(chunks, metrics, names)
     # A private round steps by its noise, whatever the clients sent.
     if not experiment.config.is_private and not any(report["finite"] for report in reports):
-        return unchanged, reports, None
+        return same_weights, reports, None
     return next_state, reports, measured
 
 
@@ -1023,14 +1038,15 @@ class Experiment:
     """A resolved run: configuration, data, split, network and the parts of the algorithm."""
 
     config: Config  # effective: default rates filled in, unused fields at their defaults
-    dataset: Dataset
+    dataset: Dataset  # whose test images are those held out, with --holdout or --validation
     partition: Partition
     network: Network
     initial_weights: tuple[np.ndarray, ...]  # line 1, one float32 array per tensor
     choice_hashes: dict[str, str]  # field -> hash of what is chosen; --resume compares them
+    # None until the rest of `build_experiment` has looked at the fields above:
     parts: Parts | None = None  # FedAvg's, as the flags change them
     notices: Sequence[str] = ()  # what the user should know before the run begins
-    # What `prepare` makes:
+    # None until `prepare` has made them:
     process: Any = None  # TFF's iterative process, one step of which is a round
     evaluate: Callable[[ModelWeights], Evaluation] | None = None  # on the test set
     client: Callable[[Broadcast, tf.Tensor], ClientOutput] | None = None  # for --save-clients
@@ -1099,12 +1115,12 @@ class Experiment:
 
         return tune
 
-    def broadcast(self, state: State) -> Broadcast:
+    def broadcast(self, state: State | None) -> Broadcast:
         """Return the broadcast after `state`, or the first one for None; for --save-clients."""
         if state is None:
             memory_shape = self.parts.memory.shape if self.parts.memory else (0, 0)
             weights = self.initial_weights
-            progress = ServerProgress(0, np.zeros(memory_shape))
+            progress = ServerProgress(np.int64(0), np.zeros(memory_shape, np.float32))
         else:
             weights = state.global_model_weights.trainable
             progress = state.client_work
@@ -1164,7 +1180,8 @@ def prepare(experiment: Experiment) -> Experiment:
     """Write the shards, check the hosts, and build the process and the evaluator.
 
     Raises:
-        UserError: this machine or a host lacks something, or the model cannot be trained.
+        UserError: this machine or a host lacks something, the model cannot be trained, or a metric
+            of --metrics cannot be computed.
     """
     check_experiment(experiment)
     check_clock()  # a .keras file cannot store dates before 1980: fail now, not at the end
@@ -1205,7 +1222,8 @@ def run_rounds(
 ) -> Iterator[RoundOutcome]:
     """Train, and yield the outcome of each round.
 
-    TFF's worker lives as long as the generator.
+    TFF's worker lives as long as the generator. Errors are raised by its first `next()`, not by
+    this call.
 
     Args:
         experiment: from build_experiment.
@@ -1214,6 +1232,7 @@ def run_rounds(
         folder: the run's folder, for the worker's log.
 
     Raises:
+        UserError: an argument is invalid, or `prepare` raises it.
         RunFailed: a round cannot be completed.
     """
     check_experiment(experiment)
@@ -1225,9 +1244,9 @@ def run_rounds(
     simulate_seconds = parts.simulate_seconds
     all_callbacks = CallbackList([*parts.callbacks, *callbacks])
     log = folder.log if folder else os.devnull
-    # The number of TFF's clients: of chunks, or of clients where the aggregator sees each.
-    clients_at_once = min(config.cohort_size, parts.num_chunks or config.cohort_size)
-    with start_workers(experiment, clients_at_once, log) as worker:
+    # What TFF sees as clients: chunks, or clients where the aggregator takes each by itself.
+    most_chunks = min(config.cohort_size, parts.num_chunks or config.cohort_size)
+    with start_workers(experiment, most_chunks, log) as worker:
         if state is None:
             state = worker.call("round 0", experiment.process.initialize)  # line 1
         first = int(state.client_work.round) + 1
@@ -1270,9 +1289,10 @@ Predictor = Callable[..., tuple[np.ndarray, np.ndarray]]
 
 @pinned_keras_settings()
 def build_predictor(network: Network) -> Predictor:
-    """Return predict(weights, images, labels) -> (predictions [N], cross-entropies float32[N]).
+    """Return predict(weights, images, labels) -> (predictions, cross-entropies float32) per image.
 
-    `weights` are TFF's ModelWeights; None evaluates the weights of the previous call again.
+    Predictions have the labels' dtype. `weights` are TFF's ModelWeights; None evaluates those of
+    the previous call again.
     """
     model = build_model(network, seed=0)
     batch_shape = [None, *network.image_shape]
@@ -1344,7 +1364,7 @@ def build_evaluator(
 def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
     """Collect the notices to show before the run; `chosen` has all fields as given.
 
-    A private run shows nothing about its data, which could be about single clients.
+    Those of a private run leave out what depends on the clients' images.
     """
     config = experiment.config
     dataset = experiment.dataset
@@ -1394,7 +1414,7 @@ def build_experiment(
     saved_config.check_config(config)
     paths = config.absolute_paths()
     given = config.to_dict() | paths
-    # Default rates are filled in.
+    # Default rates are filled in; fields that nothing reads are at their defaults.
     with_defaults = config.effective(**paths)
     if dataset is None:
         dataset = load_dataset(with_defaults.data)
@@ -1450,25 +1470,25 @@ def build_prepared(
 @command_line.one_at_a_time()
 def run(
     config: Config,
-    resume_hint: str = "",
     *,
     dataset: Dataset | None = None,
     partition: Sequence[Any] | dict[Any, Any] | None = None,
     model: Callable[[], list[tf.keras.layers.Layer] | tf.keras.Model] | None = None,
     on_round: Callable[[RoundRecord], Any] | None = None,
+    resume_hint: str = "",
 ) -> Result:
     """Run one experiment, from data to figures. Ctrl-C keeps the completed rounds.
 
     Args:
         config: the configuration.
-        resume_hint: how to continue the run if it is stopped; default: --resume.
         dataset: a data set from build_dataset, used instead of the configured one.
-        partition: indices of training images, a list or array for each client, used instead of the
-            configured split.
+        partition: indices of training images, a list or array for each client (a dict's are in the
+            order of its sorted keys), used instead of the configured split.
         model: a function that returns new Keras layers, or a new Keras model, on each call; used
             instead of the configured network.
         on_round: called with the record of each new round, after it is saved; returning False, or
             raising StopRun, ends the run with all its files.
+        resume_hint: of a comparison, whose runs continue with it; such a run prints a summary only.
 
     Raises:
         UserError: invalid input.
@@ -1483,10 +1503,11 @@ def run(
         config = config.replace(model=give(model))
     experiment = build_prepared(config, dataset)
     run_flags = experiment.config.run
-    given = ""  # arguments that no flag expresses, for the hint on how to resume
+    given = ""  # arguments to give again, where only a call can resume the run
     given += ", dataset=dataset" if dataset is not None else ""
-    given += ", partition=partition" if given and partition is not None else ""
     given += f", model={short_name(config.training.model)}" if model is not None else ""
+    if partition is not None and (given or in_notebook()):
+        given += ", partition=partition"
     opened = RunFolder.open(experiment, resume_hint, given)
     with output.quietly(run_flags.quiet), opened as folder:
         saver = saving.open_run(folder, experiment)
@@ -1508,8 +1529,8 @@ def run(
 def compare(config: Config | Sequence[Config], *, dataset: Dataset | None = None) -> Path:
     """Run every compared setting and seed; return the folder with the table and the figure.
 
-    If config.run.time_limit passes, the folder has those of the runs that are done; the same call
-    continues.
+    If the time limit passes (--time-limit), table and figure are of the runs that are done; the
+    same call continues.
 
     Args:
         config: a configuration with `compare` or `seeds`, or a list of configurations, a row each;
@@ -1552,15 +1573,17 @@ def evaluate_saved(config: Config) -> Path:
     Returns the folder with metrics.json and the figures.
 
     Raises:
-        UserError: the images or labels are unlike those that the model was trained on.
+        UserError: there is no such run, it is not finished, a flag would change its training, or
+            the images or labels are unlike those that the model was trained on.
     """
     return evaluating.evaluate_saved(config, load_dataset, read_trained)
 
 
 def load(folder: str | Path, dataset: Dataset | None = None) -> SavedRun:
-    """Read a finished run's folder: configuration, history, weights, split, model.
+    """Read a run's folder: configuration, history, weights, split, model.
 
-    `dataset` is the run's own, if that was given to fl.run.
+    `dataset` is the run's own, if that was given to fl.run. What a run that was stopped lacks is
+    refused when it is asked for.
 
     Raises:
         UserError: the folder has no run.

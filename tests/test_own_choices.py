@@ -113,6 +113,9 @@ def misspelt(parts, experiment):
     def rule(gradients, weights):
         return gradient
     return parts._replace(client_optimizer=Corrected(parts.client_optimizer, rule))
+
+def scarce(labels, num_clients, rng):
+    return [np.arange(k, 4, num_clients) for k in range(num_clients)]
 '''
 
 
@@ -278,7 +281,8 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
         ("--partition own.py:twice", "gives an image to two clients"),
         ("--partition own.py:floats", "not 1-D integer indices"),
         ("--partition own.py:outside", "returns indices outside 0 to 1436"),
-        ("--partition own.py:empty", "gives no image to any client"),
+        ("--partition own.py:empty", "gives 0 images to 10 clients; return at least one for each"),
+        ("--partition own.py:scarce", "gives 4 images to 10 clients; return at least one for each"),
         ("--partition own.py:unseeded", "another split on each call; .* from the generator"),
         ("--partition python:split", "partition='python:split' is not a file; give FILE.py"),
         ("--loss python:f", "loss='python:f' is not a file; give FILE.py:FUNCTION"),

@@ -545,6 +545,10 @@ for cell in (
     "fl.run(config)",
     "fl.run(config, dataset=3)",
     "def stop(record):\\n    raise KeyboardInterrupt\\nfl.run(config, on_round=stop)",
+    "partition = [range(700), range(700, 1400)]",
+    "fl.run(config.replace(name='split'), partition=partition, on_round=stop)",
+    "config = config.replace(quiet=False)",
+    "fl.run(config.replace(resume='runs/split'), partition=partition)",
 ):
     shell.run_cell(cell)
 """
@@ -558,6 +562,9 @@ def test_a_notebook_reads_fields_calls_and_single_lines(tmp_path):
     assert "UserError: dataset=3 is not a data set; give fl.build_dataset(...)" in text
     assert "to continue: fl.run(config.replace(resume='runs/" in text
     assert "Stopped: after round 1" in text and "Traceback" not in text
+    # Without the split the run would be refused.
+    assert "fl.run(config.replace(resume='runs/split'), partition=partition)" in text
+    assert "wrote runs/split/" in text
 
 
 ENDS = """

@@ -530,6 +530,13 @@ def test_a_run_on_arrays_names_the_call_that_goes_on(tmp_path, monkeypatch, digi
     page = html.unescape((end.folder / "report.html").read_text())
     assert f"fl.run(config.replace(resume='{end.folder}', rounds=2), dataset=dataset)" in page
     assert "--resume" not in page
+    layers = fl.find_model("logreg")
+    end = fl.run(
+        config.replace(dataset="digits"), model=layers, partition=[range(99), range(99, 300)]
+    )
+    page = html.unescape((end.folder / "report.html").read_text())
+    call = f"fl.run(config.replace(resume='{end.folder}', rounds=2), model="
+    assert call in page and ", partition=partition)" in page.split(call)[1].splitlines()[0]
 
 
 def test_a_disk_that_fills_up_leaves_no_half_made_folder(tmp_path, monkeypatch):

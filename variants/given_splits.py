@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from harness.cli.fields import UserError
+from harness.reporting.results import pluralize
 from harness.storage.files import expand_path, io_errors_as_user_errors, read_bytes, write_file
 from harness.training import shards
 from variants.choices import PARTITIONS
@@ -173,8 +174,11 @@ def check_own_split(draw: Callable, split: Any, labels: np.ndarray, config: Any)
     if any(part.ndim != 1 or (part.size and part.dtype.kind not in "iu") for part in parts):
         raise UserError(f"{source} returns arrays that are not 1-D integer indices; return those")
     every = np.concatenate([part.astype(np.int64) for part in parts])
-    if not every.size:
-        raise UserError(f"{source} gives no image to any client; return the images' indices")
+    if every.size < num_clients:
+        raise UserError(
+            f"{source} gives {pluralize(every.size, 'image')} to {num_clients} clients; return at "
+            "least one for each client"
+        )
     if every.min() < 0 or every.max() >= len(labels):
         raise UserError(f"{source} returns indices outside 0 to {len(labels) - 1}; return those")
     if len(np.unique(every)) != len(every):

@@ -119,7 +119,7 @@ def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord
         config = config.replace(resume=str(folder))
     if deadline < math.inf:
         config = config.replace(time_limit=f"{max(seconds_left, 0.1):.1f}")
-    result = run(config, how_to_continue())
+    result = run(config, resume_hint=how_to_continue())
     return None if result.is_cut else result.records
 
 

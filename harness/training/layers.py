@@ -29,13 +29,14 @@ WEIGHTS_MEMBER = "model.weights.h5"  # of a .keras file, which is a zip archive
 
 
 def conv(filters: int, size: int = 5, padding: str = "same") -> list[Any]:
-    """Return a convolution with ReLU and a 2x2 max-pooling.
+    """Return a convolution, a 2x2 max-pooling and ReLU.
 
     `size` is that of its square kernel. "same" padding keeps the images' size, "valid" loses the
-    border.
+    border. ReLU before the pooling, as papers draw it, gives the same values and gradients bit for
+    bit, but computes four times as many of them.
     """
-    convolution = tf.keras.layers.Conv2D(filters, size, padding=padding, activation="relu")
-    return [convolution, tf.keras.layers.MaxPool2D()]
+    convolution = tf.keras.layers.Conv2D(filters, size, padding=padding)
+    return [convolution, tf.keras.layers.MaxPool2D(), tf.keras.layers.ReLU()]
 
 
 def dense(*units: int, activation: str = "relu") -> list[Any]:
