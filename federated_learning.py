@@ -314,7 +314,7 @@ def split_dirichlet(
         images = rng.permutation(np.flatnonzero(labels == label))
         shares = rng.dirichlet(np.full(num_clients, alpha))
         cuts = (np.cumsum(shares)[:-1] * len(images)).round().astype(np.int64)
-        # Image i belongs to the client before whom there are as many cuts as lie at or below i.
+        # The client of the i-th of these images is the number of cuts at or below i.
         owner[images] = np.searchsorted(cuts, np.arange(len(images)), side="right")
     images_by_client = np.argsort(owner, kind="stable")
     sizes = np.bincount(owner, minlength=num_clients)
@@ -546,7 +546,7 @@ class ClientMetrics(NamedTuple):
 
     examples: tf.Tensor  # n_k
     finite: tf.Tensor  # 1, or 0 if its update was not finite, and was left out
-    loss: tf.Tensor  # of network.loss (in nats), mean over all steps' examples, as weights change
+    loss: tf.Tensor  # of network.loss, in nats; mean over all steps, each at its own weights
     accuracy: tf.Tensor  # 0..1, likewise
     steps: tf.Tensor  # of SGD
 
@@ -981,6 +981,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
         num_chunks=NUM_CHUNKS,
         # The server subtracts the mean from w: w - sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k.
         aggregator=tff.aggregators.MeanFactory(no_nan_division=True),
+        # As the client's: without a loop there is nothing for AutoGraph to convert.
         server_optimizer=without_autograph(tff.learning.optimizers.build_sgdm(training.server_lr)),
         build_round=fedavg_round,
         train_cohort=train_cohort,
@@ -1361,8 +1362,8 @@ def build_evaluator(
 # == Main: an experiment is built, run, and saved ==================================================
 
 
-def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
-    """Collect the notices to show before the run; `chosen` has all fields as given.
+def find_notices(experiment: Experiment, given: dict[str, Any]) -> list[str]:
+    """Collect the notices to show before the run; `given` has all fields as the user gave them.
 
     Those of a private run leave out what depends on the clients' images.
     """
@@ -1376,7 +1377,7 @@ def find_notices(experiment: Experiment, chosen: dict[str, Any]) -> list[str]:
     return [
         *provenance.edited_notices(),
         *preset_flags.preset_notices(config, Config()),
-        *conditions.unused_notices(chosen, Config.defaults(), config.tables),
+        *conditions.unused_notices(given, Config.defaults(), config.tables),
         *conditions.learning_notices(config.to_dict(), config.tables),
         *notices.find_weak_settings(experiment),
         *origin.origin_notices(config.training.initial_model, dataset),
@@ -1399,19 +1400,24 @@ def hash_choices(config: Config, network: Network) -> dict[str, str]:
 
 
 def build_experiment(
-    config: Config, dataset: Dataset | None = None, partition: Partition | None = None
+    config: Config,
+    dataset: Dataset | None = None,
+    partition: Partition | Sequence[Any] | dict[Any, Any] | None = None,
 ) -> Experiment:
     """Resolve a configuration into an Experiment.
 
     Args:
         config: the configuration, from parse or Config().replace.
         dataset: used instead of the configured data set.
-        partition: used instead of the configured split.
+        partition: indices of training images, as in `run`, used instead of the configured split; or
+            the configured split itself, from make_partition.
 
     Raises:
         UserError: the settings, or settings and data, are incompatible.
     """
     saved_config.check_config(config)
+    if not isinstance(partition, Partition | None):
+        config = config.replace(**given_splits.fields_of_indices(partition, config.run.cache))
     paths = config.absolute_paths()
     given = config.to_dict() | paths
     # Default rates are filled in; fields that nothing reads are at their defaults.
@@ -1420,15 +1426,12 @@ def build_experiment(
         dataset = load_dataset(with_defaults.data)
     check_dataset(dataset)
     check_held_out(with_defaults, dataset)
-    if not isinstance(partition, Partition | None):
-        raise UserError(
-            f"partition={partition!r:.60} is not a Partition; give one from fl.make_partition, or "
-            "index arrays to fl.run(config, partition=...)"
-        )
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
-    if partition is not None:
-        given_splits.check_given_partition(partition, config, dataset)
+    split = make_partition(dataset, config)
+    if isinstance(partition, Partition):
+        given_splits.check_given_partition(partition, split, config, dataset)
+        split = partition
     if config.run.baselines:
         baselines.check_num_classes(dataset.num_classes)
     origin.check_private_origin(config, dataset, load_dataset)
@@ -1436,7 +1439,7 @@ def build_experiment(
     experiment = Experiment(
         config=config,
         dataset=dataset,
-        partition=partition or make_partition(dataset, config),
+        partition=split,
         network=network,
         initial_weights=make_initial_weights(network, config),
         choice_hashes=hash_choices(config, network),
@@ -1444,8 +1447,8 @@ def build_experiment(
     changed = config.changed()
     with_loss = replace(experiment, network=apply_changes(LOSSES, changed, network, experiment))
     parts = apply_changes(CHANGES, changed, fedavg_parts(with_loss), with_loss)
-    whole = replace(with_loss, parts=parts)
-    return replace(whole, notices=find_notices(whole, given))
+    with_parts = replace(with_loss, parts=parts)
+    return replace(with_parts, notices=find_notices(with_parts, given))
 
 
 @pinned_keras_settings()
@@ -1461,9 +1464,9 @@ def build_saved_model(network: Network, weights: ModelWeights) -> tf.keras.Model
 
 
 def build_prepared(
-    config: Config, dataset: Dataset | None = None, partition: Partition | None = None
+    config: Config, dataset: Dataset | None = None, partition: Any = None
 ) -> Experiment:
-    """Build and prepare an experiment."""
+    """Build and prepare an experiment; the arguments are those of build_experiment."""
     return prepare(build_experiment(config, dataset, partition))
 
 
@@ -1497,11 +1500,9 @@ def run(
     saved_config.check_single(config)
     if on_round is not None and not callable(on_round):
         raise UserError(f"on_round={on_round!r:.60} is not a function; give one of a RoundRecord")
-    if partition is not None:
-        config = config.replace(**given_splits.fields_of_indices(partition, config.run.cache))
     if model is not None:
         config = config.replace(model=give(model))
-    experiment = build_prepared(config, dataset)
+    experiment = build_prepared(config, dataset, partition)
     run_flags = experiment.config.run
     given = ""  # arguments to give again, where only a call can resume the run
     given += ", dataset=dataset" if dataset is not None else ""

@@ -365,7 +365,11 @@ def test_sizes_that_cannot_be_are_refused_at_once(digits):
 def test_a_given_partition_is_of_the_configurations_clients_and_data(digits):
     config = fl.Config().replace(dataset="digits", model="mlp")
     own = fl.make_partition(digits, config)
-    assert fl.build_experiment(config.replace(alpha=5), digits, own).partition is own
+    assert fl.build_experiment(config, digits, own).partition is own
+    with pytest.raises(UserError, match="another split than dirichlet of this .* index arrays"):
+        fl.build_experiment(config.replace(alpha=5), digits, own)
+    given = fl.build_experiment(config.replace(alpha=5), digits, own.indices)
+    assert given.partition.digest == own.digest and given.config.partition_name == "file"
     for other, said in (
         (config.replace(num_clients=5), "partition= has 5 clients, but num_clients=10"),
         (config.replace(client_test=0.5), "partition= holds out 7.. images .* client_test=0 of"),
