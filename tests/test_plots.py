@@ -310,6 +310,18 @@ def test_a_caption_says_all_that_the_numbers_depend_on(digits, every):
         assert caption_of(config, digits) != caption_of(other, digits), field
 
 
+def test_a_caption_says_what_a_users_own_function_may_read(digits, tmp_path):
+    file = tmp_path / "own.py"
+    file.write_text("def same(parts, experiment): return parts\n")
+    usual = f"--dataset digits --model mlp --algorithm {file}:same --aggregator {file}:same"
+    assert "same, lr 0.05" in caption_of(fl.parse(usual), digits)
+    caption = caption_of(
+        fl.parse(f"{usual} --prox-mu 0.1 --server-epsilon 0.01 --trim 0.2"), digits
+    )
+    assert "same, server epsilon 0.01, prox mu 0.1, lr 0.05" in caption, caption
+    assert "same, trim 0.2" in caption
+
+
 def test_a_caption_says_each_row_that_is_compared(digits):
     caption = caption_of_rows(
         "--dataset digits --model mlp --compare fedavg,scaffold,fedprox --prox-mu 0.1", digits

@@ -117,6 +117,8 @@ def describe_algorithm(config: Any) -> str:
     """
     optimization = config.optimization
     fields = config.fields_of_choice("algorithm")
+    if is_own(optimization.algorithm):
+        fields = config.fields_of_own("algorithm")
     if optimization.server_epsilon is None:
         fields.pop("server_epsilon", None)
     parts = [with_fields(short_name(optimization.algorithm), fields)]
@@ -138,6 +140,8 @@ def describe_aggregator(experiment: Any) -> str:
     config = experiment.config
     name = short_name(config.aggregation.aggregator)
     fields = config.fields_of_choice("aggregator")
+    if is_own(config.aggregation.aggregator):
+        fields = config.fields_of_own("aggregator")
     if config.is_private:
         fields = {"noise_multiplier": config.privacy.noise_multiplier}
     text = with_fields(name, fields)
