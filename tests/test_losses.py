@@ -29,6 +29,14 @@ def kept(labels, logits):
 
 def three(labels, logits):
     return squared(labels, logits)[:3]
+
+def branching(labels, logits):
+    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)
+    total = tf.zeros_like(losses)
+    if tf.size(labels) > 0:
+        for _ in tf.range(4):
+            total += losses / 4
+    return total
 """
 
 
@@ -78,11 +86,12 @@ def squared(labels, logits):
         ({"label_smoothing": 0.2}, plain, smoothed),
         ({"class_weights": "balanced"}, plain, balanced),
         ({"loss": "own.py:squared", "client_lr": 0.001}, plain, squared),
+        ({"loss": "own.py:branching"}, plain, cross_entropy),
         ({}, build, cross_entropy),
         ({}, active, cross_entropy),
         ({"label_smoothing": 0.2, "local_steps": 2}, build, smoothed),
     ],
-    ids=["smoothing", "balanced", "own", "L2", "activity", "both, two steps"],
+    ids=["smoothing", "balanced", "own", "own, with a loop", "L2", "activity", "both, two steps"],
 )
 def test_a_step_is_keras_own_of_the_same_loss(here, digits, fields, model, loss):
     """A client alone on the whole shard: w - lr * the gradient of loss + Keras' regularizers."""
@@ -120,20 +129,27 @@ def test_balanced_classes_help_a_rare_label(here, digits):
     assert recalls["balanced"] > recalls["none"] + 0.1
 
 
-def test_an_error_in_a_graph_is_one_line(tmp_path, digits):
+@pytest.mark.parametrize(
+    ("loss", "line"),
+    [
+        ("factor = tf.Variable(1.0); return factor * losses", "in line 4; fix it"),
+        ("return losses if tf.executing_eagerly() else losses[:, 2]", "has only 1 dims) in line 4"),
+    ],
+)
+def test_an_error_in_a_graph_is_one_line(tmp_path, digits, loss, line):
     """As any other, though TensorFlow puts its trace before it."""
     (tmp_path / "own.py").write_text(
         "import tensorflow as tf\n"
         "def loss(labels, logits):\n"
-        "    factor = tf.Variable(1.0)\n"
-        "    return factor * tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)\n"
+        "    losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels, logits)\n"
+        f"    {loss}\n"
     )
     config = configure(dataset="digits", model="logreg", loss=f"{tmp_path / 'own.py'}:loss")
     experiment = fl.build_experiment(config.replace(cache=str(tmp_path)), digits)
     with pytest.raises(UserError) as refused:
         fl.build_process(experiment)
     message = str(refused.value)
-    assert "\n" not in message and message.startswith("loss=") and "in line 3; fix it" in message
+    assert "\n" not in message and message.startswith("loss=") and line in message, message
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from harness import is_main
 from harness.cli import trust
 from harness.cli.fields import UserError
 from harness.storage import provenance
-from harness.storage.files import briefly, expand_path, reason_of
+from harness.storage.files import expand_path, reason_of
 
 import numpy as np
 
@@ -275,10 +275,17 @@ def errors_of_own_code(what: str, path: Path) -> Iterator[None]:
     except BaseException as error:
         where = find_line(error, path)
         raise UserError(
-            f"{what} raised {type(error).__name__} ({briefly(error)}){where}; fix it"
+            f"{what} raised {type(error).__name__} ({reason_of(error)}){where}; fix it"
         ) from error
     finally:
         sys.argv = words
+
+
+def find_places(error: BaseException) -> list[tuple[str, str]]:
+    """Return the (file, line number) that an error went through, from the outermost."""
+    frames = traceback.extract_tb(error.__traceback__)
+    places = [(frame.filename, str(frame.lineno)) for frame in frames]
+    return places + PLACE.findall(str(error))  # AutoGraph runs a copy of a file, and names this one
 
 
 def blame(error: BaseException) -> str:
@@ -287,10 +294,7 @@ def blame(error: BaseException) -> str:
     files = {
         module.__file__ for name, module in sys.modules.items() if name.startswith(OWN_MODULES)
     }
-    frames = traceback.extract_tb(error.__traceback__)
-    places = [(frame.filename, str(frame.lineno)) for frame in frames]
-    places += PLACE.findall(str(error))  # AutoGraph runs a copy of the file, and names this one
-    own = [place for place in places if place[0] in files]
+    own = [place for place in find_places(error) if place[0] in files]
     if not own:
         return ""
     place = ":".join(own[-1])
@@ -300,9 +304,5 @@ def blame(error: BaseException) -> str:
 def find_line(error: BaseException, path: Path) -> str:
     """Return " in line 12", the last line of the user's file that an error went through."""
     file = str(path).rpartition(":")[0] if is_own(str(path)) else str(path)
-    lines = [
-        frame.lineno
-        for frame in traceback.extract_tb(error.__traceback__)
-        if frame.filename == file
-    ]
+    lines = [line for name, line in find_places(error) if name == file]
     return f" in line {lines[-1]}" if lines else ""

@@ -179,7 +179,7 @@ def reason_of(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     said = [line.removeprefix(f"{kind}: ") for line in lines if line.startswith(f"{kind}: ")]
     if said:  # below a traceback, as AutoGraph writes it
-        return said[-1][:200]
+        lines = said[-1:]
     if len(lines) > 1 and lines[0].startswith("Exception encountered when calling layer"):
         lines = lines[1:]
     return lines[0].partition(" for '{{")[0][:200] if lines else kind
