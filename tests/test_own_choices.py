@@ -116,6 +116,17 @@ def misspelt(parts, experiment):
 
 def scarce(labels, num_clients, rng):
     return [np.arange(k, 4, num_clients) for k in range(num_clients)]
+
+def capped(parts, experiment):
+    def build(optimizer):
+        client_update = parts.build_client_update(optimizer)
+        def capped_update(broadcast, task):
+            output = client_update(broadcast, task)
+            if output.weight > 100:
+                return output._replace(weight=100.0)
+            return output
+        return capped_update
+    return parts._replace(build_client_update=build)
 '''
 
 
@@ -317,6 +328,19 @@ def test_a_step_of_a_file_may_have_an_if_and_its_mistakes_are_one_line(here):
     line = OWN[: OWN.index("return gradient\n")].count("\n") + 1
     assert done.returncode == 2
     assert f"own.py:{line} raised NameError" in done.stderr.splitlines()[-1]
+
+
+def test_a_client_update_of_a_file_may_have_an_if(here):
+    config = configure(dataset="digits", model="logreg", num_clients=2, cache=str(here))
+    split = [range(100), range(100, 250)]
+    outputs = []
+    for algorithm in ("fedavg", "own.py:capped"):
+        experiment = fl.build_prepared(config.replace(algorithm=algorithm), partition=split)
+        clients = tf.range(2, dtype=tf.int64)
+        outputs.append([experiment.client(experiment.broadcast(None), k) for k in clients])
+    assert [[float(output.weight) for output in row] for row in outputs] == [[100, 150], [100, 100]]
+    for plain, capped in zip(*outputs, strict=True):
+        assert np.array_equal(plain.update[0], capped.update[0]) and np.any(plain.update[0])
 
 
 def test_a_function_of_a_file_may_read_the_fields_of_what_it_replaces(here):

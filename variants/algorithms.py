@@ -12,11 +12,11 @@ from typing import Any
 from harness.cli.fields import UserError
 from harness.cli.loading import change_parts
 from harness.cli.own_files import is_own
-from harness.engine.execution import with_autograph
+from harness.engine.execution import convert, with_autograph
 from variants.aggregators import Unflattened
 from variants.choices import CLIENT_OPTIMIZERS
 from variants.optimizers import sum_of_factors
-from variants.wrapping import Corrected, Tensors, with_hparams
+from variants.wrapping import Corrected, Tensors, with_hparams, wrap_client
 
 import tensorflow as tf
 import tensorflow_federated as tff
@@ -35,9 +35,13 @@ def change_algorithm(parts: Any, experiment: Any) -> Any:
     """Change the parts as the chosen algorithm does."""
     changed = change_parts("algorithm", parts, experiment)
     check_private_parts(parts, changed, experiment)
-    is_changed = changed.client_optimizer is not parts.client_optimizer
-    if is_own(experiment.config.optimization.algorithm) and is_changed:
-        return changed._replace(client_optimizer=with_autograph(changed.client_optimizer))
+    if not is_own(experiment.config.optimization.algorithm):
+        return changed
+    # AutoGraph, which does not convert FedAvg's own, has to convert what a user writes.
+    if changed.client_optimizer is not parts.client_optimizer:
+        changed = changed._replace(client_optimizer=with_autograph(changed.client_optimizer))
+    if changed.build_client_update is not parts.build_client_update:
+        changed = wrap_client(changed, convert)
     return changed
 
 
