@@ -72,7 +72,7 @@ def plot_clients_of_rows(
         axes.boxplot(
             [percent],
             positions=[place],
-            vert=False,
+            orientation="horizontal",
             widths=0.55,
             whis=(10, 90),
             showmeans=True,
