@@ -343,7 +343,7 @@ class Partition:
 def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
     """Give each client without images one image of the largest client.
 
-    Takes a split of at least as many images as clients. Returns the new split, and the number of
+    The split has an image for each client at least. Returns the new split, and the number of
     clients that received an image.
     """
     indices = list(split)
@@ -1574,7 +1574,7 @@ def evaluate_saved(config: Config) -> Path:
     Returns the folder with metrics.json and the figures.
 
     Raises:
-        UserError: there is no such run, it is not finished, a flag would change its training, or
+        UserError: the run does not exist or is not finished, a flag would change its training, or
             the images or labels are unlike those that the model was trained on.
     """
     return evaluating.evaluate_saved(config, load_dataset, read_trained)

@@ -32,8 +32,8 @@ def conv(filters: int, size: int = 5, padding: str = "same") -> list[Any]:
     """Return a convolution, a 2x2 max-pooling and ReLU.
 
     `size` is that of its square kernel. "same" padding keeps the images' size, "valid" loses the
-    border. ReLU before the pooling, as papers draw it, gives the same values and gradients bit for
-    bit, but computes four times as many of them.
+    border. In papers ReLU comes before the pooling: the same values and gradients, bit for bit, but
+    four times the work.
     """
     convolution = tf.keras.layers.Conv2D(filters, size, padding=padding)
     return [convolution, tf.keras.layers.MaxPool2D(), tf.keras.layers.ReLU()]
