@@ -124,3 +124,29 @@ def test_figures_of_another_form_are_on_the_page_too(tmp_path):
     assert not list(end.folder.glob("*.pdf"))
     fl.run(fl.parse(f"--resume {end.folder} --rounds 3 --figures none"))
     assert not list(end.folder.glob("*.png"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "then", "flags"),
+    [
+        ({}, {"target_accuracy": 0.1}, "--target-accuracy 0.1 --after-target continue"),
+        ({"client_lr": 1e-7}, {"stop_after": 1}, ""),
+        ({"time_limit": "0.001", "stop_after": 2}, {}, "--stop-after 2"),
+        ({"time_limit": "0.001"}, {"rounds": 3, "time_limit": "", "target_accuracy": 0.1}, "0.1"),
+    ],
+    ids=["target", "stop-after", "time limit", "stopped, then at its target"],
+)
+def test_its_command_ends_where_the_run_did(tmp_path, monkeypatch, fields, then, flags):
+    """Though it was stopped, or resumed with a flag that would have ended it earlier."""
+    monkeypatch.chdir(tmp_path)
+    usual = configure(dataset="digits", model="logreg", num_clients=2, local_epochs=1, rounds=2)
+    config = usual.replace(figures="none", name="run", **fields)
+    end = fl.run(config)
+    if then:
+        end = fl.run(config.replace(resume="runs/run", **then))
+    page = Page((end.folder / "report.html").read_text())
+    (line,) = (text for text in page.texts if "--dataset" in text)
+    assert flags in line
+    again = fl.run(fl.parse(shlex.split(line)[2:]))
+    made = [read_metrics(folder)["weights_sha256"] for folder in (end.folder, again.folder)]
+    assert len(end.records) == len(again.records) and made[0] == made[1], line

@@ -15,7 +15,8 @@ from typing import Any
 
 from harness.cli.flags import to_flag
 from harness.cli.saved_config import OF_ONE_COMMAND
-from harness.training.records import DURING_TRAINING
+from harness.training.histories import stops_early
+from harness.training.records import DURING_TRAINING, read_record
 
 import jinja2
 
@@ -153,6 +154,28 @@ def command_of(config: Any, script: str) -> str:
             is_like_a_flag = text.startswith("-")
             words += [f"{to_flag(field)}={text}"] if is_like_a_flag else [to_flag(field), text]
     return " ".join([script, shlex.join(words)]).strip()
+
+
+def fields_to_repeat(metrics: dict[str, Any], config: Any) -> dict[str, Any]:
+    """Return field -> value by which a new run ends where this one did.
+
+    They differ from the configuration's if the run was stopped, or was resumed with a flag that
+    would have ended it earlier.
+    """
+    history = [read_record(row) for row in metrics["rounds"]]
+    done = len(history)
+    budget = config.privacy.epsilon_budget
+    fields: dict[str, Any] = {}
+    if any(stops_early(history[:rounds], config.run) for rounds in range(1, done)):
+        fields["stop_after"] = 0
+        if config.run.target_accuracy:
+            fields["after_target"] = "continue"
+    if budget and (history[-1].epsilon or 0) > budget:
+        fields["epsilon_budget"] = 0.0
+    if done < config.training.rounds and (fields or not stops_early(history, config.run)):
+        fields["rounds"] = done
+        fields["target_epsilon"] = 0.0  # the noise multiplier that met it for all rounds is given
+    return fields
 
 
 def fields_to_continue(metrics: dict[str, Any], config: Any) -> dict[str, Any]:

@@ -422,10 +422,11 @@ class RunFolder:
         config = self.config.replace(resume="")
         more = {"resume": str(self.path), **report.fields_to_continue(metrics, config)}
         words = [f"{to_flag(field)} {shlex.quote(str(value))}" for field, value in more.items()]
-        again = report.command_of(config, script_command())
+        repeated = config.replace(**report.fields_to_repeat(metrics, config))
+        again = report.command_of(repeated, script_command())
         go_on = f"{script_command()} {' '.join(words)}"
         if self.given:
-            again = f"fl.run(fl.Config().replace(**{report.changes_of(config)}){self.given})"
+            again = f"fl.run(fl.Config().replace(**{report.changes_of(repeated)}){self.given})"
             changes = ", ".join(f"{field}={value!r}" for field, value in more.items())
             go_on = f"fl.run(config.replace({changes}){self.given})"
         commands = {"Reproduce": again, "Continue": one_line(go_on)}
