@@ -312,6 +312,20 @@ def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
     assert (tmp_path / "runs" / "run" / "metrics.json").exists()
 
 
+@pytest.mark.parametrize("rounds", [1, 2], ids=["in the baselines", "in the rounds"])
+def test_the_time_limit_is_that_of_run_and_baselines(tmp_path, monkeypatch, capsys, rounds):
+    """The first round always fits, and nothing after it in a millisecond."""
+    monkeypatch.chdir(tmp_path)
+    flags = {"dataset": "digits", "model": "logreg", "num_clients": 2, "local_epochs": 1}
+    config = configure(**flags, rounds=rounds, figures="none", name="run", baselines=True)
+    end = fl.run(config.replace(time_limit="0.001"))
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said.startswith("notice: time limit of 0.001 s: the baselines are not finished; to cont")
+    assert len(end.records) == 1 and not (end.folder / "baselines.csv").exists()
+    again = fl.run(config.replace(resume="runs/run"))
+    assert len(again.records) == rounds and (end.folder / "baselines.csv").exists()
+
+
 def test_the_worst_are_a_tenth_of_the_clients():
     """Of twenty with 1, 2, ..., 20 % the worst two have 1.5 % on average."""
     gains = [

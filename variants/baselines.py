@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from operator import attrgetter
@@ -304,9 +305,15 @@ def learning_curves(
 def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Callable) -> None:
     """Train the baselines of a finished run; write their tables and figures, and print a summary.
 
-    Results are stored as they come, so that a stopped command continues from there.
+    Results are stored as they come, so that a stopped command continues from there. The time limit
+    is that of the run and its baselines.
     """
     config = experiment.config
+    seconds = config.run.seconds_allowed or math.inf
+    out_of_time = f"time limit of {seconds:g} s: the baselines are not finished"
+    if result.is_cut:
+        warn(f"{out_of_time}; {folder.what_next()}")
+        return
     counts = experiment.partition.counts
     after = len(result.records)
     weights = result.state.global_model_weights
@@ -326,8 +333,12 @@ def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Cal
         with LocalWorker(1, folder.log, config.run.patience) as worker:
             training = train_baselines(baselines, weights, after, path, worker)
             for _ in Progress(num_rounds, 0).follow(training):
-                pass
+                if time.perf_counter() - folder.opened > seconds:
+                    break
         trained = read_store(path, after)
+        if len(trained) < len(baselines):
+            warn(f"{out_of_time}; {folder.what_next()}")
+            return
         if num_left_out := sum(entry["left_out"] for entry in trained.values()):
             warn(
                 f"{num_left_out} of the baselines' {num_rounds:,} rounds led to weights that are "

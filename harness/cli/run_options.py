@@ -61,8 +61,8 @@ class Run(ConfigGroup):
     """Stop after N rounds without an improvement in test accuracy; 0: never stop early."""
     time_limit: text("TIME") = ""
     """Stop before the round that would exceed this time, such as 90m, 3h or 3600 (seconds), as for
-    a job with a time limit; --resume continues the run. The runs of a comparison share it: the same
-    command continues them. Default: no limit."""
+    a job with a time limit; --resume continues the run, or its --baselines. The runs of a
+    comparison share it: the same command continues them. Default: no limit."""
     metrics: choice({"": "no other metrics"}, OWN, "FILE.py:FUNCTION") = ""
     """A function of more metrics: function(labels, predictions) of the test images after each
     round, both [N], returns a number or a dict of numbers, which become columns. Functions of
