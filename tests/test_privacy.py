@@ -494,7 +494,7 @@ def test_epsilon_is_not_claimed_for_what_a_model_knew_before(digits, tmp_path, m
         fl.parse("--aggregator secure --save-clients")
 
 
-def test_a_private_run_is_resumed_with_a_larger_budget(tmp_path, monkeypatch):
+def test_a_private_run_is_resumed_with_a_larger_budget(tmp_path, monkeypatch, capsys):
     """The flags of the saved run count in the checks of those that are given."""
     monkeypatch.chdir(tmp_path)
     flags = (
@@ -505,6 +505,10 @@ def test_a_private_run_is_resumed_with_a_larger_budget(tmp_path, monkeypatch):
     assert len(end.records) == 1
     more = fl.run(fl.parse("--resume runs/run --epsilon-budget 500"))
     assert len(more.records) == 3
+    assert "exceeded" not in capsys.readouterr().err
+    fl.run(fl.parse("--resume runs/run --epsilon-budget 30"))
+    spent = f"the rounds so far have ε = {more.records[-1].epsilon:.2f}"
+    assert f"epsilon_budget=30 is exceeded already: {spent}" in capsys.readouterr().err
     with pytest.raises(UserError, match="noise_multiplier=0.9 differs from"):
         fl.parse("--resume runs/run --noise-multiplier 0.9")
 

@@ -512,6 +512,15 @@ def test_a_folder_that_may_not_be_written_names_its_flag(tmp_path):
     assert "free some space, or choose another folder" in refuse(errno.ENOSPC, "")
 
 
+def test_a_run_that_cannot_be_resumed_stays_as_it_was(half):
+    lines = (half / "rounds.jsonl").read_text()
+    (half / "rounds.jsonl").write_text(lines[40:])
+    before = {path: path.read_bytes() for path in half.iterdir() if path.is_file()}
+    with pytest.raises(UserError, match="does not contain rounds 1..4 .*; restore it"):
+        fl.run(fl.parse(f"--resume {half} --rounds 9"))
+    assert before == {path: path.read_bytes() for path in half.iterdir() if path.is_file()}
+
+
 def test_a_folder_that_was_removed_is_not_said_to_go_on(half, tmp_path):
     config = fl.parse(f"--resume {half}")
     with RunFolder.open(fl.build_experiment(config)) as folder:

@@ -153,6 +153,13 @@ class PrivacyAccountant(Callback):
         """Read the journal of the run's folder, if there is one."""
         self.journal = folder.journal if folder else None
         self.begun = read_journal(self.journal, first_round)
+        budget = self.privacy.epsilon_budget
+        spent = self.epsilon(self.begun) if budget and self.begun else 0.0
+        if spent > budget:
+            warn(
+                f"epsilon_budget={budget:g} is exceeded already: the rounds so far have ε = "
+                f"{spent:.2f}"
+            )
 
     def before_round(self, round_num: int) -> None:
         """Note that the round begins, first of all in the journal. StopRun if it may not.

@@ -165,9 +165,6 @@ class RunFolder:
         resume_hint = resume_hint or make_resume_hint(path, given)
         text = f"notice: stopped before any new round finished; {resume_hint}"
         with stopping.last_words(text), lock(path, warn):
-            # A resumed run may have more rounds now.
-            updated = config.replace(resume="", accept_changes=False)
-            write_file(path / "config.json", to_json(updated.to_dict()))
             yield cls(path, experiment, resume_hint, given)
 
     def load(self, experiment: Any) -> tuple[Any, list[RoundRecord]]:
@@ -216,7 +213,12 @@ class RunFolder:
         return None, []
 
     def note_program(self, done: int) -> None:
-        """Add this program to the run's list if it makes the rounds after the first `done`."""
+        """Add this program to the run's list if it makes the rounds after the first `done`.
+
+        The configuration is noted too: a resumed run may have more rounds now.
+        """
+        updated = self.config.replace(resume="", accept_changes=False)
+        write_file(self.path / "config.json", to_json(updated.to_dict()))
         programs = [program for program in self.programs if program["from_round"] <= max(done, 1)]
         if not programs or done == 0:
             programs = [self.program | {"from_round": 1}]
