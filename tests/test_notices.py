@@ -43,6 +43,7 @@ def find(**flags):
             {"device_speed": "constant", "speed_by_size": 0.5},
             "device_speed='constant' gives all clients the same speed",
         ),
+        ({"sampling": "poisson"}, "sampling='poisson' draws all clients in each round; choose"),
         (  # 3 epochs of ceil(100 / 16) = 7 steps
             {"client_schedule": "warm-up", "warmup_steps": 42},
             "no client makes more than 21 local steps in a round, so the rate is at most 50 %",
@@ -88,6 +89,8 @@ def test_rounds_with_too_few_reports_for_krum_are_told_once(capsys):
         ("--figures none --no-caption", "caption=False", "--figures png or pdf or svg"),
         ("--table-columns mean", "table_columns=mean", "--compare or --seeds or --tune"),
         ("--after-target continue", "after_target=continue", "--target-accuracy"),
+        ("--warmup-steps 3", "warmup_steps=3", "--client-schedule warm-up"),
+        ("--lr-decay 0.5", "lr_decay=0.5", "--client-schedule or --server-schedule exponential"),
     ],
 )
 def test_fields_of_files_and_figures_without_effect_are_told(flags, field, needed):

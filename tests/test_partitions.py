@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import federated_learning as fl
 from harness.cli.fields import UserError
+from harness.reporting import captions
 from harness.reporting.results import describe_partition, skew
 from harness.storage.files import to_json
 from harness.training import shards
@@ -406,6 +407,9 @@ def test_a_natural_split_has_all_owners_unless_fewer_are_asked_for(digits):
     everyone = fl.build_experiment(fl.parse("--dataset digits --partition natural"), data)
     assert len(everyone.partition.sizes) == everyone.config.partitioning.num_clients == 23
     assert everyone.config.cohort_size == 23
+    drawn = fl.build_experiment(fl.parse("--partition natural --owner-choice random"), data)
+    assert any("as all 23 owners are clients" in notice for notice in drawn.notices)
+    assert "at random" not in captions.caption(drawn)
     some = fl.parse("--dataset digits --partition natural --num-clients 5")
     assert len(fl.build_experiment(some, data).partition.sizes) == 5
     with pytest.raises(UserError, match="clients_per_round=24 exceeds num_clients=23"):

@@ -58,7 +58,12 @@ def conditions_of(deciding: Sequence[str], tables: Tables) -> dict[str, Conditio
     for name, choice_made in tables.rows[deciding[0]].items():
         for field in choice_made.fields:
             users[field] = (*users.get(field, ()), name)
-    return {field: Condition(tuple(deciding), names) for field, names in users.items()}
+    return {
+        field: Condition(
+            tuple(one for one in deciding if not tables.rows[one].keys().isdisjoint(names)), names
+        )
+        for field, names in users.items()
+    }
 
 
 def all_conditions(tables: Tables) -> dict[str, tuple[Condition, ...]]:
@@ -138,8 +143,12 @@ def unused_notices(
     ]
     if fields is not None:
         return unused
-    on_rounds = [*notices_on_steps(chosen, default), *memory_notices(chosen, tables)]
-    return [*unused, *on_rounds, *notices_on_attackers(chosen, tables)]
+    return [
+        *unused,
+        *notices_on_steps(chosen, default),
+        *memory_notices(chosen, tables),
+        *notices_on_attackers(chosen, tables),
+    ]
 
 
 def default_client_lr(chosen: dict[str, Any], tables: Tables) -> float:

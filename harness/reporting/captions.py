@@ -10,6 +10,8 @@ from typing import Any
 from harness.cli.own_files import is_own, short_name
 from harness.storage.files import one_line
 
+import numpy as np
+
 # What a single run's caption leaves out, by topic; of the other topics it is nothing.
 USUAL = {
     "aggregator": "mean",
@@ -100,11 +102,17 @@ def describe_loss(training: Any) -> str:
     return ", ".join(filter(None, parts))
 
 
+def has_all_owners(experiment: Any) -> bool:
+    """Return whether each owner of images is a client; False of data without owners."""
+    owners = experiment.dataset.owners
+    return owners is not None and len(np.unique(owners)) == len(experiment.partition.sizes)
+
+
 def describe_split(experiment: Any) -> str:
     """Return the partitioner's title with its fields."""
     config = experiment.config
     title = config.chosen("partition").title.format(**config.to_dict())
-    if experiment.config.partitioning.owner_choice != "largest":
+    if config.partitioning.owner_choice != "largest" and not has_all_owners(experiment):
         title = f"{title}, owners at random"
     min_images = experiment.config.partitioning.min_images
     return f"{title}, at least {min_images} images a client" if min_images else title

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from harness.reporting.captions import has_all_owners
 from harness.reporting.results import pluralize, whole_parts
 
 import numpy as np
@@ -36,6 +37,8 @@ def find_weak_settings(experiment: Any) -> list[str]:
     """
     config = experiment.config
     found = [
+        of_owner_choice(experiment),
+        of_sampling(config),
         of_trimming(config),
         of_saving(config),
         of_stopping(config),
@@ -47,6 +50,27 @@ def find_weak_settings(experiment: Any) -> list[str]:
         "" if config.is_private else of_warm_up(experiment),
     ]
     return [text for text in found if text]
+
+
+def of_owner_choice(experiment: Any) -> str:
+    """Return a notice on a choice among owners of whom all are clients."""
+    choice = experiment.config.partitioning.owner_choice
+    if choice == "largest" or not has_all_owners(experiment):
+        return ""
+    return (
+        f"owner_choice={choice!r} has no effect, as all {len(experiment.partition.sizes)} owners "
+        "are clients; choose fewer with --num-clients"
+    )
+
+
+def of_sampling(config: Any) -> str:
+    """Return a notice on Poisson sampling that leaves out no client."""
+    drawable = config.partitioning.num_clients - config.num_unseen
+    if config.training.sampling != "poisson" or config.cohort_size < drawable:
+        return ""
+    return (
+        "sampling='poisson' draws all clients in each round; choose fewer with --clients-per-round"
+    )
 
 
 def of_trimming(config: Any) -> str:

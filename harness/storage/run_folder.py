@@ -476,11 +476,14 @@ def check_partition(folder: str, saved: dict[str, Any], ours: dict[str, Any]) ->
     Keys that an earlier version did not write are not compared, except the hash.
     """
     comparable = [key for key in COMPARED if key != "indices" or "indices_of" in saved]
+    cure = "the run's own data (--data; in Python dataset=)"
+    if "file" in (saved.get("partition"), ours.get("partition")):
+        cure = f"{cure} and split (--partition-file; in Python partition=)"
     for key in comparable:
         if saved.get(key) != ours.get(key) and (key in saved or key == "hash"):
             raise UserError(
                 f"resume={folder!r:.200}: its data or its partition.json has changed ({key}); "
-                "restore it, or give the data with --data"
+                f"restore it, or give {cure}"
             )
 
 
