@@ -1523,7 +1523,10 @@ def run(
                     pass
         result = saver.finish(is_compared=bool(resume_hint))  # only comparisons pass a hint
         if run_flags.baselines:
-            baselines.run_baselines(experiment, result, folder, build_prepared)
+            has_all = baselines.run_baselines(
+                experiment, result, folder, build_prepared, saver.has_new_round
+            )
+            return replace(result, is_cut=not has_all)
     return result
 
 

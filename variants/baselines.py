@@ -210,14 +210,29 @@ def read_store(path: Path, after: int) -> Trained:
 
 
 def train_baselines(
-    baselines: list[Baseline], weights: Any, after: int, path: Path, worker: Any
+    baselines: list[Baseline],
+    weights: Any,
+    after: int,
+    path: Path,
+    worker: Any,
+    deadline: float,
+    at_least: int,
 ) -> Iterator[None]:
-    """Train those that the file `path` does not hold yet, and add each; yield after each round."""
+    """Train those that the file `path` does not hold yet, and add each; yield after each round.
+
+    It ends before one that would pass the `deadline`, a perf_counter(), but trains `at_least` so
+    many of them.
+    """
     trained = read_store(path, after)
+    num_trained = 0
+    longest: dict[str, float] = {}  # seconds by kind
     for baseline in baselines:
         if (baseline.kind, baseline.client) in trained:
             yield from [None] * baseline.rounds
             continue
+        began = time.perf_counter()
+        if num_trained >= at_least and began + longest.get(baseline.kind, 0.0) > deadline:
+            return
         accuracies = []
         num_left_out = 0
         for accuracy, after_round, is_new in baseline.train(worker, weights):
@@ -235,6 +250,9 @@ def train_baselines(
             "confusion": baseline.evaluate_own(own_weights).confusion.tolist(),
         }
         append(path, json_line(entry))
+        num_trained += 1
+        took = time.perf_counter() - began
+        longest[baseline.kind] = max(took, longest.get(baseline.kind, 0.0))
 
 
 class Gain(NamedTuple):
@@ -302,18 +320,20 @@ def learning_curves(
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
-def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Callable) -> None:
+def run_baselines(
+    experiment: Any, result: Any, folder: Any, build_prepared: Callable, has_new_round: bool
+) -> bool:
     """Train the baselines of a finished run; write their tables and figures, and print a summary.
 
     Results are stored as they come, so that a stopped command continues from there. The time limit
-    is that of the run and its baselines.
+    is that of the run and its baselines. Returns whether all are trained.
     """
     config = experiment.config
     seconds = config.run.seconds_allowed or math.inf
     out_of_time = f"time limit of {seconds:g} s: the baselines are not finished"
     if result.is_cut:
         warn(f"{out_of_time}; {folder.what_next()}")
-        return
+        return False
     counts = experiment.partition.counts
     after = len(result.records)
     weights = result.state.global_model_weights
@@ -330,15 +350,16 @@ def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Cal
         print_line(
             f"baselines: {num_rounds:,} rounds of one client each, by plain FedAvg at rate {rate:g}"
         )
+        # A command without new rounds trains one, so that resuming comes to an end.
+        limits = (folder.opened + seconds, 0 if has_new_round else 1)
         with LocalWorker(1, folder.log, config.run.patience) as worker:
-            training = train_baselines(baselines, weights, after, path, worker)
+            training = train_baselines(baselines, weights, after, path, worker, *limits)
             for _ in Progress(num_rounds, 0).follow(training):
-                if time.perf_counter() - folder.opened > seconds:
-                    break
+                pass
         trained = read_store(path, after)
         if len(trained) < len(baselines):
             warn(f"{out_of_time}; {folder.what_next()}")
-            return
+            return False
         if num_left_out := sum(entry["left_out"] for entry in trained.values()):
             warn(
                 f"{num_left_out} of the baselines' {num_rounds:,} rounds led to weights that are "
@@ -364,6 +385,7 @@ def run_baselines(experiment: Any, result: Any, folder: Any, build_prepared: Cal
     except (KeyboardInterrupt, Exception):
         warn(f"the baselines are not finished; {folder.what_next()}")
         raise
+    return True
 
 
 def measured(gains: Sequence[Gain]) -> list[Gain]:

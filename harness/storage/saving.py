@@ -41,7 +41,7 @@ class Result:
     records: list[RoundRecord]
     evaluation: Evaluation
     state: Any
-    is_cut: bool = False  # whether --time-limit ended it
+    is_cut: bool = False  # whether --time-limit ended it, or its baselines
 
     def __repr__(self) -> str:
         """Return a line for a notebook, without the arrays."""
@@ -196,6 +196,8 @@ def to_json_line(made: Result | Path | list[dict[str, Any]]) -> str:
         }
         if "rounds" in metrics:
             found |= {"rounds": len(metrics["rounds"]), "epsilon": metrics["epsilon"]}
+    if isinstance(made, Result) and made.is_cut:
+        found["finished"] = False
     if (folder / "comparison.json").exists():
         found = {"finished": read_json(folder / "comparison.json").get("finished", True)}
     return json.dumps({"folder": str(folder)} | found)
