@@ -333,6 +333,7 @@ class Partition:
     num_filled_clients: int  # clients whose draw was empty; each was given one image
     digest: str  # hash of the data and the indices, which names the folder of the shard files
     test_indices: Sequence[np.ndarray] = ()  # with --client-test, what each client holds out
+    drawn_by: str = ""  # the fields that it follows from
 
     @property
     def sizes(self) -> np.ndarray:
@@ -343,8 +344,8 @@ class Partition:
 def fill_empty_clients(split: list[np.ndarray]) -> tuple[list[np.ndarray], int]:
     """Give each client without images one image of the largest client.
 
-    The split has an image for each client at least. Returns the new split, and the number of
-    clients that received an image.
+    The split has no fewer images than clients. Returns the new split, and the number of clients
+    that received an image.
     """
     indices = list(split)
     sizes = np.array([len(part) for part in indices])
@@ -412,7 +413,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
         indices = [np.setdiff1d(part, test) for part, test in zip(whole, tests, strict=True)]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
     digest = shards.hash_shards(dataset, indices, config)
-    return Partition(indices, np.stack(counts), num_filled, digest, tests)
+    return Partition(indices, np.stack(counts), num_filled, digest, tests, config.fields_of_split())
 
 
 # == Model: Keras layers from images float32[n,H,W,channels] in 0..1 to C logits ===================
@@ -546,7 +547,7 @@ class ClientMetrics(NamedTuple):
 
     examples: tf.Tensor  # n_k
     finite: tf.Tensor  # 1, or 0 if its update was not finite, and was left out
-    loss: tf.Tensor  # of network.loss, in nats; mean over all steps, each at its own weights
+    loss: tf.Tensor  # of network.loss; mean over its examples, each at the weights of its step
     accuracy: tf.Tensor  # 0..1, likewise
     steps: tf.Tensor  # of SGD
 
@@ -1428,10 +1429,11 @@ def build_experiment(
     check_held_out(with_defaults, dataset)
     # What depends on the data: the number of natural clients, and then the noise for an epsilon.
     config = apply_changes(SETTLED, with_defaults.changed(), with_defaults, dataset)
-    split = make_partition(dataset, config)
     if isinstance(partition, Partition):
-        given_splits.check_given_partition(partition, split, config, dataset)
+        given_splits.check_given_partition(partition, config, dataset)
         split = partition
+    else:
+        split = make_partition(dataset, config)
     if config.run.baselines:
         baselines.check_num_classes(dataset.num_classes)
     origin.check_private_origin(config, dataset, load_dataset)
@@ -1500,9 +1502,11 @@ def run(
     saved_config.check_single(config)
     if on_round is not None and not callable(on_round):
         raise UserError(f"on_round={on_round!r:.60} is not a function; give one of a RoundRecord")
+    if partition is not None:
+        config = config.replace(**given_splits.fields_of_indices(partition, config.run.cache))
     if model is not None:
         config = config.replace(model=give(model))
-    experiment = build_prepared(config, dataset, partition)
+    experiment = build_prepared(config, dataset)
     run_flags = experiment.config.run
     given = ""  # arguments to give again, where only a call can resume the run
     given += ", dataset=dataset" if dataset is not None else ""

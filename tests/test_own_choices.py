@@ -5,6 +5,8 @@ from pathlib import Path
 
 import federated_learning as fl
 from harness.cli.fields import UserError
+from harness.engine.execution import convert
+from harness.storage.files import reason_of
 
 import numpy as np
 import pytest
@@ -328,6 +330,27 @@ def test_a_step_of_a_file_may_have_an_if_and_its_mistakes_are_one_line(here):
     line = OWN[: OWN.index("return gradient\n")].count("\n") + 1
     assert done.returncode == 2
     assert f"own.py:{line} raised NameError" in done.stderr.splitlines()[-1]
+
+
+def test_an_error_in_converted_code_keeps_its_reason():
+    """AutoGraph raises IndexError and the like as a StagingError, below its own traceback."""
+
+    def miscounted(x):
+        return x + [1.0][3]
+
+    def overlong(x):
+        return x[:, 2]
+
+    for function, reason in (
+        (miscounted, "IndexError: list index out of range"),
+        (overlong, "Index out of range using input dim 1; input has only 1 dims"),
+    ):
+        with pytest.raises(Exception, match="in user code") as raised:
+            tf.function(convert(function), autograph=False)(tf.zeros(2))
+        assert reason_of(raised.value) == reason
+    assert (
+        reason_of(ValueError("the first line\nand the second")) == "the first line and the second"
+    )
 
 
 def test_a_client_update_of_a_file_may_have_an_if(here):

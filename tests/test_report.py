@@ -130,7 +130,7 @@ def test_figures_of_another_form_are_on_the_page_too(tmp_path):
     ("fields", "then", "flags"),
     [
         ({}, {"target_accuracy": 0.1}, "--target-accuracy 0.1 --after-target continue"),
-        ({"client_lr": 1e-7}, {"stop_after": 1}, ""),
+        ({"client_lr": 1e-7}, {"stop_after": 1}, "--rounds 2"),
         ({"time_limit": "0.001", "stop_after": 2}, {}, "--stop-after 2"),
         ({"time_limit": "0.001"}, {"rounds": 3, "time_limit": "", "target_accuracy": 0.1}, "0.1"),
     ],

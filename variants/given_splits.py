@@ -130,11 +130,8 @@ def read_split(
     return from_places(parts, content, name, dataset)
 
 
-def check_given_partition(partition: Any, configured: Any, config: Any, dataset: Any) -> None:
-    """Raise UserError for a Partition that is not `configured`, the one of this configuration.
-
-    A client may lack images of it: the baselines leave out those that a client tests on.
-    """
+def check_given_partition(partition: Any, config: Any, dataset: Any) -> None:
+    """Raise UserError for a Partition that is not the split of this configuration and data."""
     cure = "give fl.make_partition(dataset, config) of this configuration and data set"
     num_clients = config.partitioning.num_clients
     if len(partition.indices) != num_clients:
@@ -152,8 +149,7 @@ def check_given_partition(partition: Any, configured: Any, config: Any, dataset:
             f"partition= holds out {sum(num_tests):,} images of its clients, which is not "
             f"client_test={share:g} of each; {cure}"
         )
-    both = zip(partition.indices, configured.indices, strict=True)
-    if any(np.setdiff1d(given, own).size for given, own in both):
+    if partition.drawn_by != config.fields_of_split():
         raise UserError(
             f"partition= is another split than {config.partition_name} of this configuration; "
             f"{cure}, or index arrays such as partition.indices"

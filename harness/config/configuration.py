@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 import os
 import shlex
@@ -139,6 +140,12 @@ class ExperimentConfig(ConfigGroup):
         fields = {name for entry in self.tables.rows[field].values() for name in entry.fields}
         readable = fields.difference(self.tables.private_fields())
         return {name: value for name, value in self.changed().items() if name in readable}
+
+    def fields_of_split(self) -> str:
+        """Return the fields that the split follows from, as JSON; of a file, its path."""
+        fields = ("num_clients", "min_images", "partition_file", "seed")
+        used = self.subset(fields) | self.fields_of_choice("partition")
+        return json.dumps([self.partition_name, used], sort_keys=True)
 
     @property
     def partition_name(self) -> str:

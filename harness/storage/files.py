@@ -174,15 +174,15 @@ def briefly(error: BaseException) -> str:
 
 
 def reason_of(error: BaseException) -> str:
-    """Return what an error of TensorFlow or Keras says in one line, without where it was raised."""
+    """Return what an error of a user's code, or of TensorFlow in it, says in one line."""
     kind = type(error).__name__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = [line.removeprefix(f"{kind}: ") for line in lines if line.startswith(f"{kind}: ")]
-    if said:  # below a traceback, as AutoGraph writes it
-        lines = said[-1:]
-    if len(lines) > 1 and lines[0].startswith("Exception encountered when calling layer"):
-        lines = lines[1:]
-    return lines[0].partition(" for '{{")[0][:200] if lines else kind
+    if "in user code:" in lines:  # AutoGraph's: a traceback, and the error itself below it
+        said = [line for line in lines if re.match(r"[\w.]+(: |$)", line)]
+        lines = [line.removeprefix(f"{kind}: ") for line in said[-1:]]
+    elif len(lines) > 1 and lines[0].startswith("Exception encountered when calling layer"):
+        lines = lines[1:2]
+    return " ".join(lines).partition(" for '{{")[0][:200] or kind
 
 
 class InUse(UserError):

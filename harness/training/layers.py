@@ -33,7 +33,7 @@ def conv(filters: int, size: int = 5, padding: str = "same") -> list[Any]:
 
     `size` is that of its square kernel. "same" padding keeps the images' size, "valid" loses the
     border. In papers ReLU comes before the pooling: the same values and gradients, bit for bit, but
-    four times the work.
+    of four times the numbers.
     """
     convolution = tf.keras.layers.Conv2D(filters, size, padding=padding)
     return [convolution, tf.keras.layers.MaxPool2D(), tf.keras.layers.ReLU()]
