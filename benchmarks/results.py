@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 UNUSED = ("variants/baselines.py", "variants/losses.py")
 # A program, by its `identity` -> earlier ones that compute the same in every run of a table, and
-# what has changed since, which no such run does. A program that is not here has none.
+# what has changed since, on which none of its numbers depends. A program that is not here has none.
 EQUIVALENT = {
     "4d8d9ca76453208a": {
         "1fa56ae82230a135": "a round in which no update is finite; the memory of an algorithm "
@@ -32,7 +32,8 @@ EQUIVALENT = {
         "pictures and tables; how soon a process is built; a shard's footer",
         "385527ef611382ff": "what Config() refuses",
         "2e06724788075d02": "what Grappler does to save memory; a notice; a user's own layers and "
-        "modules",
+        "modules; ReLU behind the pooling, by which convolutional networks compute the same in "
+        "less time; whatever refuses or names a split; baselines with a time limit",
     },
 }
 sys.path.insert(0, str(ROOT))

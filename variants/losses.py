@@ -11,7 +11,7 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
-from harness.cli.own_files import is_own
+from harness.cli.own_files import change_function, is_own
 from harness.engine.execution import convert
 
 import numpy as np
@@ -87,11 +87,13 @@ def choose_loss(network: Any, experiment: Any) -> Any:
                 f"loss={training.loss!r:.100}; drop one of them"
             )
         function = import_function(training.loss, "loss")
-        loss = partial(checked, function=function, name=training.loss)
-        try_loss(loss, network.num_classes, training.loss)
-        own, *place = function.args  # of own_files.call_function
-        function = partial(function.func, convert(own), *place)
-        loss = partial(checked, function=function, name=training.loss)
+        try_loss(
+            partial(checked, function=function, name=training.loss),
+            network.num_classes,
+            training.loss,
+        )
+        converted = change_function(function, convert)
+        loss = partial(checked, function=converted, name=training.loss)
     elif training.label_smoothing:
         loss = partial(smoothed, smoothing=training.label_smoothing)
     if training.class_weights == "balanced" and experiment.config.is_private:

@@ -248,6 +248,12 @@ def call_function(
         return list(returned) if isinstance(returned, types.GeneratorType) else returned
 
 
+def change_function(called: Any, change: Callable) -> Any:
+    """Return what load_function returned, with change(function) in the place of the function."""
+    function, *place = called.args
+    return partial(called.func, change(function), *place)
+
+
 @contextlib.contextmanager
 def errors_of_own_code(what: str, path: Path) -> Iterator[None]:
     """Turn whatever a user's code raises into one line, sys.exit too: it would end the run.

@@ -203,22 +203,24 @@ class RunFolder:
                 )
                 continue
             self.write_tables(records)
+            self.write_config()
             self.note_program(done)
             self.find_best(records, state)
             return state, records
         if problem:
             raise UserError(problem)
         self.write_tables([])
+        self.write_config()
         self.note_program(0)
         return None, []
 
-    def note_program(self, done: int) -> None:
-        """Add this program to the run's list if it makes the rounds after the first `done`.
-
-        The configuration is noted too: a resumed run may have more rounds now.
-        """
+    def write_config(self) -> None:
+        """Write the configuration; a resumed run may have more rounds now."""
         updated = self.config.replace(resume="", accept_changes=False)
         write_file(self.path / "config.json", to_json(updated.to_dict()))
+
+    def note_program(self, done: int) -> None:
+        """Add this program to the run's list if it makes the rounds after the first `done`."""
         programs = [program for program in self.programs if program["from_round"] <= max(done, 1)]
         if not programs or done == 0:
             programs = [self.program | {"from_round": 1}]
