@@ -220,8 +220,8 @@ def train_baselines(
 ) -> Iterator[None]:
     """Train those that the file `path` does not hold yet, and add each; yield after each round.
 
-    It ends before one that would pass the `deadline`, a perf_counter(), but trains `at_least` so
-    many of them.
+    It ends before one that would pass the `deadline`, a perf_counter(), but not before it has
+    trained `at_least` that number.
     """
     trained = read_store(path, after)
     num_trained = 0
