@@ -509,6 +509,8 @@ def test_a_private_run_is_resumed_with_a_larger_budget(tmp_path, monkeypatch, ca
     fl.run(fl.parse("--resume runs/run --epsilon-budget 30"))
     spent = f"the rounds so far have ε = {more.records[-1].epsilon:.2f}"
     assert f"epsilon_budget=30 is exceeded already: {spent}" in capsys.readouterr().err
+    page = (more.folder / "report.html").read_text()
+    assert "--rounds 3" in page and "--epsilon-budget 30" not in page
     with pytest.raises(UserError, match="noise_multiplier=0.9 differs from"):
         fl.parse("--resume runs/run --noise-multiplier 0.9")
 
