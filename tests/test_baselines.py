@@ -312,7 +312,7 @@ def test_stopped_in_the_baselines_it_says_how_to_go_on(tmp_path):
     assert (tmp_path / "runs" / "run" / "metrics.json").exists()
 
 
-@pytest.mark.parametrize("rounds", [1, 2], ids=["in the baselines", "in the rounds"])
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.thorough)])
 def test_the_time_limit_is_that_of_run_and_baselines(tmp_path, monkeypatch, capsys, rounds):
     """The first round always fits, and nothing after it in a millisecond."""
     monkeypatch.chdir(tmp_path)

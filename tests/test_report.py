@@ -4,6 +4,7 @@ import html.parser
 import json
 import re
 import shlex
+from functools import partial
 
 import federated_learning as fl
 from harness.cli.run_options import identity
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from runs import configure, read_metrics
 
+thorough = partial(pytest.param, marks=pytest.mark.thorough)
 NAME = "<script>alert(1)</script> & co"
 
 
@@ -130,11 +132,12 @@ def test_figures_of_another_form_are_on_the_page_too(tmp_path):
     ("fields", "then", "flags"),
     [
         ({}, {"target_accuracy": 0.1}, "--target-accuracy 0.1 --after-target continue"),
-        ({"client_lr": 1e-7}, {"stop_after": 1}, "--rounds 2"),
-        ({"time_limit": "0.001", "stop_after": 2}, {}, "--stop-after 2"),
-        ({"time_limit": "0.001"}, {"rounds": 3, "time_limit": "", "target_accuracy": 0.1}, "0.1"),
+        thorough({"client_lr": 1e-7}, {"stop_after": 1}, "--rounds 2"),
+        thorough({"time_limit": "0.001", "stop_after": 2}, {}, "--stop-after 2"),
+        thorough(
+            {"time_limit": "0.001"}, {"rounds": 3, "time_limit": "", "target_accuracy": 0.1}, "0.1"
+        ),
     ],
-    ids=["target", "stop-after", "time limit", "stopped, then at its target"],
 )
 def test_its_command_ends_where_the_run_did(tmp_path, monkeypatch, fields, then, flags):
     """Though it was stopped, or resumed with a flag that would have ended it earlier."""

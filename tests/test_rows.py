@@ -231,11 +231,11 @@ def test_a_stopped_comparison_has_a_table_of_what_is_done(tmp_path, monkeypatch,
     monkeypatch.chdir(tmp_path)
     done = []
 
-    def run_twice(config, hint):
+    def run_twice(config, resume_hint):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(config)
-        return fl.run(config, hint)
+        return fl.run(config, resume_hint=resume_hint)
 
     config = fl.parse([*FLAGS, "--compare", "fedavg,fedprox,fedavgm", "--name", "mine"])
     with pytest.raises(KeyboardInterrupt):
