@@ -87,13 +87,9 @@ def choose_loss(network: Any, experiment: Any) -> Any:
                 f"loss={training.loss!r:.100}; drop one of them"
             )
         function = import_function(training.loss, "loss")
-        try_loss(
-            partial(checked, function=function, name=training.loss),
-            network.num_classes,
-            training.loss,
-        )
-        converted = change_function(function, convert)
-        loss = partial(checked, function=converted, name=training.loss)
+        own_loss = partial(checked, name=training.loss)
+        try_loss(partial(own_loss, function=function), network.num_classes, training.loss)
+        loss = partial(own_loss, function=change_function(function, convert))
     elif training.label_smoothing:
         loss = partial(smoothed, smoothing=training.label_smoothing)
     if training.class_weights == "balanced" and experiment.config.is_private:

@@ -131,12 +131,14 @@ class ExperimentConfig(ConfigGroup):
         """Return the fields, by name, that the choice made in this field uses and others do not."""
         return self.subset(self.chosen(field).fields)
 
-    def fields_of_own(self, field: str) -> dict[str, Any]:
-        """Return the fields, by name, that a user's own function chosen in this field may read.
+    def fields_to_name(self, field: str) -> dict[str, Any]:
+        """Return the fields, by name, that a caption names with the choice made in this field.
 
-        It may read those of any choice in its place but a private one; those at their defaults are
-        left out.
+        A user's own function may read those of any choice in its place but a private one; those at
+        their defaults are left out.
         """
+        if not is_own(self.to_dict()[field]):
+            return self.fields_of_choice(field)
         fields = {name for entry in self.tables.rows[field].values() for name in entry.fields}
         readable = fields.difference(self.tables.private_fields())
         return {name: value for name, value in self.changed().items() if name in readable}

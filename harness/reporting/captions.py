@@ -124,9 +124,7 @@ def describe_algorithm(config: Any) -> str:
     Of plain SGD only the rate is named, of plain averaging nothing.
     """
     optimization = config.optimization
-    fields = config.fields_of_choice("algorithm")
-    if is_own(optimization.algorithm):
-        fields = config.fields_of_own("algorithm")
+    fields = config.fields_to_name("algorithm")
     if optimization.server_epsilon is None:
         fields.pop("server_epsilon", None)
     parts = [with_fields(short_name(optimization.algorithm), fields)]
@@ -147,9 +145,7 @@ def describe_aggregator(experiment: Any) -> str:
     """Return the aggregator, its own fields, and what its results rest on."""
     config = experiment.config
     name = short_name(config.aggregation.aggregator)
-    fields = config.fields_of_choice("aggregator")
-    if is_own(config.aggregation.aggregator):
-        fields = config.fields_of_own("aggregator")
+    fields = config.fields_to_name("aggregator")
     if config.is_private:
         fields = {"noise_multiplier": config.privacy.noise_multiplier}
     text = with_fields(name, fields)

@@ -162,15 +162,16 @@ def fields_to_repeat(metrics: dict[str, Any], config: Any) -> dict[str, Any]:
     They differ from the configuration's if the run was stopped, or was resumed with a flag that
     would have ended it earlier.
     """
-    history = [read_record(row) for row in metrics["rounds"]]
-    done = len(history)
+    done = len(metrics["rounds"])
+    may_stop = config.run.target_accuracy or config.run.stop_after
+    history = [read_record(row) for row in metrics["rounds"]] if may_stop else []
     budget = config.privacy.epsilon_budget
     fields: dict[str, Any] = {}
-    if any(stops_early(history[:rounds], config.run) for rounds in range(1, done)):
+    if any(stops_early(history[:rounds], config.run) for rounds in range(1, len(history))):
         fields["stop_after"] = 0
         if config.run.target_accuracy:
             fields["after_target"] = "continue"
-    if budget and (history[-1].epsilon or 0) > budget:
+    if budget and (metrics["epsilon"] or 0) > budget:
         fields["epsilon_budget"] = 0.0
     if done < config.training.rounds and (fields or not stops_early(history, config.run)):
         fields["rounds"] = done
