@@ -34,6 +34,7 @@ EQUIVALENT = {
         "2e06724788075d02": "what Grappler does to save memory; a notice; a user's own layers and "
         "modules; ReLU behind the pooling, by which convolutional networks compute the same in "
         "less time; whatever refuses or names a split; baselines with a time limit",
+        "4d8d9ca76453208a": "which method says what fields a caption names",
     },
 }
 sys.path.insert(0, str(ROOT))
