@@ -2,7 +2,7 @@
 
     # each peer's own pinned environment, in .peers (12 GB, ten minutes)
     python benchmarks/peers.py --install
-    # 9 rounds each, interleaved; writes results/peers.json
+    # 15 rounds each, interleaved; writes results/peers.json
     python benchmarks/peers.py
 
 Two works: a 784-128-10 network, and the default network with the default batch. Every peer trains

@@ -1,7 +1,7 @@
 """Seconds of one FedAvg round, ours against a floor, TFF's stock ways and a Keras loop: side by
 side, interleaved.
 
-    # every work, 9 rounds each; writes results/round_time.json
+    # every work, 15 rounds each; writes results/round_time.json
     python benchmarks/round_time.py
     # the one work of the table's first part, printed only
     python benchmarks/round_time.py --works mlp
@@ -9,8 +9,10 @@ side, interleaved.
 Each contender is a process of its own, with the thread settings its users have, and does the same
 work: the same IID clients, model, initial weights, learning rate, batch size and one local epoch in
 an order of its own. The driver asks them for a round in turn, so that a noisy minute hits all of
-them. The CPU-seconds and the memory are those of the contender's whole process tree; the memory is
-the sum of its processes' peaks. Test accuracies must agree to a point.
+them, and starts all of them anew after some rounds, as processes of one program differ, too: with
+convolutions it is decided at the start whether TensorFlow finds the fast gradient. The CPU-seconds
+and the memory are those of the contender's whole process tree; the memory is the sum of its
+processes' peaks. Test accuracies must agree to a point.
 """
 
 import argparse
@@ -36,7 +38,8 @@ import numpy as np
 from contenders import PEERS, Tree, command_of, environment, export, paddings_of, python_of
 from small import first_images
 
-ROUNDS = 9  # after one that does not count
+ROUNDS = 5  # of a process, after one that does not count
+STARTS = 3  # processes of each contender, one after the other
 CLIENTS = 10
 WORKS = {  # images a client, and what differs from the default configuration
     "mlp": (6000, {"model": "mlp", "batch_size": 32}),
@@ -279,6 +282,7 @@ class Contender:
         self.name = name
         self.seconds = []
         self.cpu = []
+        self.accuracy = math.nan
         command = [sys.executable, __file__, "--contender", name, "--works", work]
         if name in PEERS:
             command = command_of(name, file)
@@ -315,12 +319,9 @@ class Contender:
         self.tree.kill()
 
 
-def measure(work: str, names: list[str], rounds: int) -> list[dict]:
-    """Rows of the result: `rounds` rounds of each contender, interleaved, after one to warm up."""
+def interleave(work: str, names: list[str], rounds: int, file: Path) -> list[Contender]:
+    """The contenders after `rounds` rounds of one process each, in turn, after one to warm up."""
     with contextlib.ExitStack() as stack:
-        file = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "work.npz"
-        if PEERS.keys() & {*names}:
-            export(Work(work).experiment, file)
         contenders = []
         for name in names:
             contenders.append(Contender(name, work, file))
@@ -331,17 +332,32 @@ def measure(work: str, names: list[str], rounds: int) -> list[dict]:
             for contender in contenders:
                 contender.round()
             print(f"{work}: round {number + 1}/{rounds}", file=sys.stderr)
-        rows = [
-            {
-                "name": c.name,
-                "work": title(work),
-                "seconds": [round(s, 4) for s in c.seconds],
-                "cpu_s": round(statistics.median(c.cpu), 3),
-                "peak_mib": round(c.tree.peak_mib()),
-                "accuracy": c.ask("end"),
-            }
-            for c in contenders
-        ]
+        for contender in contenders:
+            contender.accuracy = contender.ask("end")
+    return contenders
+
+
+def measure(work: str, names: list[str], rounds: int) -> list[dict]:
+    """Rows of the result: `rounds` rounds of each of STARTS processes of each contender."""
+    rows = [
+        {"name": name, "work": title(work), "seconds": [], "cpu": [], "mib": [], "accuracies": []}
+        for name in names
+    ]
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "work.npz"
+        if PEERS.keys() & {*names}:
+            export(Work(work).experiment, file)
+        for start in range(STARTS):
+            print(f"{work}: start {start + 1}/{STARTS}", file=sys.stderr)
+            for row, contender in zip(rows, interleave(work, names, rounds, file), strict=True):
+                row["seconds"] += [round(s, 4) for s in contender.seconds]
+                row["cpu"] += contender.cpu
+                row["mib"].append(contender.tree.peak_mib())
+                row["accuracies"].append(contender.accuracy)
+    for row in rows:
+        row["cpu_s"] = round(statistics.median(row.pop("cpu")), 3)
+        row["peak_mib"] = round(max(row.pop("mib")))
+        row["accuracy"] = round(statistics.median(row.pop("accuracies")), 4)
     accuracies = [row["accuracy"] for row in rows]
     if max(accuracies) - min(accuracies) > 0.01:
         raise SystemExit(

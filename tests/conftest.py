@@ -154,14 +154,11 @@ MORE_OF_A_KIND = {
         "--baselines",
         "--partition feature",
     ),
-    "test_with_equal_times_and_a_full_buffer_fedbuff_is_fedavg": (
-        "{'clients_per_round': 4, 'partition': 'iid', 'unseen_clients': 0.2}",
-        "{'aggregator': 'median'}",
-        "{'aggregator': 'secure', 'clients_per_round': 3}",
-    ),
+    "test_with_equal_times_and_a_full_buffer_fedbuff_is_fedavg": (),
     "test_losses_with_other_variants": (
         "{'algorithm': 'scaffold'}",
         "{'aggregator': 'median'}",
+        "{'algorithm': 'mimelite'}",
         "{'baselines': True}",
     ),
     "test_the_same_function_from_a_file_makes_the_same_numbers": (
@@ -282,6 +279,8 @@ MORE_OF_A_KIND = {
         "mimelite-client_weighting",
         "feddyn-client_weighting",
         "feddyn-num_clients-unseen_clients-seed",
+        "scaffold-client_weighting",
+        "scaffold-num_clients-unseen_clients-seed",
         "fedper",
     ),
     "test_a_data_set_from_python_is_held_out_too": (),
@@ -312,7 +311,16 @@ MORE_OF_A_KIND = {
         "cosine",
     ),
     "test_what_is_lost_is_done_again_and_the_end_is_the_same": ("worker",),
-    "test_a_step_is_keras_own_of_the_same_loss": ("L2", "smoothing", "balanced", "activity"),
+    "test_a_step_is_keras_own_of_the_same_loss": (
+        "L2",
+        "smoothing",
+        "balanced",
+        "activity",
+        "own",
+    ),
+    "test_a_step_of_a_model_of_ones_own_is_keras_own": ("branches",),
+    "test_somebody_elses_folder_runs_no_file": ("--config",),
+    "test_a_run_that_the_limit_of_a_comparison_ends_has_no_row": (),
     "test_with_its_neighbours_a_run_resumes_bit_for_bit": (
         "--fine-tune-epochs 1 --unseen-clients 0.2",
         "--algorithm fedbuff --device-speed lognormal:0.8 --buffer-size 3 --aggregator krum "
