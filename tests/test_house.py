@@ -173,7 +173,7 @@ def test_replace_finds_fields_by_their_names():
 @pytest.mark.slow
 def test_a_default_run_calls_no_function_of_the_variants(tmp_path, digits):
     """From its flags to its last file; digits, which make it a run of seconds, are not MNIST."""
-    profile = cProfile.Profile()
+    profile = cProfile.Profile(builtins=False)
     with profile:
         config = fl.parse("--rounds 1 --local-epochs 1").replace(
             runs=str(tmp_path), cache=str(tmp_path)

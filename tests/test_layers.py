@@ -44,9 +44,9 @@ def few(names, quick):
 
 
 @pytest.mark.parametrize("name", few(NETWORKS, {"dropout", "rotation"}))
-def test_randomness_is_there_and_a_function_of_the_seed(trained, name):
-    once, again, other = (trained(NETWORKS[name], seed=seed) for seed in (0, 0, 1))
-    assert largest_difference(once, again) == 0 and largest_difference(once, other) > 1e-3
+def test_randomness_is_there_and_repeats(trained, name):
+    once = trained(NETWORKS[name])
+    assert largest_difference(once, trained(NETWORKS[name])) == 0
     assert largest_difference(once, trained(lambda: layers.dense(16))) > 1e-3
 
 
