@@ -193,7 +193,7 @@ MORE_OF_A_KIND = {
     "test_runs_are_stopped_at_any_moment_of_their_start": (),
     "test_the_server_takes_the_mean_by_examples": (),
     "test_a_row_that_gets_the_value_of_another_stays_a_row_of_its_own": (),
-    "test_fednova_does_not_scale_what_no_rate_moves": ("average",),
+    "test_fednova_does_not_scale_what_no_rate_moves": (),
     "test_a_comparison_to_a_target_tells_rounds": (),
     "test_a_page_of_a_private_run_has_no_clients": (),
     "test_three_workers_repeat_to_the_bit_where_a_cohort_leaves_one_out": (),
@@ -271,6 +271,8 @@ MORE_OF_A_KIND = {
         "scaffold-client_weighting",
         "scaffold-num_clients-unseen_clients-seed",
         "fedper",
+        "fedrep",
+        "scaffold-client_schedule-lr_decay",
     ),
     "test_a_data_set_from_python_is_held_out_too": (),
     "test_what_is_in_a_file_is_taken_or_refused_in_one_line": (
