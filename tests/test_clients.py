@@ -5,6 +5,7 @@ import json
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.reporting import clients
+from harness.training import client_accuracies
 from variants.partitions import draw_tests
 
 import numpy as np
@@ -21,14 +22,14 @@ def rows_of(folder):
 
 
 def test_gini_and_worst_tenth_by_hand():
-    assert clients.gini(np.array([1.0, 1.0, 1.0])) == 0
+    assert client_accuracies.gini(np.array([1.0, 1.0, 1.0])) == 0
     # sum of |x - y| over all ordered pairs is 4, over 2 * n^2 * mean = 2 * 4 * 2 = 16
-    assert clients.gini(np.array([1.0, 3.0])) == pytest.approx(0.25)
-    assert clients.gini(np.zeros(3)) == 0
+    assert client_accuracies.gini(np.array([1.0, 3.0])) == pytest.approx(0.25)
+    assert client_accuracies.gini(np.zeros(3)) == 0
     accuracies = np.array([0.9, np.nan, *[1.0] * 18, 0.5])  # 20 measured: the worst two
-    assert clients.worst_tenth(accuracies) == pytest.approx(0.7)
-    assert clients.worst_tenth(np.array([0.4, 0.8])) == pytest.approx(0.4)
-    assert np.isnan(clients.worst_tenth(np.array([np.nan])))
+    assert client_accuracies.worst_tenth(accuracies) == pytest.approx(0.7)
+    assert client_accuracies.worst_tenth(np.array([0.4, 0.8])) == pytest.approx(0.4)
+    assert np.isnan(client_accuracies.worst_tenth(np.array([np.nan])))
 
 
 def test_an_accuracy_of_0_counts():
@@ -42,7 +43,9 @@ def test_an_accuracy_of_0_counts():
 def test_accuracy_on_a_label_mix_by_hand():
     """Recall is 1/2 for label 0 and 1 for label 1; label 2 has no test image."""
     counts = np.array([[1, 3, 0], [5, 0, 7], [0, 0, 2]])
-    found = clients.accuracies_on_label_mix(np.array([1, 2, 0]), np.array([2, 2, 0]), counts)
+    found = client_accuracies.accuracies_on_label_mix(
+        np.array([1, 2, 0]), np.array([2, 2, 0]), counts
+    )
     assert found[:2] == pytest.approx([0.25 * 0.5 + 0.75 * 1, 0.5]) and np.isnan(found[2])
 
 

@@ -25,10 +25,14 @@ from harness.config.conditions import default_client_lr
 from harness.engine.ssh import HERE
 from harness.engine.worker import LocalWorker
 from harness.reporting import captions, plots
-from harness.reporting.clients import accuracies_on_label_mix, describe_clients, worst_tenth
 from harness.reporting.results import pluralize, print_written
 from harness.storage.files import append, csv_table, json_line, read_bytes, write_file
 from harness.storage.provenance import digest, program
+from harness.training.client_accuracies import (
+    accuracies_on_label_mix,
+    describe_clients,
+    worst_tenth,
+)
 from harness.training.dataset import Split
 from harness.training.records import MOST_IN_MATRIX, examples_trained_on, name_reports
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
-from harness.reporting.clients import OWN_TESTS, accuracies_of_parts, summarize_accuracies
+from harness.training.client_accuracies import OWN_TESTS, accuracies_of_parts, summarize_accuracies
 from harness.training.dataset import OtherImages
 from harness.training.records import EXTRA, RoundRecord
 from harness.training.streams import open_stream

@@ -15,8 +15,8 @@ from typing import Any
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
 from harness.cli.output import warn
-from harness.reporting.clients import PERSONAL, accuracies_of_parts, summarize_accuracies
 from harness.reporting.results import pluralize
+from harness.training.client_accuracies import PERSONAL, accuracies_of_parts, summarize_accuracies
 from harness.training.own_models import places_by_layer
 from variants import CHANGES
 from variants.adversity import unseen_clients

@@ -14,7 +14,7 @@ from harness.comparing.significance import (
     half_width_of_mean,
 )
 from harness.comparing.tables import COLUMNS, ROW, Table, column_of
-from harness.reporting.clients import gini, worst_tenth
+from harness.training.client_accuracies import gini, worst_tenth
 from harness.training.histories import (
     has_own_models,
     have_one_length,

@@ -6,10 +6,11 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from harness.reporting.clients import TITLES, worst_tenth
+from harness.reporting.clients import TITLES
 from harness.reporting.drawing import BLUE, CYCLE, GREY, ORANGE, new_figure, place_legend, plain
 from harness.reporting.figure_form import FORM, default_style
 from harness.reporting.results import pluralize
+from harness.training.client_accuracies import worst_tenth
 
 import numpy as np
 from matplotlib.figure import Figure

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from harness.cli.output import print_line
-from harness.reporting.clients import format_clients, gini, label_skews
+from harness.reporting.clients import format_clients
 from harness.storage.files import one_line
+from harness.training.client_accuracies import gini, label_skews
 from harness.training.histories import best_record, rounds_to_target, seconds_to_target
 from harness.training.records import MOST_IN_MATRIX, few_images_of_many_labels
 

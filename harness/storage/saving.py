@@ -25,6 +25,7 @@ from harness.storage.callbacks import (
 from harness.storage.files import csv_table, read_json
 from harness.storage.run_folder import RunFolder
 from harness.training import records
+from harness.training.client_accuracies import describe_clients
 from harness.training.records import Evaluation, RoundRecord
 from harness.training.settings import pinned_keras_settings
 
@@ -127,7 +128,7 @@ def save_result(folder: RunFolder, experiment: Any, result: Result) -> tuple[dic
     figures = plots.result_figures(experiment, result, caption)
     tables = {}
     if not folder.is_private:
-        rows = clients.describe_clients(result.evaluation, experiment.partition)
+        rows = describe_clients(result.evaluation, experiment.partition)
         tables["clients.csv"] = csv_table(rows)
         if distributions := clients.distributions(rows):
             figures["client_accuracy.png"] = partial(plot_client_accuracy, distributions, caption)
