@@ -13,17 +13,24 @@ import pytest
 from runs import configure, make_record
 
 
-def find(**flags):
+def find(num_weights=20_001, **flags):
     """The notices of a run by four clients, the largest of which has 100 images."""
     partition = SimpleNamespace(sizes=np.array([10, 100, 20, 30]))
     config = configure(num_clients=4, **flags).effective()
-    return find_weak_settings(SimpleNamespace(config=config, partition=partition))
+    weights = (np.zeros(num_weights), np.zeros(10))
+    return find_weak_settings(
+        SimpleNamespace(config=config, partition=partition, initial_weights=weights)
+    )
 
 
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
         ({"aggregator": "trimmed-mean", "trim": 0.2}, "trim=0.2 of 4 clients leaves out none"),
+        (
+            {"aggregator": "compressed", "num_weights": 20_000},
+            "sent as they are, and the model's largest has 20,000; choose a larger --model",
+        ),
         ({"workers_cache": "x"}, "workers_cache='x' has no effect without --workers"),
         ({"stop_after": 4, "rounds": 5}, "stop_after=4 never stops the run, as it has 5 rounds"),
         ({"save_every": 6}, "save_every=6 saves no model, as the run has 5 rounds"),
@@ -60,6 +67,7 @@ def test_what_has_little_effect_is_told(flags, said):
     [
         {},
         {"aggregator": "trimmed-mean", "trim": 0.25},
+        {"aggregator": "compressed"},
         {"save_every": 5},
         {"client_schedule": "warm-up", "warmup_steps": 21},
         {"client_schedule": "warm-up", "warmup_steps": 3, "batch_size": 0},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from harness.cli.loading import import_function
 from harness.reporting.captions import has_all_owners
 from harness.reporting.results import pluralize, whole_parts
 
@@ -40,6 +41,7 @@ def find_weak_settings(experiment: Any) -> list[str]:
         of_owner_choice(experiment),
         of_sampling(config),
         of_trimming(config),
+        of_compression(experiment),
         of_saving(config),
         of_stopping(config),
         of_workers_cache(config),
@@ -83,6 +85,19 @@ def of_trimming(config: Any) -> str:
     if math.floor(trim * most + 1e-9):
         return ""
     return f"trim={trim:g} of {most} clients leaves out none; the trimmed mean is the plain mean"
+
+
+def of_compression(experiment: Any) -> str:
+    """Return a notice on a model of which no tensor is large enough to be compressed."""
+    if experiment.config.aggregation.aggregator != "compressed":
+        return ""
+    sizes = [weights.size for weights in experiment.initial_weights]
+    if import_function("aggregators:compressed_bytes")(sizes) < 4 * sum(sizes):
+        return ""
+    return (
+        "aggregator='compressed' compresses nothing here: tensors of up to 20,000 numbers are sent "
+        f"as they are, and the model's largest has {max(sizes):,}; choose a larger --model"
+    )
 
 
 def of_saving(config: Any) -> str:
