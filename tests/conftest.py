@@ -141,6 +141,7 @@ MORE_OF_A_KIND = {
         "metrics",
     ),
     "test_held_out_images_with_other_variants": (
+        "--algorithm fedadam --aggregator median",
         "--algorithm scaffold",
         "--sampling poisson --clients-per-round 4",
         "--baselines",
@@ -259,6 +260,7 @@ MORE_OF_A_KIND = {
         "groups1-multi-krum",
     ),
     "test_three_rounds_equal_numpys": (
+        "fedavg",
         "fedsgd",
         "fedavgm",
         "fedadagrad",
