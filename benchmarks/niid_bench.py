@@ -38,7 +38,7 @@ SPLITS = {  # the flags of Flower's splits
 FLOWERS_SEED = 42
 PRINTED = ("FedAvg", "SCAFFOLD", "FedProx", "FedNova")
 LENET = "--model lenet --client-lr 0.1 --algorithm"
-# Flower's own settings; momentum is not what the authors of SCAFFOLD correct, and refused there
+# Flower's own settings, without SCAFFOLD, which refuses momentum
 FLOWERS = (
     "--model lenet --client-optimizer momentum --client-lr 0.01 --weight-decay 1e-5 --algorithm"
 )
@@ -91,6 +91,19 @@ def cell(tests: list[float]) -> str:
     return mean_sd(tests) + ("" if len(tests) > 1 else ", one seed")
 
 
+def table_of(names: list[str], found: dict[tuple[str, str], dict]) -> list[str]:
+    """The lines of a table of these rows of ours, a column each, by split."""
+    lines = [f"| {' | '.join(['split', *names])} |", "| --- " * (1 + len(names)) + "|"]
+    for split in SPLITS:
+        cells = []
+        for name in names:
+            row = found.get((split, name))
+            best = f" (best {cell(row['best'])})" if row and "best" in row else ""
+            cells.append(f"{cell(row['tests'])}{best}{dagger(row)}" if row else "not run")
+        lines.append(f"| {split} | {' | '.join(cells)} |")
+    return lines
+
+
 def table(rows: list[dict]) -> str:
     """Flower's four rows as it prints them, then ours after the last round, and as Flower counts,
     in the best."""
@@ -106,16 +119,8 @@ def table(rows: list[dict]) -> str:
         cells = [f"{theirs[f'earlier flower {split} {name}']['mean']:.1f}" for name in PRINTED]
         lines.append(f"| {split}, earlier, one run | {' | '.join(cells)} |")
     as_flowers = [name for name in AS_FLOWERS if any((split, name) in found for split in SPLITS)]
-    for ours in ([name for name in ROWS if name not in AS_FLOWERS], as_flowers):
-        names = ["split", *ours]
-        lines += ["", f"| {' | '.join(names)} |", "| --- " * len(names) + "|"]
-        for split in SPLITS:
-            cells = []
-            for name in ours:
-                row = found.get((split, name))
-                best = f" (best {cell(row['best'])})" if row and "best" in row else ""
-                cells.append(f"{cell(row['tests'])}{best}{dagger(row)}" if row else "not run")
-            lines.append(f"| {split} | {' | '.join(cells)} |")
+    lines += ["", *table_of([name for name in ROWS if name not in AS_FLOWERS], found)]
+    lines += ["", *table_of(as_flowers, found)]
     return "\n".join([*lines, "", above(found)])
 
 

@@ -310,6 +310,10 @@ class Contender:
         self.seconds.append(self.ask("round"))
         self.cpu.append(self.tree.cpu_seconds() - before)
 
+    def evaluate(self) -> None:
+        """Note the test accuracy; no round comes after it."""
+        self.accuracy = self.ask("end")
+
     def end(self) -> None:
         self.tree.look()
         with contextlib.suppress(BrokenPipeError):
@@ -333,31 +337,31 @@ def interleave(work: str, names: list[str], rounds: int, file: Path) -> list[Con
                 contender.round()
             print(f"{work}: round {number + 1}/{rounds}", file=sys.stderr)
         for contender in contenders:
-            contender.accuracy = contender.ask("end")
+            contender.evaluate()
     return contenders
 
 
 def measure(work: str, names: list[str], rounds: int) -> list[dict]:
     """Rows of the result: `rounds` rounds of each of STARTS processes of each contender."""
-    rows = [
-        {"name": name, "work": title(work), "seconds": [], "cpu": [], "mib": [], "accuracies": []}
-        for name in names
-    ]
+    starts = []
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "work.npz"
         if PEERS.keys() & {*names}:
             export(Work(work).experiment, file)
         for start in range(STARTS):
             print(f"{work}: start {start + 1}/{STARTS}", file=sys.stderr)
-            for row, contender in zip(rows, interleave(work, names, rounds, file), strict=True):
-                row["seconds"] += [round(s, 4) for s in contender.seconds]
-                row["cpu"] += contender.cpu
-                row["mib"].append(contender.tree.peak_mib())
-                row["accuracies"].append(contender.accuracy)
-    for row in rows:
-        row["cpu_s"] = round(statistics.median(row.pop("cpu")), 3)
-        row["peak_mib"] = round(max(row.pop("mib")))
-        row["accuracy"] = round(statistics.median(row.pop("accuracies")), 4)
+            starts.append(interleave(work, names, rounds, file))
+    rows = [
+        {
+            "name": name,
+            "work": title(work),
+            "seconds": [round(s, 4) for c in contenders for s in c.seconds],
+            "cpu_s": round(statistics.median(cpu for c in contenders for cpu in c.cpu), 3),
+            "peak_mib": round(max(c.tree.peak_mib() for c in contenders)),
+            "accuracy": round(statistics.median(c.accuracy for c in contenders), 4),
+        }
+        for name, contenders in zip(names, zip(*starts, strict=True), strict=True)
+    ]
     accuracies = [row["accuracy"] for row in rows]
     if max(accuracies) - min(accuracies) > 0.01:
         raise SystemExit(
