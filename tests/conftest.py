@@ -176,7 +176,12 @@ MORE_OF_A_KIND = {
     "test_a_private_run_says_nothing_about_single_clients": (),
     "test_a_private_run_has_metrics_of_the_test_set": (),
     "test_balanced_classes_help_a_rare_label": (),
-    "test_a_round_without_a_finite_update_changes_nothing": ("secure", "compressed", "fednova"),
+    "test_a_round_without_a_finite_update_changes_nothing": (
+        "secure",
+        "compressed",
+        "fednova",
+        "fedavgm",
+    ),
     "test_a_run_with_an_algorithm_of_a_file_has_baselines": (),
     "test_a_function_of_a_file_may_read_the_fields_of_what_it_replaces": (),
     "test_the_runs_of_a_comparison_share_a_time_limit": ("1-more1", "2-more0", "2-more1"),
@@ -311,8 +316,8 @@ MORE_OF_A_KIND = {
         "activity",
         "own",
     ),
-    "test_a_step_of_a_model_of_ones_own_is_keras_own": ("branches",),
-    "test_somebody_elses_folder_runs_no_file": ("--config",),
+    "test_a_step_of_a_model_of_ones_own_is_keras_own": ("branches", "recurrent"),
+    "test_somebody_elses_folder_runs_no_file": ("--config", "--evaluate"),
     "test_a_run_that_the_limit_of_a_comparison_ends_has_no_row": (),
     "test_with_its_neighbours_a_run_resumes_bit_for_bit": (
         "--algorithm fedbuff --device-speed lognormal:0.8 --buffer-size 3 --aggregator krum "
@@ -330,6 +335,8 @@ MORE_OF_A_KIND = {
         "multi-krum",
     ),
     "test_two_hosts_train_fedbuffs_clients": (),
+    "test_a_run_with_statistics_is_resumed": (),
+    "test_what_a_function_returns_is_taken_or_refused_for_its_reason": ("lstm-last14",),
     "test_fedprox_without_pull_is_fedavg": (),
     "test_secure_sums_of_clients_that_count_the_same_are_as_fine": (),
 }

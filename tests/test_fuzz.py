@@ -28,7 +28,7 @@ import pytest
 import tensorflow_federated as tff
 from runs import configure
 
-MUTATIONS = int(os.environ.get("MUTATIONS", "400"))
+MUTATIONS = int(os.environ.get("MUTATIONS", "240"))
 WEIGHTS = np.arange(3, dtype=np.float32)
 
 
