@@ -10,7 +10,15 @@ import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.cli.flags import to_flag
 from harness.cli.run_options import BY_CONTENT, MAY_GROW, Comparison, Run
-from harness.reporting import captions, comparison_plots, drawing, figure_files, figure_form, plots
+from harness.reporting import (
+    captions,
+    client_plots,
+    comparison_plots,
+    drawing,
+    figure_files,
+    figure_form,
+    plots,
+)
 from harness.training.records import RoundRecord
 from variants import choices
 
@@ -439,7 +447,40 @@ def test_a_name_that_no_font_here_has_is_one_notice(capsys):
         for _ in range(3):
             figure_files.to_bytes(plots.plot_convergence(RECORDS, f"{name} \u00b7 seed 0"))
     assert capsys.readouterr().err.count("\n") <= 1
-    assert drawing.fonts_for("MNIST \u00b7 \u03b5 3") == FontProperties().get_family()
+    assert drawing.fonts_for(["MNIST", "\u03b5 3"]) == FontProperties().get_family()
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_names_of_classes_and_rows_are_in_the_fonts_for_them(monkeypatch):
+    """Each kind of text has the second font, which here stands for one of another script."""
+    own = FontProperties().get_family()
+    fonts = [*own, "cmr10"]
+    monkeypatch.setattr(drawing, "find_font", lambda lacking: ["cmr10"])
+    classes = [f"\u732b{label}" for label in range(10)]
+    confusion = plots.plot_confusion(evaluation_of(np.eye(10, dtype=int)), NOTE, classes)
+    images = np.zeros((9, 4, 4, 1), np.uint8)
+    labels = np.arange(9)
+    curves = {name: np.full((1, 3), 0.5) for name in classes[:2]}
+    rows = client_plots.plot_clients_of_rows({"\u732b": [np.full(3, 0.5)]}, "test_accuracy", NOTE)
+    legend = comparison_plots.plot_comparison(curves, NOTE).legends[0]
+    texts = [
+        *confusion.axes[0].get_xticklabels(),
+        *confusion.axes[0].get_yticklabels(),
+        *rows.axes[0].get_yticklabels(),
+        *legend.get_texts(),
+        *plots.plot_misclassified(images, labels, labels + 1, NOTE, classes).axes[0].texts,
+    ]
+    assert len(texts) > 20
+    assert [text.get_family() for text in texts] == [fonts] * len(texts)
+
+
+def test_a_chinese_character_is_as_wide_as_two_letters():
+    assert [drawing.shorten("\u732b" * number, 9) for number in (4, 5)] == [
+        "\u732b" * 4,
+        "\u732b" * 4 + "\u2026",
+    ]
+    assert drawing.shorten("a" * 9, 9) == "a" * 9 and drawing.shorten("a" * 10, 9)[8:] == "\u2026"
+    assert drawing.are_words(["\u732b" * 3]) and not drawing.are_words(["\u732b" * 2, "1000"])
 
 
 CURVES = {

@@ -7,7 +7,16 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from harness.reporting.clients import TITLES
-from harness.reporting.drawing import BLUE, CYCLE, GREY, ORANGE, new_figure, place_legend, plain
+from harness.reporting.drawing import (
+    BLUE,
+    CYCLE,
+    GREY,
+    ORANGE,
+    fonts_for,
+    new_figure,
+    place_legend,
+    plain,
+)
 from harness.reporting.figure_form import FORM, default_style
 from harness.reporting.results import pluralize
 from harness.training.client_accuracies import worst_tenth
@@ -85,7 +94,7 @@ def plot_clients_of_rows(
             flierprops={"marker": ".", "ms": 3, "mfc": color, "mec": color},
             meanprops={"marker": "D", "ms": 4, "mfc": "white", "mec": color},
         )
-    axes.set_yticks(range(len(names)), names)
+    axes.set_yticks(range(len(names)), names, family=fonts_for(names))
     axes.invert_yaxis()
     note = "box: quartiles, whiskers: 10 to 90 %, diamond: mean"
     by_global = "" if measured_on == TITLES[BY_OWN] else ", by the global model"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import math
 import textwrap
+import unicodedata
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -16,7 +18,13 @@ from harness.reporting.figure_form import FORM
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.font_manager import FontProperties, findfont, fontManager, get_font
+from matplotlib.font_manager import (
+    FontProperties,
+    findfont,
+    findSystemFonts,
+    fontManager,
+    get_font,
+)
 from matplotlib.ticker import FormatStrFormatter, FuncFormatter, MaxNLocator
 
 BLUE = "#0b6fa4"
@@ -34,7 +42,7 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     form = FORM.get()
     size = form.size or (width, height)
     figure = Figure(figsize=size, dpi=150, layout="constrained")
-    fonts = fonts_for(title + caption)
+    fonts = fonts_for([title, caption])
     # Lines are broken for the figure's own width: smaller letters if it is smaller.
     title_size = form.font or 13
     columns = int(6.5 * size[0] * 13 / title_size)
@@ -55,10 +63,10 @@ def new_figure(width: float, height: float, title: str, caption: str) -> Figure:
     return figure
 
 
-def fonts_for(text: str) -> list[str]:
-    """Return the fonts for a text: matplotlib's own, and one installed that has what it lacks."""
+def fonts_for(texts: Iterable[Any]) -> list[str]:
+    """Return the fonts for texts: matplotlib's own, and one installed that has what it lacks."""
     own = FontProperties()
-    characters = {ord(char) for char in text if char.isprintable()}
+    characters = {ord(char) for text in texts for char in str(text) if char.isprintable()}
     lacking = characters - get_font(findfont(own)).get_charmap().keys()
     return [*own.get_family(), *find_font(frozenset(lacking))] if lacking else own.get_family()
 
@@ -71,6 +79,10 @@ def find_font(characters: frozenset[int]) -> list[str]:
     """
     # A font without bold letters would have a line printed for each text.
     logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)
+    listed = {entry.fname for entry in fontManager.ttflist}
+    for path in {*findSystemFonts()} - listed:  # installed since matplotlib made its list
+        with contextlib.suppress(OSError, RuntimeError):  # a damaged file
+            fontManager.addfont(path)
     for entry in fontManager.ttflist:
         if "Last Resort" in entry.name:  # it has a box for every character
             continue
@@ -120,10 +132,19 @@ def label_tick(names: Sequence[Any], place: float, _: int) -> str:
     return shorten(names[round(place)], 16) if 0 <= round(place) < len(names) else ""
 
 
+def count_columns(text: str) -> int:
+    """Return the width of a text in letters; a Chinese character is as wide as two."""
+    return sum(2 if unicodedata.east_asian_width(char) in "WF" else 1 for char in text)
+
+
 def shorten(name: Any, most: int) -> str:
-    """Return a label's name cut to `most` letters; matplotlib sees no formula in it."""
-    text = str(name)
-    cut = text if len(text) <= most else f"{text[: most - 1].rstrip()}…"
+    """Return a label's name cut to the width of `most` letters; matplotlib sees no formula in
+    it."""
+    cut = str(name)
+    if count_columns(cut) > most:
+        while count_columns(cut) > most - 1:
+            cut = cut[:-1]
+        cut = f"{cut.rstrip()}…"
     return cut.replace("$", r"\$")
 
 
@@ -144,7 +165,7 @@ def least_error(errors: np.ndarray) -> float:
 
 def are_words(names: Sequence[Any]) -> bool:
     """Return whether the names of labels are longer than numbers are."""
-    return any(len(str(name)) > 4 for name in names)
+    return any(count_columns(str(name)) > 4 for name in names)
 
 
 MARKERS = "os^vDPX*<>p"
@@ -168,7 +189,9 @@ HANDLE = 6  # letters in the place of a legend's line sample
 
 def break_names(legend: Any, letters: int) -> None:
     """Break the names in a legend into lines of at most that number of letters."""
+    fonts = fonts_for(text.get_text() for text in legend.get_texts())
     for text in legend.get_texts():
+        text.set_family(fonts)
         unbroken = text.get_text().replace(" %", "\xa0%").replace(" ± ", "\xa0±\xa0")
         text.set_text(textwrap.fill(unbroken, letters).replace("\xa0", " "))
 

@@ -13,6 +13,7 @@ from harness.reporting.drawing import (
     GREY,
     ORANGE,
     are_words,
+    fonts_for,
     label_tick,
     least_error,
     log_scale,
@@ -65,6 +66,7 @@ def plot_matrix(
     for axis, names in ((axes.xaxis, columns), (axes.yaxis, rows)):
         if names:
             axis.set_major_formatter(FuncFormatter(partial(label_tick, names)))
+            axis.set_tick_params(labelfontfamily=fonts_for(names))
     if len(columns) > ANNOTATED or are_words(columns):
         axes.tick_params("x", rotation=90)
     letters = len(f"{int(matrix.max()):,}") * matrix.shape[1]
@@ -317,6 +319,7 @@ def plot_misclassified(
     most = 3 * columns
     wrong = np.flatnonzero(predictions != labels)
     names = classes or range(2**16)
+    written = {"ha": "center", "fontsize": 8, "family": fonts_for(classes)}
     height = images.shape[1]
     width = images.shape[2]
     # The grid of images fills the figure's width; above and below it are title and caption.
@@ -345,7 +348,7 @@ def plot_misclassified(
         text = f"#{index}: a {true}, predicted {predicted}"
         if FORM.get().is_narrow or are_words(classes):
             text = f"{true} as {predicted}"
-        axes.text(left + width / 2, top - gap / 8, text, ha="center", fontsize=8, in_layout=False)
+        axes.text(left + width / 2, top - gap / 8, text, in_layout=False, **written)
     axes.set(xlim=(0, columns * pitch), ylim=(3 * height + 2 * gap, -gap))
     return figure
 
