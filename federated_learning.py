@@ -33,11 +33,11 @@ r metrics that a client reports (ClientMetrics).
     python federated_learning.py --compare fedavg,fedprox         # one plot, same split and seed
     python federated_learning.py --help                           # overview of all flags
 
-All randomness is a function of (seed, round, client), except for the noise and the cohorts of
-private runs: on one kind of processor, the same command gives the same weights, bit for bit. This
-file contains FedAvg, whole. Other flags select variants, in variants/, which replace or wrap
-FedAvg's parts (the class `Parts`, below) from outside. harness/ is the infrastructure around a run:
-files, workers, command line.
+All randomness is a function of (seed, round, client), except for the noise and the secret cohorts
+of private runs: on one kind of processor, the same command gives the same weights, bit for bit.
+This file contains FedAvg, whole. Its variants, which flags select, are in variants/: they replace
+or wrap FedAvg's parts (the class `Parts`, below) from outside. harness/ is the infrastructure
+around a run: files, workers, command line.
 
 [1] McMahan et al. 2017, Communication-Efficient Learning of Deep Networks from Decentralized
     Data (AISTATS)
@@ -180,7 +180,7 @@ class Config(configuration.ExperimentConfig):
 
     seed: int_range(0, 2**31 - 1) = 0
     """Random seed of the split, the initial weights, the cohorts, the batch order and all else
-    that is drawn."""
+    that is drawn, except for the noise and the secret cohorts of private runs."""
     preset: choice(PRESETS) = "none"
     """Flags of a published experiment; flags given in addition override them."""
     data: Data = Data()
@@ -325,13 +325,14 @@ def split_dirichlet(
 class Partition:
     """A split: `indices` are K arrays int64[n_k] of training images, disjoint, none empty.
 
-    They need not cover all training images: a file or a user's function may leave some out.
+    They need not cover all training images: those of --client-test are in `test_indices`, and a
+    file, a custom split or owners that are not drawn may leave some out.
     """
 
     indices: list[np.ndarray]
     counts: np.ndarray  # int64[K,C], a client's images by label
     num_filled_clients: int  # clients whose draw was empty; each was given one image
-    digest: str  # hash of the data and the indices, which names the folder of the shard files
+    digest: str  # hash of what the shard files hold, which names their folder
     test_indices: Sequence[np.ndarray] = ()  # with --client-test, what each client holds out
     drawn_by: str = ""  # the fields that it follows from
 
@@ -373,7 +374,9 @@ def find_split(config: Config, dataset: Dataset) -> Callable[[np.random.Generato
     fields = {} if chosen.change_images else config.fields_of_choice("partition")  # {"alpha": 0.5}
     extra: dict[str, Any] = {"dataset": dataset} if chosen.needs_dataset else {}
     num_clients = config.partitioning.num_clients
-    return partial(function, dataset.train.labels, num_clients, **fields, **extra)
+    labels = dataset.train.labels
+    draw = partial(function, labels, num_clients, **fields, **extra)
+    return given_splits.check_draws(draw, labels, config) if is_own(config.partition_name) else draw
 
 
 def make_partition(dataset: Dataset, config: Config) -> Partition:
@@ -399,7 +402,7 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
     draw = find_split(config, dataset)
     split = draw(np.random.default_rng(config.seed))
     if is_own(config.partition_name):
-        given_splits.check_own_split(draw, split, labels, config)
+        given_splits.check_repeated(draw, split, config)
     if config.partitioning.min_images:
         split = partitions.draw_until_large(draw, split, config)
     filled, num_filled = fill_empty_clients(split)
@@ -413,7 +416,14 @@ def make_partition(dataset: Dataset, config: Config) -> Partition:
         indices = [np.setdiff1d(part, test) for part, test in zip(whole, tests, strict=True)]
     counts = [np.bincount(labels[part], minlength=dataset.num_classes) for part in indices]
     digest = shards.hash_shards(dataset, indices, config)
-    return Partition(indices, np.stack(counts), num_filled, digest, tests, config.fields_of_split())
+    return Partition(
+        indices=indices,
+        counts=np.stack(counts),
+        num_filled_clients=num_filled,
+        digest=digest,
+        test_indices=tests,
+        drawn_by=config.with_absolute_paths().fields_of_split(),
+    )
 
 
 # == Model: Keras layers from images float32[n,H,W,channels] in 0..1 to C logits ===================
@@ -434,7 +444,7 @@ def cross_entropy(labels: tf.Tensor, logits: tf.Tensor) -> tf.Tensor:
 
 
 class Network(NamedTuple):
-    """An architecture: its layers by name, the shapes of its input and output, and the loss."""
+    """An architecture: its name, layers, shapes of input and output, and the loss."""
 
     name: str
     build_hidden_layers: Callable[[], list[tf.keras.layers.Layer]]
@@ -456,7 +466,8 @@ class Network(NamedTuple):
         return hidden if self.has_logits else [*hidden, tf.keras.layers.Dense(self.num_classes)]
 
 
-@tf.autograph.experimental.do_not_convert  # it has no loop to convert: built sooner
+# AutoGraph would look for loops to convert, for nothing: that doubles the time to build the graph.
+@tf.autograph.experimental.do_not_convert
 def to_input(images: tf.Tensor) -> tf.Tensor:
     """Scale images uint8[n,H,W,channels] to float32 in 0..1."""
     return tf.cast(images, tf.float32) / 255
@@ -491,7 +502,9 @@ def forward(
     order = network.creation_order or range(len(weights))
     # `order` is of a custom model's own layers; the weights of the added logits follow them.
     next_weight = iter([*(weights[place] for place in order), *weights[len(order) :]])
-    with tf.variable_creator_scope(lambda _, **made: layers.take_tensor(next(next_weight), made)):
+    with tf.variable_creator_scope(
+        lambda _, **options: layers.take_tensor(next(next_weight), options)
+    ):
         with layers.scratch_graph():
             made = network.build_layers()
         for position, layer in enumerate(made):
@@ -581,7 +594,7 @@ def build_train_step(
     `differentiate` is loss_and_gradients, or a variant of it.
     """
 
-    @tf.autograph.experimental.do_not_convert  # it has no loop: so it is built in half the time
+    @tf.autograph.experimental.do_not_convert  # no loop: nothing to convert
     def train_step(optimizer_state, weights, x, y, key):
         losses, logits, gradients = differentiate(network, weights, x, y, key)
         optimizer_state, weights = optimizer.next(optimizer_state, weights, gradients)
@@ -601,7 +614,7 @@ def build_local_training(
 ) -> Callable[[Sequence[tf.Tensor], ClientTask], tuple]:
     """Return local_training(weights, task) -> (w_k, mean loss, accuracy): local SGD of one round.
 
-    It is a single graph loop over epochs and batches, which the worker runs without Python.
+    Its loops over epochs and batches are in one graph, which the worker runs without Python.
     """
     train_step = build_train_step(network, optimizer, differentiate)
     is_random = layers.are_random(network.build_layers())
@@ -732,8 +745,8 @@ def sample_clients(config: Config, round_num: int) -> list[int]:
 
 
 # TFF spends about 1 ms and some memory on each of its clients, so we give it chunks of our clients,
-# if the aggregator allows it. Their number does not depend on the number of cores, because the last
-# bits of a sum depend on how it is divided.
+# if the aggregator allows it. The number of chunks does not depend on that of cores, because the
+# last bits of a sum depend on how it is divided.
 NUM_CHUNKS = 32
 
 
@@ -800,7 +813,7 @@ def average_updates(
 class ServerProgress(NamedTuple):
     """What is kept in the slot "client_work" of TFF's state: the round and a variant's memory."""
 
-    round: tf.Tensor  # int64, rounds done
+    round: tf.Tensor  # int64, rounds done; within a round, its own number
     memory: tf.Tensor  # float32[slots,d] of a stateful algorithm; FedAvg's is float32[0,0]
 
 
@@ -849,7 +862,7 @@ def build_steps(parts: Parts, experiment: Experiment) -> RoundSteps:
     finalize = tff.learning.templates.build_apply_optimizer_finalizer(
         parts.server_optimizer,
         weights_type,
-        # TFF's default, which has no loop to convert: built sooner
+        # TFF's default; no loop: nothing to convert
         tf.autograph.experimental.do_not_convert(tff.learning.templates.reject_non_finite_update),
     )
 
@@ -885,8 +898,8 @@ def fedavg_round(steps: RoundSteps) -> Computation:
         mean = steps.aggregate.next(state.aggregator, trained.update, trained.weight)  # line 6
         new = steps.finalize.next(state.finalizer, state.global_model_weights, mean.result)
         next_state = State(new.result, (), progress, mean.state, new.state)
-        reports = gather(trained.metrics)  # the chunks' rows, in one matrix at the server
-        return tff.federated_zip(next_state), mean.measurements, reports
+        metrics = gather(trained.metrics)  # the chunks' rows, in one matrix at the server
+        return tff.federated_zip(next_state), mean.measurements, metrics
 
     return next_round
 
@@ -898,7 +911,8 @@ def train_cohort(
 
     `worker` comes from start_workers: TFF's worker here, or those of several hosts.
     Returns the next state, a dict of metrics per client in the order of their ids, and the
-    aggregator's measurements. Without an update that can be used, the weights stay as they are.
+    aggregator's measurements. Without an update that can be used, the weights stay as they are,
+    except in a private run.
     """
     round_num = int(state.client_work.round) + 1
     progress = state.client_work._replace(round=np.int64(round_num))
@@ -982,7 +996,7 @@ def fedavg_parts(experiment: Experiment) -> Parts:
         num_chunks=NUM_CHUNKS,
         # The server subtracts the mean from w: w - sum_k (n_k / n) (w - w_k) = sum_k (n_k / n) w_k.
         aggregator=tff.aggregators.MeanFactory(no_nan_division=True),
-        # As the client's: without a loop there is nothing for AutoGraph to convert.
+        # No loop: nothing for AutoGraph to convert.
         server_optimizer=without_autograph(tff.learning.optimizers.build_sgdm(training.server_lr)),
         build_round=fedavg_round,
         train_cohort=train_cohort,
@@ -1045,7 +1059,7 @@ class Experiment:
     network: Network
     initial_weights: tuple[np.ndarray, ...]  # line 1, one float32 array per tensor
     choice_hashes: dict[str, str]  # field -> hash of what is chosen; --resume compares them
-    # None until the rest of `build_experiment` has looked at the fields above:
+    # Added by the rest of `build_experiment`, which needs the fields above:
     parts: Parts | None = None  # FedAvg's, as the flags change them
     notices: Sequence[str] = ()  # what the user should know before the run begins
     # None until `prepare` has made them:
@@ -1090,7 +1104,7 @@ class Experiment:
     def loss_and_gradients(
         self, weights: Sequence[tf.Tensor], x: tf.Tensor, y: tf.Tensor, key: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, Sequence[tf.Tensor]]:
-        """Return (losses, logits, gradients of their mean) of a batch at these weights."""
+        """Return (losses, logits, gradients of the mean loss) of a batch at these weights."""
         return loss_and_gradients(self.network, weights, x, y, key)
 
     def shard_gradient(self, weights: Any, task: ClientTask) -> Any:
@@ -1150,7 +1164,7 @@ class Experiment:
 
 
 def apply_changes(changes: Sequence[Any], changed: Container[str], value: Any, context: Any) -> Any:
-    """Apply the changes of a table whose flags are used, in the order of the table.
+    """Apply those changes of a table whose fields are set, in the order of the table.
 
     With --byzantine 3, for example, CHANGES calls adversity.attack(parts, experiment). `changed`
     are the fields that are not at their defaults; a change is function(value, context) -> value.
@@ -1231,7 +1245,8 @@ def run_rounds(
         experiment: from build_experiment.
         state: state to continue from; None starts with round 1.
         callbacks: called before and after each round, in addition to those of the parts.
-        folder: the run's folder, for the worker's log.
+        folder: the run's folder, for the worker's log and the callbacks; a private run notes in it
+            which rounds it has begun.
 
     Raises:
         UserError: an argument is invalid, or `prepare` raises it.
@@ -1246,9 +1261,10 @@ def run_rounds(
     simulate_seconds = parts.simulate_seconds
     all_callbacks = CallbackList([*parts.callbacks, *callbacks])
     log = folder.log if folder else os.devnull
-    # What TFF sees as clients: chunks, or clients where the aggregator takes each by itself.
-    most_chunks = min(config.cohort_size, parts.num_chunks or config.cohort_size)
-    with start_workers(experiment, most_chunks, log) as worker:
+    # What TFF sees as clients: chunks, or clients where the aggregator takes each by itself. A
+    # single one has the worker's threads for itself, which may change the last bits.
+    clients_at_once = min(config.cohort_size, parts.num_chunks or config.cohort_size)
+    with start_workers(experiment, clients_at_once, log) as worker:
         if state is None:
             state = worker.call("round 0", experiment.process.initialize)  # line 1
         first = int(state.client_work.round) + 1
@@ -1364,8 +1380,9 @@ def build_evaluator(
 
 
 def find_notices(experiment: Experiment, given: dict[str, Any]) -> list[str]:
-    """Collect the notices to show before the run; `given` has all fields as the user gave them.
+    """Collect the notices to show before the run.
 
+    `given` has all fields as the user gave them, but with absolute paths.
     Those of a private run leave out what depends on the clients' images.
     """
     config = experiment.config

@@ -22,7 +22,7 @@ UNUSED = ("variants/baselines.py", "variants/losses.py")
 # A program, by its `identity` -> earlier ones that compute the same in every run of a table, and
 # what has changed since, on which none of its numbers depends. A program that is not here has none.
 EQUIVALENT = {
-    "b43649a6be7bc58c": {
+    "392ba92fd6248cf3": {
         "1fa56ae82230a135": "a round in which no update is finite; the memory of an algorithm "
         "under a robust aggregator; data without a test set; --evaluate with FL_DATA; owners as "
         "clients; a custom initializer; hosts and workers that are lost",
@@ -36,6 +36,7 @@ EQUIVALENT = {
         "less time; whatever refuses or names a split; baselines with a time limit",
         "4d8d9ca76453208a": "which method says what fields a caption names",
         "95288918d55e3713": "the module of clients' accuracies",
+        "b43649a6be7bc58c": "draws of a custom split that are checked; bytes of a norm beside a memory",
     },
 }
 sys.path.insert(0, str(ROOT))

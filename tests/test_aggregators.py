@@ -372,6 +372,17 @@ def test_an_adaptive_norm_is_a_column(federation, aggregator):
         assert found == record.clip_norm == record.figures()["clip_norm"] > 0
 
 
+def test_an_adaptive_norm_travels_beside_an_algorithms_messages(digits):
+    """Scaffold's are d numbers of four bytes each, the norm is one."""
+    flags = {"dataset": "digits", "model": "logreg"}
+    scaffold = fl.build_experiment(configure(**flags, algorithm="scaffold"), digits)
+    both = fl.build_experiment(
+        configure(**flags, algorithm="scaffold", aggregator="clipping"), digits
+    )
+    assert scaffold.parts.message_bytes == 4 * scaffold.num_parameters
+    assert both.parts.message_bytes == scaffold.parts.message_bytes + 4
+
+
 @pytest.mark.parametrize(
     ("flags", "most"),
     [

@@ -406,6 +406,8 @@ def test_a_data_set_from_python_is_used_as_it_is(tmp_path, monkeypatch, digits):
         fl.run(configure(model="logreg", holdout=10), dataset=digits)
     with pytest.raises(UserError, match="holdout=10 has no effect on dataset="):
         fl.build_experiment(configure(model="logreg", holdout=10), digits)
+    with pytest.raises(UserError, match=r"data='.*other.npz' has no effect on dataset="):
+        fl.run(configure(model="logreg", data="other.npz"), dataset=digits)
     with pytest.raises(UserError, match="5 is not a command line"):
         fl.parse(5)
     monkeypatch.setenv("FL_DATA", "other.npz")  # of a saved run its own data are read

@@ -363,8 +363,34 @@ def test_sizes_that_cannot_be_are_refused_at_once(digits):
     assert len(drawn) == 3
 
 
-def test_a_given_partition_is_of_the_configurations_clients_and_data(digits):
+OWN = """
+import numpy as np
+
+def first_is_disjoint(labels, num_clients, rng):
+    is_first = rng.random() == np.random.default_rng(0).random()
+    order = rng.permutation(len(labels))
+    return order[:100], order[100 if is_first else 99 :]
+"""
+
+
+def test_each_draw_of_a_custom_split_is_checked(digits, tmp_path, monkeypatch):
+    """Those for min_images, too, which the first draw here does not reach."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
+    own = "own.py:first_is_disjoint"
+    config = configure(dataset="digits", partition=own, num_clients=2)
+    assert fl.make_partition(digits, config).sizes.tolist() == [100, 1337]
+    with pytest.raises(UserError, match="gives an image to two clients"):
+        fl.make_partition(digits, config.replace(min_images=200))
+
+
+def test_a_given_partition_is_of_the_configurations_clients_and_data(digits, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own.py").write_text(OWN)
     config = fl.Config().replace(dataset="digits", model="mlp")
+    of_file = config.replace(partition="own.py:first_is_disjoint", num_clients=2)  # relative
+    split = fl.make_partition(digits, of_file)
+    assert fl.build_experiment(of_file, digits, split).partition is split
     own = fl.make_partition(digits, config)
     assert fl.build_experiment(config, digits, own).partition is own
     with pytest.raises(UserError, match="another split than dirichlet of this .* index arrays"):

@@ -79,7 +79,7 @@ def compressed(parts: Any, experiment: Any) -> Any:
 
 
 def compressed_bytes(sizes: Sequence[int]) -> int:
-    """Return the bytes of an update in 8 bits, of which TFF packs 28 into an int32.
+    """Return the bytes of an update in 8 bits an element; TFF packs 28 bits into an int32.
 
     Each tensor also sends its minimum and maximum. Tensors of up to 20,000 elements are sent as
     float32.
@@ -99,9 +99,9 @@ def secure(parts: Any, experiment: Any) -> Any:
 def secure_mean(most_examples: int, is_uniform: bool) -> Any:
     """Return TFF's mean by secure sums of n_k * update and of n_k, in 32 bits.
 
-    A sum is cut at its bounds in silence, and its steps are as wide as they are. So they follow the
-    clients: n_k as it is, or 1 if all count the same, and 16 for the update of a weight, far above
-    that of any training that goes well.
+    A client's value is cut at the bounds in silence, and the steps of a sum are as wide as they
+    are. A client counts n_k, or 1 if all count the same, and the update of a parameter is at most
+    16, far above that of any training that goes well. Bounds with n_k are at least 1e5.
     """
     if is_uniform:
         weight_bound = 1.0
@@ -146,7 +146,7 @@ def stack_updates(client: Callable, parts: Any) -> Callable[[Any, Any], Any]:
 
 
 class StackedRule(tff.aggregators.WeightedAggregationFactory):
-    """rule(updates float32[m,d]) -> float32[d] as a TFF factory for StackedChunks.
+    """rule(updates float32[m,d]) -> float32[d] as a TFF factory for what stack_updates returns.
 
     Updates with weight 0 are left out.
     """

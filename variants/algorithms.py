@@ -1,7 +1,7 @@
-"""Algorithms without memory: FedSGD, FedProx, FedNova, and server optimizers.
+"""Algorithms without a memory of clients: FedSGD, FedProx, FedNova, FedBuff, server optimizers.
 
-Each is a function change(parts, experiment) -> parts. Those that remember something from round to
-round are in stateful.py.
+Each is a function change(parts, experiment) -> parts. Those with such a memory are in stateful.py
+and personal.py.
 """
 
 from __future__ import annotations
@@ -181,7 +181,7 @@ def fednova(parts: Any, experiment: Any) -> Any:
 def count_normalized_steps(optimization: Any, steps: Any) -> Any:
     """Return |a|_1 of `steps` float32 local steps.
 
-    With momentum m the gradient i steps before the last counts (1 - m ** i) / (1 - m).
+    With momentum m the i-th gradient, from the last, counts (1 - m ** i) / (1 - m); the last 1.
     """
     if "client_momentum" not in CLIENT_OPTIMIZERS[optimization.client_optimizer].fields:
         return sum_of_factors(optimization, steps)

@@ -1,9 +1,9 @@
 """Choices of the flags that have a table: one entry each, complete.
 
-A choice has its line of help, the function that it stands for, the fields that it uses and others
-do not, and what must be known of it before TensorFlow is imported. `function` is written as
-"module:name", of variants/, and imported when it is used; without one the choice is FedAvg's own,
-in the script.
+A choice has its line of help, the function that it stands for, the fields that it uses and not all
+choices do, and what must be known of it before TensorFlow is imported. `function` is written as
+"module:name", of variants/, and imported when it is used; without one the choice needs none, as
+FedAvg's own, which is in the script.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class DatasetChoice(NamedTuple):
 
 
 class PartitionChoice(NamedTuple):
-    """A split: function(labels uint8[N], num_clients, rng, **fields) -> K index arrays."""
+    """A split: function(labels [N], num_clients, rng, **fields) -> K index arrays."""
 
     help: str
     title: str = ""  # in plots, with fields in braces

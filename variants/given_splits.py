@@ -156,10 +156,21 @@ def check_given_partition(partition: Any, config: Any, dataset: Any) -> None:
         )
 
 
-def check_own_split(draw: Callable, split: Any, labels: np.ndarray, config: Any) -> None:
-    """Raise UserError if a user's function returned no split: K disjoint arrays of indices.
+def check_draws(
+    draw: Callable, labels: np.ndarray, config: Any
+) -> Callable[[np.random.Generator], Indices]:
+    """Return draw(rng) of a user's function, each of whose splits is checked."""
 
-    `draw` draws it again, to see that it is a function of the seed: else no run can be resumed.
+    def checked_draw(rng):
+        return check_own_split(draw(rng), labels, config)
+
+    return checked_draw
+
+
+def check_own_split(split: Any, labels: np.ndarray, config: Any) -> Indices:
+    """Return what a user's function returned, as K disjoint arrays of indices.
+
+    Raises UserError if it is none.
     """
     source = f"partition={config.partition_name!r:.200}"
     num_clients = config.partitioning.num_clients
@@ -188,11 +199,19 @@ def check_own_split(draw: Callable, split: Any, labels: np.ndarray, config: Any)
         raise UserError(f"{source} returns indices outside 0 to {len(labels) - 1}; return those")
     if len(np.unique(every)) != len(every):
         raise UserError(f"{source} gives an image to two clients, or twice to one; give each once")
+    return [part.astype(np.int64) for part in parts]  # an empty list's are floats
+
+
+def check_repeated(draw: Callable, split: Indices, config: Any) -> None:
+    """Raise UserError if a user's function draws another split for the same seed.
+
+    Then no run could be resumed.
+    """
     again = draw(np.random.default_rng(config.seed))
-    if len(again) != len(parts) or not all(map(np.array_equal, parts, again)):
+    if not all(map(np.array_equal, split, again)):
         raise UserError(
-            f"{source} gives another split on each call; draw random numbers from the generator "
-            "that it gets, rng"
+            f"partition={config.partition_name!r:.200} gives another split on each call; draw "
+            "random numbers from the generator that it gets, rng"
         )
 
 

@@ -1,6 +1,6 @@
 """Splits other than the default: by label, size, input or owner.
 
-Each is split(labels uint8[N], num_clients, rng, **fields) -> a list of K index arrays. `fields` are
+Each is split(labels [N], num_clients, rng, **fields) -> a list of K index arrays. `fields` are
 those that choices.PARTITIONS names. What cannot be done is a UserError.
 """
 

@@ -238,7 +238,7 @@ def remember(parts: Any, experiment: Any, memory: Memory) -> Any:
         memory=memory,
         message_size=d,
         shard_passes=memory.shard_passes,
-        message_bytes=4 * d if memory.sends_memory else 0,
+        message_bytes=parts.message_bytes + (4 * d if memory.sends_memory else 0),
         build_round=build_stateful_round(memory, parts.metrics_type),
     )
 

@@ -239,7 +239,8 @@ def is_buffered(chosen: dict[str, Any], tables: Tables) -> bool:
 def updates_per_step(chosen: dict[str, Any], tables: Tables) -> int:
     """Return how many updates a step of the server has at most, of fields `chosen`.
 
-    It is 0 where all owners of the data, who are not counted yet, are drawn.
+    With Poisson sampling it is the mean. It is 0 where all owners of the data, who are not counted
+    yet, are drawn.
     """
     if is_buffered(chosen, tables):
         return chosen["buffer_size"]

@@ -75,8 +75,8 @@ class ExperimentConfig(ConfigGroup):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in these fields.
 
-        First come the fields that a preset sets, the data of the run that --evaluate names, and
-        all owners as the clients of partition="natural".
+        First come the fields that a preset sets, the data of the run that --evaluate names, and,
+        if `num_clients` is at its default, all owners as the clients of partition="natural".
         """
         kind = type(self)
         read = functools.partial(parse, kind)
@@ -94,8 +94,9 @@ class ExperimentConfig(ConfigGroup):
     def effective(self, **changes: Any) -> Self:
         """Return a copy with these changes, and then with the values that are really in use.
 
-        Default rates are filled in, and a field that has no effect is at its default. Two
-        configurations that make the same run have the same effective copy.
+        Default rates are filled in, and a field that has no effect is at its default, but for those
+        of files and figures. So configurations that differ only in fields without effect have the
+        same effective copy.
         """
         chosen = self.to_dict() | changes
         return super().replace(**changes | effective_values(chosen, self.defaults(), self.tables))
@@ -128,7 +129,7 @@ class ExperimentConfig(ConfigGroup):
         return self.tables.find(field, name)
 
     def fields_of_choice(self, field: str) -> dict[str, Any]:
-        """Return the fields, by name, that the choice made in this field uses and others do not."""
+        """Return the fields, by name, that the choice made in this field uses; not all do."""
         return self.subset(self.chosen(field).fields)
 
     def fields_to_name(self, field: str) -> dict[str, Any]:
@@ -321,6 +322,12 @@ def gather_pictures(words: Sequence[str]) -> list[str]:
     return list(words)
 
 
+def environment_data() -> str:
+    """Return the absolute path in the environment variable FL_DATA, or ""."""
+    path = os.environ.get("FL_DATA", "")
+    return str(expand_path(path).absolute()) if path else ""
+
+
 def absolute_paths(chosen: dict[str, Any], tables: Tables) -> dict[str, str]:
     """Return the fields that name files, FL_DATA's too, as absolute paths: a run resumes anywhere.
 
@@ -331,7 +338,7 @@ def absolute_paths(chosen: dict[str, Any], tables: Tables) -> dict[str, str]:
     files |= {field: chosen[field] for field in own_fields(chosen)}
     is_saved = chosen["resume"] or chosen["evaluate"]  # whose data its folder names
     if not is_saved and not tables.find("dataset", chosen["dataset"]).function:
-        files["data"] = files["data"] or os.environ.get("FL_DATA", "")
+        files["data"] = files["data"] or environment_data()
     return {field: str(expand_path(path).absolute()) for field, path in files.items() if path}
 
 

@@ -319,7 +319,7 @@ def plot_misclassified(
     most = 3 * columns
     wrong = np.flatnonzero(predictions != labels)
     names = classes or range(2**16)
-    written = {"ha": "center", "fontsize": 8, "family": fonts_for(classes)}
+    fonts = fonts_for(classes)
     height = images.shape[1]
     width = images.shape[2]
     # The grid of images fills the figure's width; above and below it are title and caption.
@@ -348,7 +348,15 @@ def plot_misclassified(
         text = f"#{index}: a {true}, predicted {predicted}"
         if FORM.get().is_narrow or are_words(classes):
             text = f"{true} as {predicted}"
-        axes.text(left + width / 2, top - gap / 8, text, in_layout=False, **written)
+        axes.text(
+            left + width / 2,
+            top - gap / 8,
+            text,
+            ha="center",
+            fontsize=8,
+            family=fonts,
+            in_layout=False,
+        )
     axes.set(xlim=(0, columns * pitch), ylim=(3 * height + 2 * gap, -gap))
     return figure
 

@@ -23,6 +23,7 @@ from harness.cli.flags import to_flag
 from harness.cli.output import warn
 from harness.cli.run_options import identity
 from harness.cli.saved_config import check_resumed, read_saved
+from harness.config.configuration import environment_data
 from harness.engine import stopping
 from harness.reporting import report
 from harness.reporting.figure_files import draw_files, remove_outdated, to_bytes
@@ -74,11 +75,15 @@ ON_READING = ("test_share", "image_size", "transpose", "validation")
 
 def check_given_dataset(config: Any) -> None:
     """Raise UserError for fields that a data set given in Python would leave without effect."""
-    for field in ON_READING:
+    fields = list(ON_READING)
+    # FL_DATA, which every command has, may be the path; of a resumed run, that of another day.
+    if config.data.data != environment_data() and not config.run.resume:
+        fields.append("data")
+    for field in fields:
         value = config.to_dict()[field]
         if value != config.defaults()[field]:
             raise UserError(
-                f"{field}={value!r:.40} has no effect on dataset=, which is used as it is; give "
+                f"{field}={value!r:.200} has no effect on dataset=, which is used as it is; give "
                 "fl.build_dataset the images to train and to evaluate on, or drop it"
             )
 
