@@ -36,7 +36,8 @@ EQUIVALENT = {
         "less time; whatever refuses or names a split; baselines with a time limit",
         "4d8d9ca76453208a": "which method says what fields a caption names",
         "95288918d55e3713": "the module of clients' accuracies",
-        "b43649a6be7bc58c": "draws of a custom split that are checked; bytes of a norm beside a memory",
+        "b43649a6be7bc58c": "each draw of a custom split is checked; bytes of a norm beside a "
+        "memory",
     },
 }
 sys.path.insert(0, str(ROOT))
