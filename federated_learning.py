@@ -701,7 +701,7 @@ def leave_out_nonfinite(client_update: Callable) -> Callable[[Broadcast, ClientT
 
 
 def build_client(experiment: Experiment) -> Callable[[Broadcast, tf.Tensor], ClientOutput]:
-    """Return client(broadcast, id) -> ClientOutput, which reads a shard and trains on it."""
+    """Return train_client(broadcast, id) -> ClientOutput, which reads a shard and trains on it."""
     config = experiment.config
     image_shape = experiment.network.image_shape
     parts = experiment.parts
@@ -713,7 +713,7 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, tf.Tensor], Cli
     if not config.run.single_worker:
         folder = Path(folder.name)
 
-    def client(broadcast, client_id):
+    def train_client(broadcast, client_id):
         shard = shards.read_shard(folder, client_id, image_shape)
         task = ClientTask(
             client=client_id,
@@ -725,7 +725,7 @@ def build_client(experiment: Experiment) -> Callable[[Broadcast, tf.Tensor], Cli
         )
         return client_update(broadcast, task)
 
-    return tf.autograph.experimental.do_not_convert(client)
+    return tf.autograph.experimental.do_not_convert(train_client)
 
 
 # == Server: lines 3, 4 and 6, and the round =======================================================
@@ -782,7 +782,7 @@ def add_weighted(update_sum: Any, update: Any, weight: Any) -> Any:
 
 
 def average_updates(
-    client: Callable, parts: Parts
+    train_client: Callable, parts: Parts
 ) -> Callable[[Broadcast, tf.Tensor], ChunkOutput]:
     """Return train_chunk(broadcast, clients int64[g]) -> ChunkOutput, which averages updates.
 
@@ -798,7 +798,7 @@ def average_updates(
         messages = tf.TensorArray(tf.float32, g, element_shape=[parts.message_size])
         for place in tf.range(g):
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-            output = client(broadcast, clients[place])
+            output = train_client(broadcast, clients[place])
             update_sum = add_weighted(update_sum, output.update, output.weight)
             weight_sum += output.weight
             metrics = metrics.write(place, tf.stack(output.metrics))
@@ -957,7 +957,7 @@ class Parts(NamedTuple):
     sample_clients: Callable[[int], list[int]]  # round -> the clients that get the weights
     client_optimizer: Optimizer
     build_client_update: Callable[[Optimizer], Callable]  # client optimizer -> client_update
-    build_train_chunk: Callable  # (client, parts) -> train_chunk(broadcast, clients)
+    build_train_chunk: Callable  # (train_client, parts) -> train_chunk(broadcast, clients)
     num_chunks: int | None  # see make_chunks
     aggregator: tff.aggregators.WeightedAggregationFactory  # for the chunks' updates
     server_optimizer: Optimizer
@@ -1065,7 +1065,7 @@ class Experiment:
     # None until `prepare` has made them:
     process: Any = None  # TFF's iterative process, one step of which is a round
     evaluate: Callable[[ModelWeights], Evaluation] | None = None  # on the test set
-    client: Callable[[Broadcast, tf.Tensor], ClientOutput] | None = None  # for --save-clients
+    train_client: Callable[[Broadcast, tf.Tensor], ClientOutput] | None = None  # for --save-clients
     host_folders: dict[str, Any] | None = None  # host -> its folder, of other machines that train
 
     def images_of_client(self, images: np.ndarray, client: int) -> np.ndarray:
@@ -1119,12 +1119,13 @@ class Experiment:
         """
         # With the default workers the path of the shards is absolute, as in this process.
         here = self.config.replace(workers=Run().workers)
-        client = tf.function(build_client(replace(self, config=here, parts=parts)), autograph=False)
+        train_client = build_client(replace(self, config=here, parts=parts))
+        train = tf.function(train_client, autograph=False)
 
         def tune(weights, client_id, round_num):
             tensors = tuple(map(tf.constant, weights))
             broadcast = Broadcast(tensors, tf.constant(round_num, tf.int64), tf.zeros([0, 0]))
-            output = client(broadcast, tf.constant(client_id, tf.int64))
+            output = train(broadcast, tf.constant(client_id, tf.int64))
             if not output.metrics.finite:  # its update is 0, as if nothing had happened
                 return tuple(np.full(w.shape, np.nan, np.float32) for w in tensors)
             return tuple(w - u for w, u in zip(tensors, output.update, strict=True))
@@ -1214,7 +1215,7 @@ def prepare(experiment: Experiment) -> Experiment:
         experiment,
         process=build_process(experiment),
         evaluate=evaluate,
-        client=tf.function(build_client(experiment), autograph=False),
+        train_client=tf.function(build_client(experiment), autograph=False),
         host_folders=host_folders,
     )
 
@@ -1388,6 +1389,7 @@ def find_notices(experiment: Experiment, given: dict[str, Any]) -> list[str]:
     config = experiment.config
     dataset = experiment.dataset
     partition = experiment.partition
+    settled = given | {"num_clients": config.partitioning.num_clients}  # the natural ones counted
     on_data = [
         *dataset.notices,
         *notices.partition_notices(partition, len(dataset.train.labels)),
@@ -1395,7 +1397,7 @@ def find_notices(experiment: Experiment, given: dict[str, Any]) -> list[str]:
     return [
         *provenance.edited_notices(),
         *preset_flags.preset_notices(config, Config()),
-        *conditions.unused_notices(given, Config.defaults(), config.tables),
+        *conditions.unused_notices(settled, Config.defaults(), config.tables),
         *conditions.learning_notices(config.to_dict(), config.tables),
         *notices.find_weak_settings(experiment),
         *origin.origin_notices(config.training.initial_model, dataset),

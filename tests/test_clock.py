@@ -166,6 +166,16 @@ def test_who_is_late_is_left_out_and_more_are_drawn(build):
         assert (record.bytes_down, record.bytes_up) == (3 * down, up)
 
 
+def test_the_server_waits_for_nobody_who_was_not_drawn(build):
+    """Of 3 clients, 1.5 on average; the deadline is only for those that are on their way."""
+    fields = {"device_speed": "constant", "examples_per_second": 100, "local_epochs": 1}
+    more = {"sampling": "poisson", "clients_per_round": 2, "over_select": 1.4, "deadline": 60}
+    parts = build([100, 200, 400], **fields, **more).parts
+    assert parts.simulate_seconds([1], 1) == 2.0
+    assert parts.simulate_seconds([0, 1, 2], 1) == 2.0  # two are enough
+    assert parts.simulate_seconds([], 1) == 0.0
+
+
 # Clients of 100, 200 and 400 images at 100 a second: 1, 2 and 4 s. The server makes a step with
 # each report. (client, version it began with, seconds since the step before), by hand:
 BY_HAND = [(0, 0, 1), (0, 1, 1), (1, 0, 0), (0, 3, 1), (0, 4, 1), (1, 3, 0), (2, 0, 0)]

@@ -11,6 +11,7 @@ from pathlib import Path
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.comparing import completing, latex, outcomes, overlay
+from harness.comparing.comparison import format_rate
 from harness.comparing.significance import (
     compare_outcomes,
     detectable_difference,
@@ -18,6 +19,7 @@ from harness.comparing.significance import (
     holm,
     paired_test,
 )
+from harness.comparing.summary import Rates
 from harness.comparing.sweep import Row, compared_rows, join_compared
 from harness.reporting import comparison_plots, drawing
 from harness.reporting.results import format_rounds_to_target
@@ -404,6 +406,12 @@ def test_a_comparison_is_not_run_as_one_run(tmp_path, monkeypatch):
     with pytest.raises(UserError, match="compares nothing"):
         fl.compare(fl.Config())
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_rate_is_named_where_a_label_names_the_servers():
+    names = ["fedavg (server lr 0.5)", "scaffold (server lr 0.5)", "fedavg (client lr 0.3)"]
+    rates = {name: Rates(0.05 * place, 0.5, 16) for place, name in enumerate(names, 1)}
+    assert [format_rate(name, rates) for name in names] == [" (lr 0.05)", " (lr 0.1)", ""]
 
 
 def test_what_is_compared_stands_in_the_caption(digits):

@@ -6,6 +6,7 @@ from pathlib import Path
 import federated_learning as fl
 from harness.cli.fields import UserError
 from harness.engine.execution import convert
+from harness.reporting.results import METRICS_KEYS
 from harness.storage.files import reason_of
 
 import numpy as np
@@ -119,6 +120,9 @@ def misspelt(parts, experiment):
 def scarce(labels, num_clients, rng):
     return [np.arange(k, 4, num_clients) for k in range(num_clients)]
 
+def called_report(labels, predictions):
+    return {"report": 1}
+
 def capped(parts, experiment):
     def build(optimizer):
         client_update = parts.build_client_update(optimizer)
@@ -223,6 +227,8 @@ def test_metrics_are_columns_everywhere(here):
     call_script(here, "--evaluate", "runs/b", "--metrics", "own.py:more")
     (folder,) = (here / "runs").glob("evaluate-*")
     assert read_metrics(folder)["hits"] > 0
+    for written in (here / "runs" / "a", folder):  # no name of ours is free for a metric
+        assert read_metrics(written).keys() - METRICS_KEYS == {"balanced", "hits"}
 
 
 def test_a_private_run_has_metrics_of_the_test_set(here):
@@ -299,7 +305,8 @@ def test_a_file_that_a_folder_from_elsewhere_names_is_not_run(here, monkeypatch,
         ("--partition own.py:unseeded", "another split on each call; .* from the generator"),
         ("--partition python:split", "partition='python:split' is not a file; give FILE.py"),
         ("--loss python:f", "loss='python:f' is not a file; give FILE.py:FUNCTION"),
-        ("--metrics own.py:called_loss", "'test_loss', a column that a run has"),
+        ("--metrics own.py:called_loss", "'test_loss', a name in the files of a run"),
+        ("--metrics own.py:called_report", "'report', a name in the files of a run"),
         ("--metrics own.py:a_list", "returns list for a_list; return a number"),
         ("--metrics own.py:huge", "returns an integer for huge that no float can hold"),
         ("--metrics own.py:complex_number", "returns complex128 for complex_number"),
@@ -360,7 +367,7 @@ def test_a_client_update_of_a_file_may_have_an_if(here):
     for algorithm in ("fedavg", "own.py:capped"):
         experiment = fl.build_prepared(config.replace(algorithm=algorithm), partition=split)
         clients = tf.range(2, dtype=tf.int64)
-        outputs.append([experiment.client(experiment.broadcast(None), k) for k in clients])
+        outputs.append([experiment.train_client(experiment.broadcast(None), k) for k in clients])
     assert [[float(output.weight) for output in row] for row in outputs] == [[100, 150], [100, 100]]
     for plain, capped in zip(*outputs, strict=True):
         assert np.array_equal(plain.update[0], capped.update[0]) and np.any(plain.update[0])

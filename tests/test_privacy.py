@@ -5,6 +5,7 @@ import json
 import math
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import federated_learning as fl
 from harness.cli.fields import UserError
@@ -343,6 +344,26 @@ def test_a_budget_spent_by_a_round_that_was_not_done_ends_the_next_run(tmp_path,
     assert (tmp_path / "runs" / "run" / "rounds_begun.txt").read_text().split() == ["1"]
     with pytest.raises(UserError, match="allows no further round, and no round was completed"):
         fl.run(read_saved(str(tmp_path / "runs" / "run"), fl.Config()))
+
+
+def test_a_round_for_which_no_time_is_left_is_not_begun(tmp_path):
+    """The journal, by which epsilon is counted, has the round that was trained."""
+    flags = {"dataset": "digits", "model": "logreg", "num_clients": 20, "aggregator": "dp"}
+    config = configure(**flags, rounds=3, time_limit="0.001", figures="none", name="run")
+    end = fl.run(config.replace(runs=str(tmp_path), cache=str(tmp_path)))
+    assert len(end.records) == 1
+    assert (end.folder / "rounds_begun.txt").read_text() == "1\n"
+
+
+def test_rounds_begun_for_nothing_are_told(tmp_path, capsys):
+    config = configure(num_clients=20, aggregator="dp", rounds=3)
+    journal = tmp_path / "rounds_begun.txt"
+    journal.write_text("1\n2\n")
+    accountant = accountant_of(config)
+    accountant.before_run(SimpleNamespace(journal=journal), 2)
+    final = accountant.epsilon([1, 2, 2, 3])
+    said = capsys.readouterr().err
+    assert f"1 round begun, but not completed, will count too: ε will be {final:.2f}" in said
 
 
 def test_what_a_private_run_tells_of_a_round_is_a_list_of_what_it_may():

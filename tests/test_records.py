@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from types import SimpleNamespace
 
+from harness.comparing.completing import warn_of_reuse
 from harness.reporting.results import class_report, describe_accuracy
 from harness.storage.files import to_json
 from harness.training.histories import describe_reached, reached, rounds_to_target
@@ -12,7 +13,7 @@ from harness.training.histories import describe_reached, reached, rounds_to_targ
 import numpy as np
 import pytest
 from reference import evaluation_of
-from runs import make_record
+from runs import configure, make_record
 
 
 def test_what_counts_as_trouble():
@@ -85,6 +86,26 @@ def test_what_lasts_is_told_when_it_begins_and_at_the_end():
         7,
     ]
     assert not any(text for text in said if "fell back" not in text)
+
+
+def test_a_fall_to_chance_is_told_of_two_labels_too():
+    """One of which 62 % of the test images have."""
+    earlier = [make_record(accuracy, number) for number, accuracy in enumerate([0.62, 0.95], 1)]
+    assert "fell back to chance" in make_record(0.62, 3).trouble(earlier, 0.62, is_last=False)
+    assert not make_record(0.9, 3).trouble(earlier, 0.62, is_last=False)
+
+
+def test_flags_that_come_too_late_for_a_finished_run_are_told(capsys):
+    """A comparison uses it as it is: its third round was the second after its best."""
+    records = [make_record(accuracy, number) for number, accuracy in enumerate([0.9, 0.8, 0.8], 1)]
+    records.append(make_record(0.95, 4))
+    flags = configure(stop_after=2, save_every=2, save_clients=True)
+    warn_of_reuse(records, flags.run)
+    said = capsys.readouterr().err
+    assert "stop_after=2 would have ended this run after round 3; its 4 rounds are used" in said
+    assert said.count("has no effect on this run") == 2
+    warn_of_reuse(records, configure(stop_after=3, target_accuracy=0.96).run)
+    assert capsys.readouterr().err == ""
 
 
 def test_json_puts_a_list_of_numbers_on_a_line_and_changes_no_text():

@@ -74,6 +74,29 @@ def test_the_page_has_the_runs_figures_and_nothing_from_elsewhere(done):
         assert row[1:3] == [str(sum(counts)), str(np.count_nonzero(counts))]
 
 
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--preset fast --batch-size 16",
+        "--preset fedprox-mnist --stragglers 0",
+        "--preset mcmahan-2nn-iid --rounds 3 --target-accuracy 0",
+        "--aggregator dp --num-clients 100 --noise-multiplier 1.5",
+    ],
+)
+def test_the_command_of_a_configuration_makes_it_again(flags):
+    """A value that a preset has otherwise is in it, although it is the default."""
+    config = fl.parse(flags)
+    line = report.command_of(config, "python federated_learning.py")
+    assert fl.parse(shlex.split(line)[2:]) == config
+
+
+def test_the_command_of_a_target_epsilon_finds_the_noise_again():
+    config = fl.parse("--aggregator dp --num-clients 100 --target-epsilon 8")
+    found = config.replace(noise_multiplier=1.25)
+    line = report.command_of(found, "python federated_learning.py")
+    assert fl.parse(shlex.split(line)[2:]) == config
+
+
 def test_its_command_makes_the_same_run(done):
     config = read_saved(str(done.folder), fl.Config())
     line = report.command_of(config, "python federated_learning.py")

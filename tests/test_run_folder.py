@@ -323,6 +323,10 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
         assert not (tmp_path / "exploded").exists(), what
         for path in (half / "checkpoints").iterdir():
             path.unlink()
+    with RunFolder.open(experiment) as folder:
+        assert folder.load(experiment) == (None, [])
+    said = capsys.readouterr().err
+    assert "no checkpoint of the 3 rounds done; starting again with round 1" in said
     newest.write_bytes(npz_bytes(**{**good, "key": np.array("another run's")}))
     done = call_script(tmp_path, "--resume", str(half))
     assert (

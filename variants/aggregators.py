@@ -118,7 +118,7 @@ def secure_mean(most_examples: int, is_uniform: bool) -> Any:
 # == Rules that see all updates at once ============================================================
 
 
-def stack_updates(client: Callable, parts: Any) -> Callable[[Any, Any], Any]:
+def stack_updates(train_client: Callable, parts: Any) -> Callable[[Any, Any], Any]:
     """Return train_chunk(broadcast, clients int64[g]) -> what they send, a row for each.
 
     Rows are the update float32[g,d], the weight float32[g], the metrics and the messages.
@@ -135,7 +135,7 @@ def stack_updates(client: Callable, parts: Any) -> Callable[[Any, Any], Any]:
         messages = tf.TensorArray(tf.float32, g, element_shape=[parts.message_size])
         for place in tf.range(g):
             tf.autograph.experimental.set_loop_options(parallel_iterations=1)
-            output = client(broadcast, clients[place])
+            output = train_client(broadcast, clients[place])
             updates = updates.write(place, flatten(output.update))
             weights = weights.write(place, output.weight)
             metrics = metrics.write(place, tf.stack(output.metrics))

@@ -160,9 +160,9 @@ def fednova(parts: Any, experiment: Any) -> Any:
     is_local = experiment.config.training.batch_norm == "local"
     unscaled = frozenset(network.norms if is_local else network.statistics)
 
-    def build_train_chunk(client, parts_in_use):
+    def build_train_chunk(train_client, parts_in_use):
         def normalized(broadcast, client_id):
-            output = client(broadcast, client_id)
+            output = train_client(broadcast, client_id)
             tau = count_normalized_steps(optimization, output.metrics.steps)
             update = tuple(
                 u if place in unscaled else u / tau for place, u in enumerate(output.update)

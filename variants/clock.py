@@ -133,7 +133,9 @@ def keep_time(parts: Any, experiment: Any) -> Any:
     def close(clients: list[int], round_num: int) -> Closed:
         reporting = find_reporting(clients, round_num)
         times = sorted((clock.seconds(client, round_num), client) for client in reporting)
-        wanted = config.cohort_size if config.clock.over_select > 1 else len(clients)
+        # Poisson sampling may draw fewer than m.
+        most = config.cohort_size if config.clock.over_select > 1 else len(clients)
+        wanted = min(most, len(clients))
         return close_round(times, wanted, config.clock.deadline)
 
     return changed._replace(

@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 
 from harness.cli.fields import UserError
 from harness.cli.loading import import_function
+from harness.reporting.results import METRICS_KEYS
 from harness.training.client_accuracies import OWN_TESTS, accuracies_of_parts, summarize_accuracies
 from harness.training.dataset import OtherImages
 from harness.training.records import EXTRA, RoundRecord
@@ -19,7 +20,8 @@ from variants import adversity
 
 import numpy as np
 
-TAKEN = {*get_type_hints(RoundRecord), *EXTRA, "seed"}  # columns of metrics.csv
+# Columns of metrics.csv, and keys of metrics.json.
+TAKEN = {*get_type_hints(RoundRecord), *EXTRA, *METRICS_KEYS, "seed"}
 MOST_IMAGES = 10_000  # of all clients that train, or of all that don't
 
 
@@ -122,7 +124,7 @@ def check_metric(source: str, column: Any, value: Any) -> None:
         )
     if column in TAKEN or column.startswith("train_"):
         raise UserError(
-            f"{source} names a metric {column!r:.40}, a column that a run has; rename it"
+            f"{source} names a metric {column!r:.40}, a name in the files of a run; rename it"
         )
     if not isinstance(value, int | float | np.integer | np.floating):
         raise UserError(

@@ -65,6 +65,7 @@ class Schedule:
         self.clients = drawn_clients(config)
         self.now = 0.0
         self.draws = 0
+        self.last_fedavg_draw = -1  # the version
         self.at_work: list[Work] = []
         self.buffer: list[Work] = []
         self.steps: list[Step] = []
@@ -105,7 +106,7 @@ class Schedule:
     def draw_clients(self) -> None:
         """Fill the free places, with clients that neither work nor wait in the buffer.
 
-        With all places free it is FedAvg's draw of this round; else it is a function of the seed
+        A round's first draw, if all places are free, is FedAvg's; others are functions of the seed
         and the number of the draw.
         """
         version = len(self.steps)
@@ -115,11 +116,12 @@ class Schedule:
         if free < 1:
             return
         self.draws += 1
-        if busy:
+        if busy or self.last_fedavg_draw == version:
             rng = open_stream("arrivals", self.seed, self.draws)
             chosen = sorted(rng.choice(idle, free, replace=False).tolist())
         else:
             chosen = self.sample(version + 1)
+            self.last_fedavg_draw = version
         for client in chosen:
             finish = self.now + self.clock.seconds(client, version + 1)
             self.at_work.append(Work(finish, client, version, self.draws))
@@ -188,7 +190,7 @@ def run_asynchronously(parts: Any, experiment: Any) -> Any:
     inner_chunk = parts.build_train_chunk
     inner_cohort = parts.train_cohort
 
-    def build_train_chunk(client, parts_in_use):
+    def build_train_chunk(train_client, parts_in_use):
         def from_own_version(broadcast, client_id):
             place = tf.argmax(tf.equal(broadcast.memory[:, 0], tf.cast(client_id + 1, tf.float32)))
             row = broadcast.memory[place]
@@ -197,7 +199,7 @@ def run_asynchronously(parts: Any, experiment: Any) -> Any:
                 weights=unflatten(row[2:], broadcast.weights),
                 round_num=broadcast.round_num - tf.cast(staleness, tf.int64),
             )
-            output = client(begun, client_id)
+            output = train_client(begun, client_id)
             factor = 1 / tf.sqrt(1 + staleness)
             return output._replace(
                 update=tf.nest.map_structure(lambda u: factor * u, output.update),

@@ -76,6 +76,7 @@ class PrivacyAccountant(Callback):
 
     def __init__(self, config: Any, cohorts: Callable[[int], Sequence[int]] | None):
         self.privacy = config.privacy
+        self.rounds = config.training.rounds
         self.is_poisson = config.training.sampling == "poisson"
         self.cohort_size = config.cohort_size
         self.num_clients = config.partitioning.num_clients
@@ -153,6 +154,13 @@ class PrivacyAccountant(Callback):
         """Read the journal of the run's folder, if there is one."""
         self.journal = folder.journal if folder else None
         self.begun = read_journal(self.journal, first_round)
+        num_repeated = len(self.begun) - (first_round - 1)
+        if num_repeated > 0 and not self.privacy.epsilon_budget:
+            final = self.epsilon([*self.begun, *range(first_round, self.rounds + 1)])
+            warn(
+                f"{pluralize(num_repeated, 'round')} begun, but not completed, will count too: "
+                f"ε will be {final:.2f} after round {self.rounds}"
+            )
         budget = self.privacy.epsilon_budget
         spent = self.epsilon(self.begun) if budget and self.begun else 0.0
         if spent > budget:
@@ -274,7 +282,7 @@ def private_mean(parts: Any, experiment: Any) -> Any:
         message_bytes=parts.message_bytes + 4,  # the adaptive norm
         callbacks=(*parts.callbacks, accountant),
         note=accountant.assumption(),
-        notices=tuple(accountant.notices(config.training.rounds)),
+        notices=(*parts.notices, *accountant.notices(config.training.rounds)),
     )
 
 

@@ -339,9 +339,8 @@ def check_neighbours(experiment: Any, name: str) -> None:
         )
     if config.is_private:
         raise UserError(
-            f"{name}: its clients also send a message that the "
-            " server remembers, to which aggregator='dp' adds no noise, so epsilon would be "
-            "false; change one of the flags"
+            f"{name}: its clients also send a message that the server remembers, to which "
+            "aggregator='dp' adds no noise, so epsilon would be false; change one of the flags"
         )
 
 

@@ -19,7 +19,7 @@ from harness.cli.loading import import_function
 from harness.cli.output import quietly, warn
 from harness.comparing import comparison, tuning
 from harness.comparing.completing import OutOfTime
-from harness.comparing.sweep import compared_rows, rows_of_configs
+from harness.comparing.sweep import compared_rows, overlaid_folders, rows_of_configs
 from harness.storage.run_folder import check_given_dataset
 
 MOST_HELD_OUT = 50_000  # the largest --holdout
@@ -40,6 +40,11 @@ def compare(
     else:
         compared = compared_rows(config)
         first = config
+    if compared is None and overlaid_folders(first.comparison.compare):
+        raise UserError(
+            f"compare={first.comparison.compare!r:.60} names finished runs, which fl.main(config) "
+            "compares"
+        )
     if compared is None:
         raise UserError(
             f"compare={first.comparison.compare!r:.60} with seeds=1 compares nothing; give "

@@ -368,5 +368,5 @@ def tell_caveats(
 def format_rate(name: str, rates: dict[str, Rates]) -> str:
     """Return the clients' rate, behind a name, where the rows have different ones."""
     used = {of_row.client_lr for of_row in rates.values()}
-    named = "lr" in name.split() or len(used) == 1
+    named = "client lr" in name or len(used) == 1
     return "" if named else f" (lr {rates[name].client_lr:g})"

@@ -101,6 +101,20 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
     return records if is_done or stops_early(records, config.run) else None
 
 
+def warn_of_reuse(records: Sequence[RoundRecord], run: Any) -> None:
+    """Say what the flags of the group `run` would have done to a run that is reused as it is."""
+    ends = [k for k in range(1, len(records)) if stops_early(records[:k], run)]
+    if ends:
+        flag = "stop_after" if run.stop_after > 0 else "target_accuracy"
+        warn(
+            f"{flag}={getattr(run, flag):g} would have ended this run after round {ends[0]}; its "
+            f"{len(records)} rounds are used; for a shorter one give another --runs"
+        )
+    for field in ("save_every", "save_clients"):
+        if getattr(run, field):
+            warn(f"{field}={getattr(run, field)} has no effect on this run; give another --runs")
+
+
 def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord] | None:
     """Run or continue this run unless it is finished, and return its records.
 
@@ -111,6 +125,7 @@ def complete(single: Single, run: Callable, deadline: float) -> list[RoundRecord
     earlier = single.earlier or read_earlier(config)  # which another process may have made since
     if earlier:
         print_line(f"{one_line(str(folder))}: finished earlier, reused")
+        warn_of_reuse(earlier, config.run)
         return earlier
     seconds_left = deadline - time.perf_counter()
     if seconds_left <= 0:

@@ -1,6 +1,7 @@
 """Tuning: the value of a field for each row of a comparison, chosen on held-out images.
 
-Every row gets the same number of trials, with seeds that the comparison itself does not use.
+Every row gets the same values of each field that it uses and does not set itself, with seeds that
+the comparison does not use.
 """
 
 from __future__ import annotations

@@ -55,12 +55,13 @@ def conditions_of(deciding: Sequence[str], tables: Tables) -> dict[str, Conditio
     The first of these fields has the most choices.
     """
     users: dict[str, tuple[str, ...]] = {}
-    for name, choice_made in tables.rows[deciding[0]].items():
+    for name, choice_made in tables.entries[deciding[0]].items():
         for field in choice_made.fields:
             users[field] = (*users.get(field, ()), name)
     return {
         field: Condition(
-            tuple(one for one in deciding if not tables.rows[one].keys().isdisjoint(names)), names
+            tuple(one for one in deciding if not tables.entries[one].keys().isdisjoint(names)),
+            names,
         )
         for field, names in users.items()
     }
@@ -82,7 +83,7 @@ def all_conditions(tables: Tables) -> dict[str, tuple[Condition, ...]]:
     conditions["attack"] = (has_attackers,)
     for field in ("attack_scale", "backdoor_target", "backdoor_share"):
         conditions[field] = (has_attackers, by_choice[field])
-    aggregators = tables.rows["aggregator"]
+    aggregators = tables.entries["aggregator"]
     weighted = tuple(name for name, made in aggregators.items() if made.kind == "weighted")
     conditions["client_weighting"] = (Condition(("aggregator",), weighted),)
     conditions["drop_stragglers"] = (Condition(("stragglers",)),)

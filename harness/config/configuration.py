@@ -109,6 +109,12 @@ class ExperimentConfig(ConfigGroup):
         """Return a copy whose files are named wherever it is read, FL_DATA's too."""
         return self.replace(**self.absolute_paths())
 
+    def overridden_fields(self) -> dict[str, Any]:
+        """Return the fields, by name, in which this differs from its preset."""
+        read = functools.partial(parse, type(self))
+        fields = preset_flags.preset_fields(self.preset, self.tables.presets, read)
+        return {name: value for name, value in self.subset(fields).items() if value != fields[name]}
+
     def find_unused(self) -> dict[str, str]:
         """Return field -> what it would need, of the fields that are set but have no effect."""
         return find_unused(self.to_dict(), self.defaults(), self.tables)
@@ -121,7 +127,7 @@ class ExperimentConfig(ConfigGroup):
         return unused_notices(self.to_dict() | known, self.defaults(), self.tables, fields)
 
     def chosen(self, field: str) -> Any:
-        """Return the row of a table in choices.py that this field names.
+        """Return the entry of a table in choices.py that this field names.
 
         Of FILE.py:FUNCTION it has that as its function, and no help.
         """
@@ -140,7 +146,7 @@ class ExperimentConfig(ConfigGroup):
         """
         if not is_own(self.to_dict()[field]):
             return self.fields_of_choice(field)
-        fields = {name for entry in self.tables.rows[field].values() for name in entry.fields}
+        fields = {name for entry in self.tables.entries[field].values() for name in entry.fields}
         readable = fields.difference(self.tables.private_fields())
         return {name: value for name, value in self.changed().items() if name in readable}
 

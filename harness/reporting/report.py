@@ -132,7 +132,9 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def changes_of(config: Any) -> dict[str, Any]:
     """Return field -> value of all that makes the run again: not its name, or its time limit."""
-    changed = config.changed()
+    changed = config.overridden_fields() | config.changed()
+    if config.privacy.target_epsilon:
+        changed.pop("noise_multiplier", None)  # which was found for it
     if "owner_choice" in config.chosen("partition").fields:  # whose default is all owners
         changed["num_clients"] = config.partitioning.num_clients
     return {

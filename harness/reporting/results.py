@@ -114,6 +114,18 @@ def class_report(evaluation: Any, classes: Sequence[int]) -> dict[str, Any]:
         )
 
 
+# Keys of metrics.json, of a run or of an evaluation, next to which are those of --metrics.
+METRICS_KEYS = frozenset(
+    {
+        *("dataset", "original_mnist", "dataset_sha256", "classes", "config", "evaluated_run"),
+        *("weights_sha256", "test_accuracy", "test_loss", "test_images", "confusion", "report"),
+        *("epsilon", "best_round", "best_accuracy", "best_chosen_on", "target_accuracy"),
+        *("rounds_to_target", "seconds_to_target", "rounds", "client_accuracy"),
+        *("versions", "provenance", "program_note", "programs"),
+    }
+)
+
+
 def describe_model(dataset: Any, weights: Sequence[Any], evaluation: Any) -> dict[str, Any]:
     """Return what metrics.json holds of a model with these weights, by its evaluation."""
     is_small = dataset.num_classes <= MOST_IN_MATRIX

@@ -62,9 +62,13 @@ class CallbackList:
             callback.before_run(folder, first_round)
 
     def before_round(self, round_num: int) -> bool:
-        """Return whether the round may begin."""
+        """Return whether the round may begin.
+
+        The last one is asked first: a private run's, which comes first, notes that the round
+        begins, and no other may then prevent it.
+        """
         try:
-            for callback in self.callbacks:
+            for callback in reversed(self.callbacks):
                 callback.before_round(round_num)
         except StopRun:
             return False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from harness.storage.saved_run import check_classes, check_model, read_finished
 @one_at_a_time()
 def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) -> Path:
     """Evaluate a run's model, as federated_learning.evaluate_saved says, by its functions."""
+    since = time.perf_counter()
     check_config(config)
     check_evaluated(config)
     for notice in config.unused_notices({*EVALUATING, *config.data.to_dict()}):
@@ -47,10 +48,11 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     if config.run.metrics:
         evaluate = import_function("evaluations:with_metrics")(evaluate, config.run.metrics)
     evaluation = evaluate(dataset)
-    weights = trained.weights.trainable
     about = describe_origin(source, saved, dataset, load_dataset)
     caption = join_parts([dataset.name, f"the model of {source.name}{about}"])
-    return write_evaluation(config, saved, dataset, evaluation, weights, caption)
+    metrics = describe_evaluation(dataset, trained.weights.trainable, evaluation, source)
+    metrics |= {"config": saved.to_dict(), "provenance": describe_provenance(since)}
+    return write_evaluation(config, dataset, evaluation, metrics, caption)
 
 
 def check_evaluated(config: Any) -> None:
@@ -84,17 +86,14 @@ def find_model_name(config: Any, saved: Any) -> str:
 
 
 def write_evaluation(
-    config: Any, saved: Any, dataset: Any, evaluation: Any, weights: Sequence[Any], caption: str
+    config: Any, dataset: Any, evaluation: Any, metrics: dict[str, Any], caption: str
 ) -> Path:
     """Write metrics.json and the plots of a model that was evaluated without training, and print a
     summary; return their folder.
 
-    `config` is what the command line asks for, `saved` that of the run whose model it is.
+    `config` is what the command line asks for, `metrics` the content of metrics.json.
     """
-    since = time.perf_counter()
     source = expand_path(config.run.evaluate)
-    metrics = describe_evaluation(dataset, weights, evaluation, source)
-    metrics |= {"config": saved.to_dict(), "provenance": describe_provenance(since)}
     name = config.run.name or f"evaluate-{source.name}"
     folder = make_run_folder(expand_path(config.run.runs), name, {"metrics.json": to_json(metrics)})
     figures = evaluation_figures(dataset, evaluation, caption)

@@ -28,7 +28,7 @@ from harness.engine import stopping
 from harness.reporting import report
 from harness.reporting.figure_files import draw_files, remove_outdated, to_bytes
 from harness.reporting.figure_form import form_of
-from harness.reporting.results import describe_partition
+from harness.reporting.results import describe_partition, pluralize
 from harness.storage.files import (
     append,
     briefly,
@@ -214,6 +214,11 @@ class RunFolder:
             return state, records
         if problem:
             raise UserError(problem)
+        if lines:
+            warn(
+                f"{self.path / 'checkpoints'} has no checkpoint of the "
+                f"{pluralize(len(lines), 'round')} done; starting again with round 1"
+            )
         self.write_tables([])
         self.write_config()
         self.note_program(0)
@@ -439,8 +444,8 @@ class RunFolder:
             changes = ", ".join(f"{field}={value!r}" for field, value in more.items())
             go_on = f"fl.run(config.replace({changes}){self.given})"
         commands = {"Reproduce": again, "Continue": one_line(go_on)}
-        if config.privacy.target_epsilon:
-            del commands["Continue"]  # the noise is for these rounds
+        if config.privacy.target_epsilon and "rounds" in more:
+            del commands["Continue"]  # the noise is for these rounds, all of which are done
         partition = read_json(self.path / "partition.json")
         page = report.to_html(caption, metrics, partition, pictures, commands)
         write_file(self.path / "report.html", page)

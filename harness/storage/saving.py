@@ -150,7 +150,7 @@ def save_clients(
     broadcast = experiment.broadcast(state)
     folder.remove_clients()
     for client in sorted({report["client"] for report in reports if report["finite"]}):
-        output = experiment.client(broadcast, tf.constant(client, tf.int64))
+        output = experiment.train_client(broadcast, tf.constant(client, tf.int64))
         own = [w - u for w, u in zip(broadcast.weights, output.update, strict=True)]
         sent = tff.learning.models.ModelWeights([w.numpy() for w in own], [])
         folder.save_client(client, experiment.build_saved_model(sent))

@@ -177,10 +177,11 @@ class RoundRecord:
     def diagnosis(self, earlier: Sequence[RoundRecord], chance: float, is_last: bool) -> str:
         """Return what is wrong with the global model after this round, reported before or not."""
         near_chance = chance + 0.05 * (1 - chance)
+        far_from_chance = min(2 * near_chance, (1 + chance) / 2)
         accuracies = [record.test_accuracy for record in earlier]
         if not math.isfinite(self.test_loss):
             return "the test loss is not finite; try a smaller --client-lr"
-        if self.test_accuracy < near_chance and max(accuracies, default=0) > 2 * near_chance:
+        if self.test_accuracy < near_chance and max(accuracies, default=0) > far_from_chance:
             return "the test accuracy fell back to chance; try a smaller --client-lr"
         if self.num_nonfinite is not None and not self.clients:
             return "no client reported; the weights are unchanged"
