@@ -36,6 +36,8 @@ EQUIVALENT = {
         "less time; whatever refuses or names a split; baselines with a time limit",
         "4d8d9ca76453208a": "which method says what fields a caption names",
         "95288918d55e3713": "the module of clients' accuracies",
+        "392ba92fd6248cf3": "names; when a private run notes a round; a fall to chance; a clock's "
+        "Poisson draws; lost clients of FedBuff, where none is at work",
         "b43649a6be7bc58c": "each draw of a custom split is checked; bytes of a norm beside a "
         "memory",
     },
