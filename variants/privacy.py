@@ -16,9 +16,10 @@ A record of a private run contains the fields in harness.training.records.PUBLIC
 single clients is written: no sizes, training metrics, indices or worker.log. The time of a round
 reveals how many images its cohort has, and so who was drawn, so it appears in no file, on no line
 and in no file date (except the date of the last status change, which no program can set and which
-reveals the time of all rounds together). Whoever watches the terminal, the processes or the shard
-files of this machine during the run can still measure it. Shards of equal size (`--partition iid`)
-or public cohorts avoid that.
+reveals the time of all rounds together). With `--time-limit`, the number of rounds that fit in it
+tells how long they took together. Whoever watches the terminal, the processes or the shard files of
+this machine during the run can still measure it. Shards of equal size (`--partition iid`) or public
+cohorts avoid that.
 """
 
 from __future__ import annotations
