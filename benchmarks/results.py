@@ -22,7 +22,7 @@ UNUSED = ("variants/baselines.py", "variants/losses.py")
 # A program, by its `identity` -> earlier ones that compute the same in every run of a table, and
 # what has changed since, on which none of its numbers depends. A program that is not here has none.
 EQUIVALENT = {
-    "b7abc74fa90de8a3": {
+    "126ff1b32bfe141e": {
         "1fa56ae82230a135": "a round in which no update is finite; the memory of an algorithm "
         "under a robust aggregator; data without a test set; --evaluate with FL_DATA; owners as "
         "clients; a custom initializer; hosts and workers that are lost",
@@ -38,6 +38,7 @@ EQUIVALENT = {
         "95288918d55e3713": "the module of clients' accuracies",
         "392ba92fd6248cf3": "names; when a private run notes a round; a fall to chance; a clock's "
         "Poisson draws; lost clients of FedBuff, where none is at work",
+        "b7abc74fa90de8a3": "data that are evaluated on; a worker's patience at its start",
         "b43649a6be7bc58c": "each draw of a custom split is checked; bytes of a norm beside a "
         "memory",
     },

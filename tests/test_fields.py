@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from runs import configure
 
+OLD = Path(__file__).parent / "data" / "run_of_225c0cd"  # on digits
+
 
 def notices_of(config):
     """The notices on flags without effect."""
@@ -142,12 +144,45 @@ def test_numbers_of_numpy_and_paths_are_values():
     [
         ('resume = "runs/a"', "resume cannot be set in a file; give it as a flag: --resume"),
         ("version = true", "version cannot be set in a file"),
+        ("compare = []", r"compare=\[\] has no row; give tables such as"),
     ],
 )
 def test_what_a_file_cannot_ask_for_is_refused(tmp_path, text, said):
     (tmp_path / "run.toml").write_text(text)
     with pytest.raises(UserError, match=said):
         fl.parse(["--config", str(tmp_path / "run.toml")])
+
+
+def test_data_that_are_named_are_evaluated_on_and_no_others(tmp_path, monkeypatch):
+    """By a call or in a file as by flags; without a name it is the evaluated run's own, digits."""
+    assert configure(evaluate=str(OLD)).data == configure(dataset="digits").data
+    assert configure(evaluate=str(OLD), data="x.npz").data == configure(data="x.npz").data
+    assert configure(evaluate=str(OLD), dataset="mnist").data == configure().data
+    file = tmp_path / "run.toml"
+    file.write_text('dataset = "mnist"\n')
+    assert fl.parse(f"--config {file} --evaluate {OLD}").data == configure().data
+    with pytest.raises(UserError, match="model='lean-cnn' is not that of .* which is 'logreg'"):
+        fl.parse(f"--evaluate {OLD} --model lean-cnn")
+    monkeypatch.setenv("FL_DATA", "x.npz")
+    with pytest.raises(UserError, match="contradicts the environment variable FL_DATA"):
+        fl.parse(["--config", str(file)])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ("--metrics", "--metrics needs a value; choose FILE.py:FUNCTION"),
+        ("--no-caption=true", "--no-caption takes no value; write --caption or --no-caption"),
+    ],
+)
+def test_a_cure_can_be_written(flags, said):
+    with pytest.raises(UserError, match=said):
+        fl.parse(flags)
+
+
+def test_a_preset_is_a_text():
+    with pytest.raises(UserError, match=r"preset=\['fast'\]"):
+        configure(preset=["fast"])
 
 
 def test_a_file_says_what_a_run_prints(tmp_path):

@@ -474,6 +474,26 @@ def test_names_of_classes_and_rows_are_in_the_fonts_for_them(monkeypatch):
     assert [text.get_family() for text in texts] == [fonts] * len(texts)
 
 
+def test_a_negative_loss_is_drawn():
+    """On a linear scale, as a log scale has no place for it."""
+    below = dataclasses.replace(RECORDS[1], train={"loss": -1.0, "accuracy": 0.7})
+    scales = [
+        plots.plot_convergence([RECORDS[0], last], NOTE, own_loss="own").axes[0].get_yscale()
+        for last in (RECORDS[1], below)
+    ]
+    assert scales == ["log", "linear"]
+
+
+def test_a_figure_says_how_many_seeds_its_rows_have():
+    one = [np.array([0.5, 0.9])]
+    needed = {"a": [2], "_b": [2, 2, 2]}
+    figure = comparison_plots.plot_rounds_to_target({"a": one, "_b": 3 * one}, needed, 0.9, NOTE)
+    assert figure.get_suptitle() == "Rounds to 90 % test accuracy, 1 to 3 seeds"
+    names = [text.get_text().strip() for text in figure.legends[0].get_texts()]
+    assert [name.partition(":")[0] for name in names] == ["a", "_b", "target"]
+    assert captions.join_parts(["1 local steps", "11 images"]) == "1 local step \u00b7 11 images"
+
+
 def test_a_chinese_character_is_as_wide_as_two_letters():
     assert [drawing.shorten("\u732b" * number, 9) for number in (4, 5)] == [
         "\u732b" * 4,

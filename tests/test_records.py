@@ -8,7 +8,13 @@ from types import SimpleNamespace
 from harness.comparing.completing import warn_of_reuse
 from harness.reporting.results import class_report, describe_accuracy
 from harness.storage.files import to_json
-from harness.training.histories import describe_reached, reached, rounds_to_target
+from harness.training.histories import (
+    describe_reached,
+    find_early_end,
+    reached,
+    rounds_to_target,
+    stops_early,
+)
 
 import numpy as np
 import pytest
@@ -93,6 +99,16 @@ def test_a_fall_to_chance_is_told_of_two_labels_too():
     earlier = [make_record(accuracy, number) for number, accuracy in enumerate([0.62, 0.95], 1)]
     assert "fell back to chance" in make_record(0.62, 3).trouble(earlier, 0.62, is_last=False)
     assert not make_record(0.9, 3).trouble(earlier, 0.62, is_last=False)
+
+
+@pytest.mark.parametrize("flags", [{"stop_after": 2}, {"target_accuracy": 0.8}, {"stop_after": 9}])
+def test_the_round_of_an_early_end_is_the_first_prefix_that_stops(flags):
+    run = configure(**flags).run
+    accuracies = [0.5, 0.7, 0.7, 0.75, 0.6, 0.7, 0.9, 0.8, 0.9, 0.85]
+    records = [make_record(accuracy, number) for number, accuracy in enumerate(accuracies, 1)]
+    for length in range(1, len(records) + 1):
+        ends = [end for end in range(1, length) if stops_early(records[:end], run)]
+        assert find_early_end(records[:length], run) == (ends[0] if ends else 0)
 
 
 def test_flags_that_come_too_late_for_a_finished_run_are_told(capsys):

@@ -17,6 +17,7 @@ import signal
 import subprocess
 import time
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import federated_learning as fl
@@ -334,6 +335,18 @@ def test_hostile_and_foreign_files_are_refused_and_run_no_code(half, tmp_path, m
         and "to another configuration" in done.stderr
         and done.stderr.count("\n") == 1
     )
+
+
+def test_a_finished_run_that_trains_further_is_unfinished(whole, tmp_path):
+    """If it is killed then, it is no run that ended early, whose model --evaluate would take."""
+    run = tmp_path / "runs" / "run"
+    shutil.copytree(whole[0], run)
+    experiment = fl.build_prepared(fl.parse(f"--resume {run} --rounds 99"))
+    with RunFolder.open(experiment) as folder:
+        state, records = folder.load(experiment)
+        assert (run / "metrics.json").exists()
+        folder.save_round(replace(records[-1], round=len(records) + 1), state)
+    assert not (run / "metrics.json").exists()
 
 
 @pytest.mark.parametrize(

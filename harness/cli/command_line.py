@@ -102,8 +102,8 @@ def check_use(config: Any, words: Sequence[str], has_finished_runs: bool) -> Non
     given = {flag: find_field(flag, config.types()) for flag in flags}
     run = config.run
     commands: dict[str, tuple[bool, set[str]]] = {  # whether it is asked for, the fields it uses
-        "--list": (bool(run.list), {"list", "json", "quiet"}),
         "--version": (run.version, {"version"}),
+        "--list": (bool(run.list), {"list", "json", "quiet"}),
         "--predict": (bool(run.predict), {*PREDICTING}),
         "--evaluate": (bool(run.evaluate), {*config.data.to_dict(), *EVALUATING}),
         "--compare of finished runs": (has_finished_runs, {*COMPARING}),
@@ -173,7 +173,8 @@ def add_help(group: Any) -> None:
         if isinstance(node, ast.AnnAssign) and isinstance(below, ast.Expr):
             field = ast.unparse(node.target)
             text = " ".join(ast.literal_eval(below.value).split())
-            lines = [f"- {name}: {line}" for name, line in choice_lines(types[field]).items()]
+            chosen = choice_lines(types[field]).items()
+            lines = [f"- {name}: {line}" for name, line in chosen if name]
             group.__dataclass_fields__[field].metadata = {"help": "\n".join([text, *lines])}
     for inner in types.values():
         if isinstance(inner, type) and issubclass(inner, ConfigGroup):

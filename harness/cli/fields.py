@@ -117,7 +117,7 @@ def choice(table: dict[str, Any], pattern: str = "", others: str = "") -> Any:
     lines = tuple((name, getattr(value, "help", value)) for name, value in table.items())
     if not pattern:
         return Annotated[Literal[tuple(table)], Choices(lines)]
-    metavar = tyro.conf.arg(metavar=f"{{{','.join([*table, others])}}}")
+    metavar = tyro.conf.arg(metavar=f"{{{','.join(filter(None, [*table, others]))}}}")
     return Annotated[str, Choices(lines, pattern, others), metavar]
 
 

@@ -123,7 +123,8 @@ def read_values(words: Sequence[str], types: dict[str, Any]) -> dict[str, Any]:
         field = find_field(flag, types)
         if types[field] is bool:
             if equals:
-                raise UserError(f"{flag} takes no value; write {flag} or --no-{flag[2:]}")
+                other = f"--no-{to_flag(field)[2:]}"
+                raise UserError(f"{flag} takes no value; write {to_flag(field)} or {other}")
             values[field] = flag[2:].replace("-", "_") == field
             continue
         if not equals:
@@ -186,6 +187,6 @@ def describe(hint: Any) -> str:
     if choices:
         mark = choices_mark(hint)
         others = [mark.others] if mark and mark.others else []
-        return f"choose {', '.join([*choices, *others])}"
+        return f"choose {', '.join(filter(None, [*choices, *others]))}"
     spans = [mark for mark in typing.get_args(hint) if isinstance(mark, Range)]
     return f"give a number from {describe_range(spans[0])}" if spans else "give a text"

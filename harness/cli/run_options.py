@@ -106,7 +106,8 @@ class Run(ConfigGroup):
     """Size of each figure in inches, such as 3.3x2.2 for a column of a paper. Default: the
     figure's own."""
     figure_font: optional_float(3, 72) = None
-    """Size of all texts in figures, in points. Default: each text's own, 8 to 13."""
+    """Size of the texts in figures, in points; numbers in cells have 0.6 of it. Default: each
+    text's own, 8 to 13."""
     figure_style: Path = ""
     """A matplotlibrc or .mplstyle file for the figures' style."""
     figure_y: Literal["error", "error-linear", "accuracy"] = "error"
@@ -121,7 +122,7 @@ class Run(ConfigGroup):
     json: bool = False
     """Print a line of JSON last: folder, test_accuracy, weights_sha256, rounds and epsilon of a run
     (the first three of an evaluation), folder and finished of a comparison, or the list of --list
-    and --predict."""
+    and --predict. A run that --time-limit ended has finished, too, which is false."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""

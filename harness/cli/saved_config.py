@@ -117,6 +117,8 @@ def is_nested(value: Any) -> bool:
 
 def rows_to_text(rows: Sequence[dict[str, Any]]) -> str:
     """Return rows, tables of settings in a TOML file, as --compare takes them."""
+    if not rows:
+        raise UserError("compare=[] has no row; give tables such as [[compare]], or drop it")
     shared = [
         field for field in COMPARABLE if all(isinstance(row, dict) and field in row for row in rows)
     ]

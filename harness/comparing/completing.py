@@ -23,7 +23,7 @@ from harness.reporting.results import pluralize
 from harness.storage.files import InUse, expand_path, one_line, read_lines
 from harness.storage.provenance import ROOT
 from harness.storage.saved_run import read_metrics
-from harness.training.histories import stops_early
+from harness.training.histories import find_early_end, stops_early
 from harness.training.records import RoundRecord
 
 import numpy as np
@@ -103,11 +103,11 @@ def read_earlier(config: Any) -> list[RoundRecord] | None:
 
 def warn_of_reuse(records: Sequence[RoundRecord], run: Any) -> None:
     """Say what the flags of the group `run` would have done to a run that is reused as it is."""
-    ends = [k for k in range(1, len(records)) if stops_early(records[:k], run)]
-    if ends:
+    end = find_early_end(records, run)
+    if end:
         flag = "stop_after" if run.stop_after > 0 else "target_accuracy"
         warn(
-            f"{flag}={getattr(run, flag):g} would have ended this run after round {ends[0]}; its "
+            f"{flag}={getattr(run, flag):g} would have ended this run after round {end}; its "
             f"{len(records)} rounds are used; for a shorter one give another --runs"
         )
     for field in ("save_every", "save_clients"):

@@ -237,8 +237,8 @@ def check_privacy(chosen: dict[str, Any], tables: Tables) -> None:
 
 
 def check_default_data(chosen: dict[str, Any], words: Sequence[str]) -> None:
-    """Raise UserError for a command line with --dataset mnist and other data, or FL_DATA."""
-    if chosen["dataset"] == "mnist" and split_off(words, "dataset")[0] and chosen["data"]:
+    """Raise UserError for dataset="mnist", which was named, with other data, or FL_DATA."""
+    if chosen["dataset"] == "mnist" and chosen["data"]:
         is_given = split_off(words, "data")[0]
         source = (
             "data" if is_given else "the environment variable FL_DATA, or the file of --config:"

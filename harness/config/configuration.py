@@ -38,16 +38,20 @@ from harness.storage.files import briefly, expand_path
 
 IDLE = ("evaluate", "predict", "list", "version")  # fields of commands that train nothing
 
+NAMING_DATA = frozenset({"dataset", "data"})
+
 
 class ExperimentConfig(ConfigGroup):
     """A configuration of which some values follow from others: the script's Config is one."""
 
     if TYPE_CHECKING:  # what Config has
         tables: Tables
+        preset: str
         data: Any
         partitioning: Any
         training: Any
         clock: Any
+        run: Any
 
     def __new__(cls, *_groups: Any, **given: Any) -> Self:
         """Refuse Config(rounds=3), as fields are in groups, with what to write instead."""
@@ -75,8 +79,9 @@ class ExperimentConfig(ConfigGroup):
     def replace(self, **changes: Any) -> Self:
         """Return a copy with other values in these fields.
 
-        First come the fields that a preset sets, the data of the run that --evaluate names, and,
-        if `num_clients` is at its default, all owners as the clients of partition="natural".
+        First come the fields that a preset sets; the data of the run that `evaluate` names, unless
+        others are named; and, if `num_clients` is at its default, all owners as the clients of
+        partition="natural".
         """
         kind = type(self)
         read = functools.partial(parse, kind)
@@ -88,7 +93,8 @@ class ExperimentConfig(ConfigGroup):
         if changes.get("evaluate"):
             super().replace(evaluate=changes["evaluate"])  # refuses what is no text
             saved = saved_config.read_saved(changes["evaluate"], kind())
-            implied |= saved.data.to_dict()
+            names_data = not NAMING_DATA.isdisjoint(changes)
+            implied |= {} if names_data else saved.data.to_dict()
         return super().replace(**implied | changes)
 
     def effective(self, **changes: Any) -> Self:
@@ -113,7 +119,9 @@ class ExperimentConfig(ConfigGroup):
         """Return the fields, by name, in which this differs from its preset."""
         read = functools.partial(parse, type(self))
         fields = preset_flags.preset_fields(self.preset, self.tables.presets, read)
-        return {name: value for name, value in self.subset(fields).items() if value != fields[name]}
+        return {
+            name: value for name, value in self.subset([*fields]).items() if value != fields[name]
+        }
 
     def find_unused(self) -> dict[str, str]:
         """Return field -> what it would need, of the fields that are set but have no effect."""
@@ -190,24 +198,19 @@ class ExperimentConfig(ConfigGroup):
 
 
 def parse(kind: type[ExperimentConfig], words: str | Sequence[str] | None) -> Any:
-    """Return the configuration of this class that a command line asks for; see the script's.
-
-    Which run --resume names, only a first reading tells: then the flags are read twice.
-    """
+    """Return the configuration of this class that a command line asks for; see the script's."""
     given = split_words(words)
     preset_flags.explain_preset(given, kind.tables.presets)
     usage.answer_help(kind(), given)
     in_file, asked = saved_config.read_base(given, kind())
     with_preset = preset_flags.insert_preset_flags(given, kind.tables.presets)
     flags = join_compared(insert_implied_flags(with_preset, "num_clients" in asked, kind.tables))
-    base = with_data_of_evaluated(kind, in_file, given)
+    base = with_data_of_evaluated(kind, in_file, asked, given)
     config = command_line.read_flags(kind, flags, default=base)
-    check_command_line(config, given)
+    check_command_line(config, asked, given)
     if config.run.resume:
         warn_of_place(given)
-        saved = saved_config.read_saved(config.run.resume, kind())
-        config = command_line.read_flags(kind, flags, default=saved)
-        saved_config.check_resumed(config, saved)
+        saved_config.check_resumed(config, in_file)
     for field, name in own_fields(config.to_dict()).items():
         if not split_off(given, field)[0]:
             trust.check_file(field, name, config.run.resume or config.run.config)
@@ -227,45 +230,62 @@ def split_words(words: str | Sequence[str] | None) -> list[str]:
 
 
 def with_data_of_evaluated(
-    kind: type[ExperimentConfig], in_file: ExperimentConfig | None, words: Sequence[str]
+    kind: type[ExperimentConfig],
+    in_file: ExperimentConfig | None,
+    asked: Container[str],
+    words: Sequence[str],
 ) -> Any:
     """Return the configuration in a file, or None, with the data of the run that --evaluate names.
 
-    It is returned as it is without that flag, or if file or `words` name other data. Of the file,
-    what else it says of the data is kept.
+    It is returned as it is without that flag, or if the file's fields `asked`, or `words`, name
+    other data. Of the file, what else it says of the data is kept.
     """
     evaluated = split_off(words, "evaluate")[0]
-    of_file = in_file.changed() if in_file else {}
-    names_data = any(
-        field in of_file or split_off(words, field)[0] for field in ("dataset", "data")
-    )
+    names_data = any(field in asked or split_off(words, field)[0] for field in NAMING_DATA)
     if not evaluated or names_data:
         return in_file
     base = in_file or kind()
-    own = base.subset(tuple(field for field in of_file if field in base.data.to_dict()))
+    own = base.subset(tuple(field for field in base.data.to_dict() if field in asked))
     return base.replace(**own, evaluate=evaluated[-1])
 
 
-def check_command_line(config: ExperimentConfig, words: Sequence[str]) -> None:
+def check_command_line(
+    config: ExperimentConfig, asked: Container[str], words: Sequence[str]
+) -> None:
     """Check what only a command line tells: flags that are given although they do nothing.
 
-    Raises UserError where they contradict something else, and warns of the others.
+    `asked` are the fields that a file names. Raises UserError where they contradict something else,
+    and warns of the others.
     """
     check_given(config.to_dict(), words)
+    if config.run.evaluate and split_off(words, "model")[0] and not config.has_own_model:
+        saved = saved_config.read_saved(config.run.evaluate, type(config)())
+        check_model_of_run(config, saved.training.model)
     check_definition(config.to_dict(), config.defaults(), config.tables, words)
     has_finished_runs = bool(overlaid_folders(config.to_dict()["compare"]))
     command_line.check_use(config, words, has_finished_runs)
     if not (has_finished_runs or any(config.subset(IDLE).values())):
-        check_defaults(config, words)
+        check_defaults(config, asked, words)
 
 
-def check_defaults(config: ExperimentConfig, words: Sequence[str]) -> None:
+def check_model_of_run(config: ExperimentConfig, saved: str) -> None:
+    """Raise UserError if the model is not `saved`, that of the run to evaluate."""
+    if config.training.model != saved:
+        raise UserError(
+            f"model={config.training.model!r:.200} is not that of {config.run.evaluate!r:.200}, "
+            f"which is {saved!r:.200}; drop it"
+        )
+
+
+def check_defaults(config: ExperimentConfig, asked: Container[str], words: Sequence[str]) -> None:
     """Warn of flags without effect whose values are the default ones, which no notice is on.
 
     Raises UserError where such a value contradicts something else.
     """
     chosen = config.to_dict() | config.absolute_paths()  # with FL_DATA
-    check_default_data(chosen, words)
+    is_named = "dataset" in asked or bool(split_off(words, "dataset")[0])
+    if is_named and not config.run.resume:
+        check_default_data(chosen, words)
     given = [field for field in chosen if split_off(words, field)[0]]
     usual = [field for field in given if chosen[field] == config.defaults()[field]]
     unlike = config.defaults() | dict.fromkeys(usual)  # None is the value of none of them

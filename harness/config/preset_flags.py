@@ -8,7 +8,7 @@ from typing import Any
 
 from harness.cli.flags import split_off, wants_help
 from harness.cli.output import print_line
-from harness.cli.run_options import identity
+from harness.cli.run_options import BY_CONTENT, identity
 
 
 def preset_notices(config: Any, default: Any) -> list[str]:
@@ -21,9 +21,10 @@ def preset_notices(config: Any, default: Any) -> list[str]:
         return []
     there = default.replace(preset=name, seed=config.seed).effective().to_dict()
     here = config.effective().to_dict()
-    fields = [field for field in here if field in {*identity(config), "rounds", "target_accuracy"}]
+    deciding = {*identity(config), *BY_CONTENT, "rounds", "target_accuracy"}
+    fields = [field for field in here if field in deciding]
     changed = [
-        f"{field} {here[field]} (preset {there[field]})"
+        f"{field} {here[field]} (preset {'none' if there[field] == '' else there[field]})"
         for field in fields
         if here[field] != there[field]
     ]
@@ -36,7 +37,7 @@ def preset_fields(
     name: Any, presets: dict[str, Any], parse: Callable[[Sequence[str]], Any]
 ) -> dict[str, Any]:
     """Return the fields that a preset's flags set, as `parse` reads them; without one, nothing."""
-    if name not in presets or name == "none":
+    if not isinstance(name, str) or name not in presets or name == "none":
         return {}
     words = presets[name].flags.split()
     fields = [word.removeprefix("--").replace("-", "_") for word in words if word.startswith("--")]

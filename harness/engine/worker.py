@@ -285,8 +285,8 @@ class Worker(grpc.UnaryUnaryClientInterceptor):
 
     @property
     def start_seconds(self) -> float:
-        """How long its start may take; on another machine its file may come from a slow disk."""
-        return START_SECONDS
+        """How long its start may take; its file may come from a slow disk."""
+        return max(START_SECONDS, self.patience)
 
     def check_connection(self) -> None:
         """Raise UserError if it is known already that no connection will come."""
@@ -423,10 +423,6 @@ class RemoteWorker(Worker):
         self.folder = folder
         self.name = f"TFF's worker on {host}"
         self._ssh_words = b""  # the last that ssh and the worker there have printed
-
-    @property
-    def start_seconds(self) -> float:
-        return max(START_SECONDS, self.patience)
 
     def spawn(self, folder: str, isolated: bool) -> None:
         """Start ssh; the supervisor's text, and then a sign of life, go to its standard input."""

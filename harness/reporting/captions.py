@@ -27,7 +27,7 @@ SAMPLING = {"fixed": "", "poisson": "Poisson sampling", "by-size": "clients draw
 def join_parts(parts: Iterable[str]) -> str:
     """Return a caption of these parts without empty ones; "1 labels" becomes "1 label"."""
     text = one_line(" · ".join(filter(None, parts)))
-    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker)s\b", r"1 \1", text)
+    return re.sub(r"(?<![\d.,])1 (client|label|shard|attacker|image|local step)s\b", r"1 \1", text)
 
 
 def with_fields(name: str, fields: dict[str, Any]) -> str:

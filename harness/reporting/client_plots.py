@@ -16,6 +16,7 @@ from harness.reporting.drawing import (
     new_figure,
     place_legend,
     plain,
+    plain_text,
 )
 from harness.reporting.figure_form import FORM, default_style
 from harness.reporting.results import pluralize
@@ -94,7 +95,7 @@ def plot_clients_of_rows(
             flierprops={"marker": ".", "ms": 3, "mfc": color, "mec": color},
             meanprops={"marker": "D", "ms": 4, "mfc": "white", "mec": color},
         )
-    axes.set_yticks(range(len(names)), names, family=fonts_for(names))
+    axes.set_yticks(range(len(names)), map(plain_text, names), family=fonts_for(names))
     axes.invert_yaxis()
     note = "box: quartiles, whiskers: 10 to 90 %, diamond: mean"
     by_global = "" if measured_on == TITLES[BY_OWN] else ", by the global model"

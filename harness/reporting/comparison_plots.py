@@ -105,6 +105,14 @@ def label_curves(curves: Mapping[str, Sequence[np.ndarray]], spent: Spent | None
     return labels
 
 
+def count_seeds(curves: Mapping[str, Sequence[Any]]) -> str:
+    """Return "3 seeds", or "1 to 3 seeds" where names have different numbers of them."""
+    numbers = sorted({len(of_seeds) for of_seeds in curves.values()})
+    if numbers[0] == numbers[-1]:
+        return pluralize(numbers[0], "seed")
+    return f"{numbers[0]} to {numbers[-1]} seeds"
+
+
 @default_style
 def plot_comparison(
     curves: Mapping[str, Sequence[np.ndarray]],
@@ -120,9 +128,8 @@ def plot_comparison(
     the axis calls other accuracies than the test accuracy. `panels` has (line, panel) of each name
     in a grid of two fields: then each value of the second has axes of its own.
     """
-    numbers = sorted({len(of_seeds) for of_seeds in curves.values()})
-    seeds = " to ".join(map(str, dict.fromkeys([numbers[0], numbers[-1]])))
-    over = f"mean ± sd of {seeds} seeds" if numbers[-1] > 1 else "one seed"
+    seeds = count_seeds(curves)
+    over = "one seed" if seeds == "1 seed" else f"mean ± sd of {seeds}"
     title = f"{measured.capitalize()} {outcome_name()}, {over}"
     if panels:
         return plot_panels(curves, panels, spent, title, caption, measured)
@@ -163,7 +170,7 @@ def plot_panels(
         labels = {name: panels[name][0] for name in names}
         draw_curves(axes, {name: curves[name] for name in names}, styles, spent, labels)
         style_outcome(axes, measured)
-        axes.set_title(panel, fontsize=10)
+        axes.set_title(plain_text(panel), fontsize=10)
         axes.label_outer()
     for axes in grid.flat[len(places) :]:
         axes.set_visible(False)
@@ -189,13 +196,12 @@ def plot_rounds_to_target(
     `curves` are accuracies float[rounds], `needed` the rounds to the target; a seed that did not
     get there has None.
     """
-    seeds = len(next(iter(curves.values())))
-    title = f"Rounds to {100 * target:.4g} % test accuracy, {pluralize(seeds, 'seed')}"
+    title = f"Rounds to {100 * target:.4g} % test accuracy, {count_seeds(curves)}"
     figure = new_figure(9, 4.8, title, caption)
     axes = outcome_axes(figure)
     for number, (name, of_seeds) in enumerate(curves.items()):
         own_seeds = seeds_of[name] if seeds_of else ()
-        label = f"{name}: {format_rounds_to_target(needed[name], own_seeds)}"
+        label = plain_text(f"{name}: {format_rounds_to_target(needed[name], own_seeds)}")
         for accuracies in of_seeds:
             rounds = np.arange(1, len(accuracies) + 1)
             line = axes.plot(rounds, outcome_of(accuracies), **style_of(number), lw=1.2)[0]

@@ -194,7 +194,8 @@ def plot_convergence(
         if own_loss
         else "cross-entropy (nats)"
     )
-    log_scale(loss_axes)  # a first round may be twenty times the last
+    if not loss_axes.dataLim.ymin <= 0:  # a custom loss may be negative
+        log_scale(loss_axes)  # a first round may be twenty times the last
     accuracy_axes.set_ylabel("accuracy (%)")
     lines = draw_extra(accuracy_axes, records)
     if target:

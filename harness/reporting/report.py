@@ -15,7 +15,7 @@ from typing import Any
 
 from harness.cli.flags import to_flag
 from harness.cli.saved_config import OF_ONE_COMMAND
-from harness.training.histories import stops_early
+from harness.training.histories import find_early_end, stops_early
 from harness.training.records import DURING_TRAINING, read_record
 
 import jinja2
@@ -169,7 +169,7 @@ def fields_to_repeat(metrics: dict[str, Any], config: Any) -> dict[str, Any]:
     history = [read_record(row) for row in metrics["rounds"]] if may_stop else []
     budget = config.privacy.epsilon_budget
     fields: dict[str, Any] = {}
-    if any(stops_early(history[:rounds], config.run) for rounds in range(1, len(history))):
+    if find_early_end(history, config.run):
         fields["stop_after"] = 0
         if config.run.target_accuracy:
             fields["after_target"] = "continue"

@@ -14,6 +14,7 @@ from harness.cli.fields import UserError
 from harness.cli.loading import import_function
 from harness.cli.output import print_line, warn
 from harness.cli.saved_config import check_config, read_saved
+from harness.config.configuration import check_model_of_run
 from harness.reporting.captions import join_parts
 from harness.reporting.figure_files import draw_files
 from harness.reporting.figure_form import form_of
@@ -32,6 +33,7 @@ def evaluate_saved(config: Any, load_dataset: Callable, read_trained: Callable) 
     since = time.perf_counter()
     check_config(config)
     check_evaluated(config)
+    form_of(config.run)  # raises before anything is evaluated or written
     for notice in config.unused_notices({*EVALUATING, *config.data.to_dict()}):
         warn(notice)
     saved = read_saved(config.run.evaluate, type(config)())
@@ -74,10 +76,7 @@ def find_model_name(config: Any, saved: Any) -> str:
     asked = config.training.model
     is_usual = asked in (config.defaults()["model"], saved.training.model)
     if not is_usual and not (saved.has_own_model and config.has_own_model):
-        raise UserError(
-            f"model={asked!r:.200} is not that of {config.run.evaluate!r:.200}, which is "
-            f"{saved.training.model!r:.200}; drop it"
-        )
+        check_model_of_run(config, saved.training.model)
     if saved.has_own_model:
         if config.has_own_model:
             return config.training.model

@@ -266,6 +266,9 @@ class RunFolder:
 
         build_model(weights) makes the Keras model of TFF's ModelWeights.
         """
+        ended = self.path / "metrics.json"
+        with io_errors_as_user_errors(ended, "--runs"):
+            ended.unlink(missing_ok=True)  # of the run's earlier end, which this round goes past
         figures = record.figures()
         header = csv_line(figures) if record.round == 1 else ""
         append(self.path / "metrics.csv", header + csv_line(figures.values()))

@@ -32,6 +32,23 @@ def stops_early(records: Sequence[RoundRecord], run: Any) -> bool:
     return is_at_target or 0 < run.stop_after <= waited
 
 
+def find_early_end(records: Sequence[RoundRecord], run: Any) -> int:
+    """Return after which round, of those before the last, `stops_early` ends the run first.
+
+    0 if after none.
+    """
+    best = -1.0
+    best_round = 0
+    for record in records[:-1]:
+        if record.test_accuracy > best:
+            best = record.test_accuracy
+            best_round = record.round
+        is_at_target = run.after_target == "stop" and 0 < run.target_accuracy <= best
+        if is_at_target or 0 < run.stop_after <= record.round - best_round:
+            return record.round
+    return 0
+
+
 def describe_end(records: Sequence[RoundRecord], run: Any) -> str:
     """Return the line that is printed when a finished run is resumed."""
     if run.after_target == "stop" and reached(records, run.target_accuracy):
