@@ -489,6 +489,9 @@ def test_a_figure_says_how_many_seeds_its_rows_have():
     needed = {"a": [2], "_b": [2, 2, 2]}
     figure = comparison_plots.plot_rounds_to_target({"a": one, "_b": 3 * one}, needed, 0.9, NOTE)
     assert figure.get_suptitle() == "Rounds to 90 % test accuracy, 1 to 3 seeds"
+    perfect = {"a": [np.array([0.5, 1.0])]}  # an error of 0 is drawn at half of 50 %
+    drawn = comparison_plots.plot_rounds_to_target(perfect, {"a": [2]}, 1.0, NOTE).axes[0].lines
+    assert [line.get_ydata()[-1] for line in drawn] == pytest.approx([25, 25])
     names = [text.get_text().strip() for text in figure.legends[0].get_texts()]
     assert [name.partition(":")[0] for name in names] == ["a", "_b", "target"]
     assert captions.join_parts(["1 local steps", "11 images"]) == "1 local step \u00b7 11 images"

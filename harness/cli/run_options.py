@@ -122,7 +122,7 @@ class Run(ConfigGroup):
     json: bool = False
     """Print a line of JSON last: folder, test_accuracy, weights_sha256, rounds and epsilon of a run
     (the first three of an evaluation), folder and finished of a comparison, or the list of --list
-    and --predict. A run that --time-limit ended has finished, too, which is false."""
+    and --predict. A run that --time-limit ended also has "finished": false."""
     tensorboard: bool = False
     """Also write each round's figures and confusion matrix as TensorBoard events: tensorboard
     --logdir runs."""

@@ -283,8 +283,7 @@ def check_defaults(config: ExperimentConfig, asked: Container[str], words: Seque
     Raises UserError where such a value contradicts something else.
     """
     chosen = config.to_dict() | config.absolute_paths()  # with FL_DATA
-    is_named = "dataset" in asked or bool(split_off(words, "dataset")[0])
-    if is_named and not config.run.resume:
+    if "dataset" in asked or split_off(words, "dataset")[0]:
         check_default_data(chosen, words)
     given = [field for field in chosen if split_off(words, field)[0]]
     usual = [field for field in given if chosen[field] == config.defaults()[field]]

@@ -59,6 +59,12 @@ class Spent(NamedTuple):
     of_rounds: dict[str, np.ndarray]  # name -> float64[rounds], the mean over the seeds
 
 
+def least_drawn(curves: Mapping[str, Sequence[np.ndarray]]) -> float:
+    """Return where an error of 0 is drawn: on a log scale, at half the least other one."""
+    every = [outcome_of(accuracies) for of_seeds in curves.values() for accuracies in of_seeds]
+    return least_error(np.concatenate(every)) if FORM.get().y == "error" else 0.0
+
+
 def draw_curves(
     axes: Any,
     curves: Mapping[str, Sequence[np.ndarray]],
@@ -66,12 +72,8 @@ def draw_curves(
     spent: Spent | None,
     labels: dict[str, str],
 ) -> None:
-    """Draw mean and band of each name's accuracies float[rounds] of each seed.
-
-    On a log scale, which has no 0, an error of 0 is drawn at half the least other one.
-    """
-    every = [outcome_of(accuracies) for of_seeds in curves.values() for accuracies in of_seeds]
-    least = least_error(np.concatenate(every)) if FORM.get().y == "error" else 0.0
+    """Draw mean and band of each name's accuracies float[rounds] of each seed."""
+    least = least_drawn(curves)
     for name, of_seeds in curves.items():
         style = styles[name]
         rounds = min(map(len, of_seeds))
@@ -80,7 +82,7 @@ def draw_curves(
         mean = np.maximum(outcomes.mean(axis=0), least)
         if len(of_seeds) > 1:
             spread = outcomes.std(axis=0, ddof=1)
-            lowest = np.maximum(mean - spread, mean / 10)  # a log scale has no 0
+            lowest = np.maximum(mean - spread, mean / 10)  # above 0, for a log scale
             axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
         marked = max(1, len(places) // 10)
         axes.plot(places, mean, **style, ms=4, markevery=marked, label=plain_text(labels[name]))
@@ -199,18 +201,20 @@ def plot_rounds_to_target(
     title = f"Rounds to {100 * target:.4g} % test accuracy, {count_seeds(curves)}"
     figure = new_figure(9, 4.8, title, caption)
     axes = outcome_axes(figure)
+    least = least_drawn(curves)
     for number, (name, of_seeds) in enumerate(curves.items()):
         own_seeds = seeds_of[name] if seeds_of else ()
         label = plain_text(f"{name}: {format_rounds_to_target(needed[name], own_seeds)}")
         for accuracies in of_seeds:
             rounds = np.arange(1, len(accuracies) + 1)
-            line = axes.plot(rounds, outcome_of(accuracies), **style_of(number), lw=1.2)[0]
+            drawn = np.maximum(outcome_of(accuracies), least)
+            line = axes.plot(rounds, drawn, **style_of(number), lw=1.2)[0]
             line.set(markersize=4, markevery=max(1, len(accuracies) // 10))
             line.set_label(label)
             label = "_"  # one entry a name: matplotlib leaves this one out
     height = float(outcome_of(target))
     label = f"target: {outcome_name()} {height:.3g} %"
-    axes.axhline(height, color=GREY, lw=1.5, ls=(0, (1, 3)), label=label)
+    axes.axhline(max(height, least), color=GREY, lw=1.5, ls=(0, (1, 3)), label=label)
     whole_rounds(axes)
     place_legend(figure, title="rounds to the target")
     return figure
