@@ -22,7 +22,7 @@ UNUSED = ("variants/baselines.py", "variants/losses.py")
 # A program, by its `identity` -> earlier ones that compute the same in every run of a table, and
 # what has changed since, on which none of its numbers depends. A program that is not here has none.
 EQUIVALENT = {
-    "126ff1b32bfe141e": {
+    "d67d8133001f5479": {
         "1fa56ae82230a135": "a round in which no update is finite; the memory of an algorithm "
         "under a robust aggregator; data without a test set; --evaluate with FL_DATA; owners as "
         "clients; a custom initializer; hosts and workers that are lost",

@@ -100,8 +100,8 @@ def secure_mean(most_examples: int, is_uniform: bool) -> Any:
     """Return TFF's mean by secure sums of n_k * update and of n_k, in 32 bits.
 
     A client's value is cut at the bounds in silence, and the steps of a sum are as wide as they
-    are. A client counts n_k, or 1 if all count the same, and the update of a parameter is at most
-    16, far above that of any training that goes well. Bounds with n_k are at least 1e5.
+    are. They allow for the largest n_k, or 1 if all count the same, and for an update of 16 of each
+    parameter, far above that of any training that goes well. Bounds with n_k are at least 1e5.
     """
     if is_uniform:
         weight_bound = 1.0

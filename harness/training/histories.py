@@ -20,16 +20,18 @@ def best_record(records: Sequence[RoundRecord]) -> RoundRecord:
     return max(records, key=lambda record: record.test_accuracy)
 
 
-def stops_early(records: Sequence[RoundRecord], run: Any) -> bool:
-    """Return whether a run ends before all its rounds are done; `run` is its group of flags.
+def ends_after(round_num: int, best: RoundRecord, run: Any) -> bool:
+    """Return whether a run whose best round so far is `best` ends early; `run` are its flags.
 
     It has reached its target accuracy, or has not become better for long enough.
     """
-    if not records:
-        return False
-    waited = records[-1].round - best_record(records).round
-    is_at_target = run.after_target == "stop" and reached(records, run.target_accuracy)
-    return is_at_target or 0 < run.stop_after <= waited
+    is_at_target = run.after_target == "stop" and reached([best], run.target_accuracy)
+    return is_at_target or 0 < run.stop_after <= round_num - best.round
+
+
+def stops_early(records: Sequence[RoundRecord], run: Any) -> bool:
+    """Return whether a run with these records ends before all its rounds are done."""
+    return bool(records) and ends_after(records[-1].round, best_record(records), run)
 
 
 def find_early_end(records: Sequence[RoundRecord], run: Any) -> int:
@@ -37,14 +39,10 @@ def find_early_end(records: Sequence[RoundRecord], run: Any) -> int:
 
     0 if after none.
     """
-    best = -1.0
-    best_round = 0
+    best = records[0] if records else None
     for record in records[:-1]:
-        if record.test_accuracy > best:
-            best = record.test_accuracy
-            best_round = record.round
-        is_at_target = run.after_target == "stop" and 0 < run.target_accuracy <= best
-        if is_at_target or 0 < run.stop_after <= record.round - best_round:
+        best = best_record([best, record])
+        if ends_after(record.round, best, run):
             return record.round
     return 0
 
