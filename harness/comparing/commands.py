@@ -56,7 +56,7 @@ def compare(
             "do not have; drop it, or give the data as a file"
         )
     if dataset is not None:
-        check_given_dataset(first)
+        check_given_dataset(first, dataset)
     absolute = first.with_absolute_paths()
     deadline = time.perf_counter() + (first.run.seconds_allowed or math.inf)
 

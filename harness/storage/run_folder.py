@@ -20,6 +20,7 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.flags import to_flag
+from harness.cli.loading import import_function
 from harness.cli.output import warn
 from harness.cli.run_options import identity
 from harness.cli.saved_config import check_resumed, read_saved
@@ -61,6 +62,7 @@ from harness.storage.run_names import (
     make_run_folder,
     script_command,
 )
+from harness.training.dataset import check_dataset
 from harness.training.histories import best_record
 from harness.training.records import RoundRecord, read_records
 
@@ -73,8 +75,16 @@ CHECKPOINTS_KEPT = 3
 ON_READING = ("test_share", "image_size", "transpose", "validation")
 
 
-def check_given_dataset(config: Any) -> None:
+def check_given_dataset(config: Any, dataset: Any) -> None:
     """Raise UserError for fields that a data set given in Python would leave without effect."""
+    check_dataset(dataset)
+    # "" is the default's. Parts of a built-in data set, and what is held out, begin with its name.
+    built_in = config.chosen("dataset").function
+    if built_in and not dataset.name.startswith(import_function(built_in)().name):
+        raise UserError(
+            f"dataset={config.data.dataset!r} contradicts dataset=, which is {dataset.name!r:.60}; "
+            "drop one of them"
+        )
     fields = list(ON_READING)
     # FL_DATA, which every command has, may be the path; of a resumed run, that of another day.
     if config.data.data != environment_data() and not config.run.resume:
@@ -150,7 +160,7 @@ class RunFolder:
         """
         config = experiment.config
         if "dataset=" in given:
-            check_given_dataset(config)
+            check_given_dataset(config, experiment.dataset)
         partition = describe_partition(experiment)
         if config.run.resume:
             path = expand_path(config.run.resume)
