@@ -1,20 +1,20 @@
 """Variants of FedAvg, one module per subject; each needs a non-default flag. The papers:
 
 - Acar et al. 2021, Federated Learning Based on Dynamic Regularization (ICLR)
-- Arivazhagan et al. 2019, Federated Learning with Personalization Layers (arXiv:1912.00818)
 - Andrew et al. 2021, Differentially Private Learning with Adaptive Clipping (NeurIPS)
+- Arivazhagan et al. 2019, Federated Learning with Personalization Layers (arXiv:1912.00818)
 - Bagdasaryan et al. 2020, How To Backdoor Federated Learning (AISTATS)
-- Bonawitz et al. 2019, Towards Federated Learning at Scale: System Design (MLSys)
 - Blanchard et al. 2017, Machine Learning with Adversaries: Byzantine Tolerant Gradient Descent
   (NeurIPS)
 - Bonawitz et al. 2017, Practical Secure Aggregation for Privacy-Preserving Machine Learning (CCS)
+- Bonawitz et al. 2019, Towards Federated Learning at Scale: System Design (MLSys)
 - Cheng et al. 2021, Fine-tuning is Fine in Federated Learning (arXiv:2108.07313)
 - Collins et al. 2021, Exploiting Shared Representations for Personalized Federated Learning (ICML)
 - Deng et al. 2020, Adaptive Personalized Federated Learning (arXiv:2003.13461)
 - Fang et al. 2020, Local Model Poisoning Attacks to Byzantine-Robust Federated Learning
   (USENIX Security)
-- Hsu et al. 2019, Measuring the Effects of Non-Identical Data Distribution (arXiv:1909.06335)
 - Hsieh et al. 2020, The Non-IID Data Quagmire of Decentralized Machine Learning (ICML)
+- Hsu et al. 2019, Measuring the Effects of Non-Identical Data Distribution (arXiv:1909.06335)
 - Karimireddy et al. 2020, SCAFFOLD: Stochastic Controlled Averaging for Federated Learning (ICML)
 - Karimireddy et al. 2021, Breaking the Centralized Barrier for Cross-Device Federated Learning
   (NeurIPS)
