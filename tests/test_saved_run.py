@@ -70,11 +70,12 @@ def test_without_pandas_a_table_is_arrays(monkeypatch):
     assert table["a"].tolist() == [1, 2] and np.isnan(table["b"][1])
 
 
-def test_a_run_on_arrays_is_loaded_with_them(tmp_path, monkeypatch, digits):
+def test_a_run_on_arrays_is_loaded_with_them(tmp_path, monkeypatch, digits, capsys):
     monkeypatch.chdir(tmp_path)
     config = configure(dataset="digits", model="mlp", rounds=1, local_epochs=1, figures="none")
     half = fl.build_dataset(digits.train.images[:500], digits.train.labels[:500], *digits.test)
     result = fl.run(config, dataset=half)
+    assert "dataset='digits' sets the default of client_lr only" in capsys.readouterr().err
     with pytest.raises(UserError, match="was trained on other data than"):
         fl.load(result.folder).evaluate()
     assert fl.load(result.folder, dataset=half).evaluate().accuracy == result.evaluation.accuracy

@@ -20,7 +20,8 @@ from harness.cli.output import quietly, warn
 from harness.comparing import comparison, tuning
 from harness.comparing.completing import OutOfTime
 from harness.comparing.sweep import compared_rows, overlaid_folders, rows_of_configs
-from harness.storage.run_folder import check_given_dataset
+from harness.storage.run_folder import check_given_dataset, warn_of_built_in
+from harness.training.dataset import check_dataset
 
 MOST_HELD_OUT = 50_000  # the largest --holdout
 
@@ -56,7 +57,8 @@ def compare(
             "do not have; drop it, or give the data as a file"
         )
     if dataset is not None:
-        check_given_dataset(first, dataset)
+        check_dataset(dataset)
+        check_given_dataset(first)
     absolute = first.with_absolute_paths()
     deadline = time.perf_counter() + (first.run.seconds_allowed or math.inf)
 
@@ -70,6 +72,8 @@ def compare(
         several = max(first.comparison.seeds, len(compared.rows))  # though a list names no rows
         for notice in absolute.unused_notices(seeds=several):
             warn(notice)
+        if dataset is not None:
+            warn_of_built_in(first, dataset)
         try:
             if not absolute.comparison.tune:
                 of_data = runners(absolute.data, dataset)

@@ -62,7 +62,6 @@ from harness.storage.run_names import (
     make_run_folder,
     script_command,
 )
-from harness.training.dataset import check_dataset
 from harness.training.histories import best_record
 from harness.training.records import RoundRecord, read_records
 
@@ -75,16 +74,19 @@ CHECKPOINTS_KEPT = 3
 ON_READING = ("test_share", "image_size", "transpose", "validation")
 
 
-def check_given_dataset(config: Any, dataset: Any) -> None:
-    """Raise UserError for fields that a data set given in Python would leave without effect."""
-    check_dataset(dataset)
-    # "" is the default's. Parts of a built-in data set, and what is held out, begin with its name.
-    built_in = config.chosen("dataset").function
+def warn_of_built_in(config: Any, dataset: Any) -> None:
+    """Print a notice on a built-in data set whose images a data set given in Python replaces."""
+    built_in = config.chosen("dataset").function  # "" is the default's
+    # Parts of it, and what is held out, begin with its name.
     if built_in and not dataset.name.startswith(import_function(built_in)().name):
-        raise UserError(
-            f"dataset={config.data.dataset!r} contradicts dataset=, which is {dataset.name!r:.60}; "
-            "drop one of them"
+        warn(
+            f"dataset={config.data.dataset!r} sets the default of client_lr only: the images are "
+            f"{dataset.name!r:.60}, of dataset="
         )
+
+
+def check_given_dataset(config: Any) -> None:
+    """Raise UserError for fields that a data set given in Python would leave without effect."""
     fields = list(ON_READING)
     # FL_DATA, which every command has, may be the path; of a resumed run, that of another day.
     if config.data.data != environment_data() and not config.run.resume:
@@ -160,7 +162,9 @@ class RunFolder:
         """
         config = experiment.config
         if "dataset=" in given:
-            check_given_dataset(config, experiment.dataset)
+            check_given_dataset(config)
+            if not resume_hint:  # a comparison prints it once
+                warn_of_built_in(config, experiment.dataset)
         partition = describe_partition(experiment)
         if config.run.resume:
             path = expand_path(config.run.resume)
