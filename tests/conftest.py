@@ -339,6 +339,8 @@ MORE_OF_A_KIND = {
     "test_what_a_function_returns_is_taken_or_refused_for_its_reason": ("lstm-last14",),
     "test_fedprox_without_pull_is_fedavg": (),
     "test_secure_sums_of_clients_that_count_the_same_are_as_fine": (),
+    "test_a_client_alone_does_as_keras": (),
+    "test_a_run_with_held_out_images_resumes_and_can_be_split_again": (),
 }
 
 
