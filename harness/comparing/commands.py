@@ -20,7 +20,7 @@ from harness.cli.output import quietly, warn
 from harness.comparing import comparison, tuning
 from harness.comparing.completing import OutOfTime
 from harness.comparing.sweep import compared_rows, overlaid_folders, rows_of_configs
-from harness.storage.run_folder import check_given_dataset, warn_of_built_in
+from harness.storage.run_folder import check_given_dataset
 from harness.training.dataset import check_dataset
 
 MOST_HELD_OUT = 50_000  # the largest --holdout
@@ -72,8 +72,6 @@ def compare(
         several = max(first.comparison.seeds, len(compared.rows))  # though a list names no rows
         for notice in absolute.unused_notices(seeds=several):
             warn(notice)
-        if dataset is not None:
-            warn_of_built_in(first, dataset)
         try:
             if not absolute.comparison.tune:
                 of_data = runners(absolute.data, dataset)

@@ -38,6 +38,7 @@ def find_weak_settings(experiment: Any) -> list[str]:
     """
     config = experiment.config
     found = [
+        of_built_in_data(experiment),
         of_owner_choice(experiment),
         of_sampling(config),
         of_trimming(config),
@@ -52,6 +53,19 @@ def find_weak_settings(experiment: Any) -> list[str]:
         "" if config.is_private else of_warm_up(experiment),
     ]
     return [text for text in found if text]
+
+
+def of_built_in_data(experiment: Any) -> str:
+    """Return a notice on a built-in data set whose images others, given in Python, replace."""
+    function = experiment.config.chosen("dataset").function  # "" is the default's
+    name = experiment.dataset.name
+    # Parts of it, and what is held out, begin with its name.
+    if not function or name.startswith(import_function(function)().name):
+        return ""
+    return (
+        f"dataset={experiment.config.data.dataset!r} sets the default of client_lr only: the "
+        f"images are {name!r:.60}, of dataset="
+    )
 
 
 def of_owner_choice(experiment: Any) -> str:

@@ -20,7 +20,6 @@ from typing import Any
 
 from harness.cli.fields import UserError
 from harness.cli.flags import to_flag
-from harness.cli.loading import import_function
 from harness.cli.output import warn
 from harness.cli.run_options import identity
 from harness.cli.saved_config import check_resumed, read_saved
@@ -72,17 +71,6 @@ import tensorflow_federated as tff
 CHECKPOINTS_KEPT = 3
 # What is done to configured data when it is read, and not to a data set that is given in Python.
 ON_READING = ("test_share", "image_size", "transpose", "validation")
-
-
-def warn_of_built_in(config: Any, dataset: Any) -> None:
-    """Print a notice on a built-in data set whose images a data set given in Python replaces."""
-    built_in = config.chosen("dataset").function  # "" is the default's
-    # Parts of it, and what is held out, begin with its name.
-    if built_in and not dataset.name.startswith(import_function(built_in)().name):
-        warn(
-            f"dataset={config.data.dataset!r} sets the default of client_lr only: the images are "
-            f"{dataset.name!r:.60}, of dataset="
-        )
 
 
 def check_given_dataset(config: Any) -> None:
@@ -163,8 +151,6 @@ class RunFolder:
         config = experiment.config
         if "dataset=" in given:
             check_given_dataset(config)
-            if not resume_hint:  # a comparison prints it once
-                warn_of_built_in(config, experiment.dataset)
         partition = describe_partition(experiment)
         if config.run.resume:
             path = expand_path(config.run.resume)
