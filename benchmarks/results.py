@@ -22,7 +22,7 @@ UNUSED = ("variants/baselines.py", "variants/losses.py")
 # A program, by its `identity` -> earlier ones that compute the same in every run of a table, and
 # what has changed since, on which none of its numbers depends. A program that is not here has none.
 EQUIVALENT = {
-    "d67d8133001f5479": {
+    "f60b807f27725cda": {
         "1fa56ae82230a135": "a round in which no update is finite; the memory of an algorithm "
         "under a robust aggregator; data without a test set; --evaluate with FL_DATA; owners as "
         "clients; a custom initializer; hosts and workers that are lost",
@@ -41,6 +41,7 @@ EQUIVALENT = {
         "b7abc74fa90de8a3": "data that are evaluated on; a worker's patience at its start",
         "b43649a6be7bc58c": "each draw of a custom split is checked; bytes of a norm beside a "
         "memory",
+        "d67d8133001f5479": "where the name of digits is written",
     },
 }
 sys.path.insert(0, str(ROOT))

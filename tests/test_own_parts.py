@@ -411,7 +411,7 @@ def test_a_data_set_from_python_is_used_as_it_is(tmp_path, monkeypatch, digits):
     with pytest.raises(UserError, match="5 is not a command line"):
         fl.parse(5)
     with pytest.raises(UserError, match="dataset=5 is not a data set"):
-        fl.compare(configure(model="logreg", seeds=2), dataset=5)
+        fl.compare(configure(compare="fedavg,fedprox", tune="client_lr=0.1,0.2"), dataset=5)
     monkeypatch.setenv("FL_DATA", "other.npz")  # of a saved run its own data are read
     assert configure(resume="runs/a").with_absolute_paths().data.data == ""
 

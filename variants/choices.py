@@ -22,6 +22,7 @@ class DatasetChoice(NamedTuple):
     function: Function = ""
     fields: tuple[str, ...] = ()
     highest_default_lr: float = math.inf  # clients' default rates above it become it
+    title: str = ""  # the Dataset's name, which the data need not be read for
 
 
 class PartitionChoice(NamedTuple):
@@ -120,6 +121,7 @@ DATASETS = {
         "scikit-learn's 1,797 digits of 8x8, enlarged to 28x28: a run of seconds",
         "datasets:load_digits",
         highest_default_lr=0.05,
+        title="scikit-learn digits (not MNIST)",
     ),
 }
 

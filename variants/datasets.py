@@ -19,6 +19,7 @@ from harness.storage.files import briefly, expand_path, one_line, read_bytes, to
 from harness.training.dataset import KEYS, OWNERS, Arrays, Dataset, make_dataset
 from variants import idx, pictures, tables
 from variants.canonical import brightness_notices, to_canonical_arrays
+from variants.choices import DATASETS
 
 import numpy as np
 import sklearn.datasets
@@ -70,7 +71,7 @@ def load_digits() -> Dataset:
         images, bunch.target.astype(np.uint8), test_size=0.2, random_state=0, stratify=bunch.target
     )
     arrays = dict(zip(("x_train", "x_test", "y_train", "y_test"), parts, strict=True))
-    return make_dataset("scikit-learn digits (not MNIST)", arrays)
+    return make_dataset(DATASETS["digits"].title, arrays)
 
 
 def read_any(

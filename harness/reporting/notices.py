@@ -57,11 +57,11 @@ def find_weak_settings(experiment: Any) -> list[str]:
 
 def of_built_in_data(experiment: Any) -> str:
     """Return a notice on a built-in data set whose images others, given in Python, replace."""
-    function = experiment.config.chosen("dataset").function
-    if not function:  # mnist, the default, which nobody need have chosen
+    title = experiment.config.chosen("dataset").title
+    if not title:  # of mnist, the default, which nobody need have chosen
         return ""
     name = experiment.dataset.name
-    if name.startswith(import_function(function)().name):  # it, a part of it, what is held out
+    if name.startswith(title):  # it, a part of it, what is held out
         return ""
     return (
         f"dataset={experiment.config.data.dataset!r} sets the default of client_lr only: the "
