@@ -18,6 +18,7 @@ import federated_learning as fl
 AGGREGATORS = ("mean", "median", "trimmed-mean", "krum", "clipping")
 CASES = [(0, "none"), *((count, attack) for attack in fl.choices.ATTACKS for count in (1, 3))]
 SEEDS = (0, 1, 2)
+FLAGS = "--model mlp --local-epochs 1"
 
 
 def outcome(
@@ -25,9 +26,7 @@ def outcome(
 ) -> tuple[float, float | None]:
     """Test accuracy after the last round and a backdoor's success, in percent."""
     attacked = {"byzantine": byzantine, "attack": attack} if byzantine else {}
-    config = fl.Config().replace(
-        model="mlp",
-        local_epochs=1,
+    config = fl.parse(FLAGS).replace(
         partition=partition,
         aggregator=aggregator,
         seed=seed,
@@ -76,18 +75,20 @@ def place_of(row: dict) -> tuple:
 def main() -> None:
     parse(arguments(__doc__, takes_data=True))
     rows = read("adversity").get("rows", [])
-    done = {place_of(row) for row in current(rows)}
+    asked = {"flags": FLAGS, "seeds": list(SEEDS)}
+    done = {place_of(row) for row in current(rows) if asked.items() <= row.items()}
     for partition, (byzantine, attack), aggregator in itertools.product(
         ("iid", "dirichlet"), CASES, AGGREGATORS
     ):
-        if (partition, byzantine, attack, aggregator) not in done:
+        row = {
+            **asked,
+            "partition": partition,
+            "byzantine": byzantine,
+            "attack": attack,
+            "aggregator": aggregator,
+        }
+        if place_of(row) not in done:
             figures = [outcome(partition, aggregator, byzantine, attack, seed) for seed in SEEDS]
-            row = {
-                "partition": partition,
-                "byzantine": byzantine,
-                "attack": attack,
-                "aggregator": aggregator,
-            }
             row["accuracies"] = [round(accuracy, 2) for accuracy, _ in figures]
             row["successes"] = [success and round(success, 2) for _, success in figures]
             rows = [other for other in rows if place_of(other) != place_of(row)]

@@ -17,14 +17,14 @@ import json
 import sys
 import textwrap
 
-from results import ROOT, arguments, dagger, made_by, mean_sd, parse, read, runs_of, write
+from results import ROOT, arguments, dagger, made_by, mean_sd, parse, read, write
 
 # isort: split
 import federated_learning as fl
 from harness.comparing.significance import SIGNIFICANT, Difference, compare_outcomes
 
 import numpy as np
-from once import num_held_out
+from once import folder_of, num_held_out
 
 SEEDS = (1, 2, 3)
 BUDGETS = {
@@ -59,17 +59,16 @@ def accuracy(
     """Final accuracy of a run, in percent; read from its folder where that is there."""
     words = [f"{value:g}" for value in rates.values()]
     name = "-".join([budget, algorithm, *words, f"seed{seed}", *(["held-out"] if holdout else [])])
-    runs = runs_of("algorithms")
-    metrics = runs / name / "metrics.json"
+    # fedsgd has a step a round, on the whole shard
+    defined = fl.choices.ALGORITHMS[algorithm].required
+    config = fl.parse(BUDGETS[budget]).replace(
+        algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined
+    )
+    folder = folder_of("algorithms", name, config)
+    metrics = folder / "metrics.json"
     if not metrics.exists():
-        # fedsgd has a step a round, on the whole shard
-        defined = fl.choices.ALGORITHMS[algorithm].required
-        config = fl.parse(BUDGETS[budget]).replace(
-            algorithm=algorithm, seed=seed, holdout=holdout, **rates, **defined
-        )
-        place = {"runs": str(runs), "name": name, "cache": str(ROOT / ".cache")}
-        is_begun = (runs / name).exists()
-        resumed = {"resume": str(runs / name), "accept_changes": True} if is_begun else {}
+        place = {"runs": str(folder.parent), "name": folder.name, "cache": str(ROOT / ".cache")}
+        resumed = {"resume": str(folder), "accept_changes": True} if folder.exists() else {}
         with contextlib.redirect_stdout(io.StringIO()):
             fl.run(config.replace(**place, **resumed))
     return 100 * json.loads(metrics.read_text())["test_accuracy"]

@@ -16,7 +16,7 @@ last. A run in runs/niid_bench is read, one that was stopped goes on.
 
 import sys
 
-from results import arguments, dagger, made_by, mean_sd, parse, read, runs_of, write
+from results import arguments, dagger, faults, made_by, mean_sd, parse, read, write
 
 # isort: split
 import federated_learning as fl
@@ -24,7 +24,7 @@ from harness.reporting.results import describe_partition
 from harness.storage.files import to_json
 
 import numpy as np
-from once import commits, once
+from once import commits, folder_of, once
 from published import published
 
 SEEDS = (0, 1, 2)
@@ -76,9 +76,10 @@ EXTRA = {
 def split_flags(split: str) -> str:
     """The flags by which a run has Flower's very split, whatever its own seed: that of a
     partition.json."""
-    path = runs_of("niid_bench") / f"split-{split}.json"
+    drawn_by = f"{SPLITS[split]} --seed {FLOWERS_SEED}"
+    path = folder_of("niid_bench", f"split-{split}", drawn_by).with_suffix(".json")
     if not path.exists():
-        config = fl.parse(f"{SPLITS[split]} --seed {FLOWERS_SEED}")
+        config = fl.parse(drawn_by)
         dataset = fl.load_dataset(config.data)
         experiment = fl.build_experiment(config, dataset)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,6 +162,58 @@ def above(found: dict[tuple[str, str], dict]) -> str:
     )
 
 
+def flags_of(split: str, name: str) -> str:
+    """The flags of a row of ours, on the split that these draw with Flower's seed."""
+    return f"{SPLITS[split]} {ROWS[name]} {OURS} {EXTRA.get((split, name), '')}".strip()
+
+
+def run_row(split: str, name: str, seeds: list[int]) -> dict:
+    """A row of ours by these seeds: accuracies in percent after the last and in the best round."""
+    flags = flags_of(split, name)
+    folder = f"{split}-{name.replace(',', '').replace(' ', '-')}"
+    given = flags.replace(SPLITS[split], split_flags(split))
+    runs = [
+        once("niid_bench", f"{folder}-seed{seed}", f"{given} --seed {seed}") for seed in seeds
+    ]
+    rounds = [[record["test_accuracy"] for record in metrics["rounds"]] for metrics in runs]
+    return {
+        "split": split,
+        "row": name,
+        "flags": flags,
+        "seed_of_split": FLOWERS_SEED,
+        "seeds": seeds,
+        "tests": [100 * metrics["test_accuracy"] for metrics in runs],
+        "best": [100 * max(accuracies) for accuracies in rounds],
+        **made_by(),
+        "commits": commits(runs),
+    }
+
+
+def with_earlier(made: dict, earlier: list[dict]) -> dict:
+    """A row with the other seeds of those in the results, if they are of the same experiment, by
+    an equivalent program on the same machine.
+    """
+    rows = [row for row in earlier if is_same(row, made) and not faults([row, made])]
+    by_seed = {
+        seed: (test, best)
+        for row in [*rows, made]
+        for seed, test, best in zip(row["seeds"], row["tests"], row["best"], strict=True)
+    }
+    seeds = sorted(by_seed)
+    return made | {
+        "seeds": seeds,
+        "tests": [by_seed[seed][0] for seed in seeds],
+        "best": [by_seed[seed][1] for seed in seeds],
+        "commits": sorted({commit for row in [*rows, made] for commit in row["commits"]}),
+    }
+
+
+def is_same(row: dict, other: dict) -> bool:
+    """Whether two rows are of one experiment, however its flags are written."""
+    has_same_flags = fl.parse(row["flags"]) == fl.parse(other["flags"])
+    return has_same_flags and row["seed_of_split"] == other["seed_of_split"]
+
+
 def main() -> None:
     parser = arguments(__doc__)
     parser.add_argument("--splits", nargs="+", choices=SPLITS, default=list(SPLITS))
@@ -172,38 +225,9 @@ def main() -> None:
     rows = read("niid_bench").get("rows", [])
     for split in options.splits:
         for name in options.rows:
-            flags = f"{ROWS[name]} {OURS} {EXTRA.get((split, name), '')}".strip()
-            folder = f"{split}-{name.replace(',', '').replace(' ', '-')}"
-            runs = [
-                once(
-                    "niid_bench",
-                    f"{folder}-seed{seed}",
-                    f"{split_flags(split)} {flags} --seed {seed}",
-                )
-                for seed in options.seeds
-            ]
-            rows = [row for row in rows if (row["split"], row["row"]) != (split, name)]
-            tests = [100 * metrics["test_accuracy"] for metrics in runs]
-            best = [
-                100 * max(record["test_accuracy"] for record in metrics["rounds"])
-                for metrics in runs
-            ]
-            row = {
-                "split": split,
-                "row": name,
-                "flags": f"{SPLITS[split]} {flags}",
-                "seed_of_split": FLOWERS_SEED,
-                "seeds": options.seeds,
-            }
-            rows.append(
-                {
-                    **row,
-                    "tests": tests,
-                    "best": best,
-                    **made_by(),
-                    "commits": commits(runs),
-                }
-            )
+            made = run_row(split, name, options.seeds)
+            same = [row for row in rows if (row["split"], row["row"]) == (split, name)]
+            rows = [row for row in rows if row not in same] + [with_earlier(made, same)]
             print(rows[-1], file=sys.stderr, flush=True)
             write("niid_bench", {"rows": rows})
     print(table(rows))

@@ -6,12 +6,14 @@ import json
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 from results import ROOT, data_name, runs_of
 
 # isort: split
 import federated_learning as fl
 from harness.comparing.commands import MOST_HELD_OUT
+from harness.storage.provenance import digest
 
 
 @functools.cache
@@ -23,10 +25,16 @@ def num_held_out() -> int:
     return min(len(fl.load_dataset(config.data).train.labels) // 6, MOST_HELD_OUT)
 
 
+def folder_of(table: str, name: str, asked: object) -> Path:
+    """The folder of a table's run, by what is asked of it too: with other flags it is another."""
+    digits = digest(str(asked).replace(str(ROOT), ""))[:8]  # the same wherever the project is
+    return runs_of(table) / f"{name}-{digits}"
+
+
 def once(table: str, name: str, flags: str) -> dict:
     """metrics.json of a table's run with `flags`, and its `seconds`: of all parts, where it was
     stopped, but for parts that were killed at once."""
-    folder = runs_of(table) / name
+    folder = folder_of(table, name, flags)
     seconds = folder.with_name(f"{folder.name}.seconds")  # written when it is done
     command = [sys.executable, str(ROOT / "federated_learning.py"), "--cache", str(ROOT / ".cache")]
     place = ["--runs", str(folder.parent), "--name", folder.name]

@@ -157,16 +157,21 @@ def tune(names: list[str]) -> None:
 def measure(
     names: list[str], seeds: list[int] | None, earlier: dict[str, list[dict]]
 ) -> list[dict]:
-    """Each cell with its runs, those of other seeds than these from `earlier`."""
+    """Each cell with its runs, those of other seeds by the same flags from `earlier`."""
     rows = []
     for name in names:
         cell = CELLS[name]
-        runs = [one for one in earlier.get(name, []) if seeds and one["seed"] not in seeds]
+        runs = [
+            one
+            for one in earlier.get(name, [])
+            if seeds and one["seed"] not in seeds and one["flags"] == cell.flags
+        ]
         for seed in seeds or cell.seeds:
             metrics = once("paper", f"{name}-seed{seed}", f"{cell.flags} --seed {seed}")
             runs.append(
                 {
                     "seed": seed,
+                    "flags": cell.flags,
                     "rounds": metrics["rounds_to_target"],
                     "seconds": metrics["seconds"],
                     "sha256": metrics["weights_sha256"],

@@ -129,20 +129,35 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
 
 
 def data_name() -> str:
-    """The name of other data than MNIST, by their file; "" for MNIST."""
-    return Path(os.environ.get("FL_DATA", "")).stem
+    """The name of other data than MNIST, by their file or folder; "" for MNIST."""
+    path = Path(os.environ.get("FL_DATA", ""))
+    return path.name if path.is_dir() else path.stem
+
+
+def data_folder() -> str:
+    """The name of other data and a hash of their content, as two files may have one name; "" for
+    MNIST.
+    """
+    name = data_name()
+    return f"{name}-{data_digest(os.environ['FL_DATA'])}" if name else ""
+
+
+@functools.cache
+def data_digest(path: str) -> str:
+    """Eight digits of the hash that the program gives the data in `path`."""
+    import federated_learning as fl  # TensorFlow takes seconds, and most need none of it here
+
+    return fl.load_dataset(fl.Config().replace(data=path).data).digest[:8]
 
 
 def runs_of(table: str) -> Path:
     """The folder of a table's runs, by the version of the program and the data."""
-    path = os.environ.get("FL_DATA", "")  # two files may have one name
-    of_data = [data_name(), digest(path)] if path else []
-    return ROOT / "runs" / table / "-".join([identity(), *of_data])
+    return ROOT / "runs" / table / "-".join(filter(None, [identity(), data_folder()]))
 
 
 def path_of(name: str) -> Path:
-    """The file of these results; those on other data are in a folder with the data's name."""
-    return RESULTS / data_name() / f"{name}.json"
+    """The file of these results; those on other data are in a folder of their own."""
+    return RESULTS / data_folder() / f"{name}.json"
 
 
 def read(name: str) -> dict:

@@ -153,19 +153,108 @@ print(double(1))
     assert computing(warning.replace("list[str]", "int")) != computing("")
 
 
-def test_results_on_other_data_are_kept_apart(monkeypatch):
+def test_results_on_other_data_are_kept_apart(tmp_path, monkeypatch):
+    """By their content: two files of one name are two data sets, and an edited one is another."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import results
 
-    monkeypatch.setattr(sys, "argv", ["skew.py", "--data", "fashion.npz"])
+    def of_data(path):
+        monkeypatch.setattr(sys, "argv", ["skew.py", "--data", str(path)])
+        results.parse(results.arguments("", takes_data=True))
+        assert os.environ["FL_DATA"] == str(path)
+        results.data_digest.cache_clear()
+        return results.path_of("skew"), results.runs_of("tuning")
+
     monkeypatch.setenv("FL_DATA", "the user's own.npz")
-    results.parse(results.arguments("", takes_data=True))
-    assert os.environ["FL_DATA"] == str(Path("fashion.npz").absolute())
-    assert results.path_of("skew") == results.RESULTS / "fashion" / "skew.json"
-    assert results.runs_of("tuning").name.startswith(f"{results.identity()}-fashion-")
+    images = np.arange(40 * 784, dtype=np.uint8).reshape(40, 28, 28)
+    arrays = {
+        "x_train": images[:30],
+        "y_train": np.arange(30) % 3,
+        "x_test": images[30:],
+        "y_test": np.arange(10) % 3,
+    }
+    first = tmp_path / "a" / "fashion.npz"
+    second = tmp_path / "b" / "fashion.npz"
+    for path in (first, second):
+        path.parent.mkdir()
+        np.savez(path, **arrays)
+    assert of_data(first) == of_data(second)
+    file, runs = of_data(first)
+    assert file.parent.parent == results.RESULTS
+    assert runs.name == f"{results.identity()}-{file.parent.name}"
+    assert re.fullmatch("fashion-[0-9a-f]{8}", file.parent.name)
+    arrays["x_train"][0] ^= 1
+    np.savez(second, **arrays)
+    assert of_data(second)[0] != file
+    assert of_data(second)[1] != runs
     monkeypatch.setattr(sys, "argv", ["skew.py"])
     results.parse(results.arguments("", takes_data=True))
     assert results.path_of("skew") == results.RESULTS / "skew.json"
+
+
+def test_a_kept_run_is_of_the_flags_that_are_asked_for(tmp_path, monkeypatch):
+    """With an edited rate it is another run, and in another clone it is the same."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import niid_bench
+    import once
+
+    folder = once.folder_of("niid_bench", "iid-seed0", f"--data {ROOT}/x.npz --client-lr 0.1")
+    assert folder == once.folder_of(
+        "niid_bench", "iid-seed0", f"--data {once.ROOT}/x.npz --client-lr 0.1"
+    )
+    other = once.folder_of("niid_bench", "iid-seed0", f"--data {ROOT}/x.npz --client-lr 0.2")
+    assert other != folder
+    assert other.parent == folder.parent
+    monkeypatch.setattr(once, "ROOT", tmp_path)
+    moved = once.folder_of("niid_bench", "iid-seed0", f"--data {tmp_path}/x.npz --client-lr 0.1")
+    assert moved.name == folder.name
+
+    row = {
+        "flags": "--partition iid --client-lr 0.1",
+        "seed_of_split": 42,
+        "machine": niid_bench.made_by()["machine"],
+        "program": niid_bench.made_by()["program"],
+        "commit": "1",
+        "commits": ["1"],
+    }
+    three = {**row, "seeds": [0, 1, 2], "tests": [1, 2, 3], "best": [4, 5, 6]}
+    one = {**row, "seeds": [1], "tests": [7], "best": [8], "commits": ["2"]}
+    assert niid_bench.with_earlier(one, [three]) == {
+        **row,
+        "seeds": [0, 1, 2],
+        "tests": [1, 7, 3],
+        "best": [4, 8, 6],
+        "commits": ["1", "2"],
+    }
+    for change in ({"flags": "--client-lr 0.2"}, {"seed_of_split": 0}, {"program": "another"}):
+        assert niid_bench.with_earlier(one, [{**three, **change}]) == one
+
+
+def test_results_are_of_the_flags_in_the_benchmarks(monkeypatch):
+    """A rate that is edited leaves no table with results of the earlier one."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import adversity
+    import algorithms
+    import compared
+    import niid_bench
+    import paper
+    import tuning
+    from results import read
+
+    for row in read("niid_bench")["rows"]:
+        flags = niid_bench.flags_of(row["split"], row["row"])
+        assert fl.parse(row["flags"]) == fl.parse(flags), flags
+        assert row["seed_of_split"] == niid_bench.FLOWERS_SEED
+    for row in read("paper")["rows"]:
+        assert {run["flags"] for run in row["runs"]} == {paper.CELLS[row["cell"]].flags}
+    for row in read("adversity")["rows"]:
+        assert (row["flags"], row["seeds"]) == (adversity.FLAGS, list(adversity.SEEDS))
+    for row in read("algorithms")["results"]:
+        assert row["flags"] == algorithms.BUDGETS[row["budget"]]
+    for row in read("tuning")["rows"]:
+        assert row["flags"] in [" ".join(flags.split()) for flags in tuning.TRIED[row["table"]]]
+    for name, (flags, _) in compared.COMPARISONS.items():
+        assert compared.quote(flags) in read("compared")[name]["command"]
 
 
 def test_every_published_figure_has_its_source_and_setting(monkeypatch):
