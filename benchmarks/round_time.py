@@ -35,7 +35,16 @@ import federated_learning as fl
 from harness.engine.worker import LocalWorker
 
 import numpy as np
-from contenders import PEERS, Tree, command_of, environment, export, paddings_of, python_of
+from contenders import (
+    PEERS,
+    Tree,
+    check_installed,
+    command_of,
+    environment,
+    export,
+    paddings_of,
+    python_of,
+)
 from small import first_images
 
 ROUNDS = 5  # of a process, after one that does not count
@@ -411,6 +420,10 @@ def main() -> None:
     options = parse(parser)
     if options.contender:
         return contend(options.contender, options.works[0])
+    asked = options.contenders or []
+    if "colour" in options.works and PEERS.keys() & {*asked}:
+        parser.error("the peers take no colour images; give them other --works")
+    check_installed(asked)
     rows = []
     for work in options.works:
         names = ["floor", "ours", "stock-tff"]  # the others take minutes a round with convolutions

@@ -14,6 +14,7 @@ began = time.perf_counter()
 import collections
 import gc
 import json
+import os
 import sys
 import tempfile
 
@@ -67,6 +68,7 @@ def main() -> None:
     fl.build_evaluator = lambda *arguments: timed("rounds: evaluation", build_evaluator(*arguments))
     LocalWorker.call = timed("rounds: training", first(LocalWorker.call))
     fl.RunFolder.save_round = timed("save_round", fl.RunFolder.save_round)
+    os.environ.pop("FL_DATA", None)  # the user's own is no part of a table
     with tempfile.TemporaryDirectory() as folder:
         flags = sys.argv[1:]
         fl.main(fl.parse([*flags, "--runs", folder, "--cache", str(ROOT / ".cache")]))
