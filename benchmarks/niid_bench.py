@@ -88,8 +88,9 @@ def split_flags(split: str) -> str:
 
 
 def cell(tests: list[float]) -> str:
-    """Mean ± sd, or what one seed gave."""
-    return mean_sd(tests) + ("" if len(tests) > 1 else ", one seed")
+    """Mean ± sd, or what one seed gave; says how many seeds there are, if not those of SEEDS."""
+    number = {len(SEEDS): "", 1: ", one seed"}
+    return mean_sd(tests) + number.get(len(tests), f", {len(tests)} seeds")
 
 
 def table_of(names: list[str], found: dict[tuple[str, str], dict]) -> list[str]:
