@@ -200,7 +200,7 @@ def memory_notices(chosen: dict[str, Any], tables: Tables) -> list[str]:
     """Return a notice on an algorithm's memory, which a robust aggregator does not protect."""
     algorithm = tables.find("algorithm", chosen["algorithm"])
     is_robust = tables.find("aggregator", chosen["aggregator"]).kind == "unweighted"
-    if not is_robust or not algorithm.function.startswith("stateful:"):
+    if not is_robust or not str(algorithm.function).startswith("stateful:"):
         return []
     return [
         f"aggregator={chosen['aggregator']!r} combines the updates only: the memory of algorithm="

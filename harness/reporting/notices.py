@@ -165,7 +165,7 @@ def of_private_means(config: Any) -> str:
 def of_secure_sums(config: Any) -> str:
     """Return a notice on what reaches the server apart from sums."""
     sees_sums = not config.chosen("aggregator").shows_updates
-    if not sees_sums or not config.chosen("algorithm").function.startswith("stateful:"):
+    if not sees_sums or not str(config.chosen("algorithm").function).startswith("stateful:"):
         return ""
     return (
         f"aggregator={config.aggregation.aggregator!r} sums updates only: what a client sends to "
