@@ -45,6 +45,7 @@ EQUIVALENT = {
     },
 }
 sys.path.insert(0, str(ROOT))
+from harness.cli.fields import UserError
 from harness.storage.provenance import SOURCES, commit, digest, meaning, processor, versions
 
 
@@ -125,6 +126,10 @@ def parse(parser: argparse.ArgumentParser) -> argparse.Namespace:
     os.environ.pop("FL_DATA", None)  # the user's own is no part of a table
     if data:
         os.environ["FL_DATA"] = str(data.expanduser().absolute())
+        try:
+            data_folder()
+        except UserError as error:
+            parser.error(str(error))
     return options
 
 
