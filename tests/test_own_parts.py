@@ -488,6 +488,7 @@ def test_what_is_no_argument_of_a_function_is_one_line(digits):
         (lambda: fl.run(None), "config=None is not a configuration; give fl.parse"),
         (lambda: fl.run(config, on_round=3), "on_round=3 is not a function"),
         (lambda: fl.build_dataset(*arrays, name=3), "name=3 is not a text"),
+        (lambda: fl.build_dataset(*arrays, name=" "), "name=' ' is empty"),
         (lambda: fl.build_dataset(*arrays[:2], None, None), "x_test=None is not an array"),
         (lambda: fl.build_dataset([[1, 2], [3]], *arrays[1:]), "x_train is not an array"),
         (lambda: fl.parse("--name 'x"), "cannot be divided into flags"),

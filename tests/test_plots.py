@@ -439,6 +439,14 @@ def test_one_round_has_one_tick():
         assert shown == [1]
 
 
+def test_the_range_of_clients_is_seen_in_a_single_round():
+    """An area of no width is not: it is a bar then."""
+    for records, width in ((RECORDS[:1], 6), (RECORDS[:2], 0)):
+        for axes in plots.plot_convergence(records, NOTE).axes:
+            (band,) = axes.collections
+            assert band.get_linewidth() == [width]
+
+
 def test_a_name_that_no_font_here_has_is_one_notice(capsys):
     """Of cuneiform, which stands for any script that is not installed."""
     name = "\U00012000 digits"

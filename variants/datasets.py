@@ -38,6 +38,8 @@ def check_given(name: Any, arrays: dict[str, Any]) -> None:
     """Raise UserError unless the name is a text and the rest are arrays."""
     if not isinstance(name, str):
         raise UserError(f"name={name!r:.60} is not a text; give one, such as 'my images'")
+    if not one_line(name).strip():
+        raise UserError(f"name={name!r:.60} is empty; give one, such as 'my images'")
     for key, given in arrays.items():
         try:
             array = None if given is None else np.asarray(given)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from harness.reporting.drawing import (
     GREY,
+    draw_band,
     least_error,
     log_scale,
     new_figure,
@@ -83,7 +84,7 @@ def draw_curves(
         if len(of_seeds) > 1:
             spread = outcomes.std(axis=0, ddof=1)
             lowest = np.maximum(mean - spread, mean / 10)  # above 0, for a log scale
-            axes.fill_between(places, lowest, mean + spread, color=style["color"], alpha=0.15, lw=0)
+            draw_band(axes, places, lowest, mean + spread, color=style["color"])
         marked = max(1, len(places) // 10)
         axes.plot(places, mean, **style, ms=4, markevery=marked, label=plain_text(labels[name]))
     if spent:

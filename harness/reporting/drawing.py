@@ -106,6 +106,12 @@ def plain(axes: Any, ticks: Literal["major", "both"] = "major") -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
+def draw_band(axes: Any, places: Any, lowest: Any, highest: Any, **style: Any) -> None:
+    """Shade from `lowest` to `highest` [n] at each of the places [n]; a single one is a bar."""
+    width = 0 if len(places) > 1 else 6
+    axes.fill_between(places, lowest, highest, alpha=0.15, lw=width, **style)
+
+
 def whole_rounds(axes: Any) -> None:
     """Label the x axis with rounds: whole numbers."""
     axes.set_xlabel("round")

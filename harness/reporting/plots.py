@@ -13,6 +13,7 @@ from harness.reporting.drawing import (
     GREY,
     ORANGE,
     are_words,
+    draw_band,
     fonts_for,
     label_tick,
     least_error,
@@ -136,7 +137,7 @@ def draw_quantity(axes: Any, records: Sequence[RoundRecord], name: str, scale: f
         lowest = [min(of_round, default=math.nan) for of_round in values]
         highest = [max(of_round, default=math.nan) for of_round in values]
         band = "clients, lowest to highest"
-        axes.fill_between(rounds, lowest, highest, color=ORANGE, alpha=0.15, lw=0, label=band)
+        draw_band(axes, rounds, lowest, highest, color=ORANGE, label=band)
         means = [scale * record.train.get(name, math.nan) for record in records]
         label = "clients while training, mean"
         axes.plot(rounds, means, "--", color=ORANGE, marker=marker, ms=4, label=label)
@@ -393,8 +394,8 @@ def plot_baselines(rows: Sequence[dict[str, Any]], caption: str) -> Figure:
             lowest = [max(min(errors), least) for errors in errors_at.values()]
             highest = [max(errors) for errors in errors_at.values()]
             band = "clients alone, lowest to highest"
-            axes.fill_between(epochs, lowest, highest, color=color, alpha=0.15, lw=0, label=band)
-    axes.set(xlabel="local epochs, passes over the images", ylabel="test error (%)")
+            draw_band(axes, epochs, lowest, highest, color=color, label=band)
+    axes.set(xlabel="local epochs, passes over the images", ylabel="test error (%)", xlim=(0, None))
     place_legend(figure, title="final error")
     return figure
 
