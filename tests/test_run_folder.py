@@ -597,6 +597,9 @@ def test_a_run_of_an_older_version_is_read(tmp_path, capsys, monkeypatch):
     assert again["rounds"][1]["test_accuracy"] == metrics["test_accuracy"]  # the same numbers
     with pytest.raises(UserError, match="a file given to it, has changed since that run"):
         fl.parse("--resume runs/old --rounds 3")
+    # From Python nothing but --resume reads the run's own configuration.
+    with pytest.raises(UserError, match=r"differs from .*; give fl.parse\(\['--resume', 'runs/new"):
+        fl.run(fl.Config().replace(dataset="digits", resume="runs/new"))
     words = "--resume runs/old --rounds 3 --accept-changes --figures none"
     resumed = fl.run(fl.parse(words))
     weights = resumed.state.global_model_weights.trainable

@@ -185,7 +185,7 @@ def check_resumed(
 ) -> None:
     """Raise UserError if a run would be resumed with another configuration, or by another program.
 
-    `row_hashes` are those of the rows in use; None before they are known.
+    `row_hashes` are those of the rows in use; None where flags are read, before they are known.
     """
     ours = identity(config)
     theirs = identity(saved)
@@ -200,6 +200,17 @@ def check_resumed(
                 f"{field}={wanted!r:.200} differs from {used!r:.200} of {folder}; {cure}, or start "
                 "a new run"
             )
+    usual = config.defaults()  # of fields that one of them leaves out
+    in_python = f"give fl.parse({['--resume', folder]}) as the configuration"
+    remedy = "drop the flag" if row_hashes is None else in_python
+    for field in sorted(ours.keys() | theirs.keys()):
+        wanted = ours.get(field, usual.get(field))
+        used = theirs.get(field, usual.get(field))
+        if wanted != used:
+            raise UserError(
+                f"{field}={wanted!r} differs from {used!r} of {folder}; {remedy}, or start a new "
+                "run"
+            )
     last = read_programs(expand_path(folder))[-1]
     names = ", ".join(changed(last, last["rows"] if row_hashes is None else row_hashes))
     if names and not config.to_dict()["accept_changes"]:
@@ -208,15 +219,6 @@ def check_resumed(
             f"run ({names:.200}); restore it, start a new run, or add --accept-changes to continue "
             "anyway"
         )
-    usual = config.defaults()  # of fields that one of them leaves out
-    for field in sorted(ours.keys() | theirs.keys()):
-        wanted = ours.get(field, usual.get(field))
-        used = theirs.get(field, usual.get(field))
-        if wanted != used:
-            raise UserError(
-                f"{field}={wanted!r} differs from {used!r} of {folder}; drop the flag, or start a "
-                "new run"
-            )
     rounds = config.to_dict()["rounds"]
     done = saved.to_dict()["rounds"]
     if rounds < done:
