@@ -173,9 +173,7 @@ def run_row(split: str, name: str, seeds: list[int]) -> dict:
     flags = flags_of(split, name)
     folder = f"{split}-{name.replace(',', '').replace(' ', '-')}"
     given = flags.replace(SPLITS[split], split_flags(split))
-    runs = [
-        once("niid_bench", f"{folder}-seed{seed}", f"{given} --seed {seed}") for seed in seeds
-    ]
+    runs = [once("niid_bench", f"{folder}-seed{seed}", f"{given} --seed {seed}") for seed in seeds]
     rounds = [[record["test_accuracy"] for record in metrics["rounds"]] for metrics in runs]
     return {
         "split": split,
