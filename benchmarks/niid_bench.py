@@ -172,7 +172,7 @@ def run_row(split: str, name: str, seeds: list[int]) -> dict:
     """A row of ours by these seeds: accuracies in percent after the last and in the best round."""
     flags = flags_of(split, name)
     folder = f"{split}-{name.replace(',', '').replace(' ', '-')}"
-    given = flags.replace(SPLITS[split], split_flags(split))
+    given = split_flags(split) + flags.removeprefix(SPLITS[split])
     runs = [once("niid_bench", f"{folder}-seed{seed}", f"{given} --seed {seed}") for seed in seeds]
     rounds = [[record["test_accuracy"] for record in metrics["rounds"]] for metrics in runs]
     return {
